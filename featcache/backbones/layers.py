@@ -1,0 +1,107 @@
+"""Layers: places in a network where activations are taken, with a pooling.
+
+``pooled`` is the penultimate vector. Any other layer is ``<module path>:<pooling>`` with the poolings
+``mean``, ``mean_std`` (mean and population standard deviation, one after the other) and ``none`` (the
+whole map). Pooling is over all axes but batch and channel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from featcache.errors import UnknownNameError, UsageError
+
+POOLED = "pooled"
+POOLINGS = ("mean", "mean_std", "none")
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One layer of one network."""
+
+    name: str
+    position: int
+    """Place in the network's order; ``pooled`` comes last."""
+    shape: tuple[int, ...]
+    """Shape of one image's activations."""
+
+    @property
+    def path(self) -> str:
+        """The module's path, empty for ``pooled``."""
+        return "" if self.name == POOLED else self.name.rpartition(":")[0]
+
+    @property
+    def pooling(self) -> str:
+        """``mean``, ``mean_std`` or ``none``; empty for ``pooled``."""
+        return "" if self.name == POOLED else self.name.rpartition(":")[2]
+
+    @property
+    def default_dtype(self) -> str:
+        """float16 for whole maps, which are large, and float32 for vectors."""
+        return "float16" if self.pooling == "none" else "float32"
+
+
+@dataclass(frozen=True, slots=True)
+class LayerInfo:
+    """One module of a network, for those who choose layers.
+
+    Attributes:
+        name: ``pooled`` or the module's path.
+        shape: shape of its output for one image.
+        axes: what the axes are (``C``, ``CHW``, ``HWC``, ``LC``), or ``?`` where that is not declared.
+        mean_bytes: bytes an image with ``:mean`` as float32; ``pooled``: with the vector itself.
+        none_bytes: bytes an image with ``:none`` as float16; 0 where there is nothing to pool.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    axes: str
+    mean_bytes: int
+    none_bytes: int
+
+
+def expand(patterns: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Names of layers from names, globs and ``+``.
+
+    Args:
+        patterns: for example ``pooled``, ``blocks.4:mean_std``, ``blocks.*:mean``, ``pooled+blocks.5:mean``.
+            ``*`` stays within one dot-separated part.
+        names: the network's module paths, in network order.
+
+    Returns:
+        Names of layers in network order, each once.
+
+    Raises:
+        UsageError: a layer without a pooling, or an unknown pooling.
+        UnknownNameError: no module matches.
+    """
+    chosen: set[tuple[int, str]] = set()
+    for pattern in (part.strip() for text in patterns for part in text.split("+")):
+        if pattern == POOLED:
+            chosen.add((len(names), POOLED))
+            continue
+        path, colon, pooling = pattern.rpartition(":")
+        if not colon or pooling not in POOLINGS:
+            path = path if colon else pattern
+            raise UsageError(
+                f"The layer {pattern!r} needs a pooling: {path}:mean, {path}:mean_std, or {path}:none for the "
+                f"whole map. Only {POOLED!r} stands alone."
+            )
+        parts = path.split(".")
+        found = [
+            (position, name)
+            for position, name in enumerate(names)
+            if len(name.split(".")) == len(parts)
+            and all(fnmatchcase(a, b) for a, b in zip(name.split("."), parts, strict=True))
+        ]
+        if not found:
+            raise UnknownNameError.among("layer", path, [POOLED, *names], "`featcache layers B` lists them.")
+        chosen.update((position, f"{name}:{pooling}") for position, name in found)
+    return [name for _, name in sorted(chosen)]
+
+
+def position(name: str, names: Sequence[str]) -> int:
+    """A layer's place in the network's order."""
+    return len(names) if name == POOLED else names.index(name.rpartition(":")[0])

@@ -1,0 +1,146 @@
+"""A loaded network: the module without its classifier, the axes of its activations, its weights' digest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from featcache.backbones.capture import Axes, activations, outputs_of
+from featcache.backbones.layers import POOLED, Layer, LayerInfo
+from featcache.recipe import CustomTransform, PixelPath, StandardTransform
+
+
+@dataclass
+class Network:
+    """A network ready to be run.
+
+    Attributes:
+        module: gives the penultimate vector (n, d).
+        digest: of the weights; the classifier takes no part, since it takes none in the vectors.
+        pixels: from bytes to its input.
+        axes: what the axes of its activations are.
+        weights_file: where the weights came from, where that is a file.
+        custom: the callable of a `CustomTransform`.
+        input_size: height and width of its input where that is not the transform's crop.
+    """
+
+    module: nn.Module
+    digest: str
+    pixels: PixelPath
+    axes: Axes
+    weights_file: Path | None = None
+    custom: Callable[[Any], Tensor] | None = None
+    input_size: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        self.module.requires_grad_(False)
+        self.module.eval()
+
+    @property
+    def names(self) -> list[str]:
+        """Paths of all modules, in network order."""
+        return [name for name, _ in self.module.named_modules() if name]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the input."""
+        transform = self.pixels.transform
+        if isinstance(transform, StandardTransform):
+            return transform.crop
+        return self.input_size or (224, 224)
+
+    def to(self, device: str) -> None:
+        """Move to a torch device, in the memory format that convolutions run fastest in."""
+        if device != "cpu":
+            # Float32 means float32: TensorFloat-32 keeps ten bits of the mantissa.
+            torch.backends.cuda.matmul.allow_tf32 = False
+            torch.backends.cudnn.allow_tf32 = False
+        self.module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, batch: np.ndarray, layers: Sequence[Layer]) -> dict[str, np.ndarray]:
+        """One frozen pass.
+
+        Args:
+            batch: (n, h, w, 3) uint8 for a standard transform, else (n, 3, h, w) float32.
+            layers: the layers wished for.
+
+        Returns:
+            For each layer's name a float32 array (n, …).
+        """
+        # Whatever a caller did to the module meanwhile, it is frozen here.
+        self.module.eval()
+        with torch.inference_mode():
+            got = activations(self.module, layers, self.axes, self.normalised(batch))
+            return {name: value.float().cpu().numpy() for name, value in got.items()}
+
+    def normalised(self, batch: np.ndarray) -> Tensor:
+        """The module's input (n, 3, h, w) float32 on its device."""
+        device = next(iter(self.module.parameters()), torch.empty(0)).device
+        x = torch.from_numpy(np.ascontiguousarray(batch)).to(device)
+        transform = self.pixels.transform
+        if isinstance(transform, CustomTransform):
+            return x.to(torch.float32)
+        x = x.permute(0, 3, 1, 2).to(torch.float32).div_(255)
+        mean = torch.tensor(transform.mean, device=device).view(1, 3, 1, 1)
+        std = torch.tensor(transform.std, device=device).view(1, 3, 1, 1)
+        return x.sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
+
+    def shape_of(self, layer: Layer) -> tuple[int, ...]:
+        """Shape of one image's activations, found by a pass of zeros; also checks that the layer can be had."""
+        return tuple(self.forward(self._zeros(), [layer])[layer.name].shape[1:])
+
+    def layer_infos(self) -> list[LayerInfo]:
+        """The modules that can be layers: those not inside a block, in network order, and ``pooled``."""
+        paths = [name for name in self.names if self._outer(name)]
+        with torch.inference_mode():
+            outputs = _outputs_that_exist(self.module, set(paths), self.normalised(self._zeros()))
+        infos = []
+        for path in paths:
+            output = outputs.get(path)
+            if not isinstance(output, Tensor) or output.ndim < 2:
+                continue
+            order = self.axes.of(self.module.get_submodule(path), output)
+            shape = tuple(output.shape[1:])
+            size = math.prod(shape)
+            channels = {"NC": shape[0], "NCHW": shape[0]}.get(order, shape[-1])
+            infos.append(LayerInfo(path, shape, order[1:] or "?", 4 * channels, 0 if order == "NC" else 2 * size))
+        whole = outputs[""]
+        if isinstance(whole, Tensor) and whole.ndim == 2:
+            infos.append(LayerInfo(POOLED, tuple(whole.shape[1:]), "C", 4 * whole.shape[1], 0))
+        return infos
+
+    def _outer(self, name: str) -> bool:
+        """Whether every folder on the way is a list of modules, so that the name means a block or a whole part."""
+        parts = name.split(".")
+        return all(
+            isinstance(self.module.get_submodule(".".join(parts[:depth])), (nn.Sequential, nn.ModuleList))
+            for depth in range(1, len(parts))
+        ) and not isinstance(self.module.get_submodule(name), (nn.ModuleList, nn.Identity, nn.Dropout))
+
+    def _zeros(self) -> np.ndarray:
+        height, width = self.size
+        if isinstance(self.pixels.transform, CustomTransform):
+            return np.zeros((1, 3, height, width), np.float32)
+        return np.zeros((1, height, width, 3), np.uint8)
+
+
+def _outputs_that_exist(module: nn.Module, paths: set[str], x: Tensor) -> dict[str, Any]:
+    """`outputs_of` without those submodules that are run twice or never, which can be no layers."""
+    seen: dict[str, int] = {}
+    handles = [
+        module.get_submodule(path).register_forward_hook(
+            lambda _m, _i, _o, path=path: seen.__setitem__(path, seen.get(path, 0) + 1)
+        )
+        for path in paths
+    ]
+    module(x)
+    for handle in handles:
+        handle.remove()
+    return outputs_of(module, {path for path, times in seen.items() if times == 1}, x)

@@ -1,0 +1,119 @@
+"""Backbones by name, and the list of those there are."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from featcache.backbones.backbone import Backbone
+from featcache.backbones.bundled import BUNDLED, spec_of
+from featcache.backbones.recipe_cache import RecipeCache, weights_used_for
+from featcache.errors import RecipeMismatchError, UnknownNameError, UsageError
+from featcache.recipe import Recipe
+
+if TYPE_CHECKING:
+    from featcache.backbones.network import Network
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """A backbone that can be asked for by name; what is not known without loading it is None."""
+
+    name: str
+    input_size: int | None = None
+    dim: int | None = None
+    parameters: int | None = None
+    licence: str | None = None
+    weights: str = ""
+    """Where the weights come from."""
+
+
+FAMILIES = {
+    "bundled": ("featcache.backbones.bundled", "timm"),
+    "timm": ("featcache.backbones.timm_family", "timm"),
+    "torchvision": ("featcache.backbones.torchvision_family", "torchvision"),
+}
+"""For each family its module, which has ``load(name, weights)``, and the package that makes its networks."""
+
+
+def get(name: str, weights: str | Path | None = None, device: str | None = None) -> Backbone:
+    """The backbone of a full name. It is loaded when it is first needed.
+
+    Args:
+        name: ``bundled:…``, ``timm:…`` or ``torchvision:…``.
+        weights: a file of weights instead of the published ones (.safetensors, .pth).
+        device: torch device, ``cpu`` by default.
+
+    Raises:
+        UnknownNameError: no such family, or no such bundled backbone.
+        UsageError: the file of weights is not there.
+    """
+    family, colon, inner = name.partition(":")
+    if family == "module":
+        raise UsageError(
+            f"{name} was made from a module in Python, so it cannot be found by its name. "
+            "Use the Python API and give it as backbone=Backbone.from_module(…)."
+        )
+    if not colon or family not in FAMILIES:
+        known = [f"bundled:{n}" for n in BUNDLED] + [f"{f}:NAME" for f in FAMILIES if f != "bundled"]
+        raise UnknownNameError.among("backbone", name, known, "`featcache models` lists them.")
+    if family == "bundled":
+        spec_of(inner)
+    if weights is not None and not Path(weights).is_file():
+        raise UsageError(f"There is no file of weights at {weights}.")
+    module, library = FAMILIES[family]
+    path = None if weights is None else Path(weights).resolve()
+
+    def load() -> Network:
+        loader: Callable[[str, Path | None], Network] = importlib.import_module(module).load
+        return loader(inner, path)
+
+    return Backbone(name, load, device=device, cache=RecipeCache(name, None if path is None else str(path), library))
+
+
+def for_recipe(recipe: Recipe, device: str | None = None) -> Backbone:
+    """The backbone that a recipe names, with the file of weights that was last given for it, if any.
+
+    Raises:
+        RecipeMismatchError: the recipe's backbone was made from a module in Python.
+        UnknownNameError: this featcache knows no such backbone.
+    """
+    if recipe.backbone.startswith("module:"):
+        raise RecipeMismatchError(
+            f"The vectors were made by {recipe.backbone}, a module given in Python. Only Python can give it again: "
+            "pass backbone=Backbone.from_module(…)."
+        )
+    return get(recipe.backbone, weights_used_for(recipe), device)
+
+
+def available(family: str | None = None, pattern: str = "*") -> list[ModelInfo]:
+    """The backbones that can be asked for by name.
+
+    Args:
+        family: ``bundled``, ``timm`` or ``torchvision``; all by default, which imports the latter two.
+        pattern: a glob for the name behind the colon.
+
+    Raises:
+        UnknownNameError: no such family.
+    """
+    if family is not None and family not in FAMILIES:
+        raise UnknownNameError.among("family", family, FAMILIES)
+    found: list[ModelInfo] = []
+    if family in (None, "bundled"):
+        found += [
+            ModelInfo(f"bundled:{s.name}", s.transform.crop[0], s.dim, s.parameters, s.licence, "installed")
+            for s in BUNDLED.values()
+        ]
+    if family in (None, "torchvision"):
+        from featcache.backbones import torchvision_family
+
+        found += [ModelInfo(f"torchvision:{name}", weights="download") for name in torchvision_family.names()]
+    if family in (None, "timm"):
+        import timm
+
+        found += [ModelInfo(f"timm:{name}", weights="download") for name in timm.list_pretrained()]
+    return [info for info in found if fnmatchcase(info.name.partition(":")[2], pattern)]

@@ -1,0 +1,97 @@
+"""Weights: read without running code, checked against the network, and digested."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from featcache.errors import WeightsError
+from featcache.recipe import weights_digest
+
+
+def digest_of(module: nn.Module) -> str:
+    """Digest of all tensors of a module's state, 64 hexadecimal digits."""
+
+    def tensors() -> Iterator[tuple[str, tuple[int, ...], str, memoryview]]:
+        for name, tensor in module.state_dict().items():
+            flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+            yield name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), memoryview(flat)
+
+    return weights_digest(tensors())
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a ``.safetensors``, ``.pth`` or ``.pt`` file.
+
+    A checkpoint's ``state_dict`` or ``model`` is taken, and ``module.`` (of a parallel wrapper) removed.
+
+    Raises:
+        WeightsError: there is no such file, it cannot be read without running code, or it holds no tensors.
+    """
+    if not path.is_file():
+        raise WeightsError(f"There is no file of weights at {path}.")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            found: Any = load_file(path)
+        else:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, OSError, ValueError, EOFError, KeyError) as error:
+        raise WeightsError(
+            f"{path} cannot be read as weights: {str(error).splitlines()[0] if str(error) else error!r}. Files that "
+            "hold more than tensors are not opened, since that could run code; save the state dict alone."
+        ) from error
+    except Exception as error:
+        if type(error).__module__.startswith("safetensors"):
+            raise WeightsError(f"{path} cannot be read as safetensors: {error}.") from error
+        raise
+    for key in ("state_dict", "model", "model_state_dict"):
+        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
+            found = found[key]
+    if not isinstance(found, Mapping) or not found or not all(isinstance(t, Tensor) for t in found.values()):
+        raise WeightsError(f"{path} does not hold a state dict (names to tensors).")
+    tensors = {str(name): tensor for name, tensor in found.items()}
+    if all(name.startswith("module.") for name in tensors):
+        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def load_into(module: nn.Module, tensors: Mapping[str, Tensor], where: str, classifier: str | None = None) -> None:
+    """Load tensors into a module, all of them and nothing else.
+
+    Args:
+        module: the network.
+        tensors: by name.
+        where: the file's name, for the error.
+        classifier: path of the classifier, which may be absent or of another size: it is not used.
+
+    Raises:
+        WeightsError: names or shapes differ; the first are listed.
+    """
+    state = module.state_dict()
+    outside = {name: t for name, t in tensors.items() if classifier is None or not name.startswith(classifier + ".")}
+    wanted = {name: t for name, t in state.items() if classifier is None or not name.startswith(classifier + ".")}
+    missing = [name for name in wanted if name not in outside]
+    unexpected = [name for name in outside if name not in wanted]
+    shaped = [
+        f"{name} {tuple(outside[name].shape)} for {tuple(wanted[name].shape)}"
+        for name in wanted
+        if name in outside and outside[name].shape != wanted[name].shape
+    ]
+    problems = [
+        f"{len(names)} {word} ({', '.join(names[:3])}{' …' if len(names) > 3 else ''})"
+        for names, word in ((missing, "missing"), (unexpected, "unexpected"), (shaped, "of another shape"))
+        if names
+    ]
+    if problems:
+        raise WeightsError(f"The weights in {where} do not fit this network: {'; '.join(problems)}.")
+    given = {
+        name: t for name, t in tensors.items() if name in outside or (name in state and t.shape == state[name].shape)
+    }
+    module.load_state_dict(given, strict=False)

@@ -1,0 +1,359 @@
+"""Bundles: a head with all that is needed to use it again, in one ``.fch`` file.
+
+A file is a safetensors file: the tensors ``weight``, ``bias``, ``scale`` and ``trained_on``, and one key of
+metadata, ``featcache``, with JSON. Nothing in it can run; what does not fit together is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from featcache.embedding import ImageLike, backbone_for, embed, listed
+from featcache.errors import BundleError, RecipeMismatchError, StoreFormatError, UsageError
+from featcache.heads.linear import LinearForm
+from featcache.progress import Progress, choose
+from featcache.recipe import Recipe
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from featcache.backbones import Backbone
+
+BUNDLE_FORMAT = 1
+KIND = "linear head on vectors"
+
+
+@dataclass(frozen=True, slots=True)
+class LayerUse:
+    """A layer that a head reads.
+
+    Attributes:
+        name: the layer.
+        shape: shape of one image's activations.
+        scale: its vectors are divided by this: their root mean square on the items the head was fitted
+            on, or 1 where the head reads one layer.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    scale: float
+
+    @property
+    def width(self) -> int:
+        """Numbers an image."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a head says of one image.
+
+    Attributes:
+        uri: the path as given, or the image's place in the list.
+        labels: (label, probability) pairs, the likeliest first; probability None where the head has none.
+        problem: why the image could not be used; then there are no labels.
+    """
+
+    uri: str
+    labels: list[tuple[str, float | None]]
+    problem: str | None = None
+
+
+@dataclass
+class Bundle:
+    """A fitted head, its classes, and the recipe and layers that it needs.
+
+    Attributes:
+        head: its name.
+        classes: k labels.
+        layers: the layers it reads, in network order.
+        recipe: what made the vectors it was fitted on; None where that is not known, and then it can
+            predict from vectors only.
+        form: the linear form; None for an estimator that has none, which cannot be saved.
+        estimator: the fitted estimator, where `form` is None.
+        trained_on: (m, 32) uint8, the sorted SHA-256s of the images it was fitted on, each once.
+        fitted_on: items it was fitted on.
+        chosen: hyper-parameters that were chosen.
+        report: scores and protocol, as `train` made them.
+        created: UTC, ISO 8601.
+    """
+
+    head: str
+    classes: tuple[str, ...]
+    layers: tuple[LayerUse, ...]
+    recipe: Recipe | None
+    form: LinearForm | None
+    trained_on: np.ndarray
+    fitted_on: int = 0
+    chosen: dict[str, Any] = field(default_factory=dict)
+    report: dict[str, Any] = field(default_factory=dict)
+    estimator: Any = None
+    created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
+
+    def __repr__(self) -> str:
+        backbone = "vectors" if self.recipe is None else self.recipe.backbone
+        return (
+            f"Bundle({self.head}, {len(self.classes)} classes, {'+'.join(l.name for l in self.layers)} of {backbone})"
+        )
+
+    @property
+    def width(self) -> int:
+        """Numbers in the vectors it reads, over all layers."""
+        return sum(layer.width for layer in self.layers)
+
+    def scaled(self, X: np.ndarray) -> np.ndarray:
+        """Vectors as the head reads them: each layer divided by its scale.
+
+        Args:
+            X: (n, d) vectors as stored, the layers one after another.
+
+        Raises:
+            RecipeMismatchError: d is not the width that the layers have together.
+            UsageError: a value is not finite; the message names the row.
+        """
+        X = np.asarray(X, dtype=np.float32)
+        if X.ndim != 2 or X.shape[1] != self.width:
+            named = " + ".join(f"{layer.name} ({layer.width})" for layer in self.layers)
+            raise RecipeMismatchError(f"The head reads vectors (n, {self.width}) of {named}, not {X.shape}.")
+        bad = np.flatnonzero(~np.isfinite(X).all(axis=1))
+        if len(bad):
+            raise UsageError(f"Row {bad[0]} of the vectors holds a value that is not finite.")
+        return scale_layers(X, self.layers)
+
+    def predict_proba_vectors(self, X: np.ndarray) -> np.ndarray | None:
+        """Probabilities from vectors.
+
+        Args:
+            X: (n, d) vectors as stored.
+
+        Returns:
+            (n, k) float64, rows sum to 1; None for a head that has no probabilities.
+        """
+        Z = self.scaled(X)
+        if self.form is not None:
+            return self.form.probabilities(Z)
+        return np.asarray(self.estimator.predict_proba(Z)) if hasattr(self.estimator, "predict_proba") else None
+
+    def predict_vectors(self, X: np.ndarray) -> np.ndarray:
+        """The (n,) labels from (n, d) vectors as stored."""
+        Z = self.scaled(X)
+        return self.form.predict(Z) if self.form is not None else np.asarray(self.estimator.predict(Z)).astype(str)
+
+    def predict(
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        *,
+        top: int = 5,
+        backbone: Backbone | None = None,
+        progress: Progress | bool | None = None,
+    ) -> list[Prediction]:
+        """Say what is in images.
+
+        Args:
+            images: one or several paths of files or folders, PIL images or arrays.
+            top: how many labels for each image.
+            backbone: needed only where the vectors were made by a module given in Python.
+            progress: as for `featcache.extract`.
+
+        Returns:
+            One `Prediction` an image, in order; an image that cannot be used has a ``problem``.
+
+        Raises:
+            SourceError: a path does not exist.
+            RecipeMismatchError: the backbone does not follow the recipe of the vectors.
+        """
+        if self.recipe is None:
+            raise RecipeMismatchError(
+                "This head was trained on vectors of unknown origin, so it cannot look at images. "
+                "Use predict_vectors with vectors of the same kind."
+            )
+        several = [images] if isinstance(images, (str, Path, np.ndarray)) or hasattr(images, "mode") else list(images)
+        found = listed(several)
+        network = backbone_for(self.recipe, backbone)
+        predictions = []
+        with choose(progress) as shown:
+            shown.start("predict", len(found), "images")
+            for embedded in embed(found, network, [layer.name for layer in self.layers]):
+                if embedded.vector is None:
+                    predictions.append(Prediction(embedded.name, [], embedded.reason))
+                else:
+                    predictions.append(Prediction(embedded.name, self._labels(embedded.vector, top)))
+                shown.advance()
+        return predictions
+
+    def require(self, recipe: Recipe) -> None:
+        """Check that vectors of *recipe* are those that the head was fitted on.
+
+        Raises:
+            RecipeMismatchError: they are not; the message names every field that differs.
+        """
+        if self.recipe is None:
+            return
+        differing = self.recipe.differences(recipe)
+        if differing:
+            named = "; ".join(f"{name}: {mine!r} in the head, {theirs!r} here" for name, mine, theirs in differing)
+            raise RecipeMismatchError(f"The vectors were made by another recipe than the head needs. {named}.")
+
+    def overlap(self, sha256s: Iterable[bytes]) -> int:
+        """How many of these images the head was fitted on."""
+        known = {row.tobytes() for row in self.trained_on}
+        return sum(sha256 in known for sha256 in sha256s)
+
+    def to_torch(self, backbone: Backbone | None = None) -> nn.Module:
+        """One torch module of backbone and head: from the network's input to logits (n, k).
+
+        Its input is (n, 3, h, w) float32, made from a PIL image by its method ``transform``; it has the
+        labels in ``classes``. The backbone part is the frozen network itself, not a copy.
+
+        Raises:
+            BundleError: the head has no linear form.
+            RecipeMismatchError: the backbone does not follow the recipe of the vectors.
+        """
+        if self.form is None:
+            raise BundleError(f"The head {self.head} has no linear form, so it cannot be turned into torch.")
+        if self.recipe is None:
+            raise RecipeMismatchError("This head was trained on vectors of unknown origin, so it has no backbone.")
+        from featcache.heads.joined import Joined
+
+        return Joined(backbone_for(self.recipe, backbone), self.form, [(use.name, use.scale) for use in self.layers])
+
+    def save(self, path: str | Path) -> None:
+        """Write the bundle.
+
+        Raises:
+            BundleError: the head has no linear form; the message names what is supported.
+            UsageError: there is a file at *path* that is no bundle.
+        """
+        if self.form is None:
+            from featcache.heads.linear import linear_form
+
+            linear_form(self.estimator)
+            raise BundleError(f"The head {self.head} cannot be saved.")
+        from safetensors import SafetensorError
+        from safetensors.numpy import save_file
+
+        target = Path(path)
+        if target.exists():
+            try:
+                Bundle.load(target)
+            except BundleError as error:
+                raise UsageError(f"{target} is there already and is no head, so it is not overwritten.") from error
+        tensors = {
+            "weight": np.ascontiguousarray(self.form.weight, dtype=np.float32),
+            "bias": np.ascontiguousarray(self.form.bias, dtype=np.float32),
+            "trained_on": np.ascontiguousarray(self.trained_on, dtype=np.uint8).reshape(-1, 32),
+        }
+        data = {
+            "format": BUNDLE_FORMAT,
+            "kind": KIND,
+            "head": self.head,
+            "classes": list(self.classes),
+            "link": self.form.link,
+            "layers": [{"name": use.name, "shape": list(use.shape), "scale": use.scale} for use in self.layers],
+            "recipe": None if self.recipe is None else self.recipe.to_json(),
+            "fitted_on": self.fitted_on,
+            "chosen": self.chosen,
+            "report": self.report,
+            "created": self.created,
+            "versions": {name: version(name) for name in ("featcache", "numpy", "scikit-learn")},
+        }
+        partial = target.with_name(f".{target.name}.{os.getpid()}")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, partial, metadata={"featcache": json.dumps(data)})
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(partial, target)
+        except (OSError, SafetensorError) as error:
+            raise BundleError(f"The head cannot be written to {target}: {error}.") from error
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Bundle:
+        """Read a bundle back.
+
+        Raises:
+            BundleError: there is none at *path*, or its parts do not fit together.
+            StoreFormatError: it was written by a newer featcache.
+        """
+        source = Path(path)
+        data, tensors = _read(source)
+        if data.get("format") != BUNDLE_FORMAT:
+            raise StoreFormatError(
+                f"{source} has bundle format {data.get('format')!r}; this featcache reads format {BUNDLE_FORMAT}. "
+                "Upgrade featcache to read it."
+            )
+        try:
+            uses = tuple(
+                LayerUse(str(use["name"]), tuple(int(n) for n in use["shape"]), float(use["scale"]))
+                for use in data["layers"]
+            )
+            classes = tuple(str(name) for name in data["classes"])
+            weight, bias, trained_on = (tensors[name] for name in ("weight", "bias", "trained_on"))
+            bundle = cls(
+                head=str(data["head"]),
+                classes=classes,
+                layers=uses,
+                recipe=None if data["recipe"] is None else Recipe.from_json(data["recipe"]),
+                form=LinearForm(weight, bias, classes, str(data["link"])),
+                trained_on=trained_on,
+                fitted_on=int(data["fitted_on"]),
+                chosen=dict(data["chosen"]),
+                report=dict(data["report"]),
+                created=str(data["created"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise BundleError(f"{source} is no bundle that can be read: {error!r}.") from error
+        fits = (
+            data["kind"] == KIND
+            and len(set(classes)) == len(classes) >= 2
+            and weight.shape == (len(classes), bundle.width)
+            and bias.shape == (len(classes),)
+            and weight.dtype == bias.dtype == np.float32
+            and trained_on.dtype == np.uint8
+            and trained_on.ndim == 2
+            and trained_on.shape[1] == 32
+            and data["link"] in ("softmax", "margin")
+            and bool(np.isfinite(weight).all() and np.isfinite(bias).all())
+            and all(np.isfinite(use.scale) and use.scale > 0 for use in uses)
+        )
+        if not fits:
+            raise BundleError(f"{source} is damaged: its tensors do not fit its description.")
+        return bundle
+
+    def _labels(self, vector: np.ndarray, top: int) -> list[tuple[str, float | None]]:
+        probabilities = self.predict_proba_vectors(vector[None])
+        if probabilities is None:
+            return [(str(self.predict_vectors(vector[None])[0]), None)]
+        order = np.argsort(-probabilities[0], kind="stable")[:top]
+        return [(self.classes[i], float(probabilities[0][i])) for i in order]
+
+
+def scale_layers(X: np.ndarray, layers: Sequence[LayerUse]) -> np.ndarray:
+    """Divide each layer's part of (n, d) vectors by its scale."""
+    if all(use.scale == 1.0 for use in layers):
+        return X
+    return X / np.repeat(np.array([u.scale for u in layers], np.float32), [u.width for u in layers])
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise BundleError(f"There is no head at {path}. `featcache train STORE -o {path}` makes one.")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            data = json.loads((file.metadata() or {})["featcache"])
+            return dict(data), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
+        raise BundleError(f"{path} is not a featcache head: {error}.") from error

@@ -1,0 +1,104 @@
+"""``featcache predict`` and ``similar``: what is in an image, and which images are like it."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from featcache.cli import screen
+from featcache.cli.conduct import Answer, Debug, Json, verb
+from featcache.cli.options import HeadPath, Source, Space, StorePath
+
+if TYPE_CHECKING:
+    from featcache.prediction import Prediction
+    from featcache.store import Item
+
+
+@verb(interrupted="Nothing was written.")
+def predict(
+    head: HeadPath,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE|FOLDER", help="Images and folders.")],
+    top: Annotated[int, typer.Option(min=1, metavar="N", help="How many labels to give for each image.")] = 5,
+    table: Annotated[
+        Path | None,
+        typer.Option(
+            "--csv",
+            metavar="FILE",
+            help="Write a table: one row an image and label, with the columns uri,rank,label,probability.",
+        ),
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> Answer:
+    """Say what is in images, with the head's probabilities.
+
+    Example: featcache predict pets.fch new-photos a.jpg --csv answers.csv
+    """
+    from featcache.prediction import predict as run
+
+    found = run(head, images, top=top, progress=True)
+    if table is not None:
+        _write(found, table)
+    data = {
+        "predictions": [
+            {"uri": p.uri, "labels": [{"label": label, "probability": q} for label, q in p.labels]} for p in found
+        ]
+    }
+    return Answer(data, lambda: _show_predictions(found, table))
+
+
+@verb(interrupted="")
+def similar(
+    store: StorePath,
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The image to look for.")],
+    k: Annotated[int, typer.Option("-k", min=1, metavar="N", help="How many images to list.")] = 10,
+    source: Source = None,
+    space: Space = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> Answer:
+    """List the images of a store that are most like one image, by the cosine of their vectors.
+
+    Example: featcache similar pets.fcache a.jpg -k 5
+    """
+    from featcache.similar import similar as run
+
+    found = run(store, image, k=k, source=source, space=space)
+    data = {
+        "similar": [
+            {"source": item.source, "uri": item.uri, "label": item.label, "cosine": cosine} for item, cosine in found
+        ]
+    }
+    return Answer(data, lambda: _show_similar(found))
+
+
+def _show_predictions(found: Sequence[Prediction], table: Path | None) -> None:
+    if table is not None:
+        screen.say(f"{len(found):,} images")
+        screen.say(f"Table: {table}")
+        return
+    for prediction in found:
+        screen.say(prediction.uri)
+        for label, probability in prediction.labels:
+            screen.say(f"  {screen.percent(probability):>7}  {label}")
+
+
+def _write(found: Sequence[Prediction], path: Path) -> None:
+    """One row an image and label, the likeliest first; probabilities from 0 to 1."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["uri", "rank", "label", "probability"])
+        for prediction in found:
+            for rank, (label, probability) in enumerate(prediction.labels, start=1):
+                rows.writerow([prediction.uri, rank, label, f"{probability:.6f}"])
+
+
+def _show_similar(found: Sequence[tuple[Item, float]]) -> None:
+    width = max((len(item.label or "–") for item, _ in found), default=0)
+    screen.say(f"cosine  {'label':{width}}  image")
+    for item, cosine in found:
+        screen.say(f"{cosine:6.4f}  {item.label or '–':{width}}  {item.uri}")

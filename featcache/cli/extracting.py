@@ -1,0 +1,120 @@
+"""``featcache extract``: images to vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from featcache.cli import screen
+from featcache.cli.conduct import Answer, Debug, Json, verb
+from featcache.cli.options import Layers, layer_list
+
+if TYPE_CHECKING:
+    from featcache.extraction import ExtractReport
+
+LISTED = 10
+
+
+@verb(interrupted="What was computed is kept as far as it was sealed; the same command goes on from there.")
+def extract(
+    context: typer.Context,
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="SOURCE", help="A folder of images, one folder a class, or a CSV file."),
+    ],
+    store: Annotated[Path, typer.Option("--output", "-o", metavar="STORE", help="The store; made if it is missing.")],
+    backbone: Annotated[
+        str, typer.Option(metavar="B", help="The frozen network; `featcache models` lists them.")
+    ] = "bundled:efficientnet_lite0",
+    weights: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The network's weights: .safetensors or .pth.")
+    ] = None,
+    layers: Layers = None,
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Use only N images, all classes alike.")] = None,
+    device: Annotated[str | None, typer.Option(metavar="D", help="Where the network runs: cpu, cuda, cuda:1.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, metavar="N", help="Images in one pass.")] = None,
+    workers: Annotated[int | None, typer.Option(min=0, metavar="N", help="Threads that read and decode.")] = None,
+    dtype: Annotated[str | None, typer.Option(metavar="float32|float16", help="How vectors are stored.")] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(metavar="folder|FILE|none", help="Where labels come from: folders, a CSV file."),
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            metavar="folder|FILE|FRACTIONS",
+            help="Where the split comes from: folders train, val, test; a CSV file; fractions: 0.8/0.2.",
+        ),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The source's name; otherwise the folder's own.")
+    ] = None,
+    moved: Annotated[bool, typer.Option("--moved", help="The source of this name has a new place.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail if an image cannot be used.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> Answer:
+    """Compute the vectors of all images that the store does not have yet.
+
+    Running it again computes only what is new: added or changed images, or another layer.
+
+    Example: featcache extract photos -o pets.fcache
+
+    Example: featcache extract photos -o pets.fcache --layers pooled blocks.4:mean
+    """
+    from featcache.extraction import ExtractionInterrupted
+    from featcache.extraction import extract as run
+
+    try:
+        report = run(
+            source,
+            store,
+            backbone=backbone,
+            layers=layer_list(context, layers) or ("pooled",),
+            weights=weights,
+            labels=labels,
+            split=split,
+            name=name,
+            moved=moved,
+            limit=limit,
+            device=device,
+            batch_size=batch_size,
+            workers=workers,
+            dtype=dtype,
+            strict=strict,
+            progress=True,
+        )
+    except ExtractionInterrupted as stop:
+        return Answer(stop.report.to_dict() | {"interrupted": True}, _shown(stop.report, True), 130)
+    return Answer(report.to_dict() | {"interrupted": False}, _shown(report, False))
+
+
+def _shown(report: ExtractReport, interrupted: bool) -> Callable[[], None]:
+    return lambda: _show(report, interrupted)
+
+
+def _show(report: ExtractReport, interrupted: bool) -> None:
+    counts = {"added": report.added, "changed": report.changed, "removed": report.removed}
+    since = ", ".join(f"{n:,} {word}" for word, n in counts.items() if n)
+    screen.say(f"{report.items:,} images" + (f" ({since} since last time)" if since else ""))
+    pace = f" at {report.images_per_second:.1f} images/s" if report.computed else ""
+    screen.say(f"  {report.computed:,} computed{pace}, {report.reused:,} there already")
+    if report.ignored:
+        screen.say(f"  {report.ignored:,} other files ignored")
+    if report.quarantined:
+        screen.say(f"  {report.quarantined:,} in quarantine, since they cannot be used:")
+        for uri, reason in report.quarantine[:LISTED]:
+            screen.say(f"    {uri}: {reason}")
+        if report.quarantined > LISTED:
+            rest = f"{report.quarantined - LISTED:,} more"
+            screen.say(f"    … and {rest}: {screen.command('featcache', 'status', report.store)}")
+    screen.say(f"  {screen.span(report.seconds)} with {report.backbone}")
+    screen.say(f"Store: {report.store}")
+    if interrupted:
+        screen.say("Stopped before the end. What was computed is kept; the same command goes on from here.")
+    else:
+        head = Path(report.store).with_suffix(".fch").name
+        screen.say(f"Next:  {screen.command('featcache', 'train', report.store, '-o', head)}")

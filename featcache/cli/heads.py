@@ -1,0 +1,125 @@
+"""``featcache train`` and ``evaluate``: vectors to heads, heads to scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from featcache.cli import screen
+from featcache.cli.conduct import Answer, Debug, Json, verb
+from featcache.cli.options import (
+    HeadPath,
+    Labels,
+    Layers,
+    Source,
+    Space,
+    Split,
+    StorePath,
+    layer_list,
+)
+
+
+@verb(interrupted="No head was written.")
+def train(
+    context: typer.Context,
+    store: StorePath,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="HEAD.fch", help="The head to write.")],
+    head: Annotated[
+        str,
+        typer.Option(
+            metavar="logreg|torch",
+            help="logreg: logistic regression by scikit-learn, its C chosen by cross-validation; torch: a"
+            " softmax layer trained by mini-batches, for caches larger than memory.",
+        ),
+    ] = "logreg",
+    layers: Layers = None,
+    cv: Annotated[
+        int | None, typer.Option(min=2, metavar="K", help="Score by K-fold cross-validation, not a hold-out.")
+    ] = None,
+    split: Split = None,
+    labels: Labels = None,
+    source: Source = None,
+    space: Space = None,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of all that is drawn.")] = 0,
+    refit_all: Annotated[
+        bool, typer.Option("--refit-all", help="After scoring, train once more on everything and save that.")
+    ] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> Answer:
+    """Train a head on the vectors in a store, score it, save it.
+
+    Without a split, a part of every class is set aside for the score and kept for all later heads.
+
+    Example: featcache train pets.fcache -o pets.fch
+    """
+    from featcache.training import train as run
+
+    bundle = run(
+        store,
+        head,
+        layers=layer_list(context, layers) or None,
+        cv=cv,
+        split=split,
+        labels=labels,
+        source=source,
+        space=space,
+        seed=seed,
+        refit_all=refit_all,
+        progress=True,
+    )
+    bundle.save(output)
+    report = {**bundle.report, "path": str(output)}
+    return Answer(report, lambda: _show_train(report))
+
+
+@verb(interrupted="Nothing was changed.")
+def evaluate(
+    head: HeadPath,
+    store: StorePath,
+    split: Split = None,
+    source: Source = None,
+    space: Space = None,
+    labels: Labels = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> Answer:
+    """Score a head on items of a store: those of the split test, else those it was not trained on.
+
+    Example: featcache evaluate pets.fch pets.fcache
+    """
+    from featcache.prediction import evaluate as run
+
+    report = run(head, store, split=split, source=source, space=space, labels=labels).to_dict()
+    return Answer(report, lambda: _show_evaluate(report))
+
+
+def _show_train(report: dict[str, Any]) -> None:
+    score = report["score"]
+    screen.say(f"Head: {report['head']}, {len(report['classes'])} classes, trained on {report['n']:,} items")
+    screen.say(f"Accuracy: {_with_interval(score)}")
+    screen.say(f"  on {score['protocol']}")
+    if report["chosen"]:
+        screen.say("Chosen: " + ", ".join(f"{name} = {value}" for name, value in report["chosen"].items()))
+    screen.say(f"Took {screen.span(report['seconds'])}, the fit {screen.span(report['fit_seconds'])} of it")
+    screen.say(f"Saved: {report['path']}")
+    screen.say(f"Next:  {screen.command('featcache', 'predict', report['path'], 'IMAGE')}")
+
+
+def _show_evaluate(report: Mapping[str, Any]) -> None:
+    screen.say(f"Accuracy: {_with_interval(report)}")
+    screen.say(f"  on {report['n']:,} items: {report['protocol']}")
+    screen.say(f"Balanced accuracy: {screen.percent(report['balanced_accuracy'])}")
+    screen.say(f"Macro F1: {screen.percent(report['macro_f1'])}")
+    if report["log_loss"] is not None:
+        screen.say(f"Log-loss: {report['log_loss']:.3f}")
+    if report["overlap"]:
+        screen.say(f"Beware: the head was trained on {report['overlap']:,} of these items.")
+
+
+def _with_interval(score: Mapping[str, float]) -> str:
+    low, high = screen.percent(score["low"]), screen.percent(score["high"])
+    return f"{screen.percent(score['accuracy'])}  (95 % interval {low} – {high})"

@@ -1,0 +1,64 @@
+"""What a person sees: sentences, paths that can be copied, and tables that fit 80 columns."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Iterable, Sequence
+from typing import NoReturn
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+
+class _Screen(Console):
+    def on_broken_pipe(self) -> NoReturn:
+        # Rich would end the program; `conduct` knows better what a closed pipe means.
+        raise BrokenPipeError
+
+
+def say(text: str = "") -> None:
+    """Print *text* as it is: never wrapped, so that paths can be copied."""
+    print(text)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> None:
+    """Print a table. Columns named in *right* are aligned right; long cells are folded, never cut."""
+    made = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for name in columns:
+        made.add_column(name, justify="right" if name in right else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*row)
+    # No width of its own where stdout is no terminal: 80 columns unless COLUMNS says otherwise.
+    _Screen(file=sys.stdout, highlight=False, markup=False).print(made)
+
+
+def percent(value: float | None) -> str:
+    """``0.7871`` → ``78.7 %``; nothing known → ``–``."""
+    return "–" if value is None or value != value else f"{100 * value:.1f} %"
+
+
+def size(n: float) -> str:
+    """Bytes in the unit that people read: ``10.2 MB``."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if n < 1000:
+            return f"{n:.0f} {unit}" if unit == "bytes" else f"{n:.1f} {unit}"
+        n /= 1000
+    return f"{n:.1f} TB"
+
+
+def span(seconds: float) -> str:
+    """``0.42 s``, ``31.5 s``, ``2 min 05 s``."""
+    if seconds < 10:
+        return f"{seconds:.2f} s"
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02} s"
+
+
+def command(*words: object) -> str:
+    """A command as it can be pasted into a shell."""
+    return shlex.join(os.fspath(w) if isinstance(w, os.PathLike) else str(w) for w in words)

@@ -1,0 +1,101 @@
+"""``featcache status``, ``verify`` and ``export``: what a store holds, if it is whole, a copy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from featcache.cli import screen
+from featcache.cli.conduct import Answer, Debug, Json, verb
+from featcache.cli.options import Layers, Source, Space, Split, StorePath, layer_list
+
+if TYPE_CHECKING:
+    from featcache.store import FeatureStore
+    from featcache.store.verify import VerifyReport
+
+
+@verb(interrupted="Nothing was changed.")
+def status(store: StorePath, as_json: Json = False, debug: Debug = False) -> Answer:
+    """Show what a store holds.
+
+    Example: featcache status pets.fcache
+    """
+    from featcache.store import FeatureStore
+
+    opened = FeatureStore.open(store)
+    found = opened.status()
+    return Answer(found, lambda: _show_status(opened, found))
+
+
+@verb(interrupted="Nothing was changed; the check was not finished.")
+def verify(store: StorePath, as_json: Json = False, debug: Debug = False) -> Answer:
+    """Read everything in a store and check it against its checksums. Damage ends with exit code 1.
+
+    Example: featcache verify pets.fcache
+    """
+    from featcache.store import FeatureStore
+
+    report = FeatureStore.open(store).verify(progress=True)
+    return Answer(report.to_dict(), lambda: _show_verify(report), 0 if report.ok else 1)
+
+
+@verb(interrupted="The file was not written.")
+def export(
+    context: typer.Context,
+    store: StorePath,
+    file: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="A file .h5 or .npz.")],
+    split: Split = None,
+    layers: Layers = None,
+    source: Source = None,
+    space: Space = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> Answer:
+    """Write vectors and labels to one plain HDF5 or NumPy file.
+
+    Example: featcache export pets.fcache -o pets.h5
+    """
+    from featcache.store import FeatureStore
+
+    opened = FeatureStore.open(store)
+    made = opened.export(file, split=split, layers=layer_list(context, layers) or None, source=source, space=space)
+    return Answer(made, lambda: _show_export(made))
+
+
+def _show_status(store: FeatureStore, found: dict[str, Any]) -> None:
+    screen.say(f"{found['items']:,} items, {found['quarantined']:,} in quarantine")
+    for source in found["sources"]:
+        screen.say(f"Source {source['name']}: {source['items']:,} items from {source['root']}")
+        for uri, reason in store.quarantine(source["name"]):
+            screen.say(f"  cannot be used: {uri}: {reason}")
+    if not found["spaces"]:
+        screen.say("No vectors yet.")
+        return
+    screen.table(
+        ["space", "backbone", "layers", "vectors", "size"],
+        [
+            (
+                space["fingerprint"][:12],
+                space["backbone"],
+                "\n".join(space["layers"]),
+                f"{space['rows']:,}",
+                screen.size(space["bytes"]),
+            )
+            for space in found["spaces"]
+        ],
+        right=["vectors", "size"],
+    )
+
+
+def _show_verify(report: VerifyReport) -> None:
+    state = "all whole" if report.ok else "DAMAGED"
+    screen.say(f"{report.shards:,} shards, {report.rows:,} vectors: {state}")
+    for damage in report.damaged:
+        screen.say(f"  {damage['shard']}: {damage['problem']}")
+
+
+def _show_export(made: dict[str, Any]) -> None:
+    screen.say(f"{made['n']:,} vectors of length {made['d']:,} ({' + '.join(made['layers'])})")
+    screen.say(f"File: {made['path']}")

@@ -1,0 +1,136 @@
+"""Images that are in no store into vectors: what `predict`, `similar` and a bundle need."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, Union
+
+import numpy as np
+
+from featcache.errors import RecipeMismatchError, SourceError, UnusableImageError, UsageError
+from featcache.recipe import Recipe
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from featcache.backbones import Backbone
+
+ImageLike: TypeAlias = Union[str, Path, "Image", np.ndarray]
+"""A path, a PIL image, or an array (h, w), (h, w, 1), (h, w, 3) or (h, w, 4) of uint8 or uint16."""
+
+BATCH = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """One image's vector, or why there is none.
+
+    Attributes:
+        name: the path as it was given, or the image's place in the list.
+        vector: (d,) float32, the layers one after another; None where the image cannot be used.
+        reason: why the image cannot be used.
+    """
+
+    name: str
+    vector: np.ndarray | None
+    reason: str | None = None
+
+
+def backbone_for(recipe: Recipe, backbone: Backbone | None = None) -> Backbone:
+    """The backbone that follows this recipe.
+
+    Args:
+        recipe: as kept in a bundle or a store.
+        backbone: one given by the caller; by default it is found by its name, with the weights that
+            were last used for this recipe on this machine.
+
+    Raises:
+        RecipeMismatchError: the backbone found follows another recipe; the message names the fields.
+    """
+    from featcache import backbones
+
+    found = backbone or backbones.for_recipe(recipe)
+    differing = recipe.differences(found.recipe)
+    if differing:
+        listed = "; ".join(f"{name} is {theirs!r}, needed is {mine!r}" for name, mine, theirs in differing)
+        raise RecipeMismatchError(
+            f"The backbone {found.name} does not follow the recipe that made the vectors: {listed}. "
+            "Give the backbone with the same weights and transform, or extract and train again."
+        )
+    return found
+
+
+def embed(
+    images: Sequence[ImageLike], backbone: Backbone, layers: Sequence[str], batch_size: int = BATCH
+) -> Iterator[Embedded]:
+    """Vectors of images, in order.
+
+    Args:
+        images: paths, PIL images or arrays.
+        backbone: the frozen network.
+        layers: names of layers, in network order.
+        batch_size: images in one pass.
+
+    Raises:
+        SourceError: a path does not exist.
+        UsageError: something that is no image was given.
+    """
+    chosen = backbone.resolve_layers(layers)
+    for start in range(0, len(images), batch_size):
+        names, pixels, reasons = [], [], {}
+        for place, image in enumerate(images[start : start + batch_size], start):
+            names.append(str(image) if isinstance(image, (str, Path)) else f"image {place}")
+            try:
+                pixels.append(backbone.prepare(_rgb(image)))
+            except UnusableImageError as error:
+                reasons[len(names) - 1] = str(error)
+        rows = iter(())  # type: Iterator[np.ndarray]
+        if pixels:
+            found = backbone.forward(np.stack(pixels), chosen)
+            flat = np.concatenate([found[layer.name].reshape(len(pixels), -1) for layer in chosen], axis=1)
+            rows = iter(flat)
+        for place, name in enumerate(names):
+            if place in reasons:
+                yield Embedded(name, None, reasons[place])
+                continue
+            vector = next(rows)
+            if np.isfinite(vector).all():
+                yield Embedded(name, vector)
+            else:
+                yield Embedded(name, None, f"the backbone {backbone.name} gives values that are not finite")
+
+
+def listed(paths: Sequence[ImageLike]) -> list[ImageLike]:
+    """The images meant by these paths: a folder stands for all images below it.
+
+    Raises:
+        SourceError: a path does not exist, or a folder holds no image.
+    """
+    from featcache.images.sources import open_source
+
+    found: list[ImageLike] = []
+    for path in paths:
+        if isinstance(path, (str, Path)) and Path(path).is_dir():
+            found += [entry.path for entry in open_source(path, labels="none").entries()]
+        else:
+            found.append(path)
+    return found
+
+
+def _rgb(image: Any) -> Image:
+    from PIL import Image as pil
+
+    from featcache.images.decode import decode_rgb, rgb_from, rgb_from_array
+    from featcache.images.reading import read_image_file
+
+    if isinstance(image, (str, Path)):
+        if not Path(image).exists():
+            raise SourceError(f"There is no image {image}.")
+        return decode_rgb(read_image_file(Path(image))[0])
+    if isinstance(image, pil.Image):
+        return rgb_from(image)
+    if isinstance(image, np.ndarray):
+        return rgb_from_array(image)
+    raise UsageError(f"An image is a path, a PIL image or a NumPy array, not {type(image).__name__}.")

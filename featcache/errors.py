@@ -1,0 +1,103 @@
+"""The one family of exceptions that featcache raises on purpose.
+
+    FeatcacheError
+    ├── UsageError            the call itself is wrong: names, options, paths        (exit code 2)
+    │   ├── UnknownNameError      no backbone, layer, head, space … of that name
+    │   ├── SourceError           a folder or manifest that cannot be a source
+    │   └── NotAStoreError        a path that is no store
+    ├── StoreError            the store cannot do what was asked
+    │   ├── StoreFormatError      written by a newer featcache
+    │   ├── DamagedStoreError     what is on disk contradicts itself
+    │   ├── StoreBusyError        another process holds the catalogue for too long
+    │   └── MissingVectorsError   the vectors asked for were not extracted, or were removed
+    ├── RecipeMismatchError   vectors or heads made by another recipe or layer
+    ├── UnusableImageError    one image that cannot be used; extraction puts it into quarantine
+    ├── WeightsError          weights that are absent, or do not fit the network
+    ├── BundleError           a ``.fch`` file that is not a bundle, or a head that cannot be one
+    └── MissingExtraError     an optional part that is not installed (also an ``ImportError``)
+
+Every message says what is wrong, where, why, and what to do next.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class FeatcacheError(Exception):
+    """Base of all errors that featcache raises on purpose; ``exit_code`` is the command line's."""
+
+    exit_code = 1
+
+
+class UsageError(FeatcacheError, ValueError):
+    """The call itself is wrong: an option, a name or a path."""
+
+    exit_code = 2
+
+
+class UnknownNameError(UsageError):
+    """A name that stands for nothing known: a backbone, layer, head, space, source or split."""
+
+    @classmethod
+    def among(cls, kind: str, name: str, known: Iterable[str], advice: str = "") -> UnknownNameError:
+        """Build the error for *name*, offering the nearest of the *known* names."""
+        names = [str(k) for k in known]
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+        if near:
+            hint = "Did you mean " + " or ".join(repr(n) for n in near) + "?"
+        elif names:
+            shown = ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
+            hint = f"Known: {shown}."
+        else:
+            hint = "There is none yet."
+        return cls(" ".join(part for part in (f"No {kind} is called {name!r}.", hint, advice) if part))
+
+
+class SourceError(UsageError):
+    """A folder or manifest that cannot be read as a source of images."""
+
+
+class NotAStoreError(UsageError):
+    """A path that does not hold a featcache store."""
+
+
+class StoreError(FeatcacheError):
+    """The store cannot do what was asked."""
+
+
+class StoreFormatError(StoreError):
+    """The store, shard or recipe was written in a format that this version does not read."""
+
+
+class DamagedStoreError(StoreError):
+    """What is on disk contradicts itself: a shard, the catalogue, or the two against each other."""
+
+
+class StoreBusyError(StoreError):
+    """Another process holds the catalogue for longer than the waiting time."""
+
+
+class MissingVectorsError(StoreError):
+    """The vectors asked for are not in the store: never extracted, or removed since."""
+
+
+class RecipeMismatchError(FeatcacheError):
+    """Vectors or heads that were made by another recipe or from another layer."""
+
+
+class UnusableImageError(FeatcacheError):
+    """One image that cannot be used; the message is the reason kept in quarantine."""
+
+
+class WeightsError(FeatcacheError):
+    """Weights that cannot be had, cannot be read safely, or do not fit the network."""
+
+
+class BundleError(FeatcacheError):
+    """A file that is no bundle, or a head that cannot be saved or converted."""
+
+
+class MissingExtraError(FeatcacheError, ImportError):
+    """An optional part of featcache that is not installed."""

@@ -1,0 +1,147 @@
+"""Hold-outs and folds that never tear apart what belongs together.
+
+Items with the same content (SHA-256) or the same group form a **unit**, and so do items that are linked
+through others. A unit lies on one side of every split and in one fold.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from featcache.errors import UsageError
+
+
+class Grouped(Protocol):
+    """What has a content and perhaps a group."""
+
+    @property
+    def sha256(self) -> bytes: ...
+    @property
+    def group(self) -> str | None: ...
+
+
+def units(items: Sequence[Grouped]) -> np.ndarray:
+    """The unit of each item.
+
+    Args:
+        items: n items.
+
+    Returns:
+        (n,) int64, equal for items that share content or group, directly or through others; numbered in
+        the order of their first items.
+    """
+    parent: dict[tuple[str, str | bytes], tuple[str, str | bytes]] = {}
+
+    def root(key: tuple[str, str | bytes]) -> tuple[str, str | bytes]:
+        parent.setdefault(key, key)
+        while parent[key] != key:
+            parent[key] = parent[parent[key]]
+            key = parent[key]
+        return key
+
+    for item in items:
+        content = root(("content", item.sha256))
+        if item.group is not None:
+            parent[content] = root(("group", item.group))
+    number: dict[tuple[str, str | bytes], int] = {}
+    return np.array([number.setdefault(root(("content", item.sha256)), len(number)) for item in items], dtype=np.int64)
+
+
+def unit_keys(items: Sequence[Grouped]) -> list[str]:
+    """A name for each item's unit that does not depend on the order of the items.
+
+    Returns:
+        n texts: ``group:`` and the smallest group of the unit, or ``sha256:`` and the content's hash.
+    """
+    numbers = units(items).tolist()
+    names: dict[int, str] = {}
+    for number, item in zip(numbers, items, strict=True):
+        name = f"sha256:{item.sha256.hex()}" if item.group is None else f"group:{item.group}"
+        # "group:" sorts before "sha256:", so a unit with a group is called by it.
+        names[number] = min(names.get(number, name), name)
+    return [names[number] for number in numbers]
+
+
+def draw_holdout(
+    y: Sequence[str] | np.ndarray,
+    keys: Sequence[str],
+    *,
+    fraction: float = 0.2,
+    seed: int = 0,
+    decided: Mapping[str, str] | None = None,
+) -> dict[str, str]:
+    """Set whole units aside, in each class the same fraction.
+
+    Units are ranked by SHA-256 of ``seed:key`` within their class (the most frequent label of their
+    items; the smallest of several), and the first ones become the hold-out. So the draw depends on
+    names alone, and adding items moves few.
+
+    Args:
+        y: (n,) labels.
+        keys: n names of units, see `unit_keys`.
+        fraction: of each class's units.
+        seed: another draw.
+        decided: parts that were settled before; they stay, and new units fill up what is missing.
+
+    Returns:
+        ``train`` or ``test`` for each unit. A class of two units or more has one on either side, unless
+        that was decided otherwise before.
+    """
+    labels: dict[str, Counter[str]] = {}
+    for label, key in zip(y, keys, strict=True):
+        labels.setdefault(key, Counter())[str(label)] += 1
+    classes: dict[str, list[str]] = {}
+    for key, counts in labels.items():
+        label = min(counts, key=lambda name: (-counts[name], name))
+        classes.setdefault(label, []).append(key)
+    parts = {key: part for key, part in (decided or {}).items() if key in labels}
+    for members in classes.values():
+        wanted = min(max(1, round(fraction * len(members))), len(members) - 1)
+        wanted -= sum(parts.get(key) == "test" for key in members)
+        for key in sorted(members, key=lambda key: hashlib.sha256(f"{seed}:{key}".encode()).digest()):
+            if key not in parts:
+                parts[key] = "test" if wanted > 0 else "train"
+                wanted -= parts[key] == "test"
+    return parts
+
+
+def usable_k(y: np.ndarray, units: np.ndarray, k: int) -> int:
+    """The number of folds, at most *k*, for which every class has a unit a fold; 0 where that is below 2."""
+    fewest = min(len(np.unique(units[y == label])) for label in np.unique(y))
+    return min(k, fewest) if fewest >= 2 else 0
+
+
+def folds(y: np.ndarray, units: np.ndarray, k: int = 5, seed: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Stratified folds with whole units, by scikit-learn.
+
+    Args:
+        y: (n,) labels.
+        units: (n,) int64.
+        k: how many.
+        seed: of the shuffle.
+
+    Returns:
+        k pairs of row numbers: to learn from, to test on. Every row is tested on once.
+
+    Raises:
+        UsageError: a class has fewer units than folds.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    for label in np.unique(y):
+        found = len(np.unique(units[y == label]))
+        if found < k:
+            raise UsageError(
+                f"Class {str(label)!r} has {found} independent item{'s' if found != 1 else ''}, too few for {k} folds. "
+                f"Take {found} folds or more images of it." if found > 1 else
+                f"Class {str(label)!r} has only one independent item, so it cannot be both learned from and tested on. "
+                "Add images of it or leave it out."
+            )  # fmt: skip
+    if len(np.unique(units)) == len(units):
+        return list(StratifiedKFold(k, shuffle=True, random_state=seed).split(units, y))
+    return list(StratifiedGroupKFold(k, shuffle=True, random_state=seed).split(units, y, units))

@@ -1,0 +1,133 @@
+"""Labelled vectors to learn from or to score on, read on demand."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from featcache.errors import MissingVectorsError, UsageError
+from featcache.evaluation import splits
+from featcache.recipe import Recipe
+from featcache.store import FeatureStore, Item, export
+from featcache.store.rows import ItemRows
+
+
+@dataclass
+class Examples:
+    """Labelled vectors.
+
+    Attributes:
+        items: n items.
+        y: (n,) labels, text.
+        units: (n,) int64; items with one number share their content or their group.
+        layers: names of the layers, in network order.
+        shapes: the shape of one image's activations, for each layer.
+        recipe: what made the vectors, where that is known.
+        read: from row numbers to vectors, (rows, d) float32, the layers one after another.
+    """
+
+    items: list[Item]
+    y: np.ndarray
+    units: np.ndarray
+    layers: list[str]
+    shapes: list[tuple[int, ...]]
+    recipe: Recipe | None
+    read: Callable[[np.ndarray], np.ndarray]
+
+    @property
+    def widths(self) -> list[int]:
+        """How many numbers of a vector come from each layer."""
+        return [int(np.prod(shape, dtype=np.int64)) for shape in self.shapes]
+
+    @classmethod
+    def from_store(
+        cls,
+        store: FeatureStore,
+        layers: str | Sequence[str] | None = None,
+        *,
+        labels: str | Path | None = None,
+        split: str | None = None,
+        source: str | None = None,
+        space: str | None = None,
+    ) -> Examples:
+        """The labelled items of a source that have vectors.
+
+        Args:
+            store: the store.
+            layers: which stored layers.
+            labels: a CSV file (``path,label``) whose labels take the place of the stored ones.
+            split: only this split.
+            source: which source.
+            space: which space.
+
+        Raises:
+            MissingVectorsError: no labelled item has vectors.
+        """
+        rows = ItemRows.of(store, layers, split=split, source=source, space=space)
+        items = rows.items
+        if labels is not None:
+            from featcache.images.sources import read_labels
+
+            given = read_labels(Path(labels))
+            unknown = given.keys() - {item.uri for item in items}
+            if len(unknown) == len(given):
+                raise UsageError(
+                    f"None of the {len(given)} paths in {labels} is an image of the source with vectors "
+                    f"(first: {next(iter(given))}). Paths are relative to {store.sources()[items[0].source]}."
+                )
+            items = [replace(item, label=given.get(item.uri)) for item in items]
+        kept = np.array([i for i, item in enumerate(items) if item.label is not None], dtype=np.int64)
+        if not len(kept):
+            raise MissingVectorsError(
+                f"None of the {len(items)} items has a label. Put the images into one folder a class, "
+                "or give --labels FILE with the columns path,label."
+            )
+        labelled = [items[i] for i in kept]
+        return cls(
+            items=labelled,
+            y=np.array([item.label for item in labelled], dtype=str),
+            units=splits.units(labelled),
+            layers=rows.layers,
+            shapes=rows.shapes,
+            recipe=store.space(space).recipe,
+            read=lambda at: rows.read(kept[at]),
+        )
+
+    @classmethod
+    def from_file(cls, path: Path) -> Examples:
+        """The labelled rows of a plain HDF5 or NumPy file; equal vectors count as one image.
+
+        Raises:
+            SourceError: the file has no ``features`` and ``labels``, or they do not fit.
+            MissingVectorsError: no row has a label.
+        """
+        plain = export.read(path)
+        kept = np.array([i for i, label in enumerate(plain.y) if label is not None], dtype=np.int64)
+        if not len(kept):
+            raise MissingVectorsError(f"No row of {path} has a label.")
+        X = plain.X[kept]
+        items = [
+            Item(
+                path.stem,
+                plain.uris[i],
+                hashlib.sha256(plain.X[i].tobytes()).digest(),
+                str(plain.y[i]),
+                None,
+                None,
+            )
+            for i in kept
+        ]
+        known = plain.recipe is not None and len(plain.layers) == 1
+        return cls(
+            items=items,
+            y=np.array([item.label for item in items], dtype=str),
+            units=splits.units(items),
+            layers=plain.layers if known else ["features"],
+            shapes=[X.shape[1:]],
+            recipe=plain.recipe if known else None,
+            read=lambda at: X[at],
+        )

@@ -1,0 +1,118 @@
+"""`extract`: images into vectors, once."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from featcache.extraction.reader import VIEW_0
+from featcache.extraction.report import ExtractionInterrupted, ExtractReport, NothingUsableError
+from featcache.extraction.run import Run
+from featcache.progress import Progress, choose
+from featcache.store.source_records import SourceRecords
+from featcache.store.writer import StoreWriter
+
+if TYPE_CHECKING:
+    from featcache.backbones import Backbone
+    from featcache.images.sources import Entry
+
+DEFAULT_BACKBONE = "bundled:efficientnet_lite0"
+BATCH = 16
+
+
+def extract(
+    source: str | Path,
+    store: str | Path,
+    *,
+    backbone: str | Backbone = DEFAULT_BACKBONE,
+    layers: Sequence[str] = ("pooled",),
+    weights: str | Path | None = None,
+    labels: str | Path | None = None,
+    split: str | Path | None = None,
+    name: str | None = None,
+    moved: bool = False,
+    limit: int | None = None,
+    device: str | None = None,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    dtype: str | None = None,
+    strict: bool = False,
+    progress: Progress | bool | None = None,
+) -> ExtractReport:
+    """Compute and keep the vectors of all images of a source that are not in the store yet.
+
+    Args:
+        source: a folder of images or a CSV manifest (``path,label,split,group``).
+        store: the store's folder, made where there is none.
+        backbone: full name, or a `Backbone`.
+        layers: ``pooled`` and/or ``<module path>:<mean|mean_std|none>``; globs stay within one part of
+            the path.
+        weights: a file of weights for the backbone instead of its published ones.
+        labels: ``folder``, ``none``, or a CSV file (``path,label``).
+        split: ``folder``, a CSV file (``path,split``), or fractions such as ``0.8/0.2``.
+        name: the source's name; the folder's own by default.
+        moved: the source of this name now lies here.
+        limit: only so many images, spread evenly over the labels.
+        device: torch device of the backbone.
+        batch_size: images in one pass.
+        workers: threads that read and decode.
+        dtype: ``float32`` or ``float16`` storage; by default float32 for vectors and float16 for whole
+            maps. Asking for float32 computes again what is stored as float16.
+        strict: raise at the first image that cannot be used.
+        progress: True for a bar, False for none, None for a bar on a terminal, or an object that is told.
+
+    Raises:
+        SourceError: the source cannot be read as one.
+        UnknownNameError: no such backbone or layer.
+        NotAStoreError: the store's path holds something else.
+        UnusableImageError: with ``strict``, an image cannot be used.
+        NothingUsableError: no image could be used.
+        ExtractionInterrupted: Ctrl-C or SIGTERM; what was done is kept.
+    """
+    from featcache import backbones
+    from featcache.images.sources import open_source
+
+    began, started = time.monotonic(), datetime.now(timezone.utc)
+    images = open_source(source, labels=labels, split=split, name=name)
+    with choose(progress) as shown:
+        listed = images.entries()
+        entries = _limited(listed, limit)
+        network = backbones.get(backbone, weights, device) if isinstance(backbone, str) else backbone
+        recipe, chosen = network.recipe, network.resolve_layers(layers)
+        report = ExtractReport(str(store), recipe.fingerprint, network.name, len(entries), ignored=images.ignored)
+        with StoreWriter(Path(store)) as writer:
+            records = SourceRecords(writer.catalogue, images.name, images.root, moved=moved)
+            space = writer.space(recipe)
+            for layer in chosen:
+                space.declare(layer.name, VIEW_0, layer.position, dtype or layer.default_dtype)
+            run = Run(network, chosen, records, space, report, dtype=dtype, strict=strict)
+            try:
+                run.forget_removed({entry.uri for entry in listed})
+                run.over(entries, batch_size or BATCH, workers or os.cpu_count() or 1, shown)
+            finally:
+                run.finish()
+                report.seconds = time.monotonic() - began
+                if report.computed or report.added or report.changed or report.removed:
+                    writer.record_run("extract", started, report.to_dict() | {"interrupted": run.stopped})
+    if run.stopped:
+        raise ExtractionInterrupted(report)
+    if report.quarantined == report.items:
+        raise NothingUsableError(report)
+    return report
+
+
+def _limited(entries: Sequence[Entry], limit: int | None) -> list[Entry]:
+    """The first *limit* entries when the labels take turns; in the source's own order."""
+    if limit is None or limit >= len(entries):
+        return list(entries)
+    seen: dict[str | None, int] = {}
+    turns = []
+    for place, entry in enumerate(entries):
+        turn = seen.get(entry.label, 0)
+        seen[entry.label] = turn + 1
+        turns.append((turn, place))
+    return [entries[place] for place in sorted(place for _, place in sorted(turns)[:limit])]

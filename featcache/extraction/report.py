@@ -1,0 +1,71 @@
+"""What a run of `extract` did, and the ways in which it can end early."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from featcache.errors import FeatcacheError
+
+
+@dataclass
+class ExtractReport:
+    """What a run of `extract` did.
+
+    Attributes:
+        store: the store's path.
+        space: fingerprint of the recipe.
+        backbone: its full name.
+        items: images of the source, after ``limit``.
+        computed: images whose vectors were computed in this run (several layers of a pass count once).
+        reused: images whose vectors were there already, or that have the same content as another one.
+        quarantined: images that could not be used.
+        added, changed, removed: images new to the source, with other content, no longer there.
+        ignored: files of the source that are no images.
+        images_per_second: computed images over the seconds of the passes.
+        seconds: from the call to the return.
+        quarantine: (URI, reason) of each image in quarantine.
+    """
+
+    store: str
+    space: str
+    backbone: str
+    items: int = 0
+    computed: int = 0
+    reused: int = 0
+    quarantined: int = 0
+    added: int = 0
+    changed: int = 0
+    removed: int = 0
+    ignored: int = 0
+    images_per_second: float = 0.0
+    seconds: float = 0.0
+    quarantine: list[tuple[str, str]] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain values."""
+        return asdict(self)
+
+
+class ExtractionInterrupted(KeyboardInterrupt):
+    """Somebody stopped the run; what was done is sealed and the same call goes on from there.
+
+    Attributes:
+        report: what was done up to there.
+    """
+
+    def __init__(self, report: ExtractReport) -> None:
+        super().__init__("extraction was interrupted")
+        self.report = report
+
+
+class NothingUsableError(FeatcacheError):
+    """Not one image of the source could be used."""
+
+    def __init__(self, report: ExtractReport) -> None:
+        uri, reason = report.quarantine[0]
+        super().__init__(
+            f"None of the {report.items} images could be used (first: {uri}: {reason}). "
+            "All are in quarantine; mend them and run the same command again."
+        )
+        self.report = report

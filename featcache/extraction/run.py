@@ -1,0 +1,237 @@
+"""One run of extraction: which images need work, the passes, and the books kept of it.
+
+- Only what is missing is computed: an unchanged file is not read (its state on disk says so), known
+  content is not decoded, a stored (image, layer) is not computed again.
+- Whatever happens to one image, the others go on; it is put into quarantine with the reason.
+- Stopping (Ctrl-C, SIGTERM) seals what is done. The same call goes on from there.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from featcache.errors import UnusableImageError
+from featcache.extraction.reader import VIEW_0, Reader, ReadImage
+from featcache.extraction.report import ExtractReport
+from featcache.interrupts import stop_when_safe
+from featcache.progress import Progress
+from featcache.store.source_records import Record, Rejected, SourceRecords
+from featcache.store.writer import SpaceWriter
+
+if TYPE_CHECKING:
+    from featcache.backbones import Backbone, Layer
+    from featcache.images.sources import Entry
+
+_RACY_NS = 2_000_000_000
+_SAVE_EVERY = 1000
+
+
+class Run:
+    """One extraction of one source with one backbone.
+
+    Args:
+        network: the backbone.
+        layers: the layers wished for, in network order.
+        records: the source's records in the catalogue.
+        space: where the vectors go; the layers are declared there.
+        report: filled as the run goes on.
+        dtype: storage dtype if one was asked for explicitly.
+        strict: raise at the first image that cannot be used.
+    """
+
+    def __init__(
+        self,
+        network: Backbone,
+        layers: Sequence[Layer],
+        records: SourceRecords,
+        space: SpaceWriter,
+        report: ExtractReport,
+        *,
+        dtype: str | None,
+        strict: bool,
+    ) -> None:
+        self.network, self.records, self.space, self.report = network, records, space, report
+        self.layers = {layer.name: layer for layer in layers}
+        self.strict = strict
+        self.stopped = False
+        self._at_least = "float32" if dtype == "float32" else "float16"
+        self._versions = f"pillow {version('pillow')}"
+        self._known = records.known()
+        self._judged: set[str] = set()
+        self._rejected: dict[str, Rejected] = {}
+        self._shape: tuple[int, ...] | None = None
+        self._twins: list[Record] = []
+        self._unsaved: list[Record] = []
+
+    def forget_removed(self, scanned: set[str]) -> None:
+        """Take those images out of the catalogue that the source does not list any more."""
+        gone = self._known.keys() - scanned
+        self.records.remove(gone)
+        self._judged |= gone
+        self.report.removed = len(gone)
+
+    def over(self, entries: Sequence[Entry], batch_size: int, workers: int, shown: Progress) -> None:
+        """Go through the source; `stopped` tells afterwards whether somebody asked to stop."""
+        todo = self._settle_unchanged(entries)
+        shown.start("extract", len(entries), "images")
+        shown.advance(len(entries) - len(todo))
+        passes = 0.0
+        reader = Reader(self.network, list(self.layers), self.space, at_least=self._at_least)
+        with stop_when_safe() as stop, closing(reader.read(todo, workers, ahead=2 * batch_size)) as reads:
+            batch: list[ReadImage] = []
+            for read in reads:
+                if self._settle(read):
+                    batch.append(read)
+                if len(batch) == batch_size:
+                    passes += self._pass(batch)
+                    batch = []
+                self.space.seal_aged()
+                shown.advance()
+                if stop.asked:
+                    self.stopped = True
+                    break
+            passes += self._pass(batch)
+        if passes:
+            self.report.images_per_second = self.report.computed / passes
+
+    def finish(self) -> None:
+        """Seal and record what was done, however the run ended."""
+        self.space.seal()
+        reasons = {r.sha256: r.reason for r in self._rejected.values() if r.sha256 is not None}
+        for record in self._twins:
+            if record.sha256 in reasons:
+                self._reject(Rejected(record.uri, record.sha256, reasons[record.sha256]))
+            else:
+                self.report.reused += 1
+        self._twins = []
+        self._save()
+        self.records.quarantine(self.space.id, self._versions, list(self._rejected.values()), among=self._judged)
+
+    def _settle_unchanged(self, entries: Sequence[Entry]) -> list[Entry]:
+        """Deal with the files that need not be read; return the others."""
+        before = self.records.rejected(self.space.id, self._versions)
+        same: dict[str, Record] = {}
+        todo: list[Entry] = []
+        for entry in entries:
+            record = self._known.get(entry.uri)
+            if record is not None and _unchanged(entry, record):
+                if (record.label, record.split, record.group) != (entry.label, entry.split, entry.group):
+                    record = _described(record, entry)
+                    self._unsaved.append(record)
+                same[entry.uri] = record
+        absent = self._absent({record.sha256 for record in same.values()})
+        for entry in entries:
+            record = same.get(entry.uri)
+            rejected = before.get(entry.uri)
+            if record is None:
+                todo.append(entry)
+            elif rejected is not None and rejected.sha256 == record.sha256:
+                self._judged.add(entry.uri)
+                self._reject(rejected)
+            elif record.sha256 in absent:
+                todo.append(entry)
+            else:
+                self._judged.add(entry.uri)
+                self.report.reused += 1
+        return todo
+
+    def _absent(self, sha256s: set[bytes]) -> set[bytes]:
+        wanted = list(sha256s)
+        absent: set[bytes] = set()
+        for name in self.layers:
+            absent |= sha256s - self.space.present(name, VIEW_0, wanted, at_least=self._at_least)
+        return absent
+
+    def _settle(self, read: ReadImage) -> bool:
+        """Book one image; True where its vectors have to be computed."""
+        entry, record = read.entry, read.record
+        self._judged.add(entry.uri)
+        if record is not None:
+            before = self._known.get(entry.uri)
+            if before is None:
+                self.report.added += 1
+            elif before.sha256 != record.sha256:
+                self.report.changed += 1
+            self._unsaved.append(record)
+            if len(self._unsaved) >= _SAVE_EVERY:
+                self._save()
+        if read.reason is not None:
+            if record is None and entry.uri in self._known:
+                # Its content is unknown now, so the old hash must not speak for it.
+                self.records.remove([entry.uri])
+            self._reject(Rejected(entry.uri, None if record is None else record.sha256, read.reason))
+            return False
+        if read.twin and record is not None:
+            self._twins.append(record)
+            return False
+        if not read.missing or read.pixels is None:
+            self.report.reused += 1
+            return False
+        self._shape = self._shape or read.pixels.shape
+        if read.pixels.shape != self._shape and record is not None:
+            reason = f"the transform gave shape {read.pixels.shape}, for other images {self._shape}"
+            self._reject(Rejected(entry.uri, record.sha256, reason))
+            return False
+        return True
+
+    def _pass(self, batch: Sequence[ReadImage]) -> float:
+        """One forward pass; returns its seconds."""
+        if not batch:
+            return 0.0
+        began = time.monotonic()
+        wanted = {name for read in batch for name in read.missing}
+        layers = [layer for name, layer in self.layers.items() if name in wanted]
+        vectors = self.network.forward(np.stack([r.pixels for r in batch if r.pixels is not None]), layers)
+        groups: dict[tuple[str, ...], list[int]] = {}
+        for row, read in enumerate(batch):
+            if not all(np.isfinite(vectors[name][row]).all() for name in read.missing):
+                assert read.record is not None
+                reason = f"the backbone {self.network.name} gives values that are not finite"
+                self._reject(Rejected(read.entry.uri, read.record.sha256, reason))
+                continue
+            groups.setdefault(read.missing, []).append(row)
+        for missing, rows in groups.items():
+            sha256s = [r.record.sha256 for r in (batch[row] for row in rows) if r.record is not None]
+            self.space.append(sha256s, {(name, VIEW_0): vectors[name][rows] for name in missing})
+            self.report.computed += len(rows)
+        return time.monotonic() - began
+
+    def _reject(self, rejected: Rejected) -> None:
+        self._rejected[rejected.uri] = rejected
+        self.report.quarantined += 1
+        self.report.quarantine.append((rejected.uri, rejected.reason))
+        if self.strict:
+            raise UnusableImageError(
+                f"{rejected.uri}: {rejected.reason}. "
+                "Without --strict it would go into quarantine and the run would go on."
+            )
+
+    def _save(self) -> None:
+        self.records.save(self._unsaved)
+        self._unsaved = []
+
+
+def _unchanged(entry: Entry, record: Record) -> bool:
+    try:
+        stat = os.stat(entry.path)
+    except OSError:
+        return False
+    same = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+    if same != (record.size, record.mtime_ns, record.ctime_ns, record.inode):
+        return False
+    # A file touched just before it was read may have changed again within the clock's grain.
+    return record.indexed_ns - max(record.mtime_ns, record.ctime_ns) > _RACY_NS
+
+
+def _described(record: Record, entry: Entry) -> Record:
+    return Record(
+        record.uri, record.sha256, entry.label, entry.split, entry.group,
+        record.size, record.mtime_ns, record.ctime_ns, record.inode, record.indexed_ns,
+    )  # fmt: skip

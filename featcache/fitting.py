@@ -1,0 +1,104 @@
+"""One head fitted on some rows, and what it says of others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from featcache.bundle import Bundle, LayerUse, scale_layers
+from featcache.errors import BundleError
+from featcache.examples import Examples
+from featcache.heads import head_name, make_head
+from featcache.heads.linear import linear_form
+
+_ROWS_AT_ONCE = 8192
+
+
+def fit(examples: Examples, rows: np.ndarray, head: Any, seed: int) -> Bundle:
+    """Fit a head on some rows.
+
+    Args:
+        examples: labelled vectors.
+        rows: (m,) row numbers to fit on.
+        head: a name or a scikit-learn classifier.
+        seed: of our own heads.
+    """
+    rows = np.sort(rows)
+    uses = _uses(examples, rows)
+    estimator = make_head(head, seed)
+    if hasattr(estimator, "fit_batches"):
+        _fit_streaming(estimator, examples, rows, uses, seed)
+    else:
+        X = scale_layers(examples.read(rows), uses)
+        groups = {"groups": examples.units[rows]} if type(estimator).__module__.startswith("featcache.") else {}
+        estimator.fit(X, examples.y[rows], **groups)
+    try:
+        form = linear_form(estimator)
+    except BundleError:
+        form = None
+    contents = sorted({examples.items[row].sha256 for row in rows})
+    return Bundle(
+        head=head_name(head),
+        classes=tuple(str(c) for c in estimator.classes_),
+        layers=uses,
+        recipe=examples.recipe,
+        form=form,
+        trained_on=np.frombuffer(b"".join(contents), dtype=np.uint8).reshape(-1, 32),
+        fitted_on=len(rows),
+        chosen=dict(getattr(estimator, "chosen_", {})),
+        estimator=None if form is not None else estimator,
+    )
+
+
+def answers(bundle: Bundle, examples: Examples, rows: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
+    """A head's probabilities (m, k), or None where it has none, and its labels (m,) for some rows."""
+    probabilities, predicted = [], []
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        X = examples.read(rows[start : start + _ROWS_AT_ONCE])
+        p = bundle.predict_proba_vectors(X)
+        probabilities.append(p)
+        predicted.append(np.array(bundle.classes)[p.argmax(1)] if p is not None else bundle.predict_vectors(X))
+    known = [p for p in probabilities if p is not None]
+    return (np.concatenate(known) if known else None), np.concatenate(predicted)
+
+
+def _uses(examples: Examples, rows: np.ndarray) -> tuple[LayerUse, ...]:
+    """The layers with their scales: the root mean square over *rows* where there are several."""
+    scales = np.ones(len(examples.layers))
+    if len(examples.layers) > 1:
+        squares = np.zeros(len(examples.layers))
+        edges = np.cumsum([0, *examples.widths])
+        for start in range(0, len(rows), _ROWS_AT_ONCE):
+            X = examples.read(rows[start : start + _ROWS_AT_ONCE])
+            squares += [
+                float(np.square(X[:, a:b], dtype=np.float64).sum()) for a, b in zip(edges, edges[1:], strict=False)
+            ]
+        roots = np.sqrt(squares / (len(rows) * np.array(examples.widths)))
+        scales = np.where(roots > 0, roots, 1.0)
+    return tuple(
+        LayerUse(name, shape, float(scale))
+        for name, shape, scale in zip(examples.layers, examples.shapes, scales, strict=True)
+    )
+
+
+def _fit_streaming(estimator: Any, examples: Examples, rows: np.ndarray, uses: tuple[LayerUse, ...], seed: int) -> None:
+    """Fit by mini-batches read from the store, in a new order each pass; nothing else is kept in memory."""
+    from featcache.heads.torch_softmax import held_out_rows
+
+    classes, numbers = np.unique(examples.y[rows], return_inverse=True)
+    learn, held_out = held_out_rows(numbers, examples.units[rows], seed)
+    rng = np.random.default_rng(seed)
+
+    def read(at: np.ndarray) -> np.ndarray:
+        return scale_layers(examples.read(rows[at]), uses)
+
+    def batches() -> Iterable[tuple[np.ndarray, np.ndarray]]:
+        order = rng.permutation(learn)
+        for start in range(0, len(order), estimator.batch_size):
+            at = order[start : start + estimator.batch_size]
+            yield read(at), numbers[at]
+
+    width = sum(use.width for use in uses)
+    estimator.fit_batches(batches, classes, width, (read(held_out), numbers[held_out]))

@@ -1,0 +1,48 @@
+"""Heads: scikit-learn estimators that are trained on vectors. They know nothing of images or stores.
+
+A head has ``fit(X, y, groups=None)``, ``predict``, ``predict_proba``, ``classes_`` and ``chosen_``, the
+hyper-parameters that it chose.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from featcache.errors import UnknownNameError, UsageError
+
+HEADS = {
+    "logreg": "featcache.heads.logreg:LogRegHead",
+    "torch": "featcache.heads.torch_softmax:TorchSoftmaxHead",
+}
+"""For each name its class; it is imported when it is used."""
+
+
+def make_head(head: Any, seed: int = 0) -> Any:
+    """An unfitted head.
+
+    Args:
+        head: a name in `HEADS`, or any scikit-learn classifier, which is cloned.
+        seed: of our own heads.
+
+    Raises:
+        UnknownNameError: no head of that name.
+        UsageError: the object is no classifier.
+    """
+    if isinstance(head, str):
+        if head not in HEADS:
+            raise UnknownNameError.among("head", head, HEADS)
+        module, _, name = HEADS[head].partition(":")
+        return getattr(importlib.import_module(module), name)(random_state=seed)
+    if not (hasattr(head, "fit") and hasattr(head, "predict") and hasattr(head, "get_params")):
+        raise UsageError(
+            f"A head is one of {', '.join(HEADS)} or a scikit-learn classifier, not {type(head).__name__}."
+        )
+    from sklearn.base import clone
+
+    return clone(head)
+
+
+def head_name(head: Any) -> str:
+    """How a head is called in reports."""
+    return head if isinstance(head, str) else type(head).__name__

@@ -1,0 +1,181 @@
+"""The head ``torch``: a softmax layer trained by mini-batches, for caches larger than memory.
+
+Vectors are standardised by mean and deviation from a first pass. For several C at once, each with a
+layer of its own on the same batches, the objective is that of logistic regression over n rows, mean
+cross-entropy + ‖W‖² / (2 C n), minimised by Adam (Kingma and Ba 2015) with a learning rate that falls as
+a cosine. A tenth of the units is held out; the C and the epoch of the least held-out loss are kept, and
+training stops when no C has improved for some epochs. In memory are one batch, the layers and the
+held-out tenth, at most some thousand rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor
+
+from featcache.evaluation import splits
+
+Batches = Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]]
+"""Starts a pass: yields vectors (b, d) and class numbers (b,)."""
+
+_HELD_OUT_ROWS = 4096
+_STEPS = 1200
+
+
+class TorchSoftmaxHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """A softmax layer trained in PyTorch.
+
+    Args:
+        epochs: at most so many passes; by default enough for 1,200 steps, at least 5.
+        batch_size: rows a step, for `fit`.
+        lr: the learning rate that the cosine starts from.
+        Cs: inverse strengths of the penalty to choose from, on standardised vectors.
+        patience: epochs without a better held-out loss after which training stops.
+        random_state: of the order of the rows and of the held-out tenth.
+
+    Attributes:
+        classes_: (k,) labels.
+        coef_: (k, d) for the vectors as they are given.
+        intercept_: (k,).
+        chosen_: ``{"C": …, "epochs": …}`` of the least held-out loss.
+        losses_: (epochs, Cs) held-out log-loss after each epoch.
+    """
+
+    def __init__(
+        self,
+        epochs: int | None = None,
+        batch_size: int = 256,
+        lr: float = 1e-2,
+        Cs: Sequence[float] = (1e-4, 1e-3, 1e-2, 1e-1),
+        patience: int = 15,
+        random_state: int = 0,
+    ) -> None:
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.lr = lr
+        self.Cs = Cs
+        self.patience = patience
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any, groups: Any = None) -> TorchSoftmaxHead:
+        """Fit on arrays: (n, d) vectors, (n,) labels, (n,) groups that the held-out tenth keeps together."""
+        X, y = validate_data(self, X, y, dtype=np.float32)
+        classes, numbers = np.unique(np.asarray(y), return_inverse=True)
+        groups = np.arange(len(y)) if groups is None else np.asarray(groups)
+        learn, held_out = held_out_rows(numbers, groups, self.random_state)
+        rng = np.random.default_rng(self.random_state)
+
+        def batches() -> Iterable[tuple[np.ndarray, np.ndarray]]:
+            order = rng.permutation(learn)
+            for start in range(0, len(order), self.batch_size):
+                rows = order[start : start + self.batch_size]
+                yield X[rows], numbers[rows]
+
+        return self.fit_batches(batches, classes, X.shape[1], (X[held_out], numbers[held_out]))
+
+    def fit_batches(
+        self, batches: Batches, classes: Sequence[Any] | np.ndarray, width: int, held_out: tuple[np.ndarray, np.ndarray]
+    ) -> TorchSoftmaxHead:
+        """Fit on a stream, which need not fit in memory.
+
+        Args:
+            batches: starts a pass over the rows to learn from, in an order of its own.
+            classes: k labels; class numbers are places in them.
+            width: d.
+            held_out: vectors and class numbers that decide when to stop.
+        """
+        self.classes_, self.n_features_in_ = np.asarray(classes), width
+        mean, scale, rows, steps = _moments(batches, width)
+        epochs = self.epochs or max(5, -(-_STEPS // max(1, steps)))
+        sorted_Cs = sorted(float(C) for C in self.Cs)
+        Cs = torch.tensor(sorted_Cs)
+        weight = torch.zeros(len(Cs), len(self.classes_), width, requires_grad=True)
+        bias = torch.zeros(len(Cs), 1, len(self.classes_), requires_grad=True)
+        optimiser = torch.optim.Adam([weight, bias], lr=self.lr)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(1, epochs * steps))
+
+        def losses(vectors: np.ndarray, numbers: np.ndarray) -> Tensor:
+            """Mean cross-entropy of each C's layer."""
+            z = ((torch.from_numpy(vectors) - mean) / scale) @ weight.transpose(1, 2) + bias
+            target = torch.from_numpy(np.asarray(numbers, dtype=np.int64)).expand(len(Cs), -1)
+            return torch.nn.functional.cross_entropy(z.transpose(1, 2), target, reduction="none").mean(1)
+
+        best_loss, best_epoch = np.full(len(Cs), np.inf), np.zeros(len(Cs), dtype=int)
+        best_weight, best_bias = weight.detach().clone(), bias.detach().clone()
+        history = []
+        for epoch in range(1, epochs + 1):
+            for vectors, numbers in batches():
+                penalty = weight.square().sum((1, 2)) / (2 * Cs * rows)
+                optimiser.zero_grad()
+                (losses(vectors, numbers) + penalty).sum().backward()  # type: ignore[no-untyped-call]
+                optimiser.step()
+                schedule.step()
+            with torch.no_grad():
+                history.append(losses(*held_out).numpy())
+            better = history[-1] < best_loss
+            best_loss[better], best_epoch[better] = history[-1][better], epoch
+            best_weight[better], best_bias[better] = weight.detach()[better], bias.detach()[better]
+            if epoch - best_epoch.max() >= self.patience:
+                break
+        chosen = int(np.argmin(best_loss))
+        folded = (best_weight[chosen] / scale).double()
+        self.coef_ = folded.numpy()
+        self.intercept_ = (best_bias[chosen, 0].double() - folded @ mean.double()).numpy()
+        self.chosen_ = {"C": sorted_Cs[chosen], "epochs": int(best_epoch[chosen])}
+        self.losses_ = np.array(history)
+        return self
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """(n, k) scores."""
+        check_is_fitted(self)
+        X = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
+        return np.asarray(X @ self.coef_.T + self.intercept_)
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """(n, k) probabilities in the order of ``classes_``."""
+        z = self.decision_function(X)
+        z = np.exp(z - z.max(1, keepdims=True))
+        return np.asarray(z / z.sum(1, keepdims=True))
+
+    def predict(self, X: Any) -> np.ndarray:
+        """(n,) the likeliest label."""
+        return np.asarray(self.classes_[self.decision_function(X).argmax(1)])
+
+
+def held_out_rows(numbers: np.ndarray, groups: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to learn from, and at most some thousand rows of other groups that decide when to stop.
+
+    Where no class has two groups, all rows serve for both.
+    """
+    parts = splits.draw_holdout([str(n) for n in numbers], [str(g) for g in groups], fraction=0.1, seed=seed)
+    is_test = np.array([parts[str(g)] == "test" for g in groups])
+    if not is_test.any() or len(np.unique(numbers[~is_test])) < len(np.unique(numbers)):
+        return np.arange(len(numbers)), np.arange(len(numbers))[:_HELD_OUT_ROWS]
+    held_out = np.flatnonzero(is_test)
+    if len(held_out) > _HELD_OUT_ROWS:
+        held_out = np.sort(np.random.default_rng(seed).choice(held_out, _HELD_OUT_ROWS, replace=False))
+    return np.flatnonzero(~is_test), held_out
+
+
+def _moments(batches: Batches, width: int) -> tuple[Tensor, Tensor, int, int]:
+    """Mean and deviation of each feature, summed in float64; rows and batches of a pass."""
+    count, steps = 0, 0
+    total, squares = np.zeros(width), np.zeros(width)
+    for vectors, _ in batches():
+        exact = vectors.astype(np.float64)
+        total += exact.sum(0)
+        squares += (exact**2).sum(0)
+        count += len(vectors)
+        steps += 1
+    mean = total / max(count, 1)
+    deviation = np.sqrt(np.maximum(squares / max(count, 1) - mean**2, 0))
+    # A feature that never varies says nothing; dividing by 1 leaves it at zero.
+    deviation[deviation <= 1e-6 * np.maximum(np.abs(mean), 1)] = 1.0
+    moments = (torch.from_numpy(v.astype(np.float32)) for v in (mean, deviation))
+    return (*moments, count, steps)

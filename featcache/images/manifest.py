@@ -1,0 +1,125 @@
+"""A CSV file as a source, and CSV files that give labels or splits to images by their path."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from featcache.errors import SourceError
+from featcache.images.entry import Entry
+
+COLUMNS = ("path", "label", "split", "group")
+
+
+class ManifestSource:
+    """Images listed in a CSV file with the columns ``path`` and, if there are any, ``label,split,group``.
+
+    Paths are relative to the file's folder, which is the source's root.
+
+    Args:
+        path: the CSV file, UTF-8.
+        name: the source's name; the file's without its suffix by default.
+    """
+
+    def __init__(self, path: Path, *, name: str | None = None) -> None:
+        self.path = path.resolve()
+        self.root = str(self.path.parent)
+        self.name = name or self.path.stem
+        self.ignored = 0
+
+    def entries(self) -> list[Entry]:
+        """List the images, sorted by URI.
+
+        Raises:
+            SourceError: a column or file is missing, a path leads out of the folder or stands there twice.
+        """
+        entries: dict[str, Entry] = {}
+        lines: dict[str, int] = {}
+        missing: list[tuple[int, str]] = []
+        for line, row in _rows(self.path, ("path",)):
+            uri = _relative(row["path"], self.path, line)
+            if uri in lines:
+                raise SourceError(
+                    f"{self.path}: {uri} stands in line {lines[uri]} and again in line {line}. Remove one of them."
+                )
+            lines[uri] = line
+            place = self.path.parent / uri
+            if not os.path.exists(place):
+                missing.append((line, row["path"]))
+            label, split, group = (row.get(column) or None for column in COLUMNS[1:])
+            entries[uri] = Entry(uri, place, label, split, group)
+        if missing:
+            shown = ", ".join(f"{name} (line {line})" for line, name in missing[:5])
+            more = " …" if len(missing) > 5 else ""
+            raise SourceError(
+                f"{self.path} names {len(missing)} files that are not there: {shown}{more}. "
+                f"Paths are relative to {self.root}."
+            )
+        if not entries:
+            raise SourceError(f"{self.path} lists no image.")
+        return [entries[uri] for uri in sorted(entries)]
+
+
+def read_column(path: Path, column: str) -> dict[str, str]:
+    """One column of a CSV file by path; rows without a value are left out.
+
+    Raises:
+        SourceError: the file or a column is missing, or a path stands there twice.
+    """
+    found: dict[str, str] = {}
+    lines: dict[str, int] = {}
+    for line, row in _rows(path, ("path", column)):
+        uri = str(PurePosixPath(row["path"]))
+        if uri in lines:
+            raise SourceError(
+                f"{path}: {uri} stands in line {lines[uri]} and again in line {line}. Remove one of them."
+            )
+        lines[uri] = line
+        if row[column]:
+            found[uri] = row[column]
+    if not found:
+        raise SourceError(f"{path} gives no {column}.")
+    return found
+
+
+def _rows(path: Path, needed: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Line numbers and rows; the heading is checked, empty lines are passed over."""
+    if not path.is_file():
+        raise SourceError(f"There is no file {path}.")
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            heading = [name.strip() for name in reader.fieldnames or []]
+            reader.fieldnames = heading
+            absent = [name for name in needed if name not in heading]
+            if absent:
+                raise SourceError(
+                    f"{path} has no column {', '.join(absent)}; "
+                    f"its first line is {','.join(heading) or 'empty'}. "
+                    f"Known columns: {','.join(COLUMNS)}."
+                )
+            for row in reader:
+                values = {name: (row[name] or "").strip() for name in COLUMNS if name in row}
+                if not values["path"]:
+                    raise SourceError(f"{path}, line {reader.line_num}: the path is empty.")
+                yield reader.line_num, values
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{path} is not UTF-8 text: {error}. Save it as UTF-8.") from error
+    except csv.Error as error:
+        raise SourceError(f"{path} cannot be read as CSV: {error}.") from error
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def _relative(text: str, manifest: Path, line: int) -> str:
+    """The URI of a path that may be given absolutely, as long as it lies in the manifest's folder."""
+    plain = os.path.normpath(os.path.join(manifest.parent, text))
+    inside = os.path.relpath(plain, manifest.parent)
+    if inside.startswith(".."):
+        raise SourceError(
+            f"{manifest}, line {line}: {text} lies outside the manifest's folder. "
+            "Put the manifest into a folder above all its images."
+        )
+    return inside.replace(os.sep, "/")

@@ -1,0 +1,168 @@
+"""Sources: what lists images, with their labels, splits and groups.
+
+`open_source` finds out what a path is: a folder (`featcache.images.folder`) or a CSV manifest
+(`featcache.images.manifest`). Only names are read here, never an image's bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from featcache.errors import SourceError, UsageError
+from featcache.images.entry import Entry
+from featcache.images.folder import FolderSource
+from featcache.images.manifest import ManifestSource, read_column
+
+__all__ = ["Entry", "Source", "open_source", "read_labels"]
+
+
+class Source(Protocol):
+    """A named collection of images.
+
+    Attributes:
+        name: the source's name.
+        root: absolute path that URIs are relative to.
+        ignored: files found by `entries` that are no images.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def root(self) -> str: ...
+    @property
+    def ignored(self) -> int: ...
+
+    def entries(self) -> list[Entry]:
+        """List the images, sorted by URI."""
+
+
+def open_source(
+    path: str | Path,
+    *,
+    labels: str | Path | None = None,
+    split: str | Path | None = None,
+    name: str | None = None,
+) -> Source:
+    """Take a folder or a CSV manifest as a source.
+
+    Args:
+        path: a folder with images, in class folders or flat, with or without ``train/ val/ test/``
+            above them; or a CSV file with the columns ``path,label,split,group``.
+        labels: ``folder`` (the default), ``none``, or a CSV file (``path,label``).
+        split: ``folder`` (the default), a CSV file (``path,split``), or fractions, ``0.8/0.2`` (train,
+            test) or ``train=0.7,val=0.1,test=0.2``. Fractions are drawn by ranking the SHA-256 of each
+            URI, or group, within its label, so the same names give the same split.
+        name: the source's name; the folder's own, or the manifest's without its suffix, by default.
+
+    Raises:
+        SourceError: there is nothing at *path*, or it cannot be a source.
+    """
+    place = Path(path)
+    found: Source
+    if place.is_dir():
+        found = FolderSource(place, name=name)
+    elif place.is_file() and place.suffix.lower() == ".csv":
+        found = ManifestSource(place, name=name)
+    elif place.exists():
+        raise SourceError(f"{place} is neither a folder of images nor a CSV manifest (NAME.csv).")
+    else:
+        raise SourceError(f"There is nothing at {place}. Give a folder of images or a CSV manifest.")
+    if labels in (None, "folder") and split in (None, "folder"):
+        return found
+    return _Described(found, labels, split)
+
+
+def read_labels(path: Path) -> dict[str, str]:
+    """Labels by URI from a CSV file with the columns ``path,label``.
+
+    Raises:
+        SourceError: the file or one of the columns is missing, or a path stands there twice.
+    """
+    return read_column(path, "label")
+
+
+@dataclass
+class _Described:
+    """A source whose labels or splits come from elsewhere."""
+
+    inner: Source
+    labels: str | Path | None
+    split: str | Path | None
+
+    def __post_init__(self) -> None:
+        self.name, self.root = self.inner.name, self.inner.root
+        self.fractions = _fractions(self.split)
+
+    @property
+    def ignored(self) -> int:
+        return self.inner.ignored
+
+    def entries(self) -> list[Entry]:
+        entries = self.inner.entries()
+        if self.labels == "none":
+            entries = [replace(entry, label=None) for entry in entries]
+        elif self.labels not in (None, "folder"):
+            given = _matching(Path(str(self.labels)), "label", entries)
+            entries = [replace(entry, label=given.get(entry.uri)) for entry in entries]
+        if self.fractions is not None:
+            return _drawn(entries, self.fractions)
+        if self.split not in (None, "folder"):
+            given = _matching(Path(str(self.split)), "split", entries)
+            entries = [replace(entry, split=given.get(entry.uri)) for entry in entries]
+        return entries
+
+
+def _matching(path: Path, column: str, entries: list[Entry]) -> dict[str, str]:
+    given = read_column(path, column)
+    strangers = sorted(given.keys() - {entry.uri for entry in entries})
+    if strangers:
+        shown = ", ".join(strangers[:5]) + (" …" if len(strangers) > 5 else "")
+        raise SourceError(
+            f"{path} names {len(strangers)} paths that are no images of the source: {shown}. "
+            "Paths are relative to the source's folder."
+        )
+    return given
+
+
+def _fractions(split: str | Path | None) -> dict[str, float] | None:
+    text = str(split)
+    if re.fullmatch(r"[0-9.]+(/[0-9.]+){1,2}", text):
+        values = [float(part) for part in text.split("/")]
+        names = ("train", "test") if len(values) == 2 else ("train", "val", "test")
+        fractions = dict(zip(names, values, strict=True))
+    elif re.fullmatch(r"\w+=[0-9.]+(,\w+=[0-9.]+)*", text):
+        fractions = {name: float(value) for name, value in (part.split("=") for part in text.split(","))}
+    else:
+        return None
+    if abs(sum(fractions.values()) - 1) > 1e-6 or min(fractions.values()) <= 0:
+        raise UsageError(f"The fractions in --split {text} should be positive and sum to 1.")
+    return fractions
+
+
+def _drawn(entries: list[Entry], fractions: Mapping[str, float]) -> list[Entry]:
+    """Splits by rank of a hash: whole groups, within each label."""
+    label_of: dict[str, str] = {}
+    for entry in entries:
+        label_of.setdefault(_unit(entry), str(entry.label))
+    by_label: dict[str, list[str]] = {}
+    for unit, label in label_of.items():
+        by_label.setdefault(label, []).append(unit)
+    split_of: dict[str, str] = {}
+    for units in by_label.values():
+        units.sort(key=lambda unit: hashlib.sha256(f"0:{unit}".encode("utf-8", "surrogatepass")).digest())
+        edge, start = 0.0, 0
+        for name, fraction in fractions.items():
+            edge += fraction
+            stop = round(edge * len(units))
+            split_of.update(dict.fromkeys(units[start:stop], name))
+            start = stop
+    return [replace(entry, split=split_of[_unit(entry)]) for entry in entries]
+
+
+def _unit(entry: Entry) -> str:
+    return f"uri:{entry.uri}" if entry.group is None else f"group:{entry.group}"

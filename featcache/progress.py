@@ -1,0 +1,178 @@
+"""How long work tells a person how far it is.
+
+The library reports to a `Progress`; who called decides what becomes of it: nothing, a bar on a
+terminal, or now and then a line where there is no terminal (a log file, a pipe). All of it goes to
+stderr, never to stdout. Rich is imported only when a bar is drawn.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol, TextIO
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+
+class Progress(Protocol):
+    """What long work reports. Calls may come from any thread; phases follow one another."""
+
+    def start(self, what: str, total: int | None, unit: str) -> None:
+        """A phase begins: *what* is being done to *total* things, each a *unit* (``"images"``)."""
+
+    def advance(self, n: int = 1) -> None:
+        """*n* more things are done."""
+
+    def note(self, text: str) -> None:
+        """One line for the person, which does not disturb the bar."""
+
+    def finish(self) -> None:
+        """The phase is over."""
+
+
+class Silent:
+    """Says nothing."""
+
+    def start(self, what: str, total: int | None, unit: str) -> None:
+        pass
+
+    def advance(self, n: int = 1) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
+
+    def finish(self) -> None:
+        pass
+
+
+class Lines:
+    """A line when a phase begins, one every *every* seconds, and one when it ends."""
+
+    def __init__(self, stream: TextIO | None = None, every: float = 10.0) -> None:
+        self._stream = sys.stderr if stream is None else stream
+        self._every = every
+        self._lock = threading.Lock()
+        self._what = self._unit = ""
+        self._total: int | None = None
+        self._done = self._done_then = 0
+        self._began = self._said = 0.0
+
+    def start(self, what: str, total: int | None, unit: str) -> None:
+        self._what, self._total, self._unit = what, total, unit
+        self._done = self._done_then = 0
+        self._began = self._said = time.monotonic()
+        self.note(f"{what} …" if total is None else f"{what}: {total:,} {unit} …")
+
+    def advance(self, n: int = 1) -> None:
+        with self._lock:
+            self._done += n
+            now = time.monotonic()
+            if now - self._said < self._every:
+                return
+            text = self._state(now)
+            self._said, self._done_then = now, self._done
+        self.note(text)
+
+    def note(self, text: str) -> None:
+        print(text, file=self._stream, flush=True)
+
+    def finish(self) -> None:
+        now = time.monotonic()
+        if self._what and now - self._began >= 1:
+            self.note(f"{self._what}: {self._done:,} {self._unit} in {now - self._began:.1f} s")
+        self._what = ""
+
+    def _state(self, now: float) -> str:
+        # The pace since the last line: things that were there already are counted in one go at first.
+        rate = (self._done - self._done_then) / (now - self._said)
+        text = f"{self._what}: {self._done:,}"
+        if self._total is not None:
+            text += f" of {self._total:,}"
+        text += f" {self._unit}, {rate:.1f} {self._unit}/s"
+        if self._total is not None and rate > 0:
+            text += f", {_duration((self._total - self._done) / rate)} left"
+        return text
+
+
+class Bar:
+    """A bar on stderr with the rate and the time left, removed when the phase is over."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn
+        from rich.progress import Progress as RichProgress
+        from rich.text import Text
+
+        class Pace(ProgressColumn):
+            """Rate and time left: ``62.4 images/s, 0:00:21 left``."""
+
+            def render(self, task: Task) -> Text:
+                if not task.speed:
+                    return Text(str(task.fields["unit"]))
+                text = f"{task.speed:.1f} {task.fields['unit']}/s"
+                if task.time_remaining is not None:
+                    text += f", {_duration(task.time_remaining)} left"
+                return Text(text)
+
+        self._bar = RichProgress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            Pace(),
+            console=Console(stderr=True, highlight=False),
+            transient=True,
+        )
+        self._task: TaskID | None = None
+
+    def start(self, what: str, total: int | None, unit: str) -> None:
+        self.finish()
+        self._task = self._bar.add_task(what, total=total, unit=unit)
+        self._bar.start()
+
+    def advance(self, n: int = 1) -> None:
+        if self._task is not None:
+            self._bar.advance(self._task, n)
+
+    def note(self, text: str) -> None:
+        # soft_wrap: a long path must stay on one line, or it cannot be copied.
+        self._bar.console.print(text, markup=False, soft_wrap=True)
+
+    def finish(self) -> None:
+        if self._task is not None:
+            self._bar.stop()
+            self._bar.remove_task(self._task)
+            self._task = None
+
+
+@contextmanager
+def choose(progress: Progress | bool | None) -> Iterator[Progress]:
+    """What to report to, as a context that takes the bar away however it is left.
+
+    Args:
+        progress: a `Progress` is used as it is; ``True`` shows a bar on a terminal and lines
+            elsewhere; ``None`` a bar if stderr is a terminal and else nothing; ``False`` nothing.
+    """
+    if progress is not None and not isinstance(progress, bool):
+        yield progress
+        return
+    shown: Progress
+    if progress is not False and sys.stderr is not None and sys.stderr.isatty():
+        shown = Bar()
+    else:
+        shown = Lines() if progress else Silent()
+    try:
+        yield shown
+    finally:
+        shown.finish()
+
+
+def _duration(seconds: float) -> str:
+    """``0:07``, ``12:30``, ``1:02:05``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

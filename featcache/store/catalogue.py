@@ -1,0 +1,242 @@
+"""The one door to the catalogue: connections, transactions, and the digest that watches over them.
+
+- This is the only module that begins or ends a transaction.
+- A connection belongs to one thread of one process; after a fork a new one is opened.
+- Reading opens the file read-only. The one exception is SQLite's own recovery: a transaction that a
+  kill cut off has to be rolled back before anybody can read.
+- SQLite has no page checksums. Every writing connection therefore carries temporary triggers that
+  keep, for each table, the sum modulo 2^256 of the SHA-256 of its rows: a multiset digest, the same
+  in whatever order rows came, stored in the same transaction and recomputed by ``verify``. The
+  triggers are the connection's own and never stand in the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from featcache.errors import (
+    DamagedStoreError,
+    FeatcacheError,
+    NotAStoreError,
+    StoreBusyError,
+    StoreError,
+)
+from featcache.store import schema
+
+BUSY_SECONDS = 60.0
+_MODULUS = 1 << 256
+
+
+class Catalogue:
+    """A connection for each thread to one catalogue file.
+
+    Args:
+        path: the file ``catalog.sqlite``.
+        writable: whether transactions are allowed. Reading alone never changes a file.
+    """
+
+    def __init__(self, path: Path, *, writable: bool = False) -> None:
+        self.path = path
+        self.writable = writable
+        self._local = threading.local()
+        with foreign_errors(str(path)):
+            schema.check(self.connection, str(path))
+
+    @classmethod
+    def create(cls, path: Path) -> Catalogue:
+        """Make the file with empty tables; a file that another process makes meanwhile is taken as it is."""
+        with foreign_errors(str(path)):
+            connection = sqlite3.connect(path, isolation_level=None, timeout=BUSY_SECONDS)
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+                if not connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
+                    schema.create(connection)
+                connection.execute("COMMIT")
+            finally:
+                connection.close()
+        return cls(path, writable=True)
+
+    @property
+    def connection(self) -> sqlite3.Connection:
+        """This thread's connection, opened at first use and anew after a fork."""
+        held: _Held | None = getattr(self._local, "held", None)
+        if held is None or held.pid != os.getpid():
+            # A connection inherited through a fork is left alone: closing it could drop the parent's locks.
+            held = _Held(_connect(self.path, self.writable), self.writable)
+            self._local.held = held
+        return held.connection
+
+    def query(self, sql: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+        """All rows of one SELECT, read at once so that no lock is held meanwhile."""
+        with foreign_errors(str(self.path)):
+            return self.connection.execute(sql, values).fetchall()
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """One write transaction with the digests brought up to date; rolled back on any exception."""
+        if not self.writable:
+            raise StoreError(f"{self.path} was opened for reading only.")
+        with foreign_errors(str(self.path)):
+            connection = self.connection
+            held: _Held = self._local.held
+            connection.execute("BEGIN IMMEDIATE")
+            held.sums.clear()
+            try:
+                yield connection
+                for name, change in held.sums.items():
+                    (old,) = connection.execute("SELECT value FROM digests WHERE name = ?", (name,)).fetchone()
+                    new = (int.from_bytes(old, "big") + change) % _MODULUS
+                    connection.execute("UPDATE digests SET value = ? WHERE name = ?", (new.to_bytes(32, "big"), name))
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+
+    def problems(self) -> list[str]:
+        """What is wrong with the file itself: SQLite's own check, and the digests recomputed."""
+        found = []
+        with foreign_errors(str(self.path)):
+            connection = self.connection
+            connection.execute("BEGIN")
+            try:
+                for (line,) in connection.execute("PRAGMA integrity_check(20)"):
+                    if line != "ok":
+                        found.append(f"SQLite finds: {line}")
+                stored = dict(connection.execute("SELECT name, value FROM digests"))
+                for name, columns in schema.DIGESTED.items():
+                    total = 0
+                    for row in connection.execute(f"SELECT {', '.join(columns)} FROM {name}"):
+                        total += row_digest(*row)
+                    if stored.get(name) != (total % _MODULUS).to_bytes(32, "big"):
+                        found.append(f"the rows of table {name!r} are not those that were written")
+            finally:
+                connection.execute("COMMIT")
+        return found
+
+    def copy_to(self, path: Path) -> None:
+        """Write a consistent copy of the catalogue to *path* and flush it to the disk."""
+        with foreign_errors(str(path)):
+            target = sqlite3.connect(path)
+            try:
+                self.connection.backup(target)
+            finally:
+                target.close()
+            sync_file(path)
+
+    def close(self) -> None:
+        """Close this thread's connection."""
+        held: _Held | None = getattr(self._local, "held", None)
+        if held is not None and held.pid == os.getpid():
+            held.connection.close()
+        self._local = threading.local()
+
+
+class _Held:
+    """One connection, the process it belongs to, and the digest changes of its open transaction."""
+
+    def __init__(self, connection: sqlite3.Connection, writable: bool) -> None:
+        self.connection = connection
+        self.pid = os.getpid()
+        self.sums: dict[str, int] = {}
+        if writable:
+            connection.create_function("digest_change", -1, self._change)
+            for name, columns in schema.DIGESTED.items():
+                new = ", ".join(f"NEW.{c}" for c in columns)
+                old = ", ".join(f"OLD.{c}" for c in columns)
+                add, take = (
+                    f"SELECT digest_change('{name}', 1, {new});",
+                    f"SELECT digest_change('{name}', -1, {old});",
+                )
+                for event, body in (("INSERT", add), ("DELETE", take), ("UPDATE", take + add)):
+                    when = f"digest_{name}_{event} AFTER {event} ON main.{name}"
+                    connection.execute(f"CREATE TEMP TRIGGER {when} BEGIN {body} END")
+
+    def _change(self, name: str, sign: int, *values: Any) -> None:
+        self.sums[name] = self.sums.get(name, 0) + sign * row_digest(*values)
+
+
+def row_digest(*values: Any) -> int:
+    """SHA-256 of a row's values as a number; each value is written with its type and length."""
+    parts = []
+    for value in values:
+        if isinstance(value, bytes):
+            parts.append(b"b%d:" % len(value) + value)
+        elif isinstance(value, int):
+            parts.append(b"i%d;" % value)
+        elif value is None:
+            parts.append(b"n")
+        else:
+            text = str(value).encode("utf-8", "surrogatepass")
+            parts.append(b"t%d:" % len(text) + text)
+    return int.from_bytes(hashlib.sha256(b"".join(parts)).digest(), "big")
+
+
+def _connect(path: Path, writable: bool) -> sqlite3.Connection:
+    if not path.is_file():
+        raise NotAStoreError(f"There is no catalogue at {path}, so this is not a featcache store.")
+    connection = _open(path, "rw" if writable else "ro")
+    try:
+        connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    except sqlite3.OperationalError:
+        connection.close()
+        # A transaction cut off by a kill: opening for writing once lets SQLite roll it back.
+        recovering = _open(path, "rw")
+        try:
+            recovering.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+        finally:
+            recovering.close()
+        connection = _open(path, "rw" if writable else "ro")
+    connection.execute("PRAGMA trusted_schema = OFF")
+    connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute("PRAGMA cache_size = -65536")
+    if writable:
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA temp_store = MEMORY")
+    return connection
+
+
+def _open(path: Path, mode: str) -> sqlite3.Connection:
+    uri = f"file:{quote(str(path.absolute()))}?mode={mode}"
+    return sqlite3.connect(uri, uri=True, isolation_level=None, timeout=BUSY_SECONDS)
+
+
+@contextmanager
+def foreign_errors(where: str) -> Iterator[None]:
+    """Turn errors of SQLite, HDF5 and the system into featcache's own, with the cause chained."""
+    try:
+        yield
+    except FeatcacheError:
+        raise
+    except sqlite3.OperationalError as error:
+        text = str(error)
+        if "locked" in text or "busy" in text:
+            raise StoreBusyError(
+                f"{where} is held by another process for more than {BUSY_SECONDS:.0f} s. "
+                "Wait for it to finish, or end it, and run the command again."
+            ) from error
+        raise StoreError(f"{where}: SQLite says {text!r}. Check free space and permissions of the disk.") from error
+    except sqlite3.DatabaseError as error:
+        raise DamagedStoreError(
+            f"{where} is damaged (SQLite says {str(error)!r}). Put a copy of catalog.backup.sqlite in its place."
+        ) from error
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise StoreError(f"{where}: {reason}. Check the disk's free space and permissions.") from error
+
+
+def sync_file(path: Path) -> None:
+    """Flush one file's bytes, or one folder's names, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,148 @@
+"""One plain file for other programs: HDF5 or NumPy, and reading such files back."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from featcache.errors import SourceError, UsageError
+from featcache.recipe import Recipe
+from featcache.store.catalogue import foreign_errors
+from featcache.store.items import Item
+
+SUFFIXES = (".h5", ".hdf5", ".npz")
+
+
+@dataclass(frozen=True, slots=True)
+class PlainFile:
+    """Features from one plain file.
+
+    Attributes:
+        X: (n, d) float32.
+        y: (n,) labels as text, or objects with None for items without one.
+        uris: n texts; the row numbers where the file has none.
+        recipe: what made the features, where the file says so.
+        layers: names of the layers, likewise.
+    """
+
+    X: np.ndarray
+    y: np.ndarray
+    uris: list[str]
+    recipe: Recipe | None
+    layers: list[str]
+
+
+def write(
+    path: Path, X: np.ndarray, y: np.ndarray, items: Sequence[Item], recipe: Recipe, layers: Sequence[str]
+) -> None:
+    """Write ``features`` (n, d) float32, ``labels`` (n,) int64 (-1: none), ``uris``, ``classes``.
+
+    Raises:
+        UsageError: the suffix is not .h5, .hdf5 or .npz.
+        StoreError: the file cannot be written.
+    """
+    if path.suffix not in SUFFIXES:
+        raise UsageError(f"{path} should end in one of {', '.join(SUFFIXES)}, which choose the format.")
+    classes = sorted({str(label) for label in y if label is not None})
+    number = {name: i for i, name in enumerate(classes)}
+    labels = np.array([-1 if label is None else number[str(label)] for label in y], dtype=np.int64)
+    uris = [item.uri for item in items]
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    with foreign_errors(str(path)):
+        try:
+            if path.suffix == ".npz":
+                with partial.open("wb") as file:
+                    np.savez(
+                        file,
+                        features=X,
+                        labels=labels,
+                        uris=np.array(uris, dtype=str),
+                        classes=np.array(classes, dtype=str),
+                        recipe=np.array(recipe.to_json()),
+                        layers=np.array(list(layers), dtype=str),
+                    )
+            else:
+                with h5py.File(partial, "w") as file:
+                    file["features"] = X
+                    file["labels"] = labels
+                    text = h5py.string_dtype()
+                    file.create_dataset("uris", data=uris, dtype=text)
+                    file.create_dataset("classes", data=classes, dtype=text, shape=(len(classes),))
+                    file.attrs["recipe"] = recipe.to_json()
+                    file.attrs["fingerprint"] = recipe.fingerprint
+                    file.attrs["layers"] = json.dumps(list(layers))
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def read(path: Path) -> PlainFile:
+    """Read a file with ``features`` and ``labels``, whoever wrote it.
+
+    Args:
+        path: HDF5 (.h5, .hdf5) or NumPy (.npz) with ``features`` (n, d) numbers, ``labels`` (n,)
+            integers (-1 for none) or text, and where present ``classes``, ``uris``, ``recipe``, ``layers``.
+
+    Raises:
+        SourceError: the file is not of this form; the message says what is missing or does not fit.
+    """
+    if not path.is_file():
+        raise SourceError(f"There is no file {path}.")
+    try:
+        arrays = _npz(path) if path.suffix == ".npz" else _hdf5(path)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SourceError(f"{path} cannot be read as a file of features: {error}.") from error
+    for name in ("features", "labels"):
+        if name not in arrays:
+            raise SourceError(f"{path} has no array called {name!r}; it needs `features` (n, d) and `labels` (n,).")
+    X = np.asarray(arrays["features"])
+    labels = np.asarray(arrays["labels"])
+    if X.ndim != 2 or X.dtype.kind not in "fiu" or labels.shape != (len(X),):
+        raise SourceError(
+            f"{path}: `features` should be numbers of shape (n, d) and `labels` of shape (n,); "
+            f"found {X.dtype} {X.shape} and {labels.dtype} {labels.shape}."
+        )
+    classes = [_text(c) for c in arrays.get("classes", np.array([], dtype=str))]
+    if labels.dtype.kind in "iu":
+        if labels.size and classes and int(labels.max()) >= len(classes):
+            raise SourceError(f"{path}: a label is {int(labels.max())}, but there are {len(classes)} classes.")
+        named = [None if v < 0 else classes[v] if classes else str(v) for v in labels.tolist()]
+    else:
+        named = [_text(v) for v in labels]
+    uris = [_text(u) for u in arrays.get("uris", np.arange(len(X)))]
+    recipe = Recipe.from_json(_text(arrays["recipe"].item())) if "recipe" in arrays else None
+    layers = [_text(v) for v in arrays.get("layers", np.array([], dtype=str))]
+    y = np.array(named, dtype=object if None in named else str)
+    return PlainFile(np.ascontiguousarray(X, dtype=np.float32), y, uris, recipe, layers)
+
+
+def _npz(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
+def _hdf5(path: Path) -> dict[str, np.ndarray]:
+    arrays = {}
+    with h5py.File(path, "r") as file:
+        for name in ("features", "labels", "uris", "classes"):
+            if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+                continue
+            dataset = file[name]
+            if dataset.is_virtual or dataset.external:
+                raise ValueError(f"{name!r} leads to other files")
+            arrays[name] = dataset[()]
+        if "recipe" in file.attrs:
+            arrays["recipe"] = np.array(str(file.attrs["recipe"]))
+        if "layers" in file.attrs:
+            arrays["layers"] = np.array(json.loads(str(file.attrs["layers"])), dtype=str)
+    return arrays
+
+
+def _text(value: object) -> str:
+    return value.decode("utf-8") if isinstance(value, bytes) else str(value)

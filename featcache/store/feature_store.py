@@ -1,0 +1,355 @@
+"""`FeatureStore`: a store opened for reading.
+
+Opening reads a few rows of the catalogue and writes nothing. Vectors come through memory maps, in
+float32, in a fixed order (source, then URI) and one row an item.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from featcache.errors import (
+    DamagedStoreError,
+    MissingVectorsError,
+    NotAStoreError,
+    UnknownNameError,
+    UsageError,
+)
+from featcache.progress import Progress
+from featcache.recipe import Recipe
+from featcache.store import export, layer_names, status, verify
+from featcache.store.catalogue import Catalogue
+from featcache.store.items import Item, LayerColumn, Space
+from featcache.store.rows import ItemRows
+from featcache.store.shard_map import ShardMaps
+from featcache.store.vectors import ColumnReader, Vectors
+from featcache.store.writer import BACKUP, CATALOGUE
+
+if TYPE_CHECKING:
+    from featcache.store.torch_dataset import FeatureDataset
+
+VIEW_0 = "0"
+
+
+class FeatureStore:
+    """A store opened for reading; get one from `FeatureStore.open` or ``featcache.open``."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.exists():
+            raise NotAStoreError(
+                f"There is no store at {self.path}. Make one with `featcache extract SOURCE -o {self.path}`."
+            )
+        catalogue = self.path / CATALOGUE
+        if not catalogue.is_file():
+            if (self.path / BACKUP).is_file():
+                raise DamagedStoreError(
+                    f"{self.path} has lost its {CATALOGUE}. Copy {self.path / BACKUP} to {catalogue} and try again."
+                )
+            raise NotAStoreError(f"{self.path} is not a featcache store: it holds no {CATALOGUE}.")
+        self.catalogue = Catalogue(catalogue)
+        self.maps = ShardMaps(self.path)
+
+    @classmethod
+    def open(cls, path: str | Path) -> FeatureStore:
+        """Open the store in folder *path* for reading.
+
+        Raises:
+            NotAStoreError: there is no store.
+            StoreFormatError: the store was written by a newer featcache.
+            DamagedStoreError: the catalogue is not readable as one.
+        """
+        return cls(path)
+
+    def __reduce__(self) -> tuple[type[FeatureStore], tuple[str]]:
+        # A spawned worker opens the store for itself: connections and maps do not travel.
+        return FeatureStore, (str(self.path),)
+
+    def __repr__(self) -> str:
+        return f"FeatureStore({str(self.path)!r})"
+
+    @property
+    def spaces(self) -> list[Space]:
+        """The spaces of the store with their layers in network order."""
+        layers: dict[int, dict[str, LayerColumn]] = {}
+        for space, layer, position, views, dtypes, shape, rows in self.catalogue.query(
+            "SELECT k.space_id, k.layer, k.position, group_concat(DISTINCT k.view), "
+            "group_concat(DISTINCT c.dtype), min(c.shape), sum(c.live) "
+            "FROM columns k JOIN shard_columns c ON c.column_id = k.id "
+            "WHERE c.live > 0 GROUP BY k.space_id, k.layer ORDER BY k.position, k.layer"
+        ):
+            layers.setdefault(space, {})[layer] = LayerColumn(
+                layer,
+                position,
+                tuple(json.loads(shape)),
+                tuple(sorted(dtypes.split(","))),
+                rows,
+                tuple(sorted(views.split(","))),
+            )
+        return [
+            Space(fingerprint, Recipe.from_json(recipe), layers.get(id_, {}))
+            for id_, fingerprint, recipe in self.catalogue.query(
+                "SELECT id, fingerprint, recipe FROM spaces ORDER BY id"
+            )
+        ]
+
+    def space(self, space: str | None = None) -> Space:
+        """The space of that fingerprint (or its beginning) or backbone name; the only one if not given.
+
+        Raises:
+            UsageError: several spaces match; the message lists them.
+            UnknownNameError: none matches.
+        """
+        spaces = self.spaces
+        if not spaces:
+            raise MissingVectorsError(f"{self.path} holds no vectors yet. Run `featcache extract` first.")
+        found = [s for s in spaces if space in (None, s.recipe.backbone) or s.fingerprint.startswith(str(space))]
+        if space is None and len(found) > 1:
+            # A space whose run stored nothing is no choice to be asked about.
+            found = [s for s in found if s.layers] or found
+        if not found:
+            names = [s.fingerprint[:12] for s in spaces] + [s.recipe.backbone for s in spaces]
+            raise UnknownNameError.among("space", str(space), names)
+        if len(found) > 1:
+            listed = "; ".join(f"{s.fingerprint[:12]} ({s.recipe.backbone})" for s in found)
+            raise UsageError(f"{self.path} holds several spaces that match: {listed}. Choose one with --space.")
+        return found[0]
+
+    def sources(self) -> dict[str, str]:
+        """The sources by name, with their roots."""
+        return dict(self.catalogue.query("SELECT name, root FROM sources ORDER BY name"))
+
+    def source(self, source: str | None = None) -> str:
+        """The source of that name; the only one if not given.
+
+        Raises:
+            UsageError: several sources and none chosen; the message lists them.
+            UnknownNameError: none has that name.
+        """
+        names = list(self.sources())
+        if source is None and len(names) == 1:
+            return names[0]
+        if source is None:
+            if not names:
+                raise MissingVectorsError(f"{self.path} holds no images yet. Run `featcache extract` first.")
+            raise UsageError(f"{self.path} holds several sources: {', '.join(names)}. Choose one with --source.")
+        if source not in names:
+            raise UnknownNameError.among("source", source, names)
+        return source
+
+    def items(self, split: str | None = None, source: str | None = None) -> list[Item]:
+        """The images of a source in URI order, those in quarantine included.
+
+        Args:
+            split: only items of this split.
+            source: the source's name; may be left out where there is one.
+        """
+        name = self.source(source)
+        rows = self.catalogue.query(
+            "SELECT i.uri, i.sha256, i.label, i.split, i.grp FROM items i "
+            "JOIN sources s ON s.id = i.source_id WHERE s.name = ? ORDER BY i.uri",
+            (name,),
+        )
+        if split is not None and all(row[3] != split for row in rows):
+            raise UnknownNameError.among("split", split, sorted({row[3] for row in rows if row[3]}))
+        return [Item(name, *row) for row in rows if split is None or row[3] == split]
+
+    def layer_names(self, layers: str | Sequence[str] | None = None, space: str | None = None) -> list[str]:
+        """The stored layers that a choice means, in network order.
+
+        Args:
+            layers: a name, a glob (``blocks.*:mean_std``), several joined by ``+``, or a list of these;
+                None means ``pooled``, or else the only layer there is.
+            space: which space.
+
+        Raises:
+            UnknownNameError: no stored layer is called so.
+        """
+        return layer_names.choose(layers, list(self.space(space).layers))
+
+    def arrays(
+        self,
+        split: str | None = None,
+        layers: str | Sequence[str] | None = None,
+        *,
+        source: str | None = None,
+        space: str | None = None,
+    ) -> tuple[np.ndarray, np.ndarray, list[Item]]:
+        """All vectors of a source as one array.
+
+        Args:
+            split: only items of this split.
+            layers: see `layer_names`; several layers are concatenated as they were stored.
+            source: the source's name; may be left out where there is one.
+            space: the space's fingerprint or backbone; may be left out where there is one.
+
+        Returns:
+            ``X`` (n, d) float32, each layer's activations flattened; ``y`` (n,) labels, text, or objects
+            with None where an item has no label; the n items. Items without vectors (in quarantine, or
+            not extracted yet) are left out.
+
+        Raises:
+            MissingVectorsError: no item has vectors, or some have only part of the layers.
+        """
+        rows = ItemRows.of(self, layers, split=split, source=source, space=space)
+        X, items = rows.read(np.arange(len(rows))), rows.items
+        return X, labels_array([item.label for item in items]), items
+
+    def gather(self, sha256s: Sequence[bytes], layers: Sequence[str], space: str | None = None) -> list[np.ndarray]:
+        """Vectors by content, in the order asked.
+
+        Args:
+            sha256s: SHA-256 of each image's bytes.
+            layers: names of stored layers.
+            space: which space.
+
+        Returns:
+            One float32 array (n, …) for each layer.
+
+        Raises:
+            MissingVectorsError: an image has no vector; the message says which.
+        """
+        result = []
+        for layer in layers:
+            reader = self.column(layer, space)
+            places: dict[bytes, tuple[int, int]] = {}
+            wanted = list(dict.fromkeys(sha256s))
+            for start in range(0, len(wanted), 500):
+                some = wanted[start : start + 500]
+                for sha256, shard, row in self.catalogue.query(
+                    f"SELECT sha256, shard_id, row FROM rows WHERE column_id = ? AND sha256 IN "
+                    f"({','.join('?' * len(some))})",
+                    (reader.column, *some),
+                ):
+                    places[sha256] = (shard, row)
+            absent = [s for s in wanted if s not in places]
+            if absent:
+                raise MissingVectorsError(
+                    f"{len(absent)} of {len(wanted)} images have no {layer!r} vector here (first: {absent[0].hex()})."
+                )
+            pairs = np.array([places[s] for s in sha256s], dtype=np.int64).reshape(-1, 2)
+            out = np.empty((len(pairs), *reader.row_shape), np.float32)
+            reader.gather_known(pairs, out)
+            result.append(out)
+        return result
+
+    def vectors(self, layer: str = "pooled", *, space: str | None = None, view: str = VIEW_0) -> Vectors:
+        """All vectors of one layer by position, whether or not an item still refers to them."""
+        return Vectors(self.column(self.layer_names(layer, space)[0], space, view))
+
+    def dataset(
+        self,
+        layers: str | Sequence[str] | None = None,
+        *,
+        split: str | None = None,
+        source: str | None = None,
+        space: str | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> FeatureDataset:
+        """A torch map-style `Dataset` of (vector, class number) over the labelled items."""
+        from featcache.store.torch_dataset import FeatureDataset
+
+        return FeatureDataset(self, layers, split=split, source=source, space=space, labels=labels)
+
+    def status(self) -> dict[str, Any]:
+        """What the store holds, as `featcache.store.status.status` describes it."""
+        return status.status(self)
+
+    def quarantine(self, source: str | None = None) -> list[tuple[str, str]]:
+        """The images that could not be used, as (URI, reason)."""
+        name = self.source(source)
+        rows = self.catalogue.query(
+            "SELECT DISTINCT q.uri, q.reason FROM quarantine q JOIN sources s ON s.id = q.source_id "
+            "WHERE s.name = ? ORDER BY q.uri",
+            (name,),
+        )
+        return [(str(uri), str(reason)) for uri, reason in rows]
+
+    def verify(self, progress: Progress | bool | None = False) -> verify.VerifyReport:
+        """Check every shard's SHA-256, every row and every value, and the catalogue itself."""
+        return verify.verify(self.path, self.catalogue, self.maps, progress)
+
+    def export(
+        self,
+        path: str | Path,
+        *,
+        split: str | None = None,
+        layers: str | Sequence[str] | None = None,
+        source: str | None = None,
+        space: str | None = None,
+    ) -> dict[str, Any]:
+        """Write one plain file, ``.h5`` or ``.npz`` by its suffix, with features, labels, uris and classes.
+
+        Returns:
+            ``path``, ``n``, ``d`` and ``layers`` of what was written.
+        """
+        names = self.layer_names(layers, space)
+        X, y, items = self.arrays(split, names, source=source, space=space)
+        export.write(Path(path), X, y, items, self.space(space).recipe, names)
+        return {"path": str(path), "n": len(X), "d": X.shape[1], "layers": names}
+
+    def column(self, layer: str, space: str | None = None, view: str = VIEW_0) -> ColumnReader:
+        """The reader of one stored layer and view."""
+        chosen = self.space(space)
+        if layer not in chosen.layers:
+            raise UnknownNameError.among("stored layer", layer, chosen.layers)
+        found = self.catalogue.query(
+            "SELECT k.id FROM columns k JOIN spaces p ON p.id = k.space_id "
+            "WHERE p.fingerprint = ? AND k.layer = ? AND k.view = ?",
+            (chosen.fingerprint, layer, view),
+        )
+        if not found:
+            raise MissingVectorsError(f"{self.path} holds no view {view!r} of layer {layer!r}.")
+        return ColumnReader(self.catalogue, self.maps, int(found[0][0]), chosen.fingerprint, layer, view)
+
+    def locate(
+        self,
+        names: Sequence[str],
+        *,
+        split: str | None = None,
+        source: str | None = None,
+        space: str | None = None,
+    ) -> tuple[list[Item], dict[str, np.ndarray]]:
+        """The items that have vectors, and for each layer their (n, 2) pairs of shard and row.
+
+        Raises:
+            MissingVectorsError: no item has vectors, or some have only part of the layers.
+        """
+        items = self.items(split, source)
+        name = self.source(source)
+        places: list[dict[str, tuple[int, int]]] = []
+        for layer in names:
+            found = self.catalogue.query(
+                "SELECT i.uri, r.shard_id, r.row FROM items i JOIN sources s ON s.id = i.source_id "
+                "JOIN rows r ON r.sha256 = i.sha256 AND r.column_id = ? WHERE s.name = ?",
+                (self.column(layer, space).column, name),
+            )
+            places.append({uri: (shard, row) for uri, shard, row in found})
+        having = [item for item in items if any(item.uri in p for p in places)]
+        partial = [item for item in having if not all(item.uri in p for p in places)]
+        if partial:
+            raise MissingVectorsError(
+                f"{len(partial)} of {len(having)} images have only part of the layers {', '.join(names)} "
+                f"(first: {partial[0].uri}). Run `featcache extract` with these --layers to compute the rest."
+            )
+        if not having:
+            raise MissingVectorsError(
+                f"No image of source {name!r} has vectors of {', '.join(names)}. Run `featcache extract` first."
+            )
+        where = {
+            layer: np.array([p[item.uri] for item in having], dtype=np.int64)
+            for layer, p in zip(names, places, strict=True)
+        }
+        return having, where
+
+
+def labels_array(labels: Sequence[str | None]) -> np.ndarray:
+    """Labels as an array: text where every item has one, else objects with None."""
+    if all(label is not None for label in labels):
+        return np.array(labels, dtype=str)
+    return np.array(labels, dtype=object)

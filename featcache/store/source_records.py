@@ -1,0 +1,140 @@
+"""What the catalogue knows of one source: its images, and those that could not be used."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+
+from featcache.errors import UsageError
+from featcache.store.catalogue import Catalogue
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One image of a source with the state of its file when it was read.
+
+    ``size``, ``mtime_ns``, ``ctime_ns`` and ``inode`` are the file's; ``indexed_ns`` is when it was read.
+    """
+
+    uri: str
+    sha256: bytes
+    label: str | None
+    split: str | None
+    group: str | None
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    inode: int
+    indexed_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """One image that could not be used. ``sha256`` is None where its bytes could not even be read."""
+
+    uri: str
+    sha256: bytes | None
+    reason: str
+
+
+class SourceRecords:
+    """The records of one source, for a writer.
+
+    Args:
+        catalogue: opened for writing.
+        name: the source's name.
+        root: where its images lie, as an absolute path.
+        moved: take *root* as the new place of a source that is known at another one.
+
+    Raises:
+        UsageError: a source of that name is known at another root.
+    """
+
+    def __init__(self, catalogue: Catalogue, name: str, root: str, *, moved: bool = False) -> None:
+        self._catalogue = catalogue
+        self.name = name
+        with catalogue.transaction() as connection:
+            known = connection.execute("SELECT id, root FROM sources WHERE name = ?", (name,)).fetchone()
+            if known is None:
+                self.id = int(
+                    connection.execute(
+                        "INSERT INTO sources (name, root) VALUES (?, ?) RETURNING id", (name, root)
+                    ).fetchone()[0]
+                )
+            else:
+                self.id = int(known[0])
+                if known[1] != root and not moved:
+                    raise UsageError(
+                        f"This store knows a source called {name!r} at {known[1]}, not at {root}. "
+                        "Another collection needs another name (--name NAME); "
+                        "if the same collection was moved, say --moved."
+                    )
+                if known[1] != root:
+                    connection.execute("UPDATE sources SET root = ? WHERE id = ?", (root, self.id))
+
+    def known(self) -> dict[str, Record]:
+        """All records by URI."""
+        rows = self._catalogue.query(
+            "SELECT uri, sha256, label, split, grp, size, mtime_ns, ctime_ns, inode, indexed_ns "
+            "FROM items WHERE source_id = ?",
+            (self.id,),
+        )
+        return {row[0]: Record(*row) for row in rows}
+
+    def save(self, records: Sequence[Record]) -> None:
+        """Add these records, or bring them up to date."""
+        if not records:
+            return
+        with self._catalogue.transaction() as connection:
+            connection.executemany(
+                "INSERT INTO items (source_id, uri, sha256, label, split, grp, "
+                "size, mtime_ns, ctime_ns, inode, indexed_ns) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
+                "ON CONFLICT (source_id, uri) DO UPDATE SET sha256 = excluded.sha256, "
+                "label = excluded.label, split = excluded.split, grp = excluded.grp, "
+                "size = excluded.size, mtime_ns = excluded.mtime_ns, ctime_ns = excluded.ctime_ns, "
+                "inode = excluded.inode, indexed_ns = excluded.indexed_ns",
+                ((self.id, *(getattr(r, name) for name in Record.__slots__)) for r in records),
+            )
+
+    def remove(self, uris: Iterable[str]) -> None:
+        """Forget these images; their vectors stay."""
+        gone = [(self.id, uri) for uri in uris]
+        if not gone:
+            return
+        with self._catalogue.transaction() as connection:
+            connection.executemany("DELETE FROM items WHERE source_id = ? AND uri = ?", gone)
+
+    def rejected(self, space: int, versions: str) -> dict[str, Rejected]:
+        """The images in quarantine for this space that were judged by the same versions of the decoders."""
+        rows = self._catalogue.query(
+            "SELECT uri, sha256, reason FROM quarantine WHERE source_id = ? AND space_id = ? AND versions = ?",
+            (self.id, space, versions),
+        )
+        return {row[0]: Rejected(*row) for row in rows}
+
+    def quarantine(self, space: int, versions: str, rejected: Sequence[Rejected], *, among: Collection[str]) -> None:
+        """Put these images into quarantine for *space*, and let go those of *among* that are not rejected."""
+        wanted = {r.uri: r for r in rejected}
+        current = {
+            row[0]: row[1:]
+            for row in self._catalogue.query(
+                "SELECT uri, sha256, reason, versions FROM quarantine WHERE source_id = ? AND space_id = ?",
+                (self.id, space),
+            )
+        }
+        gone = [uri for uri in current if uri not in wanted and uri in among]
+        new = [r for r in wanted.values() if current.get(r.uri) != (r.sha256, r.reason, versions)]
+        if not gone and not new:
+            return
+        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        with self._catalogue.transaction() as connection:
+            connection.executemany(
+                "DELETE FROM quarantine WHERE source_id = ? AND space_id = ? AND uri = ?",
+                [(self.id, space, uri) for uri in [*gone, *(r.uri for r in new)]],
+            )
+            connection.executemany(
+                "INSERT INTO quarantine (source_id, uri, space_id, sha256, reason, versions, created) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?)",
+                [(self.id, r.uri, space, r.sha256, r.reason, versions, now) for r in new],
+            )

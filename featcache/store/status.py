@@ -1,0 +1,48 @@
+"""What a store holds, in numbers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from featcache.store.feature_store import FeatureStore
+
+
+def status(store: FeatureStore) -> dict[str, Any]:
+    """Count what is in the catalogue; no shard is opened.
+
+    Returns:
+        ``store, items, quarantined, sources: [{name, root, items}]`` and ``spaces: [{fingerprint,
+        backbone, layers, views, rows, bytes}]``; ``rows`` are vectors over all layers and views, ``bytes``
+        the size of the shard files.
+    """
+    items = dict(
+        store.catalogue.query(
+            "SELECT s.name, count(i.id) FROM sources s LEFT JOIN items i ON i.source_id = s.id GROUP BY s.name"
+        )
+    )
+    (quarantined,) = store.catalogue.query("SELECT count(*) FROM (SELECT DISTINCT source_id, uri FROM quarantine)")[0]
+    sizes = dict(
+        store.catalogue.query(
+            "SELECT p.fingerprint, sum(s.bytes) FROM spaces p JOIN shards s ON s.space_id = p.id GROUP BY p.id"
+        )
+    )
+    return {
+        "store": str(store.path),
+        "items": sum(items.values()),
+        "quarantined": quarantined,
+        "sources": [
+            {"name": name, "root": root, "items": items.get(name, 0)} for name, root in store.sources().items()
+        ],
+        "spaces": [
+            {
+                "fingerprint": space.fingerprint,
+                "backbone": space.recipe.backbone,
+                "layers": list(space.layers),
+                "views": sorted({view for column in space.layers.values() for view in column.views}),
+                "rows": sum(column.rows for column in space.layers.values()),
+                "bytes": sizes.get(space.fingerprint, 0),
+            }
+            for space in store.spaces
+        ],
+    }

@@ -1,0 +1,73 @@
+"""A torch `Dataset` over stored vectors.
+
+It holds only numbers (class, shard and row of each item), so it stays small however large the cache
+is. Batches are read with one pass over the shards concerned (``__getitems__``). A forked or spawned
+worker opens the store for itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from featcache.errors import MissingVectorsError
+from featcache.store.rows import ItemRows
+
+if TYPE_CHECKING:
+    from featcache.store.feature_store import FeatureStore
+    from featcache.store.items import Item
+
+
+class FeatureDataset(Dataset[tuple[torch.Tensor, int]]):
+    """Vectors and class numbers of the labelled items of a source.
+
+    Attributes:
+        classes: the class names, sorted; a class number is a place in this list.
+        items: the items, in the order of the dataset.
+        targets: (n,) int64 class numbers.
+
+    Each element is ``(vector (d,) float32, class number)``; several layers are concatenated.
+    """
+
+    def __init__(
+        self,
+        store: FeatureStore,
+        layers: str | Sequence[str] | None = None,
+        *,
+        split: str | None = None,
+        source: str | None = None,
+        space: str | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> None:
+        self._rows = ItemRows.of(store, layers, split=split, source=source, space=space)
+        self.layers = self._rows.layers
+        items = self._rows.items
+        named = [(labels or {}).get(item.uri) if labels is not None else item.label for item in items]
+        self._kept = np.array([i for i, label in enumerate(named) if label is not None], dtype=np.int64)
+        if not len(self._kept):
+            raise MissingVectorsError("No item has a label. Give labels with `--labels FILE` or class folders.")
+        self.items: list[Item] = [items[i] for i in self._kept]
+        texts = [str(named[i]) for i in self._kept]
+        self.classes = sorted(set(texts))
+        number = {name: i for i, name in enumerate(self.classes)}
+        self.targets = np.array([number[text] for text in texts], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[torch.Tensor, int]]:
+        """A batch at once; torch's `DataLoader` calls this."""
+        rows = np.asarray(indices, dtype=np.int64)
+        vectors = torch.from_numpy(self.read(rows))
+        return list(zip(vectors.unbind(0), self.targets[rows].tolist(), strict=True))
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """The vectors of these positions, (n, d) float32."""
+        return self._rows.read(self._kept[rows])

@@ -1,0 +1,196 @@
+"""Stored vectors into a scored head.
+
+The head that is returned is the one that was scored, unless ``refit_all`` or ``cv`` says otherwise.
+Items that share their content or their group never stand on both sides of a split or a fold. The
+hold-out is drawn once and kept in the catalogue, so all heads of a source are scored on the same items.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featcache.bundle import Bundle
+from featcache.errors import StoreError, UnknownNameError, UsageError
+from featcache.evaluation import metrics, splits
+from featcache.examples import Examples
+from featcache.fitting import answers, fit
+from featcache.progress import Progress, choose
+from featcache.store import FeatureStore, holdout
+
+HOLDOUT = 0.2
+
+
+def train(
+    store: str | Path,
+    head: Any = "logreg",
+    *,
+    layers: str | Sequence[str] | None = None,
+    cv: int | None = None,
+    split: str | None = None,
+    labels: str | Path | None = None,
+    source: str | None = None,
+    space: str | None = None,
+    seed: int = 0,
+    refit_all: bool = False,
+    progress: Progress | bool | None = None,
+) -> Bundle:
+    """Train a head on stored vectors and score it on items it has not seen.
+
+    Scored is, in this order of preference: with ``cv`` every item by the fold that did not see it; the
+    source's own split ``test`` (or else ``val``); where the source has no split, a hold-out of a fifth.
+
+    Args:
+        store: a store, or an HDF5 or NumPy file with ``features`` and ``labels``.
+        head: ``logreg``, ``torch``, or any scikit-learn classifier (a clone is fitted).
+        layers: which stored layers; several are concatenated, each divided by its root mean square on
+            the items the head is fitted on. ``pooled`` by default.
+        cv: score by this many outer folds; the head that is returned is then fitted on all items.
+        split: train on this split; ``train`` by default where the source has splits.
+        labels: a CSV file (``path,label``) whose labels take the place of the stored ones.
+        source: which source, where the store has several.
+        space: which space, where the store has several.
+        seed: of the hold-out, the folds and the heads.
+        refit_all: after scoring, fit once more on all items and return that head.
+        progress: True for a bar, False for none, None for a bar on a terminal, or an object that is told.
+
+    Returns:
+        A `Bundle`; its ``report`` has the score with its interval and protocol.
+
+    Raises:
+        UsageError: fewer than two classes, no such split, or too few items of a class for the folds.
+        MissingVectorsError: no labelled item has vectors.
+    """
+    began = time.monotonic()
+    path = Path(store)
+    with choose(progress) as shown:
+        if path.is_file():
+            examples = Examples.from_file(path)
+        else:
+            examples = Examples.from_store(FeatureStore.open(path), layers, labels=labels, source=source, space=space)
+        _check_classes(examples)
+        fitting = 0.0
+        if cv is not None:
+            test = np.arange(len(examples.y)) if split is None else _of_split(examples, split)
+            bundle, probabilities, predicted, fitting = _cross_validated(examples, test, head, cv, seed, shown)
+            protocol = f"{cv}-fold cross-validation; the head saved is fitted on all {len(test)} items"
+        else:
+            learn, test, protocol = _parts(examples, split, seed, None if path.is_file() else path, shown)
+            shown.start(f"train {head if isinstance(head, str) else type(head).__name__}", None, "items")
+            fit_began = time.monotonic()
+            bundle = fit(examples, learn, head, seed)
+            fitting = time.monotonic() - fit_began
+            probabilities, predicted = answers(bundle, examples, test)
+        scores = metrics.score(
+            examples.y[test], probabilities, predicted, bundle.classes, units=examples.units[test], seed=seed
+        )
+        if refit_all and cv is None:
+            bundle = fit(examples, np.union1d(learn, test), head, seed)
+            protocol += "; the head saved was fitted once more on all items"
+        shown.finish()
+    bundle.report.update(
+        {
+            "head": bundle.head,
+            "classes": list(bundle.classes),
+            "n": bundle.fitted_on,
+            "score": {**_interval(scores.accuracy, "accuracy"), "n": len(test), "protocol": protocol},
+            "balanced_accuracy": _interval(scores.balanced_accuracy),
+            "macro_f1": _interval(scores.macro_f1),
+            "log_loss": _interval(scores.log_loss),
+            "chosen": bundle.chosen,
+            "fit_seconds": fitting,
+            "seconds": time.monotonic() - began,
+        }
+    )
+    return bundle
+
+
+def _parts(
+    examples: Examples, split: str | None, seed: int, store: Path | None, shown: Progress
+) -> tuple[np.ndarray, np.ndarray, str]:
+    """Rows to learn from, rows to score on, and the protocol in words."""
+    named = {item.split for item in examples.items} - {None}
+    if named:
+        learn = _of_split(examples, split or "train")
+        for other in ("test", "val"):
+            if other in named and other != (split or "train"):
+                test = _of_split(examples, other)
+                return learn, test, f"the source's own split {other!r}, {len(test)} items"
+        raise UsageError(
+            f"The source has the splits {', '.join(sorted(str(n) for n in named))}, but no 'test' or 'val' to "
+            "score on. Give one with `featcache extract --split FILE`, or score with --cv 5."
+        )
+    if split is not None:
+        raise UnknownNameError.among("split", split, [], "The source has no splits; leave --split away.")
+    parts = _holdout(examples, seed, store, shown)
+    learn, test = np.flatnonzero(parts == "train"), np.flatnonzero(parts == "test")
+    return learn, test, f"a hold-out of {len(test)} items (one in five, seed {seed})"
+
+
+def _holdout(examples: Examples, seed: int, store: Path | None, shown: Progress) -> np.ndarray:
+    """``train`` or ``test`` for each row; decided once for a source and kept in the catalogue."""
+    keys = splits.unit_keys(examples.items)
+    kept: dict[bytes, str] = {}
+    if store is not None:
+        kept = holdout.kept(FeatureStore.open(store).catalogue, examples.items[0].source)
+    decided = {key: kept[item.sha256] for key, item in zip(keys, examples.items, strict=True) if item.sha256 in kept}
+    parts = splits.draw_holdout(examples.y, keys, fraction=HOLDOUT, seed=seed, decided=decided)
+    new = {item.sha256: parts[key] for key, item in zip(keys, examples.items, strict=True)}
+    if store is not None and new.keys() - kept.keys():
+        try:
+            holdout.keep(store, examples.items[0].source, new)
+        except StoreError as error:
+            shown.note(f"The hold-out could not be kept in the store, so it may differ next time: {error}")
+    return np.array([parts[key] for key in keys])
+
+
+def _cross_validated(
+    examples: Examples, rows: np.ndarray, head: Any, k: int, seed: int, shown: Progress
+) -> tuple[Bundle, np.ndarray | None, np.ndarray, float]:
+    """Out-of-fold answers for *rows*, and a head fitted on all of them."""
+    classes = sorted(set(examples.y[rows].tolist()))
+    place = {name: i for i, name in enumerate(classes)}
+    probabilities: np.ndarray | None = np.zeros((len(rows), len(classes)))
+    predicted = np.empty(len(rows), dtype=examples.y.dtype)
+    shown.start("cross-validate", k + 1, "fits")
+    began = time.monotonic()
+    for learn, test in splits.folds(examples.y[rows], examples.units[rows], k, seed):
+        bundle = fit(examples, rows[learn], head, seed)
+        p, said = answers(bundle, examples, rows[test])
+        predicted[test] = said
+        if p is None or probabilities is None:
+            probabilities = None
+        else:
+            columns = [place[name] for name in bundle.classes]
+            probabilities[np.ix_(test, columns)] = p
+        shown.advance()
+    bundle = fit(examples, rows, head, seed)
+    shown.advance()
+    return bundle, probabilities, predicted, time.monotonic() - began
+
+
+def _of_split(examples: Examples, split: str) -> np.ndarray:
+    rows = np.array([i for i, item in enumerate(examples.items) if item.split == split], dtype=np.int64)
+    if not len(rows):
+        names = sorted({item.split for item in examples.items if item.split is not None})
+        raise UnknownNameError.among("split", split, names)
+    return rows
+
+
+def _check_classes(examples: Examples) -> None:
+    names = sorted(set(examples.y.tolist()))
+    if len(names) < 2:
+        raise UsageError(
+            f"All {len(examples.y)} labelled items are of one class, {names[0]!r}; a head needs two or more. "
+            "Put the images into one folder a class, or give --labels FILE."
+        )
+
+
+def _interval(value: Any, name: str = "value") -> dict[str, Any]:
+    if value is None:
+        return {name: None, "low": None, "high": None}
+    return {name: value.value, "low": value.low, "high": value.high}

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Check everything: lint, format, types, tests. Makes .venv and installs the test extra if needed.
+# Arguments go to pytest: bash scripts/test.sh -k store
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+bash scripts/install.sh test
+export PATH="$PWD/.venv/bin:$PATH"
+run() {
+  echo "==> $*"
+  "$@"
+}
+run ruff check
+run ruff format --check
+run mypy
+run pytest "$@"

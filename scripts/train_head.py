@@ -1,0 +1,35 @@
+"""Train a head on a store, see how good it is, and ask it about pictures.
+
+Usage: python scripts/train_head.py data/pets.fcache data/pets.fch new-photo.jpg
+
+A starting point for a script of your own; the same from the shell is `featcache train` and
+`featcache predict`.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import featcache as fc
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("store", help="a store that extract_features.py made")
+    parser.add_argument("head", help="the file to write, *.fch")
+    parser.add_argument("images", nargs="*", help="pictures to ask about")
+    parser.add_argument("--kind", default="logreg", help="logreg or torch")
+    options = parser.parse_args()
+
+    bundle = fc.train(options.store, head=options.kind)
+    score = bundle.report["score"]
+    print(f"accuracy {score['accuracy']:.3f} ({score['low']:.3f} to {score['high']:.3f}), {score['protocol']}")
+    bundle.save(options.head)
+
+    for prediction in fc.load(options.head).predict(options.images) if options.images else []:
+        label, probability = prediction.labels[0]
+        print(f"{prediction.uri}: {label} ({probability:.2f})")
+
+
+if __name__ == "__main__":
+    main()

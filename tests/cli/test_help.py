@@ -1,0 +1,55 @@
+"""Every verb explains itself, and its examples would run."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+import pytest
+from typer.main import get_command
+
+from featcache.cli import main
+from featcache.cli.app import app
+
+GROUP = get_command(app)
+VERBS = sorted(GROUP.commands)
+
+
+def test_the_verbs():
+    expected = {"extract", "status", "verify", "export", "train", "evaluate"}
+    expected |= {"predict", "similar", "models", "layers", "demo"}
+    assert set(VERBS) == expected
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_has_an_example_that_parses(verb, capsys):
+    assert main([verb, "--help"]) == 0
+    assert "Example: featcache" in capsys.readouterr().out
+    examples = re.findall(r"Example: (featcache .+)", GROUP.commands[verb].help)
+    for example in examples:
+        words = shlex.split(example)
+        assert words[1] == verb
+        GROUP.commands[verb].make_context(verb, words[2:])
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_option_is_explained(verb):
+    for parameter in GROUP.commands[verb].params:
+        assert getattr(parameter, "help", None), f"{verb} {parameter.name}"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_fits_80_columns(verb, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    main([verb, "--help"])
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
+def test_no_words_show_the_help(capsys):
+    assert main([]) == 2
+    assert "extract" in capsys.readouterr().out
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert re.fullmatch(r"featcache \d+\.\d+\.\d+\n", capsys.readouterr().out)

@@ -1,0 +1,139 @@
+"""From a folder of pictures to answers by the command line, with the fields that programs rely on."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+
+import h5py
+import pytest
+
+from featcache.cli import main
+
+
+@pytest.fixture
+def run(capsys):
+    """Run a command with ``--json``; return its exit code and its one object."""
+
+    def run(*words):
+        code = main([*map(str, words), "--json"])
+        out, _ = capsys.readouterr()
+        assert out.count("\n") == 1
+        return code, json.loads(out)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, draw_pictures):
+    """A folder with ``photos``, ``pets.fcache`` and ``pets.fch``."""
+    folder = tmp_path_factory.mktemp("trained")
+    draw_pictures(folder / "photos")
+    assert main(["extract", str(folder / "photos"), "-o", str(folder / "pets.fcache")]) == 0
+    assert main(["train", str(folder / "pets.fcache"), "-o", str(folder / "pets.fch")]) == 0
+    return folder
+
+
+def test_extract_computes_once(photos, tmp_path, run):
+    code, first = run("extract", photos, "-o", tmp_path / "s.fcache")
+    assert code == 0
+    assert {"store", "space", "backbone", "images_per_second", "seconds"} <= first.keys()
+    assert (first["items"], first["computed"], first["reused"], first["quarantined"]) == (24, 24, 0, 0)
+    _, second = run("extract", photos, "-o", tmp_path / "s.fcache")
+    assert (second["computed"], second["reused"]) == (0, 24)
+
+
+def test_several_layers_may_follow_one_option(photos, tmp_path, run):
+    store = tmp_path / "s.fcache"
+    run("extract", photos, "-o", store, "--layers", "pooled", "blocks.4:mean", "--limit", 4)
+    _, status = run("status", store)
+    assert status["spaces"][0]["layers"] == ["blocks.4:mean", "pooled"]
+
+
+def test_a_bad_picture_is_told_and_the_rest_goes_on(photos, tmp_path, capsys):
+    (photos / "cats" / "text.jpg").write_text("no picture")
+    assert main(["extract", str(photos), "-o", str(tmp_path / "s.fcache")]) == 0
+    assert "cats/text.jpg: " in capsys.readouterr().out
+    assert main(["status", str(tmp_path / "s.fcache")]) == 0
+    assert "cats/text.jpg: " in capsys.readouterr().out
+
+
+def test_strict_fails_on_a_bad_picture(photos, tmp_path, run):
+    (photos / "cats" / "text.jpg").write_text("no picture")
+    code, answer = run("extract", photos, "-o", tmp_path / "s.fcache", "--strict")
+    assert code == 1
+    assert "text.jpg" in answer["error"]
+
+
+def test_train_scores_and_saves(trained, run):
+    code, made = run("train", trained / "pets.fcache", "-o", trained / "again.fch", "--seed", 1)
+    assert code == 0
+    assert made["classes"] == ["cats", "dogs"]
+    assert {"head", "n", "chosen", "fit_seconds", "seconds"} <= made.keys()
+    assert {"accuracy", "low", "high", "protocol"} <= made["score"].keys()
+    assert (trained / "again.fch").is_file()
+
+
+def test_evaluate(trained, run):
+    code, score = run("evaluate", trained / "pets.fch", trained / "pets.fcache")
+    assert code == 0
+    assert score["overlap"] == 0
+    assert score["low"] <= score["accuracy"] <= score["high"]
+    assert {"n", "balanced_accuracy", "macro_f1", "log_loss"} <= score.keys()
+
+
+def test_predict_files_and_folders(trained, run):
+    one = trained / "photos" / "cats" / "cat-01.jpg"
+    code, answer = run("predict", trained / "pets.fch", one, trained / "photos" / "dogs", "--top", 1)
+    assert code == 0
+    assert [p["labels"][0]["label"] for p in answer["predictions"]] == ["cats"] + ["dogs"] * 12
+    assert all(0.5 < p["labels"][0]["probability"] <= 1 for p in answer["predictions"])
+
+
+def test_predict_writes_a_table(trained, tmp_path):
+    table = tmp_path / "answers.csv"
+    photos = trained / "photos" / "cats"
+    assert main(["predict", str(trained / "pets.fch"), str(photos), "--csv", str(table)]) == 0
+    with table.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["uri", "rank", "label", "probability"]
+    assert len(rows) == 12 * 2
+    assert rows[0]["label"] == "cats"
+    assert float(rows[0]["probability"]) + float(rows[1]["probability"]) == pytest.approx(1, abs=2e-6)
+
+
+def test_similar_finds_the_picture_itself_first(trained, run):
+    code, answer = run("similar", trained / "pets.fcache", trained / "photos" / "dogs" / "dog-05.jpg", "-k", 3)
+    assert code == 0
+    first, *others = answer["similar"]
+    assert first["uri"] == "dogs/dog-05.jpg"
+    assert first["cosine"] == pytest.approx(1, abs=1e-4)
+    assert [o["label"] for o in others] == ["dogs", "dogs"]
+
+
+def test_export_is_read_with_h5py(trained, tmp_path, run):
+    code, made = run("export", trained / "pets.fcache", "-o", tmp_path / "pets.h5")
+    assert (code, made["n"], made["d"]) == (0, 24, 1280)
+    with h5py.File(tmp_path / "pets.h5") as file:
+        assert file["features"].shape == (24, 1280)
+
+
+def test_verify_ends_with_1_on_damage(trained, tmp_path, run):
+    store = shutil.copytree(trained / "pets.fcache", tmp_path / "copy.fcache")
+    assert run("verify", store)[1]["ok"]
+    (shard,) = store.glob("shards/*/*.h5")
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.chmod(0o644)
+    shard.write_bytes(data)
+    code, report = run("verify", store)
+    assert code == 1
+    assert shard.stem in report["damaged"][0]["shard"]
+
+
+def test_paths_are_not_broken_over_lines(photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    deep = tmp_path / ("long name " * 8).strip() / "Bücher.fcache"
+    assert main(["extract", str(photos), "-o", str(deep), "--limit", "2"]) == 0
+    assert f"Store: {deep}\n" in capsys.readouterr().out

@@ -1,0 +1,47 @@
+"""What all tests share: a cache folder of their own, and a small folder of pictures."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    """No test reads or writes the cache of the person who runs it."""
+    before = os.environ.get("FEATCACHE_CACHE")
+    os.environ["FEATCACHE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    if before is None:
+        del os.environ["FEATCACHE_CACHE"]
+    else:
+        os.environ["FEATCACHE_CACHE"] = before
+
+
+@pytest.fixture(scope="session")
+def draw_pictures() -> Callable[..., Path]:
+    """A function that fills a folder with JPEGs, *each* a class: noise whose colour tells the class."""
+
+    def draw(folder: Path, classes: Sequence[str] = ("cats", "dogs"), each: int = 12) -> Path:
+        rng = np.random.default_rng(0)
+        for number, name in enumerate(classes):
+            place = folder / name
+            place.mkdir(parents=True)
+            for i in range(each):
+                pixels = rng.integers(0, 120, (48, 64, 3), dtype=np.uint8)
+                pixels[..., number % 3] += 120
+                Image.fromarray(pixels).save(place / f"{name[:-1]}-{i:02}.jpg", quality=90)
+        return folder
+
+    return draw
+
+
+@pytest.fixture
+def photos(tmp_path: Path, draw_pictures: Callable[..., Path]) -> Path:
+    """``photos/`` with 12 cats and 12 dogs, in a folder of this test's own."""
+    return draw_pictures(tmp_path / "photos")

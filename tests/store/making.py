@@ -1,0 +1,58 @@
+"""Stores with known content."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from featcache.recipe import PixelPath, Recipe, StandardTransform
+from featcache.store import StoreWriter
+from featcache.store.source_records import Record, SourceRecords
+
+PIXELS = PixelPath(StandardTransform((36,), (32, 32), "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
+
+
+def recipe(name: str = "test:net") -> Recipe:
+    return Recipe(name, hashlib.sha256(name.encode()).hexdigest(), PIXELS)
+
+
+def keys(count: int, start: int = 0) -> list[bytes]:
+    return [hashlib.sha256(b"%d" % i).digest() for i in range(start, start + count)]
+
+
+def values(count: int, width: int = 8, start: int = 0) -> np.ndarray:
+    """Row i depends on start + i alone."""
+    i = np.arange(start, start + count, dtype=np.float32)[:, None]
+    return np.sin(i * 0.37 + np.arange(width, dtype=np.float32)).astype(np.float32)
+
+
+def fill(
+    path: Path,
+    count: int = 30,
+    *,
+    start: int = 0,
+    shard: int = 10,
+    layers: dict[str, int] | None = None,
+    dtype: str = "float32",
+    backbone: str = "test:net",
+    source: str = "pictures",
+) -> None:
+    """Append *count* images in shards of *shard*, with items labelled by turns a, b, c."""
+    layers = layers or {"pooled": 8}
+    with StoreWriter(path) as writer:
+        space = writer.space(recipe(backbone))
+        for position, name in enumerate(layers):
+            space.declare(name, "0", position, dtype)
+        for first in range(start, start + count, shard):
+            n = min(shard, start + count - first)
+            space.append(keys(n, first), {(name, "0"): values(n, width, first) for name, width in layers.items()})
+            space.seal()
+        records = SourceRecords(writer.catalogue, source, "/nowhere")
+        records.save(
+            [
+                Record(f"{i:05}.jpg", key, "abc"[i % 3], None, None, 1, 2, 3, 4, 5)
+                for i, key in enumerate(keys(count, start), start)
+            ]
+        )

@@ -1,0 +1,248 @@
+"""A store is data: what cannot be a store is refused, and `verify` finds what was changed."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from featcache.errors import (
+    DamagedStoreError,
+    MissingVectorsError,
+    NotAStoreError,
+    StoreError,
+    StoreFormatError,
+)
+from featcache.store import FeatureStore, StoreWriter
+from featcache.store.catalogue import Catalogue
+from featcache.store.shard import read_layout
+from tests.store.making import fill, recipe, values
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    fill(tmp_path / "s.fcache", 20)
+    return tmp_path / "s.fcache"
+
+
+def shards(path: Path) -> list[Path]:
+    return sorted((path / "shards").rglob("*.h5"))
+
+
+def test_a_path_without_a_store(tmp_path: Path) -> None:
+    with pytest.raises(NotAStoreError, match="featcache extract"):
+        FeatureStore.open(tmp_path / "none.fcache")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(NotAStoreError, match=r"catalog\.sqlite"):
+        FeatureStore.open(tmp_path / "empty")
+    (tmp_path / "file").write_text("text")
+    with pytest.raises(NotAStoreError):
+        FeatureStore.open(tmp_path / "file")
+
+
+def test_a_writer_does_not_move_into_a_foreign_folder(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_bytes(b"x")
+    with pytest.raises(NotAStoreError, match=r"a\.jpg"):
+        StoreWriter(tmp_path / "photos")
+    assert [p.name for p in (tmp_path / "photos").iterdir()] == ["a.jpg"]
+    (tmp_path / "file").write_text("text")
+    with pytest.raises(NotAStoreError, match="is a file"):
+        StoreWriter(tmp_path / "file")
+
+
+def test_a_lost_catalogue_points_to_the_backup(path: Path) -> None:
+    (path / "catalog.sqlite").unlink()
+    with pytest.raises(DamagedStoreError, match=r"catalog\.backup\.sqlite"):
+        FeatureStore.open(path)
+    with pytest.raises(DamagedStoreError, match=r"catalog\.backup\.sqlite"):
+        StoreWriter(path)
+
+
+def test_a_newer_format_is_refused(path: Path) -> None:
+    with sqlite3.connect(path / "catalog.sqlite") as connection:
+        connection.execute("PRAGMA user_version = 2")
+    connection.close()
+    with pytest.raises(StoreFormatError, match=r"format 2.*Upgrade"):
+        FeatureStore.open(path)
+
+
+def test_some_other_database_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    with sqlite3.connect(tmp_path / "s" / "catalog.sqlite") as connection:
+        connection.execute("CREATE TABLE t (x)")
+    connection.close()
+    with pytest.raises(NotAStoreError, match="not the catalogue"):
+        FeatureStore.open(tmp_path / "s")
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE TRIGGER t AFTER INSERT ON items BEGIN DELETE FROM items; END",
+        "CREATE VIEW v AS SELECT 1",
+        "DROP TABLE holdout",
+        "ALTER TABLE items ADD COLUMN more TEXT",
+    ],
+)
+def test_a_catalogue_with_other_tables_is_refused(path: Path, statement: str) -> None:
+    with sqlite3.connect(path / "catalog.sqlite") as connection:
+        connection.execute(statement)
+    connection.close()
+    with pytest.raises(DamagedStoreError, match="tables"):
+        FeatureStore.open(path)
+
+
+@pytest.mark.parametrize(
+    ("statement", "table"),
+    [
+        ("UPDATE items SET label = 'z' WHERE uri = '00003.jpg'", "items"),
+        ("UPDATE items SET uri = 'x' WHERE uri = '00003.jpg'", "items"),
+        ("UPDATE rows SET row = 9 - row", "rows"),
+        ("DELETE FROM rows WHERE rowid IN (SELECT 1)", None),
+        ("INSERT INTO holdout VALUES (1, x'00', 'test')", "holdout"),
+    ],
+)
+def test_verify_finds_a_change_made_behind_its_back(path: Path, statement: str, table: str | None) -> None:
+    if table is None:
+        statement, table = "DELETE FROM rows WHERE row = 3", "rows"
+    with sqlite3.connect(path / "catalog.sqlite") as connection:
+        connection.execute(statement)
+    connection.close()
+    report = FeatureStore.open(path).verify()
+    assert not report.ok
+    assert any(d["shard"] == "catalog.sqlite" and repr(table) in d["problem"] for d in report.damaged)
+
+
+def test_verify_finds_a_flipped_bit_and_a_lost_shard(path: Path) -> None:
+    first, second = shards(path)
+    data = bytearray(first.read_bytes())
+    data[-1] ^= 4
+    first.write_bytes(data)
+    second.unlink()
+    report = FeatureStore.open(path).verify()
+    problems = {d["shard"]: d["problem"] for d in report.damaged}
+    assert "not those that were sealed" in problems[first.stem]
+    assert "is gone" in problems[second.stem]
+    assert report.shards == 2
+    assert report.rows == 20
+
+
+def test_reading_says_which_shard_is_gone_or_of_another_size(path: Path) -> None:
+    first, second = shards(path)
+    second.unlink()
+    with pytest.raises(MissingVectorsError, match=second.stem):
+        FeatureStore.open(path).arrays()
+    first.write_bytes(first.read_bytes()[:-10])
+    with pytest.raises((DamagedStoreError, MissingVectorsError)):
+        FeatureStore.open(path).arrays()
+
+
+def change(shard: Path, what: str, tmp_path: Path) -> None:
+    with h5py.File(shard, "a") as file:
+        vectors = file["vectors/pooled/0"][:]
+        if what == "newer format":
+            file.attrs["featcache_shard"] = 2
+        elif what == "other recipe":
+            file.attrs["recipe"] = recipe("test:other").to_json()
+        elif what == "no recipe":
+            del file.attrs["recipe"]
+        else:
+            del file["vectors/pooled/0"]
+            if what == "external link":
+                with h5py.File(tmp_path / "elsewhere.h5", "w") as other:
+                    other["x"] = vectors
+                file["vectors/pooled/0"] = h5py.ExternalLink(str(tmp_path / "elsewhere.h5"), "x")
+            elif what == "soft link":
+                file["kept"] = vectors
+                file["vectors/pooled/0"] = h5py.SoftLink("/kept")
+            elif what == "chunked":
+                file.create_dataset("vectors/pooled/0", data=vectors, chunks=(2, 8))
+            elif what == "external storage":
+                (tmp_path / "raw").write_bytes(vectors.tobytes())
+                file.create_dataset(
+                    "vectors/pooled/0",
+                    vectors.shape,
+                    "f4",
+                    external=[(str(tmp_path / "raw"), 0, vectors.nbytes)],
+                )
+            elif what == "virtual":
+                layout = h5py.VirtualLayout(vectors.shape, "f4")
+                layout[:] = h5py.VirtualSource(str(tmp_path / "elsewhere.h5"), "x", vectors.shape)
+                file.create_virtual_dataset("vectors/pooled/0", layout)
+            elif what == "object dtype":
+                file.create_dataset("vectors/pooled/0", data=["x"] * len(vectors), dtype=h5py.string_dtype())
+            elif what == "big-endian":
+                file["vectors/pooled/0"] = vectors.astype(">f4")
+            elif what == "integers":
+                file["vectors/pooled/0"] = vectors.astype("i4")
+            elif what == "fewer rows":
+                file["vectors/pooled/0"] = vectors[:-1]
+            elif what == "absurd shape":
+                file.create_dataset("vectors/pooled/0", (1 << 40, 8), "f4")
+            if "vectors/pooled/0" in file and what not in ("external link", "soft link"):
+                file["vectors/pooled/0"].attrs["position"] = 0
+
+
+@pytest.mark.parametrize(
+    "what",
+    ["newer format", "other recipe", "no recipe", "external link", "soft link", "chunked", "external storage",
+     "virtual", "object dtype", "big-endian", "integers", "fewer rows", "absurd shape"],
+)  # fmt: skip
+def test_the_one_door_refuses_what_no_shard_can_be(path: Path, what: str, tmp_path: Path) -> None:
+    shard = shards(path)[0]
+    assert read_layout(shard).rows == 10
+    change(shard, what, tmp_path)
+    with pytest.raises((DamagedStoreError, StoreFormatError)):
+        read_layout(shard)
+
+
+@pytest.mark.parametrize("keep", [0, 1, 100, 2000])
+def test_a_shard_cut_off_is_refused(path: Path, keep: int) -> None:
+    shard = shards(path)[0]
+    shard.write_bytes(shard.read_bytes()[:keep])
+    with pytest.raises(DamagedStoreError):
+        read_layout(shard)
+
+
+@pytest.mark.parametrize("name", ["../../../etc/passwd", "/etc/passwd", ".."])
+def test_a_shard_name_cannot_leave_the_store(path: Path, name: str) -> None:
+    with sqlite3.connect(path / "catalog.sqlite") as connection:
+        connection.execute("UPDATE shards SET name = ? WHERE id = 1", (name,))
+    connection.close()
+    with pytest.raises((DamagedStoreError, MissingVectorsError)):
+        FeatureStore.open(path).arrays()
+
+
+def test_a_catalogue_that_is_no_database(path: Path) -> None:
+    (path / "catalog.sqlite").write_bytes(b"not a database at all" * 100)
+    with pytest.raises(DamagedStoreError, match="backup"):
+        FeatureStore.open(path)
+
+
+def test_a_catalogue_opened_for_reading_refuses_to_write(path: Path) -> None:
+    catalogue = Catalogue(path / "catalog.sqlite")
+    with pytest.raises(StoreError, match="reading"), catalogue.transaction():
+        pass
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission_is_named(tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir(mode=0o555)
+    with pytest.raises(StoreError, match="locked"):
+        StoreWriter(tmp_path / "locked" / "s.fcache")
+
+
+def test_vectors_that_are_not_finite_are_found(path: Path) -> None:
+    with StoreWriter(path) as writer:
+        space = writer.space(recipe())
+        space.declare("pooled", "0", 0)
+        bad = values(2, start=100)
+        bad[1, 2] = np.nan
+        space.append([bytes(32), bytes([1]) * 32], {("pooled", "0"): bad})
+    report = FeatureStore.open(path).verify()
+    assert any("not finite" in d["problem"] for d in report.damaged)

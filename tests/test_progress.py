@@ -1,0 +1,68 @@
+"""What progress says, and where."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from featcache.progress import Bar, Lines, Silent, choose
+
+
+def report(shown, total=40):
+    shown.start("extract", total, "images")
+    for _ in range(40):
+        shown.advance()
+    shown.note("one line")
+    shown.finish()
+
+
+def test_true_is_lines_where_there_is_no_terminal(capsys):
+    with choose(True) as shown:
+        report(shown)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == "extract: 40 images …\none line\n"
+
+
+@pytest.mark.parametrize("choice", [None, False])
+def test_nothing_is_said_unasked_where_there_is_no_terminal(choice, capsys):
+    with choose(choice) as shown:
+        report(shown)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_an_object_is_used_as_it_is():
+    mine = Silent()
+    with choose(mine) as shown:
+        assert shown is mine
+
+
+def test_lines_tell_the_pace_and_the_time_left():
+    said = io.StringIO()
+    lines = Lines(said, every=0)
+    lines.start("extract", 40, "images")
+    lines.advance(10)
+    assert "extract: 10 of 40 images, " in said.getvalue()
+    assert "images/s, " in said.getvalue()
+    assert said.getvalue().endswith(" left\n")
+
+
+@pytest.mark.parametrize("total", [40, None])
+def test_a_bar_writes_to_stderr_and_goes_away(total, capsys):
+    bar = Bar()
+    report(bar, total)
+    bar.start("train", None, "passes")
+    bar.finish()
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "one line" in err
+
+
+def test_the_bar_stops_when_the_work_fails(monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    with pytest.raises(RuntimeError), choose(None) as shown:  # noqa: PT012 - the block is the point
+        shown.start("extract", 40, "images")
+        raise RuntimeError
+    assert isinstance(shown, Bar)
+    assert shown._task is None

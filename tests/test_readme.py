@@ -1,0 +1,86 @@
+"""What the README says, done: its commands and its Python run, in order, on a small folder."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from featcache.cli import main
+from featcache.cli.app import app
+
+ROOT = Path(__file__).parent.parent
+PAGES = ("README.md", "CONTRIBUTING.md", "data/README.md")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+
+
+COMMANDS = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("featcache ")]
+
+
+@pytest.fixture
+def desk(photos, monkeypatch):
+    """A working folder as the README's reader has it: ``photos`` and ``new-photos``."""
+    (photos / "cats" / "cat-00.jpg").rename(photos / "cats" / "a.jpg")
+    new = photos.parent / "new-photos"
+    new.mkdir()
+    shutil.copy(photos / "dogs" / "dog-03.jpg", new)
+    monkeypatch.chdir(photos.parent)
+    return photos.parent
+
+
+def test_the_commands_run_in_order(desk, capsys):
+    assert len(COMMANDS) > 8
+    for line in COMMANDS:
+        assert main(shlex.split(line, comments=True)[1:]) == 0, (line, capsys.readouterr().err)
+    made = {"pets.fcache", "pets.fch", "pets-torch.fch", "pets-cv.fch", "answers.csv", "pets.h5"}
+    assert made <= {path.name for path in desk.iterdir()}
+
+
+def test_the_python_runs(desk):
+    namespace: dict[str, object] = {}
+    for block in blocks("python"):
+        exec(compile(block, "README.md", "exec"), namespace)
+    assert namespace["X"].shape == (24, 1280)
+    assert namespace["run"].computed == 24
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_option_named_exists(page):
+    """Also those in running text, such as `extract --strict` or a lone `--refit-all`."""
+    verbs = get_command(app).commands
+    options = {name: {o for p in verb.params for o in p.opts} for name, verb in verbs.items()}
+    everything = set().union(*options.values()) | {"--help", "--version"}
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for code in re.findall(r"`([^`\n]+)`", text) + [line for b in blocks("bash", text) for line in b.splitlines()]:
+        if "pip " in code or "git " in code or "scripts/" in code:
+            continue
+        words = [word.split("=")[0] for word in code.split("#")[0].split()]
+        named = {word for word in words if re.fullmatch(r"--?[a-z][a-z-]*", word)}
+        verb = next((word for word in words if word in verbs), None)
+        known = options[verb] | {"--help"} if verb else everything
+        assert named <= known, f"{page} names {sorted(named - known)} in `{code}`"
+        if words[:1] == ["featcache"] and len(words) > 1:
+            assert words[1] in verbs, f"{page} names a verb that is not there: `{code}`"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_leads_somewhere(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        assert (ROOT / page).parent.joinpath(target).exists(), f"{page} links to {target}"
+
+
+def test_every_extra_named_exists():
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    for path in [ROOT / "README.md", *(ROOT / "scripts").glob("*.sh"), *(ROOT / "featcache").rglob("*.py")]:
+        for extra in re.findall(r"featcache\[(\w+)\]|install\.sh (\w+)", path.read_text(encoding="utf-8")):
+            name = "".join(extra)
+            assert re.search(rf"^{name} = \[", project, flags=re.MULTILINE), f"{path.name} names {name}"
