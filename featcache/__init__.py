@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from featcache.extraction import ExtractReport, extract
     from featcache.prediction import evaluate
     from featcache.recipe import Recipe
-    from featcache.similar import similar
+    from featcache.similarity import similar
     from featcache.store import FeatureStore
     from featcache.training import train
 
@@ -62,7 +62,7 @@ _HOMES = {
     "extract": "featcache.extraction:extract",
     "load": "featcache.bundle:Bundle.load",
     "open": "featcache.store:FeatureStore.open",
-    "similar": "featcache.similar:similar",
+    "similar": "featcache.similarity:similar",
     "train": "featcache.training:train",
 }
 

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,10 +101,9 @@ class Bundle:
     created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
 
     def __repr__(self) -> str:
-        backbone = "vectors" if self.recipe is None else self.recipe.backbone
-        return (
-            f"Bundle({self.head}, {len(self.classes)} classes, {'+'.join(l.name for l in self.layers)} of {backbone})"
-        )
+        origin = "unknown vectors" if self.recipe is None else self.recipe.backbone
+        layers = "+".join(use.name for use in self.layers)
+        return f"Bundle({self.head}, {len(self.classes)} classes, {layers} of {origin})"
 
     @property
     def width(self) -> int:
@@ -176,8 +176,7 @@ class Bundle:
                 "This head was trained on vectors of unknown origin, so it cannot look at images. "
                 "Use predict_vectors with vectors of the same kind."
             )
-        several = [images] if isinstance(images, (str, Path, np.ndarray)) or hasattr(images, "mode") else list(images)
-        found = listed(several)
+        found = listed(images)
         network = backbone_for(self.recipe, backbone)
         predictions = []
         with choose(progress) as shown:
@@ -205,8 +204,11 @@ class Bundle:
 
     def overlap(self, sha256s: Iterable[bytes]) -> int:
         """How many of these images the head was fitted on."""
-        known = {row.tobytes() for row in self.trained_on}
-        return sum(sha256 in known for sha256 in sha256s)
+        return sum(sha256 in self._contents for sha256 in sha256s)
+
+    @cached_property
+    def _contents(self) -> frozenset[bytes]:
+        return frozenset(row.tobytes() for row in self.trained_on)
 
     def to_torch(self, backbone: Backbone | None = None) -> nn.Module:
         """One torch module of backbone and head: from the network's input to logits (n, k).
@@ -222,7 +224,7 @@ class Bundle:
             raise BundleError(f"The head {self.head} has no linear form, so it cannot be turned into torch.")
         if self.recipe is None:
             raise RecipeMismatchError("This head was trained on vectors of unknown origin, so it has no backbone.")
-        from featcache.heads.joined import Joined
+        from featcache.joined import Joined
 
         return Joined(backbone_for(self.recipe, backbone), self.form, [(use.name, use.scale) for use in self.layers])
 
@@ -247,7 +249,7 @@ class Bundle:
                 Bundle.load(target)
             except BundleError as error:
                 raise UsageError(f"{target} is there already and is no head, so it is not overwritten.") from error
-        tensors = {
+        tensors: dict[str, np.ndarray] = {
             "weight": np.ascontiguousarray(self.form.weight, dtype=np.float32),
             "bias": np.ascontiguousarray(self.form.bias, dtype=np.float32),
             "trained_on": np.ascontiguousarray(self.trained_on, dtype=np.uint8).reshape(-1, 32),

@@ -147,12 +147,15 @@ def _head(store: Path, name: str, path: Path, shown: Progress) -> DemoHead:
 
 def _answers(pictures: Path, store: Path, head: Path, shown: Progress) -> list[DemoAnswer]:
     """What the head says of one held-out picture of each class, read from its file as a new one would be."""
-    from featcache.prediction import predict
+    from featcache.bundle import Bundle
     from featcache.store import FeatureStore
 
-    chosen = {item.label: item for item in FeatureStore.open(store).items(split="test") if item.label}
-    found = predict(head, [pictures / item.uri for item in chosen.values()], top=1, progress=shown)
+    bundle = Bundle.load(head)
+    held_out = [item for item in FeatureStore.open(store).items() if not bundle.overlap([item.sha256])]
+    chosen = {item.label: item for item in held_out}
+    found = bundle.predict([pictures / item.uri for item in chosen.values()], top=1, progress=shown)
     return [
-        DemoAnswer(item.uri, str(item.label), *answer.labels[0])
+        DemoAnswer(item.uri, str(item.label), label, float(probability or 0))
         for item, answer in zip(chosen.values(), found, strict=True)
+        for label, probability in answer.labels
     ]

@@ -102,20 +102,26 @@ def embed(
                 yield Embedded(name, None, f"the backbone {backbone.name} gives values that are not finite")
 
 
-def listed(paths: Sequence[ImageLike]) -> list[ImageLike]:
-    """The images meant by these paths: a folder stands for all images below it.
+def listed(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
+    """The images that are meant: a folder stands for all images below it.
+
+    Args:
+        images: one or several paths of files or folders, PIL images or arrays.
 
     Raises:
-        SourceError: a path does not exist, or a folder holds no image.
+        SourceError: a folder holds no image.
     """
+    from PIL import Image as pil
+
     from featcache.images.sources import open_source
 
+    several = [images] if isinstance(images, (str, Path, np.ndarray, pil.Image)) else list(images)
     found: list[ImageLike] = []
-    for path in paths:
-        if isinstance(path, (str, Path)) and Path(path).is_dir():
-            found += [entry.path for entry in open_source(path, labels="none").entries()]
+    for image in several:
+        if isinstance(image, (str, Path)) and Path(image).is_dir():
+            found += [entry.path for entry in open_source(image, labels="none").entries()]
         else:
-            found.append(path)
+            found.append(image)
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -72,9 +73,7 @@ def _uses(examples: Examples, rows: np.ndarray) -> tuple[LayerUse, ...]:
         edges = np.cumsum([0, *examples.widths])
         for start in range(0, len(rows), _ROWS_AT_ONCE):
             X = examples.read(rows[start : start + _ROWS_AT_ONCE])
-            squares += [
-                float(np.square(X[:, a:b], dtype=np.float64).sum()) for a, b in zip(edges, edges[1:], strict=False)
-            ]
+            squares += [float(np.square(X[:, a:b], dtype=np.float64).sum()) for a, b in pairwise(edges)]
         roots = np.sqrt(squares / (len(rows) * np.array(examples.widths)))
         scales = np.where(roots > 0, roots, 1.0)
     return tuple(

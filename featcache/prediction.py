@@ -95,8 +95,7 @@ def evaluate(
     bundle.require(opened.space(space).recipe)
     names = [use.name for use in bundle.layers]
     examples = Examples.from_store(opened, names, labels=labels, source=source, space=space)
-    known = {row.tobytes() for row in bundle.trained_on}
-    seen = np.array([item.sha256 in known for item in examples.items])
+    seen = np.array([bool(bundle.overlap([item.sha256])) for item in examples.items])
     splits = {item.split for item in examples.items} - {None}
     if split is None and "test" in splits:
         split = "test"

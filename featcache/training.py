@@ -165,8 +165,8 @@ def _cross_validated(
         if p is None or probabilities is None:
             probabilities = None
         else:
-            columns = [place[name] for name in bundle.classes]
-            probabilities[np.ix_(test, columns)] = p
+            columns = np.array([place[name] for name in bundle.classes])
+            probabilities[test[:, None], columns[None, :]] = p
         shown.advance()
     bundle = fit(examples, rows, head, seed)
     shown.advance()

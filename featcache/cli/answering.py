@@ -63,9 +63,9 @@ def similar(
 ) -> Answer:
     """List the images of a store that are most like one image, by the cosine of their vectors.
 
-    Example: featcache similar pets.fcache a.jpg -k 5
+    Example: featcache.similarity pets.fcache a.jpg -k 5
     """
-    from featcache.similar import similar as run
+    from featcache.similarity import similar as run
 
     found = run(store, image, k=k, source=source, space=space)
     data = {

@@ -38,7 +38,7 @@ class LinearForm:
 
     def scores(self, X: np.ndarray) -> np.ndarray:
         """z for each row, (n, k) float64."""
-        return np.asarray(X, dtype=np.float64) @ self.weight.T.astype(np.float64) + self.bias
+        return np.asarray(np.asarray(X, np.float64) @ self.weight.T.astype(np.float64) + self.bias)
 
     def probabilities(self, X: np.ndarray) -> np.ndarray | None:
         """(n, k) float64, rows sum to 1; None for the link ``margin``."""
@@ -50,7 +50,7 @@ class LinearForm:
 
     def predict(self, X: np.ndarray) -> np.ndarray:
         """(n,) labels."""
-        return np.array(self.classes)[self.scores(X).argmax(axis=1)]
+        return np.asarray(np.array(self.classes)[self.scores(X).argmax(axis=1)])
 
 
 def linear_form(fitted: Any) -> LinearForm:
@@ -118,5 +118,6 @@ def _affine(step: Any) -> tuple[np.ndarray, np.ndarray]:
                 matrix = matrix / np.maximum(scale, np.finfo(scale.dtype).eps)[:, None]
             return matrix, -matrix @ step.mean_
     raise BundleError(
-        f"A pipeline with {name} trains and scores, but cannot be saved or turned into torch. Supported are {SUPPORTED}."
+        f"A pipeline with {name} trains and scores, but cannot be saved or turned into torch. "
+        f"Supported are {SUPPORTED}."
     )

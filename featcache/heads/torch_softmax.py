@@ -177,5 +177,4 @@ def _moments(batches: Batches, width: int) -> tuple[Tensor, Tensor, int, int]:
     deviation = np.sqrt(np.maximum(squares / max(count, 1) - mean**2, 0))
     # A feature that never varies says nothing; dividing by 1 leaves it at zero.
     deviation[deviation <= 1e-6 * np.maximum(np.abs(mean), 1)] = 1.0
-    moments = (torch.from_numpy(v.astype(np.float32)) for v in (mean, deviation))
-    return (*moments, count, steps)
+    return torch.from_numpy(mean).float(), torch.from_numpy(deviation).float(), count, steps
