@@ -74,7 +74,7 @@ class Run:
         """Take those images out of the catalogue that the source does not list any more."""
         gone = self._known.keys() - scanned
         self.records.remove(gone)
-        self._judged |= gone
+        self._judged |= gone | (self.records.in_quarantine(self.space.id) - scanned)
         self.report.removed = len(gone)
 
     def over(self, entries: Sequence[Entry], batch_size: int, workers: int, shown: Progress) -> None:

@@ -113,6 +113,13 @@ class SourceRecords:
         )
         return {row[0]: Rejected(*row) for row in rows}
 
+    def in_quarantine(self, space: int) -> set[str]:
+        """URIs of all images in quarantine for this space."""
+        rows = self._catalogue.query(
+            "SELECT uri FROM quarantine WHERE source_id = ? AND space_id = ?", (self.id, space)
+        )
+        return {uri for (uri,) in rows}
+
     def quarantine(self, space: int, versions: str, rejected: Sequence[Rejected], *, among: Collection[str]) -> None:
         """Put these images into quarantine for *space*, and let go those of *among* that are not rejected."""
         wanted = {r.uri: r for r in rejected}

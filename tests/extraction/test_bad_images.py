@@ -1,0 +1,152 @@
+"""What cannot be used goes into quarantine with the reason; the rest goes on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import featcache as fc
+from featcache.backbones import Backbone, tiny_backbone
+from featcache.errors import SourceError, UnusableImageError
+from featcache.extraction import NothingUsableError
+from featcache.recipe import StandardTransform
+
+
+@pytest.fixture(scope="module")
+def net() -> Backbone:
+    return tiny_backbone()
+
+
+@pytest.fixture
+def mixed(photos: Path) -> Path:
+    """24 good images, and one of each kind of bad file."""
+    whole = (photos / "cats" / "cat-00.jpg").read_bytes()
+    (photos / "cats" / "empty.jpg").write_bytes(b"")
+    (photos / "cats" / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (photos / "dogs" / "text.jpg").write_text("this is no picture")
+    os.symlink(photos / "nowhere.jpg", photos / "dogs" / "dangling.jpg")
+    (photos / "dogs" / "notes.txt").write_text("ignored")
+    return photos
+
+
+BAD = {"cats/empty.jpg", "cats/cut.jpg", "dogs/text.jpg", "dogs/dangling.jpg"}
+
+
+def test_bad_images_are_quarantined_with_the_reason(mixed: Path, tmp_path: Path, net: Backbone) -> None:
+    report = fc.extract(mixed, tmp_path / "s.fcache", backbone=net, progress=False)
+    assert (report.items, report.computed, report.quarantined, report.ignored) == (28, 24, 4, 1)
+    reasons = dict(report.quarantine)
+    assert set(reasons) == BAD
+    assert "empty" in reasons["cats/empty.jpg"]
+    assert "cut off" in reasons["cats/cut.jpg"]
+    assert "not an image" in reasons["dogs/text.jpg"]
+    assert "cannot be read" in reasons["dogs/dangling.jpg"]
+    store = fc.open(tmp_path / "s.fcache")
+    assert dict(store.quarantine()) == reasons
+    assert store.status()["quarantined"] == 4
+    assert len(store.arrays()[0]) == 24
+    assert store.verify().ok
+
+
+def test_a_second_run_still_counts_them(mixed: Path, tmp_path: Path, net: Backbone) -> None:
+    fc.extract(mixed, tmp_path / "s.fcache", backbone=net, progress=False)
+    report = fc.extract(mixed, tmp_path / "s.fcache", backbone=net, progress=False)
+    assert (report.computed, report.reused, report.quarantined) == (0, 24, 4)
+    assert {uri for uri, _ in report.quarantine} == BAD
+
+
+def test_a_mended_image_leaves_the_quarantine(mixed: Path, tmp_path: Path, net: Backbone) -> None:
+    fc.extract(mixed, tmp_path / "s.fcache", backbone=net, progress=False)
+    Image.new("RGB", (50, 50), (200, 10, 10)).save(mixed / "dogs" / "text.jpg")
+    (mixed / "dogs" / "dangling.jpg").unlink()
+    report = fc.extract(mixed, tmp_path / "s.fcache", backbone=net, progress=False)
+    assert (report.computed, report.quarantined) == (1, 2)
+    assert {uri for uri, _ in fc.open(tmp_path / "s.fcache").quarantine()} == {"cats/empty.jpg", "cats/cut.jpg"}
+
+
+def test_a_limited_run_keeps_what_it_did_not_look_at(mixed: Path, tmp_path: Path, net: Backbone) -> None:
+    fc.extract(mixed, tmp_path / "s.fcache", backbone=net, progress=False)
+    fc.extract(mixed, tmp_path / "s.fcache", backbone=net, limit=2, progress=False)
+    assert {uri for uri, _ in fc.open(tmp_path / "s.fcache").quarantine()} == BAD
+
+
+def test_a_copy_of_a_bad_image_is_bad_too(mixed: Path, tmp_path: Path, net: Backbone) -> None:
+    shutil.copy(mixed / "cats" / "cut.jpg", mixed / "dogs" / "cut-too.jpg")
+    report = fc.extract(mixed, tmp_path / "s.fcache", backbone=net, progress=False)
+    assert report.quarantined == 5
+    assert "cut off" in dict(report.quarantine)["dogs/cut-too.jpg"]
+
+
+def test_strict_stops_and_names_the_file(mixed: Path, tmp_path: Path, net: Backbone) -> None:
+    with pytest.raises(UnusableImageError, match=r"cats/cut\.jpg"):
+        fc.extract(mixed, tmp_path / "s.fcache", backbone=net, strict=True, progress=False)
+    assert fc.open(tmp_path / "s.fcache").verify().ok
+    report = fc.extract(mixed, tmp_path / "s.fcache", backbone=net, progress=False)
+    assert report.quarantined == 4
+
+
+def test_a_run_in_which_nothing_could_be_used_fails(tmp_path: Path, net: Backbone) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_bytes(b"x")
+    with pytest.raises(NothingUsableError, match=r"a\.jpg"):
+        fc.extract(tmp_path / "photos", tmp_path / "s.fcache", backbone=net, progress=False)
+
+
+def test_an_empty_folder_says_what_is_looked_for(tmp_path: Path, net: Backbone) -> None:
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(SourceError, match=r"\.jpg"):
+        fc.extract(tmp_path / "photos", tmp_path / "s.fcache", backbone=net, progress=False)
+    assert not (tmp_path / "s.fcache").exists()
+
+
+def test_an_image_that_vanishes_or_turns_bad_is_no_item_any_more(photos: Path, tmp_path: Path, net: Backbone) -> None:
+    fc.extract(photos, tmp_path / "s.fcache", backbone=net, progress=False)
+    target = photos / "cats" / "cat-00.jpg"
+    target.unlink()
+    os.symlink(tmp_path / "gone.jpg", target)
+    report = fc.extract(photos, tmp_path / "s.fcache", backbone=net, progress=False)
+    assert (report.items, report.computed, report.quarantined) == (24, 0, 1)
+    assert "cats/cat-00.jpg" not in [item.uri for item in fc.open(tmp_path / "s.fcache").items()]
+
+
+class NaNForDark(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mean = x.mean((2, 3))
+        return torch.where(mean < -0.9, torch.nan, mean)
+
+
+def test_a_network_that_gives_nan_for_one_image(photos: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (40, 40)).save(photos / "cats" / "dark.png")
+    transform = StandardTransform((32,), (32, 32), "bilinear", (0.5,) * 3, (0.5,) * 3)
+    net = Backbone.from_module(NaNForDark(), transform=transform, name="nan")
+    report = fc.extract(photos, tmp_path / "s.fcache", backbone=net, progress=False)
+    assert (report.computed, report.quarantined) == (24, 1)
+    assert report.quarantine[0][0] == "cats/dark.png"
+    assert "not finite" in report.quarantine[0][1]
+    assert fc.open(tmp_path / "s.fcache").verify().ok
+    again = fc.extract(photos, tmp_path / "s.fcache", backbone=net, progress=False)
+    assert (again.computed, again.quarantined) == (0, 1)
+
+
+def test_a_transform_that_fails_or_changes_its_shape(photos: Path, tmp_path: Path, net: Backbone) -> None:
+    Image.new("RGB", (40, 41)).save(photos / "cats" / "other-size.png")
+    Image.new("RGB", (1, 1)).save(photos / "cats" / "tiny.png")
+
+    def odd(image: Image.Image) -> torch.Tensor:
+        if image.size == (1, 1):
+            raise ZeroDivisionError("too small for me")
+        size = (30, 30) if image.size == (40, 41) else (32, 32)
+        return torch.from_numpy(np.asarray(image.resize(size), np.float32)).permute(2, 0, 1) / 255
+
+    mine = Backbone.from_module(net.module, transform=odd, name="odd", version="1", input_size=(32, 32))
+    report = fc.extract(photos, tmp_path / "s.fcache", backbone=mine, progress=False)
+    reasons = dict(report.quarantine)
+    assert report.computed == 24
+    assert "too small for me" in reasons["cats/tiny.png"]
+    assert "shape (3, 30, 30)" in reasons["cats/other-size.png"]
