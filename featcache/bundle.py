@@ -1,6 +1,6 @@
 """Bundles: a head with all that is needed to use it again, in one ``.fch`` file.
 
-A file is a safetensors file: the tensors ``weight``, ``bias``, ``scale`` and ``trained_on``, and one key of
+A file is a safetensors file: the tensors ``weight``, ``bias`` and ``trained_on``, and one key of
 metadata, ``featcache``, with JSON. Nothing in it can run; what does not fit together is refused.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import cached_property
@@ -278,7 +279,8 @@ class Bundle:
         except (OSError, SafetensorError) as error:
             raise BundleError(f"The head cannot be written to {target}: {error}.") from error
         finally:
-            partial.unlink(missing_ok=True)
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | Path) -> Bundle:
@@ -327,7 +329,7 @@ class Bundle:
             and trained_on.shape[1] == 32
             and data["link"] in ("softmax", "margin")
             and bool(np.isfinite(weight).all() and np.isfinite(bias).all())
-            and all(np.isfinite(use.scale) and use.scale > 0 for use in uses)
+            and all(np.isfinite(use.scale) and use.scale > 0 and min(use.shape, default=0) > 0 for use in uses)
         )
         if not fits:
             raise BundleError(f"{source} is damaged: its tensors do not fit its description.")

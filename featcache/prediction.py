@@ -11,7 +11,7 @@ import numpy as np
 
 from featcache.bundle import Bundle, Prediction
 from featcache.embedding import ImageLike
-from featcache.errors import MissingVectorsError, UnknownNameError
+from featcache.errors import MissingVectorsError, RecipeMismatchError, UnknownNameError
 from featcache.evaluation import metrics
 from featcache.examples import Examples
 from featcache.fitting import answers
@@ -88,8 +88,13 @@ def evaluate(
         UnknownNameError: no such split, or the head's layers are not stored.
     """
     bundle = head if isinstance(head, Bundle) else Bundle.load(head)
+    if bundle.recipe is None:
+        raise RecipeMismatchError(
+            "This head was trained on vectors of unknown origin, so none in a store are known to be of their kind. "
+            "Use predict_vectors with vectors of the same kind."
+        )
     opened = store if isinstance(store, FeatureStore) else FeatureStore.open(store)
-    if space is None and bundle.recipe is not None:
+    if space is None:
         matching = [s for s in opened.spaces if s.recipe == bundle.recipe]
         space = matching[0].fingerprint if matching else None
     bundle.require(opened.space(space).recipe)

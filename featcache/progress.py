@@ -84,7 +84,8 @@ class Lines:
     def finish(self) -> None:
         now = time.monotonic()
         if self._what and now - self._began >= 1:
-            self.note(f"{self._what}: {self._done:,} {self._unit} in {now - self._began:.1f} s")
+            done = f"{self._done:,} {self._unit} in " if self._done else ""
+            self.note(f"{self._what}: {done}{now - self._began:.1f} s")
         self._what = ""
 
     def _state(self, now: float) -> str:

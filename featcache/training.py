@@ -159,6 +159,12 @@ def _cross_validated(
     shown.start("cross-validate", k + 1, "fits")
     began = time.monotonic()
     for learn, test in splits.folds(examples.y[rows], examples.units[rows], k, seed):
+        unseen = sorted(set(classes) - set(examples.y[rows[learn]].tolist()))
+        if unseen:
+            raise UsageError(
+                f"All items of class {unseen[0]!r} belong to groups that fall into one fold, so that fold's head "
+                "cannot learn the class. Use fewer folds or finer groups."
+            )
         bundle = fit(examples, rows[learn], head, seed)
         p, said = answers(bundle, examples, rows[test])
         predicted[test] = said

@@ -27,8 +27,10 @@ def main() -> None:
     bundle.save(options.head)
 
     for prediction in fc.load(options.head).predict(options.images) if options.images else []:
-        label, probability = prediction.labels[0]
-        print(f"{prediction.uri}: {label} ({probability:.2f})")
+        if prediction.problem:
+            print(f"{prediction.uri}: {prediction.problem}")
+        for label, probability in prediction.labels[:1]:
+            print(f"{prediction.uri}: {label} ({probability:.2f})")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -45,3 +45,16 @@ def draw_pictures() -> Callable[..., Path]:
 def photos(tmp_path: Path, draw_pictures: Callable[..., Path]) -> Path:
     """``photos/`` with 12 cats and 12 dogs, in a folder of this test's own."""
     return draw_pictures(tmp_path / "photos")
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """One thread for linear algebra: on small problems more wait for each other longer than they work."""
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with threadpool_limits(1):
+        yield
+    torch.set_num_threads(before)

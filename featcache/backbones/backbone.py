@@ -31,6 +31,7 @@ class Backbone:
     Args:
         name: full name, ``family:name``.
         load: loads the network.
+        blueprint: makes the network without its weights, where that is quicker.
         device: torch device, ``cpu`` by default.
         cache: where what was learned of this backbone is kept for later processes.
     """
@@ -40,12 +41,14 @@ class Backbone:
         name: str,
         load: Callable[[], Network],
         *,
+        blueprint: Callable[[], Network] | None = None,
         device: str | None = None,
         cache: RecipeCache | None = None,
     ) -> None:
         self.name = name
         self.device = device or "cpu"
         self._load = load
+        self._blueprint = blueprint or load
         self._cache = cache
         self._network: Network | None = None
         self._known: Known | None = cache.read() if cache is not None else None
@@ -151,16 +154,16 @@ class Backbone:
             if set(names) <= self._known.layers.keys():
                 return [self._known.layers[name] for name in names]
         network = self.network
-        chosen = []
-        for name in naming.expand(layers, network.names):
-            layer = Layer(name, naming.position(name, network.names), ())
-            chosen.append(replace(layer, shape=network.shape_of(layer)))
+        found = naming.expand(layers, network.names)
+        wanted = [Layer(name, naming.position(name, network.names), ()) for name in found]
+        shapes = network.shapes_of(wanted)
+        chosen = [replace(layer, shape=shapes[layer.name]) for layer in wanted]
         self._learn(self.recipe, {layer.name: layer for layer in chosen})
         return chosen
 
     def layers(self) -> list[LayerInfo]:
-        """The layers that can be chosen, in network order, ``pooled`` last."""
-        return self.network.layer_infos()
+        """The layers that can be chosen, in network order, ``pooled`` last. No weights are needed for this."""
+        return (self._network or self._blueprint()).layer_infos()
 
     def prepare(self, image: Image) -> np.ndarray:
         """An RGB image as the network's input.

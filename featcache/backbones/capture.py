@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +37,8 @@ class Axes:
         if output.ndim == 2:
             return "NC"
         if output.ndim == 3 and self.tokens:
-            return "NLC"
+            # A square number of tokens is the patches alone: the prefix is not there yet.
+            return "?" if self.prefix_tokens and math.isqrt(output.shape[1]) ** 2 == output.shape[1] else "NLC"
         if output.ndim != 4:
             return "?"
         order = "NCHW" if isinstance(module, (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d)) else self.maps
@@ -90,7 +92,8 @@ def outputs_of(module: nn.Module, paths: set[str], x: Tensor) -> dict[str, Any]:
         def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
             if path in outputs:
                 raise UsageError(f"The layer {path!r} is run more than once in a pass, so it has no one output.")
-            outputs[path] = output
+            # A copy, since what follows may work in place: ReLU after a normalisation does.
+            outputs[path] = output.clone() if isinstance(output, Tensor) else output
 
         return keep
 
@@ -130,12 +133,14 @@ def pool(output: Any, module: nn.Module, layer: Layer, axes: Axes) -> Tensor:
             f"It is not declared which axis of {layer.path!r} {tuple(output.shape[1:])} is the channel, and a guess "
             f"could pool over the wrong one. {POOLED!r} works, and so do layers whose axes `featcache layers` shows."
         )
-    if layer.pooling == "none":
-        return output
     if order == "NC":
         if layer.pooling == "mean":
             return output
-        raise UsageError(f"The layer {layer.path!r} is one vector an image: only :mean fits, {layer.name} does not.")
+        raise UsageError(
+            f"The layer {layer.path!r} is one vector an image: only {layer.path}:mean fits, {layer.name} does not."
+        )
+    if layer.pooling == "none":
+        return output
     if order == "NLC":
         flat = output[:, axes.prefix_tokens :].float()
     elif order == "NCHW":

@@ -92,13 +92,13 @@ class Network:
         std = torch.tensor(transform.std, device=device).view(1, 3, 1, 1)
         return x.sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
 
-    def shape_of(self, layer: Layer) -> tuple[int, ...]:
-        """Shape of one image's activations, found by a pass of zeros; also checks that the layer can be had."""
-        return tuple(self.forward(self._zeros(), [layer])[layer.name].shape[1:])
+    def shapes_of(self, layers: Sequence[Layer]) -> dict[str, tuple[int, ...]]:
+        """Shapes of one image's activations, found by a pass of zeros; also checks that the layers can be had."""
+        return {name: tuple(got.shape[1:]) for name, got in self.forward(self._zeros(), layers).items()}
 
     def layer_infos(self) -> list[LayerInfo]:
         """The modules that can be layers: those not inside a block, in network order, and ``pooled``."""
-        paths = [name for name in self.names if self._outer(name)]
+        paths = self._blocks()
         with torch.inference_mode():
             outputs = _outputs_that_exist(self.module, set(paths), self.normalised(self._zeros()))
         infos = []
@@ -116,13 +116,21 @@ class Network:
             infos.append(LayerInfo(POOLED, tuple(whole.shape[1:]), "C", 4 * whole.shape[1], 0))
         return infos
 
-    def _outer(self, name: str) -> bool:
-        """Whether every folder on the way is a list of modules, so that the name means a block or a whole part."""
-        parts = name.split(".")
-        return all(
-            isinstance(self.module.get_submodule(".".join(parts[:depth])), (nn.Sequential, nn.ModuleList))
-            for depth in range(1, len(parts))
-        ) and not isinstance(self.module.get_submodule(name), (nn.ModuleList, nn.Identity, nn.Dropout))
+    def _blocks(self) -> list[str]:
+        """Paths of the network's parts and of the blocks that they are lists of, but of nothing inside a block."""
+        found: list[str] = []
+
+        def visit(module: nn.Module, path: str) -> None:
+            for name, part in module.named_children():
+                inner = f"{path}{name}"
+                if not isinstance(part, (nn.ModuleList, nn.Identity, nn.Dropout)):
+                    found.append(inner)
+                lists = [c for c in part.children() if isinstance(c, (nn.Sequential, nn.ModuleList))]
+                if isinstance(part, (nn.Sequential, nn.ModuleList)) or (not path and lists):
+                    visit(part, f"{inner}.")
+
+        visit(self.module, "")
+        return found
 
     def _zeros(self) -> np.ndarray:
         height, width = self.size

@@ -37,7 +37,8 @@ FAMILIES = {
     "timm": ("featcache.backbones.timm_family", "timm"),
     "torchvision": ("featcache.backbones.torchvision_family", "torchvision"),
 }
-"""For each family its module, which has ``load(name, weights)``, and the package that makes its networks."""
+"""For each family its module, with ``load(name, weights)`` and but for ``bundled`` ``blueprint(name)``, and the package
+that makes its networks."""
 
 
 def get(name: str, weights: str | Path | None = None, device: str | None = None) -> Backbone:
@@ -72,7 +73,12 @@ def get(name: str, weights: str | Path | None = None, device: str | None = None)
         loader: Callable[[str, Path | None], Network] = importlib.import_module(module).load
         return loader(inner, path)
 
-    return Backbone(name, load, device=device, cache=RecipeCache(name, None if path is None else str(path), library))
+    def blueprint() -> Network:
+        maker: Callable[[str], Network] = importlib.import_module(module).blueprint
+        return maker(inner)
+
+    cache = RecipeCache(name, None if path is None else str(path), library)
+    return Backbone(name, load, blueprint=None if family == "bundled" else blueprint, device=device, cache=cache)
 
 
 def for_recipe(recipe: Recipe, device: str | None = None) -> Backbone:
@@ -90,30 +96,28 @@ def for_recipe(recipe: Recipe, device: str | None = None) -> Backbone:
     return get(recipe.backbone, weights_used_for(recipe), device)
 
 
-def available(family: str | None = None, pattern: str = "*") -> list[ModelInfo]:
+def available(pattern: str | None = None) -> list[ModelInfo]:
     """The backbones that can be asked for by name.
 
     Args:
-        family: ``bundled``, ``timm`` or ``torchvision``; all by default, which imports the latter two.
-        pattern: a glob for the name behind the colon.
-
-    Raises:
-        UnknownNameError: no such family.
+        pattern: a glob for the full name (``timm:*resnet*``); a family is imported only where the pattern
+            can mean it. By default the bundled ones.
     """
-    if family is not None and family not in FAMILIES:
-        raise UnknownNameError.among("family", family, FAMILIES)
-    found: list[ModelInfo] = []
-    if family in (None, "bundled"):
-        found += [
-            ModelInfo(f"bundled:{s.name}", s.transform.crop[0], s.dim, s.parameters, s.licence, "installed")
-            for s in BUNDLED.values()
-        ]
-    if family in (None, "torchvision"):
+    found = [
+        ModelInfo(f"bundled:{s.name}", s.transform.crop[0], s.dim, s.parameters, s.licence, "installed")
+        for s in BUNDLED.values()
+    ]
+    if pattern is None:
+        return found
+    family, colon, _ = pattern.partition(":")
+    if not colon:
+        pattern, family = f"*:*{pattern}*" if "*" not in pattern else f"*:{pattern}", "*"
+    if fnmatchcase("torchvision", family):
         from featcache.backbones import torchvision_family
 
         found += [ModelInfo(f"torchvision:{name}", weights="download") for name in torchvision_family.names()]
-    if family in (None, "timm"):
+    if fnmatchcase("timm", family):
         import timm
 
         found += [ModelInfo(f"timm:{name}", weights="download") for name in timm.list_pretrained()]
-    return [info for info in found if fnmatchcase(info.name.partition(":")[2], pattern)]
+    return [info for info in found if fnmatchcase(info.name, pattern)]

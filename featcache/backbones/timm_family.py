@@ -74,9 +74,7 @@ def load(name: str, weights: Path | None) -> Network:
         UsageError: its published transform cannot be followed exactly.
         WeightsError: the weights cannot be had or do not fit.
     """
-    if not timm.is_model(name):
-        raise UnknownNameError.among("timm network", name, timm.list_models() + timm.list_pretrained())
-    module: Any = timm.create_model(name, pretrained=False)
+    module = _created(name)
     config: dict[str, Any] = module.pretrained_cfg
     transform = standard_transform(name, config)
     path = weights or _own_file(name)
@@ -88,6 +86,14 @@ def load(name: str, weights: Path | None) -> Network:
         path = _cached_file(config)
     module.reset_classifier(0)
     return Network(module, digest_of(module), PixelPath(transform), axes_of(module), path)
+
+
+def blueprint(name: str) -> Network:
+    """The same network without its weights, to look at its layers."""
+    module = _created(name)
+    transform = standard_transform(name, module.pretrained_cfg)
+    module.reset_classifier(0)
+    return Network(module, "", PixelPath(transform), axes_of(module))
 
 
 def standard_transform(name: str, config: Mapping[str, Any]) -> StandardTransform:
@@ -130,6 +136,12 @@ def axes_of(module: nn.Module) -> Axes:
 def weights_folder() -> Path:
     """Where a file of weights is looked for before anything is downloaded."""
     return cache_folder() / "weights"
+
+
+def _created(name: str) -> Any:
+    if not timm.is_model(name):
+        raise UnknownNameError.among("timm network", name, timm.list_models() + timm.list_pretrained())
+    return timm.create_model(name, pretrained=False)
 
 
 def _own_file(name: str) -> Path | None:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -38,30 +39,29 @@ def load(name: str, weights: Path | None) -> Network:
         UsageError: its published transform cannot be followed exactly.
         WeightsError: the weights cannot be had or do not fit.
     """
-    arch, _, tag = name.partition(".")
-    if arch not in names():
-        raise UnknownNameError.among("torchvision network", arch, names())
-    published = torchvision.models.get_model_weights(arch)
-    if tag and tag not in published.__members__:
-        raise UnknownNameError.among(f"set of weights for torchvision:{arch}", tag, published.__members__)
-    chosen = published[tag] if tag else published.DEFAULT
-    transform = standard_transform(name, chosen.transforms())
+    arch, chosen, transform = _published(name)
     module = torchvision.models.get_model(arch, weights=None)
     classifier = _last_linear(module)
     path = weights or Path(torch.hub.get_dir(), "checkpoints", Path(chosen.url).name)
     if weights is None and not path.is_file():
         try:
             chosen.get_state_dict(progress=False, check_hash=True, weights_only=True)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:
             raise WeightsError(
                 f"The weights of torchvision:{name} cannot be downloaded: {error}. Load {path.name} from {chosen.url} "
                 f"on a machine that can, and put it into {path.parent}, or give it with --weights FILE."
             ) from error
-    load_into(module, read_weights(path), str(path), classifier)
-    if classifier is not None:
-        parent, _, last = classifier.rpartition(".")
-        setattr(module.get_submodule(parent), last, nn.Identity())
+    load_into(module, read_weights(path), str(path), classifier or "classifier")
+    module = _beheaded(module)
     return Network(module, digest_of(module), PixelPath(transform), axes_of(arch), path)
+
+
+def blueprint(name: str) -> Network:
+    """The same network without its weights, to look at its layers."""
+    arch, _, transform = _published(name)
+    module = torchvision.models.get_model(arch, weights=None)
+    module = _beheaded(module)
+    return Network(module, "", PixelPath(transform), axes_of(arch))
 
 
 def standard_transform(name: str, preset: Any) -> StandardTransform:
@@ -90,6 +90,29 @@ def axes_of(arch: str) -> Axes:
     if arch.startswith("vit_"):
         return Axes(None, True, 1)
     return Axes("NHWC" if arch.startswith("swin") else "NCHW")
+
+
+def _published(name: str) -> tuple[str, Any, StandardTransform]:
+    """The network's name, its published weights and their transform."""
+    arch, _, tag = name.partition(".")
+    if arch not in names():
+        raise UnknownNameError.among("torchvision network", arch, names())
+    published = torchvision.models.get_model_weights(arch)
+    if tag and tag not in published.__members__:
+        raise UnknownNameError.among(f"set of weights for torchvision:{arch}", tag, published.__members__)
+    chosen = published[tag] if tag else published.DEFAULT
+    return arch, chosen, standard_transform(name, chosen.transforms())
+
+
+def _beheaded(module: nn.Module) -> nn.Module:
+    """Let the penultimate vector through in place of the classifier's answer."""
+    classifier = _last_linear(module)
+    if classifier is None:
+        # SqueezeNet classifies by a convolution: before it there is a map and no vector.
+        return nn.Sequential(OrderedDict(features=module.get_submodule("features")))
+    parent, _, last = classifier.rpartition(".")
+    setattr(module.get_submodule(parent), last, nn.Identity())
+    return module
 
 
 def _last_linear(module: nn.Module) -> str | None:

@@ -45,10 +45,12 @@ def predict(
         _write(found, table)
     data = {
         "predictions": [
-            {"uri": p.uri, "labels": [{"label": label, "probability": q} for label, q in p.labels]} for p in found
+            {"uri": p.uri, "labels": [{"label": label, "probability": q} for label, q in p.labels]}
+            | ({"problem": p.problem} if p.problem else {})
+            for p in found
         ]
     }
-    return Answer(data, lambda: _show_predictions(found, table))
+    return Answer(data, lambda: _show_predictions(found, table), 1 if all(p.problem for p in found) else 0)
 
 
 @verb(interrupted="")
@@ -77,24 +79,26 @@ def similar(
 
 
 def _show_predictions(found: Sequence[Prediction], table: Path | None) -> None:
-    if table is not None:
-        screen.say(f"{len(found):,} images")
-        screen.say(f"Table: {table}")
-        return
     for prediction in found:
-        screen.say(prediction.uri)
-        for label, probability in prediction.labels:
-            screen.say(f"  {screen.percent(probability):>7}  {label}")
+        if prediction.problem:
+            screen.say(f"{prediction.uri}: cannot be used: {prediction.problem}")
+        elif table is None:
+            screen.say(prediction.uri)
+            for label, probability in prediction.labels:
+                screen.say(f"  {'' if probability is None else screen.percent(probability):>7}  {label}")
+    if table is not None:
+        screen.say(f"{sum(not p.problem for p in found):,} images")
+        screen.say(f"Table: {table}")
 
 
 def _write(found: Sequence[Prediction], path: Path) -> None:
-    """One row an image and label, the likeliest first; probabilities from 0 to 1."""
+    """One row an image and label, the likeliest first; probabilities from 0 to 1. Unusable images have none."""
     with path.open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["uri", "rank", "label", "probability"])
         for prediction in found:
             for rank, (label, probability) in enumerate(prediction.labels, start=1):
-                rows.writerow([prediction.uri, rank, label, f"{probability:.6f}"])
+                rows.writerow([prediction.uri, rank, label, "" if probability is None else f"{probability:.6f}"])
 
 
 def _show_similar(found: Sequence[tuple[Item, float]]) -> None:

@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from featcache.cli import screen
 from featcache.cli.conduct import Answer, Debug, Json, verb
 
+if TYPE_CHECKING:
+    from featcache.backbones import LayerInfo, ModelInfo
+
 
 @verb(interrupted="")
-def models(as_json: Json = False, debug: Debug = False) -> Answer:
-    """List the backbones that can be used here.
+def models(
+    pattern: Annotated[
+        str | None, typer.Argument(metavar="PATTERN", help="A glob, in quotes; without one only what is installed.")
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> Answer:
+    """List backbones: those that are installed, or those whose names match a pattern.
 
     Example: featcache models
+
+    Example: featcache models 'timm:*convnext*'
     """
     from featcache import backbones
 
-    found = [dataclasses.asdict(model) for model in backbones.available()]
-    return Answer({"models": found}, lambda: _show_models(found))
+    found = backbones.available(pattern)
+    return Answer({"models": [dataclasses.asdict(model) for model in found]}, lambda: _show_models(found, pattern))
 
 
 @verb(interrupted="")
@@ -35,19 +46,40 @@ def layers(
     """
     from featcache import backbones
 
-    found = [dataclasses.asdict(layer) for layer in backbones.get(backbone).layers()]
-    return Answer({"backbone": backbone, "layers": found}, lambda: _show_layers(found))
+    found = backbones.get(backbone).layers()
+    listed = [dataclasses.asdict(layer) for layer in found]
+    return Answer({"backbone": backbone, "layers": listed}, lambda: _show_layers(found))
 
 
-def _show_models(found: list[dict[str, Any]]) -> None:
-    screen.table(list(found[0]) if found else [], [tuple(_cell(v) for v in model.values()) for model in found])
+def _show_models(found: list[ModelInfo], pattern: str | None) -> None:
+    for model in found:
+        about = [f"{model.input_size} pixels"] if model.input_size else []
+        about += [f"{model.dim:,} numbers an image"] if model.dim else []
+        about += [f"{model.parameters / 1e6:.1f} M parameters"] if model.parameters else []
+        about += [word for word in (model.licence, model.weights) if word and word != "download"]
+        screen.say(f"{model.name}  ({', '.join(about)})" if about else model.name)
+    if not found:
+        screen.say(f"No backbone matches {pattern!r}.")
+    if pattern is None:
+        screen.say("And all classification networks of torchvision and timm, which download their weights:")
+        screen.say("  featcache models 'torchvision:*'")
+        screen.say("  featcache models 'timm:*resnet*'")
 
 
-def _show_layers(found: list[dict[str, Any]]) -> None:
-    screen.table(list(found[0]) if found else [], [tuple(_cell(v) for v in layer.values()) for layer in found])
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return " × ".join(map(str, value))
-    return "–" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+def _show_layers(found: list[LayerInfo]) -> None:
+    screen.table(
+        ["layer", "shape", "axes", "with :mean", "with :none"],
+        [
+            (
+                layer.name,
+                " × ".join(map(str, layer.shape)),
+                layer.axes,
+                f"{layer.mean_bytes:,} B",
+                f"{layer.none_bytes:,} B" if layer.none_bytes else "",
+            )
+            for layer in found
+        ],
+        right=["with :mean", "with :none"],
+    )
+    screen.say("Bytes an image. :mean and :mean_std pool to a vector (mean_std: twice as long), :none keeps the map.")
+    screen.say("Take several with globs: --layers 'blocks.*:mean'.")

@@ -116,7 +116,8 @@ def wilson(share: float, n: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a share of n independent trials."""
     centre = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
     half = _Z / (1 + _Z**2 / n) * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # It holds the share; rounding could leave 0 or 1 just outside.
+    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
 
 
 def _resampled(groups: np.ndarray, seed: int, resamples: int) -> np.ndarray:

@@ -129,10 +129,12 @@ def folds(y: np.ndarray, units: np.ndarray, k: int = 5, seed: int = 0) -> list[t
         k pairs of row numbers: to learn from, to test on. Every row is tested on once.
 
     Raises:
-        UsageError: a class has fewer units than folds.
+        UsageError: fewer than two folds, or a class has fewer units than folds.
     """
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
+    if k < 2:
+        raise UsageError(f"Folds are two or more, not {k}.")
     for label in np.unique(y):
         found = len(np.unique(units[y == label]))
         if found < k:

@@ -79,7 +79,8 @@ def linear_form(fitted: Any) -> LinearForm:
         weight, bias = np.vstack([np.zeros_like(weight), weight]), np.concatenate([[0.0], bias])
     link = "softmax" if hasattr(final, "predict_proba") and _is_softmax(final) else "margin"
     classes = tuple(str(c) for c in final.classes_)
-    return LinearForm(weight.astype(np.float32), bias.astype(np.float32), classes, link)
+    # In the order of rows, as it is read back from a file: BLAS rounds other orders otherwise.
+    return LinearForm(np.ascontiguousarray(weight, np.float32), bias.astype(np.float32), classes, link)
 
 
 def _is_linear(estimator: Any) -> bool:
@@ -105,7 +106,7 @@ def _affine(step: Any) -> tuple[np.ndarray, np.ndarray]:
         if name == "StandardScaler":
             size = step.n_features_in_
             scale = np.ones(size) if step.scale_ is None else step.scale_
-            mean = np.zeros(size) if step.mean_ is None else step.mean_
+            mean = step.mean_ if step.with_mean else np.zeros(size)
             return 1 / scale, -mean / scale
         if name == "MinMaxScaler" and not step.clip:
             return step.scale_, step.min_

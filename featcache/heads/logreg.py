@@ -81,17 +81,20 @@ class LogRegHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Mean held-out log-loss of each C from small to large, NaN behind the clear end of the descent."""
         folds = []
         for learn, test in splits.folds(y, groups, k, self.random_state):
+            if len(np.unique(y[learn])) < len(np.unique(y)):
+                continue  # groups of several classes can put all of one class into one fold
             scaler = StandardScaler().fit(X[learn])
             folds.append((scaler.transform(X[learn]), y[learn], scaler.transform(X[test]), y[test]))
         # Each fit starts from that of the smaller C on the same rows: nothing leaks between folds.
         models: list[Any] = [None] * len(folds)
         scores = np.full(len(Cs), np.nan)
-        for place, C in enumerate(Cs):
+        count = sum(len(truth) for *_, truth in folds)
+        for place, C in enumerate(Cs if folds else []):
             total = 0.0
             for i, (learned, labels, held_out, truth) in enumerate(folds):
                 models[i] = self._fitted(learned, labels, C, models[i])
                 total += len(truth) * log_loss(truth, models[i].predict_proba(held_out), labels=models[i].classes_)
-            scores[place] = total / len(y)
+            scores[place] = total / count
             if scores[place] > _CLEARLY_WORSE * np.nanmin(scores):
                 break
         return scores

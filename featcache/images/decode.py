@@ -1,16 +1,22 @@
 """From bytes to RGB pixels, the same for every backbone (decoder ``pillow/1``).
 
-EXIF orientation is applied, transparency is laid on white, 16-bit samples are scaled to 8, of an
+EXIF orientation is applied, transparency is laid on white, 16-bit samples are scaled to 8 (Pillow itself
+brings 16-bit colour to 8 bits, by its high byte), of an
 animation the first frame is taken. What has no defined reading as RGB is refused, never guessed.
+
+16-bit gray is rounded to the nearest of 256 levels. 16-bit colour reaches us as Pillow's 8 bits, which
+for PNG and TIFF are the upper byte: at most one level from the nearest.
 """
 
 from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from featcache.errors import UnusableImageError, UsageError
 
@@ -22,6 +28,16 @@ MAX_PIXELS = 178_956_970
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
+
+_TO_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def decode_rgb(data: bytes) -> Image.Image:
@@ -35,28 +51,15 @@ def decode_rgb(data: bytes) -> Image.Image:
 
     Raises:
         UnusableImageError: the bytes are no such image, are cut off, or have no reading as RGB.
-        UsageError: Pillow was told to accept files that are cut off.
+        UsageError: Pillow was told to accept files that are cut off, or to refuse images that are read here.
     """
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise UsageError(
             "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set in this process, so images that are cut off would "
             "be filled up with grey and pass for whole ones. Set it to False."
         )
-    try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-        _check_size(image)
-        image.load()
-        return rgb_from(image)
-    except UnusableImageError:
-        raise
-    except UnidentifiedImageError as error:
-        raise UnusableImageError("it is not an image that can be read (JPEG, PNG, GIF, WebP, BMP, TIFF)") from error
-    except Image.DecompressionBombError as error:
-        raise UnusableImageError(f"it has more than {MAX_PIXELS:,} pixels") from error
-    except Exception as error:  # decoders raise nearly anything on damaged data
-        text = str(error) or type(error).__name__
-        cut = "truncated" in text or isinstance(error, EOFError)
-        raise UnusableImageError("the file is cut off" if cut else f"it cannot be decoded: {text}") from error
+    with _errors_of_pillow():
+        return rgb_from(Image.open(io.BytesIO(data), formats=FORMATS))
 
 
 def rgb_from(image: Image.Image) -> Image.Image:
@@ -66,21 +69,37 @@ def rgb_from(image: Image.Image) -> Image.Image:
         image: any PIL image.
 
     Returns:
-        An upright RGB image.
+        A new RGB image, upright and without metadata, so that nothing downstream turns it again.
 
     Raises:
-        UnusableImageError: its pixels have no reading as RGB.
+        UnusableImageError: it cannot be loaded, or its pixels have no reading as RGB.
+        UsageError: as for `decode_rgb`.
     """
     _check_size(image)
-    # Some versions of Pillow open a 16-bit PNG as 32-bit integers.
-    sixteen_bit = image.mode in _SIXTEEN_BIT or (image.mode == "I" and image.format == "PNG")
-    image = _upright(image)
-    if sixteen_bit:
+    with _errors_of_pillow():
+        image.load()
+        rgb = _flat(image)
+        method = _TO_UPRIGHT.get(_orientation(image))
+        if method is not None:
+            rgb = rgb.transpose(method)
+    rgb.info.clear()
+    return rgb
+
+
+def _flat(image: Image.Image) -> Image.Image:
+    """The pixels as RGB, as they lie in the file."""
+    # 32-bit integers are 16-bit samples in a PGM and, in some versions of Pillow, in a PNG.
+    if image.mode in _SIXTEEN_BIT or (image.mode == "I" and image.format in ("PNG", "PPM")):
         levels = np.asarray(image).astype(np.uint32)
-        return Image.fromarray(((levels * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
+        gray = ((levels * 255 + 32767) // 65535).astype(np.uint8)
+        if "transparency" in image.info:
+            gray[levels == image.info["transparency"]] = 255
+        return Image.fromarray(gray).convert("RGB")
     if image.mode in ("I", "F"):
         raise UnusableImageError(f"its pixels (mode {image.mode}) have no defined range")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+    if image.mode == "La":
+        image = image.convert("LA")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
         flat = image.convert("RGBA")
         white = Image.new("RGBA", flat.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, flat).convert("RGB")
@@ -118,10 +137,37 @@ def _check_size(image: Image.Image) -> None:
         raise UnusableImageError("it has no pixels")
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _orientation(image: Image.Image) -> int:
+    """EXIF's number, 1 for upright; 1 also where the EXIF data are damaged: the pixels are sound.
+
+    `ImageOps.exif_transpose` also writes the EXIF data anew, and fails if any other field is damaged.
+    """
     try:
-        return ImageOps.exif_transpose(image)
-    except UnusableImageError:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:
+        return 1
+
+
+@contextmanager
+def _errors_of_pillow() -> Iterator[None]:
+    try:
+        yield
+    except (UnusableImageError, UsageError):
         raise
-    except Exception:  # damaged EXIF data say nothing of the orientation; the pixels are sound
-        return image
+    except UnidentifiedImageError as error:
+        raise UnusableImageError(
+            "it is not an image that can be read (JPEG, PNG, GIF, WebP, BMP, TIFF, PPM)"
+        ) from error
+    except Image.DecompressionBombError as error:
+        # Pillow refuses twice this number: by default the very limit that holds here.
+        limit = Image.MAX_IMAGE_PIXELS
+        if limit is not None and 2 * limit < MAX_PIXELS:
+            raise UsageError(
+                f"PIL.Image.MAX_IMAGE_PIXELS is {limit:,} in this process, so images would be refused that are "
+                f"sound. Set it to {MAX_PIXELS // 2:,} (Pillow's default), or more, or None."
+            ) from error
+        raise UnusableImageError(f"it has more than {MAX_PIXELS:,} pixels") from error
+    except Exception as error:  # decoders raise nearly anything on damaged data
+        text = str(error) or type(error).__name__
+        cut = "truncated" in text or isinstance(error, EOFError)
+        raise UnusableImageError("the file is cut off" if cut else f"it cannot be decoded: {text}") from error

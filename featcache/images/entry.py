@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"}
@@ -22,3 +24,12 @@ class Entry:
     label: str | None
     split: str | None
     group: str | None
+
+
+def as_text(name: str) -> str:
+    """A file name that is not valid text, with its stray bytes as ``%XX``: the catalogue holds text only."""
+    try:
+        name.encode("utf-8")
+        return name
+    except UnicodeEncodeError:
+        return "".join(quote(os.fsencode(c)) if "\udc80" <= c <= "\udcff" else c for c in name)

@@ -1,17 +1,18 @@
 """A folder as a source: class folders, optional ``train/ val/ test/`` above them, or a flat folder.
 
-Links to folders are followed, but each real folder is entered once, so a loop of links ends. Hidden
-files and folders, stores and pipes are passed over.
+Links to folders are followed, but each real folder is entered once, in its own place if that lies
+below the root, so a loop of links ends. Hidden files and folders, stores and pipes are passed over.
 """
 
 from __future__ import annotations
 
 import os
+from heapq import heappop, heappush
+from itertools import pairwise
 from pathlib import Path
-from urllib.parse import quote
 
 from featcache.errors import SourceError
-from featcache.images.entry import EXTENSIONS, Entry
+from featcache.images.entry import EXTENSIONS, Entry, as_text
 
 SPLITS = {
     "train": "train", "training": "train",
@@ -24,7 +25,8 @@ class FolderSource:
     """Images below one folder.
 
     The label is the name of the first folder below the root, or below the split's folder; images that
-    lie directly in it have none. Folders are splits if all of those at the top have a split's name.
+    lie directly in it have none. Folders are splits if all of those at the top that hold images have a
+    split's name.
 
     Args:
         folder: the root.
@@ -33,29 +35,32 @@ class FolderSource:
 
     def __init__(self, folder: Path, *, name: str | None = None) -> None:
         resolved = folder.resolve()
-        self.root = str(resolved)
-        self.name = name or resolved.name or "root"
+        self._folder = str(resolved)
+        self.root = as_text(self._folder)
+        self.name = as_text(name or resolved.name or "root")
         self.ignored = 0
 
     def entries(self) -> list[Entry]:
         """List the images, sorted by URI.
 
         Raises:
-            SourceError: there is no image, or a folder cannot be listed.
+            SourceError: there is no image, a folder cannot be listed, or two names give one URI.
         """
         self.ignored = 0
         found: list[tuple[tuple[str, ...], str]] = []
         seen: set[tuple[int, int]] = set()
-        waiting: list[tuple[str, tuple[str, ...]]] = [(self.root, ())]
-        while waiting:
-            folder, parts = waiting.pop()
+        waiting: list[tuple[str, tuple[str, ...]]] = [(self._folder, ())]
+        links: list[tuple[str, tuple[str, ...]]] = []
+        while waiting or links:
+            # A link must not take the images, and the label, of the folder it leads to.
+            folder, parts = waiting.pop() if waiting else heappop(links)
             try:
                 state = os.stat(folder)
                 if (state.st_dev, state.st_ino) in seen:
                     continue
                 seen.add((state.st_dev, state.st_ino))
                 with os.scandir(folder) as listing:
-                    inside = sorted(listing, key=lambda entry: entry.name, reverse=True)
+                    inside = list(listing)
             except OSError as error:
                 raise SourceError(
                     f"The folder {folder} cannot be listed: {error.strerror}. Check its permissions."
@@ -65,7 +70,11 @@ class FolderSource:
                     continue
                 if _is_folder(entry):
                     if not entry.name.endswith(".fcache"):
-                        waiting.append((entry.path, (*parts, entry.name)))
+                        place = (entry.path, (*parts, entry.name))
+                        if entry.is_symlink():
+                            heappush(links, place)
+                        else:
+                            waiting.append(place)
                 elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS and _is_file(entry):
                     found.append(((*parts, entry.name), entry.path))
                 else:
@@ -76,20 +85,26 @@ class FolderSource:
                 f"Looked for names that end in {', '.join(sorted(EXTENSIONS))}."
             )
         tops = {parts[0] for parts, _ in found if len(parts) > 1}
-        has_splits = bool(tops) and tops <= SPLITS.keys() and all(len(parts) > 1 for parts, _ in found)
+        has_splits = bool(tops) and tops <= SPLITS.keys()
         entries = []
         for parts, path in found:
             folders = parts[1:-1] if has_splits else parts[:-1]
             entries.append(
                 Entry(
-                    uri="/".join(_text(part) for part in parts),
+                    uri=as_text("/".join(parts)),
                     path=Path(path),
-                    label=_text(folders[0]) if folders else None,
-                    split=SPLITS[parts[0]] if has_splits else None,
+                    label=as_text(folders[0]) if folders else None,
+                    split=SPLITS[parts[0]] if has_splits and len(parts) > 1 else None,
                     group=None,
                 )
             )
         entries.sort(key=lambda entry: entry.uri)
+        for one, other in pairwise(entries):
+            if one.uri == other.uri:  # possible only where stray bytes were written as %XX
+                raise SourceError(
+                    f"Two files in {self.root} would both be called {one.uri}, as the name of one is not "
+                    "valid text. Rename one of them."
+                )
         return entries
 
 
@@ -106,12 +121,3 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
         return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))
     except OSError:
         return entry.is_symlink()
-
-
-def _text(part: str) -> str:
-    """A name that is not valid text, with its stray bytes as ``%XX``: the catalogue holds text only."""
-    try:
-        part.encode("utf-8")
-        return part
-    except UnicodeEncodeError:
-        return "".join(quote(os.fsencode(c)) if "\udc80" <= c <= "\udcff" else c for c in part)

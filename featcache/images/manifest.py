@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from featcache.errors import SourceError
-from featcache.images.entry import Entry
+from featcache.images.entry import Entry, as_text
 
 COLUMNS = ("path", "label", "split", "group")
 
@@ -25,8 +25,8 @@ class ManifestSource:
 
     def __init__(self, path: Path, *, name: str | None = None) -> None:
         self.path = path.resolve()
-        self.root = str(self.path.parent)
-        self.name = name or self.path.stem
+        self.root = as_text(str(self.path.parent))
+        self.name = as_text(name or self.path.stem)
         self.ignored = 0
 
     def entries(self) -> list[Entry]:
@@ -38,18 +38,19 @@ class ManifestSource:
         entries: dict[str, Entry] = {}
         lines: dict[str, int] = {}
         missing: list[tuple[int, str]] = []
+        folder = os.path.join(self.path.parent, "")
         for line, row in _rows(self.path, ("path",)):
-            uri = _relative(row["path"], self.path, line)
+            uri = _relative(row["path"], folder, self.path, line)
             if uri in lines:
                 raise SourceError(
                     f"{self.path}: {uri} stands in line {lines[uri]} and again in line {line}. Remove one of them."
                 )
             lines[uri] = line
-            place = self.path.parent / uri
+            place = folder + uri
             if not os.path.exists(place):
                 missing.append((line, row["path"]))
             label, split, group = (row.get(column) or None for column in COLUMNS[1:])
-            entries[uri] = Entry(uri, place, label, split, group)
+            entries[uri] = Entry(uri, Path(place), label, split, group)
         if missing:
             shown = ", ".join(f"{name} (line {line})" for line, name in missing[:5])
             more = " …" if len(missing) > 5 else ""
@@ -86,8 +87,8 @@ def read_column(path: Path, column: str) -> dict[str, str]:
 
 def _rows(path: Path, needed: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
     """Line numbers and rows; the heading is checked, empty lines are passed over."""
-    if not path.is_file():
-        raise SourceError(f"There is no file {path}.")
+    if not os.path.isfile(path):  # Path.is_file raises for names that are too long
+        raise SourceError(f"There is no file {path}. Give a CSV file with the columns {','.join(needed)}.")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
@@ -98,28 +99,47 @@ def _rows(path: Path, needed: tuple[str, ...]) -> Iterator[tuple[int, dict[str, 
                 raise SourceError(
                     f"{path} has no column {', '.join(absent)}; "
                     f"its first line is {','.join(heading) or 'empty'}. "
-                    f"Known columns: {','.join(COLUMNS)}."
+                    f"Known columns: {','.join(COLUMNS)}, with commas between them."
                 )
+            twice = [name for name in COLUMNS if heading.count(name) > 1]
+            if twice:
+                raise SourceError(f"{path} has the column {twice[0]} more than once. Rename or remove one of them.")
             for row in reader:
                 values = {name: (row[name] or "").strip() for name in COLUMNS if name in row}
                 if not values["path"]:
                     raise SourceError(f"{path}, line {reader.line_num}: the path is empty.")
                 yield reader.line_num, values
     except UnicodeDecodeError as error:
-        raise SourceError(f"{path} is not UTF-8 text: {error}. Save it as UTF-8.") from error
+        raise SourceError(f"{path}, line {_undecodable_line(path)}: not UTF-8 text. Save it as UTF-8.") from error
     except csv.Error as error:
-        raise SourceError(f"{path} cannot be read as CSV: {error}.") from error
+        raise SourceError(
+            f"{path} cannot be read as CSV ({error} in the row that begins in line {reader.line_num + 1}). "
+            "Check that every quotation mark that opens is closed."
+        ) from error
     except OSError as error:
         raise SourceError(f"{path} cannot be read: {error.strerror}.") from error
 
 
-def _relative(text: str, manifest: Path, line: int) -> str:
-    """The URI of a path that may be given absolutely, as long as it lies in the manifest's folder."""
-    plain = os.path.normpath(os.path.join(manifest.parent, text))
-    inside = os.path.relpath(plain, manifest.parent)
-    if inside.startswith(".."):
+def _undecodable_line(path: Path) -> int:
+    """The first line that is not UTF-8; the error itself knows only its place in some buffer."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError:
+                return number
+    return 1
+
+
+def _relative(text: str, folder: str, manifest: Path, line: int) -> str:
+    """The URI of a path that may be given absolutely, as long as it lies in *folder*, the manifest's."""
+    place = os.path.normpath(os.path.join(folder, text))
+    if os.path.isabs(text) and not place.startswith(folder):
+        # The manifest's folder may be written by way of a link.
+        place = os.path.join(os.path.realpath(os.path.dirname(text)), os.path.basename(text))
+    if not place.startswith(folder):
         raise SourceError(
             f"{manifest}, line {line}: {text} lies outside the manifest's folder. "
             "Put the manifest into a folder above all its images."
         )
-    return inside.replace(os.sep, "/")
+    return place.removeprefix(folder).replace(os.sep, "/")

@@ -34,9 +34,8 @@ def read_image_file(path: Path) -> tuple[bytes, FileStat]:
             changed while it was read.
     """
     try:
-        # O_NONBLOCK: a pipe or device must not be waited for before it is found to be no regular file.
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
-        with os.fdopen(handle, "rb") as file:
+        with open(path, "rb", opener=_opener) as file:
+            handle = file.fileno()
             before = os.fstat(handle)
             if not modes.S_ISREG(before.st_mode):
                 raise UnusableImageError("it is not a regular file")
@@ -51,3 +50,8 @@ def read_image_file(path: Path) -> tuple[bytes, FileStat]:
     if not data:
         raise UnusableImageError("the file is empty")
     return data, FileStat.of(after)
+
+
+def _opener(path: str, flags: int) -> int:
+    # A pipe or device must not be waited for before it is found to be no regular file.
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))

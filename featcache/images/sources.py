@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -64,11 +65,12 @@ def open_source(
     """
     place = Path(path)
     found: Source
-    if place.is_dir():
+    # os.path answers where Path raises: names that are too long, folders that may not be entered.
+    if os.path.isdir(place):
         found = FolderSource(place, name=name)
-    elif place.is_file() and place.suffix.lower() == ".csv":
+    elif os.path.isfile(place) and place.suffix.lower() == ".csv":
         found = ManifestSource(place, name=name)
-    elif place.exists():
+    elif os.path.exists(place):
         raise SourceError(f"{place} is neither a folder of images nor a CSV manifest (NAME.csv).")
     else:
         raise SourceError(f"There is nothing at {place}. Give a folder of images or a CSV manifest.")
@@ -118,6 +120,9 @@ class _Described:
 
 
 def _matching(path: Path, column: str, entries: list[Entry]) -> dict[str, str]:
+    if not os.path.isfile(path):
+        other = "none" if column == "label" else "fractions such as 0.8/0.2"
+        raise SourceError(f"There is no file {path}. Give folder, {other}, or a CSV file (path,{column}).")
     given = read_column(path, column)
     strangers = sorted(given.keys() - {entry.uri for entry in entries})
     if strangers:
@@ -131,11 +136,12 @@ def _matching(path: Path, column: str, entries: list[Entry]) -> dict[str, str]:
 
 def _fractions(split: str | Path | None) -> dict[str, float] | None:
     text = str(split)
-    if re.fullmatch(r"[0-9.]+(/[0-9.]+){1,2}", text):
+    number = r"(\d+\.?\d*|\.\d+)"
+    if re.fullmatch(rf"{number}(/{number}){{1,2}}", text):
         values = [float(part) for part in text.split("/")]
         names = ("train", "test") if len(values) == 2 else ("train", "val", "test")
         fractions = dict(zip(names, values, strict=True))
-    elif re.fullmatch(r"\w+=[0-9.]+(,\w+=[0-9.]+)*", text):
+    elif re.fullmatch(rf"\w+={number}(,\w+={number})*", text):
         fractions = {name: float(value) for name, value in (part.split("=") for part in text.split(","))}
     else:
         return None

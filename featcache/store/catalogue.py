@@ -69,7 +69,8 @@ class Catalogue:
         """This thread's connection, opened at first use and anew after a fork."""
         held: _Held | None = getattr(self._local, "held", None)
         if held is None or held.pid != os.getpid():
-            # A connection inherited through a fork is left alone: closing it could drop the parent's locks.
+            # SQLite forbids using, or even closing, a connection that came through a fork: it is only put aside.
+            self._inherited = held
             held = _Held(_connect(self.path, self.writable), self.writable)
             self._local.held = held
         return held.connection

@@ -1,0 +1,115 @@
+"""A later process knows recipe and layers without loading torch, and only while they still hold."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+from featcache.backbones import Backbone, get
+from featcache.backbones.recipe_cache import RecipeCache, weights_used_for
+
+LAYERS = ["layer1:mean", "layer4:mean_std", "pooled"]
+
+
+@pytest.fixture
+def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FEATCACHE_CACHE", str(tmp_path / "cache"))
+    torch.manual_seed(0)
+    torch.save(timm.create_model("resnet18", pretrained=False).state_dict(), tmp_path / "w.pth")
+    backbone = get("timm:resnet18", tmp_path / "w.pth")
+    assert not known(backbone)
+    backbone.resolve_layers(LAYERS)
+    assert known(get("timm:resnet18", tmp_path / "w.pth"))
+    return tmp_path / "w.pth"
+
+
+def known(backbone: Backbone) -> bool:
+    return RecipeCache(backbone.name, backbone._cache.weights if backbone._cache else None, "timm").read() is not None
+
+
+def entry(weights: Path) -> Path:
+    (path,) = (weights.parent / "cache" / "backbones").iterdir()
+    return path
+
+
+def test_a_second_process_needs_no_torch(weights: Path) -> None:
+    backbone = get("timm:resnet18", weights)
+    backbone.network  # noqa: B018  (loaded, so that what follows comes from the network itself)
+    expected = [
+        backbone.recipe.fingerprint,
+        *[[layer.name, layer.position, list(layer.shape)] for layer in backbone.resolve_layers(LAYERS)],
+    ]
+    code = """
+        import json, sys
+        from featcache.backbones import get
+        backbone = get("timm:resnet18", sys.argv[1])
+        layers = [[l.name, l.position, list(l.shape)] for l in backbone.resolve_layers(json.loads(sys.argv[2]))]
+        print(json.dumps([backbone.recipe.fingerprint, *layers]))
+        loaded = {"torch", "timm", "torchvision", "sklearn"} & sys.modules.keys()
+        assert not loaded, loaded
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), str(weights), json.dumps(LAYERS[::-1])],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == expected
+
+
+def test_other_weights_in_the_same_file_are_seen(weights: Path) -> None:
+    before = get("timm:resnet18", weights).recipe
+    assert weights_used_for(before) == str(weights.resolve())
+    tensors = torch.load(weights, weights_only=True)
+    tensors["conv1.weight"][0, 0, 0, 0] += 1
+    torch.save(tensors, weights)
+    assert weights_used_for(before) is None
+    assert get("timm:resnet18", weights).recipe.fingerprint != before.fingerprint
+
+
+def test_a_touched_file_is_read_again(weights: Path) -> None:
+    before = get("timm:resnet18", weights).recipe
+    os.utime(weights, ns=(0, 1))
+    assert not known(get("timm:resnet18", weights))
+    assert get("timm:resnet18", weights).recipe == before
+    assert known(get("timm:resnet18", weights))
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "garbage", "list", "format", "key", "recipe", "layers", "bytes"])
+def test_a_damaged_entry_is_not_used(weights: Path, damage: str) -> None:
+    path = entry(weights)
+    before = get("timm:resnet18", weights).recipe
+    text = path.read_text()
+    data = json.loads(text)
+    changed = {
+        "empty": "",
+        "cut": text[: len(text) // 2],
+        "garbage": "\0garbage",
+        "list": "[1, 2]",
+        "format": json.dumps(data | {"format": 99}),
+        "key": json.dumps(data | {"key": ["timm:resnet18", None, "0", "timm", "0"]}),
+        "recipe": json.dumps(data | {"recipe": "{}"}),
+        "layers": json.dumps(data | {"layers": {"pooled": "x"}}),
+        "bytes": "",
+    }[damage]
+    path.write_text(changed)
+    if damage == "bytes":
+        path.write_bytes(b"\xff\xfe\x00")
+    backbone = get("timm:resnet18", weights)
+    assert not known(backbone)
+    assert backbone.recipe == before
+    assert json.loads(path.read_text())["recipe"] == before.to_json()
+
+
+def test_a_cache_that_cannot_be_written_does_no_harm(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = get("timm:resnet18", weights).recipe
+    (weights.parent / "file").write_text("no folder")
+    monkeypatch.setenv("FEATCACHE_CACHE", str(weights.parent / "file"))
+    assert get("timm:resnet18", weights).recipe == before

@@ -1,0 +1,140 @@
+"""What every head promises, for each name that is registered."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.base import BaseEstimator
+from sklearn.linear_model import RidgeClassifier
+from sklearn.neighbors import KNeighborsClassifier
+
+from featcache.errors import UnknownNameError, UsageError
+from featcache.heads import HEADS, head_name, make_head
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def gaussians(n: int = 90, k: int = 3, d: int = 6, seed: int = 0, spread: float = 1.5) -> tuple[np.ndarray, np.ndarray]:
+    """(n, d) float32 around one centre a class, and text labels."""
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(k, d)) * spread
+    numbers = np.arange(n) % k
+    X = (centres[numbers] + rng.normal(size=(n, d))).astype(np.float32)
+    return X, np.array([f"class {i}" for i in range(k)])[numbers]
+
+
+@pytest.fixture(params=sorted(HEADS))
+def head(request: pytest.FixtureRequest) -> Any:
+    return make_head(request.param)
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_it_fits_and_answers(head: Any, k: int) -> None:
+    X, y = gaussians(90, k)
+    assert head.fit(X, y) is head
+    assert head.classes_.tolist() == [f"class {i}" for i in range(k)]
+    p = head.predict_proba(X)
+    assert p.shape == (90, k)
+    assert (p >= 0).all()
+    np.testing.assert_allclose(p.sum(1), 1, atol=1e-9)
+    said = head.predict(X)
+    assert said.tolist() == head.classes_[p.argmax(1)].tolist()
+    assert (said == y).mean() > 0.8
+    assert head.chosen_
+    assert all(isinstance(name, str) and isinstance(v, int | float) for name, v in head.chosen_.items())
+
+
+@pytest.mark.parametrize("labels", [np.array([3, 7, 11]), np.array(["a", "b", "c"], dtype=object)])
+def test_labels_keep_their_type(head: Any, labels: np.ndarray) -> None:
+    X, _ = gaussians(60)
+    y = labels[np.arange(60) % 3]
+    head.fit(X, y)
+    assert head.classes_.tolist() == labels.tolist()
+    assert head.predict(X).dtype == y.dtype
+    assert set(head.predict(X)) <= set(labels)
+
+
+def test_the_same_seed_gives_the_same_head(head: Any) -> None:
+    X, y = gaussians(90, spread=0.5)
+    first = make_head(head_name_of(head), 3).fit(X, y)
+    second = make_head(head_name_of(head), 3).fit(X, y)
+    np.testing.assert_array_equal(first.coef_, second.coef_)
+    np.testing.assert_array_equal(first.intercept_, second.intercept_)
+    assert first.chosen_ == second.chosen_
+
+
+def test_a_constant_feature_does_no_harm(head: Any) -> None:
+    X, y = gaussians(90)
+    X[:, 2] = 5000.1
+    p = head.fit(X, y).predict_proba(X)
+    assert np.isfinite(p).all()
+    assert np.isfinite(head.coef_).all()
+    assert (head.predict(X) == y).mean() > 0.8
+
+
+def test_a_class_with_one_item_can_be_learned(head: Any) -> None:
+    X, y = gaussians(61, 2)
+    X[0], y[0] = 20, "rare"
+    head.fit(X, y)
+    assert head.classes_.tolist() == ["class 0", "class 1", "rare"]
+    assert np.isfinite(head.predict_proba(X)).all()
+
+
+def test_vectors_of_another_width_are_refused(head: Any) -> None:
+    head.fit(*gaussians(60, d=6))
+    with pytest.raises(ValueError, match="6 features"):
+        head.predict(np.zeros((2, 7), np.float32))
+
+
+def test_vectors_that_are_not_finite_are_refused(head: Any) -> None:
+    X, y = gaussians(60)
+    X[7, 1] = np.nan
+    with pytest.raises(ValueError, match="NaN"):
+        head.fit(X, y)
+
+
+def test_scikit_learn_can_clone_it(head: Any) -> None:
+    from sklearn.base import clone
+
+    assert clone(head.set_params(random_state=5)).get_params() == head.get_params()
+
+
+def head_name_of(head: Any) -> str:
+    return next(name for name, home in HEADS.items() if home.endswith(f":{type(head).__name__}"))
+
+
+def test_an_estimator_is_cloned() -> None:
+    mine = KNeighborsClassifier(3)
+    made = make_head(mine)
+    assert isinstance(made, KNeighborsClassifier)
+    assert made is not mine
+    assert made.n_neighbors == 3
+    assert (head_name(mine), head_name("logreg")) == ("KNeighborsClassifier", "logreg")
+
+
+def test_the_seed_reaches_our_heads() -> None:
+    assert {make_head(name, 7).random_state for name in HEADS} == {7}
+
+
+def test_an_unknown_head_offers_the_nearest() -> None:
+    with pytest.raises(UnknownNameError, match="'logreg'"):
+        make_head("logrg")
+
+
+@pytest.mark.parametrize("thing", [3, RidgeClassifier.fit, BaseEstimator()])
+def test_what_is_no_classifier_is_refused(thing: Any) -> None:
+    with pytest.raises(UsageError, match="scikit-learn classifier"):
+        make_head(thing)
+
+
+def test_the_names_cost_no_import() -> None:
+    code = (
+        "import sys, featcache.heads, featcache.evaluation.splits, featcache.evaluation.metrics; "
+        "print(sorted({'torch', 'sklearn', 'scipy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

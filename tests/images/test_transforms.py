@@ -1,0 +1,137 @@
+"""The network's picture equals that of timm and torchvision, pixel for pixel."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from timm.data.config import resolve_data_config
+from timm.data.transforms_factory import create_transform
+from torchvision import transforms
+from torchvision.models import ResNet50_Weights
+from torchvision.transforms.functional import InterpolationMode
+
+from featcache.backbones import timm_family, torchvision_family
+from featcache.backbones.capture import Axes
+from featcache.backbones.network import Network
+from featcache.errors import UnusableImageError
+from featcache.images.decode import decode_rgb
+from featcache.images.transforms import PixelTransform
+from featcache.recipe import PixelPath, StandardTransform
+
+HALF = (0.5, 0.5, 0.5)
+SIDE = st.one_of(st.integers(1, 8), st.integers(200, 300), st.integers(1, 700))
+
+
+def picture(width: int, height: int) -> Image.Image:
+    rng = np.random.default_rng(width * 1000 + height)
+    return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def ours(transform: StandardTransform, image: Image.Image) -> torch.Tensor:
+    network = Network(torch.nn.Identity(), "", PixelPath(transform), Axes())
+    return network.normalised(PixelTransform(transform)(image)[None])[0]
+
+
+@pytest.fixture(scope="module")
+def lite0() -> tuple[StandardTransform, transforms.Compose]:
+    model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    published = create_transform(**resolve_data_config(model=model))  # type: ignore[no-untyped-call]
+    config: Any = model.pretrained_cfg
+    return timm_family.standard_transform("tf_efficientnet_lite0", config), published
+
+
+# The published transforms take a picture 1 pixel wide and 700 high to 256 × 179200: such sizes one by one.
+@settings(max_examples=60, deadline=None)
+@given(width=SIDE, height=SIDE)
+@example(1, 1)
+@example(1, 40)
+@example(40, 1)
+@example(640, 32)
+@example(31, 633)
+@example(257, 256)
+@example(224, 224)
+def test_as_timm(lite0: tuple[StandardTransform, transforms.Compose], width: int, height: int) -> None:
+    if max(width, height) > 60 * min(width, height):
+        width = height
+    transform, published = lite0
+    image = picture(width, height)
+    torch.testing.assert_close(ours(transform, image), published(image), rtol=0, atol=1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(width=SIDE, height=SIDE)
+@example(1, 1)
+@example(1, 40)
+@example(40, 1)
+@example(640, 32)
+@example(233, 232)
+def test_as_torchvision(width: int, height: int) -> None:
+    if max(width, height) > 60 * min(width, height):
+        height = width
+    published = ResNet50_Weights.IMAGENET1K_V2.transforms()
+    image = picture(width, height)
+    transform = torchvision_family.standard_transform("resnet50", published)
+    torch.testing.assert_close(ours(transform, image), published(image), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"])
+@pytest.mark.parametrize("size", [(90, 61), (20, 300), (1, 1)])
+def test_two_numbers_leave_the_aspect_aside(interpolation: str, size: tuple[int, int]) -> None:
+    transform = StandardTransform((48, 64), (40, 50), interpolation, HALF, HALF)
+    reference = transforms.Compose(
+        [transforms.Resize((48, 64), InterpolationMode(interpolation)), transforms.CenterCrop((40, 50))]
+    )
+    image = picture(*size)
+    np.testing.assert_array_equal(PixelTransform(transform)(image), np.asarray(reference(image)))
+
+
+@settings(max_examples=40, deadline=None)
+@given(width=st.integers(1, 90), height=st.integers(1, 90), side=st.integers(5, 40), crop=st.tuples(SIDE, SIDE))
+def test_crops_of_any_size_even_larger_than_the_picture(
+    width: int, height: int, side: int, crop: tuple[int, int]
+) -> None:
+    transform = StandardTransform((side,), crop, "bilinear", HALF, HALF)
+    reference = transforms.Compose([transforms.Resize(side), transforms.CenterCrop(crop)])
+    image = picture(width, height)
+    np.testing.assert_array_equal(PixelTransform(transform)(image), np.asarray(reference(image)))
+
+
+def test_a_picture_smaller_than_the_crop_is_padded_with_black() -> None:
+    transform = StandardTransform((10,), (13, 16), "bilinear", HALF, HALF)
+    white = PixelTransform(transform)(Image.new("RGB", (10, 10), (255, 255, 255)))
+    assert white.shape == (13, 16, 3)
+    assert white[1:11, 3:13].min() == 255
+    assert int(white.sum()) == 255 * 3 * 100
+
+
+@pytest.mark.parametrize("size", [(1, 100_000), (100_000, 1)])
+def test_an_absurd_aspect_is_refused(size: tuple[int, int]) -> None:
+    transform = StandardTransform((256,), (224, 224), "bicubic", HALF, HALF)
+    with pytest.raises(UnusableImageError, match=f"{size[0]} × {size[1]} pixels.*differ too much"):
+        PixelTransform(transform)(Image.new("RGB", size))
+
+
+def test_what_this_version_cannot_do_is_refused() -> None:
+    for transform in (
+        StandardTransform((256,), (224, 224), "spline", HALF, HALF),
+        StandardTransform((256,), (224, 224), "bicubic", HALF, HALF, implementation="other/7"),
+    ):
+        with pytest.raises(ValueError, match="no such way to resize"):
+            PixelTransform(transform)
+
+
+def test_the_whole_way_from_a_jpeg() -> None:
+    out = io.BytesIO()
+    picture(500, 375).save(out, "JPEG", quality=90)
+    published = ResNet50_Weights.IMAGENET1K_V2.transforms()
+    transform = torchvision_family.standard_transform("resnet50", published)
+    mine = ours(transform, decode_rgb(out.getvalue()))
+    torch.testing.assert_close(mine, published(Image.open(out).convert("RGB")), rtol=0, atol=1e-6)
