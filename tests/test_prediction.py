@@ -229,8 +229,7 @@ def test_evaluate_a_head_of_unknown_origin(place: Path, tmp_path: Path) -> None:
     X, y, _ = fc.open(place / "s.fcache").arrays(layers="pooled")
     np.savez(tmp_path / "x.npz", features=X, labels=y)
     bundle = fc.train(tmp_path / "x.npz", progress=False)
-    # It read ``features``, which no store has under this name.
-    with pytest.raises(UnknownNameError, match="features"):
+    with pytest.raises(RecipeMismatchError, match="unknown origin"):
         fc.evaluate(bundle, place / "s.fcache")
 
 
