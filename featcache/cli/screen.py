@@ -31,8 +31,9 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence
         made.add_column(name, justify="right" if name in right else "left", overflow="fold")
     for row in rows:
         made.add_row(*row)
-    # No width of its own where stdout is no terminal: 80 columns unless COLUMNS says otherwise.
-    _Screen(file=sys.stdout, highlight=False, markup=False).print(made)
+    # What reads a pipe or a file has no width to fit: there nothing is folded.
+    width = None if sys.stdout.isatty() else 200
+    _Screen(file=sys.stdout, highlight=False, markup=False, width=width).print(made)
 
 
 def percent(value: float | None) -> str:

@@ -112,5 +112,7 @@ class Reader:
             return ReadImage(entry, record, missing, reason=str(error))
         try:
             return ReadImage(entry, record, missing, self._network.prepare(image))
+        except UnusableImageError as error:
+            return ReadImage(entry, record, missing, reason=str(error))
         except Exception as error:  # a transform given by the user may raise anything
             return ReadImage(entry, record, missing, reason=f"the transform failed: {error!r}")
