@@ -10,7 +10,8 @@ held-out tenth, at most some thousand rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ Batches = Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]]
 
 _HELD_OUT_ROWS = 4096
 _STEPS = 1200
+_SMALL_STEP = 20_000_000
 
 
 class TorchSoftmaxHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -90,6 +92,12 @@ class TorchSoftmaxHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             width: d.
             held_out: vectors and class numbers that decide when to stop.
         """
+        with _threads_for(self.batch_size * width * len(classes) * len(self.Cs)):
+            return self._fit_batches(batches, classes, width, held_out)
+
+    def _fit_batches(
+        self, batches: Batches, classes: Sequence[Any] | np.ndarray, width: int, held_out: tuple[np.ndarray, np.ndarray]
+    ) -> TorchSoftmaxHead:
         self.classes_, self.n_features_in_ = np.asarray(classes), width
         mean, scale, rows, steps = _moments(batches, width)
         epochs = self.epochs or max(5, -(-_STEPS // max(1, steps)))
@@ -146,6 +154,17 @@ class TorchSoftmaxHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def predict(self, X: Any) -> np.ndarray:
         """(n,) the likeliest label."""
         return np.asarray(self.classes_[self.decision_function(X).argmax(1)])
+
+
+@contextmanager
+def _threads_for(products: int) -> Iterator[None]:
+    """One torch thread for steps so small that threads would mostly wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if products < _SMALL_STEP else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def held_out_rows(numbers: np.ndarray, groups: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
