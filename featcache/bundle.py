@@ -245,11 +245,7 @@ class Bundle:
         from safetensors.numpy import save_file
 
         target = Path(path)
-        if target.exists():
-            try:
-                Bundle.load(target)
-            except BundleError as error:
-                raise UsageError(f"{target} is there already and is no head, so it is not overwritten.") from error
+        check_target(target)
         tensors: dict[str, np.ndarray] = {
             "weight": np.ascontiguousarray(self.form.weight, dtype=np.float32),
             "bias": np.ascontiguousarray(self.form.bias, dtype=np.float32),
@@ -287,7 +283,8 @@ class Bundle:
         """Read a bundle back.
 
         Raises:
-            BundleError: there is none at *path*, or its parts do not fit together.
+            UsageError: there is no file at *path*.
+            BundleError: it is no bundle, or its parts do not fit together.
             StoreFormatError: it was written by a newer featcache.
         """
         source = Path(path)
@@ -343,6 +340,19 @@ class Bundle:
         return [(self.classes[i], float(probabilities[0][i])) for i in order]
 
 
+def check_target(path: Path) -> None:
+    """Refuse to overwrite what is no head; worth asking before a long training.
+
+    Raises:
+        UsageError: something else stands at *path*.
+    """
+    if path.exists():
+        try:
+            Bundle.load(path)
+        except BundleError as error:
+            raise UsageError(f"{path} is there already and is no head, so it is not overwritten.") from error
+
+
 def scale_layers(X: np.ndarray, layers: Sequence[LayerUse]) -> np.ndarray:
     """Divide each layer's part of (n, d) vectors by its scale."""
     if all(use.scale == 1.0 for use in layers):
@@ -354,7 +364,9 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
-        raise BundleError(f"There is no head at {path}. `featcache train STORE -o {path}` makes one.")
+        if path.exists():
+            raise BundleError(f"{path} is a folder, not a featcache head.")
+        raise UsageError(f"There is no head at {path}. `featcache train STORE -o {path}` makes one.")
     try:
         with safe_open(path, framework="numpy") as file:
             data = json.loads((file.metadata() or {})["featcache"])

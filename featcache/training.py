@@ -19,6 +19,7 @@ from featcache.errors import StoreError, UnknownNameError, UsageError
 from featcache.evaluation import metrics, splits
 from featcache.examples import Examples
 from featcache.fitting import answers, fit
+from featcache.heads import make_head
 from featcache.progress import Progress, choose
 from featcache.store import FeatureStore, holdout
 
@@ -66,6 +67,7 @@ def train(
         MissingVectorsError: no labelled item has vectors.
     """
     began = time.monotonic()
+    make_head(head, seed)  # a misspelt name should not wait for the vectors to be read
     path = Path(store)
     with choose(progress) as shown:
         if path.is_file():

@@ -121,7 +121,7 @@ def test_a_name_too_long_for_the_disk(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_says_how_to_make_one(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="featcache train"):
+    with pytest.raises(UsageError, match="featcache train"):
         fc.load(tmp_path / "none.fch")
 
 

@@ -97,9 +97,9 @@ def _shown(report: ExtractReport, interrupted: bool) -> Callable[[], None]:
 
 
 def _show(report: ExtractReport, interrupted: bool) -> None:
-    counts = {"added": report.added, "changed": report.changed, "removed": report.removed}
+    counts = {"new": report.added, "changed": report.changed, "no longer there": report.removed}
     since = ", ".join(f"{n:,} {word}" for word, n in counts.items() if n)
-    screen.say(f"{report.items:,} images" + (f" ({since} since last time)" if since else ""))
+    screen.say(f"{report.items:,} images" + (f" ({since})" if since else ""))
     pace = f" at {report.images_per_second:.1f} images/s" if report.computed else ""
     screen.say(f"  {report.computed:,} computed{pace}, {report.reused:,} there already")
     if report.ignored:

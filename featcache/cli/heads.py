@@ -56,8 +56,10 @@ def train(
 
     Example: featcache train pets.fcache -o pets.fch
     """
+    from featcache.bundle import check_target
     from featcache.training import train as run
 
+    check_target(output)
     bundle = run(
         store,
         head,
