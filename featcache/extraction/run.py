@@ -121,7 +121,7 @@ class Run:
         todo: list[Entry] = []
         for entry in entries:
             record = self._known.get(entry.uri)
-            if record is not None and _unchanged(entry, record):
+            if record is not None and is_unchanged(entry, record):
                 if (record.label, record.split, record.group) != (entry.label, entry.split, entry.group):
                     record = _described(record, entry)
                     self._unsaved.append(record)
@@ -219,7 +219,8 @@ class Run:
         self._unsaved = []
 
 
-def _unchanged(entry: Entry, record: Record) -> bool:
+def is_unchanged(entry: Entry, record: Record) -> bool:
+    """Whether the file's state says that it still holds the bytes that were hashed."""
     try:
         stat = os.stat(entry.path)
     except OSError:

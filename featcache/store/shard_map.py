@@ -72,9 +72,10 @@ class ShardMaps:
         return _view(mapped, layout.sha256)
 
     def _get(self, shard: ShardRef) -> tuple[mmap.mmap, ShardLayout]:
+        if self._pid != os.getpid():
+            # After a fork; the lock may have come along held by a thread that did not.
+            self._lock, self._open, self._pid = threading.Lock(), OrderedDict(), os.getpid()
         with self._lock:
-            if self._pid != os.getpid():
-                self._open, self._pid = OrderedDict(), os.getpid()
             held = self._open.get(shard.id)
             if held is None:
                 held = self._map(shard)

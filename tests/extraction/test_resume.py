@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,9 @@ import featcache as fc
 from featcache.backbones import Backbone, tiny_backbone
 from featcache.errors import MissingVectorsError, UsageError
 from featcache.extraction import ExtractReport
+from featcache.extraction.run import is_unchanged
+from featcache.images.entry import Entry
+from featcache.store.source_records import Record
 
 
 @pytest.fixture(scope="module")
@@ -101,11 +105,7 @@ def test_same_bytes_again_with_other_times_compute_nothing(run: Callable[..., Ex
     assert (report.computed, report.changed, report.reused) == (0, 0, 24)
 
 
-def test_a_change_that_keeps_size_and_time_of_a_young_file_is_seen(
-    run: Callable[..., ExtractReport], photos: Path
-) -> None:
-    import os
-
+def test_a_change_that_keeps_size_and_mtime_is_seen(run: Callable[..., ExtractReport], photos: Path) -> None:
     target = photos / "cats" / "cat-00.bmp"
     Image.new("RGB", (9, 9), (1, 2, 3)).save(target)
     run()
@@ -242,3 +242,20 @@ def test_a_callable_transform_is_known_by_name_and_version(
     assert run(backbone=with_version("1")).computed == 0
     assert run(backbone=with_version("2")).computed == 24
     assert len(fc.open(tmp_path / "s.fcache").spaces) == 2
+
+
+def test_a_file_read_right_after_it_was_written_is_read_again(tmp_path: Path) -> None:
+    """Two writes within the clock's grain leave the same times, so a file's times vouch for it only later."""
+    paint(tmp_path / "a.png", 1)
+    stat = os.stat(tmp_path / "a.png")
+    entry = Entry("a.png", tmp_path / "a.png", None, None, None)
+    written = max(stat.st_mtime_ns, stat.st_ctime_ns)
+
+    def record(read_after_ns: int) -> Record:
+        times = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+        return Record("a.png", bytes(32), None, None, None, *times, indexed_ns=written + read_after_ns)
+
+    assert not is_unchanged(entry, record(1_000_000_000))
+    assert is_unchanged(entry, record(3_000_000_000))
+    paint(tmp_path / "a.png", 2)
+    assert not is_unchanged(entry, record(3_000_000_000))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -174,3 +177,24 @@ def test_vectors_by_position_are_those_of_one_array(
     np.testing.assert_array_equal(vectors[np.array(at, dtype=int)], expected[np.array(at, dtype=int)])
     with pytest.raises(IndexError):
         vectors[[total]]
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_fork_while_a_thread_is_reading_does_not_hang(tmp_path: Path) -> None:
+    fill(tmp_path / "s.fcache", 20)
+    store = FeatureStore.open(tmp_path / "s.fcache")
+    expected = store.arrays()[0]
+    with store.maps._lock:
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if np.array_equal(store.arrays()[0], expected) else 1)
+    for _ in range(200):
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            break
+        time.sleep(0.1)
+    else:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        pytest.fail("the forked process waits for a lock that nobody in it holds")
+    assert os.waitstatus_to_exitcode(status) == 0
