@@ -10,14 +10,14 @@ import numpy as np
 
 from featcache.bundle import Bundle, LayerUse, scale_layers
 from featcache.errors import BundleError
-from featcache.examples import Examples
 from featcache.heads import head_name, make_head
 from featcache.heads.linear import linear_form
+from featcache.labelled_vectors import LabelledVectors
 
 _ROWS_AT_ONCE = 8192
 
 
-def fit(examples: Examples, rows: np.ndarray, head: Any, seed: int) -> Bundle:
+def fit(examples: LabelledVectors, rows: np.ndarray, head: Any, seed: int) -> Bundle:
     """Fit a head on some rows.
 
     Args:
@@ -53,7 +53,7 @@ def fit(examples: Examples, rows: np.ndarray, head: Any, seed: int) -> Bundle:
     )
 
 
-def answers(bundle: Bundle, examples: Examples, rows: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
+def answers(bundle: Bundle, examples: LabelledVectors, rows: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
     """A head's probabilities (m, k), or None where it has none, and its labels (m,) for some rows."""
     probabilities, predicted = [], []
     for start in range(0, len(rows), _ROWS_AT_ONCE):
@@ -65,7 +65,7 @@ def answers(bundle: Bundle, examples: Examples, rows: np.ndarray) -> tuple[np.nd
     return (np.concatenate(known) if known else None), np.concatenate(predicted)
 
 
-def _uses(examples: Examples, rows: np.ndarray) -> tuple[LayerUse, ...]:
+def _uses(examples: LabelledVectors, rows: np.ndarray) -> tuple[LayerUse, ...]:
     """The layers with their scales: the root mean square over *rows* where there are several."""
     scales = np.ones(len(examples.layers))
     if len(examples.layers) > 1:
@@ -82,7 +82,9 @@ def _uses(examples: Examples, rows: np.ndarray) -> tuple[LayerUse, ...]:
     )
 
 
-def _fit_streaming(estimator: Any, examples: Examples, rows: np.ndarray, uses: tuple[LayerUse, ...], seed: int) -> None:
+def _fit_streaming(
+    estimator: Any, examples: LabelledVectors, rows: np.ndarray, uses: tuple[LayerUse, ...], seed: int
+) -> None:
     """Fit by mini-batches read from the store, in a new order each pass; nothing else is kept in memory."""
     from featcache.heads.torch_softmax import held_out_rows
 

@@ -13,8 +13,8 @@ from featcache.bundle import Bundle, Prediction
 from featcache.embedding import ImageLike
 from featcache.errors import MissingVectorsError, RecipeMismatchError, UnknownNameError
 from featcache.evaluation import metrics
-from featcache.examples import Examples
 from featcache.fitting import answers
+from featcache.labelled_vectors import LabelledVectors
 from featcache.progress import Progress
 from featcache.store import FeatureStore
 
@@ -99,7 +99,7 @@ def evaluate(
         space = matching[0].fingerprint if matching else None
     bundle.require(opened.space(space).recipe)
     names = [use.name for use in bundle.layers]
-    examples = Examples.from_store(opened, names, labels=labels, source=source, space=space)
+    examples = LabelledVectors.from_store(opened, names, labels=labels, source=source, space=space)
     seen = np.array([bool(bundle.overlap([item.sha256])) for item in examples.items])
     splits = {item.split for item in examples.items} - {None}
     if split is None and "test" in splits:

@@ -17,9 +17,9 @@ import numpy as np
 from featcache.bundle import Bundle
 from featcache.errors import StoreError, UnknownNameError, UsageError
 from featcache.evaluation import metrics, splits
-from featcache.examples import Examples
 from featcache.fitting import answers, fit
 from featcache.heads import make_head
+from featcache.labelled_vectors import LabelledVectors
 from featcache.progress import Progress, choose
 from featcache.store import FeatureStore, holdout
 
@@ -71,9 +71,11 @@ def train(
     path = Path(store)
     with choose(progress) as shown:
         if path.is_file():
-            examples = Examples.from_file(path)
+            examples = LabelledVectors.from_file(path)
         else:
-            examples = Examples.from_store(FeatureStore.open(path), layers, labels=labels, source=source, space=space)
+            examples = LabelledVectors.from_store(
+                FeatureStore.open(path), layers, labels=labels, source=source, space=space
+            )
         _check_classes(examples)
         fitting = 0.0
         if cv is not None:
@@ -112,7 +114,7 @@ def train(
 
 
 def _parts(
-    examples: Examples, split: str | None, seed: int, store: Path | None, shown: Progress
+    examples: LabelledVectors, split: str | None, seed: int, store: Path | None, shown: Progress
 ) -> tuple[np.ndarray, np.ndarray, str]:
     """Rows to learn from, rows to score on, and the protocol in words."""
     named = {item.split for item in examples.items} - {None}
@@ -133,7 +135,7 @@ def _parts(
     return learn, test, f"a hold-out of {len(test)} items (one in five, seed {seed})"
 
 
-def _holdout(examples: Examples, seed: int, store: Path | None, shown: Progress) -> np.ndarray:
+def _holdout(examples: LabelledVectors, seed: int, store: Path | None, shown: Progress) -> np.ndarray:
     """``train`` or ``test`` for each row; decided once for a source and kept in the catalogue."""
     keys = splits.unit_keys(examples.items)
     kept: dict[bytes, str] = {}
@@ -151,7 +153,7 @@ def _holdout(examples: Examples, seed: int, store: Path | None, shown: Progress)
 
 
 def _cross_validated(
-    examples: Examples, rows: np.ndarray, head: Any, k: int, seed: int, shown: Progress
+    examples: LabelledVectors, rows: np.ndarray, head: Any, k: int, seed: int, shown: Progress
 ) -> tuple[Bundle, np.ndarray | None, np.ndarray, float]:
     """Out-of-fold answers for *rows*, and a head fitted on all of them."""
     classes = sorted(set(examples.y[rows].tolist()))
@@ -181,7 +183,7 @@ def _cross_validated(
     return bundle, probabilities, predicted, time.monotonic() - began
 
 
-def _of_split(examples: Examples, split: str) -> np.ndarray:
+def _of_split(examples: LabelledVectors, split: str) -> np.ndarray:
     rows = np.array([i for i, item in enumerate(examples.items) if item.split == split], dtype=np.int64)
     if not len(rows):
         names = sorted({item.split for item in examples.items if item.split is not None})
@@ -189,7 +191,7 @@ def _of_split(examples: Examples, split: str) -> np.ndarray:
     return rows
 
 
-def _check_classes(examples: Examples) -> None:
+def _check_classes(examples: LabelledVectors) -> None:
     names = sorted(set(examples.y.tolist()))
     if len(names) < 2:
         raise UsageError(

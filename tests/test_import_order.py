@@ -24,7 +24,7 @@ ORDER = (
     "extraction",
     "similarity",
     "fitting",
-    "examples",
+    "labelled_vectors",
     "bundle",
     "joined",
     "embedding",

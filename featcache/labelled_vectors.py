@@ -17,7 +17,7 @@ from featcache.store.rows import ItemRows
 
 
 @dataclass
-class Examples:
+class LabelledVectors:
     """Labelled vectors.
 
     Attributes:
@@ -53,7 +53,7 @@ class Examples:
         split: str | None = None,
         source: str | None = None,
         space: str | None = None,
-    ) -> Examples:
+    ) -> LabelledVectors:
         """The labelled items of a source that have vectors.
 
         Args:
@@ -98,7 +98,7 @@ class Examples:
         )
 
     @classmethod
-    def from_file(cls, path: Path) -> Examples:
+    def from_file(cls, path: Path) -> LabelledVectors:
         """The labelled rows of a plain HDF5 or NumPy file; equal vectors count as one image.
 
         Raises:
