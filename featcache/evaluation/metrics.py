@@ -18,7 +18,8 @@ import numpy as np
 from featcache.errors import UsageError
 
 _Z = 1.959963984540054
-_AT_ONCE = 1 << 22
+_DRAWS, _FEWEST = 200_000_000, 100
+"""Of so many units that 1000 resamples would take minutes, fewer are drawn; they are as good then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ def score(
         classes: the head's k classes.
         units: (n,) int64; items that are no independent evidence share a number.
         seed: of the bootstrap.
-        resamples: of the bootstrap.
+        resamples: of the bootstrap; fewer, but at least 100, where there are more than 200,000 units.
 
     Raises:
         UsageError: there is nothing to score.
@@ -92,24 +93,21 @@ def score(
         )
         losses = -np.log(np.clip(p, np.finfo(np.float64).eps, 1.0))
     groups = np.unique(np.arange(n) if units is None else units, return_inverse=True)[1]
-    counts = _resampled(groups, seed, resamples)
-    k = len(names)
-    confusion = np.zeros((len(counts), k * k))
-    step = max(1, _AT_ONCE // n)
-    for start in range(0, len(counts), step):
-        weights = counts[start : start + step][:, groups]
-        for row, w in enumerate(weights, start):
-            confusion[row] = np.bincount(truth * k + said, weights=w, minlength=k * k)
-    accuracy, balanced, f1 = _from_confusion(confusion.reshape(-1, k, k))
-    loss = None
-    if losses is not None:
-        per_group = np.bincount(groups, weights=losses)
-        sizes = np.bincount(groups)
-        loss = _interval((counts @ per_group) / (counts @ sizes))
-    right = _interval(accuracy)
+    count = int(groups.max()) + 1
+    sizes = np.bincount(groups)
+    rng = np.random.default_rng(seed)
+    values: list[list[float]] = []
+    for drawn in range(1 + min(resamples, max(_FEWEST, _DRAWS // count))):
+        # First the sample itself; then as many units as there are, drawn with replacement.
+        times = rng.multinomial(count, np.full(count, 1 / count)) if drawn else np.ones(count, dtype=np.int64)
+        row = _from_counts(truth, said, times[groups], len(names))
+        if losses is not None:
+            row.append(float(times[groups] @ losses / (times @ sizes)))
+        values.append(row)
+    right, balanced, f1, *loss = (_interval(column) for column in np.array(values).T)
     if right.value in (0.0, 1.0):
-        right = Interval(right.value, *wilson(right.value, counts.shape[1]))
-    return Scores(n, right, _interval(balanced), _interval(f1), loss)
+        right = Interval(right.value, *wilson(right.value, count))
+    return Scores(n, right, balanced, f1, loss[0] if loss else None)
 
 
 def wilson(share: float, n: int) -> tuple[float, float]:
@@ -120,21 +118,15 @@ def wilson(share: float, n: int) -> tuple[float, float]:
     return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
 
 
-def _resampled(groups: np.ndarray, seed: int, resamples: int) -> np.ndarray:
-    """How often each unit is drawn: (1 + resamples, units); the first row is the sample itself."""
-    count = int(groups.max()) + 1
-    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
-    return np.vstack([np.ones((1, count)), drawn]).astype(np.float64)
-
-
-def _from_confusion(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Accuracy, balanced accuracy and macro-F1 of each of (r, k, k) confusion matrices."""
-    hits = np.diagonal(confusion, axis1=1, axis2=2)
-    true, said = confusion.sum(2), confusion.sum(1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        recall = np.where(true > 0, hits / true, np.nan)
-        f1 = np.where(true + said > 0, 2 * hits / (true + said), np.nan)
-    return hits.sum(1) / true.sum(1), np.nanmean(recall, axis=1), np.nanmean(f1, axis=1)
+def _from_counts(truth: np.ndarray, said: np.ndarray, weights: np.ndarray, k: int) -> list[float]:
+    """Accuracy, balanced accuracy and macro-F1 where item i occurs ``weights[i]`` times."""
+    true = np.bincount(truth, weights, k)
+    answered = np.bincount(said, weights, k)
+    hits = np.bincount(truth, weights * (truth == said), k)
+    occurs, named = true > 0, true + answered > 0
+    balanced = (hits[occurs] / true[occurs]).mean()
+    f1 = (2 * hits[named] / (true + answered)[named]).mean()
+    return [float(hits.sum() / true.sum()), float(balanced), float(f1)]
 
 
 def _interval(values: np.ndarray) -> Interval:
