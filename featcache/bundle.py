@@ -7,6 +7,7 @@ metadata, ``featcache``, with JSON. Nothing in it can run; what does not fit tog
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 BUNDLE_FORMAT = 1
 KIND = "linear head on vectors"
+# Vectors are divided by the scales in float32, where smaller ones are 0 and larger ones infinite.
+_SMALLEST, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +55,7 @@ class LayerUse:
     @property
     def width(self) -> int:
         """Numbers an image."""
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,7 +316,7 @@ class Bundle:
                 report=dict(data["report"]),
                 created=str(data["created"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise BundleError(f"{source} is no bundle that can be read: {error!r}.") from error
         fits = (
             data["kind"] == KIND
@@ -326,7 +329,7 @@ class Bundle:
             and trained_on.shape[1] == 32
             and data["link"] in ("softmax", "margin")
             and bool(np.isfinite(weight).all() and np.isfinite(bias).all())
-            and all(np.isfinite(use.scale) and use.scale > 0 and min(use.shape, default=0) > 0 for use in uses)
+            and all(_SMALLEST <= use.scale <= _LARGEST and min(use.shape, default=0) > 0 for use in uses)
         )
         if not fits:
             raise BundleError(f"{source} is damaged: its tensors do not fit its description.")
@@ -371,5 +374,5 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         with safe_open(path, framework="numpy") as file:
             data = json.loads((file.metadata() or {})["featcache"])
             return dict(data), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
+    except (SafetensorError, KeyError, ValueError, TypeError, OSError, RecursionError) as error:
         raise BundleError(f"{path} is not a featcache head: {error}.") from error

@@ -150,8 +150,11 @@ def test_a_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
     assert not (tmp_path / "sprung").exists()
 
 
+DEEP = {"featcache": "[" * 200_000}  # deeper than JSON is read
+
+
 def test_another_safetensors_file(tmp_path: Path) -> None:
-    for name, metadata in (("a", None), ("b", {"format": "pt"}), ("c", {"featcache": "[1, 2]"})):
+    for name, metadata in (("a", None), ("b", {"format": "pt"}), ("c", {"featcache": "[1, 2]"}), ("d", DEEP)):
         save_file({"weight": np.eye(3, dtype=np.float32)}, tmp_path / name, metadata=metadata)
         with pytest.raises(BundleError, match="not a featcache head"):
             Bundle.load(tmp_path / name)
@@ -194,6 +197,12 @@ NAN = np.full((3, 8), np.nan, np.float32)
         ({}, {"layers": [{"name": "pooled", "shape": [8], "scale": 0.0}]}),
         ({}, {"layers": [{"name": "pooled", "shape": [8], "scale": float("nan")}]}),
         ({}, {"layers": [{"name": "a", "shape": [9], "scale": 1}, {"name": "b", "shape": [-1], "scale": 1}]}),
+        # In float32, by which vectors are divided, these are 0 and infinity.
+        ({}, {"layers": [{"name": "pooled", "shape": [8], "scale": 1e-60}]}),
+        ({}, {"layers": [{"name": "pooled", "shape": [8], "scale": 1e60}]}),
+        # In 64 bits these products are 0 and no number at all.
+        ({}, {"layers": [{"name": "a", "shape": [2**32, 2**32], "scale": 1}, {"name": "b", "shape": [8], "scale": 1}]}),
+        ({}, {"layers": [{"name": "pooled", "shape": [2**70], "scale": 1}]}),
     ],
 )
 def test_parts_that_do_not_fit_are_damage(
@@ -214,6 +223,8 @@ def test_parts_that_do_not_fit_are_damage(
         ({}, {"classes": None}),
         ({}, {"report": [1]}),
         ({}, {"fitted_on": "many"}),
+        ({}, {"fitted_on": float("inf")}),
+        ({}, {"layers": [{"name": "pooled", "shape": [float("inf")], "scale": 1}]}),
         ({}, {"recipe": "{}"}),
         ({}, {"recipe": "[]"}),
         ({}, {"recipe": 3}),

@@ -16,7 +16,8 @@ from featcache.errors import BundleError
 
 SUPPORTED = (
     "the heads logreg and torch, scikit-learn's linear classifiers (LogisticRegression, LinearSVC, RidgeClassifier, "
-    "SGDClassifier …), and pipelines of StandardScaler, MinMaxScaler, MaxAbsScaler or PCA before one of these"
+    "SGDClassifier …), and pipelines of StandardScaler, MinMaxScaler, MaxAbsScaler, PCA or TruncatedSVD before one of "
+    "these"
 )
 
 
@@ -96,7 +97,11 @@ def _is_softmax(estimator: Any) -> bool:
         return True
     # liblinear fits one class against the rest and divides by the sum, which is no softmax.
     one_against_rest = getattr(estimator, "solver", "") == "liblinear" and len(estimator.classes_) > 2
-    return name in ("LogisticRegression", "LogisticRegressionCV") and not one_against_rest
+    # Before scikit-learn 1.8 the option multi_class made probabilities of two other kinds.
+    strategy = getattr(estimator, "multi_class", "auto")
+    one_against_rest |= strategy == "ovr" and len(estimator.classes_) > 2
+    doubled = strategy == "multinomial" and len(estimator.classes_) == 2
+    return name in ("LogisticRegression", "LogisticRegressionCV") and not one_against_rest and not doubled
 
 
 def _affine(step: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -110,7 +115,7 @@ def _affine(step: Any) -> tuple[np.ndarray, np.ndarray]:
             return 1 / scale, -mean / scale
         if name == "MinMaxScaler" and not step.clip:
             return step.scale_, step.min_
-        if name == "MaxAbsScaler":
+        if name == "MaxAbsScaler" and not getattr(step, "clip", False):
             return 1 / step.scale_, np.zeros(step.n_features_in_)
         if name == "PCA":
             matrix = step.components_
@@ -118,6 +123,8 @@ def _affine(step: Any) -> tuple[np.ndarray, np.ndarray]:
                 scale = np.sqrt(step.explained_variance_)
                 matrix = matrix / np.maximum(scale, np.finfo(scale.dtype).eps)[:, None]
             return matrix, -matrix @ step.mean_
+        if name == "TruncatedSVD":
+            return step.components_, np.zeros(len(step.components_))
     raise BundleError(
         f"A pipeline with {name} trains and scores, but cannot be saved or turned into torch. "
         f"Supported are {SUPPORTED}."

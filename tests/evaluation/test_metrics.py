@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -123,6 +125,16 @@ def test_the_bootstrap_follows_its_seed() -> None:
 def test_no_resampling_gives_the_value_alone() -> None:
     got = score(*problem(20, 2, 8), resamples=0)
     assert got.macro_f1 == Interval(got.macro_f1.value, got.macro_f1.value, got.macro_f1.value)
+
+
+def test_memory_does_not_grow_with_resamples_times_items_or_classes_squared() -> None:
+    # All counts at once would take 80 MB twice, all confusion matrices 320 MB.
+    y, p, said, classes = problem(10_000, 200, 9)
+    tracemalloc.start()
+    score(y, p, said, classes)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 110e6
 
 
 def test_nothing_to_score_is_an_error() -> None:
