@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from featcache.recipe import Recipe
     from featcache.similarity import similar
     from featcache.store import FeatureStore
+    from featcache.store.compaction import compact
+    from featcache.store.garbage import gc
+    from featcache.store.repair import repair
+    from featcache.store.verify import verify
     from featcache.training import train
 
     load = Bundle.load
@@ -41,12 +45,16 @@ __all__ = [
     "Recipe",
     "__version__",
     "backbones",
+    "compact",
     "evaluate",
     "extract",
+    "gc",
     "load",
     "open",
+    "repair",
     "similar",
     "train",
+    "verify",
 ]
 
 # Public name → "module" or "module:attribute.path".
@@ -58,12 +66,16 @@ _HOMES = {
     "FeatureStore": "featcache.store:FeatureStore",
     "Recipe": "featcache.recipe:Recipe",
     "backbones": "featcache.backbones",
+    "compact": "featcache.store.compaction:compact",
     "evaluate": "featcache.prediction:evaluate",
     "extract": "featcache.extraction:extract",
+    "gc": "featcache.store.garbage:gc",
     "load": "featcache.bundle:Bundle.load",
     "open": "featcache.store:FeatureStore.open",
+    "repair": "featcache.store.repair:repair",
     "similar": "featcache.similarity:similar",
     "train": "featcache.training:train",
+    "verify": "featcache.store.verify:verify",
 }
 
 

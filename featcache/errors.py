@@ -8,8 +8,10 @@
     ├── StoreError            the store cannot do what was asked
     │   ├── StoreFormatError      written by a newer featcache
     │   ├── DamagedStoreError     what is on disk contradicts itself
-    │   ├── StoreBusyError        another process holds the catalogue for too long
+    │   ├── DiskFullError         no room is left for what should be written
+    │   ├── StoreBusyError        another process holds the store for too long
     │   └── MissingVectorsError   the vectors asked for were not extracted, or were removed
+    │       └── ShardGoneError        a shard's file is no longer there
     ├── RecipeMismatchError   vectors or heads made by another recipe or layer
     ├── UnusableImageError    one image that cannot be used; extraction puts it into quarantine
     ├── WeightsError          weights that are absent, or do not fit the network
@@ -75,12 +77,20 @@ class DamagedStoreError(StoreError):
     """What is on disk contradicts itself: a shard, the catalogue, or the two against each other."""
 
 
+class DiskFullError(StoreError):
+    """No room is left on the disk; what was sealed before is whole."""
+
+
 class StoreBusyError(StoreError):
-    """Another process holds the catalogue for longer than the waiting time."""
+    """Another process holds the store, or its catalogue, for longer than the waiting time."""
 
 
 class MissingVectorsError(StoreError):
     """The vectors asked for are not in the store: never extracted, or removed since."""
+
+
+class ShardGoneError(MissingVectorsError):
+    """A shard's file is no longer there: its rows were moved by another process, or it was lost."""
 
 
 class RecipeMismatchError(FeatcacheError):

@@ -36,6 +36,7 @@ ORDER = (
     "recipe",
     "interrupts",
     "progress",
+    "failpoints",
     "errors",
 )
 FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")

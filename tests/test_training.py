@@ -186,11 +186,11 @@ def test_labels_from_a_file_cost_no_extraction(store: Path, tmp_path: Path) -> N
     items = fc.open(store).items()
     lines = [f"{item.uri},{'even' if i % 2 else 'odd'}" for i, item in enumerate(items) if i < 20]
     (tmp_path / "labels.csv").write_text("\n".join(["path,label", *lines]), encoding="utf-8")
-    before = fc.open(store).catalogue.query("SELECT id, sha256 FROM shards")
+    before = fc.open(store).catalogue.query("ih", "SELECT id, sha256 FROM shards")
     bundle = train(store, labels=tmp_path / "labels.csv")
     assert bundle.classes == ("even", "odd")
     assert bundle.fitted_on + bundle.report["score"]["n"] == 20
-    assert fc.open(store).catalogue.query("SELECT id, sha256 FROM shards") == before
+    assert fc.open(store).catalogue.query("ih", "SELECT id, sha256 FROM shards") == before
     assert {item.label for item in fc.open(store).items()} == {"cats", "dogs"}
 
 

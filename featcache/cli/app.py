@@ -15,7 +15,7 @@ import typer
 from typer.main import get_command
 
 import featcache
-from featcache.cli import answering, demonstration, extracting, heads, networks, stores
+from featcache.cli import answering, demonstration, extracting, heads, networks, stores, upkeep
 from featcache.cli.conduct import complain
 
 app = typer.Typer(
@@ -30,7 +30,7 @@ _PANELS: dict[str, list[Callable[..., None]]] = {
     "Images to vectors": [extracting.extract],
     "Heads": [heads.train, heads.evaluate],
     "Answers": [answering.predict, answering.similar],
-    "The store": [stores.status, stores.verify, stores.export],
+    "The store": [stores.status, stores.export, upkeep.verify, upkeep.repair, upkeep.compact, upkeep.gc],
     "Backbones": [networks.models, networks.layers],
 }
 for _panel, _verbs in _PANELS.items():

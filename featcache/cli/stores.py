@@ -1,4 +1,4 @@
-"""``featcache status``, ``verify`` and ``export``: what a store holds, if it is whole, a copy."""
+"""``featcache status`` and ``export``: what a store holds, and a copy of it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from featcache.cli.options import Layers, Source, Space, Split, StorePath, layer
 
 if TYPE_CHECKING:
     from featcache.store import FeatureStore
-    from featcache.store.verify import VerifyReport
 
 
 @verb(interrupted="Nothing was changed.")
@@ -27,18 +26,6 @@ def status(store: StorePath, as_json: Json = False, debug: Debug = False) -> Ans
     opened = FeatureStore.open(store)
     found = opened.status()
     return Answer(found, lambda: _show_status(opened, found))
-
-
-@verb(interrupted="Nothing was changed; the check was not finished.")
-def verify(store: StorePath, as_json: Json = False, debug: Debug = False) -> Answer:
-    """Read everything in a store and check it against its checksums. Damage ends with exit code 1.
-
-    Example: featcache verify pets.fcache
-    """
-    from featcache.store import FeatureStore
-
-    report = FeatureStore.open(store).verify(progress=True)
-    return Answer(report.to_dict(), lambda: _show_verify(report), 0 if report.ok else 1)
 
 
 @verb(interrupted="The file was not written.")
@@ -87,13 +74,6 @@ def _show_status(store: FeatureStore, found: dict[str, Any]) -> None:
         ],
         right=["vectors", "size"],
     )
-
-
-def _show_verify(report: VerifyReport) -> None:
-    state = "all whole" if report.ok else "DAMAGED"
-    screen.say(f"{report.shards:,} shards, {report.rows:,} vectors: {state}")
-    for damage in report.damaged:
-        screen.say(f"  {damage['shard']}: {damage['problem']}")
 
 
 def _show_export(made: dict[str, Any]) -> None:

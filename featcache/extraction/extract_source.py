@@ -9,10 +9,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from featcache.errors import DiskFullError
 from featcache.extraction.reader import VIEW_0
 from featcache.extraction.report import ExtractionInterrupted, ExtractReport, NothingUsableError
 from featcache.extraction.run import Run
 from featcache.progress import Progress, choose
+from featcache.store.compaction import merge_small_shards
 from featcache.store.source_records import SourceRecords
 from featcache.store.writer import StoreWriter
 
@@ -69,6 +71,7 @@ def extract(
         SourceError: the source cannot be read as one.
         UnknownNameError: no such backbone or layer.
         NotAStoreError: the store's path holds something else.
+        DiskFullError: no room is left; what was sealed is kept, and the message says how much is needed.
         UnusableImageError: with ``strict``, an image cannot be used.
         NothingUsableError: no image could be used.
         ExtractionInterrupted: Ctrl-C or SIGTERM; what was done is kept.
@@ -91,13 +94,18 @@ def extract(
                 space.declare(layer.name, VIEW_0, layer.position, dtype or layer.default_dtype)
             run = Run(network, chosen, records, space, report, dtype=dtype, strict=strict)
             try:
-                run.forget_removed({entry.uri for entry in listed})
-                run.over(entries, batch_size or BATCH, workers or os.cpu_count() or 1, shown)
-            finally:
-                run.finish()
-                report.seconds = time.monotonic() - began
-                if report.computed or report.added or report.changed or report.removed:
-                    writer.record_run("extract", started, report.to_dict() | {"interrupted": run.stopped})
+                try:
+                    run.forget_removed({entry.uri for entry in listed})
+                    run.over(entries, batch_size or BATCH, workers or os.cpu_count() or 1, shown)
+                finally:
+                    run.finish()
+                    report.seconds = time.monotonic() - began
+                    if report.computed or report.added or report.changed or report.removed:
+                        writer.record_run("extract", started, report.to_dict() | {"interrupted": run.stopped})
+            except DiskFullError as error:
+                raise DiskFullError(f"{error} {run.room_needed()}") from error
+            if report.computed and not run.stopped:
+                merge_small_shards(writer)
     if run.stopped:
         raise ExtractionInterrupted(report)
     if report.quarantined == report.items:

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 _RACY_NS = 2_000_000_000
 _SAVE_EVERY = 1000
+_CATALOGUE_BYTES = 600
+"""About what the catalogue and its backup grow by with each image."""
 
 
 class Run:
@@ -69,6 +71,7 @@ class Run:
         self._shape: tuple[int, ...] | None = None
         self._twins: list[Record] = []
         self._unsaved: list[Record] = []
+        self._todo = 0
 
     def forget_removed(self, scanned: set[str]) -> None:
         """Take those images out of the catalogue that the source does not list any more."""
@@ -80,6 +83,7 @@ class Run:
     def over(self, entries: Sequence[Entry], batch_size: int, workers: int, shown: Progress) -> None:
         """Go through the source; `stopped` tells afterwards whether somebody asked to stop."""
         todo = self._settle_unchanged(entries)
+        self._todo = len(todo)
         shown.start("extract", len(entries), "images")
         shown.advance(len(entries) - len(todo))
         passes = 0.0
@@ -113,6 +117,16 @@ class Run:
         self._twins = []
         self._save()
         self.records.quarantine(self.space.id, self._versions, list(self._rejected.values()), among=self._judged)
+
+    def room_needed(self) -> str:
+        """What to tell a person when the disk is full: how much is safe, and how much room the rest needs."""
+        left = max(self._todo - self.space.sealed, 0)
+        needed = left * (self.space.row_bytes + _CATALOGUE_BYTES)
+        room = f"the {left:,} images left need about {needed / 1e6:,.1f} MB more" if self.space.row_bytes else ""
+        return (
+            f"What was sealed is kept ({self.space.sealed:,} images of this run){'; ' + room if room else ''}. "
+            "Make room and run the same command again: it goes on from there."
+        )
 
     def _settle_unchanged(self, entries: Sequence[Entry]) -> list[Entry]:
         """Deal with the files that need not be read; return the others."""

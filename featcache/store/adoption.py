@@ -5,85 +5,91 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
-from featcache.errors import DamagedStoreError, StoreFormatError
+from featcache.errors import StoreError
+from featcache.failpoints import reach
 from featcache.store.catalogue import Catalogue, foreign_errors
 from featcache.store.commit import column_id, commit_shard, is_committed, shard_folder, space_id
-from featcache.store.shard import SealedShard, hash_file, read_layout
+from featcache.store.journal import Noted, noted, writer_lock
+from featcache.store.shard import ShardLayout, hash_file, read_layout
+from featcache.store.shard_writing import SealedShard
 
 
-def writer_lock(folder: Path) -> FileLock:
-    """The lock by which a writer shows that it lives; the system frees it when the process ends."""
-    return FileLock(folder / "lock", thread_local=False)
+def living_writers(store: Path) -> list[Path]:
+    """The folders below ``tmp/`` whose writers live."""
+    living = []
+    for folder in sorted((store / "tmp").iterdir()):
+        if folder.is_dir() and not folder.is_symlink():
+            lock = writer_lock(folder)
+            try:
+                lock.acquire(timeout=0)
+                lock.release()
+            except (Timeout, OSError):
+                living.append(folder)
+    return living
 
 
-def adopt_orphans(path: Path, catalogue: Catalogue) -> int:
-    """Adopt the shards that dead writers renamed but did not commit; remove their folders.
+def finish_for_the_dead(store: Path, catalogue: Catalogue) -> list[Path]:
+    """Do what stands in the journals of dead writers, and remove their folders.
 
     The caller holds the lock on ``tmp/``, so that no new writer appears meanwhile.
 
     Returns:
-        The number of shards adopted.
+        The folders whose writers live.
     """
-    adopted = 0
-    with foreign_errors(str(path / "tmp")):
-        for folder in sorted((path / "tmp").iterdir()):
-            if not folder.is_dir() or folder.is_symlink():
-                continue
-            lock = writer_lock(folder)
-            try:
-                lock.acquire(timeout=0)
-            except (Timeout, OSError):
-                continue
-            try:
-                adopted += _adopt(path, catalogue, folder / "journal")
-            finally:
-                lock.release()
-            shutil.rmtree(folder, ignore_errors=True)
-    return adopted
+    with foreign_errors(str(store / "tmp")):
+        living = living_writers(store)
+        for folder in sorted((store / "tmp").iterdir()):
+            if folder.is_dir() and not folder.is_symlink() and folder not in living:
+                for entry in noted(folder):
+                    _finish(store, catalogue, entry)
+                shutil.rmtree(folder, ignore_errors=True)
+    return living
 
 
-def _adopt(path: Path, catalogue: Catalogue, journal: Path) -> int:
-    adopted = 0
-    lines = journal.read_text("utf-8").splitlines() if journal.is_file() else []
-    for line in lines:
-        name, folder, digest = ([*line.split(" "), "", ""])[:3]
-        target = path / "shards" / folder / f"{name}.h5"
-        if not (_is_hex(name, 32) and _is_hex(folder, 16) and _is_hex(digest, 64) and target.is_file()):
-            continue
-        if is_committed(catalogue, name):
-            continue
-        try:
-            layout = read_layout(target)
-        except (DamagedStoreError, StoreFormatError):
-            continue
-        sha256 = hash_file(target)
-        if sha256.hex() != digest or shard_folder(layout.recipe.fingerprint) != folder:
-            continue
-        space = space_id(catalogue, layout.recipe)
-        columns = {
-            (layer, view): column_id(catalogue, space, layer, view, position)
-            for (layer, view), position in layout.positions.items()
-        }
-        shard = SealedShard(
-            target,
-            sha256,
-            target.stat().st_size,
-            layout.rows,
-            {column: extent.dtype for column, extent in layout.vectors.items()},
-            {column: extent.shape[1:] for column, extent in layout.vectors.items()},
-        )
-        with target.open("rb") as file:
-            file.seek(layout.sha256.offset)
-            data = file.read(layout.rows * 32)
-        rows = [data[i : i + 32] for i in range(0, len(data), 32)]
-        if commit_shard(catalogue, space, name, shard, columns, rows):
-            adopted += 1
-        else:
-            target.unlink()
-    return adopted
+def _finish(store: Path, catalogue: Catalogue, entry: Noted) -> None:
+    target = store / "shards" / entry.folder / f"{entry.name}.h5"
+    if not target.is_file() or is_committed(catalogue, entry.name):
+        return
+    if entry.sha256 is None:
+        target.unlink()
+        reach("adopt: dropped file removed")
+        return
+    try:
+        layout = read_layout(target)
+    except StoreError:
+        return
+    if hash_file(target) != entry.sha256 or shard_folder(layout.recipe.fingerprint) != entry.folder:
+        return
+    reach("adopt: file checked")
+    adopt_shard(catalogue, target, layout, entry.sha256)
+    reach("adopt: committed")
 
 
-def _is_hex(text: str, length: int) -> bool:
-    return len(text) == length and all(c in "0123456789abcdef" for c in text)
+def adopt_shard(catalogue: Catalogue, target: Path, layout: ShardLayout, sha256: bytes) -> int:
+    """Commit a shard that lies in its place already; one whose rows all exist elsewhere is removed.
+
+    Returns:
+        The number of rows that were new.
+    """
+    space = space_id(catalogue, layout.recipe)
+    columns = {
+        (layer, view): column_id(catalogue, space, layer, view, position)
+        for (layer, view), position in layout.positions.items()
+    }
+    shard = SealedShard(
+        target.stem,
+        sha256,
+        target.stat().st_size,
+        layout.rows,
+        {column: extent.dtype for column, extent in layout.vectors.items()},
+        {column: extent.shape[1:] for column, extent in layout.vectors.items()},
+    )
+    with target.open("rb") as file:
+        file.seek(layout.sha256.offset)
+        data = file.read(layout.rows * 32)
+    new = commit_shard(catalogue, space, shard, columns, [data[i : i + 32] for i in range(0, len(data), 32)])
+    if not new:
+        target.unlink()
+    return new

@@ -12,18 +12,23 @@
 
 from __future__ import annotations
 
+import errno
+import functools
 import hashlib
+import itertools
 import os
+import shutil
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from featcache.errors import (
     DamagedStoreError,
+    DiskFullError,
     FeatcacheError,
     NotAStoreError,
     StoreBusyError,
@@ -33,6 +38,15 @@ from featcache.store import schema
 
 BUSY_SECONDS = 60.0
 _MODULUS = 1 << 256
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_KINDS: dict[str, tuple[type, ...]] = {
+    "i": (int,),
+    "t": (str,),
+    "T": (str, type(None)),
+    "b": (bytes,),
+    "B": (bytes, type(None)),
+    "h": (bytes,),
+}
 
 
 class Catalogue:
@@ -75,10 +89,30 @@ class Catalogue:
             self._local.held = held
         return held.connection
 
-    def query(self, sql: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-        """All rows of one SELECT, read at once so that no lock is held meanwhile."""
+    def query(self, kinds: str, sql: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+        """All rows of one SELECT, read at once so that no lock is held meanwhile.
+
+        Args:
+            kinds: what each column of the answer has to be, since SQLite itself keeps any type in any
+                column: ``i`` integer, ``t`` text, ``T`` text or null, ``b`` bytes, ``B`` bytes or null,
+                ``h`` a hash of 32 bytes.
+            sql: the SELECT.
+            values: for its question marks.
+
+        Raises:
+            DamagedStoreError: a value is of another kind.
+        """
         with foreign_errors(str(self.path)):
-            return self.connection.execute(sql, values).fetchall()
+            rows = self.connection.execute(sql, values).fetchall()
+        allowed, hashes = _allowed(kinds)
+        if any(tuple(map(type, row)) not in allowed for row in rows) or any(
+            len(row[place]) != 32 for place in hashes for row in rows
+        ):
+            raise DamagedStoreError(
+                f"{self.path} holds a value of the wrong type, so it was not written by featcache, or is damaged. "
+                "Run `featcache verify`, then `featcache repair`."
+            )
+        return rows
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
@@ -99,11 +133,13 @@ class Catalogue:
                 connection.execute("COMMIT")
             except BaseException:
                 if connection.in_transaction:
-                    connection.execute("ROLLBACK")
+                    # On a disk that fails the rollback may fail as well; the next opening does it then.
+                    with suppress(sqlite3.Error):
+                        connection.execute("ROLLBACK")
                 raise
 
     def problems(self) -> list[str]:
-        """What is wrong with the file itself: SQLite's own check, and the digests recomputed."""
+        """What is wrong with the file itself: SQLite's own checks, and the digests recomputed."""
         found = []
         with foreign_errors(str(self.path)):
             connection = self.connection
@@ -112,6 +148,8 @@ class Catalogue:
                 for (line,) in connection.execute("PRAGMA integrity_check(20)"):
                     if line != "ok":
                         found.append(f"SQLite finds: {line}")
+                if connection.execute("PRAGMA foreign_key_check").fetchone():
+                    found.append("SQLite finds rows that refer to others which are not there")
                 stored = dict(connection.execute("SELECT name, value FROM digests"))
                 for name, columns in schema.DIGESTED.items():
                     total = 0
@@ -120,7 +158,8 @@ class Catalogue:
                     if stored.get(name) != (total % _MODULUS).to_bytes(32, "big"):
                         found.append(f"the rows of table {name!r} are not those that were written")
             finally:
-                connection.execute("COMMIT")
+                with suppress(sqlite3.Error):
+                    connection.execute("COMMIT")
         return found
 
     def copy_to(self, path: Path) -> None:
@@ -139,6 +178,15 @@ class Catalogue:
         if held is not None and held.pid == os.getpid():
             held.connection.close()
         self._local = threading.local()
+
+
+@functools.cache
+def _allowed(kinds: str) -> tuple[frozenset[tuple[type, ...]], tuple[int, ...]]:
+    """The types that a row may have, and where its hashes are."""
+    return (
+        frozenset(itertools.product(*(_KINDS[kind] for kind in kinds))),
+        tuple(place for place, kind in enumerate(kinds) if kind == "h"),
+    )
 
 
 class _Held:
@@ -224,14 +272,30 @@ def foreign_errors(where: str) -> Iterator[None]:
                 f"{where} is held by another process for more than {BUSY_SECONDS:.0f} s. "
                 "Wait for it to finish, or end it, and run the command again."
             ) from error
-        raise StoreError(f"{where}: SQLite says {text!r}. Check free space and permissions of the disk.") from error
+        if "full" in text:
+            raise _disk_full(where) from error
+        if "UTF-8" in text:
+            raise _damaged(where, text) from error
+        raise StoreError(f"{where}: SQLite says {text!r}. Check the disk and its permissions.") from error
     except sqlite3.DatabaseError as error:
-        raise DamagedStoreError(
-            f"{where} is damaged (SQLite says {str(error)!r}). Put a copy of catalog.backup.sqlite in its place."
-        ) from error
+        raise _damaged(where, str(error)) from error
     except OSError as error:
+        if error.errno in _FULL:
+            raise _disk_full(where) from error
         reason = error.strerror or str(error)
-        raise StoreError(f"{where}: {reason}. Check the disk's free space and permissions.") from error
+        raise StoreError(f"{where}: {reason}. Check the disk and its permissions.") from error
+
+
+def _damaged(where: str, said: str) -> DamagedStoreError:
+    return DamagedStoreError(f"{where} is damaged (SQLite says {said!r}). Run `featcache repair` on the store.")
+
+
+def _disk_full(where: str) -> DiskFullError:
+    folder = Path(where)
+    while not folder.is_dir() and folder != folder.parent:
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    return DiskFullError(f"{where} could not be written: no room is left on its disk ({free:,} bytes are free).")
 
 
 def sync_file(path: Path) -> None:

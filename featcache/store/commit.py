@@ -1,18 +1,23 @@
-"""The transaction that makes rows exist, and the numbers that spaces and columns have."""
+"""How rows come to exist: a file is renamed into its place, then one transaction names it and its rows."""
 
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
+from pathlib import Path
 
+import numpy as np
+
+from featcache.failpoints import reach
 from featcache.recipe import Recipe
-from featcache.store.catalogue import Catalogue
-from featcache.store.shard import SealedShard
+from featcache.store.catalogue import Catalogue, sync_file
+from featcache.store.journal import note_sealed
+from featcache.store.shard_writing import Column, SealedShard
 
-Column = tuple[str, str]
-"""(layer, view)"""
+_AT_ONCE = 500
 
 
 def shard_folder(fingerprint: str) -> str:
@@ -20,13 +25,34 @@ def shard_folder(fingerprint: str) -> str:
     return fingerprint[:16]
 
 
+def shard_path(store: Path, fingerprint: str, name: str) -> Path:
+    """Where a shard lies once it is sealed."""
+    return store / "shards" / shard_folder(fingerprint) / f"{name}.h5"
+
+
+def put_in_place(writer: Path, unsealed: Path, target: Path, shard: SealedShard, verb: str) -> None:
+    """Rename a file that was written and flushed to its place below ``shards/``.
+
+    Args:
+        writer: the writer's own folder, with its journal.
+        unsealed: the file.
+        target: its place.
+        shard: what was written.
+        verb: ``seal`` or ``compact``, for the failpoints.
+    """
+    reach(f"{verb}: file written")
+    if not target.parent.is_dir():
+        target.parent.mkdir(exist_ok=True)
+        sync_file(target.parent.parent)
+    note_sealed(writer, target, shard.sha256)
+    reach(f"{verb}: journal noted")
+    os.rename(unsealed, target)
+    reach(f"{verb}: renamed")
+    sync_file(target.parent)
+
+
 def commit_shard(
-    catalogue: Catalogue,
-    space: int,
-    name: str,
-    shard: SealedShard,
-    columns: Mapping[Column, int],
-    sha256s: Sequence[bytes],
+    catalogue: Catalogue, space: int, shard: SealedShard, columns: Mapping[Column, int], sha256s: Sequence[bytes]
 ) -> int:
     """The transaction that makes a shard's rows exist; rows that are there already stay with their shard.
 
@@ -34,11 +60,7 @@ def commit_shard(
         The number of rows that were new; at 0 nothing was recorded.
     """
     with catalogue.transaction() as connection:
-        cursor = connection.execute(
-            "INSERT INTO shards (name, space_id, sha256, bytes, rows, created) VALUES (?, ?, ?, ?, ?, ?)",
-            (name, space, shard.sha256, shard.bytes, shard.rows, datetime.now(timezone.utc).isoformat()),
-        )
-        number = cursor.lastrowid
+        number = insert_shard(connection, space, shard)
         total = 0
         for column, id_ in columns.items():
             if shard.dtypes[column] == "float32":
@@ -47,20 +69,116 @@ def commit_shard(
                 "INSERT INTO rows (column_id, sha256, shard_id, row) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
                 ((id_, sha256, number, row) for row, sha256 in enumerate(sha256s)),
             ).rowcount
-            connection.execute(
-                "INSERT INTO shard_columns (shard_id, column_id, dtype, shape, live) VALUES (?, ?, ?, ?, ?)",
-                (number, id_, shard.dtypes[column], json.dumps(list(shard.shapes[column])), live),
-            )
+            insert_column(connection, number, id_, shard, column, live)
             total += live
         if not total:
-            connection.execute("DELETE FROM shard_columns WHERE shard_id = ?", (number,))
-            connection.execute("DELETE FROM shards WHERE id = ?", (number,))
+            forget_shard(connection, number)
+        reach("seal: rows inserted")
+    reach("seal: committed")
     return total
+
+
+def insert_shard(connection: sqlite3.Connection, space: int, shard: SealedShard) -> int:
+    """Record a shard; returns its number."""
+    cursor = connection.execute(
+        "INSERT INTO shards (name, space_id, sha256, bytes, rows, created) VALUES (?, ?, ?, ?, ?, ?) RETURNING id",
+        (shard.name, space, shard.sha256, shard.bytes, shard.rows, datetime.now(timezone.utc).isoformat()),
+    )
+    return int(cursor.fetchone()[0])
+
+
+def insert_column(
+    connection: sqlite3.Connection, shard_id: int, column_id: int, shard: SealedShard, column: Column, live: int
+) -> None:
+    """Record that a shard holds a column, and how many of its rows there exist."""
+    connection.execute(
+        "INSERT INTO shard_columns (shard_id, column_id, dtype, shape, live) VALUES (?, ?, ?, ?, ?)",
+        (shard_id, column_id, shard.dtypes[column], json.dumps(list(shard.shapes[column])), live),
+    )
+
+
+def forget_shard(connection: sqlite3.Connection, shard_id: int) -> None:
+    """Take a shard without rows out of the catalogue."""
+    connection.execute("DELETE FROM shard_columns WHERE shard_id = ?", (shard_id,))
+    connection.execute("DELETE FROM shards WHERE id = ?", (shard_id,))
 
 
 def is_committed(catalogue: Catalogue, name: str) -> bool:
     """Whether the catalogue names this shard."""
-    return bool(catalogue.query("SELECT 1 FROM shards WHERE name = ?", (name,)))
+    return bool(catalogue.query("i", "SELECT 1 FROM shards WHERE name = ?", (name,)))
+
+
+def places(
+    catalogue: Catalogue, column_id: int, sha256s: Sequence[bytes], *, wide: bool = False
+) -> dict[bytes, tuple[int, int]]:
+    """Shard and row of each of these images that has a row in a column.
+
+    Args:
+        catalogue: the catalogue.
+        column_id: the column's number.
+        sha256s: the images asked for.
+        wide: leave out rows that are kept as float16.
+    """
+    found: dict[bytes, tuple[int, int]] = {}
+    narrow = "JOIN shard_columns c USING (shard_id, column_id)" if wide else ""
+    condition = "AND c.dtype = 'float32'" if wide else ""
+    for start in range(0, len(sha256s), _AT_ONCE):
+        some = sha256s[start : start + _AT_ONCE]
+        for sha256, shard, row in catalogue.query(
+            "hii",
+            f"SELECT r.sha256, r.shard_id, r.row FROM rows r {narrow} "
+            f"WHERE r.column_id = ? AND r.sha256 IN ({','.join('?' * len(some))}) {condition}",
+            (column_id, *some),
+        ):
+            found[sha256] = (shard, row)
+    return found
+
+
+def live_rows(catalogue: Catalogue, column_id: int, shard_id: int, keys: np.ndarray) -> np.ndarray:
+    """Which rows of a shard exist in a column: (rows,) bool.
+
+    Args:
+        catalogue: the catalogue.
+        column_id: the column's number.
+        shard_id: the shard's number.
+        keys: (rows, 32) uint8, the shard's own hashes.
+    """
+    hashes = [key.tobytes() for key in keys]
+    found = places(catalogue, column_id, hashes)
+    return np.array([found.get(sha256) == (shard_id, row) for row, sha256 in enumerate(hashes)], dtype=bool)
+
+
+def space_id(catalogue: Catalogue, recipe: Recipe) -> int:
+    """The number of a recipe's space, given to it now if it has none."""
+    return _number(
+        catalogue,
+        "SELECT id FROM spaces WHERE fingerprint = ?",
+        (recipe.fingerprint,),
+        "INSERT INTO spaces (fingerprint, recipe) VALUES (?, ?) ON CONFLICT DO NOTHING",
+        (recipe.fingerprint, recipe.to_json()),
+    )
+
+
+def column_id(catalogue: Catalogue, space: int, layer: str, view: str, position: int) -> int:
+    """The number of a (space, layer, view), given to it now if it has none."""
+    return _number(
+        catalogue,
+        "SELECT id FROM columns WHERE space_id = ? AND layer = ? AND view = ?",
+        (space, layer, view),
+        "INSERT INTO columns (space_id, layer, view, position) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        (space, layer, view, position),
+    )
+
+
+def _number(
+    catalogue: Catalogue, find: str, key: tuple[str | int, ...], add: str, values: tuple[str | int, ...]
+) -> int:
+    found = catalogue.query("i", find, key)
+    if not found:
+        with catalogue.transaction() as connection:
+            connection.execute(add, values)
+        found = catalogue.query("i", find, key)
+    return int(found[0][0])
 
 
 def _retire_narrow_rows(connection: sqlite3.Connection, column: int, sha256s: Sequence[bytes]) -> None:
@@ -78,29 +196,3 @@ def _retire_narrow_rows(connection: sqlite3.Connection, column: int, sha256s: Se
                 "UPDATE shard_columns SET live = live - ? WHERE column_id = ? AND shard_id = ?",
                 (gone, column, shard),
             )
-
-
-def space_id(catalogue: Catalogue, recipe: Recipe) -> int:
-    sql = "SELECT id, recipe FROM spaces WHERE fingerprint = ?"
-    found = catalogue.query(sql, (recipe.fingerprint,))
-    if not found:
-        with catalogue.transaction() as connection:
-            connection.execute(
-                "INSERT INTO spaces (fingerprint, recipe) VALUES (?, ?) ON CONFLICT DO NOTHING",
-                (recipe.fingerprint, recipe.to_json()),
-            )
-        found = catalogue.query(sql, (recipe.fingerprint,))
-    return int(found[0][0])
-
-
-def column_id(catalogue: Catalogue, space: int, layer: str, view: str, position: int) -> int:
-    sql = "SELECT id FROM columns WHERE space_id = ? AND layer = ? AND view = ?"
-    found = catalogue.query(sql, (space, layer, view))
-    if not found:
-        with catalogue.transaction() as connection:
-            connection.execute(
-                "INSERT INTO columns (space_id, layer, view, position) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
-                (space, layer, view, position),
-            )
-        found = catalogue.query(sql, (space, layer, view))
-    return int(found[0][0])

@@ -6,10 +6,9 @@ float32, in a fixed order (source, then URI) and one row an item.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from featcache.errors import (
     DamagedStoreError,
     MissingVectorsError,
     NotAStoreError,
+    ShardGoneError,
     UnknownNameError,
     UsageError,
 )
@@ -24,16 +24,18 @@ from featcache.progress import Progress
 from featcache.recipe import Recipe
 from featcache.store import export, layer_names, status, verify
 from featcache.store.catalogue import Catalogue
+from featcache.store.commit import places
+from featcache.store.folder import CATALOGUE, lost_catalogue
 from featcache.store.items import Item, LayerColumn, Space
 from featcache.store.rows import ItemRows
-from featcache.store.shard_map import ShardMaps
+from featcache.store.shard_map import ShardMaps, row_shape
 from featcache.store.vectors import ColumnReader, Vectors
-from featcache.store.writer import BACKUP, CATALOGUE
 
 if TYPE_CHECKING:
     from featcache.store.torch_dataset import FeatureDataset
 
 VIEW_0 = "0"
+_T = TypeVar("_T")
 
 
 class FeatureStore:
@@ -47,10 +49,8 @@ class FeatureStore:
             )
         catalogue = self.path / CATALOGUE
         if not catalogue.is_file():
-            if (self.path / BACKUP).is_file():
-                raise DamagedStoreError(
-                    f"{self.path} has lost its {CATALOGUE}. Copy {self.path / BACKUP} to {catalogue} and try again."
-                )
+            if lost_catalogue(self.path):
+                raise DamagedStoreError(f"{self.path} has lost its {CATALOGUE}. Run `featcache repair {self.path}`.")
             raise NotAStoreError(f"{self.path} is not a featcache store: it holds no {CATALOGUE}.")
         self.catalogue = Catalogue(catalogue)
         self.maps = ShardMaps(self.path)
@@ -78,15 +78,16 @@ class FeatureStore:
         """The spaces of the store with their layers in network order."""
         layers: dict[int, dict[str, LayerColumn]] = {}
         for space, layer, position, views, dtypes, shape, rows in self.catalogue.query(
+            "itittti",
             "SELECT k.space_id, k.layer, k.position, group_concat(DISTINCT k.view), "
             "group_concat(DISTINCT c.dtype), min(c.shape), sum(c.live) "
             "FROM columns k JOIN shard_columns c ON c.column_id = k.id "
-            "WHERE c.live > 0 GROUP BY k.space_id, k.layer ORDER BY k.position, k.layer"
+            "WHERE c.live > 0 GROUP BY k.space_id, k.layer ORDER BY k.position, k.layer",
         ):
             layers.setdefault(space, {})[layer] = LayerColumn(
                 layer,
                 position,
-                tuple(json.loads(shape)),
+                row_shape(shape),
                 tuple(sorted(dtypes.split(","))),
                 rows,
                 tuple(sorted(views.split(","))),
@@ -94,7 +95,7 @@ class FeatureStore:
         return [
             Space(fingerprint, Recipe.from_json(recipe), layers.get(id_, {}))
             for id_, fingerprint, recipe in self.catalogue.query(
-                "SELECT id, fingerprint, recipe FROM spaces ORDER BY id"
+                "itt", "SELECT id, fingerprint, recipe FROM spaces ORDER BY id"
             )
         ]
 
@@ -122,7 +123,7 @@ class FeatureStore:
 
     def sources(self) -> dict[str, str]:
         """The sources by name, with their roots."""
-        return dict(self.catalogue.query("SELECT name, root FROM sources ORDER BY name"))
+        return dict(self.catalogue.query("tt", "SELECT name, root FROM sources ORDER BY name"))
 
     def source(self, source: str | None = None) -> str:
         """The source of that name; the only one if not given.
@@ -151,6 +152,7 @@ class FeatureStore:
         """
         name = self.source(source)
         rows = self.catalogue.query(
+            "thTTT",
             "SELECT i.uri, i.sha256, i.label, i.split, i.grp FROM items i "
             "JOIN sources s ON s.id = i.source_id WHERE s.name = ? ORDER BY i.uri",
             (name,),
@@ -214,33 +216,41 @@ class FeatureStore:
         Raises:
             MissingVectorsError: an image has no vector; the message says which.
         """
+        return _twice(lambda: self._gathered(sha256s, layers, space))
+
+    def _gathered(self, sha256s: Sequence[bytes], layers: Sequence[str], space: str | None) -> list[np.ndarray]:
         result = []
+        where = self.where(layers, sha256s, space)
         for layer in layers:
             reader = self.column(layer, space)
-            places: dict[bytes, tuple[int, int]] = {}
-            wanted = list(dict.fromkeys(sha256s))
-            for start in range(0, len(wanted), 500):
-                some = wanted[start : start + 500]
-                for sha256, shard, row in self.catalogue.query(
-                    f"SELECT sha256, shard_id, row FROM rows WHERE column_id = ? AND sha256 IN "
-                    f"({','.join('?' * len(some))})",
-                    (reader.column, *some),
-                ):
-                    places[sha256] = (shard, row)
-            absent = [s for s in wanted if s not in places]
-            if absent:
-                raise MissingVectorsError(
-                    f"{len(absent)} of {len(wanted)} images have no {layer!r} vector here (first: {absent[0].hex()})."
-                )
-            pairs = np.array([places[s] for s in sha256s], dtype=np.int64).reshape(-1, 2)
-            out = np.empty((len(pairs), *reader.row_shape), np.float32)
-            reader.gather_known(pairs, out)
+            out = np.empty((len(sha256s), *reader.row_shape), np.float32)
+            reader.gather(where[layer], out)
             result.append(out)
         return result
 
+    def where(self, layers: Sequence[str], sha256s: Sequence[bytes], space: str | None = None) -> dict[str, np.ndarray]:
+        """For each layer the (n, 2) pairs of shard and row at which these images' vectors lie.
+
+        Raises:
+            MissingVectorsError: an image has no vector; the message says which.
+        """
+        found = {}
+        wanted = list(dict.fromkeys(sha256s))
+        for layer in layers:
+            stand = places(self.catalogue, self.column(layer, space).column, wanted)
+            absent = [sha256 for sha256 in wanted if sha256 not in stand]
+            if absent:
+                raise MissingVectorsError(
+                    f"{len(absent)} of {len(wanted)} images have no {layer!r} vector in {self.path} (first: SHA-256 "
+                    f"{absent[0].hex()}): they were never extracted, or were removed by `featcache gc` or `repair`. "
+                    "Run `featcache extract` to compute them."
+                )
+            found[layer] = np.array([stand[sha256] for sha256 in sha256s], dtype=np.int64).reshape(-1, 2)
+        return found
+
     def vectors(self, layer: str = "pooled", *, space: str | None = None, view: str = VIEW_0) -> Vectors:
         """All vectors of one layer by position, whether or not an item still refers to them."""
-        return Vectors(self.column(self.layer_names(layer, space)[0], space, view))
+        return _twice(lambda: Vectors(self.column(self.layer_names(layer, space)[0], space, view)))
 
     def dataset(
         self,
@@ -264,15 +274,16 @@ class FeatureStore:
         """The images that could not be used, as (URI, reason)."""
         name = self.source(source)
         rows = self.catalogue.query(
+            "tt",
             "SELECT DISTINCT q.uri, q.reason FROM quarantine q JOIN sources s ON s.id = q.source_id "
             "WHERE s.name = ? ORDER BY q.uri",
             (name,),
         )
         return [(str(uri), str(reason)) for uri, reason in rows]
 
-    def verify(self, progress: Progress | bool | None = False) -> verify.VerifyReport:
-        """Check every shard's SHA-256, every row and every value, and the catalogue itself."""
-        return verify.verify(self.path, self.catalogue, self.maps, progress)
+    def verify(self, *, quick: bool = False, progress: Progress | bool | None = False) -> verify.VerifyReport:
+        """Check the store, as `featcache.store.verify.verify` does."""
+        return verify.verify(self.path, quick=quick, progress=progress)
 
     def export(
         self,
@@ -299,6 +310,7 @@ class FeatureStore:
         if layer not in chosen.layers:
             raise UnknownNameError.among("stored layer", layer, chosen.layers)
         found = self.catalogue.query(
+            "i",
             "SELECT k.id FROM columns k JOIN spaces p ON p.id = k.space_id "
             "WHERE p.fingerprint = ? AND k.layer = ? AND k.view = ?",
             (chosen.fingerprint, layer, view),
@@ -325,6 +337,7 @@ class FeatureStore:
         places: list[dict[str, tuple[int, int]]] = []
         for layer in names:
             found = self.catalogue.query(
+                "tii",
                 "SELECT i.uri, r.shard_id, r.row FROM items i JOIN sources s ON s.id = i.source_id "
                 "JOIN rows r ON r.sha256 = i.sha256 AND r.column_id = ? WHERE s.name = ?",
                 (self.column(layer, space).column, name),
@@ -346,6 +359,14 @@ class FeatureStore:
             for layer, p in zip(names, places, strict=True)
         }
         return having, where
+
+
+def _twice(read: Callable[[], _T]) -> _T:
+    """Read, and once more from the catalogue on if a compaction came between its answer and the reading."""
+    try:
+        return read()
+    except ShardGoneError:
+        return read()
 
 
 def labels_array(labels: Sequence[str | None]) -> np.ndarray:

@@ -12,6 +12,7 @@ from featcache.store.writer import StoreWriter
 def kept(catalogue: Catalogue, source: str) -> dict[bytes, str]:
     """The part, ``train`` or ``test``, of each SHA-256 for which it was decided."""
     rows = catalogue.query(
+        "ht",
         "SELECT h.sha256, h.part FROM holdout h JOIN sources s ON s.id = h.source_id WHERE s.name = ?",
         (source,),
     )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from featcache.errors import ShardGoneError
 from featcache.store.items import Item
 from featcache.store.vectors import ColumnReader
 
@@ -68,18 +70,30 @@ class ItemRows:
 
         Returns:
             (n, d) float32, each layer flattened, the layers one after another.
+
+        Raises:
+            MissingVectorsError: another process removed some of them since this was made.
         """
+        try:
+            return self._read(rows)
+        except ShardGoneError:
+            # Another process compacted the store, or took rows away: ask the catalogue once more.
+            self._where = self._store.where(self.layers, [item.sha256 for item in self.items], self._space)
+            self._readers = None
+            return self._read(rows)
+
+    def _read(self, rows: np.ndarray) -> np.ndarray:
         readers = self._open()
-        widths = [int(np.prod(reader.row_shape, dtype=np.int64)) for reader in readers]
+        widths = [math.prod(reader.row_shape) for reader in readers]
         out = np.empty((len(rows), sum(widths)), np.float32)
         start = 0
         for layer, reader, width in zip(self.layers, readers, widths, strict=True):
             pairs = self._where[layer][rows]
             if len(readers) == 1:
-                reader.gather_known(pairs, out.reshape(len(rows), *reader.row_shape))
+                reader.gather(pairs, out.reshape(len(rows), *reader.row_shape))
             else:
                 part = np.empty((len(rows), *reader.row_shape), np.float32)
-                reader.gather_known(pairs, part)
+                reader.gather(pairs, part)
                 out[:, start : start + width] = part.reshape(len(rows), width)
             start += width
         return out

@@ -46,6 +46,9 @@ TABLES = {
     "holdout": """CREATE TABLE holdout (
         source_id INTEGER NOT NULL REFERENCES sources(id), sha256 BLOB NOT NULL, part TEXT NOT NULL,
         PRIMARY KEY (source_id, sha256)) WITHOUT ROWID""",
+    "departed": """CREATE TABLE departed (
+        source_id INTEGER NOT NULL REFERENCES sources(id), uri TEXT NOT NULL, sha256 BLOB NOT NULL,
+        PRIMARY KEY (source_id, uri)) WITHOUT ROWID""",
     "runs": """CREATE TABLE runs (
         id INTEGER PRIMARY KEY, verb TEXT NOT NULL, started TEXT NOT NULL, record TEXT NOT NULL)""",
     "digests": """CREATE TABLE digests (
@@ -66,6 +69,7 @@ DIGESTED = {
     "rows": ("column_id", "sha256", "shard_id", "row"),
     "quarantine": ("source_id", "uri", "space_id", "sha256", "reason"),
     "holdout": ("source_id", "sha256", "part"),
+    "departed": ("source_id", "uri", "sha256"),
 }
 """Per table the values that its digest covers: all that answers depend on."""
 
@@ -106,5 +110,5 @@ def check(connection: sqlite3.Connection, where: str) -> None:
         odd = sorted(n for n in found.keys() | expected.keys() if found.get(n) != expected.get(n))
         raise DamagedStoreError(
             f"{where} does not have the tables of a featcache catalogue (differing: {', '.join(odd)}). "
-            "Put a copy of catalog.backup.sqlite in its place."
+            "Run `featcache repair` on the store."
         )

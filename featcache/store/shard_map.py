@@ -7,8 +7,11 @@ open at a time; arrays that were handed out keep theirs alive.
 
 from __future__ import annotations
 
+import json
+import math
 import mmap
 import os
+import re
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -16,22 +19,58 @@ from pathlib import Path
 
 import numpy as np
 
-from featcache.errors import DamagedStoreError, MissingVectorsError
+from featcache.errors import DamagedStoreError, ShardGoneError
 from featcache.store.catalogue import foreign_errors
+from featcache.store.commit import shard_path
 from featcache.store.shard import Extent, ShardLayout, read_layout
 
 OPEN_SHARDS = 256
+_HEX = re.compile("[0-9a-f]+")
 
 
 @dataclass(frozen=True, slots=True)
 class ShardRef:
-    """A shard as the catalogue names it."""
+    """A shard as the catalogue names it.
+
+    Raises:
+        DamagedStoreError: it names what can be no shard, such as a path that leaves the store.
+    """
 
     id: int
     name: str
-    folder: str
+    fingerprint: str
+    """Of its space."""
     rows: int
-    bytes: int
+    size: int
+    """Bytes of its file."""
+    sha256: bytes
+
+    def __post_init__(self) -> None:
+        hexadecimal = _HEX.fullmatch(self.name) and _HEX.fullmatch(self.fingerprint)
+        if not hexadecimal or len(self.name) != 32 or len(self.fingerprint) != 64 or self.rows < 1:
+            raise DamagedStoreError(
+                f"The catalogue names a shard {self.name!r} of space {self.fingerprint!r} with {self.rows} rows, "
+                "which can be no shard. Run `featcache repair` on the store."
+            )
+
+    def path(self, store: Path) -> Path:
+        """Where its file lies."""
+        return shard_path(store, self.fingerprint, self.name)
+
+
+def row_shape(text: str) -> tuple[int, ...]:
+    """The shape of one image's activations as the catalogue keeps it, a JSON list.
+
+    Raises:
+        DamagedStoreError: the text is none.
+    """
+    try:
+        shape = json.loads(text)
+    except ValueError:
+        shape = None
+    if not isinstance(shape, list) or any(type(n) is not int or n < 0 for n in shape):
+        raise DamagedStoreError(f"The catalogue gives the shape {text!r}. Run `featcache repair` on the store.")
+    return tuple(shape)
 
 
 class ShardMaps:
@@ -54,7 +93,7 @@ class ShardMaps:
             shape: the shape of one row that the catalogue promises.
 
         Raises:
-            MissingVectorsError: the file is gone.
+            ShardGoneError: the file is gone.
             DamagedStoreError: the file is not what the catalogue says.
         """
         mapped, layout = self._get(shard)
@@ -62,7 +101,7 @@ class ShardMaps:
         if extent is None or extent.dtype != dtype or extent.shape != (shard.rows, *shape):
             raise DamagedStoreError(
                 f"Shard {shard.name} does not hold {layer} of view {view} as the catalogue describes it. "
-                "Run `featcache verify` to see what is damaged."
+                "Run `featcache verify`, then `featcache repair`."
             )
         return _view(mapped, extent)
 
@@ -86,26 +125,29 @@ class ShardMaps:
             return held
 
     def _map(self, shard: ShardRef) -> tuple[mmap.mmap, ShardLayout]:
-        path = self._root / "shards" / shard.folder / f"{shard.name}.h5"
-        if not path.is_file():
-            raise MissingVectorsError(
-                f"The shard {path} is gone, and with it {shard.rows} images' vectors. "
-                "If another process removed it, open the store again; else run `featcache verify`."
-            )
+        path = shard.path(self._root)
+        layout = read_layout(path)
         with foreign_errors(str(path)):
-            if path.stat().st_size != shard.bytes:
-                raise DamagedStoreError(
-                    f"{path} has {path.stat().st_size} bytes where the catalogue says {shard.bytes}. "
-                    "Run `featcache verify` to see what is damaged."
-                )
-            layout = read_layout(path)
-            if layout.rows != shard.rows:
-                raise DamagedStoreError(f"{path} has {layout.rows} rows, not {shard.rows} as in the catalogue.")
-            with path.open("rb") as file:
-                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), layout
+            try:
+                with path.open("rb") as file:
+                    size = os.fstat(file.fileno()).st_size
+                    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            except FileNotFoundError as error:
+                raise ShardGoneError(f"The shard {path} was taken away this moment.") from error
+        if size != shard.size:
+            raise DamagedStoreError(
+                f"{path} has {size} bytes where the catalogue says {shard.size}. "
+                "Run `featcache verify`, then `featcache repair`."
+            )
+        if layout.rows != shard.rows or layout.recipe.fingerprint != shard.fingerprint:
+            raise DamagedStoreError(
+                f"{path} holds {layout.rows} rows of space {layout.recipe.fingerprint[:12]}, where the catalogue "
+                f"says {shard.rows} of {shard.fingerprint[:12]}. Run `featcache verify`, then `featcache repair`."
+            )
+        return mapped, layout
 
 
 def _view(mapped: mmap.mmap, extent: Extent) -> np.ndarray:
-    count = int(np.prod(extent.shape, dtype=np.int64))
+    count = math.prod(extent.shape)
     flat = np.frombuffer(mapped, dtype=np.dtype(extent.dtype).newbyteorder("<"), count=count, offset=extent.offset)
     return flat.reshape(extent.shape)

@@ -76,6 +76,7 @@ class SourceRecords:
     def known(self) -> dict[str, Record]:
         """All records by URI."""
         rows = self._catalogue.query(
+            "thTTTiiiii",
             "SELECT uri, sha256, label, split, grp, size, mtime_ns, ctime_ns, inode, indexed_ns "
             "FROM items WHERE source_id = ?",
             (self.id,),
@@ -96,18 +97,27 @@ class SourceRecords:
                 "inode = excluded.inode, indexed_ns = excluded.indexed_ns",
                 ((self.id, *(getattr(r, name) for name in Record.__slots__)) for r in records),
             )
+            connection.executemany(
+                "DELETE FROM departed WHERE source_id = ? AND uri = ?", ((self.id, r.uri) for r in records)
+            )
 
     def remove(self, uris: Iterable[str]) -> None:
-        """Forget these images; their vectors stay."""
+        """Forget these images; their vectors stay until ``gc`` takes them away."""
         gone = [(self.id, uri) for uri in uris]
         if not gone:
             return
         with self._catalogue.transaction() as connection:
+            connection.executemany(
+                "INSERT OR REPLACE INTO departed (source_id, uri, sha256) "
+                "SELECT source_id, uri, sha256 FROM items WHERE source_id = ? AND uri = ?",
+                gone,
+            )
             connection.executemany("DELETE FROM items WHERE source_id = ? AND uri = ?", gone)
 
     def rejected(self, space: int, versions: str) -> dict[str, Rejected]:
         """The images in quarantine for this space that were judged by the same versions of the decoders."""
         rows = self._catalogue.query(
+            "tBt",
             "SELECT uri, sha256, reason FROM quarantine WHERE source_id = ? AND space_id = ? AND versions = ?",
             (self.id, space, versions),
         )
@@ -116,7 +126,7 @@ class SourceRecords:
     def in_quarantine(self, space: int) -> set[str]:
         """URIs of all images in quarantine for this space."""
         rows = self._catalogue.query(
-            "SELECT uri FROM quarantine WHERE source_id = ? AND space_id = ?", (self.id, space)
+            "t", "SELECT uri FROM quarantine WHERE source_id = ? AND space_id = ?", (self.id, space)
         )
         return {uri for (uri,) in rows}
 
@@ -126,6 +136,7 @@ class SourceRecords:
         current = {
             row[0]: row[1:]
             for row in self._catalogue.query(
+                "tBtt",
                 "SELECT uri, sha256, reason, versions FROM quarantine WHERE source_id = ? AND space_id = ?",
                 (self.id, space),
             )

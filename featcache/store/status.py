@@ -18,13 +18,17 @@ def status(store: FeatureStore) -> dict[str, Any]:
     """
     items = dict(
         store.catalogue.query(
-            "SELECT s.name, count(i.id) FROM sources s LEFT JOIN items i ON i.source_id = s.id GROUP BY s.name"
+            "ti",
+            "SELECT s.name, count(i.id) FROM sources s LEFT JOIN items i ON i.source_id = s.id GROUP BY s.name",
         )
     )
-    (quarantined,) = store.catalogue.query("SELECT count(*) FROM (SELECT DISTINCT source_id, uri FROM quarantine)")[0]
+    (quarantined,) = store.catalogue.query(
+        "i", "SELECT count(*) FROM (SELECT DISTINCT source_id, uri FROM quarantine)"
+    )[0]
     sizes = dict(
         store.catalogue.query(
-            "SELECT p.fingerprint, sum(s.bytes) FROM spaces p JOIN shards s ON s.space_id = p.id GROUP BY p.id"
+            "ti",
+            "SELECT p.fingerprint, sum(s.bytes) FROM spaces p JOIN shards s ON s.space_id = p.id GROUP BY p.id",
         )
     )
     return {

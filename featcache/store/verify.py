@@ -1,19 +1,22 @@
-"""Whether a store is what it says: shards against their hashes, rows against shards, the catalogue itself."""
+"""Whether a store is what it says: the catalogue itself, shards against their hashes, and both against each other."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from featcache.errors import FeatcacheError
+from featcache.errors import FeatcacheError, NotAStoreError
 from featcache.progress import Progress, choose
-from featcache.store.catalogue import Catalogue
-from featcache.store.commit import shard_folder
+from featcache.store.catalogue import Catalogue, foreign_errors
+from featcache.store.commit import live_rows
+from featcache.store.folder import BACKUP, CATALOGUE, lost_catalogue
+from featcache.store.journal import noted
 from featcache.store.shard import hash_file
-from featcache.store.shard_map import ShardMaps
-from featcache.store.vectors import ColumnReader
+from featcache.store.shard_map import ShardMaps, ShardRef, row_shape
 
 _ROWS_AT_ONCE = 4096
 
@@ -26,73 +29,181 @@ class VerifyReport:
         shards: shards that the catalogue names.
         rows: vectors that the catalogue names.
         damaged: what is wrong, as ``{"shard": name, "problem": text}``; the catalogue counts as a shard
-            called ``catalog.sqlite``.
+            called ``catalog.sqlite``, its backup as ``catalog.backup.sqlite``.
+        unnamed: shard files that the catalogue does not name. That is no damage: a writer died, or the
+            catalogue is older than they are. ``repair`` adopts them.
     """
 
     shards: int
     rows: int
     damaged: list[dict[str, str]] = field(default_factory=list)
+    unnamed: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
         return not self.damaged
 
-    def to_dict(self) -> dict[str, object]:
-        return {"ok": self.ok, "shards": self.shards, "rows": self.rows, "damaged": self.damaged}
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain values."""
+        return {
+            "ok": self.ok,
+            "shards": self.shards,
+            "rows": self.rows,
+            "damaged": self.damaged,
+            "unnamed": self.unnamed,
+        }
 
 
-def verify(root: Path, catalogue: Catalogue, maps: ShardMaps, progress: Progress | bool | None = False) -> VerifyReport:
-    """Read everything that the catalogue names and compare.
+@dataclass(frozen=True)
+class NamedShard:
+    """A shard as the catalogue describes it.
+
+    Attributes:
+        ref: where it is and what it should be.
+        columns: (number, layer, view, dtype, shape of a row, rows that exist) of each column it holds.
+    """
+
+    ref: ShardRef
+    columns: tuple[tuple[int, str, str, str, tuple[int, ...], int], ...]
+
+
+def verify(store: str | Path, *, quick: bool = False, progress: Progress | bool | None = None) -> VerifyReport:
+    """Check the catalogue and its backup, every shard's SHA-256, rows and shards against each other, every value.
+
+    It may run while others read, write or compact. It changes nothing.
 
     Args:
-        root: the store's folder.
-        catalogue: its catalogue.
-        maps: its mapped shards.
-        progress: True for a bar, or an object that is told.
+        store: the store's folder.
+        quick: leave out what reads the vectors: hashes of the files, values that are not finite.
+        progress: True for a bar, False for none, None for a bar on a terminal, or an object that is told.
+
+    Raises:
+        NotAStoreError: there is no store.
     """
-    damaged = [{"shard": catalogue.path.name, "problem": problem} for problem in catalogue.problems()]
-    shards = catalogue.query(
-        "SELECT s.id, s.name, s.sha256, p.fingerprint FROM shards s JOIN spaces p ON p.id = s.space_id ORDER BY s.id"
-    )
-    (rows,) = catalogue.query("SELECT count(*) FROM rows")[0]
+    path = Path(store)
+    if not (path / CATALOGUE).is_file() and not lost_catalogue(path):
+        raise NotAStoreError(f"There is no store at {store}.")
+    damaged = [{"shard": BACKUP, "problem": problem} for problem in _problems_of_catalogue(path / BACKUP, False)]
+    in_catalogue = _problems_of_catalogue(path / CATALOGUE, True)
+    damaged += [{"shard": CATALOGUE, "problem": problem} for problem in in_catalogue]
+    try:
+        catalogue = Catalogue(path / CATALOGUE)
+        shards = named_shards(catalogue)
+        ((rows,),) = catalogue.query("i", "SELECT count(*) FROM rows")
+    except FeatcacheError as error:
+        if not in_catalogue:
+            damaged.append({"shard": CATALOGUE, "problem": str(error)})
+        return VerifyReport(0, 0, damaged)
     with choose(progress) as shown:
         shown.start("verify", len(shards), "shards")
-        for id_, name, sha256, fingerprint in shards:
-            try:
-                for problem in _shard_problems(root, catalogue, maps, id_, str(name), sha256, str(fingerprint)):
-                    damaged.append({"shard": str(name), "problem": problem})
-            except (FeatcacheError, OSError) as error:
-                damaged.append({"shard": str(name), "problem": str(error)})
+        found: dict[str, list[str]] = {}
+        counts = row_counts(catalogue)
+        for shard in shards:
+            problems = shard_problems(path, catalogue, shard, counts, quick=quick)
+            if problems:
+                found[shard.ref.name] = problems
             shown.advance()
-    return VerifyReport(len(shards), int(rows), damaged)
+    if found:
+        # What others moved or removed while this was running is no damage.
+        counts = row_counts(catalogue)
+        for shard in named_shards(catalogue):
+            if shard.ref.name in found:
+                problems = found[shard.ref.name]
+                if shard not in shards or any(counts.get((c[0], shard.ref.id), 0) != c[-1] for c in shard.columns):
+                    problems = shard_problems(path, catalogue, shard, counts, quick=quick)
+                damaged += [{"shard": shard.ref.name, "problem": problem} for problem in problems]
+    return VerifyReport(len(shards), rows, damaged, [file.stem for file in unnamed_shards(path, catalogue)])
 
 
-def _shard_problems(
-    root: Path, catalogue: Catalogue, maps: ShardMaps, id_: int, name: str, sha256: bytes, fingerprint: str
-) -> list[str]:
-    problems = []
-    path = root / "shards" / shard_folder(fingerprint) / f"{name}.h5"
-    if path.is_file() and hash_file(path) != sha256:
-        return ["its bytes are not those that were sealed"]
-    for column, layer, view in catalogue.query(
-        "SELECT k.id, k.layer, k.view FROM columns k JOIN shard_columns c ON c.column_id = k.id WHERE c.shard_id = ?",
-        (id_,),
+def named_shards(catalogue: Catalogue) -> list[NamedShard]:
+    """All shards of a catalogue, oldest first.
+
+    Raises:
+        DamagedStoreError: one of them can be no shard.
+    """
+    columns: dict[int, list[tuple[int, str, str, str, tuple[int, ...], int]]] = {}
+    for id_, number, layer, view, dtype, shape, live in catalogue.query(
+        "iitttti",
+        "SELECT c.shard_id, k.id, k.layer, k.view, c.dtype, c.shape, c.live FROM shard_columns c "
+        "JOIN columns k ON k.id = c.column_id ORDER BY c.shard_id, k.id",
     ):
-        reader = ColumnReader(catalogue, maps, column, fingerprint, layer, view)
-        named = catalogue.query("SELECT sha256, row FROM rows WHERE column_id = ? AND shard_id = ?", (column, id_))
-        if id_ not in reader.shards:
-            if named:
-                problems.append(f"{layer}: the catalogue names {len(named)} rows where it counts none")
-            continue
-        ref, _, _, live = reader.shards[id_]
-        if live != len(named):
-            problems.append(f"{layer}: {len(named)} rows are named where {live} are counted")
-        vectors, keys = reader.shard_array(id_), maps.sha256s(ref)
-        wrong = sum(1 for key, row in named if not 0 <= row < ref.rows or keys[row].tobytes() != key)
-        if wrong:
-            problems.append(f"{layer}: {wrong} rows belong to other images than the catalogue says")
-        for start in range(0, ref.rows, _ROWS_AT_ONCE):
-            if not np.isfinite(vectors[start : start + _ROWS_AT_ONCE]).all():
-                problems.append(f"{layer}: a value is not finite")
-                break
-    return problems
+        columns.setdefault(id_, []).append((number, layer, view, dtype, row_shape(shape), live))
+    return [
+        NamedShard(ShardRef(id_, name, fingerprint, rows, size, sha256), tuple(columns.get(id_, [])))
+        for id_, name, fingerprint, rows, size, sha256 in catalogue.query(
+            "ittiih",
+            "SELECT s.id, s.name, p.fingerprint, s.rows, s.bytes, s.sha256 FROM shards s "
+            "JOIN spaces p ON p.id = s.space_id ORDER BY s.id",
+        )
+    ]
+
+
+def row_counts(catalogue: Catalogue) -> dict[tuple[int, int], int]:
+    """How many rows the catalogue names in each (column, shard)."""
+    return {
+        (column, shard): count
+        for column, shard, count in catalogue.query(
+            "iii", "SELECT column_id, shard_id, count(*) FROM rows GROUP BY column_id, shard_id"
+        )
+    }
+
+
+def shard_problems(
+    store: Path, catalogue: Catalogue, shard: NamedShard, counts: Mapping[tuple[int, int], int], *, quick: bool
+) -> list[str]:
+    """What is wrong with one shard: its file, its rows, its values.
+
+    Args:
+        store: the store's folder.
+        catalogue: its catalogue.
+        shard: the shard.
+        counts: of `row_counts`.
+        quick: leave out what reads the vectors.
+    """
+    path = shard.ref.path(store)
+    try:
+        with foreign_errors(str(path)):
+            if not quick and path.is_file() and hash_file(path) != shard.ref.sha256:
+                return ["its bytes are not those that were sealed"]
+        return list(_problems_of_rows(store, catalogue, shard, counts, quick=quick))
+    except FeatcacheError as error:
+        return [str(error)]
+
+
+def _problems_of_rows(
+    store: Path, catalogue: Catalogue, shard: NamedShard, counts: Mapping[tuple[int, int], int], *, quick: bool
+) -> Iterator[str]:
+    # Maps of its own, so that no more than one shard is held at a time.
+    maps = ShardMaps(store)
+    keys = maps.sha256s(shard.ref)
+    for number, layer, view, dtype, shape, live in shard.columns:
+        vectors = maps.array(shard.ref, layer, view, dtype, shape)
+        named = counts.get((number, shard.ref.id), 0)
+        found = int(live_rows(catalogue, number, shard.ref.id, keys).sum())
+        if named != found:
+            yield f"{layer}: {named - found} rows belong to other images than the catalogue says"
+        if named != live:
+            yield f"{layer}: {named} rows are named where {live} are counted"
+        if not quick and not all(
+            np.isfinite(vectors[start : start + _ROWS_AT_ONCE]).all() for start in range(0, len(vectors), _ROWS_AT_ONCE)
+        ):
+            yield f"{layer}: a value is not finite"
+
+
+def unnamed_shards(store: Path, catalogue: Catalogue) -> list[Path]:
+    """Files among the shards that the catalogue does not name, and that no writer's journal speaks of."""
+    lying = sorted((store / "shards").glob("*/*"))
+    journalled = {entry.name for folder in (store / "tmp").glob("*") for entry in noted(folder)}
+    # The catalogue is asked last: what was committed meanwhile is named.
+    named = {shard.ref.path(store) for shard in named_shards(catalogue)}
+    return [path for path in lying if path not in named and path.stem not in journalled]
+
+
+def _problems_of_catalogue(path: Path, needed: bool) -> list[str]:
+    """What is wrong with a catalogue's file; without one, nothing unless it is *needed*."""
+    if not path.is_file():
+        return ["it is gone"] if needed else []
+    try:
+        return Catalogue(path).problems()
+    except FeatcacheError as error:
+        return [str(error)]

@@ -1,8 +1,8 @@
-"""Writing: the commit protocol, and what a later writer does for one that died.
+"""Writing: the commit protocol.
 
 A row exists if and only if the transaction that names it was committed. In this order:
 
-1. write ``tmp/<writer>/<name>.h5``, close, hash, flush;
+1. write ``tmp/<writer>/<name>.h5``, hash, flush;
 2. note name and hash in ``tmp/<writer>/journal``, flush;
 3. rename into ``shards/<space>/<name>.h5``, flush the folder;
 4. one transaction names the shard, its SHA-256 and its rows.
@@ -15,7 +15,6 @@ against the hash noted there, and adopts. What belongs to a living writer is nev
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 import uuid
@@ -25,19 +24,19 @@ from pathlib import Path
 from types import TracebackType
 
 import numpy as np
-from filelock import FileLock
 
-from featcache.errors import DamagedStoreError, NotAStoreError, UsageError
+from featcache.errors import UsageError
+from featcache.failpoints import reach
 from featcache.recipe import Recipe
-from featcache.store.adoption import adopt_orphans, writer_lock
-from featcache.store.catalogue import Catalogue, foreign_errors, sync_file
-from featcache.store.commit import Column, column_id, commit_shard, is_committed, shard_folder, space_id
-from featcache.store.shard import SealedShard, write_shard
+from featcache.store.adoption import finish_for_the_dead
+from featcache.store.catalogue import Catalogue, foreign_errors
+from featcache.store.commit import column_id, commit_shard, is_committed, places, put_in_place, shard_path, space_id
+from featcache.store.folder import CATALOGUE, another_writer, lock_out_writers, make_folders, renew_backup
+from featcache.store.journal import writer_lock
+from featcache.store.shard_writing import Column, write_shard
 
 SEAL_BYTES = 128 << 20
 SEAL_SECONDS = 30.0
-CATALOGUE = "catalog.sqlite"
-BACKUP = "catalog.backup.sqlite"
 
 
 class StoreWriter:
@@ -48,26 +47,52 @@ class StoreWriter:
 
     Args:
         path: the store's folder.
-        seal_bytes: unsealed vectors beyond which a shard is sealed.
-        seal_seconds: age of unsealed vectors beyond which a shard is sealed at the next `append`.
+        seal_bytes: unsealed vectors beyond which a shard is sealed; `SEAL_BYTES` by default.
+        seal_seconds: age of unsealed vectors beyond which a shard is sealed at the next `append`;
+            `SEAL_SECONDS` by default.
+        create: make the store where there is none.
+        alone: allow no other writer, now or until this one is closed.
+
+    Raises:
+        NotAStoreError: the path holds something else, or nothing and *create* is off.
+        DamagedStoreError: the catalogue is lost or damaged.
+        StoreBusyError: with *alone*, another writer is at work; else, somebody works alone.
     """
 
-    def __init__(self, path: Path, *, seal_bytes: int = SEAL_BYTES, seal_seconds: float = SEAL_SECONDS) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        seal_bytes: int | None = None,
+        seal_seconds: float | None = None,
+        create: bool = True,
+        alone: bool = False,
+    ) -> None:
         self.path = path
-        self.seal_bytes = seal_bytes
-        self.seal_seconds = seal_seconds
+        self.seal_bytes = SEAL_BYTES if seal_bytes is None else seal_bytes
+        self.seal_seconds = SEAL_SECONDS if seal_seconds is None else seal_seconds
+        self._spaces: dict[str, SpaceWriter] = {}
+        self._left_to_the_next = False
         with foreign_errors(str(path)):
-            _make_folders(path)
+            make_folders(path, create=create)
             self.catalogue = Catalogue.create(path / CATALOGUE)
             self._changes = self.catalogue.connection.total_changes
             self.folder = path / "tmp" / uuid.uuid4().hex
             self._lock = writer_lock(self.folder)
             # Whoever holds the common lock may judge folders dead, so a new one is locked under it.
-            with FileLock(path / "tmp" / "lock"):
-                adopt_orphans(path, self.catalogue)
+            self._common = lock_out_writers(path)
+            try:
+                living = finish_for_the_dead(path, self.catalogue)
+                if alone and living:
+                    raise another_writer(path)
                 self.folder.mkdir()
                 self._lock.acquire(timeout=0)
-        self._spaces: dict[str, SpaceWriter] = {}
+            except BaseException:
+                self._common.release()
+                self.catalogue.close()
+                raise
+            if not alone:
+                self._common.release()
 
     def space(self, recipe: Recipe) -> SpaceWriter:
         """The part of the store that holds the vectors of *recipe*."""
@@ -90,15 +115,17 @@ class StoreWriter:
             for space in self._spaces.values():
                 space.seal()
             if self.catalogue.connection.total_changes != self._changes:
-                copy = self.folder / BACKUP
-                self.catalogue.copy_to(copy)
-                with foreign_errors(str(copy)):
-                    os.replace(copy, self.path / BACKUP)
-                    sync_file(self.path)
+                renew_backup(self.path, self.catalogue, self.folder)
         finally:
             self.catalogue.close()
             self._lock.release()
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self._common.release()
+            if not self._left_to_the_next:
+                shutil.rmtree(self.folder, ignore_errors=True)
+
+    def leave_to_the_next(self) -> None:
+        """Keep the journal when this writer closes: a shard in its place could not be committed."""
+        self._left_to_the_next = True
 
     def __enter__(self) -> StoreWriter:
         return self
@@ -120,6 +147,10 @@ class SpaceWriter:
         self._columns: dict[Column, int] = {}
         self._dtypes: dict[Column, str] = {}
         self._positions: dict[Column, int] = {}
+        self.sealed = 0
+        """Images whose vectors were sealed by this writer."""
+        self.row_bytes = 0
+        """Bytes that one image's vectors take in a shard."""
 
     def declare(self, layer: str, view: str, position: int, dtype: str = "float32") -> None:
         """Announce a column before its first `append`: its place in the network and its storage dtype."""
@@ -138,21 +169,7 @@ class SpaceWriter:
             sha256s: the images asked for.
             at_least: ``float32`` counts vectors kept as float16 as absent.
         """
-        column = self._columns[layer, view]
-        narrow = "" if at_least == "float16" else " AND c.dtype = 'float32'"
-        found: set[bytes] = set()
-        for start in range(0, len(sha256s), 500):
-            some = sha256s[start : start + 500]
-            marks = ",".join("?" * len(some))
-            found.update(
-                sha256
-                for (sha256,) in self._writer.catalogue.query(
-                    "SELECT r.sha256 FROM rows r JOIN shard_columns c USING (shard_id, column_id) "
-                    f"WHERE r.column_id = ? AND r.sha256 IN ({marks}){narrow}",
-                    (column, *some),
-                )
-            )
-        return found
+        return set(places(self._writer.catalogue, self._columns[layer, view], sha256s, wide=at_least == "float32"))
 
     def append(self, sha256s: Sequence[bytes], vectors: Mapping[Column, np.ndarray]) -> None:
         """Add rows; they are safe on the disk once sealed, which size and time bring about.
@@ -162,6 +179,8 @@ class SpaceWriter:
             vectors: for each declared (layer, view) a finite float array (n, …) in the same order.
         """
         key = tuple(sorted(vectors))
+        if len(sha256s):
+            self.row_bytes = 32 + sum(part.nbytes for part in vectors.values()) // len(sha256s)
         buffer = self._buffers.setdefault(key, _Buffer(key))
         buffer.add(sha256s, vectors)
         if buffer.bytes >= self._writer.seal_bytes:
@@ -183,26 +202,29 @@ class SpaceWriter:
     def _seal(self, buffer: _Buffer) -> None:
         if not buffer.sha256s:
             return
-        store = self._writer.path
+        writer, catalogue = self._writer, self._writer.catalogue
         name = uuid.uuid4().hex
-        unsealed = self._writer.folder / f"{name}.h5"
-        with foreign_errors(str(unsealed)):
-            shard = write_shard(unsealed, self.recipe, buffer.sha256s, buffer.vectors, self._dtypes, self._positions)
-            target = store / "shards" / shard_folder(self.recipe.fingerprint) / f"{name}.h5"
-            target.parent.mkdir(exist_ok=True)
-            sync_file(target.parent.parent)
-            _note(self._writer.folder / "journal", target, shard)
-            os.rename(unsealed, target)
-            sync_file(target.parent)
-        columns = {column: self._columns[column] for column in buffer.columns}
-        catalogue = self._writer.catalogue
-        try:
-            commit_shard(catalogue, self.id, name, shard, columns, buffer.sha256s)
-        finally:
-            # Not named by the catalogue: the transaction failed, or others had stored all its rows meanwhile.
-            if not is_committed(catalogue, name):
-                target.unlink()
+        sha256s, vectors = buffer.sha256s, buffer.vectors
+        # Whatever happens now, these rows are not tried again: they are in the store, left to the next
+        # writer, or computed again by the next run.
         buffer.clear()
+        unsealed = writer.folder / f"{name}.h5"
+        target = shard_path(writer.path, self.recipe.fingerprint, name)
+        with foreign_errors(str(unsealed)):
+            shard = write_shard(unsealed, self.recipe, sha256s, vectors, self._dtypes, self._positions)
+        columns = {column: self._columns[column] for column in buffer.columns}
+        try:
+            with foreign_errors(str(target)):
+                put_in_place(writer.folder, unsealed, target, shard, "seal")
+            reach("seal: folder flushed")
+            new = commit_shard(catalogue, self.id, shard, columns, sha256s)
+        except BaseException:
+            writer.leave_to_the_next()
+            raise
+        self.sealed += len(sha256s)
+        if not new and not is_committed(catalogue, name):
+            # Others had stored all its rows meanwhile.
+            target.unlink()
 
 
 class _Buffer:
@@ -227,28 +249,3 @@ class _Buffer:
             self.vectors[column].append(part)
             self.bytes += part.nbytes
         self.sha256s.extend(sha256s)
-
-
-def _note(journal: Path, target: Path, shard: SealedShard) -> None:
-    with journal.open("a", encoding="utf-8") as file:
-        file.write(f"{target.stem} {target.parent.name} {shard.sha256.hex()}\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _make_folders(path: Path) -> None:
-    if path.exists() and not path.is_dir():
-        raise NotAStoreError(f"{path} is a file, so it cannot be a store. Give a folder, for example {path}.fcache.")
-    if path.is_dir() and not (path / CATALOGUE).exists():
-        if (path / BACKUP).exists():
-            raise DamagedStoreError(
-                f"{path} has lost its {CATALOGUE}. Copy {path / BACKUP} to {path / CATALOGUE} and try again."
-            )
-        strangers = sorted(p.name for p in path.iterdir() if p.name not in ("shards", "tmp"))
-        if strangers:
-            raise NotAStoreError(
-                f"{path} is a folder that holds other things ({strangers[0]} …) and no featcache store. "
-                "Give the name of a new folder, for example photos.fcache."
-            )
-    for folder in (path, path / "shards", path / "tmp"):
-        folder.mkdir(parents=folder == path, exist_ok=True)

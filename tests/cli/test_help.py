@@ -16,7 +16,7 @@ VERBS = sorted(GROUP.commands)
 
 
 def test_the_verbs():
-    expected = {"extract", "status", "verify", "export", "train", "evaluate"}
+    expected = {"extract", "status", "verify", "repair", "compact", "gc", "export", "train", "evaluate"}
     expected |= {"predict", "similar", "models", "layers", "demo"}
     assert set(VERBS) == expected
 

@@ -1,0 +1,78 @@
+"""What lies in a store's folder, who may write there, and the backup of the catalogue."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from featcache.errors import DamagedStoreError, NotAStoreError, StoreBusyError
+from featcache.failpoints import reach
+from featcache.store.catalogue import BUSY_SECONDS, Catalogue, foreign_errors, sync_file
+
+CATALOGUE = "catalog.sqlite"
+BACKUP = "catalog.backup.sqlite"
+SET_ASIDE = "damaged"
+
+
+def renew_backup(store: Path, catalogue: Catalogue, folder: Path) -> None:
+    """Copy the catalogue aside in *folder*, then put the copy in the place of the last backup."""
+    copy = folder / BACKUP
+    catalogue.copy_to(copy)
+    reach("backup: copied")
+    with foreign_errors(str(copy)):
+        os.replace(copy, store / BACKUP)
+        reach("backup: renamed")
+        sync_file(store)
+
+
+def lock_out_writers(store: Path) -> FileLock:
+    """Take the lock under which writers begin; while it is held, no new one does.
+
+    Raises:
+        StoreBusyError: somebody holds it for too long.
+    """
+    lock = FileLock(store / "tmp" / "lock", thread_local=False)
+    try:
+        lock.acquire(timeout=BUSY_SECONDS)
+    except Timeout as error:
+        raise another_writer(store) from error
+    return lock
+
+
+def another_writer(store: Path) -> StoreBusyError:
+    """The error of who has to be alone, or of who meets somebody that is."""
+    return StoreBusyError(
+        f"Another process is at work on {store}. Wait for it to finish, or end it, and run the command again."
+    )
+
+
+def make_folders(path: Path, *, create: bool) -> None:
+    """See to it that *path* is the folder of a store, or an empty one that may become one.
+
+    Raises:
+        NotAStoreError: it is something else, or is not there and *create* is off.
+        DamagedStoreError: it is a store that lost its catalogue.
+    """
+    if path.exists() and not path.is_dir():
+        raise NotAStoreError(f"{path} is a file, so it cannot be a store. Give a folder, for example {path}.fcache.")
+    if not create and not path.is_dir():
+        raise NotAStoreError(f"There is no store at {path}. Make one with `featcache extract SOURCE -o {path}`.")
+    if path.is_dir() and not (path / CATALOGUE).exists():
+        if lost_catalogue(path):
+            raise DamagedStoreError(f"{path} has lost its {CATALOGUE}. Run `featcache repair {path}`.")
+        strangers = sorted(p.name for p in path.iterdir() if p.name not in ("shards", "tmp"))
+        if strangers or not create:
+            held = f" that holds other things ({strangers[0]} …)" if strangers else ""
+            raise NotAStoreError(
+                f"{path} is a folder{held} and no featcache store. Give the name of a new folder, "
+                "for example photos.fcache."
+            )
+    for folder in (path, path / "shards", path / "tmp"):
+        folder.mkdir(parents=folder == path, exist_ok=True)
+
+
+def lost_catalogue(path: Path) -> bool:
+    """Whether a folder without a catalogue was a store: its backup or sealed shards are there."""
+    return (path / BACKUP).is_file() or next((path / "shards").glob("*/*.h5"), None) is not None
