@@ -1,0 +1,121 @@
+"""Work on a store that tests cut off: run as ``python -m tests.store.scenarios WORK STORE [POINT]``.
+
+Each piece of work can be done again from wherever it was cut off, and then ends in the same state.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+import featcache as fc
+from featcache import failpoints
+from featcache.store import FeatureStore, StoreWriter
+from featcache.store.source_records import Record, SourceRecords
+from tests.store.making import fill, keys, recipe, values
+
+ITEMS = 30
+
+
+def start(path: Path) -> None:
+    """30 items in three shards of two layers; five more vectors that no item refers to."""
+    fill(path, ITEMS, layers={"pooled": 8, "blocks.1:mean": 3})
+    with StoreWriter(path) as writer:
+        space = writer.space(recipe())
+        space.declare("pooled", "0", 0)
+        space.append(keys(5, 1000), {("pooled", "0"): values(5, start=1000)})
+
+
+def append(path: Path) -> None:
+    """40 more items, some of whose vectors are there already."""
+    fill(path, 40, start=25, layers={"pooled": 8, "blocks.1:mean": 3})
+
+
+def compact(path: Path) -> None:
+    fc.compact(path, progress=False)
+
+
+def gc(path: Path) -> None:
+    """The vectors without an item, and one layer, go."""
+    fc.gc(path, apply=True, force=True)
+    if "blocks.1:mean" in FeatureStore.open(path).space().layers:
+        fc.gc(path, layers="blocks.1:mean", apply=True)
+
+
+def repair(path: Path) -> None:
+    fc.repair(path, progress=False)
+
+
+WORK: dict[str, Callable[[Path], None]] = {"append": append, "compact": compact, "gc": gc, "repair": repair}
+
+
+def damage(path: Path) -> None:
+    """What `repair` mends: a lost catalogue, a flipped bit in a shard, a shard that the backup does not name."""
+    backup = path / "catalog.backup.sqlite"
+    kept = backup.read_bytes()
+    with StoreWriter(path) as writer:
+        space = writer.space(recipe())
+        space.declare("pooled", "0", 0)
+        space.append(keys(6, 2000), {("pooled", "0"): values(6, start=2000)})
+    backup.write_bytes(kept)
+    catalogue = path / "catalog.sqlite"
+    catalogue.write_bytes(b"\x00" * 200 + catalogue.read_bytes()[200:])
+    first = sorted((path / "shards").rglob("*.h5"), key=lambda p: p.stat().st_mtime_ns)[0]
+    data = bytearray(first.read_bytes())
+    data[5000] ^= 1
+    first.write_bytes(data)
+
+
+def contents(path: Path) -> dict[str, object]:
+    """All that a store answers: vectors by layer and content, items with labels."""
+    store = FeatureStore.open(path)
+    found: dict[str, object] = {}
+    for space in store.spaces:
+        for layer in space.layers:
+            number = store.column(layer, space.fingerprint).column
+            rows = store.catalogue.query("h", "SELECT sha256 FROM rows WHERE column_id = ?", (number,))
+            hashes = sorted(sha256 for (sha256,) in rows)
+            vectors = store.gather(hashes, [layer], space.fingerprint)[0]
+            found[layer] = {sha256: vector.tolist() for sha256, vector in zip(hashes, vectors, strict=True)}
+    for source in store.sources():
+        found[f"items of {source}"] = [(i.uri, i.sha256, i.label, i.split) for i in store.items(source=source)]
+    return found
+
+
+def is_right(path: Path) -> bool:
+    """Whether every vector that the store gives is that of its image."""
+    number = {sha256: i for i, sha256 in [*enumerate(keys(3000))]}
+    for layer, vectors in contents(path).items():
+        if isinstance(vectors, dict):
+            for sha256, vector in vectors.items():
+                expected = values(1, len(vector), number[sha256])[0]
+                if not np.array_equal(np.float32(vector), expected):
+                    raise AssertionError(f"{layer} of image {number[sha256]} is wrong")
+    return True
+
+
+def relabel(path: Path, label: str) -> None:
+    """Give the first item another label."""
+    with StoreWriter(path) as writer:
+        records = SourceRecords(writer.catalogue, "pictures", "/nowhere")
+        records.save([Record("00000.jpg", keys(1)[0], label, None, None, 1, 2, 3, 4, 5)])
+
+
+def _kill_at(point: str) -> None:
+    def on_reach(reached: str) -> None:
+        if reached == point:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    failpoints.on_reach = on_reach
+
+
+if __name__ == "__main__":
+    work, store, *points = sys.argv[1:]
+    if points:
+        _kill_at(points[0])
+    WORK[work](Path(store))
