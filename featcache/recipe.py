@@ -111,7 +111,7 @@ class Recipe:
         """
         try:
             data = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise StoreFormatError(f"This is no recipe, since it is not JSON: {error}.") from error
         if not isinstance(data, dict):
             raise StoreFormatError("This is no recipe: a JSON object was expected.")

@@ -104,7 +104,7 @@ def _show_repair(report: RepairReport) -> None:
     if not report.changed:
         screen.say("Nothing had to be repaired.")
         return
-    screen.say(f"Catalogue: {report.catalogue}")
+    screen.say(f"Catalogue: {report.catalogue}; its backup: {report.backup}")
     if report.catalogue == "made anew":
         screen.say("  Labels, names and splits come back when `featcache extract` runs again on each source.")
     if report.lost:

@@ -276,14 +276,14 @@ def foreign_errors(where: str) -> Iterator[None]:
             raise _disk_full(where) from error
         if "UTF-8" in text:
             raise _damaged(where, text) from error
-        raise StoreError(f"{where}: SQLite says {text!r}. Check the disk and its permissions.") from error
+        raise StoreError(f"{where}: SQLite says {text!r}. Check the disk's free space and permissions.") from error
     except sqlite3.DatabaseError as error:
         raise _damaged(where, str(error)) from error
     except OSError as error:
         if error.errno in _FULL:
             raise _disk_full(where) from error
         reason = error.strerror or str(error)
-        raise StoreError(f"{where}: {reason}. Check the disk and its permissions.") from error
+        raise StoreError(f"{where}: {reason}. Check the disk's free space and permissions.") from error
 
 
 def _damaged(where: str, said: str) -> DamagedStoreError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -183,16 +184,18 @@ def _number(
 
 def _retire_narrow_rows(connection: sqlite3.Connection, column: int, sha256s: Sequence[bytes]) -> None:
     """Let float32 rows take the place of float16 rows of the same images."""
-    narrow = connection.execute(
-        "SELECT shard_id FROM shard_columns WHERE column_id = ? AND dtype = 'float16' AND live > 0", (column,)
-    ).fetchall()
-    for (shard,) in narrow:
-        gone = connection.executemany(
-            "DELETE FROM rows WHERE column_id = ? AND sha256 = ? AND shard_id = ?",
-            ((column, sha256, shard) for sha256 in sha256s),
-        ).rowcount
-        if gone:
-            connection.execute(
-                "UPDATE shard_columns SET live = live - ? WHERE column_id = ? AND shard_id = ?",
-                (gone, column, shard),
-            )
+    narrow: list[tuple[bytes, int]] = []
+    for start in range(0, len(sha256s), _AT_ONCE):
+        some = sha256s[start : start + _AT_ONCE]
+        narrow += connection.execute(
+            "SELECT r.sha256, r.shard_id FROM rows r JOIN shard_columns c USING (shard_id, column_id) "
+            f"WHERE r.column_id = ? AND r.sha256 IN ({','.join('?' * len(some))}) AND c.dtype = 'float16'",
+            (column, *some),
+        ).fetchall()
+    connection.executemany(
+        "DELETE FROM rows WHERE column_id = ? AND sha256 = ?", ((column, sha256) for sha256, _ in narrow)
+    )
+    connection.executemany(
+        "UPDATE shard_columns SET live = live - ? WHERE column_id = ? AND shard_id = ?",
+        ((count, column, shard) for shard, count in Counter(shard for _, shard in narrow).items()),
+    )

@@ -17,6 +17,7 @@ from featcache.errors import (
     MissingVectorsError,
     NotAStoreError,
     ShardGoneError,
+    StoreFormatError,
     UnknownNameError,
     UsageError,
 )
@@ -93,11 +94,19 @@ class FeatureStore:
                 tuple(sorted(views.split(","))),
             )
         return [
-            Space(fingerprint, Recipe.from_json(recipe), layers.get(id_, {}))
+            Space(fingerprint, self._recipe(recipe), layers.get(id_, {}))
             for id_, fingerprint, recipe in self.catalogue.query(
                 "itt", "SELECT id, fingerprint, recipe FROM spaces ORDER BY id"
             )
         ]
+
+    def _recipe(self, text: str) -> Recipe:
+        try:
+            return Recipe.from_json(text)
+        except StoreFormatError as error:
+            raise StoreFormatError(
+                f"{self.path}: {error} If no newer featcache wrote it, run `featcache verify`."
+            ) from error
 
     def space(self, space: str | None = None) -> Space:
         """The space of that fingerprint (or its beginning) or backbone name; the only one if not given.

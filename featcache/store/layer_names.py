@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
-from featcache.errors import UnknownNameError, UsageError
+from featcache.errors import MissingVectorsError, UnknownNameError, UsageError
 
 
 def choose(layers: str | Sequence[str] | None, stored: Sequence[str]) -> list[str]:
@@ -21,8 +21,11 @@ def choose(layers: str | Sequence[str] | None, stored: Sequence[str]) -> list[st
 
     Raises:
         UnknownNameError: a name or glob matches nothing.
+        MissingVectorsError: nothing is stored.
         UsageError: nothing was chosen and there is no evident choice.
     """
+    if not stored:
+        raise MissingVectorsError("There are no vectors of any layer. Run `featcache extract` first.")
     if layers is None:
         if "pooled" in stored or len(stored) == 1:
             return ["pooled" if "pooled" in stored else stored[0]]

@@ -55,6 +55,7 @@ class RepairReport:
         store: the store's path.
         catalogue: ``kept``, ``taken from the backup``, or ``made anew`` (labels, names and splits come
             back with the next `extract`).
+        backup: of the catalogue: ``kept`` or ``renewed``.
         set_aside: ``{"file", "reason"}`` of what was moved to ``damaged/``.
         lost: ``{"shard", "reason"}`` of shards whose rows are missing now.
         rows_lost: vectors that are missing now and were there before.
@@ -65,6 +66,7 @@ class RepairReport:
 
     store: str
     catalogue: str = "kept"
+    backup: str = "kept"
     set_aside: list[dict[str, str]] = field(default_factory=list)
     lost: list[dict[str, str]] = field(default_factory=list)
     rows_lost: int = 0
@@ -74,7 +76,8 @@ class RepairReport:
     @property
     def changed(self) -> bool:
         """Whether anything had to be done."""
-        return bool(self.catalogue != "kept" or self.set_aside or self.lost or self.adopted)
+        mended = self.catalogue != "kept" or self.backup != "kept"
+        return bool(mended or self.set_aside or self.lost or self.adopted)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values."""
@@ -115,8 +118,9 @@ def repair(store: str | Path, *, progress: Progress | bool | None = None) -> Rep
                     lost = _check_named(path, catalogue, shown, report)
                     _adopt_unnamed(path, catalogue, shown, report)
                 report.to_compute = _to_compute(catalogue, lost)
-                if report.changed or not (path / BACKUP).is_file():
+                if report.changed or _why_not(path / BACKUP) is not None:
                     renew_backup(path, catalogue, own)
+                    report.backup = "renewed"
             finally:
                 catalogue.close()
         finally:

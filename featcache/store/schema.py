@@ -61,17 +61,21 @@ INDEXES = {
 
 DIGESTED = {
     "sources": ("id", "name", "root"),
-    "items": ("source_id", "uri", "sha256", "label", "split", "grp"),
+    "items": (
+        "id", "source_id", "uri", "sha256", "label", "split", "grp",
+        "size", "mtime_ns", "ctime_ns", "inode", "indexed_ns",
+    ),
     "spaces": ("id", "fingerprint", "recipe"),
     "columns": ("id", "space_id", "layer", "view", "position"),
-    "shards": ("id", "name", "space_id", "sha256", "bytes", "rows"),
+    "shards": ("id", "name", "space_id", "sha256", "bytes", "rows", "created"),
     "shard_columns": ("shard_id", "column_id", "dtype", "shape", "live"),
     "rows": ("column_id", "sha256", "shard_id", "row"),
-    "quarantine": ("source_id", "uri", "space_id", "sha256", "reason"),
+    "quarantine": ("source_id", "uri", "space_id", "sha256", "reason", "versions", "created"),
     "holdout": ("source_id", "sha256", "part"),
     "departed": ("source_id", "uri", "sha256"),
-}
-"""Per table the values that its digest covers: all that answers depend on."""
+    "runs": ("id", "verb", "started", "record"),
+}  # fmt: skip
+"""Per table the values that its digest covers: all of them."""
 
 
 def create(connection: sqlite3.Connection) -> None:

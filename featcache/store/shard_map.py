@@ -66,7 +66,7 @@ def row_shape(text: str) -> tuple[int, ...]:
     """
     try:
         shape = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         shape = None
     if not isinstance(shape, list) or any(type(n) is not int or n < 0 for n in shape):
         raise DamagedStoreError(f"The catalogue gives the shape {text!r}. Run `featcache repair` on the store.")
@@ -81,6 +81,8 @@ class ShardMaps:
         self._lock = threading.Lock()
         self._pid = os.getpid()
         self._open: OrderedDict[int, tuple[mmap.mmap, ShardLayout]] = OrderedDict()
+        # What was validated once stays so: a shard never changes, and to map it again is cheap.
+        self._layouts: dict[ShardRef, ShardLayout] = {}
 
     def array(self, shard: ShardRef, layer: str, view: str, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
         """One dataset of a shard as a read-only array (rows, …).
@@ -126,7 +128,7 @@ class ShardMaps:
 
     def _map(self, shard: ShardRef) -> tuple[mmap.mmap, ShardLayout]:
         path = shard.path(self._root)
-        layout = read_layout(path)
+        layout = self._layouts.get(shard) or read_layout(path)
         with foreign_errors(str(path)):
             try:
                 with path.open("rb") as file:
@@ -144,6 +146,7 @@ class ShardMaps:
                 f"{path} holds {layout.rows} rows of space {layout.recipe.fingerprint[:12]}, where the catalogue "
                 f"says {shard.rows} of {shard.fingerprint[:12]}. Run `featcache verify`, then `featcache repair`."
             )
+        self._layouts[shard] = layout
         return mapped, layout
 
 

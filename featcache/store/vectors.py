@@ -47,14 +47,18 @@ class ColumnReader:
 
     @property
     def row_shape(self) -> tuple[int, ...]:
-        """The shape of one image's activations; () where nothing is stored."""
+        """The shape of one image's activations, as one of the shards confirms it; () where nothing is stored."""
         shapes = {shape for _, _, shape, _ in self.shards.values()}
         if len(shapes) > 1:
             raise DamagedStoreError(
                 f"The catalogue gives {self.layer} several shapes: {sorted(shapes)}. "
                 "Run `featcache repair` on the store."
             )
-        return shapes.pop() if shapes else ()
+        if not shapes:
+            return ()
+        # Whoever asks is about to allocate: a catalogue alone is not believed.
+        self.shard_array(next(iter(self.shards)))
+        return shapes.pop()
 
     def shard_array(self, shard: int) -> np.ndarray:
         """All rows of one shard, (rows, …), as stored, read-only and mapped."""
@@ -75,7 +79,10 @@ class ColumnReader:
         if strangers:
             self.reload()
             if strangers - self.shards.keys():
-                raise ShardGoneError(f"{self.layer}: rows were moved or removed by another process meanwhile.")
+                raise ShardGoneError(
+                    f"{self.layer}: rows were moved or removed by another process meanwhile. "
+                    "Open the store again; if that does not help, run `featcache verify`."
+                )
         _gather(self.shard_array, pairs[:, 0], pairs[:, 1], out)
 
 

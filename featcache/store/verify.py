@@ -88,7 +88,7 @@ def verify(store: str | Path, *, quick: bool = False, progress: Progress | bool 
     damaged += [{"shard": CATALOGUE, "problem": problem} for problem in in_catalogue]
     try:
         catalogue = Catalogue(path / CATALOGUE)
-        shards = named_shards(catalogue)
+        shards, counts = named_shards(catalogue), row_counts(catalogue)
         ((rows,),) = catalogue.query("i", "SELECT count(*) FROM rows")
     except FeatcacheError as error:
         if not in_catalogue:
@@ -97,7 +97,6 @@ def verify(store: str | Path, *, quick: bool = False, progress: Progress | bool 
     with choose(progress) as shown:
         shown.start("verify", len(shards), "shards")
         found: dict[str, list[str]] = {}
-        counts = row_counts(catalogue)
         for shard in shards:
             problems = shard_problems(path, catalogue, shard, counts, quick=quick)
             if problems:

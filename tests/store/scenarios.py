@@ -33,7 +33,7 @@ def start(path: Path) -> None:
 
 def append(path: Path) -> None:
     """40 more items, some of whose vectors are there already."""
-    fill(path, 40, start=25, layers={"pooled": 8, "blocks.1:mean": 3})
+    fill(path, 40, start=25, shard=25, layers={"pooled": 8, "blocks.1:mean": 3})
 
 
 def compact(path: Path) -> None:
@@ -65,10 +65,11 @@ def damage(path: Path) -> None:
     backup.write_bytes(kept)
     catalogue = path / "catalog.sqlite"
     catalogue.write_bytes(b"\x00" * 200 + catalogue.read_bytes()[200:])
-    first = sorted((path / "shards").rglob("*.h5"), key=lambda p: p.stat().st_mtime_ns)[0]
-    data = bytearray(first.read_bytes())
+    # One with both layers: these files are the largest.
+    shard = max((path / "shards").rglob("*.h5"), key=lambda p: p.stat().st_size)
+    data = bytearray(shard.read_bytes())
     data[5000] ^= 1
-    first.write_bytes(data)
+    shard.write_bytes(data)
 
 
 def contents(path: Path) -> dict[str, object]:
