@@ -10,7 +10,7 @@ from filelock import Timeout
 from featcache.errors import StoreError
 from featcache.failpoints import reach
 from featcache.store.catalogue import Catalogue, foreign_errors
-from featcache.store.commit import column_id, commit_shard, is_committed, shard_folder, space_id
+from featcache.store.commit import column_id, commit_shard, is_committed, remove_unnamed, shard_folder, space_id
 from featcache.store.journal import Noted, noted, writer_lock
 from featcache.store.shard import ShardLayout, hash_file, read_layout
 from featcache.store.shard_writing import SealedShard
@@ -53,8 +53,7 @@ def _finish(store: Path, catalogue: Catalogue, entry: Noted) -> None:
     if not target.is_file() or is_committed(catalogue, entry.name):
         return
     if entry.sha256 is None:
-        target.unlink()
-        reach("adopt: dropped file removed")
+        remove_unnamed(catalogue, [target], "adopt: dropped file removed")
         return
     try:
         layout = read_layout(target)

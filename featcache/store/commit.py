@@ -6,7 +6,7 @@ import json
 import os
 import sqlite3
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from featcache.failpoints import reach
 from featcache.recipe import Recipe
-from featcache.store.catalogue import Catalogue, sync_file
+from featcache.store.catalogue import Catalogue, foreign_errors, sync_file
 from featcache.store.journal import note_sealed
 from featcache.store.shard_writing import Column, SealedShard
 
@@ -102,6 +102,21 @@ def forget_shard(connection: sqlite3.Connection, shard_id: int) -> None:
     """Take a shard without rows out of the catalogue."""
     connection.execute("DELETE FROM shard_columns WHERE shard_id = ?", (shard_id,))
     connection.execute("DELETE FROM shards WHERE id = ?", (shard_id,))
+
+
+def remove_unnamed(catalogue: Catalogue, paths: Iterable[Path], point: str) -> None:
+    """Remove those of these shards that the catalogue does not name.
+
+    Args:
+        catalogue: the catalogue.
+        paths: shard files, which may be gone already.
+        point: the failpoint after each.
+    """
+    for path in paths:
+        if not is_committed(catalogue, path.stem):
+            with foreign_errors(str(path)):
+                path.unlink(missing_ok=True)
+            reach(point)
 
 
 def is_committed(catalogue: Catalogue, name: str) -> bool:

@@ -31,6 +31,7 @@ from featcache.store.commit import (
     is_committed,
     live_rows,
     put_in_place,
+    remove_unnamed,
     shard_path,
 )
 from featcache.store.journal import note_dropped
@@ -263,13 +264,10 @@ def _merge(writer: StoreWriter, space: int, recipe: Recipe, group: Sequence[_Par
                     forget_shard(connection, part.shard.id)
             reach("compact: rows moved")
         reach("compact: committed")
+        remove_unnamed(catalogue, (target, *old), "compact: old file removed")
     except BaseException:
         writer.leave_to_the_next()
         raise
-    for path in (target, *old):
-        if not is_committed(catalogue, path.stem):
-            path.unlink(missing_ok=True)
-            reach("compact: old file removed")
 
 
 def _starts(group: Sequence[_Part]) -> list[int]:

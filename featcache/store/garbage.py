@@ -12,7 +12,7 @@ from featcache.errors import UsageError
 from featcache.failpoints import reach
 from featcache.store import layer_names
 from featcache.store.catalogue import Catalogue, foreign_errors
-from featcache.store.commit import forget_shard, is_committed, shard_path
+from featcache.store.commit import forget_shard, remove_unnamed, shard_path
 from featcache.store.feature_store import FeatureStore
 from featcache.store.items import Space
 from featcache.store.journal import note_dropped
@@ -221,13 +221,10 @@ def _delete(
                 connection.execute("DELETE FROM departed")
             reach("gc: rows deleted")
         reach("gc: committed")
+        remove_unnamed(catalogue, paths.values(), "gc: file removed")
     except BaseException:
         writer.leave_to_the_next()
         raise
-    for name, path in paths.items():
-        if not is_committed(catalogue, name):
-            path.unlink(missing_ok=True)
-            reach("gc: file removed")
 
 
 def _forget_space(catalogue: Catalogue, space: Space) -> None:

@@ -5,6 +5,7 @@ Each piece of work can be done again from wherever it was cut off, and then ends
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import sys
@@ -90,7 +91,7 @@ def contents(path: Path) -> dict[str, object]:
 
 def is_right(path: Path) -> bool:
     """Whether every vector that the store gives is that of its image."""
-    number = {sha256: i for i, sha256 in [*enumerate(keys(3000))]}
+    number = _numbers()
     for layer, vectors in contents(path).items():
         if isinstance(vectors, dict):
             for sha256, vector in vectors.items():
@@ -98,6 +99,11 @@ def is_right(path: Path) -> bool:
                 if not np.array_equal(np.float32(vector), expected):
                     raise AssertionError(f"{layer} of image {number[sha256]} is wrong")
     return True
+
+
+@functools.cache
+def _numbers() -> dict[bytes, int]:
+    return {sha256: i for i, sha256 in enumerate(keys(3000))}
 
 
 def relabel(path: Path, label: str) -> None:
