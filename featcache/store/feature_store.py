@@ -26,7 +26,7 @@ from featcache.recipe import Recipe
 from featcache.store import export, layer_names, status, verify
 from featcache.store.catalogue import Catalogue
 from featcache.store.commit import places
-from featcache.store.folder import CATALOGUE, lost_catalogue
+from featcache.store.folder import CATALOGUE, has_catalogue, lost_catalogue
 from featcache.store.items import Item, LayerColumn, Space
 from featcache.store.rows import ItemRows
 from featcache.store.shard_map import ShardMaps, row_shape
@@ -48,12 +48,11 @@ class FeatureStore:
             raise NotAStoreError(
                 f"There is no store at {self.path}. Make one with `featcache extract SOURCE -o {self.path}`."
             )
-        catalogue = self.path / CATALOGUE
-        if not catalogue.is_file():
+        if not has_catalogue(self.path):
             if lost_catalogue(self.path):
                 raise DamagedStoreError(f"{self.path} has lost its {CATALOGUE}. Run `featcache repair {self.path}`.")
             raise NotAStoreError(f"{self.path} is not a featcache store: it holds no {CATALOGUE}.")
-        self.catalogue = Catalogue(catalogue)
+        self.catalogue = Catalogue(self.path / CATALOGUE)
         self.maps = ShardMaps(self.path)
 
     @classmethod

@@ -59,10 +59,10 @@ def make_folders(path: Path, *, create: bool) -> None:
         raise NotAStoreError(f"{path} is a file, so it cannot be a store. Give a folder, for example {path}.fcache.")
     if not create and not path.is_dir():
         raise NotAStoreError(f"There is no store at {path}. Make one with `featcache extract SOURCE -o {path}`.")
-    if path.is_dir() and not (path / CATALOGUE).exists():
+    if path.is_dir() and not has_catalogue(path):
         if lost_catalogue(path):
             raise DamagedStoreError(f"{path} has lost its {CATALOGUE}. Run `featcache repair {path}`.")
-        strangers = sorted(p.name for p in path.iterdir() if p.name not in ("shards", "tmp"))
+        strangers = sorted(p.name for p in path.iterdir() if p.name not in ("shards", "tmp", CATALOGUE))
         if strangers or not create:
             held = f" that holds other things ({strangers[0]} …)" if strangers else ""
             raise NotAStoreError(
@@ -71,6 +71,12 @@ def make_folders(path: Path, *, create: bool) -> None:
             )
     for folder in (path, path / "shards", path / "tmp"):
         folder.mkdir(parents=folder == path, exist_ok=True)
+
+
+def has_catalogue(path: Path) -> bool:
+    """Whether there is a catalogue; an empty file is what is left where making one was cut off."""
+    file = path / CATALOGUE
+    return file.is_file() and file.stat().st_size > 0
 
 
 def lost_catalogue(path: Path) -> bool:

@@ -36,6 +36,7 @@ from featcache.store.folder import (
     CATALOGUE,
     SET_ASIDE,
     another_writer,
+    has_catalogue,
     lock_out_writers,
     lost_catalogue,
     renew_backup,
@@ -97,7 +98,7 @@ def repair(store: str | Path, *, progress: Progress | bool | None = None) -> Rep
         StoreBusyError: another process is writing.
     """
     path = Path(store)
-    if not (path / CATALOGUE).exists() and not lost_catalogue(path):
+    if not has_catalogue(path) and not lost_catalogue(path):
         raise NotAStoreError(f"There is no store at {store}.")
     report = RepairReport(str(store))
     with foreign_errors(str(path)):

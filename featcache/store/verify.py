@@ -13,7 +13,7 @@ from featcache.errors import FeatcacheError, NotAStoreError
 from featcache.progress import Progress, choose
 from featcache.store.catalogue import Catalogue, foreign_errors
 from featcache.store.commit import live_rows
-from featcache.store.folder import BACKUP, CATALOGUE, lost_catalogue
+from featcache.store.folder import BACKUP, CATALOGUE, has_catalogue, lost_catalogue
 from featcache.store.journal import noted
 from featcache.store.shard import hash_file
 from featcache.store.shard_map import ShardMaps, ShardRef, row_shape
@@ -81,7 +81,7 @@ def verify(store: str | Path, *, quick: bool = False, progress: Progress | bool 
         NotAStoreError: there is no store.
     """
     path = Path(store)
-    if not (path / CATALOGUE).is_file() and not lost_catalogue(path):
+    if not has_catalogue(path) and not lost_catalogue(path):
         raise NotAStoreError(f"There is no store at {store}.")
     damaged = [{"shard": BACKUP, "problem": problem} for problem in _problems_of_catalogue(path / BACKUP, False)]
     in_catalogue = _problems_of_catalogue(path / CATALOGUE, True)

@@ -25,7 +25,7 @@ from types import TracebackType
 
 import numpy as np
 
-from featcache.errors import UsageError
+from featcache.errors import StoreError, UsageError
 from featcache.failpoints import reach
 from featcache.recipe import Recipe
 from featcache.store.adoption import finish_for_the_dead
@@ -133,7 +133,12 @@ class StoreWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except StoreError:
+            # What went wrong first says more; the next writer does what could not be done now.
+            if error is None:
+                raise
 
 
 class SpaceWriter:

@@ -88,11 +88,13 @@ def test_every_flipped_bit_is_found_or_harmless_and_repaired(whole: Path, tmp_pa
     assert finish_items == before["items of pictures"]
 
 
-@pytest.mark.parametrize("how", ["deleted", "zeroed", "cut off", "another database"])
+@pytest.mark.parametrize("how", ["deleted", "emptied", "zeroed", "cut off", "another database"])
 def test_a_lost_catalogue_comes_back_with_labels_names_and_splits(whole: Path, path: Path, how: str) -> None:
     catalogue = path / "catalog.sqlite"
     if how == "deleted":
         catalogue.unlink()
+    elif how == "emptied":
+        catalogue.write_bytes(b"")
     elif how == "zeroed":
         catalogue.write_bytes(bytes(catalogue.stat().st_size))
     elif how == "cut off":
@@ -103,6 +105,8 @@ def test_a_lost_catalogue_comes_back_with_labels_names_and_splits(whole: Path, p
             connection.execute("CREATE TABLE t (x)")
         connection.close()
     assert not fc.verify(path, progress=False).ok
+    with pytest.raises(FeatcacheError):
+        StoreWriter(path)
     report = fc.repair(path, progress=False)
     assert report.catalogue == "taken from the backup"
     assert report.rows_lost == 0

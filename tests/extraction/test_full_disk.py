@@ -1,0 +1,100 @@
+"""A disk that is really full: the run stops with what is sealed intact, and says how much room is needed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+IN_A_NAMESPACE = ["unshare", "--map-root-user", "--mount"]
+
+SCRIPT = """
+import json, subprocess, sys
+from pathlib import Path
+import featcache as fc
+from featcache.backbones import tiny_backbone
+from featcache.errors import DiskFullError
+from featcache.store import writer
+
+photos, disk = Path(sys.argv[1]), Path(sys.argv[2])
+store = disk / "s.fcache"
+writer.SEAL_SECONDS = 0.0
+
+def mount(*options):
+    subprocess.run(["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", str(disk)], check=True)
+
+def extract(layers):
+    return fc.extract(photos, store, backbone=tiny_backbone(), layers=layers, batch_size=4, progress=False)
+
+mount("size=" + sys.argv[3])
+try:
+    extract(["stem:none"])
+    message = None
+except DiskFullError as error:
+    message = str(error)
+found = {"message": message}
+if (store / "catalog.sqlite").exists() and (store / "catalog.sqlite").stat().st_size:
+    report = fc.verify(store, progress=False)
+    opened = fc.open(store)
+    left = sorted(p.name for p in (store / "tmp").glob("*/*.h5"))
+    found |= {"ok": report.ok, "unnamed": report.unnamed, "rows": report.rows, "left": left}
+mount("remount", "size=64m")
+again = extract(["stem:none"])
+vectors = fc.open(store).arrays(layers="stem:none")[0]
+found |= {"computed": again.computed, "whole": fc.verify(store, progress=False).ok, "n": len(vectors)}
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def can_mount() -> None:
+    if shutil.which("unshare") is None:
+        pytest.skip("unshare is not installed, so no small disk can be made")
+    tried = subprocess.run([*IN_A_NAMESPACE, "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True, check=False)
+    if tried.returncode:
+        pytest.skip(f"this system allows no mount: {tried.stderr.decode().strip()}")
+
+
+def run(photos: Path, disk: Path, size: str) -> dict[str, object]:
+    disk.mkdir()
+    words = [*IN_A_NAMESPACE, sys.executable, "-c", textwrap.dedent(SCRIPT), str(photos), str(disk), size]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_full_in_the_middle(can_mount: None, tmp_path: Path, draw_pictures: Callable[..., Path]) -> None:
+    photos = draw_pictures(tmp_path / "photos", each=60)
+    found = run(photos, tmp_path / "disk", "512k")
+    message = str(found["message"])
+    assert "no room is left on its disk" in message
+    assert f"What was sealed is kept ({found['rows']:,} images of this run)" in message
+    assert "MB more" in message
+    assert "run the same command again" in message
+    assert found["ok"]
+    assert found["unnamed"] == []
+    assert found["left"] == []
+    assert 4 <= found["rows"] < 120
+    # The last shard may have been written when its transaction found no room: the next run adopts it.
+    assert found["computed"] in (120 - found["rows"], 120 - found["rows"] - 4)
+    assert found["whole"]
+    assert found["n"] == 120
+
+
+@pytest.mark.parametrize("size", ["4k", "16k", "64k", "100k", "160k"])
+def test_full_from_the_beginning(
+    can_mount: None, tmp_path: Path, draw_pictures: Callable[..., Path], size: str
+) -> None:
+    photos = draw_pictures(tmp_path / "photos", each=4)
+    found = run(photos, tmp_path / "disk", size)
+    assert found["message"] is None or "no room is left" in str(found["message"])
+    assert found.get("ok", True)
+    assert found["whole"]
+    assert found["n"] == 8
