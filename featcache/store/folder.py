@@ -62,7 +62,9 @@ def make_folders(path: Path, *, create: bool) -> None:
     if path.is_dir() and not has_catalogue(path):
         if lost_catalogue(path):
             raise DamagedStoreError(f"{path} has lost its {CATALOGUE}. Run `featcache repair {path}`.")
-        strangers = sorted(p.name for p in path.iterdir() if p.name not in ("shards", "tmp", CATALOGUE))
+        # Another process may be making the store at this moment.
+        begun = ("shards", "tmp", CATALOGUE, f"{CATALOGUE}-journal")
+        strangers = sorted(p.name for p in path.iterdir() if p.name not in begun)
         if strangers or not create:
             held = f" that holds other things ({strangers[0]} …)" if strangers else ""
             raise NotAStoreError(
