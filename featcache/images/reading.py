@@ -34,17 +34,23 @@ def read_image_file(path: Path) -> tuple[bytes, FileStat]:
             changed while it was read.
     """
     try:
+        # Opening alone can act on a device (a tape rewinds, a watchdog starts), so it is not even opened.
+        mode = os.stat(path).st_mode
+        if not modes.S_ISREG(mode) and not modes.S_ISDIR(mode):
+            raise UnusableImageError("it is not a regular file")
         with open(path, "rb", opener=_opener) as file:
             handle = file.fileno()
             before = os.fstat(handle)
             if not modes.S_ISREG(before.st_mode):
-                raise UnusableImageError("it is not a regular file")
+                raise UnusableImageError("it is not a regular file")  # put there since it was looked at
             if before.st_size > LIMIT_BYTES:
                 raise UnusableImageError(f"it has {before.st_size >> 20} MiB, more than {LIMIT_BYTES >> 20}")
             data = file.read(before.st_size + 1)
             after = os.fstat(handle)
     except OSError as error:
         raise UnusableImageError(f"it cannot be read: {error.strerror or error}") from error
+    except MemoryError as error:
+        raise UnusableImageError("there is not enough memory to read it") from error
     if FileStat.of(before) != FileStat.of(after) or len(data) != before.st_size:
         raise UnusableImageError("it was changed while it was read")
     if not data:
@@ -53,5 +59,5 @@ def read_image_file(path: Path) -> tuple[bytes, FileStat]:
 
 
 def _opener(path: str, flags: int) -> int:
-    # A pipe or device must not be waited for before it is found to be no regular file.
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    # A pipe or device put there meanwhile must not be waited for, nor become this process's terminal.
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0))

@@ -68,6 +68,39 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     assert errors == ["it is not a regular file"]
 
 
+def test_a_device_is_not_even_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    really = os.open
+    monkeypatch.setattr(os, "open", lambda path, *rest, **more: opened.append(str(path)) or really(path, *rest, **more))
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "zero.jpg").symlink_to("/dev/zero")
+    (tmp_path / "terminal.jpg").symlink_to("/dev/tty")
+    for name in ("pipe.jpg", "zero.jpg", "terminal.jpg"):
+        with pytest.raises(UnusableImageError, match="not a regular file"):
+            read_image_file(tmp_path / name)
+    assert opened == []
+    (tmp_path / "a.jpg").write_bytes(b"abc")
+    read_image_file(tmp_path / "a.jpg")
+    assert opened == [str(tmp_path / "a.jpg")]
+
+
+def test_a_pipe_put_in_a_files_place_after_it_was_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"abc")
+    stat = os.stat
+
+    def look_then_change(where: Path) -> os.stat_result:
+        monkeypatch.setattr(os, "stat", stat)
+        state = stat(where)
+        path.unlink()
+        os.mkfifo(path)
+        return state
+
+    monkeypatch.setattr(os, "stat", look_then_change)
+    with pytest.raises(UnusableImageError, match="not a regular file"):
+        read_image_file(path)
+
+
 def test_over_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "LIMIT_BYTES", 3 << 20)
     path = tmp_path / "a.jpg"
