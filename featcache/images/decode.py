@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -26,6 +26,8 @@ MAX_PIXELS = 178_956_970
 
 # Damaged metadata and large sizes are dealt with here, image by image; Pillow would also print them.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+
+_TILE_PIXELS = 1 << 20
 
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 
@@ -78,8 +80,9 @@ def rgb_from(image: Image.Image) -> Image.Image:
     _check_size(image)
     with _errors_of_pillow():
         image.load()
-        rgb = _flat(image)
         method = _TO_UPRIGHT.get(_orientation(image))
+        rgb = _flat(image)
+        del image  # where nobody else holds it, its memory is free before the picture is turned
         if method is not None:
             rgb = rgb.transpose(method)
     rgb.info.clear()
@@ -90,20 +93,41 @@ def _flat(image: Image.Image) -> Image.Image:
     """The pixels as RGB, as they lie in the file."""
     # 32-bit integers are 16-bit samples in a PGM and, in some versions of Pillow, in a PNG.
     if image.mode in _SIXTEEN_BIT or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        levels = np.asarray(image).astype(np.uint32)
-        gray = ((levels * 255 + 32767) // 65535).astype(np.uint8)
-        if "transparency" in image.info:
-            gray[levels == image.info["transparency"]] = 255
-        return Image.fromarray(gray).convert("RGB")
+        return _by_tiles(image, _from_sixteen_bits)
     if image.mode in ("I", "F"):
         raise UnusableImageError(f"its pixels (mode {image.mode}) have no defined range")
-    if image.mode == "La":
-        image = image.convert("LA")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
-        flat = image.convert("RGBA")
-        white = Image.new("RGBA", flat.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, flat).convert("RGB")
+    if image.mode in ("RGBA", "LA", "La", "PA", "RGBa") or "transparency" in image.info:
+        return _by_tiles(image, _on_white)
     return image.convert("RGB")
+
+
+def _by_tiles(image: Image.Image, rgb: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """*rgb* of the image, made tile by tile: each step of it makes a copy, and of a whole image they are too many."""
+    width, height = image.size
+    across = min(width, _TILE_PIXELS)
+    down = max(1, _TILE_PIXELS // across)
+    whole = Image.new("RGB", image.size)
+    for top in range(0, height, down):
+        for left in range(0, width, across):
+            tile = image.crop((left, top, min(left + across, width), min(top + down, height)))
+            whole.paste(rgb(tile), (left, top))
+    return whole
+
+
+def _from_sixteen_bits(tile: Image.Image) -> Image.Image:
+    levels = np.asarray(tile).astype(np.uint32)
+    gray = ((levels * 255 + 32767) // 65535).astype(np.uint8)
+    if "transparency" in tile.info:
+        gray[levels == tile.info["transparency"]] = 255
+    return Image.fromarray(gray).convert("RGB")
+
+
+def _on_white(tile: Image.Image) -> Image.Image:
+    if tile.mode == "La":
+        tile = tile.convert("LA")
+    flat = tile.convert("RGBA")
+    white = Image.new("RGBA", flat.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, flat).convert("RGB")
 
 
 def rgb_from_array(array: np.ndarray) -> Image.Image:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -376,6 +377,70 @@ def test_an_open_image_that_cannot_be_loaded() -> None:
     closed.close()
     with pytest.raises(UnusableImageError, match="cannot be decoded"):
         rgb_from(closed)
+
+
+def images_of_all_modes_with_alpha(width: int, height: int) -> dict[str, Image.Image]:
+    """Noise in every mode that is laid on white or scaled, by a telling name."""
+    rng = np.random.default_rng(width)
+    rgba = Image.fromarray(rng.integers(0, 256, (height, width, 4), dtype=np.uint8))
+    gray, deep = rgba.getchannel(0), Image.fromarray(rng.integers(0, 65536, (height, width), dtype=np.uint16))
+    made = {mode: rgba.convert(mode) for mode in ("RGBA", "LA", "RGBa")}
+    made["La"] = made["LA"].convert("La")
+    made["I;16"] = deep
+    for name, image, clear in (
+        ("L", gray, gray.getpixel((0, 0))),
+        ("1", gray.convert("1"), 0),
+        ("RGB", rgba.convert("RGB"), rgba.getpixel((0, 0))[:3]),
+        ("P", rgba.convert("RGB").quantize(64), 3),
+        ("P with alphas", rgba.convert("RGB").quantize(64), bytes(range(64))),
+        ("I;16 with one clear level", deep.copy(), deep.getpixel((0, 0))),
+    ):
+        image.info["transparency"] = clear
+        made[name] = image
+    made["PA"] = made["P"].convert("PA")
+    return made
+
+
+@pytest.mark.parametrize("size", [(53, 37), (500, 3), (3, 500), (1, 1)])
+def test_tile_by_tile_is_as_all_at_once(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, image in images_of_all_modes_with_alpha(*size).items():
+        monkeypatch.setattr(decode, "_TILE_PIXELS", 97)
+        tiles = np.asarray(rgb_from(image))
+        monkeypatch.setattr(decode, "_TILE_PIXELS", 1 << 40)
+        np.testing.assert_array_equal(tiles, np.asarray(rgb_from(image)), err_msg=name)
+        if name in ("RGBA", "LA", "P", "P with alphas", "L", "RGB", "1", "La", "RGBa"):
+            flat = (image.convert("LA") if name == "La" else image).convert("RGBA")
+            white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+            np.testing.assert_array_equal(tiles, np.asarray(Image.alpha_composite(white, flat).convert("RGB")), name)
+
+
+PEAK = """
+import resource, sys
+from pathlib import Path
+from featcache.images.decode import decode_rgb
+data = Path(sys.argv[1]).read_bytes()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+decode_rgb(data)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+@pytest.mark.parametrize(("mode", "bytes_a_pixel"), [("RGBA", 4), ("LA", 4), ("P", 1), ("I;16", 2)])
+def test_the_largest_images_take_one_copy_as_read_and_one_as_rgb(mode: str, bytes_a_pixel: int, tmp_path: Path) -> None:
+    """40 megapixels, turned; RGB takes 4 bytes a pixel in memory. All at once would be two or three copies more."""
+    exif = Image.Exif()
+    exif[274] = 6
+    image = Image.new(mode, (8000, 5000))
+    options: dict[str, Any] = {"compress_level": 1, "exif": exif}
+    if mode == "P":
+        image.putpalette(bytes(768))
+        options["transparency"] = 0
+    image.save(tmp_path / "large.png", "PNG", **options)
+    command = [sys.executable, "-c", PEAK, str(tmp_path / "large.png")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    # While it is turned there are two copies as RGB, where the one as read is gone.
+    copies = 8000 * 5000 * (max(bytes_a_pixel, 4) + 4) / 2**20
+    assert float(done.stdout) < copies + 60
 
 
 def test_arrays() -> None:
