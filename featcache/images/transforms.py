@@ -6,14 +6,15 @@ to the integer: one pixel's shift of the crop lowers the cosine of the vectors t
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from PIL import Image
 
-from featcache.errors import UnusableImageError
 from featcache.recipe import StandardTransform
 
 MAX_RESIZED = 64 << 20
-"""Pixels of the whole resized picture beyond which a very wide or tall image is refused."""
+"""Pixels of the whole resized picture beyond which, for a very wide or tall image, only the crop is computed."""
 
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
@@ -23,6 +24,13 @@ _FILTERS = {
     "box": Image.Resampling.BOX,
     "hamming": Image.Resampling.HAMMING,
 }
+
+_REACH = 3
+"""Pixels to each side that a filter looks at, at most (Lanczos); times the scale where it makes smaller."""
+
+_STAYS_LONG = 1024
+"""More of a long image than the filters need. Pillow tells by the sizes it is given whether to resize the rows or
+the columns first, which differs by up to 20 levels: a long image that is made smaller must stay a long one."""
 
 
 class PixelTransform:
@@ -49,15 +57,10 @@ class PixelTransform:
 
         Returns:
             (h, w, 3) uint8, of the crop's size.
-
-        Raises:
-            UnusableImageError: the image is so wide or tall that resizing it would take too much memory.
         """
         width, height = self._resized(*image.size)
         if width * height > MAX_RESIZED:
-            raise UnusableImageError(
-                f"its sides ({image.size[0]} × {image.size[1]} pixels) differ too much to be resized"
-            )
+            return np.array(_crop_of_resized(image, (width, height), self.transform.crop, self._filter))
         if (width, height) != image.size:
             image = image.resize((width, height), self._filter)
         return np.array(_centre_crop(image, *self.transform.crop))
@@ -83,3 +86,51 @@ def _centre_crop(image: Image.Image, crop_height: int, crop_width: int) -> Image
     # Python's round goes to even at a half, as in the reference.
     top, left = round((height - crop_height) / 2.0), round((width - crop_width) / 2.0)
     return image.crop((left, top, left + crop_width, top + crop_height))
+
+
+def _crop_of_resized(
+    image: Image.Image, size: tuple[int, int], crop: tuple[int, int], method: Image.Resampling
+) -> Image.Image:
+    """`_centre_crop` of the image resized to *size* (w, h), of which no more than the crop is ever computed.
+
+    Equal to a grey level, but for ``nearest`` and ``box`` where a source pixel's border falls on the middle of
+    a resized one: rounding decides to which side.
+    """
+    across, down = _Span(image.width, size[0], crop[1]), _Span(image.height, size[1], crop[0])
+    (left, right), (top, bottom) = across.needed(), down.needed()
+    # Pillow takes the box in single precision, too coarse for places far from the corner: so they are moved there.
+    near = image.crop((left, top, right, bottom))
+    (x0, x1), (y0, y1) = across.box(left, right), down.box(top, bottom)
+    part = near.resize((across.length, down.length), method, box=(x0, y0, x1, y1))
+    if part.size == (crop[1], crop[0]):
+        return part
+    padded = Image.new("RGB", (crop[1], crop[0]))
+    padded.paste(part, (across.place, down.place))
+    return padded
+
+
+class _Span:
+    """One axis: *length* resized pixels from *start* on are seen in the crop, from its pixel *place* on.
+
+    Args:
+        side: the image's pixels.
+        resized: the pixels of the whole resized picture.
+        crop: the pixels of the crop, which may be more.
+    """
+
+    def __init__(self, side: int, resized: int, crop: int) -> None:
+        self._side, self._scale = side, side / resized
+        self.start = 0 if crop > resized else round((resized - crop) / 2.0)
+        self.place = (crop - resized) // 2 if crop > resized else 0
+        self.length = min(crop, resized)
+
+    def needed(self) -> tuple[int, int]:
+        """The image's pixels, from and to, that the span is made of, and some more."""
+        margin = _REACH * self._scale + _STAYS_LONG if self._scale > 1 else _REACH + 1
+        start, end = self.start * self._scale, (self.start + self.length) * self._scale
+        return max(0, math.floor(start - margin)), min(self._side, math.ceil(end + margin))
+
+    def box(self, first: int, last: int) -> tuple[float, float]:
+        """Where the span begins and ends in the image's pixels *first* to *last*, counted from there."""
+        start, end = self.start * self._scale - first, (self.start + self.length) * self._scale - first
+        return max(0.0, start), min(float(last - first), end)

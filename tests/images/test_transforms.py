@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import resource
 from typing import Any
 
 import numpy as np
 import pytest
 import timm
 import torch
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from timm.data.config import resolve_data_config
@@ -21,7 +22,7 @@ from torchvision.transforms.functional import InterpolationMode
 from featcache.backbones import timm_family, torchvision_family
 from featcache.backbones.capture import Axes
 from featcache.backbones.network import Network
-from featcache.errors import UnusableImageError
+from featcache.images import transforms as transforms_module
 from featcache.images.decode import decode_rgb
 from featcache.images.transforms import PixelTransform
 from featcache.recipe import PixelPath, StandardTransform
@@ -112,11 +113,62 @@ def test_a_picture_smaller_than_the_crop_is_padded_with_black() -> None:
     assert int(white.sum()) == 255 * 3 * 100
 
 
-@pytest.mark.parametrize("size", [(1, 100_000), (100_000, 1)])
-def test_an_absurd_aspect_is_refused(size: tuple[int, int]) -> None:
+def whole_and_crop_only(
+    monkeypatch: pytest.MonkeyPatch, transform: StandardTransform, image: Image.Image
+) -> tuple[np.ndarray, np.ndarray]:
+    """The picture cut out of the whole resized one, and made without that."""
+    made = PixelTransform(transform)
+    monkeypatch.setattr(transforms_module, "MAX_RESIZED", 1 << 60)
+    whole = made(image)
+    monkeypatch.setattr(transforms_module, "MAX_RESIZED", 0)
+    return whole.astype(int), made(image).astype(int)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos", "hamming"])
+@pytest.mark.parametrize("short", [1, 2, 5, 50, 230, 250, 256, 257, 300, 417])
+def test_the_crop_alone_is_the_crop_of_the_whole(
+    monkeypatch: pytest.MonkeyPatch, interpolation: str, short: int
+) -> None:
+    transform = StandardTransform((256,), (224, 224), interpolation, HALF, HALF)
+    for size in ((short, 2500), (2500, short)):
+        whole, crop_only = whole_and_crop_only(monkeypatch, transform, picture(*size))
+        assert np.abs(whole - crop_only).max() <= 1, size
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(width=SIDE, height=SIDE, side=st.integers(5, 60), crop=st.tuples(SIDE, SIDE))
+def test_the_crop_alone_with_crops_of_any_size(
+    monkeypatch: pytest.MonkeyPatch, width: int, height: int, side: int, crop: tuple[int, int]
+) -> None:
+    transform = StandardTransform((side,), crop, "bilinear", HALF, HALF)
+    whole, crop_only = whole_and_crop_only(monkeypatch, transform, picture(width, height))
+    assert np.abs(whole - crop_only).max() <= 1
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "box"])
+def test_the_crop_alone_where_filters_jump_from_pixel_to_pixel(
+    monkeypatch: pytest.MonkeyPatch, interpolation: str
+) -> None:
+    transform = StandardTransform((48, 64), (40, 50), interpolation, HALF, HALF)
+    for size in ((71, 2003), (2003, 71), (13, 13)):
+        whole, crop_only = whole_and_crop_only(monkeypatch, transform, picture(*size))
+        assert (np.abs(whole - crop_only) <= 1).mean() > 0.95, size
+
+
+@pytest.mark.parametrize("size", [(1, 60_000_000), (60_000_000, 1), (400, 400_000)])
+def test_an_absurd_aspect_costs_no_memory(size: tuple[int, int]) -> None:
+    """The whole resized picture would have up to 3.9 million megapixels."""
+    image = Image.new("RGB", size, (10, 200, 30))
+    middle = (size[0] // 2, size[1] // 2)
+    image.paste((250, 0, 0), (middle[0], middle[1], middle[0] + 400, middle[1] + 400))
     transform = StandardTransform((256,), (224, 224), "bicubic", HALF, HALF)
-    with pytest.raises(UnusableImageError, match=f"{size[0]} × {size[1]} pixels.*differ too much"):
-        PixelTransform(transform)(Image.new("RGB", size))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    got = PixelTransform(transform)(image)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
+    assert got.shape == (224, 224, 3)
+    # The crop's last corner lies right of and below the middle, its first one does not; between them it is blurred.
+    np.testing.assert_allclose(got[-1, -1].astype(int), (250, 0, 0), atol=12)
+    np.testing.assert_allclose(got[0, 0].astype(int), (10, 200, 30), atol=12)
 
 
 def test_what_this_version_cannot_do_is_refused() -> None:
