@@ -54,6 +54,9 @@ def extract(
     ] = None,
     moved: Annotated[bool, typer.Option("--moved", help="The source of this name has a new place.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Fail if an image cannot be used.")] = False,
+    image_timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", help="What takes longer to read goes to quarantine.")
+    ] = 30.0,
     as_json: Json = False,
     debug: Debug = False,
 ) -> Answer:
@@ -85,6 +88,7 @@ def extract(
             workers=workers,
             dtype=dtype,
             strict=strict,
+            image_timeout=image_timeout,
             progress=True,
         )
     except ExtractionInterrupted as stop:

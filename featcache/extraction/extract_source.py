@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from featcache.errors import DiskFullError
+from featcache.errors import DiskFullError, UsageError
 from featcache.extraction.reader import VIEW_0
 from featcache.extraction.report import ExtractionInterrupted, ExtractReport, NothingUsableError
 from featcache.extraction.run import Run
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 DEFAULT_BACKBONE = "bundled:efficientnet_lite0"
 BATCH = 16
+IMAGE_TIMEOUT = 30.0
 
 
 def extract(
@@ -43,6 +44,7 @@ def extract(
     workers: int | None = None,
     dtype: str | None = None,
     strict: bool = False,
+    image_timeout: float = IMAGE_TIMEOUT,
     progress: Progress | bool | None = None,
 ) -> ExtractReport:
     """Compute and keep the vectors of all images of a source that are not in the store yet.
@@ -65,9 +67,13 @@ def extract(
         dtype: ``float32`` or ``float16`` storage; by default float32 for vectors and float16 for whole
             maps. Asking for float32 computes again what is stored as float16.
         strict: raise at the first image that cannot be used.
+        image_timeout: seconds that one image may take to be read, decoded and transformed. One that takes
+            longer goes into quarantine, and the next run tries it again.
         progress: True for a bar, False for none, None for a bar on a terminal, or an object that is told.
 
     Raises:
+        UsageError: a time-out that is not above 0.
+        FeatcacheError: dozens of images hang at one time, so the disk or the transform does.
         SourceError: the source cannot be read as one.
         UnknownNameError: no such backbone or layer.
         NotAStoreError: the store's path holds something else.
@@ -79,6 +85,8 @@ def extract(
     from featcache import backbones
     from featcache.images.sources import open_source
 
+    if not image_timeout > 0:
+        raise UsageError(f"An image may take a number of seconds above 0, not {image_timeout}.")
     began, started = time.monotonic(), datetime.now(timezone.utc)
     images = open_source(source, labels=labels, split=split, name=name)
     with choose(progress) as shown:
@@ -92,7 +100,7 @@ def extract(
             space = writer.space(recipe)
             for layer in chosen:
                 space.declare(layer.name, VIEW_0, layer.position, dtype or layer.default_dtype)
-            run = Run(network, chosen, records, space, report, dtype=dtype, strict=strict)
+            run = Run(network, chosen, records, space, report, dtype=dtype, strict=strict, image_timeout=image_timeout)
             try:
                 try:
                     run.forget_removed({entry.uri for entry in listed})

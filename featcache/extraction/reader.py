@@ -1,7 +1,8 @@
 """Reading, hashing and decoding in threads, never more than a few batches ahead.
 
 An image's bytes are read once; the hash and the pixels come from the same buffer, so no vector can be
-stored under the hash of other bytes.
+stored under the hash of other bytes. Of images with the same bytes one claims them and is prepared; from
+the moment an image is given up as too slow its thread can claim nothing any more.
 """
 
 from __future__ import annotations
@@ -9,15 +10,14 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections import deque
-from collections.abc import Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from featcache.errors import UnusableImageError
+from featcache.extraction.workers import in_order
 from featcache.images.decode import decode_rgb
 from featcache.images.reading import read_image_file
 from featcache.store.source_records import Record
@@ -36,13 +36,15 @@ class ReadImage:
 
     entry: Entry
     record: Record | None
-    """None where the bytes could not be read."""
+    """None where the bytes could not be read, or not in time."""
     missing: tuple[str, ...] = ()
     """Layers of which this image has no vector."""
     pixels: np.ndarray | None = None
     """The network's input, where something is missing."""
     reason: str | None = None
     """Why the image cannot be used."""
+    late: bool = False
+    """Whether the reason is time alone, which says little of the file: another run may try again."""
     twin: bool = False
     """Whether another image of this run has the same bytes and was read before."""
 
@@ -55,38 +57,63 @@ class Reader:
         layers: names of the layers wished for.
         space: tells what is stored.
         at_least: ``float32`` counts vectors stored as float16 as missing.
+        seconds: how long one image may take.
     """
 
-    def __init__(self, network: Backbone, layers: Sequence[str], space: SpaceWriter, *, at_least: str) -> None:
-        self._network, self._layers, self._space, self._at_least = network, layers, space, at_least
+    def __init__(
+        self, network: Backbone, layers: Sequence[str], space: SpaceWriter, *, at_least: str, seconds: float
+    ) -> None:
+        self.network, self.layers, self.seconds = network, layers, seconds
+        self._space, self._at_least = space, at_least
         self._claimed: set[bytes] = set()
         self._claiming = threading.Lock()
 
-    def read(self, entries: Sequence[Entry], workers: int, ahead: int) -> Generator[ReadImage, None, None]:
-        """Yield one `ReadImage` an entry, in order, with at most *ahead* images waiting."""
-        with ThreadPoolExecutor(workers, thread_name_prefix="featcache-read") as pool:
-            waiting: deque[Future[ReadImage]] = deque()
-            try:
-                for entry in entries:
-                    waiting.append(pool.submit(self._read, entry))
-                    if len(waiting) >= ahead:
-                        yield waiting.popleft().result()
-                while waiting:
-                    yield waiting.popleft().result()
-            finally:
-                for future in waiting:
-                    future.cancel()
+    def read(
+        self, entries: Sequence[Entry], workers: int, ahead: int, stopped: Callable[[], bool]
+    ) -> Generator[ReadImage, None, None]:
+        """Yield one `ReadImage` an entry, in order, with at most *ahead* images waiting, until *stopped*."""
+        tasks = (_Reading(self, entry) for entry in entries)
+        return in_order(tasks, workers=workers, ahead=ahead, seconds=self.seconds, stopped=stopped)
 
-    def _read(self, entry: Entry) -> ReadImage:
-        indexed_ns = time.time_ns()
+    def claim(self, reading: _Reading, record: Record) -> bool:
+        """Whether *reading* is the first with these bytes; that of an image given up is never."""
+        with self._claiming:
+            if reading.given_up or record.sha256 in self._claimed:
+                return False
+            self._claimed.add(record.sha256)
+            reading.claimed = record
+            return True
+
+    def give_up(self, reading: _Reading) -> Record | None:
+        """Let *reading* claim nothing from now on; returns what it has claimed."""
+        with self._claiming:
+            reading.given_up = True
+            return reading.claimed
+
+    def missing(self, sha256: bytes) -> tuple[str, ...]:
+        """The layers of which this image has no vector."""
+        return tuple(
+            name for name in self.layers if not self._space.present(name, VIEW_0, [sha256], at_least=self._at_least)
+        )
+
+
+class _Reading:
+    """One image's way through a thread; a `Task`."""
+
+    def __init__(self, reader: Reader, entry: Entry) -> None:
+        self.reader, self.entry = reader, entry
+        self.given_up = False
+        self.claimed: Record | None = None
+
+    def do(self) -> ReadImage:
+        entry, indexed_ns = self.entry, time.time_ns()
         try:
             data, stat = read_image_file(entry.path)
         except UnusableImageError as error:
             return ReadImage(entry, None, reason=str(error))
-        sha256 = hashlib.sha256(data).digest()
         record = Record(
             uri=entry.uri,
-            sha256=sha256,
+            sha256=hashlib.sha256(data).digest(),
             label=entry.label,
             split=entry.split,
             group=entry.group,
@@ -96,14 +123,9 @@ class Reader:
             inode=stat.inode,
             indexed_ns=indexed_ns,
         )
-        with self._claiming:
-            twin = sha256 in self._claimed
-            self._claimed.add(sha256)
-        if twin:
+        if not self.reader.claim(self, record):
             return ReadImage(entry, record, twin=True)
-        missing = tuple(
-            name for name in self._layers if not self._space.present(name, VIEW_0, [sha256], at_least=self._at_least)
-        )
+        missing = self.reader.missing(record.sha256)
         if not missing:
             return ReadImage(entry, record)
         try:
@@ -111,8 +133,13 @@ class Reader:
         except UnusableImageError as error:
             return ReadImage(entry, record, missing, reason=str(error))
         try:
-            return ReadImage(entry, record, missing, self._network.prepare(image))
+            return ReadImage(entry, record, missing, self.reader.network.prepare(image))
         except UnusableImageError as error:
             return ReadImage(entry, record, missing, reason=str(error))
-        except Exception as error:  # a transform given by the user may raise anything
+        except BaseException as error:  # a transform given by the user may raise anything, in a thread even an exit
             return ReadImage(entry, record, missing, reason=f"the transform failed: {error!r}")
+
+    def give_up(self) -> ReadImage:
+        record = self.reader.give_up(self)
+        reason = f"it took longer than {self.reader.seconds:g} s to read and decode"
+        return ReadImage(self.entry, record, reason=reason, late=True)

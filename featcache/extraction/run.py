@@ -2,7 +2,8 @@
 
 - Only what is missing is computed: an unchanged file is not read (its state on disk says so), known
   content is not decoded, a stored (image, layer) is not computed again.
-- Whatever happens to one image, the others go on; it is put into quarantine with the reason.
+- Whatever happens to one image, the others go on; it is put into quarantine with the reason. A later run
+  does not try it again while the file is the same, unless it only took too long.
 - Stopping (Ctrl-C, SIGTERM) seals what is done. The same call goes on from there.
 """
 
@@ -46,6 +47,7 @@ class Run:
         report: filled as the run goes on.
         dtype: storage dtype if one was asked for explicitly.
         strict: raise at the first image that cannot be used.
+        image_timeout: seconds that one image may take to be read and prepared.
     """
 
     def __init__(
@@ -58,16 +60,18 @@ class Run:
         *,
         dtype: str | None,
         strict: bool,
+        image_timeout: float,
     ) -> None:
         self.network, self.records, self.space, self.report = network, records, space, report
         self.layers = {layer.name: layer for layer in layers}
-        self.strict = strict
+        self.strict, self.image_timeout = strict, image_timeout
         self.stopped = False
         self._at_least = "float32" if dtype == "float32" else "float16"
         self._versions = f"pillow {version('pillow')}"
         self._known = records.known()
         self._judged: set[str] = set()
         self._rejected: dict[str, Rejected] = {}
+        self._late: dict[bytes, str] = {}
         self._shape: tuple[int, ...] | None = None
         self._twins: list[Record] = []
         self._unsaved: list[Record] = []
@@ -87,8 +91,13 @@ class Run:
         shown.start("extract", len(entries), "images")
         shown.advance(len(entries) - len(todo))
         passes = 0.0
-        reader = Reader(self.network, list(self.layers), self.space, at_least=self._at_least)
-        with stop_when_safe() as stop, closing(reader.read(todo, workers, ahead=2 * batch_size)) as reads:
+        reader = Reader(
+            self.network, list(self.layers), self.space, at_least=self._at_least, seconds=self.image_timeout
+        )
+        with (
+            stop_when_safe() as stop,
+            closing(reader.read(todo, workers, 2 * batch_size, lambda: stop.asked)) as reads,
+        ):
             batch: list[ReadImage] = []
             for read in reads:
                 if self._settle(read):
@@ -99,8 +108,8 @@ class Run:
                 self.space.seal_aged()
                 shown.advance()
                 if stop.asked:
-                    self.stopped = True
                     break
+            self.stopped = stop.asked
             passes += self._pass(batch)
         if passes:
             self.report.images_per_second = self.report.computed / passes
@@ -109,9 +118,14 @@ class Run:
         """Seal and record what was done, however the run ended."""
         self.space.seal()
         reasons = {r.sha256: r.reason for r in self._rejected.values() if r.sha256 is not None}
+        absent = self._absent({record.sha256 for record in self._twins})
         for record in self._twins:
             if record.sha256 in reasons:
                 self._reject(Rejected(record.uri, record.sha256, reasons[record.sha256]))
+            elif record.sha256 in self._late:
+                self._reject(Rejected(record.uri, None, self._late[record.sha256]))
+            elif record.sha256 in absent:
+                self._judged.discard(record.uri)  # the run ended before the image with the same bytes had its turn
             else:
                 self.report.reused += 1
         self._twins = []
@@ -180,7 +194,12 @@ class Run:
             if record is None and entry.uri in self._known:
                 # Its content is unknown now, so the old hash must not speak for it.
                 self.records.remove([entry.uri])
-            self._reject(Rejected(entry.uri, None if record is None else record.sha256, read.reason))
+            sha256 = None if record is None else record.sha256
+            if read.late and sha256 is not None:
+                # With its hash in quarantine an unchanged file would not be tried again, so it goes without.
+                self._late[sha256] = read.reason
+                sha256 = None
+            self._reject(Rejected(entry.uri, sha256, read.reason))
             return False
         if read.twin and record is not None:
             self._twins.append(record)

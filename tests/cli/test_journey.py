@@ -51,6 +51,13 @@ def test_several_layers_may_follow_one_option(photos, tmp_path, run):
     assert status["spaces"][0]["layers"] == ["blocks.4:mean", "pooled"]
 
 
+def test_a_time_out_for_images(photos, tmp_path, run):
+    code, report = run("extract", photos, "-o", tmp_path / "s.fcache", "--image-timeout", 0.5)
+    assert (code, report["computed"] + report["quarantined"]) == (0, 24)
+    assert run("extract", photos, "-o", tmp_path / "t.fcache", "--image-timeout", 0)[0] == 2
+    assert not (tmp_path / "t.fcache").exists()
+
+
 def test_a_bad_picture_is_told_and_the_rest_goes_on(photos, tmp_path, capsys):
     (photos / "cats" / "text.jpg").write_text("no picture")
     assert main(["extract", str(photos), "-o", str(tmp_path / "s.fcache")]) == 0

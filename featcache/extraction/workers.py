@@ -1,0 +1,184 @@
+"""Threads that work ahead of whoever takes their results, and that nobody waits for when they hang.
+
+- Results come in the order of the tasks; so many tasks at most are handed out before their turn.
+- A task that takes too long is given up. Nothing can end a thread, so it goes on, but its result is dropped
+  and another thread takes its place.
+- The threads are daemons: neither closing the generator nor the end of the process waits for a stuck one.
+
+Time can only be taken while other threads run: C code that never lets go of the interpreter stops everything.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from typing import Generic, Protocol, TypeVar
+
+from featcache.errors import FeatcacheError
+
+MOST_STUCK = 64
+"""Threads that may hang at one time. Each holds an image's memory, so their number needs a bound."""
+
+_LOOK_SECONDS = 0.25
+_FAREWELL_SECONDS = 1.0
+
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+
+
+class Task(Protocol[R_co]):
+    """One piece of work."""
+
+    def do(self) -> R_co:
+        """Do it, in a thread of its own."""
+
+    def give_up(self) -> R_co:
+        """The result in its place. Called once, by the taker's thread, while `do` still runs somewhere."""
+
+
+def in_order(
+    tasks: Iterable[Task[R]],
+    *,
+    workers: int,
+    ahead: int,
+    seconds: float,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Generator[R, None, None]:
+    """Yield the tasks' results in order; an exception of a task is raised when its turn comes.
+
+    Args:
+        tasks: the work.
+        workers: threads that work at one time.
+        ahead: tasks that are handed out at most while the first of them is waited for.
+        seconds: how long a task may take, counted from when a thread began with it.
+        stopped: asked while a result is waited for; when true the generator ends.
+
+    Raises:
+        FeatcacheError: `MOST_STUCK` threads hang at once, so it is no single task's fault.
+    """
+    crew: _Crew[R] = _Crew(workers, seconds)
+    handed: deque[_Job[R]] = deque()
+    coming = iter(tasks)
+    try:
+        while True:
+            while len(handed) < ahead and (task := next(coming, None)) is not None:
+                handed.append(crew.hand_out(task))
+            if not handed:
+                return
+            job = handed.popleft()
+            if not crew.wait_for(job, stopped):
+                return
+            if job.error is not None:
+                raise job.error
+            yield job.results.pop()
+    finally:
+        crew.dismiss()
+
+
+class _Job(Generic[R]):
+    """A task on its way: waiting, begun, or done; `results` then holds one result unless there is an error."""
+
+    def __init__(self, task: Task[R]) -> None:
+        self.task = task
+        self.began = 0.0
+        self.thread: threading.Thread | None = None
+        self.done = False
+        self.results: list[R] = []
+        self.error: BaseException | None = None
+
+
+class _Crew(Generic[R]):
+    def __init__(self, workers: int, seconds: float) -> None:
+        self._workers, self._seconds = workers, seconds
+        self._lock = threading.Lock()
+        self._work_came = threading.Condition(self._lock)
+        self._work_done = threading.Condition(self._lock)
+        self._todo: deque[_Job[R]] = deque()
+        self._running: set[_Job[R]] = set()
+        self._threads: set[threading.Thread] = set()
+        self._stuck = 0
+        self._dismissed = False
+
+    def hand_out(self, task: Task[R]) -> _Job[R]:
+        job = _Job(task)
+        with self._lock:
+            self._todo.append(job)
+            self._work_came.notify()
+            if len(self._threads) < self._workers:
+                self._hire()
+        return job
+
+    def wait_for(self, job: _Job[R], stopped: Callable[[], bool]) -> bool:
+        """Wait until *job* is done or given up; False where somebody asked to stop before."""
+        with self._lock:
+            while not job.done:
+                if stopped():
+                    return False
+                looked = time.monotonic()
+                ends = min((other.began for other in self._running), default=looked) + self._seconds
+                self._work_done.wait(min(_LOOK_SECONDS, max(0.1, ends - looked)))
+                now = time.monotonic()
+                if now - looked > 4 * _LOOK_SECONDS:
+                    # The whole process stood still (Ctrl-Z): that is not the images' time.
+                    for other in self._running:
+                        other.began += now - looked
+                # Only after a wait: whoever returns from a long pass first lets the threads report.
+                for other in [o for o in self._running if now - o.began >= self._seconds]:
+                    self._give_up(other)
+            return True
+
+    def dismiss(self) -> None:
+        """End the threads. Those in the midst of a task get a moment to finish it, and are then left alone."""
+        with self._lock:
+            self._dismissed = True
+            self._todo.clear()
+            self._work_came.notify_all()
+            threads = list(self._threads)
+        ends = time.monotonic() + _FAREWELL_SECONDS
+        for thread in threads:
+            thread.join(max(0.0, ends - time.monotonic()))
+
+    def _hire(self) -> None:
+        thread = threading.Thread(target=self._work, name="featcache-read", daemon=True)
+        self._threads.add(thread)
+        thread.start()
+
+    def _work(self) -> None:
+        me = threading.current_thread()
+        while True:
+            with self._lock:
+                while not self._todo and not self._dismissed:
+                    self._work_came.wait()
+                if self._dismissed:
+                    return
+                job = self._todo.popleft()
+                job.began, job.thread = time.monotonic(), me
+                self._running.add(job)
+            result: list[R] = []
+            error: BaseException | None = None
+            try:
+                result.append(job.task.do())
+            except BaseException as caught:  # whatever it is, it is for whoever takes the results
+                error = caught
+            with self._lock:
+                if job.done:  # given up meanwhile, and this thread replaced
+                    self._stuck -= 1
+                    return
+                job.results, job.error, job.done = result, error, True
+                self._running.remove(job)
+                self._work_done.notify()
+
+    def _give_up(self, job: _Job[R]) -> None:
+        assert job.thread is not None
+        self._running.remove(job)
+        self._threads.remove(job.thread)
+        self._stuck += 1
+        job.results, job.done = [job.task.give_up()], True
+        if self._stuck >= MOST_STUCK:
+            raise FeatcacheError(
+                f"Reading hangs: {self._stuck} images were each begun {self._seconds:g} s ago or earlier and are not "
+                "done. Check the disk they lie on, and the transform; what is done is kept, and the same call goes on."
+            )
+        self._hire()
