@@ -155,7 +155,7 @@ def test_the_crop_alone_where_filters_jump_from_pixel_to_pixel(
         assert (np.abs(whole - crop_only) <= 1).mean() > 0.95, size
 
 
-@pytest.mark.parametrize("size", [(1, 60_000_000), (60_000_000, 1), (400, 400_000)])
+@pytest.mark.parametrize("size", [(1, 60_000_000), (60_000_000, 1), (400, 440_000)])
 def test_an_absurd_aspect_costs_no_memory(size: tuple[int, int]) -> None:
     """The whole resized picture would have up to 3.9 million megapixels."""
     image = Image.new("RGB", size, (10, 200, 30))
