@@ -45,6 +45,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.rows: set[tuple[bytes, str]] = set()
         self.items: dict[str, tuple[bytes, str]] = {}
         self.exact = True
+        # Whether a dead process may have left a shard that the next writer adopts.
+        self.left_over = False
 
     def teardown(self) -> None:
         shutil.rmtree(self.base)
@@ -129,25 +131,41 @@ class StoreMachine(RuleBasedStateMachine):
         if report is None:
             assert self.rows <= self.held()
             self.look()
+            self.left_over = True
             return
         if self.exact:
             assert report["computed"] == len({sha256 for sha256, _ in wanted - self.rows})
         assert report["quarantined"] == 0
+        self.adopted()
         self.rows, self.items, self.exact = self.rows | wanted, listed, True
+
+    def adopted(self) -> None:
+        """A writer was there: what had been left over is in the store now."""
+        if self.left_over:
+            assert self.rows <= self.held()
+            self.rows, self.left_over = self.held(), False
 
     @rule(point=st.one_of(st.none(), st.sampled_from(POINTS["compact"])))
     def compact(self, point: str | None) -> None:
-        child.run("compact", self.store, point=point)
+        killed = child.run("compact", self.store, point=point) is None
+        self.adopted()
+        self.left_over = killed
 
     @rule(point=st.one_of(st.none(), st.sampled_from(POINTS["gc"])))
     def gc(self, point: str | None) -> None:
         kept = {sha256 for sha256, _ in self.items.values()}
         before = set(self.rows)
-        if child.run("gc", self.store, point=point) is None:
-            # All of it, or none.
-            self.rows = self.held() | (before if self.held() == before else set())
+        killed = child.run("gc", self.store, point=point) is None
+        held, wanted = self.held(), {(sha256, layer) for sha256, layer in before if sha256 in kept}
+        if killed and before <= held:
+            self.adopted()
+        elif self.left_over:
+            assert wanted <= held
+            assert {sha256 for sha256, _ in held} <= kept
+            self.rows = held
         else:
-            self.rows = {(sha256, layer) for sha256, layer in before if sha256 in kept}
+            self.rows = wanted
+        self.left_over = killed
 
     @rule(
         damage=st.sampled_from(["a shard", "the catalogue", "a bit of the catalogue", "nothing"]),
