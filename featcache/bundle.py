@@ -85,7 +85,8 @@ class Bundle:
             predict from vectors only.
         form: the linear form; None for an estimator that has none, which cannot be saved.
         estimator: the fitted estimator, where `form` is None.
-        trained_on: (m, 32) uint8, the sorted SHA-256s of the images it was fitted on, each once.
+        trained_on: (m, 32) uint8, the sorted SHA-256s of the images it was fitted on, each once; none where
+            the vectors came from a file that does not say which images they are.
         fitted_on: items it was fitted on.
         chosen: hyper-parameters that were chosen.
         report: scores and protocol, as `train` made them.

@@ -39,7 +39,7 @@ def fit(examples: LabelledVectors, rows: np.ndarray, head: Any, seed: int) -> Bu
         form = linear_form(estimator)
     except BundleError:
         form = None
-    contents = sorted({examples.items[row].sha256 for row in rows})
+    contents = sorted({examples.items[row].sha256 for row in rows}) if examples.knows_images else []
     return Bundle(
         head=head_name(head),
         classes=tuple(str(c) for c in estimator.classes_),
@@ -49,6 +49,11 @@ def fit(examples: LabelledVectors, rows: np.ndarray, head: Any, seed: int) -> Bu
         trained_on=np.frombuffer(b"".join(contents), dtype=np.uint8).reshape(-1, 32),
         fitted_on=len(rows),
         chosen=dict(getattr(estimator, "chosen_", {})),
+        report={
+            name: getattr(estimator, f"{name}_")
+            for name in ("chosen_by", "converged")
+            if hasattr(estimator, f"{name}_")
+        },
         estimator=None if form is not None else estimator,
     )
 

@@ -28,6 +28,7 @@ class LabelledVectors:
         shapes: the shape of one image's activations, for each layer.
         recipe: what made the vectors, where that is known.
         read: from row numbers to vectors, (rows, d) float32, the layers one after another.
+        knows_images: whether the items' SHA-256s are those of images.
     """
 
     items: list[Item]
@@ -37,6 +38,7 @@ class LabelledVectors:
     shapes: list[tuple[int, ...]]
     recipe: Recipe | None
     read: Callable[[np.ndarray], np.ndarray]
+    knows_images: bool = True
 
     @property
     def widths(self) -> list[int]:
@@ -66,6 +68,7 @@ class LabelledVectors:
 
         Raises:
             MissingVectorsError: no labelled item has vectors.
+            UsageError: *labels* names paths that are no images of the source.
         """
         rows = ItemRows.of(store, layers, split=split, source=source, space=space)
         items = rows.items
@@ -73,11 +76,13 @@ class LabelledVectors:
             from featcache.images.sources import read_labels
 
             given = read_labels(Path(labels))
-            unknown = given.keys() - {item.uri for item in items}
-            if len(unknown) == len(given):
+            name = items[0].source
+            # An image in quarantine may be named; what is no image of the source was misspelt.
+            unknown = sorted(given.keys() - {item.uri for item in store.items(source=name)})
+            if unknown:
                 raise UsageError(
-                    f"None of the {len(given)} paths in {labels} is an image of the source with vectors "
-                    f"(first: {next(iter(given))}). Paths are relative to {store.sources()[items[0].source]}."
+                    f"{labels} names {len(unknown)} of {len(given)} paths that are no images of source {name!r} "
+                    f"(first: {unknown[0]}). Paths are relative to {store.sources()[name]}."
                 )
             items = [replace(item, label=given.get(item.uri)) for item in items]
         kept = np.array([i for i, item in enumerate(items) if item.label is not None], dtype=np.int64)
@@ -99,7 +104,9 @@ class LabelledVectors:
 
     @classmethod
     def from_file(cls, path: Path) -> LabelledVectors:
-        """The labelled rows of a plain HDF5 or NumPy file; equal vectors count as one image.
+        """The labelled rows of a plain HDF5 or NumPy file.
+
+        Where the file does not say which images they are (``sha256``), equal vectors count as one image.
 
         Raises:
             SourceError: the file has no ``features`` and ``labels``, or they do not fit.
@@ -114,10 +121,10 @@ class LabelledVectors:
             Item(
                 path.stem,
                 plain.uris[i],
-                hashlib.sha256(plain.X[i].tobytes()).digest(),
+                plain.sha256s[i] if plain.sha256s else hashlib.sha256(plain.X[i].tobytes()).digest(),
                 str(plain.y[i]),
-                None,
-                None,
+                plain.splits[i],
+                plain.groups[i],
             )
             for i in kept
         ]
@@ -130,4 +137,5 @@ class LabelledVectors:
             shapes=[X.shape[1:]],
             recipe=plain.recipe if known else None,
             read=lambda at: X[at],
+            knows_images=plain.sha256s is not None,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ class EvaluateReport:
         n: items scored.
         accuracy, low, high: share of right labels with its interval.
         balanced_accuracy, macro_f1, log_loss: see `featcache.evaluation.metrics.Scores`.
-        overlap: how many of the items the head was trained on.
+        overlap: how many of the items the head was trained on; None where the head does not know.
         protocol: which items these are.
         intervals: ``[low, high]`` of each metric.
     """
@@ -41,7 +42,7 @@ class EvaluateReport:
     balanced_accuracy: float
     macro_f1: float
     log_loss: float | None
-    overlap: int
+    overlap: int | None
     protocol: str
     intervals: dict[str, list[float] | None]
 
@@ -100,6 +101,7 @@ def evaluate(
     bundle.require(opened.space(space).recipe)
     names = [use.name for use in bundle.layers]
     examples = LabelledVectors.from_store(opened, names, labels=labels, source=source, space=space)
+    knows = bool(len(bundle.trained_on))
     seen = np.array([bool(bundle.overlap([item.sha256])) for item in examples.items])
     splits = {item.split for item in examples.items} - {None}
     if split is None and "test" in splits:
@@ -111,7 +113,7 @@ def evaluate(
             raise UnknownNameError.among("split", split, sorted(str(s) for s in splits))
     else:
         rows = np.flatnonzero(~seen)
-        protocol = "the items that the head was not trained on"
+        protocol = "the items that the head was not trained on" if knows else "all labelled items"
         if not len(rows):
             raise MissingVectorsError(
                 f"The head was trained on all {len(seen)} labelled items of this source, so none is left to score on. "
@@ -133,7 +135,7 @@ def evaluate(
         balanced_accuracy=scores.balanced_accuracy.value,
         macro_f1=scores.macro_f1.value,
         log_loss=None if scores.log_loss is None else scores.log_loss.value,
-        overlap=int(seen[rows].sum()),
+        overlap=int(seen[rows].sum()) if knows else None,
         protocol=protocol,
-        intervals={name: None if v is None else [v.low, v.high] for name, v in named.items()},
+        intervals={name: None if v is None or math.isnan(v.low) else [v.low, v.high] for name, v in named.items()},
     )

@@ -63,7 +63,8 @@ def train(
         A `Bundle`; its ``report`` has the score with its interval and protocol.
 
     Raises:
-        UsageError: fewer than two classes, no such split, or too few items of a class for the folds.
+        UsageError: fewer than two classes, no such split, a group on both sides of a split, or too few
+            items of a class for the folds.
         MissingVectorsError: no labelled item has vectors.
     """
     began = time.monotonic()
@@ -84,6 +85,7 @@ def train(
             protocol = f"{cv}-fold cross-validation; the head saved is fitted on all {len(test)} items"
         else:
             learn, test, protocol = _parts(examples, split, seed, None if path.is_file() else path, shown)
+            test, protocol = _never_learned(examples, learn, test, protocol)
             shown.start(f"train {head if isinstance(head, str) else type(head).__name__}", None, "items")
             fit_began = time.monotonic()
             bundle = fit(examples, learn, head, seed)
@@ -106,6 +108,7 @@ def train(
             "macro_f1": _interval(scores.macro_f1),
             "log_loss": _interval(scores.log_loss),
             "chosen": bundle.chosen,
+            "predicts": "vectors" if bundle.recipe is None else "images",
             "fit_seconds": fitting,
             "seconds": time.monotonic() - began,
         }
@@ -130,26 +133,61 @@ def _parts(
         )
     if split is not None:
         raise UnknownNameError.among("split", split, [], "The source has no splits; leave --split away.")
-    parts = _holdout(examples, seed, store, shown)
+    parts, was_kept = _holdout(examples, seed, store, shown)
     learn, test = np.flatnonzero(parts == "train"), np.flatnonzero(parts == "test")
-    return learn, test, f"a hold-out of {len(test)} items (one in five, seed {seed})"
+    drawn = "the same as for earlier heads" if was_kept else f"seed {seed}"
+    return learn, test, f"a hold-out of {len(test)} items (one in five, {drawn})"
 
 
-def _holdout(examples: LabelledVectors, seed: int, store: Path | None, shown: Progress) -> np.ndarray:
-    """``train`` or ``test`` for each row; decided once for a source and kept in the catalogue."""
+def _never_learned(
+    examples: LabelledVectors, learn: np.ndarray, test: np.ndarray, protocol: str
+) -> tuple[np.ndarray, str]:
+    """The rows to score on without those that share content with a learned one, and the protocol in words.
+
+    Raises:
+        UsageError: a group stands on both sides, a learned class is the only one, or nothing is left.
+    """
+    names = sorted(set(examples.y[learn].tolist()))
+    if len(names) < 2:
+        raise UsageError(
+            f"All items to learn from are of one class, {names[0]!r}, as the others belong to the part that is scored. "
+            "Split the items otherwise, or score with --cv 5."
+        )
+    shared = np.isin(examples.units[test], examples.units[learn])
+    if not shared.any():
+        return test, protocol
+    groups = {examples.items[row].group for row in test[shared]} - {None}
+    if groups:
+        raise UsageError(
+            f"{len(groups)} groups stand on both sides of the split (first: {min(map(str, groups))!r}), so the score "
+            "would be one of items that are half known. Put each group on one side, or score with --cv 5."
+        )
+    if shared.all():
+        raise UsageError("Every item to score on is a copy of one that is learned from. Split the items otherwise.")
+    return test[~shared], f"{protocol}, without {int(shared.sum())} copies of learned ones"
+
+
+def _holdout(examples: LabelledVectors, seed: int, store: Path | None, shown: Progress) -> tuple[np.ndarray, bool]:
+    """``train`` or ``test`` for each row, and whether that was decided before; kept in the catalogue."""
     keys = splits.unit_keys(examples.items)
     kept: dict[bytes, str] = {}
     if store is not None:
         kept = holdout.kept(FeatureStore.open(store).catalogue, examples.items[0].source)
     decided = {key: kept[item.sha256] for key, item in zip(keys, examples.items, strict=True) if item.sha256 in kept}
     parts = splits.draw_holdout(examples.y, keys, fraction=HOLDOUT, seed=seed, decided=decided)
+    learned = {str(label) for label, key in zip(examples.y, keys, strict=True) if parts[key] == "train"}
+    relabelled = {key for label, key in zip(examples.y, keys, strict=True) if str(label) not in learned}
+    if relabelled:
+        # Labels were changed after the draw, and a class lies in the hold-out altogether: drawn anew.
+        decided = {key: part for key, part in decided.items() if key not in relabelled}
+        parts = splits.draw_holdout(examples.y, keys, fraction=HOLDOUT, seed=seed, decided=decided)
     new = {item.sha256: parts[key] for key, item in zip(keys, examples.items, strict=True)}
-    if store is not None and new.keys() - kept.keys():
+    if store is not None and any(kept.get(sha256) != part for sha256, part in new.items()):
         try:
             holdout.keep(store, examples.items[0].source, new)
         except StoreError as error:
             shown.note(f"The hold-out could not be kept in the store, so it may differ next time: {error}")
-    return np.array([parts[key] for key in keys])
+    return np.array([parts[key] for key in keys]), bool(decided)
 
 
 def _cross_validated(

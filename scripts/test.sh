@@ -12,4 +12,4 @@ run() {
 run ruff check
 run ruff format --check
 run mypy
-run pytest "$@"
+run pytest -n auto "$@"

@@ -42,11 +42,11 @@ def test_vectors_are_those_of_timm(trash: Path, store: Path) -> None:
     network.load_state_dict(dict(zip(network.state_dict(), tensors.values(), strict=True)))
     network.eval().reset_classifier(0)
     transform = timm.data.create_transform(**timm.data.resolve_data_config(model=network))
-    for vector, item in list(zip(X, items, strict=True))[::9]:
+    for vector, item in list(zip(X, items, strict=True))[::3]:
         with Image.open(trash / item.uri) as image, torch.inference_mode():
             expected = network(transform(image.convert("RGB"))[None])[0].numpy()
-        cosine = vector @ expected / np.linalg.norm(vector) / np.linalg.norm(expected)
-        assert cosine >= 0.9999, item.uri
+        # Another number of images in one pass changes the last digits, and nothing else does.
+        assert np.linalg.norm(vector - expected) <= 1e-5 * np.linalg.norm(expected), item.uri
 
 
 def test_a_head_on_few_photographs_is_far_above_chance(store: Path) -> None:

@@ -12,6 +12,7 @@ import typer
 from featcache.cli import screen
 from featcache.cli.conduct import Answer, Debug, Json, verb
 from featcache.cli.options import HeadPath, Source, Space, StorePath
+from featcache.errors import UsageError
 
 if TYPE_CHECKING:
     from featcache.prediction import Prediction
@@ -40,6 +41,8 @@ def predict(
     """
     from featcache.prediction import predict as run
 
+    if table is not None:
+        _check_writable(table)
     found = run(head, images, top=top, progress=True)
     if table is not None:
         _write(found, table)
@@ -65,7 +68,7 @@ def similar(
 ) -> Answer:
     """List the images of a store that are most like one image, by the cosine of their vectors.
 
-    Example: featcache.similarity pets.fcache a.jpg -k 5
+    Example: featcache similar pets.fcache a.jpg -k 5
     """
     from featcache.similarity import similar as run
 
@@ -89,6 +92,17 @@ def _show_predictions(found: Sequence[Prediction], table: Path | None) -> None:
     if table is not None:
         screen.say(f"{sum(not p.problem for p in found):,} images")
         screen.say(f"Table: {table}")
+
+
+def _check_writable(path: Path) -> None:
+    """Find out before the work, not after it, that a table cannot be written."""
+    existed = path.exists()
+    try:
+        path.open("a").close()
+    except OSError as error:
+        raise UsageError(f"The table {path} cannot be written: {error.strerror}. Give another --csv FILE.") from error
+    if not existed:
+        path.unlink()
 
 
 def _write(found: Sequence[Prediction], path: Path) -> None:

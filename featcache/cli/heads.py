@@ -105,10 +105,16 @@ def _show_train(report: dict[str, Any]) -> None:
     screen.say(f"Accuracy: {_with_interval(score)}")
     screen.say(f"  on {score['protocol']}")
     if report["chosen"]:
-        screen.say("Chosen: " + ", ".join(f"{name} = {value}" for name, value in report["chosen"].items()))
+        by = f" ({report['chosen_by']})" if report.get("chosen_by") else ""
+        screen.say("Chosen: " + ", ".join(f"{name} = {value}" for name, value in report["chosen"].items()) + by)
+    if report.get("converged") is False:
+        screen.say("Beware: the fit stopped before it converged.")
     screen.say(f"Took {screen.span(report['seconds'])}, the fit {screen.span(report['fit_seconds'])} of it")
     screen.say(f"Saved: {report['path']}")
-    screen.say(f"Next:  {screen.command('featcache', 'predict', report['path'], 'IMAGE')}")
+    if report["predicts"] == "images":
+        screen.say(f"Next:  {screen.command('featcache', 'predict', report['path'], 'IMAGE')}")
+    else:
+        screen.say("It answers for vectors only (Bundle.predict_vectors): the file does not say what made them.")
 
 
 def _show_evaluate(report: Mapping[str, Any]) -> None:
@@ -118,6 +124,8 @@ def _show_evaluate(report: Mapping[str, Any]) -> None:
     screen.say(f"Macro F1: {screen.percent(report['macro_f1'])}")
     if report["log_loss"] is not None:
         screen.say(f"Log-loss: {report['log_loss']:.3f}")
+    if report["overlap"] is None:
+        screen.say("Beware: the head does not know which images it was trained on; they may be among these.")
     if report["overlap"]:
         screen.say(f"Beware: the head was trained on {report['overlap']:,} of these items.")
 

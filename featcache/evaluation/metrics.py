@@ -3,8 +3,8 @@
 Values are those of scikit-learn's functions of the same names. The intervals are percentile bootstrap
 intervals (Efron and Tibshirani 1993, chapter 13) over units, since items of one unit are no independent
 evidence. They tell how the score would vary over test items, not over trainings. Where every item is
-right, or every one wrong, all resamples are equal; the interval of the accuracy then is Wilson's (1927)
-with the number of units.
+right, or every one wrong, all resamples are equal and say nothing; the interval of the accuracy then is
+Wilson's (1927) with the number of units, and balanced accuracy and macro-F1 have none.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _DRAWS, _FEWEST = 200_000_000, 100
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A value with its 95 % interval."""
+    """A value with its 95 % interval; ``low`` and ``high`` are NaN where none is known."""
 
     value: float
     low: float
@@ -107,6 +107,7 @@ def score(
     right, balanced, f1, *loss = (_interval(column) for column in np.array(values).T)
     if right.value in (0.0, 1.0):
         right = Interval(right.value, *wilson(right.value, count))
+        balanced, f1 = (Interval(v.value, math.nan, math.nan) for v in (balanced, f1))
     return Scores(n, right, balanced, f1, loss[0] if loss else None)
 
 

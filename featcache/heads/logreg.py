@@ -40,6 +40,7 @@ class LogRegHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         coef_: (k, d) for the vectors as they are given, the scaler folded in; for two classes (1, d).
         intercept_: likewise.
         chosen_: ``{"C": …}``.
+        chosen_by_: how C was chosen, in words.
         scores_: mean held-out log-loss of each C; NaN for those skipped because the loss had clearly
             passed its minimum at a smaller one.
         converged_: whether the last fit converged.
@@ -65,7 +66,11 @@ class LogRegHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Cs = sorted(float(C) for C in self.Cs)
         k = splits.usable_k(y, groups, self.cv)
         self.scores_ = self._held_out_losses(X, y, groups, Cs, k) if k and len(Cs) > 1 else np.full(len(Cs), np.nan)
-        best = len(Cs) // 2 if np.isnan(self.scores_).all() else int(np.nanargmin(self.scores_))
+        measured = not np.isnan(self.scores_).all()
+        best = int(np.nanargmin(self.scores_)) if measured else len(Cs) // 2
+        self.chosen_by_ = f"{k}-fold cross-validation" if measured else "given, not compared: too few items of a class"
+        if len(Cs) == 1:
+            self.chosen_by_ = "given"
         scaler = StandardScaler().fit(X)
         model = self._fitted(scaler.transform(X), y, Cs[best], None)
         self.chosen_ = {"C": Cs[best]}

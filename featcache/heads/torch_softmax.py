@@ -176,10 +176,15 @@ def held_out_rows(numbers: np.ndarray, groups: np.ndarray, seed: int) -> tuple[n
     is_test = np.array([parts[str(g)] == "test" for g in groups])
     if not is_test.any() or len(np.unique(numbers[~is_test])) < len(np.unique(numbers)):
         return np.arange(len(numbers)), np.arange(len(numbers))[:_HELD_OUT_ROWS]
-    held_out = np.flatnonzero(is_test)
-    if len(held_out) > _HELD_OUT_ROWS:
-        held_out = np.sort(np.random.default_rng(seed).choice(held_out, _HELD_OUT_ROWS, replace=False))
-    return np.flatnonzero(~is_test), held_out
+    if is_test.sum() > _HELD_OUT_ROWS:
+        # Whole groups, as many as fit; the others are learned from.
+        _, inverse, sizes = np.unique(groups[is_test], return_inverse=True, return_counts=True)
+        order = np.random.default_rng(seed).permutation(len(sizes))
+        fits = np.zeros(len(sizes), dtype=bool)
+        fits[order] = np.cumsum(sizes[order]) <= _HELD_OUT_ROWS
+        fits[order[0]] = True
+        is_test[is_test] = fits[inverse]
+    return np.flatnonzero(~is_test), np.flatnonzero(is_test)
 
 
 def _moments(batches: Batches, width: int) -> tuple[Tensor, Tensor, int, int]:

@@ -27,6 +27,8 @@ class PlainFile:
         X: (n, d) float32.
         y: (n,) labels as text, or objects with None for items without one.
         uris: n texts; the row numbers where the file has none.
+        sha256s: n SHA-256s of the images' bytes; None where the file has none.
+        groups, splits: n texts or None, where an item has none or the file has none.
         recipe: what made the features, where the file says so.
         layers: names of the layers, likewise.
     """
@@ -34,6 +36,9 @@ class PlainFile:
     X: np.ndarray
     y: np.ndarray
     uris: list[str]
+    sha256s: list[bytes] | None
+    groups: list[str | None]
+    splits: list[str | None]
     recipe: Recipe | None
     layers: list[str]
 
@@ -42,6 +47,9 @@ def write(
     path: Path, X: np.ndarray, y: np.ndarray, items: Sequence[Item], recipe: Recipe, layers: Sequence[str]
 ) -> None:
     """Write ``features`` (n, d) float32, ``labels`` (n,) int64 (-1: none), ``uris``, ``classes``.
+
+    ``sha256`` (n, 32) uint8, ``groups`` and ``splits`` (text, empty for none) go with them, so that what
+    is trained on the file still knows what belongs together and what it has seen.
 
     Raises:
         UsageError: the suffix is not .h5, .hdf5 or .npz.
@@ -53,6 +61,8 @@ def write(
     number = {name: i for i, name in enumerate(classes)}
     labels = np.array([-1 if label is None else number[str(label)] for label in y], dtype=np.int64)
     uris = [item.uri for item in items]
+    groups, parts = [item.group or "" for item in items], [item.split or "" for item in items]
+    sha256 = np.frombuffer(b"".join(item.sha256 for item in items), dtype=np.uint8).reshape(-1, 32)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     with foreign_errors(str(path)):
         try:
@@ -63,6 +73,9 @@ def write(
                         features=X,
                         labels=labels,
                         uris=np.array(uris, dtype=str),
+                        sha256=sha256,
+                        groups=np.array(groups, dtype=str),
+                        splits=np.array(parts, dtype=str),
                         classes=np.array(classes, dtype=str),
                         recipe=np.array(recipe.to_json()),
                         layers=np.array(list(layers), dtype=str),
@@ -72,7 +85,9 @@ def write(
                     file["features"] = X
                     file["labels"] = labels
                     text = h5py.string_dtype()
-                    file.create_dataset("uris", data=uris, dtype=text)
+                    file["sha256"] = sha256
+                    for name, texts in (("uris", uris), ("groups", groups), ("splits", parts)):
+                        file.create_dataset(name, data=texts, dtype=text)
                     file.create_dataset("classes", data=classes, dtype=text, shape=(len(classes),))
                     file.attrs["recipe"] = recipe.to_json()
                     file.attrs["fingerprint"] = recipe.fingerprint
@@ -87,7 +102,8 @@ def read(path: Path) -> PlainFile:
 
     Args:
         path: HDF5 (.h5, .hdf5) or NumPy (.npz) with ``features`` (n, d) numbers, ``labels`` (n,)
-            integers (-1 for none) or text, and where present ``classes``, ``uris``, ``recipe``, ``layers``.
+            integers (-1 for none) or text, and where present ``classes``, ``uris``, ``sha256``, ``groups``,
+            ``splits``, ``recipe``, ``layers``.
 
     Raises:
         SourceError: the file is not of this form; the message says what is missing or does not fit.
@@ -116,10 +132,18 @@ def read(path: Path) -> PlainFile:
     else:
         named = [_text(v) for v in labels]
     uris = [_text(u) for u in arrays.get("uris", np.arange(len(X)))]
+    sha256 = np.asarray(arrays["sha256"]) if "sha256" in arrays else None
+    if sha256 is not None and (sha256.shape != (len(X), 32) or sha256.dtype != np.uint8):
+        raise SourceError(f"{path}: `sha256` should be uint8 of shape (n, 32); found {sha256.dtype} {sha256.shape}.")
+    groups, parts = ([_text(v) or None for v in arrays.get(name, [""] * len(X))] for name in ("groups", "splits"))
+    for name, values in (("uris", uris), ("groups", groups), ("splits", parts)):
+        if len(values) != len(X):
+            raise SourceError(f"{path}: `{name}` has {len(values)} entries for {len(X)} rows of `features`.")
     recipe = Recipe.from_json(_text(arrays["recipe"].item())) if "recipe" in arrays else None
     layers = [_text(v) for v in arrays.get("layers", np.array([], dtype=str))]
     y = np.array(named, dtype=object if None in named else str)
-    return PlainFile(np.ascontiguousarray(X, dtype=np.float32), y, uris, recipe, layers)
+    hashes = None if sha256 is None else [row.tobytes() for row in sha256]
+    return PlainFile(np.ascontiguousarray(X, dtype=np.float32), y, uris, hashes, groups, parts, recipe, layers)
 
 
 def _npz(path: Path) -> dict[str, np.ndarray]:
@@ -130,7 +154,7 @@ def _npz(path: Path) -> dict[str, np.ndarray]:
 def _hdf5(path: Path) -> dict[str, np.ndarray]:
     arrays = {}
     with h5py.File(path, "r") as file:
-        for name in ("features", "labels", "uris", "classes"):
+        for name in ("features", "labels", "uris", "classes", "sha256", "groups", "splits"):
             if not isinstance(file.get(name, getlink=True), h5py.HardLink):
                 continue
             dataset = file[name]

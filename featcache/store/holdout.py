@@ -20,7 +20,7 @@ def kept(catalogue: Catalogue, source: str) -> dict[bytes, str]:
 
 
 def keep(path: Path, source: str, parts: Mapping[bytes, str]) -> None:
-    """Keep these parts; what was decided before stays as it is.
+    """Keep these parts; what was decided before gives way.
 
     Raises:
         StoreError: the store cannot be written.
@@ -28,6 +28,6 @@ def keep(path: Path, source: str, parts: Mapping[bytes, str]) -> None:
     with StoreWriter(path) as writer, writer.catalogue.transaction() as connection:
         connection.executemany(
             "INSERT INTO holdout (source_id, sha256, part) SELECT id, ?, ? FROM sources WHERE name = ? "
-            "ON CONFLICT DO NOTHING",
+            "ON CONFLICT DO UPDATE SET part = excluded.part",
             ((sha256, part, source) for sha256, part in parts.items()),
         )

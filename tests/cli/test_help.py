@@ -26,6 +26,7 @@ def test_help_has_an_example_that_parses(verb, capsys):
     assert main([verb, "--help"]) == 0
     assert "Example: featcache" in capsys.readouterr().out
     examples = re.findall(r"Example: (featcache .+)", GROUP.commands[verb].help)
+    assert examples
     for example in examples:
         words = shlex.split(example)
         assert words[1] == verb

@@ -86,9 +86,15 @@ def test_the_held_out_tenth_keeps_groups_together() -> None:
 
 def test_at_most_some_thousand_rows_are_held_out() -> None:
     learn, held_out = held_out_rows(np.arange(60_000) % 2, np.arange(60_000), 0)
-    assert len(learn) == 54_000
-    assert len(held_out) == len(set(held_out)) == 4096
-    assert not set(learn.tolist()) & set(held_out.tolist())
+    assert len(held_out) == 4096
+    assert sorted([*learn, *held_out]) == list(range(60_000))
+
+
+def test_of_large_groups_whole_ones_are_held_out() -> None:
+    groups = np.arange(120_000) // 1000
+    learn, held_out = held_out_rows(np.arange(120_000) % 2, groups, 0)
+    assert len(held_out) == 4000
+    assert not set(groups[learn]) & set(groups[held_out])
 
 
 def test_all_rows_serve_for_both_where_nothing_can_be_held_out() -> None:
