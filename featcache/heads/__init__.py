@@ -7,15 +7,28 @@ hyper-parameters that it chose.
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from featcache.errors import UnknownNameError, UsageError
 
+if TYPE_CHECKING:
+    from featcache.heads.softmax_path import SoftmaxPathClassifier
+
+__all__ = ["HEADS", "SoftmaxPathClassifier", "head_name", "make_head"]
+
 HEADS = {
+    "softmax": "featcache.heads.softmax_path:SoftmaxPathClassifier",
     "logreg": "featcache.heads.logreg:LogRegHead",
     "torch": "featcache.heads.torch_softmax:TorchSoftmaxHead",
 }
 """For each name its class; it is imported when it is used."""
+
+
+def __getattr__(name: str) -> Any:
+    # Imported on first use: scikit-learn takes most of a second, and the names alone need it not.
+    if name == "SoftmaxPathClassifier":
+        return getattr(importlib.import_module("featcache.heads.softmax_path"), name)
+    raise AttributeError(f"module 'featcache.heads' has no attribute {name!r}")
 
 
 def make_head(head: Any, seed: int = 0) -> Any:
