@@ -16,6 +16,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from featcache.heads.certificate import Certificate
 from featcache.heads.fold_numbers import draw_folds
 from featcache.heads.path_solver import NO_FOLD
 from featcache.heads.regularisation_path import FINAL_GAP, PATH_GAP, RegularisationPath
@@ -103,8 +104,9 @@ class SoftmaxPathClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
             fold, self.chosen_by_ = draw_folds(self.cv, rows.y, rows.groups, rows.X, self.random_state or 0)
         with row_threads() as threads:
             path = RegularisationPath(rows.X, rows.y, rows.weights, fold, len(rows.classes), threads, self.max_iter)
-            self.C_ = self._follow(path)
-            coef, intercept, certificate = path.final(self.C_)
+            best = self._follow(path)
+            self._score(best, path.refined(), path)
+            coef, intercept, certificate = path.final()
             self.held_out_logits_ = None
             if path.folds:
                 self.held_out_logits_ = np.full((rows.given, len(rows.classes)), np.nan, np.float32)
@@ -112,6 +114,7 @@ class SoftmaxPathClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         if len(self.classes_) == 2:
             coef, intercept = coef[1:] - coef[:1], intercept[1:] - intercept[:1]
         self.coef_, self.intercept_ = coef, intercept - coef @ rows.shift
+        self.C_ = float(self.Cs_[best])
         self.chosen_ = {"C": self.C_}
         self.n_iter_ = max(1, round(path.passes / (len(path.folds) + 1)))
         self._tell_of_gaps(certificate.gap)
@@ -125,24 +128,19 @@ class SoftmaxPathClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
             raise ValueError(f"Cs are numbers above 0, at least one, not {self.Cs!r}.")
         return np.unique(Cs)
 
-    def _follow(self, path: RegularisationPath) -> float:
-        """Go along the path from the smallest C on, and return the C that is best on held-out rows."""
+    def _follow(self, path: RegularisationPath) -> int:
+        """Go along the path from the smallest C on; the place of the C that is best on held-out rows."""
         folds, c = len(path.folds), len(self.Cs_)
         self.scores_, self.gaps_ = np.full((folds, c), np.nan), np.full((folds + 1, c), np.nan)
         losses, best, middle = np.full(c, np.inf), 0, (c - 1) // 2
         for place, C in enumerate(self.Cs_):
-            found = path.solve(float(C))
-            self.gaps_[:, place] = [certificate.gap for certificate in found]
+            losses[place] = self._score(place, path.solve(float(C)), path)
             if not folds:
                 if place == middle:
                     path.keep()
-                    return float(C)
+                    return place
                 continue
-            of_folds = found[:folds]
-            hits, weights = np.array([f.held_out_hits for f in of_folds]), np.array(path.held_out_weights)
-            missed = np.array([f.held_out_loss for f in of_folds])
-            losses[place] = missed.sum() / weights.sum()
-            self.scores_[:, place] = (hits if self.scoring == "accuracy" else -missed) / weights
+            weights = np.array(path.held_out_weights)
             means = weights @ self.scores_[:, : place + 1] / weights.sum()
             best = int(np.argmax(means))
             if best == place:
@@ -151,7 +149,15 @@ class SoftmaxPathClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
             passed = place - least >= _STEPS_BEYOND and losses[place] > _CLEARLY_WORSE * losses[least]
             if passed and self.early_stopping and self.scoring == "neg_log_loss":
                 break
-        return float(self.Cs_[best])
+        return best
+
+    def _score(self, place: int, found: Sequence[Certificate], path: RegularisationPath) -> float:
+        """Note what was found for one C; the mean held-out log-loss."""
+        self.gaps_[:, place] = [certificate.gap for certificate in found]
+        weights = np.array(path.held_out_weights)
+        missed, hits = np.array([(c.held_out_loss, c.held_out_hits) for c in found[:-1]]).reshape(-1, 2).T
+        self.scores_[:, place] = (hits if self.scoring == "accuracy" else -missed) / weights
+        return float(missed.sum() / max(weights.sum(), 1e-300))
 
     def _tell_of_gaps(self, gap: float) -> None:
         worst = float(np.nanmax(self.gaps_))

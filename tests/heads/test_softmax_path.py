@@ -129,8 +129,10 @@ def test_the_scores_are_those_of_fits_without_the_fold(k: int) -> None:
             plain = LogisticRegression(C=C, tol=1e-10, max_iter=10_000)
             p = plain.fit(X[learn].astype(np.float64), y[learn], sample_weight=s[learn]).predict_proba(X[test])
             loss = log_loss(y[test], p, sample_weight=s[test])
-            # Within a gap of 1e-4 the weights, and so the held-out losses, may differ a little.
-            assert -model.scores_[fold, place] == pytest.approx(loss, rel=5e-3)
+            # Along the path the gap is at most 1e-4, and the weights are off by its square root; where C was
+            # chosen they are nearer.
+            digits = 1e-3 if C == model.C_ else 0.01
+            assert -model.scores_[fold, place] == pytest.approx(loss, rel=digits, abs=1e-5)
             right = accuracy_score(y[test], p.argmax(1), sample_weight=s[test])
             assert by_accuracy.scores_[fold, place] == pytest.approx(right, abs=0.04)
     assert (model.gaps_ <= 1e-4).all()
