@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from featcache.errors import DamagedStoreError
 from featcache.failpoints import reach
 from featcache.recipe import Recipe
 from featcache.store.catalogue import Catalogue, foreign_errors, sync_file
@@ -42,6 +43,10 @@ def put_in_place(writer: Path, unsealed: Path, target: Path, shard: SealedShard,
         verb: ``seal`` or ``compact``, for the failpoints.
     """
     reach(f"{verb}: file written")
+    if target.parent.is_symlink():
+        raise DamagedStoreError(
+            f"{target.parent} is a link, so what is put there is not the store's own. Run `featcache repair` on the store."
+        )
     if not target.parent.is_dir():
         target.parent.mkdir(exist_ok=True)
         sync_file(target.parent.parent)

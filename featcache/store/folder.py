@@ -59,6 +59,7 @@ def make_folders(path: Path, *, create: bool) -> None:
         raise NotAStoreError(f"{path} is a file, so it cannot be a store. Give a folder, for example {path}.fcache.")
     if not create and not path.is_dir():
         raise NotAStoreError(f"There is no store at {path}. Make one with `featcache extract SOURCE -o {path}`.")
+    refuse_links(path)
     if path.is_dir() and not has_catalogue(path):
         if lost_catalogue(path):
             raise DamagedStoreError(f"{path} has lost its {CATALOGUE}. Run `featcache repair {path}`.")
@@ -73,6 +74,20 @@ def make_folders(path: Path, *, create: bool) -> None:
             )
     for folder in (path, path / "shards", path / "tmp"):
         folder.mkdir(parents=folder == path, exist_ok=True)
+
+
+def refuse_links(path: Path) -> None:
+    """See to it that what a writer renames and removes is the store's own.
+
+    Raises:
+        DamagedStoreError: the catalogue or one of the folders is a link, so what is in it may be anybody's.
+    """
+    for name in (CATALOGUE, "shards", "tmp", SET_ASIDE):
+        if (path / name).is_symlink():
+            raise DamagedStoreError(
+                f"{path / name} is a link, and a store is written to only where all of it lies in one folder. "
+                "Move what it leads to into its place, or remove the link and run `featcache repair` on the store."
+            )
 
 
 def has_catalogue(path: Path) -> bool:

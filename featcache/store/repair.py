@@ -39,6 +39,7 @@ from featcache.store.folder import (
     has_catalogue,
     lock_out_writers,
     lost_catalogue,
+    refuse_links,
     renew_backup,
 )
 from featcache.store.journal import writer_lock
@@ -96,10 +97,12 @@ def repair(store: str | Path, *, progress: Progress | bool | None = None) -> Rep
         NotAStoreError: there is no store.
         StoreFormatError: it was written by a newer featcache.
         StoreBusyError: another process is writing.
+        DamagedStoreError: a part of the store is a link that leads elsewhere.
     """
     path = Path(store)
     if not has_catalogue(path) and not lost_catalogue(path):
         raise NotAStoreError(f"There is no store at {store}.")
+    refuse_links(path)
     report = RepairReport(str(store))
     with foreign_errors(str(path)):
         for folder in ("shards", "tmp"):

@@ -351,3 +351,32 @@ def test_what_is_no_regular_file_is_refused_and_not_waited_for(path: Path, what:
     repair(path)
     assert verify(path).ok
     assert (tmp_path / "elsewhere").stat().st_mtime_ns == kept
+
+
+@pytest.mark.parametrize("part", ["tmp", "shards", "damaged", "catalog.sqlite", "shards/*"])
+@pytest.mark.parametrize("work", ["write", "repair"])
+def test_nothing_is_written_or_removed_behind_a_link(path: Path, tmp_path: Path, part: str, work: str) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "photos").mkdir(parents=True)
+    (elsewhere / "photos" / "a.jpg").write_bytes(b"somebody's own")
+    fill(elsewhere / "other.fcache", 5, start=700)
+    (link,) = [path / part] if "*" not in part else path.glob(part)
+    if link.is_dir():
+        link.rename(tmp_path / "aside")
+    link.unlink(missing_ok=True)
+    link.symlink_to(elsewhere / "other.fcache" / part if part == "catalog.sqlite" else elsewhere)
+    before = {p: p.read_bytes() for p in elsewhere.rglob("*") if p.is_file()}
+    if part == "shards/*" and work == "repair":
+        repair(path, progress=False)
+        assert verify(path, progress=False).ok
+    else:
+        with pytest.raises(DamagedStoreError, match="is a link"):
+            fill(path, 5, start=500) if work == "write" else repair(path, progress=False)
+    assert {p: p.read_bytes() for p in elsewhere.rglob("*") if p.is_file()} == before
+
+
+def test_a_store_may_be_reached_by_a_link(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(path)
+    fill(tmp_path / "link", 5, start=500)
+    assert verify(tmp_path / "link", progress=False).ok
+    assert len(FeatureStore.open(path).arrays()[0]) == 25
