@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
@@ -85,10 +86,15 @@ def commit_shard(
 
 
 def insert_shard(connection: sqlite3.Connection, space: int, shard: SealedShard) -> int:
-    """Record a shard; returns its number."""
+    """Record a shard; returns its number.
+
+    SQLite itself would give the number of a shard that was removed to the next one, and a reader that still
+    holds places in the first would read other images' vectors from the second. So numbers follow the clock.
+    """
     cursor = connection.execute(
-        "INSERT INTO shards (name, space_id, sha256, bytes, rows, created) VALUES (?, ?, ?, ?, ?, ?) RETURNING id",
-        (shard.name, space, shard.sha256, shard.bytes, shard.rows, datetime.now(timezone.utc).isoformat()),
+        "INSERT INTO shards (id, name, space_id, sha256, bytes, rows, created) "
+        "SELECT max(?, coalesce(max(id), 0) + 1), ?, ?, ?, ?, ?, ? FROM shards RETURNING id",
+        (time.time_ns() // 1_000_000, shard.name, space, shard.sha256, shard.bytes, shard.rows, datetime.now(timezone.utc).isoformat()),
     )
     return int(cursor.fetchone()[0])
 

@@ -80,7 +80,7 @@ class ShardMaps:
         self._root = root
         self._lock = threading.Lock()
         self._pid = os.getpid()
-        self._open: OrderedDict[int, tuple[mmap.mmap, ShardLayout]] = OrderedDict()
+        self._open: OrderedDict[ShardRef, tuple[mmap.mmap, ShardLayout]] = OrderedDict()
         # What was validated once stays so: a shard never changes, and to map it again is cheap.
         self._layouts: dict[ShardRef, ShardLayout] = {}
 
@@ -117,13 +117,13 @@ class ShardMaps:
             # After a fork; the lock may have come along held by a thread that did not.
             self._lock, self._open, self._pid = threading.Lock(), OrderedDict(), os.getpid()
         with self._lock:
-            held = self._open.get(shard.id)
+            held = self._open.get(shard)
             if held is None:
                 held = self._map(shard)
-                self._open[shard.id] = held
+                self._open[shard] = held
                 if len(self._open) > OPEN_SHARDS:
                     self._open.popitem(last=False)
-            self._open.move_to_end(shard.id)
+            self._open.move_to_end(shard)
             return held
 
     def _map(self, shard: ShardRef) -> tuple[mmap.mmap, ShardLayout]:

@@ -239,3 +239,17 @@ def test_gc_by_space_and_by_layer(tmp_path: Path) -> None:
     fc.compact(path)
     assert fc.verify(path).ok
     assert [p.name for p in (path / "shards").iterdir() if list(p.iterdir())] == [recipe().fingerprint[:16]]
+
+
+def test_a_reader_that_stays_open_never_takes_a_new_shard_for_one_that_was_removed(tmp_path: Path) -> None:
+    path = tmp_path / "s.fcache"
+    fill(path, 10)
+    store = FeatureStore.open(path)
+    np.testing.assert_array_equal(store.arrays()[0], values(10))
+    not_read_yet = ItemRows.of(FeatureStore.open(path))
+    remove(path, range(10), root="/nowhere")
+    fc.gc(path, apply=True, force=True)
+    fill(path, 10, start=500)  # as many rows of the same shape, in the only shard again
+    np.testing.assert_array_equal(store.arrays()[0], values(10, start=500))
+    with pytest.raises(MissingVectorsError, match="removed"):
+        not_read_yet.read(np.arange(10))
