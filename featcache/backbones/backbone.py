@@ -11,7 +11,7 @@ import numpy as np
 from featcache.backbones import layers as naming
 from featcache.backbones.layers import POOLED, Layer, LayerInfo
 from featcache.backbones.recipe_cache import Known, RecipeCache
-from featcache.errors import UnusableImageError, UsageError
+from featcache.errors import UnusableImageError, UsageError, WeightsError
 from featcache.images.transforms import PixelTransform
 from featcache.recipe import CustomTransform, PixelPath, Recipe, StandardTransform
 
@@ -75,7 +75,9 @@ class Backbone:
                 (3, h, w). Of a callable the recipe knows *name* and *version* alone: change the version
                 whenever the callable changes.
             name: the backbone's name, without a family.
-            version: needed with a callable.
+            version: of the module and a callable transform, part of the recipe; needed with a callable. The recipe
+                knows a module by its name, version and weights alone, so two that compute different things with the
+                same weights need two versions.
             axes: order of the activations inside, ``NCHW``, ``NHWC`` or ``NLC`` (tokens); needed for
                 layers other than ``pooled``.
             prefix_tokens: tokens before those of the picture's patches.
@@ -111,17 +113,33 @@ class Backbone:
                 input_size=input_size,
             )
 
-        return cls(f"module:{name}", load, device=device)
+        # A callable transform carries the version itself.
+        marked = f"{name}@{version}" if version and isinstance(transform, StandardTransform) else name
+        return cls(f"module:{marked}", load, device=device)
 
     def __repr__(self) -> str:
         return f"Backbone({self.name!r})"
 
     @property
     def network(self) -> Network:
-        """The loaded network."""
+        """The loaded network.
+
+        Raises:
+            WeightsError: it is not the one that an earlier process saw behind the same file of weights.
+        """
         if self._network is None:
-            self._network = self._load()
-            self._network.to(self.device)
+            network = self._load()
+            if self._known is not None and self._known.recipe != self._recipe_of(network):
+                # Under the recipe that was announced its vectors would be mixed with those of other weights.
+                self._known = None
+                if self._cache is not None:
+                    self._cache.forget()
+                raise WeightsError(
+                    f"The weights of {self.name} are not those that were found in the same file before: it was changed "
+                    "at this moment, or what was kept about it is wrong and is forgotten now. Run the command again."
+                )
+            self._network = network
+            network.to(self.device)
         return self._network
 
     @property
@@ -134,8 +152,7 @@ class Backbone:
         """What identifies the vectors of this backbone."""
         if self._network is None and self._known is not None:
             return self._known.recipe
-        network = self.network
-        recipe = Recipe(self.name, network.digest, network.pixels)
+        recipe = self._recipe_of(self.network)
         self._learn(recipe, {})
         return recipe
 
@@ -197,6 +214,9 @@ class Backbone:
         """
         return self.network.forward(batch, layers)
 
+    def _recipe_of(self, network: Network) -> Recipe:
+        return Recipe(self.name, network.digest, network.pixels)
+
     def _learn(self, recipe: Recipe, layers: dict[str, Layer]) -> None:
         known = self._known
         if known is None or known.recipe != recipe:
@@ -204,8 +224,9 @@ class Backbone:
         if self._known is known and layers.keys() <= known.layers.keys():
             return
         self._known = Known(recipe, known.names, known.layers | layers)
-        if self._cache is not None and self.network.weights_file is not None:
-            self._cache.write(self._known, self.network.weights_file)
+        file, state = self.network.weights_file, self.network.weights_state
+        if self._cache is not None and file is not None and state is not None:
+            self._cache.write(self._known, file, state)
 
 
 __all__ = ["POOLED", "Backbone"]

@@ -96,11 +96,12 @@ def load(name: str, weights: Path | None) -> Network:
 
     from featcache.backbones.capture import Axes
     from featcache.backbones.network import Network
-    from featcache.backbones.weights import digest_of, load_into, read_weights
+    from featcache.backbones.weights import digest_of, load_into, read_weights, settled_state
 
     spec = spec_of(name)
     module: Any = timm.create_model(spec.arch, pretrained=False)
     path = weights or weights_file(spec)
+    before = settled_state(path)
     tensors = read_weights(path)
     state = module.state_dict()
     if weights is None:
@@ -112,4 +113,4 @@ def load(name: str, weights: Path | None) -> Network:
         tensors = dict(zip(state, tensors.values(), strict=True))
     load_into(module, tensors, str(path), classifier="classifier")
     module.reset_classifier(0)
-    return Network(module, digest_of(module), PixelPath(spec.transform), Axes("NCHW"), path)
+    return Network(module, digest_of(module), PixelPath(spec.transform), Axes("NCHW"), path, weights_state=before)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from featcache.backbones.capture import Axes, activations, outputs_of
 from featcache.backbones.layers import POOLED, Layer, LayerInfo
+from featcache.images.reading import FileStat
 from featcache.recipe import CustomTransform, PixelPath, StandardTransform
 
 
@@ -27,6 +28,7 @@ class Network:
         pixels: from bytes to its input.
         axes: what the axes of its activations are.
         weights_file: where the weights came from, where that is a file.
+        weights_state: the file's state before it was read, where later processes may go by it.
         custom: the callable of a `CustomTransform`.
         input_size: height and width of its input where that is not the transform's crop.
     """
@@ -38,6 +40,7 @@ class Network:
     weights_file: Path | None = None
     custom: Callable[[Any], Tensor] | None = None
     input_size: tuple[int, int] | None = None
+    weights_state: FileStat | None = None
 
     def __post_init__(self) -> None:
         self.module.requires_grad_(False)

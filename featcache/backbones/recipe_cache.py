@@ -55,10 +55,9 @@ class RecipeCache:
             return None
         return found[1]
 
-    def write(self, known: Known, weights_file: Path) -> None:
-        """Keep what is known; *weights_file* is where the weights came from."""
+    def write(self, known: Known, weights_file: Path, stat: FileStat) -> None:
+        """Keep what is known; *weights_file* is where the weights came from, *stat* its state before they were read."""
         with suppress(OSError):
-            stat = FileStat.of(os.stat(weights_file))
             data = {
                 "format": _FORMAT,
                 "key": self._key(),
@@ -73,6 +72,11 @@ class RecipeCache:
             partial = path.with_suffix(f".{os.getpid()}")
             partial.write_text(json.dumps(data), encoding="utf-8")
             os.replace(partial, path)
+
+    def forget(self) -> None:
+        """Drop what turned out not to hold."""
+        with suppress(OSError):
+            self._path().unlink(missing_ok=True)
 
     def _key(self) -> list[str | None]:
         return [self.name, self.weights, _version("featcache"), self.library, _version(self.library)]

@@ -15,7 +15,7 @@ from torch import nn
 from featcache.backbones.capture import Axes
 from featcache.backbones.network import Network
 from featcache.backbones.recipe_cache import cache_folder
-from featcache.backbones.weights import digest_of, load_into, read_weights
+from featcache.backbones.weights import digest_of, load_into, read_weights, settled_state
 from featcache.errors import UnknownNameError, UsageError, WeightsError
 from featcache.recipe import PixelPath, StandardTransform
 
@@ -78,14 +78,17 @@ def load(name: str, weights: Path | None) -> Network:
     config: dict[str, Any] = module.pretrained_cfg
     transform = standard_transform(name, config)
     path = weights or _own_file(name)
+    before = settled_state(path) if path is not None else None
     if path is not None:
         classifier = config.get("classifier")
         load_into(module, read_weights(path), str(path), classifier if isinstance(classifier, str) else None)
     else:
+        if (path := _cached_file(config)) is not None:
+            before = settled_state(path)
         module = _downloaded(name, config)
         path = _cached_file(config)
     module.reset_classifier(0)
-    return Network(module, digest_of(module), PixelPath(transform), axes_of(module), path)
+    return Network(module, digest_of(module), PixelPath(transform), axes_of(module), path, weights_state=before)
 
 
 def blueprint(name: str) -> Network:

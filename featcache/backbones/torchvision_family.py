@@ -17,7 +17,7 @@ from torchvision.transforms._presets import ImageClassification
 
 from featcache.backbones.capture import Axes
 from featcache.backbones.network import Network
-from featcache.backbones.weights import digest_of, load_into, read_weights
+from featcache.backbones.weights import digest_of, load_into, read_weights, settled_state
 from featcache.errors import UnknownNameError, UsageError, WeightsError
 from featcache.recipe import PixelPath, StandardTransform
 
@@ -51,9 +51,10 @@ def load(name: str, weights: Path | None) -> Network:
                 f"The weights of torchvision:{name} cannot be downloaded: {error}. Load {path.name} from {chosen.url} "
                 f"on a machine that can, and put it into {path.parent}, or give it with --weights FILE."
             ) from error
+    before = settled_state(path)
     load_into(module, read_weights(path), str(path), classifier or "classifier")
     module = _beheaded(module)
-    return Network(module, digest_of(module), PixelPath(transform), axes_of(arch), path)
+    return Network(module, digest_of(module), PixelPath(transform), axes_of(arch), path, weights_state=before)
 
 
 def blueprint(name: str) -> Network:

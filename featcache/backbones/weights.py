@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from featcache.errors import WeightsError
+from featcache.images.reading import FileStat
 from featcache.recipe import weights_digest
+
+RACY_NS = 2_000_000_000
 
 
 def digest_of(module: nn.Module) -> str:
@@ -60,6 +65,16 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     return tensors
+
+
+def settled_state(path: Path) -> FileStat | None:
+    """A file's state, to be asked for before it is read; None where there is no such file, or where it was changed
+    less than two seconds ago and so may change again within the clock's grain."""
+    try:
+        state = FileStat.of(os.stat(path))
+    except OSError:
+        return None
+    return state if time.time_ns() - max(state.mtime_ns, state.ctime_ns) > RACY_NS else None
 
 
 def load_into(module: nn.Module, tensors: Mapping[str, Tensor], where: str, classifier: str | None = None) -> None:

@@ -50,6 +50,15 @@ def test_a_standard_transform() -> None:
     assert not any(p.requires_grad for p in network.parameters())
 
 
+def test_a_module_is_known_by_name_version_and_weights() -> None:
+    def make(version: str | None, name: str = "mine", seed: int = 0) -> Backbone:
+        return Backbone.from_module(module(seed), transform=SMALL, name=name, version=version)
+
+    several = [make(None), make("1"), make("2"), make("1", "other"), make("1", seed=1)]
+    assert len({backbone.recipe.fingerprint for backbone in several}) == 5
+    assert make("1").recipe == several[1].recipe
+
+
 def test_a_callable_is_known_by_name_and_version() -> None:
     def make(version: str, name: str = "mine", seed: int = 0) -> Backbone:
         return Backbone.from_module(module(seed), transform=as_tensor, name=name, version=version, input_size=(20, 20))

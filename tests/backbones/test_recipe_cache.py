@@ -14,7 +14,9 @@ import timm
 import torch
 
 from featcache.backbones import Backbone, get
+from featcache.backbones import weights as weights_module
 from featcache.backbones.recipe_cache import RecipeCache, weights_used_for
+from featcache.errors import WeightsError
 
 LAYERS = ["layer1:mean", "layer4:mean_std", "pooled"]
 
@@ -22,6 +24,7 @@ LAYERS = ["layer1:mean", "layer4:mean_std", "pooled"]
 @pytest.fixture
 def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("FEATCACHE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(weights_module, "RACY_NS", -1)  # no change here falls into the clock's grain
     torch.manual_seed(0)
     torch.save(timm.create_model("resnet18", pretrained=False).state_dict(), tmp_path / "w.pth")
     backbone = get("timm:resnet18", tmp_path / "w.pth")
@@ -113,3 +116,34 @@ def test_a_cache_that_cannot_be_written_does_no_harm(weights: Path, monkeypatch:
     (weights.parent / "file").write_text("no folder")
     monkeypatch.setenv("FEATCACHE_CACHE", str(weights.parent / "file"))
     assert get("timm:resnet18", weights).recipe == before
+
+
+def other_weights(path: Path) -> None:
+    torch.manual_seed(1)
+    torch.save(timm.create_model("resnet18", pretrained=False).state_dict(), path)
+
+
+def test_what_is_learned_later_does_not_speak_for_weights_that_came_later(weights: Path) -> None:
+    first = get("timm:resnet18", weights)
+    first.network  # noqa: B018  (loaded)
+    other_weights(weights)
+    first.resolve_layers(["layer2:mean"])
+    assert get("timm:resnet18", weights).recipe.fingerprint != first.recipe.fingerprint
+
+
+def test_weights_that_were_just_written_are_read_again(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights_module, "RACY_NS", 3_600_000_000_000)
+    other_weights(weights)
+    backbone = get("timm:resnet18", weights)
+    backbone.resolve_layers(LAYERS)
+    assert not known(backbone)
+
+
+def test_a_network_that_contradicts_what_was_known_is_not_used(weights: Path) -> None:
+    backbone = get("timm:resnet18", weights)
+    announced = backbone.recipe
+    other_weights(weights)
+    with pytest.raises(WeightsError, match="again"):
+        backbone.network  # noqa: B018
+    assert backbone.recipe != announced
+    assert get("timm:resnet18", weights).recipe == backbone.recipe
