@@ -46,7 +46,8 @@ def put_in_place(writer: Path, unsealed: Path, target: Path, shard: SealedShard,
     reach(f"{verb}: file written")
     if target.parent.is_symlink():
         raise DamagedStoreError(
-            f"{target.parent} is a link, so what is put there is not the store's own. Run `featcache repair` on the store."
+            f"{target.parent} is a link, so what is put there is not the store's own. "
+            "Run `featcache repair` on the store."
         )
     if not target.parent.is_dir():
         target.parent.mkdir(exist_ok=True)
@@ -94,7 +95,15 @@ def insert_shard(connection: sqlite3.Connection, space: int, shard: SealedShard)
     cursor = connection.execute(
         "INSERT INTO shards (id, name, space_id, sha256, bytes, rows, created) "
         "SELECT max(?, coalesce(max(id), 0) + 1), ?, ?, ?, ?, ?, ? FROM shards RETURNING id",
-        (time.time_ns() // 1_000_000, shard.name, space, shard.sha256, shard.bytes, shard.rows, datetime.now(timezone.utc).isoformat()),
+        (
+            time.time_ns() // 1_000_000,
+            shard.name,
+            space,
+            shard.sha256,
+            shard.bytes,
+            shard.rows,
+            datetime.now(timezone.utc).isoformat(),
+        ),
     )
     return int(cursor.fetchone()[0])
 
