@@ -72,10 +72,11 @@ def gc(
         StoreBusyError: another process is writing.
     """
     report = GcReport(str(store))
-    opened = FeatureStore.open(store)
-    chosen = opened.spaces if space is None else [opened.space(space)]
     vanished_only = space is None and layers is None
     with StoreWriter(Path(store), create=False, alone=True) as writer:
+        # Only now is it settled what there is: the writer has finished what dead ones left.
+        opened = FeatureStore.open(store)
+        chosen = opened.spaces if space is None else [opened.space(space)]
         columns = _columns(writer.catalogue, chosen, layers)
         losses = _losses(writer.catalogue, columns, vanished_only)
         _describe(writer.catalogue, columns, losses, report)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import featcache as fc
+from featcache import failpoints
 from featcache.errors import MissingVectorsError, UnknownNameError, UsageError
 from featcache.store import FeatureStore, StoreWriter, compaction
 from featcache.store.rows import ItemRows
@@ -253,3 +255,91 @@ def test_a_reader_that_stays_open_never_takes_a_new_shard_for_one_that_was_remov
     np.testing.assert_array_equal(store.arrays()[0], values(10, start=500))
     with pytest.raises(MissingVectorsError, match="removed"):
         not_read_yet.read(np.arange(10))
+
+
+@pytest.mark.parametrize("what", ["cut off", "gone", "a flipped bit"])
+def test_of_a_damaged_shard_with_dead_rows_compact_keeps_its_hands(tmp_path: Path, what: str) -> None:
+    path = tmp_path / "s.fcache"
+    fill(path, 30)
+    remove(path, range(5), root="/nowhere")
+    fc.gc(path, apply=True, force=True)
+    store = FeatureStore.open(path)
+    ((name,),) = store.catalogue.query(
+        "t", "SELECT s.name FROM shards s JOIN shard_columns c ON c.shard_id = s.id WHERE c.live < s.rows"
+    )
+    (shard,) = (path / "shards").rglob(f"{name}.h5")
+    data = bytearray(shard.read_bytes())
+    data[5000] ^= 1
+    shard.write_bytes(data[:-10] if what == "cut off" else data)
+    if what == "gone":
+        shard.unlink()
+    report = fc.compact(path)
+    assert report.damaged == [name]
+    assert report.shards_after == 2  # the other two are one now
+    fc.repair(path)
+    assert fc.verify(path).ok
+    np.testing.assert_array_equal(FeatureStore.open(path).gather(keys(20, 10), ["pooled"])[0], values(20, start=10))
+
+
+def test_a_space_goes_with_what_a_dead_writer_left_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "s.fcache"
+    fill(path, 10)
+    code = f"""
+        import os, signal, sys
+        from pathlib import Path
+        sys.path.insert(0, {str(ROOT)!r})
+        from featcache import failpoints
+        from tests.store.making import fill
+        def kill(point):
+            if point == "seal: renamed":
+                os.kill(os.getpid(), signal.SIGKILL)
+        failpoints.on_reach = kill
+        fill(Path({str(path)!r}), 10, layers={{"blocks.1:mean": 3}})
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=False)
+    assert len(files(path)) == 2
+    report = fc.gc(path, space=recipe().fingerprint, apply=True)
+    assert {layer["layer"]: layer["vectors"] for layer in report.layers} == {"pooled": 10, "blocks.1:mean": 10}
+    assert FeatureStore.open(path).spaces == []
+    assert files(path) == []
+    assert fc.verify(path).ok
+
+
+def meanwhile(monkeypatch: pytest.MonkeyPatch, point: str, work: Callable[[], object]) -> None:
+    """Let another do something when the work first comes to *point*."""
+
+    def on_reach(reached: str) -> None:
+        if reached == point:
+            monkeypatch.setattr(failpoints, "on_reach", None)
+            work()
+
+    monkeypatch.setattr(failpoints, "on_reach", on_reach)
+
+
+def test_rows_that_others_replaced_meanwhile_stay_where_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "s.fcache"
+    fill(path, 20, shard=5, dtype="float16")
+    meanwhile(monkeypatch, "compact: renamed", lambda: fill(path, 5, dtype="float32"))
+    fc.compact(path)
+    got = FeatureStore.open(path).gather(keys(20), ["pooled"])[0]
+    np.testing.assert_array_equal(got[:5], values(5))
+    np.testing.assert_array_equal(got[5:], values(15, start=5).astype(np.float16))
+    assert fc.verify(path).ok
+
+
+def test_what_another_compaction_has_merged_meanwhile_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "s.fcache"
+    fill(path, 30)
+    fill(path, 30, layers={"blocks.1:mean": 3})
+    fill(path, 10, start=100, layers={"pooled": 8, "blocks.1:mean": 3})
+    remove(path, range(5), root="/nowhere")
+    fc.gc(path, apply=True, force=True)
+    before = scenarios.contents(path)
+    meanwhile(monkeypatch, "compact: committed", lambda: fc.compact(path))
+    assert fc.compact(path).damaged == []
+    assert scenarios.contents(path) == before
+    assert fc.verify(path).ok
