@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -130,24 +130,27 @@ def merge_small_shards(writer: StoreWriter) -> None:
 
 def _rewrite(writer: StoreWriter, shown: Progress, *, at_least: int, dead_too: bool) -> list[str]:
     """Merge what is worth it; returns the names of damaged shards."""
+    whole: dict[str, bool] = {}
+
+    def is_whole(shard: ShardRef) -> bool:
+        if shard.name not in whole:
+            whole[shard.name] = _is_whole(writer, shard)
+        return whole[shard.name]
+
     plans = []
     for space, fingerprint, text in writer.catalogue.query("itt", "SELECT id, fingerprint, recipe FROM spaces"):
-        parts = list(_parts(writer, space, fingerprint, dead_too=dead_too))
+        parts = list(_parts(writer, space, fingerprint, is_whole if dead_too else None))
         plans += [(space, Recipe.from_json(text), group) for group in _groups(parts, writer.seal_bytes, at_least)]
     if plans:
         shown.start("compact", sum(len(group) for *_, group in plans), "shards")
-    whole: dict[str, bool] = {}
     for space, recipe, group in plans:
-        for part in group:
-            if part.shard.name not in whole:
-                whole[part.shard.name] = _is_whole(writer, part.shard)
-        good = [part for part in group if whole[part.shard.name]]
+        good = [part for part in group if is_whole(part.shard)]
         if good:
             # A file that vanishes now was merged by another process at the same time.
             with suppress(ShardGoneError):
                 _merge(writer, space, recipe, good)
         shown.advance(len(group))
-    return sorted(name for name, is_whole in whole.items() if not is_whole and is_committed(writer.catalogue, name))
+    return sorted(name for name, good in whole.items() if not good and is_committed(writer.catalogue, name))
 
 
 def _is_whole(writer: StoreWriter, shard: ShardRef) -> bool:
@@ -159,8 +162,10 @@ def _is_whole(writer: StoreWriter, shard: ShardRef) -> bool:
             return False
 
 
-def _parts(writer: StoreWriter, space: int, fingerprint: str, *, dead_too: bool) -> Iterator[_Part]:
-    """The parts of a space's shards that are small or, with *dead_too*, do not exist as a whole."""
+def _parts(
+    writer: StoreWriter, space: int, fingerprint: str, is_whole: Callable[[ShardRef], bool] | None
+) -> Iterator[_Part]:
+    """The parts of a space's shards that are small or, where *is_whole* tells which may be read, have dead rows."""
     catalogue = writer.catalogue
     maps = ShardMaps(writer.path)
     shards: dict[int, tuple[ShardRef, list[tuple[_Held, int]]]] = {}
@@ -178,8 +183,11 @@ def _parts(writer: StoreWriter, space: int, fingerprint: str, *, dead_too: bool)
         if all(live == ref.rows for _, live in columns):
             if 2 * ref.size < writer.seal_bytes:
                 yield _Part(ref, tuple(held for held, _ in columns), np.arange(ref.rows))
-        elif dead_too:
-            keys = maps.sha256s(ref)
+        elif is_whole is not None and is_whole(ref):
+            try:
+                keys = maps.sha256s(ref)
+            except ShardGoneError:
+                continue  # merged by another process at this moment
             alive = np.stack([live_rows(catalogue, held.id, ref.id, keys) for held, _ in columns])
             for pattern in np.unique(alive, axis=1).T:
                 kept = tuple(held for (held, _), is_kept in zip(columns, pattern, strict=True) if is_kept)
