@@ -14,6 +14,7 @@
     │       └── ShardGoneError        a shard's file is no longer there
     ├── RecipeMismatchError   vectors or heads made by another recipe or layer
     ├── UnusableImageError    one image that cannot be used; extraction puts it into quarantine
+    │   └── ImageMemoryError      there was not enough memory for it; another time there may be
     ├── WeightsError          weights that are absent, or do not fit the network
     ├── BundleError           a ``.fch`` file that is not a bundle, or a head that cannot be one
     └── MissingExtraError     an optional part that is not installed (also an ``ImportError``)
@@ -99,6 +100,10 @@ class RecipeMismatchError(FeatcacheError):
 
 class UnusableImageError(FeatcacheError):
     """One image that cannot be used; the message is the reason kept in quarantine."""
+
+
+class ImageMemoryError(UnusableImageError):
+    """There was not enough memory for one image, which says little of the image itself."""
 
 
 class WeightsError(FeatcacheError):

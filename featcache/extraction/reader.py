@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from featcache.errors import UnusableImageError
+from featcache.errors import ImageMemoryError, UnusableImageError
 from featcache.extraction.workers import in_order
 from featcache.images.decode import decode_rgb
 from featcache.images.reading import read_image_file
@@ -43,8 +43,8 @@ class ReadImage:
     """The network's input, where something is missing."""
     reason: str | None = None
     """Why the image cannot be used."""
-    late: bool = False
-    """Whether the reason is time alone, which says little of the file: another run may try again."""
+    passing: bool = False
+    """Whether the reason (time, memory, a transform that failed) says little of the file: another run may try again."""
     twin: bool = False
     """Whether another image of this run has the same bytes and was read before."""
 
@@ -131,15 +131,16 @@ class _Reading:
         try:
             image = decode_rgb(data)
         except UnusableImageError as error:
-            return ReadImage(entry, record, missing, reason=str(error))
+            passing = isinstance(error, ImageMemoryError)
+            return ReadImage(entry, record, missing, reason=str(error), passing=passing)
         try:
             return ReadImage(entry, record, missing, self.reader.network.prepare(image))
         except UnusableImageError as error:
             return ReadImage(entry, record, missing, reason=str(error))
         except BaseException as error:  # a transform given by the user may raise anything, in a thread even an exit
-            return ReadImage(entry, record, missing, reason=f"the transform failed: {error!r}")
+            return ReadImage(entry, record, missing, reason=f"the transform failed: {error!r}", passing=True)
 
     def give_up(self) -> ReadImage:
         record = self.reader.give_up(self)
         reason = f"it took longer than {self.reader.seconds:g} s to read and decode"
-        return ReadImage(self.entry, record, reason=reason, late=True)
+        return ReadImage(self.entry, record, reason=reason, passing=True)

@@ -3,7 +3,8 @@
 - Only what is missing is computed: an unchanged file is not read (its state on disk says so), known
   content is not decoded, a stored (image, layer) is not computed again.
 - Whatever happens to one image, the others go on; it is put into quarantine with the reason. A later run
-  does not try it again while the file is the same, unless it only took too long.
+  does not try it again while the file is the same, unless the reason may have passed (time, memory, a transform
+  that failed).
 - Stopping (Ctrl-C, SIGTERM) seals what is done. The same call goes on from there.
 """
 
@@ -71,7 +72,7 @@ class Run:
         self._known = records.known()
         self._judged: set[str] = set()
         self._rejected: dict[str, Rejected] = {}
-        self._late: dict[bytes, str] = {}
+        self._passing: dict[bytes, str] = {}
         self._shape: tuple[int, ...] | None = None
         self._twins: list[Record] = []
         self._unsaved: list[Record] = []
@@ -122,8 +123,8 @@ class Run:
         for record in self._twins:
             if record.sha256 in reasons:
                 self._reject(Rejected(record.uri, record.sha256, reasons[record.sha256]))
-            elif record.sha256 in self._late:
-                self._reject(Rejected(record.uri, None, self._late[record.sha256]))
+            elif record.sha256 in self._passing:
+                self._reject(Rejected(record.uri, None, self._passing[record.sha256]))
             elif record.sha256 in absent:
                 self._judged.discard(record.uri)  # the run ended before the image with the same bytes had its turn
             else:
@@ -195,9 +196,9 @@ class Run:
                 # Its content is unknown now, so the old hash must not speak for it.
                 self.records.remove([entry.uri])
             sha256 = None if record is None else record.sha256
-            if read.late and sha256 is not None:
+            if read.passing and sha256 is not None:
                 # With its hash in quarantine an unchanged file would not be tried again, so it goes without.
-                self._late[sha256] = read.reason
+                self._passing[sha256] = read.reason
                 sha256 = None
             self._reject(Rejected(entry.uri, sha256, read.reason))
             return False

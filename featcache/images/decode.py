@@ -18,7 +18,7 @@ from contextlib import contextmanager
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
-from featcache.errors import UnusableImageError, UsageError
+from featcache.errors import ImageMemoryError, UnusableImageError, UsageError
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
 MAX_PIXELS = 178_956_970
@@ -27,6 +27,7 @@ MAX_PIXELS = 178_956_970
 # Damaged metadata and large sizes are dealt with here, image by image; Pillow would also print them.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
+_NO_MEMORY = "there is not enough memory to decode it"
 _TILE_PIXELS = 1 << 20
 
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
@@ -53,6 +54,7 @@ def decode_rgb(data: bytes) -> Image.Image:
 
     Raises:
         UnusableImageError: the bytes are no such image, are cut off, or have no reading as RGB.
+        ImageMemoryError: there is not enough memory to decode it.
         UsageError: Pillow was told to accept files that are cut off, or to refuse images that are read here.
     """
     if ImageFile.LOAD_TRUNCATED_IMAGES:
@@ -191,7 +193,11 @@ def _errors_of_pillow() -> Iterator[None]:
                 f"sound. Set it to {MAX_PIXELS // 2:,} (Pillow's default), or more, or None."
             ) from error
         raise UnusableImageError(f"it has more than {MAX_PIXELS:,} pixels") from error
+    except MemoryError as error:
+        raise ImageMemoryError(_NO_MEMORY) from error
     except Exception as error:  # decoders raise nearly anything on damaged data
         text = str(error) or type(error).__name__
+        if text.startswith("out of memory"):  # so Pillow says it of its decoders in C
+            raise ImageMemoryError(_NO_MEMORY) from error
         cut = "truncated" in text or isinstance(error, EOFError)
         raise UnusableImageError("the file is cut off" if cut else f"it cannot be decoded: {text}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,27 @@ def test_a_copy_of_a_bad_image_is_bad_too(mixed: Path, tmp_path: Path, net: Back
     report = fc.extract(mixed, tmp_path / "s.fcache", backbone=net, progress=False)
     assert report.quarantined == 5
     assert "cut off" in dict(report.quarantine)["dogs/cut-too.jpg"]
+
+
+def test_what_says_little_of_the_file_is_tried_again(photos: Path, tmp_path: Path) -> None:
+    """Memory that was short, a disk that was full: the files and the transform are the same in the next run."""
+    shutil.copy(photos / "cats" / "cat-00.jpg", photos / "cats" / "copy.jpg")
+    time.sleep(2.1)  # from now on the times of the files vouch for them
+    failing = [True]
+
+    def transform(image: Image.Image) -> torch.Tensor:
+        if failing[0]:
+            raise OSError("no room is left for what the transform keeps")
+        return torch.from_numpy(np.asarray(image.resize((20, 20)), np.float32)).permute(2, 0, 1)
+
+    module = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    backbone = Backbone.from_module(module, transform=transform, name="mine", version="1")
+    with pytest.raises(NothingUsableError, match="no room"):
+        fc.extract(photos, tmp_path / "s.fcache", backbone=backbone, progress=False)
+    failing[0] = False
+    report = fc.extract(photos, tmp_path / "s.fcache", backbone=backbone, progress=False)
+    assert (report.computed, report.reused, report.quarantined) == (24, 1, 0)
+    assert fc.open(tmp_path / "s.fcache").quarantine() == []
 
 
 def test_strict_stops_and_names_the_file(mixed: Path, tmp_path: Path, net: Backbone) -> None:

@@ -312,6 +312,24 @@ def test_a_bomb_is_refused_before_memory_is_taken_even_without_the_limit_of_pill
     assert "60000 × 60000 pixels, more than 178,956,970" in done.stdout
 
 
+def test_memory_that_is_short_is_told_from_an_image_that_is_bad(tmp_path: Path) -> None:
+    """In a process that may take 300 MB more: as RGB the picture needs 576."""
+    Image.new("1", (12000, 12000)).save(tmp_path / "a.png")
+    code = (
+        "import resource, sys; from featcache.images.decode import decode_rgb\n"
+        "from featcache.errors import ImageMemoryError\n"
+        "pages = int(open('/proc/self/statm').read().split()[0])\n"
+        "most = pages * resource.getpagesize() + 300_000_000\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (most, most))\n"
+        "try: decode_rgb(open(sys.argv[1], 'rb').read())\n"
+        "except ImageMemoryError as error: print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "a.png")], capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == "there is not enough memory to decode it\n", done.stderr
+
+
 def test_the_limit_on_pixels_is_the_last_size_that_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encoded(Image.fromarray(NOISE), "PNG")
     monkeypatch.setattr(decode, "MAX_PIXELS", 37 * 53)
