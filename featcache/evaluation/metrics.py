@@ -2,9 +2,9 @@
 
 Values are those of scikit-learn's functions of the same names. The intervals are percentile bootstrap
 intervals (Efron and Tibshirani 1993, chapter 13) over units, since items of one unit are no independent
-evidence. They tell how the score would vary over test items, not over trainings. Where every item is
-right, or every one wrong, all resamples are equal and say nothing; the interval of the accuracy then is
-Wilson's (1927) with the number of units, and balanced accuracy and macro-F1 have none.
+evidence. They tell how the score would vary over test items, not over trainings. Where all resamples are
+equal (every item is right, or wrong, or there is but one unit) they say nothing: the interval of the accuracy
+then is Wilson's (1927) with the number of units, and the other scores have none.
 """
 
 from __future__ import annotations
@@ -105,9 +105,8 @@ def score(
             row.append(float(times[groups] @ losses / (times @ sizes)))
         values.append(row)
     right, balanced, f1, *loss = (_interval(column) for column in np.array(values).T)
-    if right.value in (0.0, 1.0):
+    if math.isnan(right.low):
         right = Interval(right.value, *wilson(right.value, count))
-        balanced, f1 = (Interval(v.value, math.nan, math.nan) for v in (balanced, f1))
     return Scores(n, right, balanced, f1, loss[0] if loss else None)
 
 
@@ -131,6 +130,8 @@ def _from_counts(truth: np.ndarray, said: np.ndarray, weights: np.ndarray, k: in
 
 
 def _interval(values: np.ndarray) -> Interval:
-    low, high = np.percentile(values[1:], [2.5, 97.5]) if len(values) > 1 else (values[0], values[0])
     value = float(values[0])
+    if len(values) > 1 and np.ptp(values[1:]) < 1e-12:  # but for rounding, all are equal
+        return Interval(value, math.nan, math.nan)
+    low, high = np.percentile(values[1:], [2.5, 97.5]) if len(values) > 1 else (value, value)
     return Interval(value, min(float(low), value), max(float(high), value))

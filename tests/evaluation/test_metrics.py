@@ -43,8 +43,11 @@ def test_values_are_those_of_scikit_learn(n: int, k: int, seed: int, skill: floa
     )  # fmt: skip
     assert got.log_loss is not None
     assert got.log_loss.value == pytest.approx(reference.log_loss(y, p, labels=classes), rel=1e-9)
-    for interval in (got.accuracy, got.log_loss):
-        assert interval.low <= interval.value <= interval.high
+    assert got.accuracy.low <= got.accuracy.value <= got.accuracy.high
+    if n == 1:
+        assert math.isnan(got.log_loss.low)
+    else:
+        assert got.log_loss.low <= got.log_loss.value <= got.log_loss.high
     for interval in (got.balanced_accuracy, got.macro_f1):
         if got.accuracy.value in (0.0, 1.0):
             assert math.isnan(interval.low)
@@ -92,6 +95,21 @@ def test_where_all_are_equal_the_interval_is_wilsons_over_units(right: bool) -> 
     assert got.accuracy.value == float(right)
     assert (got.accuracy.low, got.accuracy.high) == pytest.approx((1 - bound, 1) if right else (0, bound), abs=1e-6)
     assert got.log_loss is None
+
+
+@pytest.mark.parametrize("units", [[0] * 10, [0] * 5 + [1] * 5])
+def test_units_that_are_all_alike_say_nothing_of_others(units: list[int]) -> None:
+    """One group of pictures, or two of which four in five are right: no score is known to the last digit."""
+    y = np.array(["a", "a", "b", "b", "b"] * 2)
+    said = np.array(["a", "a", "b", "b", "a"] * 2)
+    p = np.where(said[:, None] == ["a", "b"], 0.7, 0.3)
+    got = score(y, p, said, ["a", "b"], units=np.array(units))
+    assert got.accuracy == Interval(0.8, *wilson(0.8, len(set(units))))
+    assert got.log_loss is not None
+    for other in (got.balanced_accuracy, got.macro_f1, got.log_loss):
+        assert math.isnan(other.low)
+        assert math.isnan(other.high)
+        assert math.isfinite(other.value)
 
 
 def test_wilsons_interval_is_that_of_the_textbook() -> None:
