@@ -46,7 +46,7 @@ from featcache.store.journal import writer_lock
 from featcache.store.shard import ShardLayout, hash_file, read_layout
 from featcache.store.shard_map import row_shape
 from featcache.store.shard_writing import hash_arrays
-from featcache.store.verify import named_shards, row_counts, shard_problems, unnamed_shards
+from featcache.store.verify import homeless_rows, named_shards, row_counts, shard_problems, unnamed_shards
 
 
 @dataclass
@@ -186,17 +186,19 @@ def _set_aside(store: Path, path: Path, reason: str, report: RepairReport) -> No
 def _check_named(store: Path, catalogue: Catalogue, shown: Progress, report: RepairReport) -> dict[int, set[bytes]]:
     """Take the rows of damaged shards out of the catalogue; returns them, by column."""
     lost: dict[int, set[bytes]] = {}
+    for column, shard_id, count in homeless_rows(catalogue):
+        _note_lost(catalogue, column, shard_id, lost, report)
+        with catalogue.transaction() as connection:
+            connection.execute("DELETE FROM rows WHERE column_id = ? AND shard_id = ?", (column, shard_id))
+        reason = f"{count} rows name a shard that does not hold their layer"
+        report.lost.append({"shard": CATALOGUE, "reason": reason})
     shards, counts = named_shards(catalogue), row_counts(catalogue)
     shown.start("repair", len(shards), "shards")
     for shard in shards:
         problems = shard_problems(store, catalogue, shard, counts, quick=False)
         if problems:
             for column, *_ in shard.columns:
-                rows = catalogue.query(
-                    "b", "SELECT sha256 FROM rows WHERE column_id = ? AND shard_id = ?", (column, shard.ref.id)
-                )
-                lost.setdefault(column, set()).update(sha256 for (sha256,) in rows)
-                report.rows_lost += len(rows)
+                _note_lost(catalogue, column, shard.ref.id, lost, report)
             with catalogue.transaction() as connection:
                 connection.execute("DELETE FROM rows WHERE shard_id = ?", (shard.ref.id,))
                 forget_shard(connection, shard.ref.id)
@@ -209,6 +211,15 @@ def _check_named(store: Path, catalogue: Catalogue, shown: Progress, report: Rep
                 reach("repair: damaged shard set aside")
         shown.advance()
     return lost
+
+
+def _note_lost(
+    catalogue: Catalogue, column: int, shard: int, lost: dict[int, set[bytes]], report: RepairReport
+) -> None:
+    """Add the rows of one column in one shard to *lost*."""
+    rows = catalogue.query("b", "SELECT sha256 FROM rows WHERE column_id = ? AND shard_id = ?", (column, shard))
+    lost.setdefault(column, set()).update(sha256 for (sha256,) in rows)
+    report.rows_lost += len(rows)
 
 
 def _adopt_unnamed(store: Path, catalogue: Catalogue, shown: Progress, report: RepairReport) -> None:

@@ -90,6 +90,9 @@ def verify(store: str | Path, *, quick: bool = False, progress: Progress | bool 
         catalogue = Catalogue(path / CATALOGUE)
         shards, counts = named_shards(catalogue), row_counts(catalogue)
         ((rows,),) = catalogue.query("i", "SELECT count(*) FROM rows")
+        if homeless := sum(count for *_, count in homeless_rows(catalogue)):
+            problem = f"{homeless} rows name a shard that does not hold their layer"
+            damaged.append({"shard": CATALOGUE, "problem": problem})
     except FeatcacheError as error:
         if not in_catalogue:
             damaged.append({"shard": CATALOGUE, "problem": str(error)})
@@ -135,6 +138,15 @@ def named_shards(catalogue: Catalogue) -> list[NamedShard]:
             "JOIN spaces p ON p.id = s.space_id ORDER BY s.id",
         )
     ]
+
+
+def homeless_rows(catalogue: Catalogue) -> list[tuple[int, int, int]]:
+    """(column, shard, how many) of rows that name a shard which does not hold their column."""
+    return catalogue.query(
+        "iii",
+        "SELECT r.column_id, r.shard_id, count(*) FROM rows r LEFT JOIN shard_columns c USING (shard_id, column_id) "
+        "WHERE c.shard_id IS NULL GROUP BY r.column_id, r.shard_id",
+    )
 
 
 def row_counts(catalogue: Catalogue) -> dict[tuple[int, int], int]:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -23,7 +26,8 @@ from featcache.store import FeatureStore, StoreWriter
 from featcache.store.catalogue import Catalogue
 from featcache.store.repair import repair
 from featcache.store.shard import read_layout
-from featcache.store.verify import verify
+from featcache.store.shard_map import ShardMaps
+from featcache.store.verify import named_shards, verify
 from tests.store.making import fill, recipe, values
 
 
@@ -138,11 +142,13 @@ def test_verify_finds_a_flipped_bit_and_a_lost_shard(path: Path) -> None:
 
 def test_reading_says_which_shard_is_gone_or_of_another_size(path: Path) -> None:
     first, second = shards(path)
+    whole = second.read_bytes()
     second.unlink()
     with pytest.raises(MissingVectorsError, match=second.stem):
         FeatureStore.open(path).arrays()
-    first.write_bytes(first.read_bytes()[:-10])
-    with pytest.raises((DamagedStoreError, MissingVectorsError)):
+    second.write_bytes(whole)
+    first.write_bytes(first.read_bytes() + bytes(10))
+    with pytest.raises(DamagedStoreError, match=f"{first.stem}.* bytes where the catalogue says"):
         FeatureStore.open(path).arrays()
 
 
@@ -380,3 +386,37 @@ def test_a_store_may_be_reached_by_a_link(path: Path, tmp_path: Path) -> None:
     fill(tmp_path / "link", 5, start=500)
     assert verify(tmp_path / "link", progress=False).ok
     assert len(FeatureStore.open(path).arrays()[0]) == 25
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [{"size": 1}, {"rows": 9}, {"fingerprint": "0" * 64}, {"name": "0" * 32}],
+)
+def test_a_shard_that_is_not_as_the_catalogue_describes_it_is_not_mapped(path: Path, lie: dict[str, Any]) -> None:
+    """Each by itself, since a catalogue from elsewhere may keep its digests in order."""
+    ref = named_shards(Catalogue(path / "catalog.sqlite"))[0].ref
+    assert len(ShardMaps(path).sha256s(ref)) == 10
+    if "fingerprint" in lie:  # of the same folder
+        lie = {"fingerprint": ref.fingerprint[:16] + lie["fingerprint"][16:]}
+    if "name" in lie:
+        shutil.copy(ref.path(path), replace(ref, **lie).path(path))
+    with pytest.raises(DamagedStoreError):
+        ShardMaps(path).sha256s(replace(ref, **lie))
+
+
+def test_rows_of_a_layer_that_their_shard_does_not_hold_are_found_and_given_up(path: Path) -> None:
+    fill(path, 10, layers={"blocks.1:mean": 8})
+    right = FeatureStore.open(path).arrays()[0]
+    catalogue = Catalogue(path / "catalog.sqlite", writable=True)
+    with catalogue.transaction() as connection:  # so that the digests are in order
+        connection.execute(
+            "INSERT INTO rows SELECT k.id, r.sha256, r.shard_id, r.row FROM rows r, columns k "
+            "WHERE k.layer = 'blocks.1:mean' AND r.column_id <> k.id ON CONFLICT DO NOTHING"
+        )
+    catalogue.close()
+    report = verify(path, progress=False)
+    assert [d["problem"] for d in report.damaged] == ["10 rows name a shard that does not hold their layer"]
+    done = repair(path, progress=False)
+    assert (done.rows_lost, done.to_compute[0]["layer"], done.to_compute[0]["images"]) == (10, "blocks.1:mean", 10)
+    assert verify(path, progress=False).ok
+    np.testing.assert_array_equal(FeatureStore.open(path).arrays(layers="pooled")[0], right)
