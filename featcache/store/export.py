@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from featcache.errors import SourceError, UsageError
+from featcache.errors import FeatcacheError, SourceError, UsageError
 from featcache.recipe import Recipe
 from featcache.store.catalogue import foreign_errors
 from featcache.store.items import Item
@@ -111,9 +112,15 @@ def read(path: Path) -> PlainFile:
     if not path.is_file():
         raise SourceError(f"There is no file {path}.")
     try:
-        arrays = _npz(path) if path.suffix == ".npz" else _hdf5(path)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return _plain(path, _npz(path) if path.suffix == ".npz" else _hdf5(path))
+    except (OSError, ValueError, KeyError, TypeError, MemoryError, zipfile.BadZipFile) as error:
+        if isinstance(error, FeatcacheError):
+            raise
         raise SourceError(f"{path} cannot be read as a file of features: {error}.") from error
+
+
+def _plain(path: Path, arrays: dict[str, np.ndarray]) -> PlainFile:
+    """The file's arrays, checked against each other."""
     for name in ("features", "labels"):
         if name not in arrays:
             raise SourceError(f"{path} has no array called {name!r}; it needs `features` (n, d) and `labels` (n,).")
@@ -147,7 +154,7 @@ def read(path: Path) -> PlainFile:
 
 
 def _npz(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as file:
+    with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
 
 

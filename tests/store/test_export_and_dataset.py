@@ -69,6 +69,19 @@ def test_a_file_that_does_not_fit_says_why(tmp_path: Path, arrays: dict[str, np.
         export.read(tmp_path / "a.npz")
 
 
+def test_a_file_that_cannot_be_taken_in_says_why(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "huge.h5", "w") as file:
+        file.create_dataset("features", (1 << 40, 1280), "f4", chunks=(1, 1280))
+        file["labels"] = np.zeros(3, int)
+    with h5py.File(tmp_path / "text.h5", "w") as file:
+        file["features"], file["labels"] = np.eye(2), np.array([0, 1])
+        file["classes"] = np.array([b"\xff\xfe", b"b"])
+    (tmp_path / "zip.npz").write_bytes(b"PK\x03\x04 and no more")
+    for name in ("huge.h5", "text.h5", "zip.npz"):
+        with pytest.raises(SourceError, match=name):
+            export.read(tmp_path / name)
+
+
 def test_an_unknown_suffix_and_a_missing_file(store: FeatureStore, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"\.npz"):
         store.export(tmp_path / "x.csv", layers="pooled")
