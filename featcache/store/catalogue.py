@@ -232,6 +232,14 @@ def row_digest(*values: Any) -> int:
 def _connect(path: Path, writable: bool) -> sqlite3.Connection:
     if not path.is_file():
         raise NotAStoreError(f"There is no catalogue at {path}, so this is not a featcache store.")
+    with path.open("rb") as file:
+        says_so = file.read(20)[18:] == b"\x02\x02"
+    if says_so or os.path.lexists(f"{path}-wal"):
+        # Even reading would write beside the catalogue, and what stands there would be read in its place.
+        raise DamagedStoreError(
+            f"{path} was switched to SQLite's write-ahead log, which a store does not use. "
+            "Run `PRAGMA journal_mode = DELETE` on it, or `featcache repair` on the store."
+        )
     connection = _open(path, "rw" if writable else "ro")
     try:
         connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()

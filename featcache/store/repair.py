@@ -115,6 +115,9 @@ def repair(store: str | Path, *, progress: Progress | bool | None = None) -> Rep
                 raise another_writer(path)
             own.mkdir()
             lock.acquire(timeout=0)
+            for name in (f"{file}{end}" for file in (CATALOGUE, BACKUP) for end in ("-wal", "-shm")):
+                if os.path.lexists(path / name):
+                    _set_aside(path, path / name, "a store has no write-ahead log", report)
             catalogue = _sound_catalogue(path, own, report)
             try:
                 finish_for_the_dead(path, catalogue)

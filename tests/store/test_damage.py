@@ -420,3 +420,52 @@ def test_rows_of_a_layer_that_their_shard_does_not_hold_are_found_and_given_up(p
     assert (done.rows_lost, done.to_compute[0]["layer"], done.to_compute[0]["images"]) == (10, "blocks.1:mean", 10)
     assert verify(path, progress=False).ok
     np.testing.assert_array_equal(FeatureStore.open(path).arrays(layers="pooled")[0], right)
+
+
+@pytest.mark.parametrize("how", ["the file says so", "a log lies beside it"])
+def test_a_catalogue_with_a_write_ahead_log_is_refused_and_nothing_is_written(path: Path, how: str) -> None:
+    with sqlite3.connect(path / "catalog.sqlite") as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("UPDATE items SET label = 'z'")
+        log = (path / "catalog.sqlite-wal").read_bytes()
+    connection.close()
+    if how == "a log lies beside it":
+        shutil.copy(path / "catalog.backup.sqlite", path / "catalog.sqlite")
+        (path / "catalog.sqlite-wal").write_bytes(log)
+    before = sorted(p.name for p in path.iterdir())
+    for opened in (FeatureStore.open, StoreWriter):
+        with pytest.raises(DamagedStoreError, match="write-ahead"):
+            opened(path)
+    assert not verify(path, progress=False).ok
+    assert sorted(p.name for p in path.iterdir()) == before
+    repair(path, progress=False)
+    assert verify(path, progress=False).ok
+    assert len(FeatureStore.open(path).arrays()[0]) == 20
+
+
+@pytest.mark.parametrize(
+    "what",
+    ["no rows", "position of text", "position below 0", "several formats", "a name that is no text", "long name"],
+)
+def test_the_one_door_refuses_what_no_writer_writes(path: Path, what: str) -> None:
+    shard = shards(path)[0]
+    with h5py.File(shard, "a") as file:
+        if what == "no rows":
+            for name, width in (("sha256", 32), ("vectors/pooled/0", 8)):
+                kept = dict(file[name].attrs)
+                dtype = file[name].dtype
+                del file[name]
+                file.create_dataset(name, (0, width), dtype).attrs.update(kept)
+        elif what == "position of text":
+            file["vectors/pooled/0"].attrs["position"] = "first"
+        elif what == "position below 0":
+            file["vectors/pooled/0"].attrs["position"] = -1
+        elif what == "several formats":
+            file.attrs["featcache_shard"] = [1, 1]
+        elif what == "a name that is no text":
+            file.move("vectors/pooled", "vectors/\x1b[2Jpooled")
+        else:
+            file.attrs["libraries"] = "x"
+            file.attrs["name"] = np.array(shard.stem.encode() + bytes(2 << 20), dtype=f"S{(2 << 20) + 32}")
+    with pytest.raises(DamagedStoreError):
+        read_layout(shard)
