@@ -23,9 +23,10 @@ def keep(path: Path, source: str, parts: Mapping[bytes, str]) -> None:
     """Keep these parts; what was decided before gives way.
 
     Raises:
+        NotAStoreError: the store is gone.
         StoreError: the store cannot be written.
     """
-    with StoreWriter(path) as writer, writer.catalogue.transaction() as connection:
+    with StoreWriter(path, create=False) as writer, writer.catalogue.transaction() as connection:
         connection.executemany(
             "INSERT INTO holdout (source_id, sha256, part) SELECT id, ?, ? FROM sources WHERE name = ? "
             "ON CONFLICT DO UPDATE SET part = excluded.part",

@@ -108,8 +108,10 @@ class SourceRecords:
             return
         with self._catalogue.transaction() as connection:
             connection.executemany(
-                "INSERT OR REPLACE INTO departed (source_id, uri, sha256) "
-                "SELECT source_id, uri, sha256 FROM items WHERE source_id = ? AND uri = ?",
+                # OR REPLACE would take the old row away without the trigger that keeps the digest.
+                "INSERT INTO departed (source_id, uri, sha256) "
+                "SELECT source_id, uri, sha256 FROM items WHERE source_id = ? AND uri = ? "
+                "ON CONFLICT DO UPDATE SET sha256 = excluded.sha256",
                 gone,
             )
             connection.executemany("DELETE FROM items WHERE source_id = ? AND uri = ?", gone)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from featcache.errors import MissingVectorsError, UnknownNameError, UsageError
 from featcache.store import FeatureStore, StoreWriter
+from featcache.store.source_records import SourceRecords
 from tests.store.making import fill, keys, recipe, values
 
 
@@ -198,3 +199,13 @@ def test_a_fork_while_a_thread_is_reading_does_not_hang(tmp_path: Path) -> None:
         os.waitpid(child, 0)
         pytest.fail("the forked process waits for a lock that nobody in it holds")
     assert os.waitstatus_to_exitcode(status) == 0
+
+
+def test_an_image_that_departs_twice_leaves_the_digests_in_order(tmp_path: Path) -> None:
+    path = tmp_path / "s.fcache"
+    fill(path, 5)
+    with StoreWriter(path) as writer:
+        with writer.catalogue.transaction() as connection:
+            connection.execute("INSERT INTO departed SELECT source_id, uri, sha256 FROM items")
+        SourceRecords(writer.catalogue, "pictures", "/nowhere").remove(["00000.jpg"])
+    assert FeatureStore.open(path).verify().ok
