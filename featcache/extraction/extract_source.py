@@ -113,7 +113,11 @@ def extract(
             except DiskFullError as error:
                 raise DiskFullError(f"{error} {run.room_needed()}") from error
             if report.computed and not run.stopped:
-                merge_small_shards(writer)
+                try:
+                    merge_small_shards(writer)
+                except DiskFullError as error:
+                    # All vectors are in the store; fewer files are only a convenience.
+                    shown.note(f"Small shards were not merged: {error} `featcache compact {store}` does it later.")
     if run.stopped:
         raise ExtractionInterrupted(report)
     if report.quarantined == report.items:

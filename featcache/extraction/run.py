@@ -68,7 +68,8 @@ class Run:
         self.strict, self.image_timeout = strict, image_timeout
         self.stopped = False
         self._at_least = "float32" if dtype == "float32" else "float16"
-        self._versions = f"pillow {version('pillow')}"
+        # Another release of either may read what this one refuses.
+        self._versions = f"featcache {version('featcache')}; pillow {version('pillow')}"
         self._known = records.known()
         self._judged: set[str] = set()
         self._rejected: dict[str, Rejected] = {}
@@ -122,9 +123,9 @@ class Run:
         absent = self._absent({record.sha256 for record in self._twins})
         for record in self._twins:
             if record.sha256 in reasons:
-                self._reject(Rejected(record.uri, record.sha256, reasons[record.sha256]))
+                self._book(Rejected(record.uri, record.sha256, reasons[record.sha256]))
             elif record.sha256 in self._passing:
-                self._reject(Rejected(record.uri, None, self._passing[record.sha256]))
+                self._book(Rejected(record.uri, None, self._passing[record.sha256]))
             elif record.sha256 in absent:
                 self._judged.discard(record.uri)  # the run ended before the image with the same bytes had its turn
             else:
@@ -238,10 +239,13 @@ class Run:
             self.report.computed += len(rows)
         return time.monotonic() - began
 
-    def _reject(self, rejected: Rejected) -> None:
+    def _book(self, rejected: Rejected) -> None:
         self._rejected[rejected.uri] = rejected
         self.report.quarantined += 1
         self.report.quarantine.append((rejected.uri, rejected.reason))
+
+    def _reject(self, rejected: Rejected) -> None:
+        self._book(rejected)
         if self.strict:
             raise UnusableImageError(
                 f"{rejected.uri}: {rejected.reason}. "

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +17,13 @@ from PIL import Image
 import featcache as fc
 from featcache.backbones import Backbone, tiny_backbone
 from featcache.errors import SourceError, UnusableImageError
-from featcache.extraction import NothingUsableError
+from featcache.extraction import ExtractReport, NothingUsableError
+from featcache.extraction.reader import ReadImage
+from featcache.extraction.run import Run
+from featcache.images.entry import Entry
 from featcache.recipe import StandardTransform
+from featcache.store import StoreWriter
+from featcache.store.source_records import Record, SourceRecords
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +58,10 @@ def test_bad_images_are_quarantined_with_the_reason(mixed: Path, tmp_path: Path,
     store = fc.open(tmp_path / "s.fcache")
     assert dict(store.quarantine()) == reasons
     assert store.status()["quarantined"] == 4
+    # Another release of either may read what this one refuses, and tries again.
+    assert set(store.catalogue.query("t", "SELECT versions FROM quarantine")) == {
+        (f"featcache {version('featcache')}; pillow {version('pillow')}",)
+    }
     assert len(store.arrays()[0]) == 24
     assert store.verify().ok
 
@@ -111,6 +122,24 @@ def test_strict_stops_and_names_the_file(mixed: Path, tmp_path: Path, net: Backb
     assert fc.open(tmp_path / "s.fcache").verify().ok
     report = fc.extract(mixed, tmp_path / "s.fcache", backbone=net, progress=False)
     assert report.quarantined == 4
+
+
+def test_strict_keeps_the_books_of_copies_too(mixed: Path, tmp_path: Path, net: Backbone) -> None:
+    """A copy may be read before the image whose turn it is for the bytes: it is judged when the run ends."""
+    with StoreWriter(tmp_path / "s.fcache") as writer:
+        records, space = SourceRecords(writer.catalogue, "mixed", str(mixed)), writer.space(net.recipe)
+        layers, report = net.resolve_layers(["pooled"]), ExtractReport("", "", "")
+        space.declare("pooled", "0", layers[0].position)
+        run = Run(net, layers, records, space, report, dtype=None, strict=True, image_timeout=30)
+        copy, bad = (Entry(name, mixed / "cats" / "cut.jpg", None, None, None) for name in ("copy.jpg", "bad.jpg"))
+        record = Record("copy.jpg", bytes(32), None, None, None, 1, 2, 3, 4, 5)
+        run._settle(ReadImage(copy, record, twin=True))
+        with pytest.raises(UnusableImageError, match=r"bad\.jpg"):
+            run._settle(ReadImage(bad, replace(record, uri="bad.jpg"), reason="the file is cut off"))
+        run.finish()
+    store = fc.open(tmp_path / "s.fcache")
+    assert {uri for uri, _ in store.quarantine()} == {"copy.jpg", "bad.jpg"}
+    assert len(store.items()) == 2
 
 
 def test_a_run_in_which_nothing_could_be_used_fails(tmp_path: Path, net: Backbone) -> None:

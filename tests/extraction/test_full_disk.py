@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+import featcache as fc
+from featcache import failpoints
+from featcache.backbones import tiny_backbone
+from featcache.progress import Silent
+from featcache.store import writer
 
 ROOT = Path(__file__).parents[2]
 IN_A_NAMESPACE = ["unshare", "--map-root-user", "--mount"]
@@ -86,6 +94,31 @@ def test_full_in_the_middle(can_mount: None, tmp_path: Path, draw_pictures: Call
     assert found["computed"] in (120 - found["rows"], 120 - found["rows"] - 4)
     assert found["whole"]
     assert found["n"] == 120
+
+
+def test_a_disk_too_full_to_merge_shards_fails_no_run_that_is_done(
+    tmp_path: Path, draw_pictures: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+
+    class Listener(Silent):
+        def note(self, text: str) -> None:
+            told.append(text)
+
+    def fill_up(point: str) -> None:
+        if point == "compact: file written":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(writer, "SEAL_SECONDS", 0.0)
+    monkeypatch.setattr(failpoints, "on_reach", fill_up)
+    photos, store = draw_pictures(tmp_path / "photos"), tmp_path / "s.fcache"
+    report = fc.extract(photos, store, backbone=tiny_backbone(), batch_size=2, progress=Listener())
+    assert report.computed == 24
+    assert [text for text in told if "not merged" in text and "no room" in text and "featcache compact" in text]
+    monkeypatch.setattr(failpoints, "on_reach", None)
+    assert len(fc.open(store).arrays()[0]) == 24
+    assert fc.compact(store, progress=False).shards_after == 1
+    assert fc.verify(store, progress=False).ok
 
 
 @pytest.mark.parametrize("size", ["4k", "16k", "64k", "100k", "160k"])
