@@ -343,3 +343,32 @@ def test_what_another_compaction_has_merged_meanwhile_is_passed_over(
     assert fc.compact(path).damaged == []
     assert scenarios.contents(path) == before
     assert fc.verify(path).ok
+
+
+def test_vectors_that_move_between_their_place_and_the_reading_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "s.fcache"
+    fill(path, 30)
+    store = FeatureStore.open(path)
+    find = store.where
+
+    def then_moved(layers: list[str], sha256s: list[bytes], space: str | None = None) -> dict[str, np.ndarray]:
+        places = find(layers, sha256s, space)
+        monkeypatch.setattr(store, "where", find)
+        assert fc.compact(path).shards_after == 1
+        return places
+
+    monkeypatch.setattr(store, "where", then_moved)
+    np.testing.assert_array_equal(store.gather(keys(30), ["pooled"])[0], values(30))
+
+
+def test_what_gc_has_dealt_with_is_no_doubt_the_next_time(tmp_path: Path) -> None:
+    path = tmp_path / "s.fcache"
+    fill(path, 10)
+    remove(path, range(8))
+    assert len(fc.gc(path).doubtful) == 1
+    fc.gc(path, apply=True, force=True)
+    assert fc.gc(path).doubtful == []
+    remove(path, range(8, 9))
+    assert fc.gc(path, apply=True).vectors == 1
