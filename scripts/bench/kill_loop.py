@@ -24,6 +24,7 @@ import numpy as np
 from PIL import Image
 
 import featcache as fc
+from featcache.store.folder import has_catalogue
 
 sys.path.insert(0, str(Path(__file__).parent))
 import recording
@@ -79,7 +80,7 @@ def extract(photos: Path, store: Path, computed: Synchronized[int]) -> None:
 
 def rows(store: Path) -> dict[bytes, np.ndarray]:
     """All vectors of a store by content."""
-    if not (store / "catalog.sqlite").is_file() or not (store / "catalog.sqlite").stat().st_size:
+    if not has_catalogue(store):
         return {}
     opened = fc.open(store)
     if not opened.spaces or not opened.spaces[0].layers:
@@ -132,7 +133,7 @@ def main() -> None:
         elif process.exitcode != 0:
             raise SystemExit(f"extract ended with {process.exitcode}")
         # The next writer does for the dead one what is left to do.
-        if store.is_dir() and (store / "catalog.sqlite").is_file():
+        if has_catalogue(store):
             fc.compact(store, progress=False) if chance.random() < 0.1 else fc.repair(store, progress=False)
             damaged += not fc.verify(store, progress=False).ok
         now = rows(store)
