@@ -124,7 +124,8 @@ def main() -> None:
         process, computed = start(photos, store)
         while computed.value < 0 and process.is_alive():
             time.sleep(0.001)
-        time.sleep(chance.uniform(0.0, 0.5))
+        # Short lives for the first steps of a run, long ones for the last.
+        time.sleep(chance.uniform(0.0, chance.choice((0.2, 1.0, 5.0))))
         before = process.is_alive()
         os.kill(process.pid, signal.SIGKILL)
         process.join()
