@@ -101,6 +101,8 @@ def _allocate(file: h5py.File, dataset: Described) -> int:
     how.set_layout(h5py.h5d.CONTIGUOUS)
     how.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     how.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    # One time stands in the root's attributes; with these the same contents would not be the same bytes.
+    how.set_obj_track_times(False)
     groups = h5py.h5p.create(h5py.h5p.LINK_CREATE)
     groups.set_create_intermediate_group(True)
     kind, space = h5py.h5t.py_create(dataset.dtype), h5py.h5s.create_simple(dataset.shape)

@@ -7,6 +7,7 @@ import signal
 import time
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -82,6 +83,15 @@ def test_a_shard_whose_rows_are_all_there_is_dropped(tmp_path: Path) -> None:
     before = sorted(p.name for p in (path / "shards").rglob("*.h5"))
     fill(path, 10)
     assert sorted(p.name for p in (path / "shards").rglob("*.h5")) == before
+
+
+def test_one_time_stands_in_a_shard(tmp_path: Path) -> None:
+    fill(tmp_path / "s.fcache", 4, layers={"pooled": 8, "blocks.1:mean": 3})
+    (shard,) = (tmp_path / "s.fcache" / "shards").rglob("*.h5")
+    with h5py.File(shard) as file:
+        assert "created" in file.attrs
+        for name in ("sha256", "vectors/pooled/0", "vectors/blocks.1:mean/0"):
+            assert not file[name].id.get_create_plist().get_obj_track_times()
 
 
 def test_float16_is_kept_unless_it_cannot_hold_the_values(tmp_path: Path) -> None:
