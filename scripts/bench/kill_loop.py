@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import os
 import random
 import shutil
 import signal
@@ -127,7 +126,7 @@ def main() -> None:
         # Short lives for the first steps of a run, long ones for the last.
         time.sleep(chance.uniform(0.0, chance.choice((0.2, 1.0, 5.0))))
         before = process.is_alive()
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()
         process.join()
         if before and process.exitcode == -signal.SIGKILL:
             kills += 1
