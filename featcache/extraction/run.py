@@ -260,7 +260,7 @@ class Run:
 def is_unchanged(entry: Entry, record: Record) -> bool:
     """Whether the file's state says that it still holds the bytes that were hashed."""
     try:
-        stat = os.stat(entry.path)
+        stat = os.stat(entry.place)
     except OSError:
         return False
     same = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)

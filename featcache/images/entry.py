@@ -19,11 +19,16 @@ class Entry:
 
     uri: str
     """Relative to the source's root, with ``/`` between the parts."""
-    path: Path
-    """Where its bytes are."""
+    place: str
+    """Where its bytes are; text, as a source may list very many, and a `Path` takes four times the memory."""
     label: str | None
     split: str | None
     group: str | None
+
+    @property
+    def path(self) -> Path:
+        """Where its bytes are."""
+        return Path(self.place)
 
 
 def as_text(name: str) -> str:

@@ -76,7 +76,7 @@ class FolderSource:
                         else:
                             waiting.append(place)
                 elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS and _is_file(entry):
-                    found.append(((*parts, entry.name), entry.path))
+                    found.append((parts, entry.path))
                 else:
                     self.ignored += 1
         if not found:
@@ -84,17 +84,17 @@ class FolderSource:
                 f"No image was found in {self.root} ({self.ignored} other files). "
                 f"Looked for names that end in {', '.join(sorted(EXTENSIONS))}."
             )
-        tops = {parts[0] for parts, _ in found if len(parts) > 1}
+        tops = {parts[0] for parts, _ in found if parts}
         has_splits = bool(tops) and tops <= SPLITS.keys()
         entries = []
         for parts, path in found:
-            folders = parts[1:-1] if has_splits else parts[:-1]
+            folders = parts[1:] if has_splits else parts
             entries.append(
                 Entry(
-                    uri=as_text("/".join(parts)),
-                    path=Path(path),
+                    uri=as_text("/".join((*parts, os.path.basename(path)))),
+                    place=path,
                     label=as_text(folders[0]) if folders else None,
-                    split=SPLITS[parts[0]] if has_splits and len(parts) > 1 else None,
+                    split=SPLITS[parts[0]] if has_splits and parts else None,
                     group=None,
                 )
             )

@@ -50,7 +50,7 @@ class ManifestSource:
             if not os.path.exists(place):
                 missing.append((line, row["path"]))
             label, split, group = (row.get(column) or None for column in COLUMNS[1:])
-            entries[uri] = Entry(uri, Path(place), label, split, group)
+            entries[uri] = Entry(uri, place, label, split, group)
         if missing:
             shown = ", ".join(f"{name} (line {line})" for line, name in missing[:5])
             more = " …" if len(missing) > 5 else ""

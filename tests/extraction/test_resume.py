@@ -248,7 +248,7 @@ def test_a_file_read_right_after_it_was_written_is_read_again(tmp_path: Path) ->
     """Two writes within the clock's grain leave the same times, so a file's times vouch for it only later."""
     paint(tmp_path / "a.png", 1)
     stat = os.stat(tmp_path / "a.png")
-    entry = Entry("a.png", tmp_path / "a.png", None, None, None)
+    entry = Entry("a.png", str(tmp_path / "a.png"), None, None, None)
     written = max(stat.st_mtime_ns, stat.st_ctime_ns)
 
     def record(read_after_ns: int) -> Record:

@@ -30,9 +30,9 @@ def test_folders_are_classes(tmp_path: Path) -> None:
     source = open_source(tmp_path / "pets")
     assert (source.name, source.root) == ("pets", str((tmp_path / "pets").resolve()))
     assert source.entries() == [
-        Entry("cats/a.png", tmp_path / "pets/cats/a.png", "cats", None, None),
-        Entry("cats/c.webp", tmp_path / "pets/cats/c.webp", "cats", None, None),
-        Entry("dogs/b.JPG", tmp_path / "pets/dogs/b.JPG", "dogs", None, None),
+        Entry("cats/a.png", str(tmp_path / "pets/cats/a.png"), "cats", None, None),
+        Entry("cats/c.webp", str(tmp_path / "pets/cats/c.webp"), "cats", None, None),
+        Entry("dogs/b.JPG", str(tmp_path / "pets/dogs/b.JPG"), "dogs", None, None),
     ]
     assert open_source(tmp_path / "pets", name="mine").name == "mine"
 

@@ -35,15 +35,15 @@ def test_all_columns(folder: Path) -> None:
     )
     assert (source.name, source.root) == ("list", str(folder))
     assert source.entries() == [
-        Entry("cats/1.jpg", folder / "cats/1.jpg", "cat", "train", "g1"),
-        Entry("cats/2.jpg", folder / "cats/2.jpg", None, None, None),
-        Entry("dogs/3.jpg", folder / "dogs/3.jpg", "dog", "test", "g2"),
+        Entry("cats/1.jpg", str(folder / "cats/1.jpg"), "cat", "train", "g1"),
+        Entry("cats/2.jpg", str(folder / "cats/2.jpg"), None, None, None),
+        Entry("dogs/3.jpg", str(folder / "dogs/3.jpg"), "dog", "test", "g2"),
     ]
 
 
 def test_only_the_path_is_needed_and_other_columns_are_left_alone(folder: Path) -> None:
     entries = manifest(folder, " price , path\n3,cats/1.jpg\n").entries()
-    assert entries == [Entry("cats/1.jpg", folder / "cats/1.jpg", None, None, None)]
+    assert entries == [Entry("cats/1.jpg", str(folder / "cats/1.jpg"), None, None, None)]
 
 
 def test_short_rows_quotes_and_windows_line_ends(folder: Path) -> None:
