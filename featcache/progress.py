@@ -61,12 +61,14 @@ class Lines:
         self._total: int | None = None
         self._done = self._done_then = 0
         self._began = self._said = 0.0
+        self._paced = False
 
     def start(self, what: str, total: int | None, unit: str) -> None:
         self._what, self._total, self._unit = what, total, unit
         self._done = self._done_then = 0
         self._began = self._said = time.monotonic()
-        self.note(f"{what} …" if total is None else f"{what}: {total:,} {unit} …")
+        self._paced = False
+        self.note(f"{what} …" if total is None else f"{what}: {counted(total, unit)} …")
 
     def advance(self, n: int = 1) -> None:
         with self._lock:
@@ -75,7 +77,7 @@ class Lines:
             if now - self._said < self._every:
                 return
             text = self._state(now)
-            self._said, self._done_then = now, self._done
+            self._said, self._done_then, self._paced = now, self._done, True
         self.note(text)
 
     def note(self, text: str) -> None:
@@ -84,17 +86,20 @@ class Lines:
     def finish(self) -> None:
         now = time.monotonic()
         if self._what and now - self._began >= 1:
-            done = f"{self._done:,} {self._unit} in " if self._done else ""
+            done = f"{counted(self._done, self._unit)} in " if self._done else ""
             self.note(f"{self._what}: {done}{now - self._began:.1f} s")
         self._what = ""
 
     def _state(self, now: float) -> str:
-        # The pace since the last line: things that were there already are counted in one go at first.
-        rate = (self._done - self._done_then) / (now - self._said)
         text = f"{self._what}: {self._done:,}"
         if self._total is not None:
             text += f" of {self._total:,}"
-        text += f" {self._unit}, {rate:.1f} {self._unit}/s"
+        text += f" {self._unit}"
+        if not self._paced:
+            # Up to the first line a network was loaded, and what was there already counted in one go.
+            return text
+        rate = (self._done - self._done_then) / (now - self._said)
+        text += f", {rate:.1f} {self._unit}/s"
         if self._total is not None and rate > 0:
             text += f", {_duration((self._total - self._done) / rate)} left"
         return text
@@ -136,7 +141,8 @@ class Bar:
         self._bar.start()
 
     def advance(self, n: int = 1) -> None:
-        if self._task is not None:
+        # Rich takes the pace from the first advance on: one of nothing would count the loading of a network.
+        if self._task is not None and n > 0:
             self._bar.advance(self._task, n)
 
     def note(self, text: str) -> None:
@@ -170,6 +176,11 @@ def choose(progress: Progress | bool | None) -> Iterator[Progress]:
         yield shown
     finally:
         shown.finish()
+
+
+def counted(n: int, unit: str) -> str:
+    """``1 image``, ``2,000 images``; *unit* is a plural in s."""
+    return f"{n:,} {unit.removesuffix('s') if n == 1 else unit}"
 
 
 def _duration(seconds: float) -> str:

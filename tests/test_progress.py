@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from featcache.progress import Bar, Lines, Silent, choose
+from featcache.progress import Bar, Lines, Silent, choose, counted
 
 
 def report(shown, total=40):
@@ -43,9 +43,29 @@ def test_lines_tell_the_pace_and_the_time_left():
     lines = Lines(said, every=0)
     lines.start("extract", 40, "images")
     lines.advance(10)
-    assert "extract: 10 of 40 images, " in said.getvalue()
+    lines.advance(10)
+    assert "extract: 20 of 40 images, " in said.getvalue()
     assert "images/s, " in said.getvalue()
     assert said.getvalue().endswith(" left\n")
+
+
+def test_loading_a_network_is_no_pace():
+    said = io.StringIO()
+    lines = Lines(said, every=0)
+    for _ in range(2):  # the second phase begins anew
+        lines.start("extract", 40, "images")
+        lines.advance(10)
+        assert said.getvalue().endswith("extract: 10 of 40 images\n")
+        lines.advance(1)
+        assert said.getvalue().endswith(" left\n")
+
+
+def test_one_thing_is_singular():
+    said = io.StringIO()
+    Lines(said).start("predict", 1, "images")
+    assert said.getvalue() == "predict: 1 image …\n"
+    assert counted(2000, "images") == "2,000 images"
+    assert counted(0, "images") == "0 images"
 
 
 @pytest.mark.parametrize("total", [40, None])
