@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,6 +29,8 @@ class LabelledVectors:
         recipe: what made the vectors, where that is known.
         read: from row numbers to vectors, (rows, d) float32, the layers one after another.
         knows_images: whether the items' SHA-256s are those of images.
+        without_vectors: labelled images of the source that have no vectors, so are not among the items; those
+            in quarantine are not counted.
     """
 
     items: list[Item]
@@ -39,6 +41,7 @@ class LabelledVectors:
     recipe: Recipe | None
     read: Callable[[np.ndarray], np.ndarray]
     knows_images: bool = True
+    without_vectors: int = 0
 
     @property
     def widths(self) -> list[int]:
@@ -72,6 +75,7 @@ class LabelledVectors:
         """
         rows = ItemRows.of(store, layers, split=split, source=source, space=space)
         items = rows.items
+        given: dict[str, str] | None = None
         if labels is not None:
             from featcache.images.sources import read_labels
 
@@ -100,6 +104,7 @@ class LabelledVectors:
             shapes=rows.shapes,
             recipe=store.space(space).recipe,
             read=lambda at: rows.read(kept[at]),
+            without_vectors=_without_vectors(store, items, split, given),
         )
 
     @classmethod
@@ -109,9 +114,12 @@ class LabelledVectors:
         Where the file does not say which images they are (``sha256``), equal vectors count as one image.
 
         Raises:
+            UsageError: the file is a head.
             SourceError: the file has no ``features`` and ``labels``, or they do not fit.
             MissingVectorsError: no row has a label.
         """
+        if path.suffix == ".fch":
+            raise UsageError(f"{path} is a head. Give the store to train on: featcache train STORE -o {path.name}")
         plain = export.read(path)
         kept = np.array([i for i, label in enumerate(plain.y) if label is not None], dtype=np.int64)
         if not len(kept):
@@ -139,3 +147,16 @@ class LabelledVectors:
             read=lambda at: X[at],
             knows_images=plain.sha256s is not None,
         )
+
+
+def _without_vectors(
+    store: FeatureStore, having: Sequence[Item], split: str | None, given: Mapping[str, str] | None
+) -> int:
+    """How many labelled images of the source of *having* are missing there, except those in quarantine."""
+    name = having[0].source
+    known = next(source["items"] for source in store.status()["sources"] if source["name"] == name)
+    if known == len(having):
+        return 0  # nothing is missing, so a list of a million images need not be read twice
+    there = {item.uri for item in having} | {uri for uri, _ in store.quarantine(name)}
+    lacking = [item for item in store.items(split, name) if item.uri not in there]
+    return sum((item.label if given is None else given.get(item.uri)) is not None for item in lacking)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,6 +34,9 @@ class EvaluateReport:
         overlap: how many of the items the head was trained on; None where the head does not know.
         protocol: which items these are.
         intervals: ``[low, high]`` of each metric.
+        unknown_labels: labels that the head does not know, each with the number of its items scored; all of
+            these count as wrong.
+        without_vectors: labelled images of the source that have no vectors, so could not be scored.
     """
 
     n: int
@@ -45,6 +49,8 @@ class EvaluateReport:
     overlap: int | None
     protocol: str
     intervals: dict[str, list[float] | None]
+    unknown_labels: dict[str, int]
+    without_vectors: int
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain values."""
@@ -121,6 +127,8 @@ def evaluate(
             )
     probabilities, predicted = answers(bundle, examples, rows)
     scores = metrics.score(examples.y[rows], probabilities, predicted, bundle.classes, units=examples.units[rows])
+    known = set(bundle.classes)
+    unknown = Counter(label for label in examples.y[rows].tolist() if label not in known)
     named = {
         "accuracy": scores.accuracy,
         "balanced_accuracy": scores.balanced_accuracy,
@@ -138,4 +146,6 @@ def evaluate(
         overlap=int(seen[rows].sum()) if knows else None,
         protocol=protocol,
         intervals={name: None if v is None or math.isnan(v.low) else [v.low, v.high] for name, v in named.items()},
+        unknown_labels=dict(sorted(unknown.items())),
+        without_vectors=examples.without_vectors,
     )

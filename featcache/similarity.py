@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from featcache.embedding import ImageLike, backbone_for, embed
-from featcache.errors import UnusableImageError
+from featcache.errors import UnusableImageError, UsageError
 from featcache.images.reading import read_image_file
 from featcache.store import FeatureStore, Item
 
@@ -46,9 +46,12 @@ def similar(
         Pairs of item and cosine (-1…1).
 
     Raises:
+        UsageError: *image* is a folder.
         UnusableImageError: the image cannot be read.
         RecipeMismatchError: the backbone does not follow the recipe of the space.
     """
+    if isinstance(image, (str, Path)) and Path(image).is_dir():
+        raise UsageError(f"{image} is a folder. Give one image of which the like is sought.")
     opened = store if isinstance(store, FeatureStore) else FeatureStore.open(store)
     names = opened.layer_names(layers, space)
     X, _, items = opened.arrays(None, names, source=source, space=space)

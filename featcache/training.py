@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from featcache.bundle import Bundle
-from featcache.errors import StoreError, UnknownNameError, UsageError
+from featcache.errors import MissingVectorsError, StoreError, UnknownNameError, UsageError
 from featcache.evaluation import metrics, splits
 from featcache.fitting import answers, fit
 from featcache.heads import make_head
@@ -60,12 +60,13 @@ def train(
         progress: True for a bar, False for none, None for a bar on a terminal, or an object that is told.
 
     Returns:
-        A `Bundle`; its ``report`` has the score with its interval and protocol.
+        A `Bundle`; its ``report`` has the score with its interval and protocol, and how many labelled images
+        were left out as they have no vectors.
 
     Raises:
         UsageError: fewer than two classes, no such split, a group on both sides of a split, or too few
             items of a class for the folds.
-        MissingVectorsError: no labelled item has vectors.
+        MissingVectorsError: no labelled item has vectors, or only those of one class.
     """
     began = time.monotonic()
     make_head(head, seed)  # a misspelt name should not wait for the vectors to be read
@@ -103,6 +104,7 @@ def train(
             "head": bundle.head,
             "classes": list(bundle.classes),
             "n": bundle.fitted_on,
+            "without_vectors": examples.without_vectors,
             "score": {**_interval(scores.accuracy, "accuracy"), "n": len(test), "protocol": protocol},
             "balanced_accuracy": _interval(scores.balanced_accuracy),
             "macro_f1": _interval(scores.macro_f1),
@@ -132,7 +134,10 @@ def _parts(
             "score on. Give one with `featcache extract --split FILE`, or score with --cv 5."
         )
     if split is not None:
-        raise UnknownNameError.among("split", split, [], "The source has no splits; leave --split away.")
+        raise UnknownNameError(
+            f"No split is called {split!r}: the source has none. Leave --split away, or give the source a split "
+            "with `featcache extract --split`."
+        )
     parts, was_kept = _holdout(examples, seed, store, shown)
     learn, test = np.flatnonzero(parts == "train"), np.flatnonzero(parts == "test")
     drawn = "the same as for earlier heads" if was_kept else f"seed {seed}"
@@ -198,9 +203,10 @@ def _cross_validated(
     place = {name: i for i, name in enumerate(classes)}
     probabilities: np.ndarray | None = np.zeros((len(rows), len(classes)))
     predicted = np.empty(len(rows), dtype=examples.y.dtype)
+    folds = splits.folds(examples.y[rows], examples.units[rows], k, seed)
     shown.start("cross-validate", k + 1, "fits")
     began = time.monotonic()
-    for learn, test in splits.folds(examples.y[rows], examples.units[rows], k, seed):
+    for learn, test in folds:
         unseen = sorted(set(classes) - set(examples.y[rows[learn]].tolist()))
         if unseen:
             raise UsageError(
@@ -232,10 +238,13 @@ def _of_split(examples: LabelledVectors, split: str) -> np.ndarray:
 def _check_classes(examples: LabelledVectors) -> None:
     names = sorted(set(examples.y.tolist()))
     if len(names) < 2:
-        raise UsageError(
-            f"All {len(examples.y)} labelled items are of one class, {names[0]!r}; a head needs two or more. "
-            "Put the images into one folder a class, or give --labels FILE."
-        )
+        one = f"All {len(examples.y)} labelled items are of one class, {names[0]!r}; a head needs two or more. "
+        if examples.without_vectors:
+            raise MissingVectorsError(
+                one.replace("labelled items", "labelled items with vectors")
+                + f"{examples.without_vectors} more have no vectors: run `featcache extract` to compute them."
+            )
+        raise UsageError(one + "Put the images into one folder a class, or give --labels FILE.")
 
 
 def _interval(value: Any, name: str = "value") -> dict[str, Any]:

@@ -190,6 +190,17 @@ def test_evaluate_takes_the_test_split_and_tells_the_overlap(place: Path, bundle
         fc.evaluate(bundle, store, split="vall")
 
 
+def test_evaluate_names_labels_that_the_head_does_not_know(place: Path, bundle: Bundle, tmp_path: Path) -> None:
+    assert fc.evaluate(bundle, place / "s.fcache").unknown_labels == {}
+    uris = [item.uri for item in fc.open(place / "s.fcache").items()]
+    lines = [f"{uri},{'gnus' if uri.startswith('emus') else uri.split('/')[0]}" for uri in uris]
+    (tmp_path / "labels.csv").write_text("path,label\n" + "\n".join(lines) + "\n")
+    got = fc.evaluate(bundle, place / "s.fcache", labels=tmp_path / "labels.csv")
+    scored = [item for item in fc.open(place / "s.fcache").items() if not bundle.overlap([item.sha256])]
+    assert got.unknown_labels == {"gnus": sum(item.uri.startswith("emus") for item in scored)}
+    assert got.unknown_labels["gnus"] > 0
+
+
 def test_evaluate_takes_other_labels(place: Path, bundle: Bundle, tmp_path: Path) -> None:
     uris = [item.uri for item in fc.open(place / "s.fcache").items()]
     (tmp_path / "labels.csv").write_text("path,label\n" + "".join(f"{uri},zebra\n" for uri in uris), encoding="utf-8")

@@ -16,7 +16,7 @@ from sklearn.neighbors import KNeighborsClassifier
 import featcache as fc
 from featcache.backbones import tiny_backbone
 from featcache.bundle import Bundle
-from featcache.errors import BundleError, RecipeMismatchError, UnknownNameError, UsageError
+from featcache.errors import BundleError, MissingVectorsError, RecipeMismatchError, UnknownNameError, UsageError
 from featcache.store import FeatureStore, holdout
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -178,7 +178,7 @@ def test_splits_without_one_to_score_on(pictures: Path, tmp_path: Path) -> None:
 
 
 def test_a_split_of_a_source_that_has_none(store: Path) -> None:
-    with pytest.raises(UnknownNameError, match="no splits"):
+    with pytest.raises(UnknownNameError, match="the source has none"):
         train(store, split="train")
 
 
@@ -208,6 +208,36 @@ def test_one_class_only(store: Path, tmp_path: Path, cv: int | None) -> None:
     (tmp_path / "labels.csv").write_text("\n".join(["path,label", *lines]), encoding="utf-8")
     with pytest.raises(UsageError, match=r"All 24 labelled items are of one class, 'all'"):
         train(store, labels=tmp_path / "labels.csv", cv=cv)
+
+
+def test_items_without_vectors_are_counted(pictures: Path, store: Path, tmp_path: Path) -> None:
+    assert train(store).report["without_vectors"] == 0
+    (pictures / "cats" / "text.jpg").write_text("no picture")  # in quarantine: nothing is waited for
+    half = tmp_path / "half.fcache"
+    fc.extract(pictures, half, backbone=tiny_backbone(), progress=False)
+    (pictures / "cats" / "text.jpg").unlink()
+    fc.extract(pictures, half, backbone=tiny_backbone(seed=1), limit=10, progress=False)
+    spaces = fc.open(half).spaces
+    counts = [train(half, space=space.fingerprint).report["without_vectors"] for space in spaces]
+    assert counts == [0, 14]
+    labels = tmp_path / "labels.csv"
+    listed = [item.uri for item in fc.open(half).items()][::2]
+    labels.write_text("path,label\n" + "".join(f"{uri},{'ab'[i % 2]}\n" for i, uri in enumerate(listed)))
+    got = train(half, space=spaces[1].fingerprint, labels=labels).report
+    having = {item.uri for item in fc.open(half).arrays(space=spaces[1].fingerprint)[2]}
+    assert got["without_vectors"] == len(set(listed) - having) > 0
+
+
+def test_one_class_left_for_want_of_vectors(pictures: Path, tmp_path: Path) -> None:
+    root, store = shutil.copytree(pictures, tmp_path / "photos"), tmp_path / "s.fcache"
+    fc.extract(root, store, backbone=tiny_backbone(), progress=False)
+    shutil.move(root / "dogs", tmp_path / "dogs")
+    fc.extract(root, store, backbone=tiny_backbone(seed=1), progress=False)
+    shutil.move(tmp_path / "dogs", root / "dogs")
+    fc.extract(root, store, backbone=tiny_backbone(), progress=False)
+    (space,) = [s.fingerprint for s in fc.open(store).spaces if s.layers["pooled"].rows < 20]
+    with pytest.raises(MissingVectorsError, match="12 more have no vectors"):
+        train(store, space=space)
 
 
 def test_an_unknown_head_or_layer(store: Path) -> None:

@@ -11,6 +11,7 @@ import typer
 from featcache.cli import screen
 from featcache.cli.conduct import Answer, Debug, Json, verb
 from featcache.cli.options import Layers, layer_list
+from featcache.progress import counted
 
 if TYPE_CHECKING:
     from featcache.extraction import ExtractReport
@@ -92,22 +93,28 @@ def extract(
             progress=True,
         )
     except ExtractionInterrupted as stop:
-        return Answer(stop.report.to_dict() | {"interrupted": True}, _shown(stop.report, True), 130)
-    return Answer(report.to_dict() | {"interrupted": False}, _shown(report, False))
+        return Answer(stop.report.to_dict() | {"interrupted": True}, _shown(stop.report, None), 130)
+    called = name or (source.stem if source.is_file() else source.resolve().name)
+    return Answer(report.to_dict() | {"interrupted": False}, _shown(report, called))
 
 
-def _shown(report: ExtractReport, interrupted: bool) -> Callable[[], None]:
-    return lambda: _show(report, interrupted)
+def _shown(report: ExtractReport, source: str | None) -> Callable[[], None]:
+    return lambda: _show(report, source)
 
 
-def _show(report: ExtractReport, interrupted: bool) -> None:
+def _show(report: ExtractReport, source: str | None) -> None:
+    """Show what was done to *source*; None after an interruption."""
     counts = {"new": report.added, "changed": report.changed, "no longer there": report.removed}
     since = ", ".join(f"{n:,} {word}" for word, n in counts.items() if n)
-    screen.say(f"{report.items:,} images" + (f" ({since})" if since else ""))
+    screen.say(counted(report.items, "images") + (f" ({since})" if since else ""))
     pace = f" at {report.images_per_second:.1f} images/s" if report.computed else ""
-    screen.say(f"  {report.computed:,} computed{pace}, {report.reused:,} there already")
+    there = "there already, or copies of others" if report.computed else "there already"
+    screen.say(f"  {report.computed:,} computed{pace}, {report.reused:,} {there}")
+    left = report.items - report.computed - report.reused - report.quarantined
+    if source is None and left > 0:
+        screen.say(f"  {left:,} still to do")
     if report.ignored:
-        screen.say(f"  {report.ignored:,} other files ignored")
+        screen.say(f"  {counted(report.ignored, 'other files')} ignored")
     if report.quarantined:
         screen.say(f"  {report.quarantined:,} in quarantine, since they cannot be used:")
         for uri, reason in report.quarantine[:LISTED]:
@@ -115,10 +122,30 @@ def _show(report: ExtractReport, interrupted: bool) -> None:
         if report.quarantined > LISTED:
             rest = f"{report.quarantined - LISTED:,} more"
             screen.say(f"    … and {rest}: {screen.command('featcache', 'status', report.store)}")
-    screen.say(f"  {screen.span(report.seconds)} with {report.backbone}")
+    screen.say(f"  {screen.span(report.seconds)} in all, with {report.backbone}")
     screen.say(f"Store: {report.store}")
-    if interrupted:
+    if source is None:
         screen.say("Stopped before the end. What was computed is kept; the same command goes on from here.")
     else:
-        head = Path(report.store).with_suffix(".fch").name
-        screen.say(f"Next:  {screen.command('featcache', 'train', report.store, '-o', head)}")
+        _say_next(report, source)
+
+
+def _say_next(report: ExtractReport, source: str) -> None:
+    """The next command, with what it needs to choose where the store holds more than this run's vectors."""
+    from featcache.store import FeatureStore
+
+    store = FeatureStore.open(report.store)
+    choices: list[str] = []
+    if len(store.sources()) > 1:
+        choices += ["--source", source]
+    if sum(bool(space.layers) for space in store.spaces) > 1:
+        choices += ["--space", report.space[:12]]
+    if len({item.label for item in store.items(source=source)} - {None}) < 2:
+        screen.say(f"Next:  {screen.command('featcache', 'similar', report.store, 'IMAGE', *choices)}")
+        screen.say("  A head needs two classes: one folder a class, or `featcache train --labels FILE` (path,label).")
+        return
+    layers = list(store.space(report.space).layers)
+    if "pooled" not in layers and len(layers) > 1:
+        choices += ["--layers", "+".join(layers)]
+    head = Path(report.store).with_suffix(".fch").name
+    screen.say(f"Next:  {screen.command('featcache', 'train', report.store, '-o', head, *choices)}")

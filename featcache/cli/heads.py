@@ -20,6 +20,7 @@ from featcache.cli.options import (
     StorePath,
     layer_list,
 )
+from featcache.progress import counted
 
 
 @verb(interrupted="No head was written.")
@@ -104,6 +105,7 @@ def _show_train(report: dict[str, Any]) -> None:
     screen.say(f"Head: {report['head']}, {len(report['classes'])} classes, trained on {report['n']:,} items")
     screen.say(f"Accuracy: {_with_interval(score)}")
     screen.say(f"  on {score['protocol']}")
+    _warn_of_missing(report)
     if report["chosen"]:
         by = f" ({report['chosen_by']})" if report.get("chosen_by") else ""
         screen.say("Chosen: " + ", ".join(f"{name} = {value}" for name, value in report["chosen"].items()) + by)
@@ -124,10 +126,21 @@ def _show_evaluate(report: Mapping[str, Any]) -> None:
     screen.say(f"Macro F1: {screen.percent(report['macro_f1'])}")
     if report["log_loss"] is not None:
         screen.say(f"Log-loss: {report['log_loss']:.3f}")
+    for label, n in report["unknown_labels"].items():
+        screen.say(f"Beware: the head does not know the label {label!r}; its {counted(n, 'items')} count as wrong.")
+    if report["unknown_labels"]:
+        screen.say("  If a class was renamed or added since, train again.")
+    _warn_of_missing(report)
     if report["overlap"] is None:
         screen.say("Beware: the head does not know which images it was trained on; they may be among these.")
     if report["overlap"]:
         screen.say(f"Beware: the head was trained on {report['overlap']:,} of these items.")
+
+
+def _warn_of_missing(report: Mapping[str, Any]) -> None:
+    if report["without_vectors"]:
+        images = counted(report["without_vectors"], "labelled images")
+        screen.say(f"Beware: {images} left out for want of vectors; `featcache extract` computes them.")
 
 
 def _with_interval(score: Mapping[str, float]) -> str:

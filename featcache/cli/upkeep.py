@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -9,6 +10,7 @@ import typer
 from featcache.cli import screen
 from featcache.cli.conduct import Answer, Debug, Json, verb
 from featcache.cli.options import Layers, Space, StorePath, layer_list
+from featcache.progress import counted
 
 if TYPE_CHECKING:
     from featcache.store.compaction import CompactReport
@@ -91,11 +93,12 @@ def _show_verify(report: VerifyReport, store: str, quick: bool) -> None:
     state = (
         "DAMAGED" if not report.ok else "in order, as far as can be told without reading them" if quick else "all whole"
     )
-    screen.say(f"{report.shards:,} shards, {report.rows:,} vectors: {state}")
+    screen.say(f"{counted(report.shards, 'shards')}, {counted(report.rows, 'vectors')}: {state}")
     for damage in report.damaged:
         screen.say(f"  {damage['shard']}: {damage['problem']}")
     if report.unnamed:
-        screen.say(f"{len(report.unnamed):,} shard files are not in the catalogue; a repair adopts what is whole.")
+        files = counted(len(report.unnamed), "shard files")
+        screen.say(f"{files} not in the catalogue; a repair adopts what is whole.")
     if report.damaged or report.unnamed:
         screen.say(f"Next:  {screen.command('featcache', 'repair', store)}")
 
@@ -108,27 +111,27 @@ def _show_repair(report: RepairReport) -> None:
     if report.catalogue == "made anew":
         screen.say("  Labels, names and splits come back when `featcache extract` runs again on each source.")
     if report.lost:
-        screen.say(f"{len(report.lost):,} shards taken out, with {report.rows_lost:,} vectors:")
+        screen.say(f"{counted(len(report.lost), 'shards')} taken out, with {counted(report.rows_lost, 'vectors')}:")
         for shard in report.lost:
             screen.say(f"  {shard['shard']}: {shard['reason']}")
     if report.adopted:
-        screen.say(f"{report.adopted:,} vectors taken back in from shards that the catalogue did not name")
+        screen.say(f"{counted(report.adopted, 'vectors')} taken back in from shards that the catalogue did not name")
     if report.set_aside:
         screen.say("Set aside (delete them when you no longer want to look into them):")
         for file in report.set_aside:
-            screen.say(f"  {file['file']}")
+            screen.say(f"  {Path(report.store) / file['file']}")
     for lack in report.to_compute:
         command = screen.command(
             "featcache", "extract", lack["root"], "-o", report.store, "--name", lack["source"],
             "--backbone", lack["backbone"], "--layers", lack["layer"],
         )  # fmt: skip
-        screen.say(f"{lack['images']:,} images to compute again:  {command}")
+        screen.say(f"{counted(lack['images'], 'images')} to compute again:  {command}")
 
 
 def _show_compact(report: CompactReport) -> None:
     screen.say(
-        f"{report.shards_before:,} shards, {screen.size(report.bytes_before)} → "
-        f"{report.shards_after:,} shards, {screen.size(report.bytes_after)}"
+        f"{counted(report.shards_before, 'shards')}, {screen.size(report.bytes_before)} → "
+        f"{counted(report.shards_after, 'shards')}, {screen.size(report.bytes_after)}"
     )
     if report.damaged:
         screen.say(f"Left alone, as they are damaged: {', '.join(report.damaged)}")
@@ -145,7 +148,8 @@ def _show_gc(report: GcReport) -> None:
         right=["vectors"],
     )
     done = "taken away" if report.applied else "would be taken away"
-    screen.say(f"{report.vectors:,} vectors {done}, {report.kept:,} stay; {screen.size(report.bytes)} of disk")
+    taken = f"{counted(report.vectors, 'vectors')} {done}, {report.kept:,} stay"
+    screen.say(f"{taken}; {screen.size(report.bytes)} of disk")
     for source in report.doubtful:
         screen.say(f"  {source['source']}: {source['reason']}")
     if not report.applied:

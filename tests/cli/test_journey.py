@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 import shutil
 
 import h5py
 import pytest
 
+import featcache as fc
+from featcache.backbones import tiny_backbone
 from featcache.cli import main
 
 
@@ -64,6 +67,66 @@ def test_a_bad_picture_is_told_and_the_rest_goes_on(photos, tmp_path, capsys):
     assert "cats/text.jpg: " in capsys.readouterr().out
     assert main(["status", str(tmp_path / "s.fcache")]) == 0
     assert "cats/text.jpg: " in capsys.readouterr().out
+
+
+def words_of_next(out):
+    """The command that a verb's output proposes, as words."""
+    (line,) = [line for line in out.splitlines() if line.startswith("Next:")]
+    return shlex.split(line.removeprefix("Next:"))[1:]
+
+
+def test_the_next_command_chooses_where_there_are_several(photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fc.extract(photos, "s.fcache", backbone=tiny_backbone(), progress=False)
+    assert (
+        main(["extract", "photos", "-o", "s.fcache", "--limit", "16", "--name", "some", "--layers", "blocks.*:mean"])
+        == 0
+    )
+    words = words_of_next(capsys.readouterr().out)
+    assert {"--space", "--source", "--layers"} < set(words)
+    assert main(words) == 0
+    assert (tmp_path / "s.fch").is_file()
+
+
+def test_without_labels_the_next_command_needs_none(photos, tmp_path, capsys):
+    assert main(["extract", str(photos / "cats"), "-o", str(tmp_path / "s.fcache"), "--limit", "3"]) == 0
+    out = capsys.readouterr().out
+    words = [str(photos / "cats" / "cat-00.jpg") if word == "IMAGE" else word for word in words_of_next(out)]
+    assert words[0] == "similar"
+    assert main(words) == 0
+    assert "--labels FILE" in out
+
+
+def test_a_renamed_class_is_told_by_evaluate(trained, tmp_path, capsys):
+    photos, store = tmp_path / "photos", tmp_path / "s.fcache"
+    shutil.copytree(trained / "photos", photos)
+    (photos / "cats").rename(photos / "felines")
+    assert main(["extract", str(photos), "-o", str(store)]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", str(trained / "pets.fch"), str(store)]) == 0
+    out = capsys.readouterr().out
+    assert "does not know the label 'felines'" in out
+    assert "train again" in out
+
+
+def test_images_whose_vectors_were_lost_are_told(trained, tmp_path, capsys, run):
+    shutil.copytree(trained / "photos", tmp_path / "photos")
+    store = tmp_path / "s.fcache"
+    assert main(["extract", str(tmp_path / "photos"), "-o", str(store), "--limit", "16"]) == 0
+    assert main(["extract", str(tmp_path / "photos"), "-o", str(store)]) == 0
+    smaller = min(store.glob("shards/*/*.h5"), key=lambda shard: shard.stat().st_size)
+    smaller.unlink()
+    assert main(["repair", str(store)]) == 0
+    assert main(["train", str(store), "-o", str(tmp_path / "a.fch")]) == 0
+    assert "8 labelled images left out for want of vectors" in capsys.readouterr().out
+    assert run("train", store, "-o", tmp_path / "a.fch")[1]["without_vectors"] == 8
+
+
+def test_what_is_mistaken_for_a_store_or_an_image_is_named(trained, capsys):
+    assert main(["train", str(trained / "pets.fch"), "-o", str(trained / "a.fch")]) == 2
+    assert "is a head" in capsys.readouterr().err
+    assert main(["similar", str(trained / "pets.fcache"), str(trained / "photos")]) == 2
+    assert "is a folder" in capsys.readouterr().err
 
 
 def test_strict_fails_on_a_bad_picture(photos, tmp_path, run):
