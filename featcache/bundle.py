@@ -1,16 +1,13 @@
 """Bundles: a head with all that is needed to use it again, in one ``.fch`` file.
 
-A file is a safetensors file: the tensors ``weight``, ``bias`` and ``trained_on``, and one key of
-metadata, ``featcache``, with JSON. Nothing in it can run; what does not fit together is refused.
+What a file holds is described in docs/format.md. Nothing in it can run; what does not fit together is
+refused.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import cached_property
@@ -20,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from featcache import bundle_file
 from featcache.embedding import ImageLike, backbone_for, embed, listed
 from featcache.errors import BundleError, RecipeMismatchError, StoreFormatError, UsageError
-from featcache.heads.linear import LinearForm
+from featcache.heads.forms import Form, form_of, pack, unpack
 from featcache.progress import Progress, choose
 from featcache.recipe import Recipe
 
@@ -32,7 +30,6 @@ if TYPE_CHECKING:
     from featcache.backbones import Backbone
 
 BUNDLE_FORMAT = 1
-KIND = "linear head on vectors"
 # Vectors are divided by the scales in float32, where smaller ones are 0 and larger ones infinite.
 _SMALLEST, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
@@ -83,7 +80,7 @@ class Bundle:
         layers: the layers it reads, in network order.
         recipe: what made the vectors it was fitted on; None where that is not known, and then it can
             predict from vectors only.
-        form: the linear form; None for an estimator that has none, which cannot be saved.
+        form: what the head boils down to; None for an estimator that has no such form and cannot be saved.
         estimator: the fitted estimator, where `form` is None.
         trained_on: (m, 32) uint8, the sorted SHA-256s of the images it was fitted on, each once; none where
             the vectors came from a file that does not say which images they are.
@@ -97,7 +94,7 @@ class Bundle:
     classes: tuple[str, ...]
     layers: tuple[LayerUse, ...]
     recipe: Recipe | None
-    form: LinearForm | None
+    form: Form | None
     trained_on: np.ndarray
     fitted_on: int = 0
     chosen: dict[str, Any] = field(default_factory=dict)
@@ -222,7 +219,7 @@ class Bundle:
         labels in ``classes``. The backbone part is the frozen network itself, not a copy.
 
         Raises:
-            BundleError: the head has no linear form.
+            BundleError: the head has no form that can be converted.
             RecipeMismatchError: the backbone does not follow the recipe of the vectors.
         """
         if self.form is None:
@@ -237,30 +234,22 @@ class Bundle:
         """Write the bundle.
 
         Raises:
-            BundleError: the head has no linear form; the message names what is supported.
+            BundleError: the head has no form that can be saved; the message names what is supported.
             UsageError: there is a file at *path* that is no bundle.
         """
         if self.form is None:
-            from featcache.heads.linear import linear_form
-
-            linear_form(self.estimator)
+            form_of(self.estimator)
             raise BundleError(f"The head {self.head} cannot be saved.")
-        from safetensors import SafetensorError
-        from safetensors.numpy import save_file
-
         target = Path(path)
         check_target(target)
-        tensors: dict[str, np.ndarray] = {
-            "weight": np.ascontiguousarray(self.form.weight, dtype=np.float32),
-            "bias": np.ascontiguousarray(self.form.bias, dtype=np.float32),
-            "trained_on": np.ascontiguousarray(self.trained_on, dtype=np.uint8).reshape(-1, 32),
-        }
+        kind, tensors, values = pack(self.form)
+        tensors["trained_on"] = np.asarray(self.trained_on, dtype=np.uint8).reshape(-1, 32)
         data = {
             "format": BUNDLE_FORMAT,
-            "kind": KIND,
+            "kind": kind,
             "head": self.head,
             "classes": list(self.classes),
-            "link": self.form.link,
+            **values,
             "layers": [{"name": use.name, "shape": list(use.shape), "scale": use.scale} for use in self.layers],
             "recipe": None if self.recipe is None else self.recipe.to_json(),
             "fitted_on": self.fitted_on,
@@ -269,18 +258,7 @@ class Bundle:
             "created": self.created,
             "versions": {name: version(name) for name in ("featcache", "numpy", "scikit-learn")},
         }
-        partial = target.with_name(f".{target.name}.{os.getpid()}")
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, partial, metadata={"featcache": json.dumps(data)})
-            with partial.open("rb") as file:
-                os.fsync(file.fileno())
-            os.replace(partial, target)
-        except (OSError, SafetensorError) as error:
-            raise BundleError(f"The head cannot be written to {target}: {error}.") from error
-        finally:
-            with suppress(OSError):
-                partial.unlink(missing_ok=True)
+        bundle_file.write(target, data, tensors)
 
     @classmethod
     def load(cls, path: str | Path) -> Bundle:
@@ -292,7 +270,7 @@ class Bundle:
             StoreFormatError: it was written by a newer featcache.
         """
         source = Path(path)
-        data, tensors = _read(source)
+        data, tensors = bundle_file.read(source)
         if data.get("format") != BUNDLE_FORMAT:
             raise StoreFormatError(
                 f"{source} has bundle format {data.get('format')!r}; this featcache reads format {BUNDLE_FORMAT}. "
@@ -304,32 +282,30 @@ class Bundle:
                 for use in data["layers"]
             )
             classes = tuple(str(name) for name in data["classes"])
-            weight, bias, trained_on = (tensors[name] for name in ("weight", "bias", "trained_on"))
+            trained_on = tensors["trained_on"]
+            width = sum(use.width for use in uses)
+            form = unpack(data["kind"], tensors, data, classes, width)
             bundle = cls(
                 head=str(data["head"]),
                 classes=classes,
                 layers=uses,
                 recipe=None if data["recipe"] is None else Recipe.from_json(data["recipe"]),
-                form=LinearForm(weight, bias, classes, str(data["link"])),
+                form=form,
                 trained_on=trained_on,
                 fitted_on=int(data["fitted_on"]),
                 chosen=dict(data["chosen"]),
                 report=dict(data["report"]),
                 created=str(data["created"]),
             )
+        except BundleError as error:
+            raise BundleError(f"{source} is damaged: its tensors do not fit its description.") from error
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise BundleError(f"{source} is no bundle that can be read: {error!r}.") from error
         fits = (
-            data["kind"] == KIND
-            and len(set(classes)) == len(classes) >= 2
-            and weight.shape == (len(classes), bundle.width)
-            and bias.shape == (len(classes),)
-            and weight.dtype == bias.dtype == np.float32
+            len(set(classes)) == len(classes) >= 2
             and trained_on.dtype == np.uint8
             and trained_on.ndim == 2
             and trained_on.shape[1] == 32
-            and data["link"] in ("softmax", "margin")
-            and bool(np.isfinite(weight).all() and np.isfinite(bias).all())
             and all(_SMALLEST <= use.scale <= _LARGEST and min(use.shape, default=0) > 0 for use in uses)
         )
         if not fits:
@@ -362,18 +338,3 @@ def scale_layers(X: np.ndarray, layers: Sequence[LayerUse]) -> np.ndarray:
     if all(use.scale == 1.0 for use in layers):
         return X
     return X / np.repeat(np.array([u.scale for u in layers], np.float32), [u.width for u in layers])
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
-        if path.exists():
-            raise BundleError(f"{path} is a folder, not a featcache head.")
-        raise UsageError(f"There is no head at {path}. `featcache train STORE -o {path}` makes one.")
-    try:
-        with safe_open(path, framework="numpy") as file:
-            data = json.loads((file.metadata() or {})["featcache"])
-            return dict(data), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except (SafetensorError, KeyError, ValueError, TypeError, OSError, RecursionError) as error:
-        raise BundleError(f"{path} is not a featcache head: {error}.") from error

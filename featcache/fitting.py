@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
 
@@ -11,7 +10,8 @@ import numpy as np
 from featcache.bundle import Bundle, LayerUse, scale_layers
 from featcache.errors import BundleError
 from featcache.heads import head_name, make_head
-from featcache.heads.linear import linear_form
+from featcache.heads.forms import form_of
+from featcache.heads.stream import VectorStream
 from featcache.labelled_vectors import LabelledVectors
 
 _ROWS_AT_ONCE = 8192
@@ -29,14 +29,14 @@ def fit(examples: LabelledVectors, rows: np.ndarray, head: Any, seed: int) -> Bu
     rows = np.sort(rows)
     uses = _uses(examples, rows)
     estimator = make_head(head, seed)
-    if hasattr(estimator, "fit_batches"):
-        _fit_streaming(estimator, examples, rows, uses, seed)
+    if hasattr(estimator, "fit_stream"):
+        estimator.fit_stream(_stream(examples, rows, uses))
     else:
         X = scale_layers(examples.read(rows), uses)
         groups = {"groups": examples.units[rows]} if type(estimator).__module__.startswith("featcache.") else {}
         estimator.fit(X, examples.y[rows], **groups)
     try:
-        form = linear_form(estimator)
+        form = form_of(estimator)
     except BundleError:
         form = None
     contents = sorted({examples.items[row].sha256 for row in rows}) if examples.knows_images else []
@@ -87,24 +87,13 @@ def _uses(examples: LabelledVectors, rows: np.ndarray) -> tuple[LayerUse, ...]:
     )
 
 
-def _fit_streaming(
-    estimator: Any, examples: LabelledVectors, rows: np.ndarray, uses: tuple[LayerUse, ...], seed: int
-) -> None:
-    """Fit by mini-batches read from the store, in a new order each pass; nothing else is kept in memory."""
-    from featcache.heads.torch_softmax import held_out_rows
-
+def _stream(examples: LabelledVectors, rows: np.ndarray, uses: tuple[LayerUse, ...]) -> VectorStream:
+    """Some rows as a head reads them; nothing but their labels and units is kept in memory."""
     classes, numbers = np.unique(examples.y[rows], return_inverse=True)
-    learn, held_out = held_out_rows(numbers, examples.units[rows], seed)
-    rng = np.random.default_rng(seed)
-
-    def read(at: np.ndarray) -> np.ndarray:
-        return scale_layers(examples.read(rows[at]), uses)
-
-    def batches() -> Iterable[tuple[np.ndarray, np.ndarray]]:
-        order = rng.permutation(learn)
-        for start in range(0, len(order), estimator.batch_size):
-            at = order[start : start + estimator.batch_size]
-            yield read(at), numbers[at]
-
-    width = sum(use.width for use in uses)
-    estimator.fit_batches(batches, classes, width, (read(held_out), numbers[held_out]))
+    return VectorStream(
+        read=lambda at: scale_layers(examples.read(rows[at]), uses),
+        numbers=numbers,
+        groups=examples.units[rows],
+        classes=classes,
+        width=sum(use.width for use in uses),
+    )

@@ -1,4 +1,4 @@
-"""A backbone and a linear head as one torch module."""
+"""A backbone and a head as one torch module."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from featcache.backbones.capture import activations
+from featcache.heads.forms import Form
 from featcache.heads.linear import LinearForm
+from featcache.heads.neighbours import SHARPNESS, NeighbourForm
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -22,23 +24,20 @@ class Joined(nn.Module):
 
     Args:
         backbone: the frozen network.
-        form: the linear head.
+        form: the head's.
         layers: (name, scale) of each layer that the head reads, in network order.
 
     Attributes:
         classes: the labels of the logits.
     """
 
-    def __init__(self, backbone: Backbone, form: LinearForm, layers: Sequence[tuple[str, float]]) -> None:
+    def __init__(self, backbone: Backbone, form: Form, layers: Sequence[tuple[str, float]]) -> None:
         super().__init__()
         self._backbone = backbone
         self._layers = backbone.resolve_layers([name for name, _ in layers])
         self._axes = backbone.network.axes
         self.backbone = backbone.module
-        self.head = nn.Linear(form.weight.shape[1], form.weight.shape[0])
-        with torch.no_grad():
-            self.head.weight.copy_(torch.from_numpy(form.weight))
-            self.head.bias.copy_(torch.from_numpy(form.bias))
+        self.head = _linear(form) if isinstance(form, LinearForm) else Votes(form)
         self.scales = [scale for _, scale in layers]
         self.classes = form.classes
         self.eval()
@@ -58,3 +57,29 @@ class Joined(nn.Module):
     def transform(self, image: Image) -> Tensor:
         """An RGB image as input (3, h, w)."""
         return self._backbone.network.normalised(self._backbone.prepare(image)[None])[0]
+
+
+class Votes(nn.Module):
+    """The nearest stored vectors vote, as in `featcache.heads.neighbours`; logits are log-probabilities."""
+
+    def __init__(self, form: NeighbourForm) -> None:
+        super().__init__()
+        self.k, self.count = form.k, len(form.classes)
+        self.register_buffer("vectors", torch.from_numpy(form.vectors))
+        self.register_buffer("numbers", torch.from_numpy(form.numbers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, d) vectors to logits (n, k)."""
+        cosines, places = torch.topk(nn.functional.normalize(x, eps=1e-30) @ self.vectors.T, self.k)
+        weights = torch.exp((cosines - cosines[:, :1]) / SHARPNESS)
+        votes = weights.new_full((len(x), self.count), 1 / self.count)
+        votes = votes.scatter_add(1, self.numbers[places], weights)
+        return torch.log(votes / votes.sum(1, keepdim=True))
+
+
+def _linear(form: LinearForm) -> nn.Linear:
+    linear = nn.Linear(form.weight.shape[1], form.weight.shape[0])
+    with torch.no_grad():
+        linear.weight.copy_(torch.from_numpy(form.weight))
+        linear.bias.copy_(torch.from_numpy(form.bias))
+    return linear

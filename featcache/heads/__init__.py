@@ -1,7 +1,8 @@
 """Heads: scikit-learn estimators that are trained on vectors. They know nothing of images or stores.
 
 A head has ``fit(X, y, groups=None)``, ``predict``, ``predict_proba``, ``classes_`` and ``chosen_``, the
-hyper-parameters that it chose.
+hyper-parameters that it chose. One that can learn from more vectors than fit in memory has ``fit_stream``
+(`featcache.heads.stream`) besides.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ HEADS = {
     "softmax": "featcache.heads.softmax_path:SoftmaxPathClassifier",
     "logreg": "featcache.heads.logreg:LogRegHead",
     "torch": "featcache.heads.torch_softmax:TorchSoftmaxHead",
+    "ridge": "featcache.heads.ridge:RidgeHead",
+    "knn": "featcache.heads.knn:KnnHead",
+    "centroid": "featcache.heads.centroid:CentroidHead",
 }
 """For each name its class; it is imported when it is used."""
 
@@ -36,7 +40,7 @@ def make_head(head: Any, seed: int = 0) -> Any:
 
     Args:
         head: a name in `HEADS`, or any scikit-learn classifier, which is cloned.
-        seed: of our own heads.
+        seed: of our own heads, those that draw something.
 
     Raises:
         UnknownNameError: no head of that name.
@@ -46,7 +50,8 @@ def make_head(head: Any, seed: int = 0) -> Any:
         if head not in HEADS:
             raise UnknownNameError.among("head", head, HEADS)
         module, _, name = HEADS[head].partition(":")
-        return getattr(importlib.import_module(module), name)(random_state=seed)
+        made = getattr(importlib.import_module(module), name)()
+        return made.set_params(random_state=seed) if "random_state" in made.get_params() else made
     if not (hasattr(head, "fit") and hasattr(head, "predict") and hasattr(head, "get_params")):
         raise UsageError(
             f"A head is one of {', '.join(HEADS)} or a scikit-learn classifier, not {type(head).__name__}."

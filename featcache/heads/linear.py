@@ -2,7 +2,7 @@
 
 Most heads are a matrix and a bias in the end, also behind a scaler: z = W x + b. With the link
 ``softmax`` the probabilities are softmax(z); with ``margin`` the largest z names the label and there
-are no probabilities.
+are no probabilities; with ``sigmoid`` each label has the probability 1 / (1 + exp(-z)) of its own.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import numpy as np
 
 from featcache.errors import BundleError
 
+LINKS = ("softmax", "margin", "sigmoid")
 SUPPORTED = (
-    "the heads logreg and torch, scikit-learn's linear classifiers (LogisticRegression, LinearSVC, RidgeClassifier, "
+    "the heads of featcache by their names, scikit-learn's linear classifiers (LogisticRegression, LinearSVC, RidgeClassifier, "
     "SGDClassifier …), and pipelines of StandardScaler, MinMaxScaler, MaxAbsScaler, PCA or TruncatedSVD before one of "
     "these"
 )
@@ -29,7 +30,7 @@ class LinearForm:
         weight: (k, d) float32.
         bias: (k,) float32.
         classes: k labels.
-        link: ``softmax`` or ``margin``.
+        link: ``softmax``, ``margin`` or ``sigmoid``.
     """
 
     weight: np.ndarray
@@ -42,15 +43,19 @@ class LinearForm:
         return np.asarray(np.asarray(X, np.float64) @ self.weight.T.astype(np.float64) + self.bias)
 
     def probabilities(self, X: np.ndarray) -> np.ndarray | None:
-        """(n, k) float64, rows sum to 1; None for the link ``margin``."""
-        if self.link != "softmax":
+        """(n, k) float64, rows sum to 1 but for the link ``sigmoid``; None for the link ``margin``."""
+        if self.link == "margin":
             return None
         z = self.scores(X)
+        if self.link == "sigmoid":
+            return np.asarray(np.exp(-np.logaddexp(0, -z)))
         z = np.exp(z - z.max(axis=1, keepdims=True))
         return np.asarray(z / z.sum(axis=1, keepdims=True))
 
     def predict(self, X: np.ndarray) -> np.ndarray:
-        """(n,) labels."""
+        """(n,) labels; for the link ``sigmoid`` (n, k) bool, which labels are likelier than not."""
+        if self.link == "sigmoid":
+            return np.asarray(self.scores(X) > 0)
         return np.asarray(np.array(self.classes)[self.scores(X).argmax(axis=1)])
 
 
@@ -75,11 +80,16 @@ def linear_form(fitted: Any) -> LinearForm:
         matrix, offset = _affine(step)
         bias = bias + weight @ offset
         weight = weight * matrix if matrix.ndim == 1 else weight @ matrix
+    # Scores are divided by the temperature before the softmax.
+    temperature = getattr(final, "temperature_", 1.0)
+    weight, bias = weight / temperature, bias / temperature
+    classes = tuple(str(c) for c in final.classes_)
+    if getattr(final, "link", None) == "sigmoid":
+        return LinearForm(np.ascontiguousarray(weight, np.float32), bias.astype(np.float32), classes, "sigmoid")
     if len(weight) == 1:
         # Two classes: sigmoid(z) is softmax(0, z).
         weight, bias = np.vstack([np.zeros_like(weight), weight]), np.concatenate([[0.0], bias])
     link = "softmax" if hasattr(final, "predict_proba") and _is_softmax(final) else "margin"
-    classes = tuple(str(c) for c in final.classes_)
     # In the order of rows, as it is read back from a file: BLAS rounds other orders otherwise.
     return LinearForm(np.ascontiguousarray(weight, np.float32), bias.astype(np.float32), classes, link)
 

@@ -21,6 +21,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from featcache.evaluation import splits
+from featcache.heads.stream import VectorStream
 
 Batches = Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]]
 """Starts a pass: yields vectors (b, d) and class numbers (b,)."""
@@ -35,7 +36,7 @@ class TorchSoftmaxHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     Args:
         epochs: at most so many passes; by default enough for 1,200 steps, at least 5.
-        batch_size: rows a step, for `fit`.
+        batch_size: rows a step.
         lr: the learning rate that the cosine starts from.
         Cs: inverse strengths of the penalty to choose from, on standardised vectors.
         patience: epochs without a better held-out loss after which training stops.
@@ -70,30 +71,20 @@ class TorchSoftmaxHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         X, y = validate_data(self, X, y, dtype=np.float32)
         classes, numbers = np.unique(np.asarray(y), return_inverse=True)
         groups = np.arange(len(y)) if groups is None else np.asarray(groups)
-        learn, held_out = held_out_rows(numbers, groups, self.random_state)
+        return self.fit_stream(VectorStream(lambda rows: X[rows], numbers, groups, classes, X.shape[1]))
+
+    def fit_stream(self, stream: VectorStream) -> TorchSoftmaxHead:
+        """Fit on vectors that need not fit in memory, in a new order each pass."""
+        learn, held_out = held_out_rows(stream.numbers, stream.groups, self.random_state)
         rng = np.random.default_rng(self.random_state)
 
         def batches() -> Iterable[tuple[np.ndarray, np.ndarray]]:
-            order = rng.permutation(learn)
-            for start in range(0, len(order), self.batch_size):
-                rows = order[start : start + self.batch_size]
-                yield X[rows], numbers[rows]
+            for rows, vectors in stream.blocks(rng.permutation(learn), self.batch_size):
+                yield vectors, stream.numbers[rows]
 
-        return self.fit_batches(batches, classes, X.shape[1], (X[held_out], numbers[held_out]))
-
-    def fit_batches(
-        self, batches: Batches, classes: Sequence[Any] | np.ndarray, width: int, held_out: tuple[np.ndarray, np.ndarray]
-    ) -> TorchSoftmaxHead:
-        """Fit on a stream, which need not fit in memory.
-
-        Args:
-            batches: starts a pass over the rows to learn from, in an order of its own.
-            classes: k labels; class numbers are places in them.
-            width: d.
-            held_out: vectors and class numbers that decide when to stop.
-        """
-        with _threads_for(self.batch_size * width * len(classes) * len(self.Cs)):
-            return self._fit_batches(batches, classes, width, held_out)
+        kept = stream.read(held_out), stream.numbers[held_out]
+        with _threads_for(self.batch_size * stream.width * len(stream.classes) * len(self.Cs)):
+            return self._fit_batches(batches, stream.classes, stream.width, kept)
 
     def _fit_batches(
         self, batches: Batches, classes: Sequence[Any] | np.ndarray, width: int, held_out: tuple[np.ndarray, np.ndarray]

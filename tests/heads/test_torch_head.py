@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import log_loss
 
 from featcache.heads.logreg import LogRegHead
+from featcache.heads.stream import VectorStream
 from featcache.heads.torch_softmax import TorchSoftmaxHead, held_out_rows
 from tests.heads.test_heads import gaussians
 
@@ -32,19 +31,19 @@ def test_a_stream_gives_the_head_of_the_arrays() -> None:
     X, y = gaussians(300, 3)
     head = TorchSoftmaxHead(epochs=6, batch_size=64, random_state=4).fit(X, y)
     classes, numbers = np.unique(y, return_inverse=True)
-    learn, held_out = held_out_rows(numbers, np.arange(300), 4)
-    rng = np.random.default_rng(4)
+    most = 0
 
-    def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        order = rng.permutation(learn)
-        for start in range(0, len(order), 64):
-            yield X[order[start : start + 64]], numbers[order[start : start + 64]]
+    def read(rows: np.ndarray) -> np.ndarray:
+        nonlocal most
+        most = max(most, len(rows))
+        return X[rows]
 
     streamed = TorchSoftmaxHead(epochs=6, batch_size=64, random_state=4)
-    streamed.fit_batches(batches, classes, 6, (X[held_out], numbers[held_out]))
+    streamed.fit_stream(VectorStream(read, numbers, np.arange(300), classes, 6))
     np.testing.assert_array_equal(streamed.coef_, head.coef_)
     np.testing.assert_array_equal(streamed.intercept_, head.intercept_)
     np.testing.assert_array_equal(streamed.predict_proba(X), head.predict_proba(X))
+    assert most == 64
 
 
 def test_the_global_random_numbers_are_left_alone() -> None:

@@ -1,0 +1,90 @@
+"""What a fitted head boils down to, and how that is written down as named arrays.
+
+A head that can be saved has one of two forms: a `LinearForm` or a `NeighbourForm`. Both have ``classes``,
+``link``, ``probabilities(X)`` and ``predict(X)``. Packed, a form is a kind, arrays and plain values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from featcache.errors import BundleError
+from featcache.heads.linear import LINKS, LinearForm, linear_form
+from featcache.heads.neighbours import NeighbourForm
+
+Form: TypeAlias = LinearForm | NeighbourForm
+
+LINEAR = "linear head on vectors"
+NEIGHBOURS = "neighbours by vectors"
+
+
+def form_of(fitted: Any) -> Form:
+    """The form of a fitted estimator.
+
+    Raises:
+        BundleError: it has none; the message names what is supported.
+    """
+    if type(fitted).__module__.startswith("featcache.heads.") and hasattr(fitted, "form"):
+        return fitted.form()  # type: ignore[no-any-return]
+    return linear_form(fitted)
+
+
+def pack(form: Form) -> tuple[str, dict[str, np.ndarray], dict[str, Any]]:
+    """Kind, arrays and plain values."""
+    if isinstance(form, LinearForm):
+        arrays = {"weight": form.weight.astype(np.float32), "bias": form.bias.astype(np.float32)}
+        return LINEAR, arrays, {"link": form.link}
+    arrays = {"vectors": form.vectors.astype(np.float32), "numbers": form.numbers.astype(np.int64)}
+    return NEIGHBOURS, arrays, {"link": form.link, "neighbours": form.k}
+
+
+def unpack(
+    kind: str, arrays: Mapping[str, np.ndarray], values: Mapping[str, Any], classes: tuple[str, ...], width: int
+) -> Form:
+    """The form that was packed.
+
+    Args:
+        kind, arrays, values: as `pack` gave them; what else is among them is passed over.
+        classes: labels.
+        width: d, numbers a vector.
+
+    Raises:
+        KeyError: an array or a value is missing.
+        BundleError: they do not fit together, or hold values that are not finite.
+    """
+    if kind == LINEAR:
+        weight, bias, link = arrays["weight"], arrays["bias"], values["link"]
+        _check(
+            link in LINKS,
+            weight.shape == (len(classes), width) and weight.dtype == np.float32,
+            bias.shape == (len(classes),) and bias.dtype == np.float32,
+            np.isfinite(weight).all() and np.isfinite(bias).all(),
+        )
+        return LinearForm(weight, bias, classes, link)
+    _check(kind == NEIGHBOURS)
+    vectors, numbers, k = arrays["vectors"], arrays["numbers"], values["neighbours"]
+    _check(
+        vectors.ndim == 2 and vectors.shape[1] == width and vectors.dtype == np.float32,
+        numbers.shape == vectors.shape[:1] and numbers.dtype == np.int64,
+    )
+    _check(
+        values["link"] == "votes",
+        type(k) is int and 1 <= k <= len(vectors),
+        np.isfinite(vectors).all() and _of_length_one(vectors),
+        len(numbers) > 0 and 0 <= numbers.min() and numbers.max() < len(classes),
+    )
+    return NeighbourForm(vectors, numbers, k, classes)
+
+
+def _of_length_one(vectors: np.ndarray) -> bool:
+    """Whether each vector has the length 1, or is 0."""
+    squares = np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64)
+    return bool(((np.abs(squares - 1) < 1e-3) | (squares == 0)).all())
+
+
+def _check(*holds: Any) -> None:
+    if not all(holds):
+        raise BundleError("The arrays do not fit their description.")

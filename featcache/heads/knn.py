@@ -1,0 +1,100 @@
+"""The head ``knn``: the nearest stored vectors vote, and k is chosen by leaving out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.validation import check_is_fitted
+
+from featcache.heads.neighbours import NeighbourForm, nearest, normalised, weights
+from featcache.heads.validation import to_answer, to_fit
+
+KS = (1, 3, 5, 10, 20, 50)
+_QUERIES, _FEWEST_QUERIES, _COSINES = 10_000, 1_000, 1_000_000_000
+
+
+class KnnHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """k nearest neighbours by cosine, with weighted votes (see `featcache.heads.neighbours`).
+
+    Args:
+        ks: numbers of neighbours to choose from; those above n - 1 are left out.
+        random_state: draws the rows that k is chosen on, where there are more than 10,000 (from 100,000
+            on fewer, but at least 1,000).
+
+    Attributes:
+        classes_: (k,) labels.
+        vectors_: (n, d) the vectors fitted on, divided by their lengths.
+        numbers_: (n,) int64, their classes as places in ``classes_``.
+        k_: how many vote.
+        ks_: the numbers that were compared, ascending.
+        scores_: for each of them the log-loss, each row's group left out; of equals the larger is taken.
+        chosen_: ``{"k": …}``.
+        chosen_by_: how, in words.
+    """
+
+    def __init__(self, ks: Sequence[int] = KS, random_state: int = 0) -> None:
+        self.ks = ks
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any, groups: Any = None) -> KnnHead:
+        """Fit.
+
+        Args:
+            X: (n, d) vectors.
+            y: (n,) labels.
+            groups: (n,) rows with the same one do not vote for each other while k is chosen.
+
+        Raises:
+            UsageError: a value is not finite (the row is named), or there is one class only.
+        """
+        X, self.classes_, self.numbers_, groups = to_fit(self, X, y, groups)
+        self.vectors_ = normalised(X)
+        alike = len(np.unique(groups)) == 1
+        if alike:
+            groups = np.arange(len(groups))
+        n = len(groups)
+        self.ks_ = np.unique(np.minimum(np.asarray(self.ks, dtype=np.int64), n - 1))
+        queries = np.arange(n)
+        most = min(_QUERIES, max(_FEWEST_QUERIES, _COSINES // n))
+        if n > most:
+            queries = np.sort(np.random.default_rng(self.random_state).choice(n, most, replace=False))
+        self.scores_ = self._left_out_losses(queries, groups)
+        best = len(self.ks_) - 1 - int(np.argmin(self.scores_[::-1]))
+        self.k_ = int(self.ks_[best])
+        self.chosen_ = {"k": self.k_}
+        what = "item, as all are of one group" if alike else "group" if len(np.unique(groups)) < n else "item"
+        some = f", for {len(queries):,} items" if len(queries) < n else ""
+        self.chosen_by_ = f"leaving out one {what}{some}" if len(self.ks_) > 1 else "given"
+        return self
+
+    def _left_out_losses(self, queries: np.ndarray, groups: np.ndarray) -> np.ndarray:
+        """Mean log-loss of each k over some rows."""
+        total = np.zeros(len(self.ks_))
+        asked = self.vectors_[queries]
+        for at, cosines, places in nearest(self.vectors_, asked, int(self.ks_[-1]), groups, groups[queries]):
+            votes = weights(cosines)
+            own = votes * (self.numbers_[places] == self.numbers_[queries[at], None])
+            p = (own.cumsum(axis=1) + 1 / len(self.classes_)) / (votes.cumsum(axis=1) + 1)
+            total -= np.log(p[:, self.ks_ - 1]).sum(axis=0)
+        return total / len(queries)
+
+    def form(self) -> NeighbourForm:
+        """What is saved and turned into torch: labels as text, vectors in float32."""
+        check_is_fitted(self)
+        return self._form(self.vectors_.astype(np.float32))
+
+    def _form(self, vectors: np.ndarray) -> NeighbourForm:
+        return NeighbourForm(vectors, self.numbers_, self.k_, tuple(str(c) for c in self.classes_))
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """(n, k) probabilities in the order of ``classes_``."""
+        check_is_fitted(self)
+        return self._form(self.vectors_).probabilities(to_answer(self, X))
+
+    def predict(self, X: Any) -> np.ndarray:
+        """(n,) the likeliest label."""
+        places = self.predict_proba(X).argmax(axis=1)
+        return np.asarray(self.classes_[places])
