@@ -65,6 +65,8 @@ class Votes(nn.Module):
     def __init__(self, form: NeighbourForm) -> None:
         super().__init__()
         self.k, self.count = form.k, len(form.classes)
+        self.vectors: Tensor
+        self.numbers: Tensor
         self.register_buffer("vectors", torch.from_numpy(form.vectors))
         self.register_buffer("numbers", torch.from_numpy(form.numbers))
 

@@ -16,6 +16,7 @@ import featcache as fc
 from featcache.bundle import Bundle, LayerUse
 from featcache.errors import BundleError, RecipeMismatchError, StoreFormatError, UsageError
 from featcache.heads.linear import LinearForm
+from featcache.heads.neighbours import NeighbourForm, normalised
 from tests.store.making import keys, recipe, values
 
 CLASSES = ("ant", "bee", "čmelák")
@@ -75,6 +76,70 @@ def test_it_comes_back_bit_for_bit(tmp_path: Path, link: str, known: bool) -> No
         assert getattr(back, name) == getattr(bundle, name), name
     np.testing.assert_array_equal(back.trained_on, bundle.trained_on)
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["a.fch"]
+
+
+def votes() -> Bundle:
+    """A bundle of the other form: 12 vectors that vote."""
+    bundle, rng = made(), np.random.default_rng(1)
+    vectors = normalised(rng.normal(size=(12, 8)).astype(np.float32))
+    vectors[5] = 0
+    bundle.form = NeighbourForm(vectors, np.arange(12) % 3, 4, CLASSES)
+    return bundle
+
+
+def test_neighbours_come_back_bit_for_bit(tmp_path: Path) -> None:
+    bundle = votes()
+    bundle.save(tmp_path / "a.fch")
+    back = fc.load(tmp_path / "a.fch")
+    p, again = bundle.predict_proba_vectors(values(20)), back.predict_proba_vectors(values(20))
+    assert p is not None
+    assert again is not None
+    assert p.tobytes() == again.tobytes()
+    assert back.predict_vectors(values(20)).tolist() == np.array(CLASSES)[p.argmax(1)].tolist()
+    assert back.form.k == 4  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("tensors", "changes"),
+    [
+        ({"vectors": np.zeros((12, 7), np.float32)}, {}),
+        ({"vectors": np.zeros((11, 8), np.float32)}, {}),
+        ({"vectors": np.zeros((12, 8), np.float64)}, {}),
+        ({"vectors": np.zeros(12, np.float32)}, {}),
+        ({"vectors": np.full((12, 8), np.nan, np.float32)}, {}),
+        ({"vectors": np.full((12, 8), 1e38, np.float32)}, {}),
+        ({"vectors": np.full((12, 8), 0.5, np.float32)}, {}),
+        ({"vectors": np.zeros((0, 8), np.float32), "numbers": np.zeros(0, np.int64)}, {}),
+        ({"numbers": np.full(12, 3)}, {}),
+        ({"numbers": np.full(12, -1)}, {}),
+        ({"numbers": np.zeros(12, np.int32)}, {}),
+        ({"numbers": np.zeros((12, 1), np.int64)}, {}),
+        ({}, {"neighbours": 0}),
+        ({}, {"neighbours": 13}),
+        ({}, {"neighbours": 2.0}),
+        ({}, {"neighbours": True}),
+        ({}, {"link": "softmax"}),
+        ({}, {"kind": "linear head on votes"}),
+        ({}, {"classes": ["ant", "bee"]}),
+    ],
+)
+def test_neighbours_that_do_not_fit_are_damage(
+    tmp_path: Path, tensors: dict[str, np.ndarray | None], changes: dict[str, Any]
+) -> None:
+    votes().save(tmp_path / "a.fch")
+    rewrite(tmp_path / "a.fch", tensors, **changes)
+    with pytest.raises(BundleError, match="damaged"):
+        Bundle.load(tmp_path / "a.fch")
+
+
+@pytest.mark.parametrize(("tensors", "changes"), [({"numbers": None}, {}), ({}, {"kind": "linear head on vectors"})])
+def test_neighbours_without_what_they_need(
+    tmp_path: Path, tensors: dict[str, np.ndarray | None], changes: dict[str, Any]
+) -> None:
+    votes().save(tmp_path / "a.fch")
+    rewrite(tmp_path / "a.fch", tensors, **changes)
+    with pytest.raises(BundleError, match=r"a\.fch"):
+        Bundle.load(tmp_path / "a.fch")
 
 
 def test_each_layer_is_divided_by_its_scale() -> None:

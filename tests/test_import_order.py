@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import featcache
@@ -26,6 +27,7 @@ ORDER = (
     "fitting",
     "labelled_vectors",
     "bundle",
+    "bundle_file",
     "joined",
     "embedding",
     "heads",
@@ -97,6 +99,14 @@ def test_heavy_imports_are_seen():
 
 def test_importing_featcache_is_light():
     assert heavy_after("import featcache") == []
+
+
+@pytest.mark.parametrize("head", ["ridge", "knn", "centroid", "logreg"])
+def test_heads_need_no_torch(head, tmp_path):
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "x.npz", features=rng.normal(size=(40, 5)), labels=np.arange(40) % 2)
+    code = "import sys, featcache as fc; fc.train(sys.argv[1], sys.argv[2], progress=False).save(sys.argv[3])"
+    assert heavy_after(code, str(tmp_path / "x.npz"), head, str(tmp_path / "a.fch")) == ["sklearn"]
 
 
 def test_help_is_light():

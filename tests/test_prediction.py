@@ -26,6 +26,7 @@ from featcache.errors import (
     UnusableImageError,
     UsageError,
 )
+from featcache.heads import HEADS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -302,6 +303,27 @@ def test_as_one_torch_module_it_says_the_same(place: Path, bundle: Bundle, net: 
     np.testing.assert_allclose(
         torch.softmax(logits, 1).numpy(), [[w[name] for name in bundle.classes] for w in wanted], atol=1e-5
     )
+
+
+@pytest.mark.parametrize("head", sorted(HEADS))
+def test_every_head_of_ours_saves_and_converts(place: Path, net: Backbone, tmp_path: Path, head: str) -> None:
+    store = shutil.copytree(place / "s.fcache", tmp_path / "s.fcache")
+    trained = fc.train(store, head, layers=LAYERS, progress=False)
+    trained.save(tmp_path / "a.fch")
+    back = fc.load(tmp_path / "a.fch")
+    X, _, _ = fc.open(store).arrays(layers=LAYERS)
+    p = trained.predict_proba_vectors(X)
+    assert p is not None
+    np.testing.assert_array_equal(back.predict_proba_vectors(X), p)
+    assert back.predict_vectors(X).tolist() == np.array(back.classes)[p.argmax(1)].tolist()
+    assert (back.head, back.chosen, back.report["score"]) == (head, trained.chosen, trained.report["score"])
+    paths = sorted((place / "photos").rglob("*.jpg"))
+    module = back.to_torch(net)
+    batch = torch.stack([module.transform(Image.open(path).convert("RGB")) for path in paths])  # type: ignore[operator]
+    with torch.no_grad():
+        found = torch.softmax(module(batch), 1).numpy()
+    wanted = [dict(answer.labels) for answer in say(back, paths, net)]
+    np.testing.assert_allclose(found, [[w[name] for name in back.classes] for w in wanted], atol=1e-4)
 
 
 def test_its_backbone_stays_in_eval_mode(place: Path, bundle: Bundle, net: Backbone) -> None:

@@ -31,9 +31,11 @@ def train(
     head: Annotated[
         str,
         typer.Option(
-            metavar="logreg|torch",
-            help="logreg: logistic regression by scikit-learn, its C chosen by cross-validation; torch: a"
-            " softmax layer trained by mini-batches, for caches larger than memory.",
+            metavar="logreg|ridge|knn|centroid|torch",
+            help="logreg: logistic regression by scikit-learn, its C chosen by cross-validation; ridge: ridge"
+            " regression, in a second or two, also for caches larger than memory; knn: the nearest vectors vote;"
+            " centroid: the nearest class mean; torch: a softmax layer trained by mini-batches, for caches larger"
+            " than memory.",
         ),
     ] = "logreg",
     layers: Layers = None,

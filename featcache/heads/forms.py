@@ -74,7 +74,7 @@ def unpack(
         values["link"] == "votes",
         type(k) is int and 1 <= k <= len(vectors),
         np.isfinite(vectors).all() and _of_length_one(vectors),
-        len(numbers) > 0 and 0 <= numbers.min() and numbers.max() < len(classes),
+        len(numbers) > 0 and numbers.min() >= 0 and numbers.max() < len(classes),
     )
     return NeighbourForm(vectors, numbers, k, classes)
 

@@ -16,9 +16,9 @@ from featcache.errors import BundleError
 
 LINKS = ("softmax", "margin", "sigmoid")
 SUPPORTED = (
-    "the heads of featcache by their names, scikit-learn's linear classifiers (LogisticRegression, LinearSVC, RidgeClassifier, "
-    "SGDClassifier …), and pipelines of StandardScaler, MinMaxScaler, MaxAbsScaler, PCA or TruncatedSVD before one of "
-    "these"
+    "the heads of featcache by their names, scikit-learn's linear classifiers (LogisticRegression, LinearSVC, "
+    "RidgeClassifier, SGDClassifier …), and pipelines of StandardScaler, MinMaxScaler, MaxAbsScaler, PCA or "
+    "TruncatedSVD before one of these"
 )
 
 

@@ -35,7 +35,9 @@ class VectorStream:
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def blocks(self, order: np.ndarray | None = None, size: int = ROWS_AT_ONCE) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def blocks(
+        self, order: np.ndarray | None = None, size: int = ROWS_AT_ONCE
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """One pass: row numbers (m,) and vectors (m, d), in *order* or from the first row to the last."""
         order = np.arange(len(self)) if order is None else order
         for start in range(0, len(order), size):

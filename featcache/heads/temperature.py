@@ -21,8 +21,9 @@ def fit_temperature(
 ) -> tuple[float, float]:
     """The temperature of the least log-loss.
 
-    The loss is convex in 1/T. So that it has a minimum where every row is right by its scores, one row
-    more is taken to be wrong and one to be right, as by Platt (1999, section 2.2).
+    The loss is convex in 1/T. So that it has a minimum where every row is right by its scores, each is
+    taken to be right but for a small part, as by Platt (1999, section 2.2): as if there were one row more
+    that is right and one whose class is the likeliest of the wrong ones.
 
     Args:
         scores: (n, k) of rows that the scores were not fitted on.
@@ -40,6 +41,11 @@ def fit_temperature(
     spread = float(np.sqrt(np.mean(np.square(scores - mean)))) or 1.0
     wrong = 1 / (total + 2)
     size = max(1, _AT_ONCE // k)
+    others = np.empty(n)
+    for at in range(0, n, size):
+        z = (scores[at : at + size] - mean[at : at + size]) / spread
+        z[np.arange(len(z)), numbers[at : at + size]] = -np.inf
+        others[at : at + size] = z.max(axis=1)
 
     def moments(slope: float) -> tuple[float, float, float]:
         """Mean log-loss, and the first two derivatives of the smoothed one."""
@@ -52,8 +58,7 @@ def fit_temperature(
             mass = p.sum(axis=1)
             p /= mass[:, None]
             expected = (p * z).sum(axis=1)
-            # z sums to 0 over the classes, so the others have the mean -own / (k - 1).
-            target = (1 - wrong) * own - wrong * own / (k - 1)
+            target = (1 - wrong) * own + wrong * others[at : at + size]
             w = weights[at : at + size]
             loss += float(w @ (np.log(mass) + slope * (top[:, 0] - own)))
             first += float(w @ (expected - target))

@@ -28,10 +28,11 @@ def to_fit(estimator: Any, X: Any, y: Any, groups: Any) -> tuple[np.ndarray, np.
     Raises:
         UsageError: a value is not finite, there are fewer than two classes, or *groups* has another length.
     """
-    X, y = validate_data(estimator, _not_half(X), y, dtype=_FLOATS, ensure_all_finite=False)
+    checked = validate_data(estimator, _not_half(X), y, dtype=_FLOATS, ensure_all_finite=False)
+    X, y = np.asarray(checked[0]), np.asarray(checked[1])
     check_finite(X)
     check_classification_targets(y)
-    classes, numbers = np.unique(np.asarray(y), return_inverse=True)
+    classes, numbers = np.unique(y, return_inverse=True)
     if len(classes) < 2:
         raise UsageError(f"All {len(y)} rows are of one class, {classes[0]!s}; a head needs two or more.")
     if groups is None:
@@ -39,7 +40,7 @@ def to_fit(estimator: Any, X: Any, y: Any, groups: Any) -> tuple[np.ndarray, np.
     groups = np.asarray(groups)
     if groups.shape != (len(y),):
         raise UsageError(f"There is one group a row, so groups has the shape ({len(y)},), not {groups.shape}.")
-    return X, classes, numbers, np.unique(groups, return_inverse=True)[1]
+    return X, classes, numbers, np.asarray(np.unique(groups, return_inverse=True)[1])
 
 
 def to_answer(estimator: Any, X: Any) -> np.ndarray:

@@ -21,8 +21,10 @@ def made(n: int, k: int, scale: float, noise: float, seed: int = 0) -> tuple[np.
 def smoothed_loss(slope: float, scores: np.ndarray, numbers: np.ndarray, weights: np.ndarray) -> float:
     n, k = scores.shape
     wrong = 1 / (weights.sum() + 2)
-    targets = np.full((n, k), wrong / (k - 1))
+    targets = np.zeros((n, k))
     targets[np.arange(n), numbers] = 1 - wrong
+    others = np.where(targets > 0, -np.inf, scores)
+    targets[np.arange(n), others.argmax(1)] = wrong
     z = slope * scores
     logs = z - np.log(np.exp(z - z.max(1, keepdims=True)).sum(1, keepdims=True)) - z.max(1, keepdims=True)
     return float(-(weights[:, None] * targets * logs).sum() / weights.sum())
@@ -41,6 +43,12 @@ def test_it_has_the_least_loss(k: int, scale: float, noise: float, weighted: boo
     assert loss == pytest.approx(
         log_loss(numbers, softmax(scores / T), sample_weight=weights, labels=range(k)), rel=1e-3
     )
+
+
+def test_a_class_that_is_never_near_does_not_matter() -> None:
+    scores, numbers = made(300, 4, 1.0, 0.5)
+    far = np.column_stack([scores, np.full(300, -1e4)])
+    assert fit_temperature(far, numbers)[0] == pytest.approx(fit_temperature(scores, numbers)[0], rel=1e-3)
 
 
 def test_where_it_starts_does_not_matter() -> None:
