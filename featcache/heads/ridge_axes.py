@@ -118,11 +118,10 @@ def left_out_scores(
     several = [(size, starts[counts == size, None] + np.arange(size)) for size in np.unique(counts[counts > 1])]
     r = Z.shape[1]
     without = [_without_group(fitted, Z[order[at]], Y[order[at]]) for size, sets in several if size > r for at in sets]
-    squares = np.square(Z[alone])
-    for penalty in penalties:
-        shrunk = 1 / (fitted.sizes + penalty)
+    shrinking = 1 / (fitted.sizes + penalties[:, None])
+    leverages = 1 / fitted.n + np.square(Z[alone]) @ shrinking.T.astype(Z.dtype)
+    for penalty, shrunk, leverage in zip(penalties, shrinking, leverages.T, strict=True):
         scores = Z @ (fitted.products * shrunk[:, None]).astype(Z.dtype) + fitted.targets.astype(Z.dtype)
-        leverage = 1 / fitted.n + squares @ shrunk.astype(Z.dtype)
         scores[alone] = Y[alone] - (Y[alone] - scores[alone]) / (1 - leverage)[:, None]
         refits = iter(without)
         for size, sets in several:

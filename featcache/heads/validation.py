@@ -49,9 +49,9 @@ def to_answer(estimator: Any, X: Any) -> np.ndarray:
     Raises:
         UsageError: a value is not finite; the message names the row.
     """
-    X = np.asarray(validate_data(estimator, _not_half(X), reset=False, dtype=_FLOATS, ensure_all_finite=False))
-    check_finite(X)
-    return X
+    checked = np.asarray(validate_data(estimator, _not_half(X), reset=False, dtype=_FLOATS, ensure_all_finite=False))
+    check_finite(checked)
+    return checked
 
 
 def check_finite(X: np.ndarray, rows: np.ndarray | None = None) -> None:
@@ -64,9 +64,9 @@ def check_finite(X: np.ndarray, rows: np.ndarray | None = None) -> None:
     Raises:
         UsageError: the first row with NaN or infinity is named.
     """
-    finite = np.isfinite(X).all(axis=1)
+    finite = np.isfinite(X)
     if not finite.all():
-        place = int(np.argmin(finite))
+        place = int(np.argmin(finite.all(axis=1)))
         what = "NaN" if np.isnan(X[place]).any() else "infinity (inf)"
         raise UsageError(f"Row {place if rows is None else rows[place]} of the vectors holds {what}.")
 
