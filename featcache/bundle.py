@@ -108,6 +108,11 @@ class Bundle:
         return f"Bundle({self.head}, {len(self.classes)} classes, {layers} of {origin})"
 
     @property
+    def task(self) -> str:
+        """``multilabel`` where every label has a probability of its own, else ``classify``."""
+        return "multilabel" if self.form is not None and self.form.link == "sigmoid" else "classify"
+
+    @property
     def width(self) -> int:
         """Numbers in the vectors it reads, over all layers."""
         return sum(layer.width for layer in self.layers)
@@ -138,7 +143,8 @@ class Bundle:
             X: (n, d) vectors as stored.
 
         Returns:
-            (n, k) float64, rows sum to 1; None for a head that has no probabilities.
+            (n, k) float64, rows sum to 1 but for the task ``multilabel``; None for a head that has no
+            probabilities.
         """
         Z = self.scaled(X)
         if self.form is not None:
@@ -146,7 +152,7 @@ class Bundle:
         return np.asarray(self.estimator.predict_proba(Z)) if hasattr(self.estimator, "predict_proba") else None
 
     def predict_vectors(self, X: np.ndarray) -> np.ndarray:
-        """The (n,) labels from (n, d) vectors as stored."""
+        """The (n,) labels from (n, d) vectors as stored; for the task ``multilabel`` (n, k) bool."""
         Z = self.scaled(X)
         return self.form.predict(Z) if self.form is not None else np.asarray(self.estimator.predict(Z)).astype(str)
 
@@ -154,7 +160,7 @@ class Bundle:
         self,
         images: ImageLike | Sequence[ImageLike],
         *,
-        top: int = 5,
+        top: int | None = None,
         backbone: Backbone | None = None,
         progress: Progress | bool | None = None,
     ) -> list[Prediction]:
@@ -162,7 +168,8 @@ class Bundle:
 
         Args:
             images: one or several paths of files or folders, PIL images or arrays.
-            top: how many labels for each image.
+            top: how many labels for each image; by default 5, and for the task ``multilabel`` all those that
+                are likelier than not.
             backbone: needed only where the vectors were made by a module given in Python.
             progress: as for `featcache.extract`.
 
@@ -312,11 +319,15 @@ class Bundle:
             raise BundleError(f"{source} is damaged: its tensors do not fit its description.")
         return bundle
 
-    def _labels(self, vector: np.ndarray, top: int) -> list[tuple[str, float | None]]:
+    def _labels(self, vector: np.ndarray, top: int | None) -> list[tuple[str, float | None]]:
         probabilities = self.predict_proba_vectors(vector[None])
         if probabilities is None:
             return [(str(self.predict_vectors(vector[None])[0]), None)]
-        order = np.argsort(-probabilities[0], kind="stable")[:top]
+        order = np.argsort(-probabilities[0], kind="stable")
+        if top is None and self.task == "multilabel":
+            order = order[probabilities[0][order] > 0.5]
+        else:
+            order = order[: 5 if top is None else top]
         return [(self.classes[i], float(probabilities[0][i])) for i in order]
 
 

@@ -125,7 +125,7 @@ def run(folder: str | Path = "data/demo", *, progress: Progress | bool | None = 
 
 
 def _head(store: Path, name: str, path: Path, shown: Progress) -> DemoHead:
-    from featcache.prediction import evaluate
+    from featcache.prediction import EvaluateReport, evaluate
     from featcache.training import train
 
     shown.note(f"Training the head {name} on the stored vectors.")
@@ -133,6 +133,7 @@ def _head(store: Path, name: str, path: Path, shown: Progress) -> DemoHead:
     train(store, name, progress=shown).save(path)
     seconds = time.perf_counter() - began
     score = evaluate(path, store)
+    assert isinstance(score, EvaluateReport)  # not of several labels a picture
     return DemoHead(
         head=name,
         path=str(path),

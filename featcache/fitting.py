@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -11,6 +12,7 @@ from featcache.bundle import Bundle, LayerUse, scale_layers
 from featcache.errors import BundleError
 from featcache.heads import head_name, make_head
 from featcache.heads.forms import form_of
+from featcache.heads.linear import LinearForm
 from featcache.heads.stream import VectorStream
 from featcache.labelled_vectors import LabelledVectors
 
@@ -28,7 +30,7 @@ def fit(examples: LabelledVectors, rows: np.ndarray, head: Any, seed: int) -> Bu
     """
     rows = np.sort(rows)
     uses = _uses(examples, rows)
-    estimator = make_head(head, seed)
+    estimator = make_head(head, seed, "classify" if examples.labels is None else "multilabel")
     if hasattr(estimator, "fit_stream"):
         estimator.fit_stream(_stream(examples, rows, uses))
     else:
@@ -39,10 +41,13 @@ def fit(examples: LabelledVectors, rows: np.ndarray, head: Any, seed: int) -> Bu
         form = form_of(estimator)
     except BundleError:
         form = None
+    classes = examples.labels or tuple(str(c) for c in estimator.classes_)
+    if isinstance(form, LinearForm) and examples.labels is not None:
+        form = replace(form, classes=classes)
     contents = sorted({examples.items[row].sha256 for row in rows}) if examples.knows_images else []
     return Bundle(
         head=head_name(head),
-        classes=tuple(str(c) for c in estimator.classes_),
+        classes=classes,
         layers=uses,
         recipe=examples.recipe,
         form=form,
@@ -59,13 +64,19 @@ def fit(examples: LabelledVectors, rows: np.ndarray, head: Any, seed: int) -> Bu
 
 
 def answers(bundle: Bundle, examples: LabelledVectors, rows: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
-    """A head's probabilities (m, k), or None where it has none, and its labels (m,) for some rows."""
+    """A head's probabilities (m, k), or None where it has none, and its labels (m,) for some rows.
+
+    With several labels an item the latter are (m, k) bool.
+    """
     probabilities, predicted = [], []
     for start in range(0, len(rows), _ROWS_AT_ONCE):
         X = examples.read(rows[start : start + _ROWS_AT_ONCE])
         p = bundle.predict_proba_vectors(X)
         probabilities.append(p)
-        predicted.append(np.array(bundle.classes)[p.argmax(1)] if p is not None else bundle.predict_vectors(X))
+        if bundle.task == "multilabel" or p is None:
+            predicted.append(bundle.predict_vectors(X))
+        else:
+            predicted.append(np.array(bundle.classes)[p.argmax(1)])
     known = [p for p in probabilities if p is not None]
     return (np.concatenate(known) if known else None), np.concatenate(predicted)
 

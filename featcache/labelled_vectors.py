@@ -22,7 +22,7 @@ class LabelledVectors:
 
     Attributes:
         items: n items.
-        y: (n,) labels, text.
+        y: (n,) labels, text; or (n, k) bool, where an item can have several.
         units: (n,) int64; items with one number share their content or their group.
         layers: names of the layers, in network order.
         shapes: the shape of one image's activations, for each layer.
@@ -31,6 +31,7 @@ class LabelledVectors:
         knows_images: whether the items' SHA-256s are those of images.
         without_vectors: labelled images of the source that have no vectors, so are not among the items; those
             in quarantine are not counted.
+        labels: the k labels of the columns of ``y``, where an item can have several.
     """
 
     items: list[Item]
@@ -42,6 +43,7 @@ class LabelledVectors:
     read: Callable[[np.ndarray], np.ndarray]
     knows_images: bool = True
     without_vectors: int = 0
+    labels: tuple[str, ...] | None = None
 
     @property
     def widths(self) -> list[int]:

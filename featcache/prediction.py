@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from featcache import multilabel
 from featcache.bundle import Bundle, Prediction
 from featcache.embedding import ImageLike
 from featcache.errors import MissingVectorsError, RecipeMismatchError, UnknownNameError
 from featcache.evaluation import metrics
+from featcache.evaluation import multilabel as multilabel_metrics
 from featcache.fitting import answers
 from featcache.labelled_vectors import LabelledVectors
 from featcache.progress import Progress
@@ -61,7 +63,7 @@ def predict(
     head: str | Path | Bundle,
     images: ImageLike | Sequence[ImageLike],
     *,
-    top: int = 5,
+    top: int | None = None,
     progress: Progress | bool | None = None,
 ) -> list[Prediction]:
     """`Bundle.predict` for a bundle or its path."""
@@ -77,8 +79,10 @@ def evaluate(
     source: str | None = None,
     space: str | None = None,
     labels: str | Path | None = None,
-) -> EvaluateReport:
+) -> EvaluateReport | multilabel.MultilabelReport:
     """Score a head on items of a store.
+
+    A head for several labels an item has a report of its own, `featcache.multilabel.MultilabelReport`.
 
     Args:
         head: a bundle or its path.
@@ -107,6 +111,8 @@ def evaluate(
     bundle.require(opened.space(space).recipe)
     names = [use.name for use in bundle.layers]
     examples = LabelledVectors.from_store(opened, names, labels=labels, source=source, space=space)
+    if bundle.task == "multilabel":
+        examples = multilabel.several_labels(examples, bundle.classes)
     knows = bool(len(bundle.trained_on))
     seen = np.array([bool(bundle.overlap([item.sha256])) for item in examples.items])
     splits = {item.split for item in examples.items} - {None}
@@ -126,6 +132,12 @@ def evaluate(
                 "Score it on another source, or train without --refit-all and --cv."
             )
     probabilities, predicted = answers(bundle, examples, rows)
+    overlap = int(seen[rows].sum()) if knows else None
+    if examples.labels is not None:
+        assert probabilities is not None
+        p = multilabel.padded(probabilities, len(examples.labels))
+        found = multilabel_metrics.score(examples.y[rows], p, units=examples.units[rows])
+        return multilabel.evaluated(found, overlap, protocol)
     scores = metrics.score(examples.y[rows], probabilities, predicted, bundle.classes, units=examples.units[rows])
     known = set(bundle.classes)
     unknown = Counter(label for label in examples.y[rows].tolist() if label not in known)
@@ -143,7 +155,7 @@ def evaluate(
         balanced_accuracy=scores.balanced_accuracy.value,
         macro_f1=scores.macro_f1.value,
         log_loss=None if scores.log_loss is None else scores.log_loss.value,
-        overlap=int(seen[rows].sum()) if knows else None,
+        overlap=overlap,
         protocol=protocol,
         intervals={name: None if v is None or math.isnan(v.low) else [v.low, v.high] for name, v in named.items()},
         unknown_labels=dict(sorted(unknown.items())),

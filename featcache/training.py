@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from featcache import multilabel
 from featcache.bundle import Bundle
 from featcache.errors import MissingVectorsError, StoreError, UnknownNameError, UsageError
-from featcache.evaluation import metrics, splits
+from featcache.evaluation import metrics, multilabel_splits, splits
+from featcache.evaluation import multilabel as multilabel_metrics
 from featcache.fitting import answers, fit
 from featcache.heads import make_head
 from featcache.labelled_vectors import LabelledVectors
@@ -30,6 +32,7 @@ def train(
     store: str | Path,
     head: Any = "logreg",
     *,
+    task: str = "classify",
     layers: str | Sequence[str] | None = None,
     cv: int | None = None,
     split: str | None = None,
@@ -47,7 +50,9 @@ def train(
 
     Args:
         store: a store, or an HDF5 or NumPy file with ``features`` and ``labels``.
-        head: ``logreg``, ``torch``, or any scikit-learn classifier (a clone is fitted).
+        head: a name in `featcache.heads.HEADS`, or any scikit-learn classifier (a clone is fitted).
+        task: ``classify``, or ``multilabel``: an item can have several labels, separated by ``|``, and each
+            gets a probability of its own; heads for it are those in `featcache.heads.MULTILABEL_HEADS`.
         layers: which stored layers; several are concatenated, each divided by its root mean square on
             the items the head is fitted on. ``pooled`` by default.
         cv: score by this many outer folds; the head that is returned is then fitted on all items.
@@ -69,7 +74,9 @@ def train(
         MissingVectorsError: no labelled item has vectors, or only those of one class.
     """
     began = time.monotonic()
-    make_head(head, seed)  # a misspelt name should not wait for the vectors to be read
+    if task not in ("classify", "multilabel"):
+        raise UnknownNameError.among("task", task, ("classify", "multilabel"))
+    make_head(head, seed, task)  # a misspelt name should not wait for the vectors to be read
     path = Path(store)
     with choose(progress) as shown:
         if path.is_file():
@@ -78,6 +85,10 @@ def train(
             examples = LabelledVectors.from_store(
                 FeatureStore.open(path), layers, labels=labels, source=source, space=space
             )
+        if task == "multilabel":
+            examples = multilabel.several_labels(examples)
+        elif any(multilabel.SEPARATOR in label for label in set(examples.y.tolist())):
+            shown.note(multilabel.HINT)
         _check_classes(examples)
         fitting = 0.0
         if cv is not None:
@@ -92,9 +103,20 @@ def train(
             bundle = fit(examples, learn, head, seed)
             fitting = time.monotonic() - fit_began
             probabilities, predicted = answers(bundle, examples, test)
-        scores = metrics.score(
-            examples.y[test], probabilities, predicted, bundle.classes, units=examples.units[test], seed=seed
-        )
+        if task == "multilabel":
+            assert probabilities is not None
+            found = multilabel_metrics.score(examples.y[test], probabilities, units=examples.units[test], seed=seed)
+            score, others = multilabel.reported(found)
+        else:
+            scores = metrics.score(
+                examples.y[test], probabilities, predicted, bundle.classes, units=examples.units[test], seed=seed
+            )
+            score = _interval(scores.accuracy, "accuracy")
+            others = {
+                "balanced_accuracy": _interval(scores.balanced_accuracy),
+                "macro_f1": _interval(scores.macro_f1),
+                "log_loss": _interval(scores.log_loss),
+            }
         if refit_all and cv is None:
             bundle = fit(examples, np.union1d(learn, test), head, seed)
             protocol += "; the head saved was fitted once more on all items"
@@ -102,13 +124,12 @@ def train(
     bundle.report.update(
         {
             "head": bundle.head,
+            "task": task,
             "classes": list(bundle.classes),
             "n": bundle.fitted_on,
             "without_vectors": examples.without_vectors,
-            "score": {**_interval(scores.accuracy, "accuracy"), "n": len(test), "protocol": protocol},
-            "balanced_accuracy": _interval(scores.balanced_accuracy),
-            "macro_f1": _interval(scores.macro_f1),
-            "log_loss": _interval(scores.log_loss),
+            "score": {**score, "n": len(test), "protocol": protocol},
+            **others,
             "chosen": bundle.chosen,
             "predicts": "vectors" if bundle.recipe is None else "images",
             "fit_seconds": fitting,
@@ -152,7 +173,7 @@ def _never_learned(
     Raises:
         UsageError: a group stands on both sides, a learned class is the only one, or nothing is left.
     """
-    names = sorted(set(examples.y[learn].tolist()))
+    names = sorted(set(examples.y[learn].tolist())) if examples.labels is None else examples.labels
     if len(names) < 2:
         raise UsageError(
             f"All items to learn from are of one class, {names[0]!r}, as the others belong to the part that is scored. "
@@ -179,13 +200,17 @@ def _holdout(examples: LabelledVectors, seed: int, store: Path | None, shown: Pr
     if store is not None:
         kept = holdout.kept(FeatureStore.open(store).catalogue, examples.items[0].source)
     decided = {key: kept[item.sha256] for key, item in zip(keys, examples.items, strict=True) if item.sha256 in kept}
-    parts = splits.draw_holdout(examples.y, keys, fraction=HOLDOUT, seed=seed, decided=decided)
-    learned = {str(label) for label, key in zip(examples.y, keys, strict=True) if parts[key] == "train"}
-    relabelled = {key for label, key in zip(examples.y, keys, strict=True) if str(label) not in learned}
+    draw = splits.draw_holdout if examples.labels is None else multilabel_splits.draw_holdout
+    parts = draw(examples.y, keys, fraction=HOLDOUT, seed=seed, decided=decided)
+    if examples.labels is None:
+        learned = {str(label) for label, key in zip(examples.y, keys, strict=True) if parts[key] == "train"}
+        relabelled = {key for label, key in zip(examples.y, keys, strict=True) if str(label) not in learned}
+    else:
+        relabelled = multilabel_splits.held_out_alone(examples.y, keys, parts)
     if relabelled:
         # Labels were changed after the draw, and a class lies in the hold-out altogether: drawn anew.
         decided = {key: part for key, part in decided.items() if key not in relabelled}
-        parts = splits.draw_holdout(examples.y, keys, fraction=HOLDOUT, seed=seed, decided=decided)
+        parts = draw(examples.y, keys, fraction=HOLDOUT, seed=seed, decided=decided)
     new = {item.sha256: parts[key] for key, item in zip(keys, examples.items, strict=True)}
     if store is not None and any(kept.get(sha256) != part for sha256, part in new.items()):
         try:
@@ -199,15 +224,17 @@ def _cross_validated(
     examples: LabelledVectors, rows: np.ndarray, head: Any, k: int, seed: int, shown: Progress
 ) -> tuple[Bundle, np.ndarray | None, np.ndarray, float]:
     """Out-of-fold answers for *rows*, and a head fitted on all of them."""
-    classes = sorted(set(examples.y[rows].tolist()))
+    several = examples.labels is not None
+    classes = list(examples.labels or sorted(set(examples.y[rows].tolist())))
     place = {name: i for i, name in enumerate(classes)}
     probabilities: np.ndarray | None = np.zeros((len(rows), len(classes)))
-    predicted = np.empty(len(rows), dtype=examples.y.dtype)
-    folds = splits.folds(examples.y[rows], examples.units[rows], k, seed)
+    predicted = np.empty((len(rows), *examples.y.shape[1:]), dtype=examples.y.dtype)
+    draw = multilabel_splits.folds if several else splits.folds
+    folds = draw(examples.y[rows], examples.units[rows], k, seed)
     shown.start("cross-validate", k + 1, "fits")
     began = time.monotonic()
     for learn, test in folds:
-        unseen = sorted(set(classes) - set(examples.y[rows[learn]].tolist()))
+        unseen = [] if several else sorted(set(classes) - set(examples.y[rows[learn]].tolist()))
         if unseen:
             raise UsageError(
                 f"All items of class {unseen[0]!r} belong to groups that fall into one fold, so that fold's head "
@@ -236,6 +263,9 @@ def _of_split(examples: LabelledVectors, split: str) -> np.ndarray:
 
 
 def _check_classes(examples: LabelledVectors) -> None:
+    if examples.labels is not None:
+        multilabel.check_labels(examples)
+        return
     names = sorted(set(examples.y.tolist()))
     if len(names) < 2:
         one = f"All {len(examples.y)} labelled items are of one class, {names[0]!r}; a head needs two or more. "

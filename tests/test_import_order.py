@@ -24,6 +24,7 @@ ORDER = (
     "training",
     "extraction",
     "similarity",
+    "multilabel",
     "fitting",
     "labelled_vectors",
     "bundle",

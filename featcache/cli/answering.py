@@ -23,7 +23,15 @@ if TYPE_CHECKING:
 def predict(
     head: HeadPath,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE|FOLDER", help="Images and folders.")],
-    top: Annotated[int, typer.Option(min=1, metavar="N", help="How many labels to give for each image.")] = 5,
+    top: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="How many labels to give for each image: 5, or with several labels an image all that are likelier"
+            " than not.",
+        ),
+    ] = None,
     table: Annotated[
         Path | None,
         typer.Option(

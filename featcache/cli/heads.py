@@ -38,6 +38,14 @@ def train(
             " than memory.",
         ),
     ] = "logreg",
+    task: Annotated[
+        str,
+        typer.Option(
+            metavar="classify|multilabel",
+            help="classify: one label an image; multilabel: several, separated by | in the labels, each with a"
+            " probability of its own (with --head softmax).",
+        ),
+    ] = "classify",
     layers: Layers = None,
     cv: Annotated[
         int | None, typer.Option(min=2, metavar="K", help="Score by K-fold cross-validation, not a hold-out.")
@@ -66,6 +74,7 @@ def train(
     bundle = run(
         store,
         head,
+        task=task,
         layers=layer_list(context, layers) or None,
         cv=cv,
         split=split,
@@ -105,7 +114,10 @@ def evaluate(
 def _show_train(report: dict[str, Any]) -> None:
     score = report["score"]
     screen.say(f"Head: {report['head']}, {len(report['classes'])} classes, trained on {report['n']:,} items")
-    screen.say(f"Accuracy: {_with_interval(score)}")
+    if report["task"] == "multilabel":
+        screen.say(f"Mean average precision: {_with_interval(score, 'mean_average_precision')}")
+    else:
+        screen.say(f"Accuracy: {_with_interval(score)}")
     screen.say(f"  on {score['protocol']}")
     _warn_of_missing(report)
     if report["chosen"]:
@@ -122,9 +134,17 @@ def _show_train(report: dict[str, Any]) -> None:
 
 
 def _show_evaluate(report: Mapping[str, Any]) -> None:
-    screen.say(f"Accuracy: {_with_interval(report)}")
+    several = "mean_average_precision" in report
+    if several:
+        screen.say(f"Mean average precision: {_with_interval(report, 'mean_average_precision')}")
+    else:
+        screen.say(f"Accuracy: {_with_interval(report)}")
     screen.say(f"  on {report['n']:,} items: {report['protocol']}")
-    screen.say(f"Balanced accuracy: {screen.percent(report['balanced_accuracy'])}")
+    if several:
+        screen.say(f"All labels right: {screen.percent(report['exact_match'])}")
+        screen.say(f"Micro F1: {screen.percent(report['micro_f1'])}")
+    else:
+        screen.say(f"Balanced accuracy: {screen.percent(report['balanced_accuracy'])}")
     screen.say(f"Macro F1: {screen.percent(report['macro_f1'])}")
     if report["log_loss"] is not None:
         screen.say(f"Log-loss: {report['log_loss']:.3f}")
@@ -145,6 +165,10 @@ def _warn_of_missing(report: Mapping[str, Any]) -> None:
         screen.say(f"Beware: {images} left out for want of vectors; `featcache extract` computes them.")
 
 
-def _with_interval(score: Mapping[str, float]) -> str:
+def _with_interval(score: Mapping[str, Any], name: str = "accuracy") -> str:
+    if score[name] is None:
+        return "unknown: no label occurs"
+    if score["low"] is None:
+        return f"{screen.percent(score[name])}  (no interval: it is the same on every resample)"
     low, high = screen.percent(score["low"]), screen.percent(score["high"])
-    return f"{screen.percent(score['accuracy'])}  (95 % interval {low} – {high})"
+    return f"{screen.percent(score[name])}  (95 % interval {low} – {high})"

@@ -27,6 +27,9 @@ HEADS = {
 }
 """For each name its class; it is imported when it is used."""
 
+MULTILABEL_HEADS = {"softmax": "featcache.heads.multilabel:SigmoidPathClassifier"}
+"""The same for several labels an item."""
+
 
 def __getattr__(name: str) -> Any:
     # Imported on first use: scikit-learn takes most of a second, and the names alone need it not.
@@ -35,23 +38,29 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'featcache.heads' has no attribute {name!r}")
 
 
-def make_head(head: Any, seed: int = 0) -> Any:
+def make_head(head: Any, seed: int = 0, task: str = "classify") -> Any:
     """An unfitted head.
 
     Args:
         head: a name in `HEADS`, or any scikit-learn classifier, which is cloned.
         seed: of our own heads, those that draw something.
+        task: ``classify``, or ``multilabel`` for several labels an item.
 
     Raises:
         UnknownNameError: no head of that name.
-        UsageError: the object is no classifier.
+        UsageError: the object is no classifier, or the head cannot do the task; those that can are named.
     """
+    if task == "multilabel":
+        if not isinstance(head, str) or head not in MULTILABEL_HEADS:
+            raise UsageError(
+                f"The head {head_name(head)} gives one label an item. With --task multilabel the heads are: "
+                f"{', '.join(MULTILABEL_HEADS)}."
+            )
+        return _made(MULTILABEL_HEADS[head], seed)
     if isinstance(head, str):
         if head not in HEADS:
             raise UnknownNameError.among("head", head, HEADS)
-        module, _, name = HEADS[head].partition(":")
-        made = getattr(importlib.import_module(module), name)()
-        return made.set_params(random_state=seed) if "random_state" in made.get_params() else made
+        return _made(HEADS[head], seed)
     if not (hasattr(head, "fit") and hasattr(head, "predict") and hasattr(head, "get_params")):
         raise UsageError(
             f"A head is one of {', '.join(HEADS)} or a scikit-learn classifier, not {type(head).__name__}."
@@ -59,6 +68,12 @@ def make_head(head: Any, seed: int = 0) -> Any:
     from sklearn.base import clone
 
     return clone(head)
+
+
+def _made(home: str, seed: int) -> Any:
+    module, _, name = home.partition(":")
+    made = getattr(importlib.import_module(module), name)()
+    return made.set_params(random_state=seed) if "random_state" in made.get_params() else made
 
 
 def head_name(head: Any) -> str:

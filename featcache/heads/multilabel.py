@@ -1,0 +1,121 @@
+"""The head ``softmax`` for several labels an item: one logistic regression a label, one C for all.
+
+Probabilities are sigmoid(z), each label's for itself. For each C of the grid the log-loss on held-out folds
+is averaged over items and labels; the C of the least mean wins, the smaller one of equals. Folds keep
+groups together and share out every label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from featcache.errors import UsageError
+from featcache.evaluation import multilabel_splits
+from featcache.evaluation.multilabel import binary_losses
+from featcache.heads.sigmoid_path import sigmoid_path
+from featcache.heads.validation import check_finite, to_answer
+
+CS = tuple(10.0**exponent for exponent in range(-6, 3))
+_CLEARLY_WORSE = 1.03
+
+
+class SigmoidPathClassifier(BaseEstimator):  # type: ignore[misc]
+    """Logistic regression for several labels an item.
+
+    Args:
+        Cs: inverse strengths of the penalty to choose from, as in scikit-learn's LogisticRegression.
+        cv: folds for the choice; fewer where there are fewer groups.
+        max_iter: of the solver, for each fit.
+        random_state: of the folds.
+
+    Attributes:
+        classes_: (k,) the columns of Y, 0 … k - 1.
+        coef_: (k, d) float64.
+        intercept_: (k,) float64.
+        C_: the C chosen.
+        Cs_: (c,) ascending.
+        scores_: (c,) mean held-out log-loss of each C; NaN for those skipped because the loss had clearly
+            passed its minimum at a smaller one.
+        chosen_: ``{"C": …}``.
+        chosen_by_: how, in words.
+        converged_: whether the last fit converged.
+    """
+
+    link = "sigmoid"
+
+    def __init__(self, Cs: Sequence[float] = CS, cv: int = 5, max_iter: int = 1000, random_state: int = 0) -> None:
+        self.Cs = Cs
+        self.cv = cv
+        self.max_iter = max_iter
+        self.random_state = random_state
+
+    def fit(self, X: Any, Y: Any, groups: Any = None) -> SigmoidPathClassifier:
+        """Fit.
+
+        Args:
+            X: (n, d) vectors.
+            Y: (n, k) bool or 0 and 1: which labels each row has.
+            groups: (n,) rows with the same one stay in one fold.
+
+        Raises:
+            UsageError: a value is not finite (the row is named), or Y holds something else.
+        """
+        X = np.asarray(validate_data(self, X, dtype=[np.float64, np.float32], ensure_all_finite=False))
+        check_finite(X)
+        Y = np.asarray(Y)
+        if Y.ndim != 2 or len(Y) != len(X) or not np.isin(Y, (0, 1)).all():
+            raise UsageError(f"Y has the shape ({len(X)}, labels) and holds 0 and 1, or False and True.")
+        Y = Y.astype(bool)
+        groups = np.arange(len(X)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+        self.classes_ = np.arange(Y.shape[1])
+        self.Cs_ = np.sort(np.asarray(self.Cs, dtype=np.float64))
+        k = min(self.cv, len(np.unique(groups)))
+        self.scores_ = np.full(len(self.Cs_), np.nan)
+        self.chosen_by_ = "given"
+        if len(self.Cs_) > 1:
+            self.chosen_by_ = "given, not compared: all items are of one group"
+            if k > 1:
+                self.scores_ = self._held_out_losses(X, Y, groups, k)
+                self.chosen_by_ = f"{k}-fold cross-validation"
+        best = len(self.Cs_) // 2 if np.isnan(self.scores_).all() else int(np.nanargmin(self.scores_))
+        self.C_ = float(self.Cs_[best])
+        (final,) = sigmoid_path(X, Y, [self.C_], self.max_iter)
+        self.coef_, self.intercept_, self.converged_ = final.coef, final.intercept, final.converged
+        self.chosen_ = {"C": self.C_}
+        return self
+
+    def _held_out_losses(self, X: np.ndarray, Y: np.ndarray, groups: np.ndarray, k: int) -> np.ndarray:
+        """Mean held-out log-loss of each C from small to large, NaN behind the clear end of the descent."""
+        parts = multilabel_splits.folds(Y, groups, k, self.random_state)
+        paths = [sigmoid_path(X[learn], Y[learn], self.Cs_, self.max_iter) for learn, _ in parts]
+        scores = np.full(len(self.Cs_), np.nan)
+        for place in range(len(self.Cs_)):
+            total = 0.0
+            for path, (_, test) in zip(paths, parts, strict=True):
+                total += binary_losses(Y[test], _sigmoid(next(path).scores(X[test]))).sum()
+            scores[place] = total / Y.size
+            if scores[place] > _CLEARLY_WORSE * np.nanmin(scores):
+                break
+        return scores
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """(n, k) log-odds."""
+        check_is_fitted(self)
+        return np.asarray(to_answer(self, X) @ self.coef_.T + self.intercept_)
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """(n, k) probabilities, each label's for itself."""
+        return _sigmoid(self.decision_function(X))
+
+    def predict(self, X: Any) -> np.ndarray:
+        """(n, k) bool: which labels are likelier than not."""
+        return np.asarray(self.decision_function(X) > 0)
+
+
+def _sigmoid(z: np.ndarray) -> np.ndarray:
+    return np.asarray(np.exp(-np.logaddexp(0, -np.asarray(z, dtype=np.float64))))

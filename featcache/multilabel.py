@@ -1,0 +1,126 @@
+"""What differs where an item has several labels: how labels are read, what is asked of them, what is reported."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from featcache.errors import UsageError
+from featcache.evaluation.metrics import Interval
+from featcache.evaluation.multilabel import MultilabelScores
+from featcache.labelled_vectors import LabelledVectors
+
+SEPARATOR = "|"
+_METRICS = ("mean_average_precision", "micro_f1", "macro_f1", "exact_match", "log_loss")
+HINT = (
+    f"Some labels contain {SEPARATOR!r} and are taken as they stand. If it separates several labels of one image, "
+    "use --task multilabel."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class MultilabelReport:
+    """A head's scores on items of a store; intervals are at 95 %.
+
+    Attributes:
+        n: items scored.
+        mean_average_precision, low, high: with its interval; None where none is known.
+        micro_f1, macro_f1, exact_match, log_loss: see `featcache.evaluation.multilabel.MultilabelScores`.
+        overlap: how many of the items the head was trained on; None where the head does not know.
+        protocol: which items these are.
+        intervals: ``[low, high]`` of each metric.
+    """
+
+    n: int
+    mean_average_precision: float | None
+    low: float | None
+    high: float | None
+    micro_f1: float
+    macro_f1: float
+    exact_match: float
+    log_loss: float
+    overlap: int | None
+    protocol: str
+    intervals: dict[str, list[float] | None]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain values."""
+        return asdict(self)
+
+
+def evaluated(scores: MultilabelScores, overlap: int | None, protocol: str) -> MultilabelReport:
+    """Scores as `evaluate` reports them."""
+    score, _ = reported(scores)
+    found = {name: getattr(scores, name) for name in _METRICS}
+    return MultilabelReport(
+        n=scores.n,
+        **score,
+        **{name: found[name].value for name in _METRICS[1:]},
+        overlap=overlap,
+        protocol=protocol,
+        intervals={name: None if math.isnan(v.low) else [v.low, v.high] for name, v in found.items()},
+    )
+
+
+def several_labels(examples: LabelledVectors, known: Sequence[str] = ()) -> LabelledVectors:
+    """The same items with their labels told apart.
+
+    Args:
+        examples: whose ``y`` holds texts such as ``cat|indoors``.
+        known: labels that come first, in this order, whether they occur or not.
+
+    Returns:
+        ``labels``, the k labels, and ``y`` (n, k) bool.
+
+    Raises:
+        UsageError: an item's text names no label at all.
+    """
+    sets = [{part.strip() for part in str(text).split(SEPARATOR)} - {""} for text in examples.y]
+    empty = next((i for i, found in enumerate(sets) if not found), None)
+    if empty is not None:
+        raise UsageError(
+            f"{examples.items[empty].uri} has the label {str(examples.y[empty])!r}, which names nothing. "
+            f"Separate labels by {SEPARATOR!r}, as in cat{SEPARATOR}indoors."
+        )
+    labels = [*known, *sorted(set().union(*sets) - set(known))]
+    place = {label: i for i, label in enumerate(labels)}
+    Y = np.zeros((len(sets), len(labels)), dtype=bool)
+    for row, found in enumerate(sets):
+        Y[row, [place[label] for label in found]] = True
+    return replace(examples, y=Y, labels=tuple(labels))
+
+
+def check_labels(examples: LabelledVectors) -> None:
+    """Refuse labels that leave nothing to learn.
+
+    Raises:
+        UsageError: there is one label alone, or every item has all of them.
+    """
+    assert examples.labels is not None
+    if len(examples.labels) < 2:
+        raise UsageError(
+            f"All {len(examples.y)} labelled items have one label, {examples.labels[0]!r}; a head needs two or more. "
+            f"Separate several by {SEPARATOR!r}."
+        )
+    if examples.y.all():
+        raise UsageError(f"All {len(examples.y)} items have all of the {len(examples.labels)} labels.")
+
+
+def padded(probabilities: np.ndarray, labels: int) -> np.ndarray:
+    """Probabilities (n, *labels*), 0 for the last ones, which a head does not know."""
+    return np.pad(probabilities, ((0, 0), (0, labels - probabilities.shape[1])))
+
+
+def reported(scores: MultilabelScores) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The score that counts, as ``mean_average_precision, low, high``, and the others by their names."""
+    others = {name: getattr(scores, name) for name in _METRICS[1:]}
+    return _plain(scores.mean_average_precision, "mean_average_precision"), {k: _plain(v) for k, v in others.items()}
+
+
+def _plain(interval: Interval, name: str = "value") -> dict[str, float | None]:
+    values = {name: interval.value, "low": interval.low, "high": interval.high}
+    return {name: None if math.isnan(value) else value for name, value in values.items()}
