@@ -146,4 +146,4 @@ def held_out_alone(Y: np.ndarray, keys: Sequence[str], parts: Mapping[str, str])
     """The units with a label that stands in the hold-out alone."""
     learned = np.array([parts[key] == "train" for key in keys])
     lost = Y.any(axis=0) & ~Y[learned].any(axis=0)
-    return {keys[row] for row in np.flatnonzero(Y[:, lost].any(axis=1))}
+    return {keys[row] for row in np.flatnonzero(Y[:, lost].any(axis=1)).tolist()}

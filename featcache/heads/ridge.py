@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from featcache.errors import UsageError
 from featcache.heads.linear_classifier import TemperedLinearClassifier, class_scores
 from featcache.heads.ridge_axes import RidgeAxes, left_out_scores, ridge_axes, signs
 from featcache.heads.stream import VectorStream
@@ -57,7 +58,8 @@ class RidgeHead(TemperedLinearClassifier):
             groups: (n,) rows with the same one are left out together.
 
         Raises:
-            UsageError: a value is not finite (the row is named), or there is one class only.
+            UsageError: a value is not finite (the row is named), there is one class only, or a penalty is
+                not positive.
         """
         X, classes, numbers, groups = to_fit(self, X, y, groups)
         return self.fit_stream(VectorStream(lambda rows: X[rows], numbers, groups, classes, X.shape[1]))
@@ -70,6 +72,8 @@ class RidgeHead(TemperedLinearClassifier):
             alphas = np.array(RELATIVE_ALPHAS) * (fitted.sizes.sum() / stream.width or 1.0)
         else:
             alphas = np.sort(np.asarray(self.alphas, dtype=np.float64))
+            if not len(alphas) or not (alphas > 0).all():
+                raise UsageError(f"Penalties are positive numbers, not {self.alphas!r}.")
         rows, groups, leaves_out = self._left_out(stream.groups)
         self._choose(fitted, stream, rows, groups, alphas)
         self.chosen_by_ = f"leaving out one {leaves_out}" if len(alphas) > 1 else "given"

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from featcache.errors import UsageError
 from featcache.heads.stream import VectorStream
 from featcache.heads.validation import check_finite
 
@@ -60,25 +61,28 @@ def ridge_axes(stream: VectorStream) -> RidgeAxes:
     """One pass over the rows; products in the vectors' own precision, sums in float64.
 
     Raises:
-        UsageError: a value is not finite; the row is named.
+        UsageError: a value is not finite (the row is named), or so large that its square is not.
     """
     n, d, k = len(stream), stream.width, len(stream.classes)
-    Y = signs(stream.numbers, k)
-    targets = Y.mean(axis=0)
+    targets = np.bincount(stream.numbers, minlength=k) @ signs(np.arange(k), k) / n
     if n < d:
-        return _of_few(stream.read(np.arange(n)), Y - targets, targets)
+        return _of_few(stream.read(np.arange(n)), signs(stream.numbers, k) - targets, targets)
     shift: np.ndarray | None = None
-    total, gram, cross = np.zeros(d), np.zeros((d, d)), np.zeros((d, Y.shape[1]))
+    total, gram, cross = np.zeros(d), np.zeros((d, d)), np.zeros((d, len(targets)))
     for rows, X in stream.blocks():
         check_finite(X, rows)
         # Taken off before multiplying, so that a large common part does not drown the differences.
         shift = X.mean(axis=0) if shift is None else shift
         X = X - shift
         total += X.sum(axis=0, dtype=np.float64)
-        gram += X.T @ X
-        cross += X.T @ (Y[rows] - targets).astype(X.dtype)
+        with np.errstate(over="ignore", invalid="ignore"):
+            gram += X.T @ X
+        # These sum to 0, so it does not matter that X is not centred exactly.
+        cross += X.T @ (signs(stream.numbers[rows], k) - targets).astype(X.dtype)
     assert shift is not None
     gram -= np.outer(total, total / n)
+    if not np.isfinite(gram).all():
+        raise UsageError("The vectors hold numbers so large that their squares overflow. Divide all by one number.")
     sizes, axes = _eigh(gram)
     return RidgeAxes(n, shift + total / n, axes, np.maximum(sizes, 0), targets, axes.T @ cross)
 

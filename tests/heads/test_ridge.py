@@ -193,6 +193,18 @@ def test_a_row_that_is_not_finite_is_named(value: float, what: str, n: int, row:
         head.predict(X)
 
 
+@pytest.mark.parametrize("alphas", [[], [0.0], [1.0, -1.0], [float("nan")]])
+def test_penalties_are_positive(alphas: list[float]) -> None:
+    with pytest.raises(UsageError, match="Penalties are positive"):
+        RidgeHead(alphas=alphas).fit(*gaussians(30))
+
+
+def test_numbers_whose_squares_overflow_are_refused() -> None:
+    X, y = gaussians(30)
+    with np.errstate(over="ignore"), pytest.raises(UsageError, match="squares overflow"):
+        RidgeHead().fit(X * np.float32(1e25), y)
+
+
 def test_one_class_is_named() -> None:
     X, _ = gaussians(30)
     with pytest.raises(UsageError, match="All 30 rows are of one class, cat"):
