@@ -1,113 +1,184 @@
-"""A head in a fresh process: from the import of featcache to a saved score, and the memory that it takes.
+"""The head `softmax` against scikit-learn on the same arrays, both cores, in alternating rounds.
 
-    python scripts/bench/heads.py FOLDER [--head ridge] [--rows N] [--classes K]
+    python scripts/bench/heads.py PROBLEM [--store STORE] [--rounds 3]
 
-FOLDER is where the store of synthetic vectors is made (5 GB for a million rows of 1280 float32); a store that
-is there already is used again. The figures are those of the fastest of three runs, from a warm page cache.
+PROBLEM is one of
+
+    small    45 values of C × 5 folds + refit, 5,000 × 512, 10 classes, against LogisticRegressionCV(tol=1e-6)
+    large    the same for 10,000 × 768, 100 classes, against LogisticRegressionCV(tol=1e-4)
+    store    the same for the vectors of a store, and the held-out log-loss against a float64 reference
+    one      one fit at one C, 20,000 × 1280, 50 classes, against scikit-learn's solvers at the same gap
+
+Where one round of scikit-learn takes more than five minutes it has one round. Objectives are computed in
+float64. A cell is written as soon as it is measured.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
-import subprocess
 import sys
-import threading
 import time
+import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-WIDTH, CHUNK, SEED = 1280, 4096, 0
+import numpy as np
+from scipy.special import logsumexp
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
+from sklearn.metrics import log_loss
 
+import featcache as fc
+from featcache.evaluation import splits
+from featcache.heads import SoftmaxPathClassifier
 
-def make(store: Path, rows: int, classes: int) -> None:
-    """Vectors as a network's last layer gives them: not negative, of some hundred directions, classes that overlap."""
-    import numpy as np
+sys.path.insert(0, str(Path(__file__).parent))
+import recording
 
-    from featcache.recipe import PixelPath, Recipe, StandardTransform
-    from featcache.store import StoreWriter
-    from featcache.store.source_records import Record, SourceRecords
-
-    rng = np.random.default_rng(SEED)
-    directions = rng.normal(size=(128, WIDTH)).astype(np.float32)
-    centres = rng.normal(size=(classes, 128)).astype(np.float32)
-    transform = StandardTransform((256,), (224, 224), "bicubic", (0.5,) * 3, (0.5,) * 3)
-    with StoreWriter(store) as writer:
-        space = writer.space(Recipe("bench:synthetic", "0" * 64, PixelPath(transform)))
-        space.declare("pooled", "0", 0, "float32")
-        records = SourceRecords(writer.catalogue, "synthetic", "/nowhere")
-        for start in range(0, rows, CHUNK):
-            n = min(CHUNK, rows - start)
-            keys = [hashlib.sha256(b"%d" % i).digest() for i in range(start, start + n)]
-            numbers = rng.integers(0, classes, n)
-            latent = 0.35 * centres[numbers] + rng.standard_normal((n, 128), dtype=np.float32)
-            noise = 4 * rng.standard_normal((n, WIDTH), dtype=np.float32)
-            space.append(keys, {("pooled", "0"): np.maximum(latent @ directions + noise, 0)})
-            records.save(
-                [
-                    Record(f"{i:08}.jpg", key, f"class {number:03}", None, None, 1, 2, 3, 4, 5)
-                    for i, key, number in zip(range(start, start + n), keys, numbers, strict=True)
-                ]
-            )
+CS = np.geomspace(1e-6, 1e5, 45)
+PATIENCE = 300.0
 
 
-def measure(store: Path, head: str) -> dict[str, object]:
-    """In a process of its own, which has imported nothing yet."""
-    peak, over = 0, threading.Event()
+def draw(n: int, d: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Gaussian classes that overlap, with variances that fall by a factor of a thousand, in random axes."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, k, n)
+    scale = np.geomspace(1, 0.03, d)
+    X = (rng.standard_normal((k, d))[y] * 0.25 + rng.standard_normal((n, d))) * scale
+    axes = np.linalg.qr(rng.standard_normal((d, d)))[0]
+    return np.ascontiguousarray(X @ axes, np.float32), y
 
-    def watch() -> None:
-        nonlocal peak
-        while not over.wait(0.02):
-            line = next(s for s in Path("/proc/self/status").read_text().splitlines() if s.startswith("RssAnon"))
-            peak = max(peak, int(line.split()[1]))
 
-    watcher = threading.Thread(target=watch)
-    watcher.start()
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     began = time.perf_counter()
-    import featcache as fc
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        warnings.simplefilter("ignore", FutureWarning)
+        found = work()
+    return time.perf_counter() - began, found
 
-    bundle = fc.train(store, head, progress=False)
-    bundle.save(store.with_suffix(f".{head}.fch"))
-    seconds = time.perf_counter() - began
-    over.set()
-    watcher.join()
-    report = bundle.report
-    return {
+
+def objective(X: np.ndarray, y: np.ndarray, C: float, coef: np.ndarray, intercept: np.ndarray) -> float:
+    z = X.astype(np.float64) @ coef.T.astype(np.float64) + intercept
+    if z.shape[1] == 1:
+        z = np.hstack([np.zeros_like(z), z])
+    losses = logsumexp(z, axis=1) - z[np.arange(len(y)), y]
+    return 0.5 * float(np.square(coef, dtype=np.float64).sum()) + C * float(losses.sum())
+
+
+def path(name: str, X: np.ndarray, y: np.ndarray, tol: float, max_iter: int, rounds: int) -> dict[str, Any]:
+    """The whole path with its cross-validation, side by side."""
+    folds = splits.folds(y, np.arange(len(y)), 5, 0)
+    seconds: dict[str, list[float]] = {"featcache": [], "featcache_early_stop": [], "scikit_learn": []}
+    theirs: Any = None
+    for _ in range(rounds):
+        for early, column in ((False, "featcache"), (True, "featcache_early_stop")):
+            took, mine = timed(lambda early=early: SoftmaxPathClassifier(CS, cv=folds, early_stopping=early).fit(X, y))
+            seconds[column].append(took)
+            if not early:
+                whole = mine
+        if theirs is None or seconds["scikit_learn"][0] < PATIENCE:
+            took, theirs = timed(
+                lambda: LogisticRegressionCV(
+                    Cs=CS, cv=folds, tol=tol, max_iter=max_iter, scoring="neg_log_loss", use_legacy_attributes=False
+                ).fit(X, y)
+            )
+            seconds["scikit_learn"].append(took)
+    medians = {column: float(np.median(taken)) for column, taken in seconds.items()}
+    iterations, chosen = np.asarray(theirs.n_iter_), int(np.flatnonzero(CS == whole.C_)[0])
+    cell: dict[str, Any] = {
+        "problem": name,
+        "n": len(X),
+        "d": X.shape[1],
+        "k": int(y.max()) + 1,
         "seconds": seconds,
-        "fit_seconds": report["fit_seconds"],
-        "cpu_seconds": time.process_time(),
-        "peak_anonymous_mib": peak / 1024,
-        "accuracy": report["score"]["accuracy"],
-        "log_loss": report["log_loss"]["value"],
-        "chosen": report["chosen"],
+        "ratio": medians["scikit_learn"] / medians["featcache"],
+        "ratio_early_stop": medians["scikit_learn"] / medians["featcache_early_stop"],
+        "C": whole.C_,
+        "C_scikit_learn": float(np.ravel(theirs.C_)[0]),
+        "gap": float(whole.gap_),
+        "largest_gap_on_the_path": float(np.nanmax(whole.gaps_)),
+        "passes": whole.n_iter_,
+        "not_converged_scikit_learn": int((iterations >= max_iter).sum()),
+        "fits_scikit_learn": int(iterations.size),
+        "held_out_log_loss": -float(np.average(whole.scores_[:, chosen], weights=[len(test) for _, test in folds])),
+    }
+    # The objective at some values of C, on all rows, from scikit-learn at the same tolerance.
+    better = []
+    for place in (10, 20, 30, 40):
+        C = float(CS[place])
+        _, plain = timed(lambda C=C: LogisticRegression(C=C, tol=tol, max_iter=max_iter).fit(X, y))
+        mine = SoftmaxPathClassifier([C]).fit(X, y)
+        f, g = (objective(X, y, C, m.coef_, m.intercept_) for m in (mine, plain))
+        better.append({"C": C, "featcache": f, "scikit_learn": g, "excess_scikit_learn": (g - f) / f})
+    cell["objectives"] = better
+    return cell
+
+
+def reference(X: np.ndarray, y: np.ndarray, C: float) -> float:
+    """Held-out log-loss at one C by float64 fits of each fold to a gradient of 1e-10."""
+    total = 0.0
+    for learn, test in splits.folds(y, np.arange(len(y)), 5, 0):
+        mean = X[learn].astype(np.float64).mean(axis=0)
+        centred = X[learn] - mean
+        axes = np.linalg.svd(centred, full_matrices=False)[2] if len(learn) < X.shape[1] else np.eye(X.shape[1])
+        model = LogisticRegression(C=C, solver="newton-cg", tol=1e-10, max_iter=1000).fit(centred @ axes.T, y[learn])
+        total += log_loss(y[test], model.predict_proba((X[test] - mean) @ axes.T)) * len(test)
+    return total / len(y)
+
+
+def one(rounds: int) -> dict[str, Any]:
+    """One fit at one C: ours, and scikit-learn's solvers at ever smaller tolerances until they are as near."""
+    X, y = draw(20_000, 1280, 50)
+    C = 0.01
+    ours = []
+    for _ in range(rounds):
+        took, mine = timed(lambda: SoftmaxPathClassifier([C]).fit(X, y))
+        ours.append(took)
+    least = objective(X, y, C, mine.coef_, mine.intercept_)
+    tried = []
+    for solver in ("lbfgs", "newton-cg"):
+        for tol in (1e-4, 1e-6, 1e-8):
+            took, plain = timed(
+                lambda solver=solver, tol=tol: LogisticRegression(C=C, solver=solver, tol=tol, max_iter=2000).fit(X, y)
+            )
+            gap = (objective(X, y, C, plain.coef_, plain.intercept_) - least) / least
+            tried.append({"solver": solver, "tol": tol, "seconds": took, "excess": gap})
+            print(tried[-1], file=sys.stderr)
+            if gap <= 1e-8 or took > PATIENCE:
+                break
+    return {
+        "problem": "one",
+        "n": 20_000,
+        "d": 1280,
+        "k": 50,
+        "C": C,
+        "seconds": ours,
+        "gap": mine.gap_,
+        "tried": tried,
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--head", default="ridge")
-    parser.add_argument("--rows", type=int, default=10_000)
-    parser.add_argument("--classes", type=int, default=10)
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    store = arguments.folder / f"synthetic-{arguments.rows}-{arguments.classes}.fcache"
-    if arguments.one:
-        print(json.dumps(measure(store, arguments.head)))
-        return
-    from recording import append
-
-    if not store.exists():
-        make(store, arguments.rows, arguments.classes)
-    found = []
-    for _ in range(arguments.runs):
-        command = [sys.executable, __file__, *sys.argv[1:], "--one"]
-        began = time.perf_counter()
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        found.append(json.loads(done.stdout) | {"process_seconds": time.perf_counter() - began})
-    best = min(found, key=lambda cell: cell["process_seconds"])
-    append("heads", {"head": arguments.head, "rows": arguments.rows, "classes": arguments.classes} | best)
+    parser.add_argument("problem", choices=("small", "large", "store", "one"))
+    parser.add_argument("--store", type=Path)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    if options.problem == "one":
+        cell = one(options.rounds)
+    elif options.problem == "store":
+        X, labels, _ = fc.open(options.store).arrays(layers="pooled")
+        y = np.unique(labels, return_inverse=True)[1]
+        cell = path(options.store.stem, X, y, 1e-6, 10_000, options.rounds)
+        found = reference(X, y, cell["C"])
+        cell["held_out_log_loss_reference"] = found
+    elif options.problem == "small":
+        cell = path("small", *draw(5000, 512, 10), 1e-6, 10_000, options.rounds)
+    else:
+        cell = path("large", *draw(10_000, 768, 100), 1e-4, 100, options.rounds)
+    recording.append("heads", cell)
 
 
 if __name__ == "__main__":
