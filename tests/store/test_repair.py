@@ -16,7 +16,7 @@ from featcache.errors import FeatcacheError, NotAStoreError, StoreBusyError
 from featcache.store import FeatureStore, StoreWriter
 from featcache.store.source_records import Record, SourceRecords
 from tests.store import scenarios
-from tests.store.making import fill, keys, values
+from tests.store.making import fill, keys, recipe, values
 
 FLIPS = 200
 
@@ -233,3 +233,25 @@ def test_the_values_of_a_repaired_store_are_those_of_before(whole: Path, path: P
     assert len(report.lost) == 2
     finish(path)
     assert vectors(path) == vectors(whole)
+
+
+@pytest.mark.parametrize("what", ["another shape", "another space's folder", "a value that is not finite"])
+def test_an_orphan_that_would_spoil_what_is_there_is_set_aside(path: Path, tmp_path: Path, what: str) -> None:
+    """Shards that are whole by their own hashes, as a store from elsewhere may carry them."""
+    before = scenarios.contents(path)
+    other = tmp_path / "other.fcache"
+    with StoreWriter(other) as writer:
+        space = writer.space(recipe())
+        space.declare("pooled", "0", 0)
+        vectors = values(4, 9 if what == "another shape" else 8, 2000)
+        vectors[2, 3] = np.nan if what == "a value that is not finite" else 1
+        space.append(keys(4, 2000), {("pooled", "0"): vectors})
+    (shard,) = (other / "shards").rglob("*.h5")
+    folder = "0" * 16 if what == "another space's folder" else shard.parent.name
+    (path / "shards" / folder).mkdir(exist_ok=True)
+    shutil.copy(shard, path / "shards" / folder / shard.name)
+    report = fc.repair(path, progress=False)
+    assert report.adopted == 0
+    assert [Path(entry["file"]).name.endswith(shard.name) for entry in report.set_aside] == [True]
+    assert scenarios.contents(path) == before
+    assert fc.verify(path, progress=False).ok
