@@ -13,7 +13,7 @@ import pytest
 import timm
 import torch
 
-from featcache.backbones import Backbone, get
+from featcache.backbones import Backbone, get, recipe_cache
 from featcache.backbones import weights as weights_module
 from featcache.backbones.recipe_cache import RecipeCache, weights_used_for
 from featcache.errors import WeightsError
@@ -116,6 +116,15 @@ def test_a_cache_that_cannot_be_written_does_no_harm(weights: Path, monkeypatch:
     (weights.parent / "file").write_text("no folder")
     monkeypatch.setenv("FEATCACHE_CACHE", str(weights.parent / "file"))
     assert get("timm:resnet18", weights).recipe == before
+
+
+@pytest.mark.parametrize("package", ["featcache", "timm"])
+def test_another_release_of_the_code_learns_for_itself(
+    weights: Path, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    installed = recipe_cache.version
+    monkeypatch.setattr(recipe_cache, "version", lambda name: "999" if name == package else installed(name))
+    assert not known(get("timm:resnet18", weights))
 
 
 def other_weights(path: Path) -> None:

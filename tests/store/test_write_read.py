@@ -219,3 +219,19 @@ def test_an_image_that_departs_twice_leaves_the_digests_in_order(tmp_path: Path)
             connection.execute("INSERT INTO departed SELECT source_id, uri, sha256 FROM items")
         SourceRecords(writer.catalogue, "pictures", "/nowhere").remove(["00000.jpg"])
     assert FeatureStore.open(path).verify().ok
+
+
+def test_a_fork_opens_the_catalogue_for_itself(tmp_path: Path) -> None:
+    """SQLite forbids to use a connection that came through a fork, and says nothing when it is done."""
+    fill(tmp_path / "s.fcache", 5)
+    catalogue = FeatureStore.open(tmp_path / "s.fcache").catalogue
+    inherited = catalogue.connection
+    child = os.fork()
+    if not child:
+        os._exit(
+            0
+            if catalogue.connection is not inherited and len(catalogue.query("t", "SELECT uri FROM items")) == 5
+            else 1
+        )
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert catalogue.connection is inherited
