@@ -82,6 +82,26 @@ def test_a_file_that_cannot_be_taken_in_says_why(tmp_path: Path) -> None:
             export.read(tmp_path / name)
 
 
+@pytest.mark.parametrize("how", ["external storage", "virtual", "external link"])
+def test_a_plain_file_cannot_lead_to_other_files(tmp_path: Path, how: str) -> None:
+    secret = np.arange(8, dtype="f4").reshape(4, 2)
+    (tmp_path / "raw").write_bytes(secret.tobytes())
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["x"] = secret
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["labels"] = np.array([0, 1, 0, 1])
+        if how == "external storage":
+            file.create_dataset("features", secret.shape, "f4", external=[(str(tmp_path / "raw"), 0, secret.nbytes)])
+        elif how == "virtual":
+            layout = h5py.VirtualLayout(secret.shape, "f4")
+            layout[:] = h5py.VirtualSource(str(tmp_path / "other.h5"), "x", secret.shape)
+            file.create_virtual_dataset("features", layout)
+        else:
+            file["features"] = h5py.ExternalLink(str(tmp_path / "other.h5"), "x")
+    with pytest.raises(SourceError, match="features"):
+        export.read(tmp_path / "a.h5")
+
+
 def test_an_unknown_suffix_and_a_missing_file(store: FeatureStore, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"\.npz"):
         store.export(tmp_path / "x.csv", layers="pooled")
