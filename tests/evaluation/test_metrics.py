@@ -26,7 +26,7 @@ def problem(n: int, k: int, seed: int, skill: float = 1.0) -> tuple[np.ndarray, 
     return np.array(classes)[truth], p, np.array(classes)[p.argmax(1)], classes
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 @given(st.integers(1, 60), st.integers(2, 6), st.integers(0, 10_000), st.floats(-2, 4))
 def test_values_are_those_of_scikit_learn(n: int, k: int, seed: int, skill: float) -> None:
     y, p, said, classes = problem(n, k, seed, skill)

@@ -1,4 +1,4 @@
-"""Work on a store that tests cut off: run as ``python -m tests.store.scenarios WORK STORE [POINT]``.
+"""Work on a store that tests cut off, in a process of its own with `run`.
 
 Each piece of work can be done again from wherever it was cut off, and then ends in the same state.
 """
@@ -6,9 +6,9 @@ Each piece of work can be done again from wherever it was cut off, and then ends
 from __future__ import annotations
 
 import functools
+import multiprocessing
 import os
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,11 +20,13 @@ from featcache.store import FeatureStore, StoreWriter
 from featcache.store.source_records import Record, SourceRecords
 from tests.store.making import fill, keys, recipe, values
 
-ITEMS = 30
+ITEMS = 20
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["tests.store.scenarios"])
 
 
 def start(path: Path) -> None:
-    """30 items in three shards of two layers; five more vectors that no item refers to."""
+    """20 items in two shards of two layers; five more vectors that no item refers to."""
     fill(path, ITEMS, layers={"pooled": 8, "blocks.1:mean": 3})
     with StoreWriter(path) as writer:
         space = writer.space(recipe())
@@ -33,8 +35,8 @@ def start(path: Path) -> None:
 
 
 def append(path: Path) -> None:
-    """40 more items, some of whose vectors are there already."""
-    fill(path, 40, start=25, shard=25, layers={"pooled": 8, "blocks.1:mean": 3})
+    """20 items, some of whose vectors are there already."""
+    fill(path, 20, start=15, layers={"pooled": 8, "blocks.1:mean": 3})
 
 
 def compact(path: Path) -> None:
@@ -91,8 +93,13 @@ def contents(path: Path) -> dict[str, object]:
 
 def is_right(path: Path) -> bool:
     """Whether every vector that the store gives is that of its image."""
+    return are_right(contents(path))
+
+
+def are_right(held: dict[str, object]) -> bool:
+    """Whether every vector of a store's contents is that of its image."""
     number = _numbers()
-    for layer, vectors in contents(path).items():
+    for layer, vectors in held.items():
         if isinstance(vectors, dict):
             for sha256, vector in vectors.items():
                 expected = values(1, len(vector), number[sha256])[0]
@@ -113,16 +120,19 @@ def relabel(path: Path, label: str) -> None:
         records.save([Record("00000.jpg", keys(1)[0], label, None, None, 1, 2, 3, 4, 5)])
 
 
-def _kill_at(point: str) -> None:
+def run(work: str, path: Path, point: str = "") -> int:
+    """Do the work in another process, which dies where it reaches *point*; its exit code."""
+    process = _CONTEXT.Process(target=_work, args=(work, path, point))
+    process.start()
+    process.join(120)
+    assert process.exitcode is not None, f"{work} goes on and on"
+    return process.exitcode
+
+
+def _work(work: str, path: Path, point: str) -> None:
     def on_reach(reached: str) -> None:
         if reached == point:
             os.kill(os.getpid(), signal.SIGKILL)
 
     failpoints.on_reach = on_reach
-
-
-if __name__ == "__main__":
-    work, store, *points = sys.argv[1:]
-    if points:
-        _kill_at(points[0])
-    WORK[work](Path(store))
+    WORK[work](path)

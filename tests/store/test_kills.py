@@ -15,7 +15,6 @@ from featcache import failpoints
 from featcache.store import FeatureStore
 from tests.store import scenarios
 
-ROOT = Path(__file__).parents[2]
 WORK = {"seal": "append", "backup": "append", "compact": "compact", "gc": "gc", "repair": "repair"}
 CASES = [(WORK[point.split(":")[0]], point) for point in failpoints.POINTS if not point.startswith("adopt")]
 # What another process left is adopted by the next writer, which may be killed in its turn.
@@ -26,11 +25,6 @@ ADOPTIONS = [
     ("compact", "compact: committed", "adopt: dropped file removed"),
     ("gc", "gc: committed", "adopt: dropped file removed"),
 ]
-
-
-def run(work: str, path: Path, point: str = "") -> int:
-    words = [sys.executable, "-m", "tests.store.scenarios", work, str(path), *([point] if point else [])]
-    return subprocess.run(words, cwd=ROOT, check=False, timeout=120).returncode
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +66,7 @@ def test_killed_and_done_again(
     before = scenarios.contents(path)
     if work == "repair":
         scenarios.damage(path)
-    assert run(work, path, point) == -signal.SIGKILL
+    assert scenarios.run(work, path, point) == -signal.SIGKILL
     if work != "repair":
         report = fc.verify(path, progress=False)
         assert report.ok, report.damaged
@@ -80,7 +74,7 @@ def test_killed_and_done_again(
         if work != "gc":
             held = scenarios.contents(path)
             assert before["pooled"].items() <= held["pooled"].items()
-    assert run(work, path) == 0
+    assert scenarios.run(work, path) == 0
     assert scenarios.contents(path) == finished[work]
     assert scenarios.is_right(path)
     nothing_lies_about(path)
@@ -92,11 +86,11 @@ def test_killed_while_finishing_for_another(
 ) -> None:
     path = tmp_path / "s.fcache"
     shutil.copytree(begun, path)
-    assert run(work, path, first) == -signal.SIGKILL
-    assert run(work, path, second) == -signal.SIGKILL
+    assert scenarios.run(work, path, first) == -signal.SIGKILL
+    assert scenarios.run(work, path, second) == -signal.SIGKILL
     assert fc.verify(path, progress=False).ok
     assert scenarios.is_right(path)
-    assert run(work, path) == 0
+    assert scenarios.run(work, path) == 0
     assert scenarios.contents(path) == finished[work]
     nothing_lies_about(path)
 
@@ -126,4 +120,4 @@ def test_repair_says_what_it_did(begun: Path, tmp_path: Path) -> None:
     scenarios.append(path)
     fc.repair(path, progress=False)
     assert not fc.repair(path, progress=False).changed
-    assert len(FeatureStore.open(path).items()) == 65
+    assert len(FeatureStore.open(path).items()) == 35

@@ -37,6 +37,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def before(whole: Path) -> dict[str, object]:
+    return scenarios.contents(whole)
+
+
 @pytest.fixture
 def path(whole: Path, tmp_path: Path) -> Path:
     shutil.copytree(whole, tmp_path / "s.fcache")
@@ -54,13 +59,15 @@ def finish(path: Path) -> None:
 
 
 def vectors(path: Path) -> dict[str, object]:
-    return {name: held for name, held in scenarios.contents(path).items() if isinstance(held, dict)}
+    return vectors_of(scenarios.contents(path))
+
+
+def vectors_of(contents: dict[str, object]) -> dict[str, object]:
+    return {name: held for name, held in contents.items() if isinstance(held, dict)}
 
 
 @pytest.mark.parametrize("flip", range(FLIPS))
-def test_every_flipped_bit_is_found_or_harmless_and_repaired(whole: Path, tmp_path: Path, flip: int) -> None:
-    path = tmp_path / "s.fcache"
-    shutil.copytree(whole, path)
+def test_every_flipped_bit_is_found_or_harmless_and_repaired(path: Path, before: dict[str, object], flip: int) -> None:
     chance = random.Random(flip)
     shards = sorted((path / "shards").rglob("*.h5"))
     file = [chance.choice(shards), path / "catalog.sqlite", path / "catalog.backup.sqlite"][flip % 3]
@@ -68,7 +75,6 @@ def test_every_flipped_bit_is_found_or_harmless_and_repaired(whole: Path, tmp_pa
     place, bit = chance.randrange(len(data)), 1 << chance.randrange(8)
     data[place] ^= bit
     file.write_bytes(data)
-    before = scenarios.contents(whole)
     report = fc.verify(path, progress=False)
     if report.ok:
         # Then nothing that a store answers may differ; a flipped bit in a shard is never in order.
@@ -80,12 +86,11 @@ def test_every_flipped_bit_is_found_or_harmless_and_repaired(whole: Path, tmp_pa
     assert fc.repair(path, progress=False).changed or report.ok
     after = fc.verify(path, progress=False)
     assert after.ok, after.damaged
-    assert scenarios.is_right(path)
-    assert scenarios.contents(path)["items of pictures"] == before["items of pictures"]
-    finish_items = scenarios.contents(path)["items of pictures"]
+    held = scenarios.contents(path)
+    assert scenarios.are_right(held)
+    assert held["items of pictures"] == before["items of pictures"]
     finish(path)
-    assert vectors(path) == vectors(whole)
-    assert finish_items == before["items of pictures"]
+    assert vectors(path) == vectors_of(before)
 
 
 @pytest.mark.parametrize("how", ["deleted", "emptied", "zeroed", "cut off", "another database"])
@@ -119,7 +124,7 @@ def test_without_catalogue_and_backup_the_vectors_are_kept(whole: Path, path: Pa
     (path / "catalog.backup.sqlite").write_bytes(b"no database")
     report = fc.repair(path, progress=False)
     assert report.catalogue == "made anew"
-    assert report.adopted == 65
+    assert report.adopted == 2 * scenarios.ITEMS + 5
     assert vectors(path) == vectors(whole)
     finish(path)
     assert len(FeatureStore.open(path).arrays()[0]) == scenarios.ITEMS
@@ -128,13 +133,13 @@ def test_without_catalogue_and_backup_the_vectors_are_kept(whole: Path, path: Pa
 
 def test_shards_younger_than_the_backup_are_adopted(whole: Path, path: Path) -> None:
     old = (path / "catalog.backup.sqlite").read_bytes()
-    fill(path, 20, start=30, layers={"pooled": 8, "blocks.1:mean": 3})
+    fill(path, 20, start=scenarios.ITEMS, layers={"pooled": 8, "blocks.1:mean": 3})
     fc.compact(path, progress=False)
     (path / "catalog.sqlite").unlink()
     (path / "catalog.backup.sqlite").write_bytes(old)
     fc.repair(path, progress=False)
     held = vectors(path)
-    assert set(keys(50)) <= set(held["pooled"])
+    assert set(keys(scenarios.ITEMS + 20)) <= set(held["pooled"])
     assert scenarios.is_right(path)
     assert fc.verify(path, progress=False).ok
 
