@@ -18,6 +18,7 @@ import array  # noqa: F401  (socket.send_fds imports it: here once, rather than 
 import contextlib
 import ctypes
 import errno
+import functools
 import gc
 import os
 import platform
@@ -350,6 +351,7 @@ def _descriptor(name: str) -> int:
     return int(_CALLS[name][2][1:])
 
 
+@functools.cache
 def _program() -> tuple[bytes, dict[int, str], int]:
     """The filter for this machine, the calls by number, and the number of seccomp itself."""
     column, architecture, seccomp = _MACHINES[platform.machine()]
