@@ -151,8 +151,9 @@ def _parts(
                 test = _of_split(examples, other)
                 return learn, test, f"the source's own split {other!r}, {len(test)} items"
         raise UsageError(
-            f"The source has the splits {', '.join(sorted(str(n) for n in named))}, but no 'test' or 'val' to "
-            "score on. Give one with `featcache extract --split FILE`, or score with --cv 5."
+            f"The source has the splits {', '.join(sorted(str(n) for n in named))}, but besides {split or 'train'!r}, "
+            "which is learned from, no 'test' or 'val' to score on. Give one with `featcache extract --split FILE`, "
+            "or score with --cv 5."
         )
     if split is not None:
         raise UnknownNameError(

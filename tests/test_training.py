@@ -177,6 +177,14 @@ def test_splits_without_one_to_score_on(pictures: Path, tmp_path: Path) -> None:
     assert train(store, cv=2, split="train").report["score"]["n"] == 12
 
 
+def test_the_split_to_score_on_is_not_learned_from(pictures: Path, tmp_path: Path) -> None:
+    store = with_manifest(
+        pictures, tmp_path, lambda i, path: f"{path.split('/')[0]},{['train', 'test'][i % 2]}", "label,split"
+    )
+    with pytest.raises(UsageError, match=r"besides 'test', which is learned from, no 'test' or 'val'"):
+        train(store, split="test")
+
+
 def test_a_split_of_a_source_that_has_none(store: Path) -> None:
     with pytest.raises(UnknownNameError, match="the source has none"):
         train(store, split="train")

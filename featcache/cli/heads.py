@@ -22,6 +22,8 @@ from featcache.cli.options import (
 )
 from featcache.progress import counted
 
+LISTED = 10
+
 
 @verb(interrupted="No head was written.")
 def train(
@@ -148,9 +150,11 @@ def _show_evaluate(report: Mapping[str, Any]) -> None:
     screen.say(f"Macro F1: {screen.percent(report['macro_f1'])}")
     if report["log_loss"] is not None:
         screen.say(f"Log-loss: {report['log_loss']:.3f}")
-    for label, n in report["unknown_labels"].items():
-        screen.say(f"Beware: the head does not know the label {label!r}; its {counted(n, 'items')} count as wrong.")
     if report["unknown_labels"]:
+        unknown = list(report["unknown_labels"])
+        named = ", ".join(map(repr, unknown[:LISTED])) + (" …" if len(unknown) > LISTED else "")
+        items = counted(sum(report["unknown_labels"].values()), "items")
+        screen.say(f"Beware: {items} counted as wrong, as the head does not know their labels: {named}")
         screen.say("  If a class was renamed or added since, train again.")
     _warn_of_missing(report)
     if report["overlap"] is None:

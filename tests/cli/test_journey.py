@@ -13,6 +13,8 @@ import pytest
 import featcache as fc
 from featcache.backbones import tiny_backbone
 from featcache.cli import main
+from featcache.cli.extracting import _shown
+from featcache.extraction import ExtractReport
 
 
 @pytest.fixture
@@ -105,7 +107,7 @@ def test_a_renamed_class_is_told_by_evaluate(trained, tmp_path, capsys):
     capsys.readouterr()
     assert main(["evaluate", str(trained / "pets.fch"), str(store)]) == 0
     out = capsys.readouterr().out
-    assert "does not know the label 'felines'" in out
+    assert "does not know their labels: 'felines'" in out
     assert "train again" in out
 
 
@@ -127,6 +129,14 @@ def test_what_is_mistaken_for_a_store_or_an_image_is_named(trained, capsys):
     assert "is a head" in capsys.readouterr().err
     assert main(["similar", str(trained / "pets.fcache"), str(trained / "photos")]) == 2
     assert "is a folder" in capsys.readouterr().err
+
+
+def test_after_ctrl_c_what_is_left_is_told(capsys):
+    done = ExtractReport("s.fcache", "f" * 64, "bundled:x", items=480, computed=96, reused=10, quarantined=2)
+    _shown(done, None)()
+    out = capsys.readouterr().out
+    assert "  372 still to do\n" in out
+    assert "Next:" not in out
 
 
 def test_strict_fails_on_a_bad_picture(photos, tmp_path, run):
