@@ -28,7 +28,13 @@ LISTED = 10
 @verb(interrupted="No head was written.")
 def train(
     context: typer.Context,
-    store: StorePath,
+    store: Annotated[
+        Path,
+        typer.Argument(
+            metavar="STORE|FILE",
+            help="A store that `featcache extract` made, or a file .h5 or .npz with features and labels.",
+        ),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="HEAD.fch", help="The head to write.")],
     head: Annotated[
         str,
@@ -52,7 +58,10 @@ def train(
     cv: Annotated[
         int | None, typer.Option(min=2, metavar="K", help="Score by K-fold cross-validation, not a hold-out.")
     ] = None,
-    split: Split = None,
+    split: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The split to learn from; train, where the source has splits."),
+    ] = None,
     labels: Labels = None,
     source: Source = None,
     space: Space = None,

@@ -54,3 +54,8 @@ def test_no_words_show_the_help(capsys):
 def test_version(capsys):
     assert main(["--version"]) == 0
     assert re.fullmatch(r"featcache \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+def test_train_says_that_it_reads_plain_files(capsys):
+    main(["train", "--help"])
+    assert ".h5" in capsys.readouterr().out
