@@ -15,7 +15,7 @@ import numpy as np
 from featcache.errors import UsageError
 from featcache.evaluation.metrics import Interval, wilson
 
-_NUMBERS, _FEWEST = 500_000_000, 100
+_NUMBERS, _FEWEST = 200_000_000, 100
 """So many items × labels that 1000 resamples would take minutes are drawn less often."""
 
 
@@ -61,7 +61,7 @@ def score(
         probabilities: (n, k).
         units: (n,) int64; items that are no independent evidence share a number.
         seed: of the bootstrap.
-        resamples: of the bootstrap; fewer, but at least 100, where items × labels are more than 500,000.
+        resamples: of the bootstrap; fewer, but at least 100, where items × labels are more than 200,000.
 
     Raises:
         UsageError: there is nothing to score.
@@ -102,27 +102,35 @@ def score(
 
 
 class _Ranked:
-    """Items sorted by probability for each label, so that a resample costs sums alone."""
+    """Items sorted by probability for each label, so that a resample costs one running sum."""
 
     def __init__(self, Y: np.ndarray, probabilities: np.ndarray) -> None:
-        self.order = np.argsort(-probabilities, axis=0, kind="stable")
-        self.true = np.take_along_axis(Y, self.order, axis=0)
-        ranked = np.take_along_axis(probabilities, self.order, axis=0)
-        n = len(Y)
+        n, k = Y.shape
+        self.order = np.argsort(-probabilities.T, axis=1, kind="stable")
+        ranked = np.take_along_axis(probabilities.T, self.order, axis=1)
         # Precision is taken at the last of those with an equal probability.
-        last = np.ones_like(Y)
-        last[:-1] = ranked[1:] != ranked[:-1]
-        places = np.where(last, np.arange(n)[:, None], n)
-        self.ends = np.minimum.accumulate(places[::-1], axis=0)[::-1]
+        last = np.ones((k, n), dtype=bool)
+        last[:, :-1] = ranked[:, 1:] != ranked[:, :-1]
+        places = np.where(last, np.arange(n), n)
+        ends = np.minimum.accumulate(places[:, ::-1], axis=1)[:, ::-1]
+        true = np.take_along_axis(Y.T, self.order, axis=1)
+        self.label, place = np.nonzero(true)
+        self.item = self.order[self.label, place]
+        self.end = self.label * n + ends[self.label, place]
+        # How many true ones of all labels come up to that place, and before the label's first.
+        self.upto = np.cumsum(true.ravel())[self.end]
+        self.before = np.concatenate([[0], np.cumsum(true.sum(axis=1))])
 
     def mean_average_precision(self, weights: np.ndarray) -> float:
         """The mean over the labels that occur, where item i occurs ``weights[i]`` times; NaN where none does."""
-        ranked = weights[self.order]
-        hits = ranked * self.true
-        found, seen = hits.cumsum(axis=0), ranked.cumsum(axis=0)
-        at = np.take_along_axis(found, self.ends, axis=0) / np.maximum(np.take_along_axis(seen, self.ends, axis=0), 1)
-        occurs = found[-1] > 0
-        return float(((hits * at).sum(axis=0)[occurs] / found[-1][occurs]).mean()) if occurs.any() else math.nan
+        seen = weights[self.order].cumsum(axis=1).ravel()[self.end]
+        hits = weights[self.item]
+        found = np.concatenate([[0.0], hits.cumsum()])
+        start = found[self.before]
+        precision = (found[self.upto] - start[self.label]) / np.maximum(seen, 1)
+        total = np.diff(start)
+        sums = np.bincount(self.label, hits * precision, len(total))
+        return float((sums[total > 0] / total[total > 0]).mean()) if total.any() else math.nan
 
 
 def _interval(values: np.ndarray) -> Interval:

@@ -57,9 +57,9 @@ def test_labels_that_never_occur_are_left_out() -> None:
 def test_intervals_are_those_of_a_plain_bootstrap(alike: int) -> None:
     Y, p = problem(80, 3)
     units = np.arange(80) // alike
-    scores = multilabel.score(Y, p, units=units, seed=3, resamples=200)
+    scores = multilabel.score(Y, p, units=units, seed=3, resamples=50)
     rng, drawn = np.random.default_rng(3), []
-    for _ in range(200):
+    for _ in range(50):
         count = 80 // alike
         times = rng.multinomial(count, np.full(count, 1 / count))
         rows = np.repeat(np.arange(80), times[units])
