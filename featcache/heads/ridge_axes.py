@@ -124,8 +124,8 @@ def left_out_scores(
     without = [_without_group(fitted, Z[order[at]], Y[order[at]]) for size, sets in several if size > r for at in sets]
     shrinking = 1 / (fitted.sizes + penalties[:, None])
     leverages = 1 / fitted.n + np.square(Z[alone]) @ shrinking.T.astype(Z.dtype)
-    for penalty, shrunk, leverage in zip(penalties, shrinking, leverages.T, strict=True):
-        scores = Z @ (fitted.products * shrunk[:, None]).astype(Z.dtype) + fitted.targets.astype(Z.dtype)
+    fits = _scores_of_all(fitted, Z, shrinking)
+    for penalty, shrunk, leverage, scores in zip(penalties, shrinking, leverages.T, fits, strict=True):
         scores[alone] = Y[alone] - (Y[alone] - scores[alone]) / (1 - leverage)[:, None]
         refits = iter(without)
         for size, sets in several:
@@ -141,6 +141,16 @@ def left_out_scores(
                 residuals = np.linalg.solve(np.eye(size) - hat, Y[rows] - scores[rows])
                 scores[rows] = Y[rows] - residuals
         yield scores
+
+
+def _scores_of_all(fitted: RidgeAxes, Z: np.ndarray, shrinking: np.ndarray) -> Iterator[np.ndarray]:
+    """Scores (m, k) of the fit to all rows for each penalty, of which several share a pass over Z."""
+    step = max(1, _NUMBERS_AT_ONCE // (len(Z) * fitted.products.shape[1]))
+    for first in range(0, len(shrinking), step):
+        some = shrinking[first : first + step]
+        weights = np.hstack([fitted.products * shrunk[:, None] for shrunk in some])
+        scores = Z @ weights.astype(Z.dtype) + np.tile(fitted.targets, len(some)).astype(Z.dtype)
+        yield from np.split(scores, len(some), axis=1)
 
 
 def _without_group(fitted: RidgeAxes, Z: np.ndarray, Y: np.ndarray) -> Callable[[float, np.ndarray], np.ndarray]:

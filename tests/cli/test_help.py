@@ -59,3 +59,9 @@ def test_version(capsys):
 def test_train_says_that_it_reads_plain_files(capsys):
     main(["train", "--help"])
     assert ".h5" in capsys.readouterr().out
+
+
+def test_every_head_is_named_by_train():
+    option = next(p for p in get_command(app).commands["train"].params if p.name == "head")
+    assert sorted(option.metavar.split("|")) == sorted(HEADS)
+    assert all(f"{name}:" in option.help for name in HEADS)
