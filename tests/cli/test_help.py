@@ -10,6 +10,7 @@ from typer.main import get_command
 
 from featcache.cli import main
 from featcache.cli.app import app
+from featcache.heads import HEADS
 
 GROUP = get_command(app)
 VERBS = sorted(GROUP.commands)
@@ -62,6 +63,6 @@ def test_train_says_that_it_reads_plain_files(capsys):
 
 
 def test_every_head_is_named_by_train():
-    option = next(p for p in get_command(app).commands["train"].params if p.name == "head")
+    option = next(p for p in GROUP.commands["train"].params if p.name == "head")
     assert sorted(option.metavar.split("|")) == sorted(HEADS)
     assert all(f"{name}:" in option.help for name in HEADS)

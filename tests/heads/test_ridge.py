@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.linear_model import Ridge, RidgeClassifier
 
 from featcache.errors import UsageError
@@ -57,6 +59,20 @@ def test_left_out_scores_are_those_of_refitting(n: int, d: int, k: int, grouping
     found = list(left_out_scores(fitted, fitted.rotated(X), Y, groups, PENALTIES))
     for penalty, scores in zip(PENALTIES, found, strict=True):
         np.testing.assert_allclose(scores, refitted(X, Y, groups, penalty), atol=1e-8)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.integers(4, 30), st.integers(1, 20), st.integers(2, 4), st.integers(2, 12))
+def test_left_out_scores_of_any_problem(seed: int, n: int, d: int, k: int, count: int) -> None:
+    X, numbers = problem(n, d, min(k, n), seed)
+    groups = np.random.default_rng(seed).integers(0, count, n)
+    groups[:2] = 0, 1  # at least two
+    Y = signs(numbers, min(k, n))
+    fitted = ridge_axes(stream(X, numbers, groups))
+    for penalty, scores in zip(
+        PENALTIES, left_out_scores(fitted, fitted.rotated(X), Y, groups, PENALTIES), strict=True
+    ):
+        np.testing.assert_allclose(scores, refitted(X, Y, groups, penalty), atol=1e-7)
 
 
 def test_left_out_scores_in_single_precision() -> None:
