@@ -39,8 +39,9 @@ def train(
     head: Annotated[
         str,
         typer.Option(
-            metavar="logreg|ridge|knn|centroid|torch",
-            help="logreg: logistic regression by scikit-learn, its C chosen by cross-validation; ridge: ridge"
+            metavar="softmax|logreg|ridge|knn|centroid|torch",
+            help="softmax: multinomial logistic regression, its C chosen by cross-validation over the whole path;"
+            " logreg: the same by scikit-learn on standardised vectors; ridge: ridge"
             " regression, in a second or two, also for caches larger than memory; knn: the nearest vectors vote;"
             " centroid: the nearest class mean; torch: a softmax layer trained by mini-batches, for caches larger"
             " than memory.",
