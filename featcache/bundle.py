@@ -7,6 +7,7 @@ refused.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -332,16 +333,25 @@ class Bundle:
 
 
 def check_target(path: Path) -> None:
-    """Refuse to overwrite what is no head; worth asking before a long training.
+    """Refuse to overwrite what is no head, and what cannot be written; worth asking before a long training.
 
     Raises:
-        UsageError: something else stands at *path*.
+        UsageError: something else stands at *path*, or its folder takes no file.
     """
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder, which is not overwritten. Give a file, for example {path / 'head.fch'}.")
     if path.exists():
         try:
             Bundle.load(path)
         except BundleError as error:
             raise UsageError(f"{path} is there already and is no head, so it is not overwritten.") from error
+    trial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        trial.touch()
+        trial.unlink()
+    except OSError as error:
+        raise UsageError(f"The head cannot be written to {path}: {error.strerror}. Name another file.") from error
 
 
 def scale_layers(X: np.ndarray, layers: Sequence[LayerUse]) -> np.ndarray:

@@ -49,7 +49,10 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 
     if not path.is_file():
         if path.exists():
-            raise BundleError(f"{path} is a folder, not a featcache head.")
+            raise UsageError(
+                f"{path} is a folder, not a featcache head. A head is a file that `featcache train` wrote with -o; on "
+                "the command line it comes first."
+            )
         raise UsageError(f"There is no head at {path}. `featcache train STORE -o {path}` makes one.")
     try:
         with safe_open(path, framework="numpy") as file:

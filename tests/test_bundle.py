@@ -173,14 +173,14 @@ def test_a_folder_is_not_overwritten(tmp_path: Path) -> None:
 
 def test_a_failed_write_says_so_and_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("a file where a folder should be")
-    with pytest.raises(BundleError, match=r"cannot be written to .*a\.fch"):
+    with pytest.raises(UsageError, match=r"cannot be written to .*a\.fch"):
         made().save(tmp_path / "file" / "a.fch")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_name_too_long_for_the_disk(tmp_path: Path) -> None:
     # The name itself may be 255 bytes long; the partial file's is longer.
-    with pytest.raises(BundleError, match="cannot be written"):
+    with pytest.raises(UsageError, match="cannot be written"):
         made().save(tmp_path / ("x" * 251 + ".fch"))
     assert list(tmp_path.iterdir()) == []
 

@@ -61,6 +61,8 @@ def get(name: str, weights: str | Path | None = None, device: str | None = None)
         )
     if not colon or family not in FAMILIES:
         known = [f"bundled:{n}" for n in BUNDLED] + [f"{f}:NAME" for f in FAMILIES if f != "bundled"]
+        if not colon and (full := [repr(info.name) for info in available(f"*:{name}")]):
+            raise UnknownNameError(f"No backbone is called {name!r}. Did you mean {' or '.join(full[:3])}?")
         raise UnknownNameError.among("backbone", name, known, "`featcache models` lists them.")
     if family == "bundled":
         spec_of(inner)

@@ -15,7 +15,6 @@ import numpy as np
 from featcache.errors import (
     DamagedStoreError,
     MissingVectorsError,
-    NotAStoreError,
     ShardGoneError,
     StoreFormatError,
     UnknownNameError,
@@ -26,7 +25,7 @@ from featcache.recipe import Recipe
 from featcache.store import export, layer_names, status, verify
 from featcache.store.catalogue import Catalogue
 from featcache.store.commit import places
-from featcache.store.folder import CATALOGUE, has_catalogue, lost_catalogue
+from featcache.store.folder import CATALOGUE, has_catalogue, lost_catalogue, no_store
 from featcache.store.items import Item, LayerColumn, Space
 from featcache.store.rows import ItemRows
 from featcache.store.shard_map import ShardMaps, row_shape
@@ -45,13 +44,11 @@ class FeatureStore:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         if not self.path.exists():
-            raise NotAStoreError(
-                f"There is no store at {self.path}. Make one with `featcache extract SOURCE -o {self.path}`."
-            )
+            raise no_store(self.path)
         if not has_catalogue(self.path):
             if lost_catalogue(self.path):
                 raise DamagedStoreError(f"{self.path} has lost its {CATALOGUE}. Run `featcache repair {self.path}`.")
-            raise NotAStoreError(f"{self.path} is not a featcache store: it holds no {CATALOGUE}.")
+            raise no_store(self.path)
         self.catalogue = Catalogue(self.path / CATALOGUE)
         self.maps = ShardMaps(self.path)
 

@@ -48,6 +48,15 @@ def another_writer(store: Path) -> StoreBusyError:
     )
 
 
+def no_store(path: Path) -> NotAStoreError:
+    """The error for a path that should be a store and is none."""
+    if not path.exists():
+        return NotAStoreError(f"There is no store at {path}. Make one with `featcache extract SOURCE -o {path}`.")
+    return NotAStoreError(
+        f"{path} is not a featcache store: it holds no {CATALOGUE}. Give the folder that `featcache extract` wrote."
+    )
+
+
 def make_folders(path: Path, *, create: bool) -> None:
     """See to it that *path* is the folder of a store, or an empty one that may become one.
 
@@ -58,7 +67,7 @@ def make_folders(path: Path, *, create: bool) -> None:
     if path.exists() and not path.is_dir():
         raise NotAStoreError(f"{path} is a file, so it cannot be a store. Give a folder, for example {path}.fcache.")
     if not create and not path.is_dir():
-        raise NotAStoreError(f"There is no store at {path}. Make one with `featcache extract SOURCE -o {path}`.")
+        raise no_store(path)
     refuse_links(path)
     if path.is_dir() and not has_catalogue(path):
         if lost_catalogue(path):
@@ -66,11 +75,12 @@ def make_folders(path: Path, *, create: bool) -> None:
         # Another process may be making the store at this moment.
         begun = ("shards", "tmp", CATALOGUE, f"{CATALOGUE}-journal")
         strangers = sorted(p.name for p in path.iterdir() if p.name not in begun)
-        if strangers or not create:
-            held = f" that holds other things ({strangers[0]} …)" if strangers else ""
+        if not create:
+            raise no_store(path)
+        if strangers:
             raise NotAStoreError(
-                f"{path} is a folder{held} and no featcache store. Give the name of a new folder, "
-                "for example photos.fcache."
+                f"{path} is a folder that holds other things ({strangers[0]} …) and no featcache store. Give the name "
+                "of a new folder, for example photos.fcache."
             )
     for folder in (path, path / "shards", path / "tmp"):
         folder.mkdir(parents=folder == path, exist_ok=True)

@@ -39,6 +39,7 @@ from featcache.store.folder import (
     has_catalogue,
     lock_out_writers,
     lost_catalogue,
+    no_store,
     refuse_links,
     renew_backup,
 )
@@ -101,7 +102,7 @@ def repair(store: str | Path, *, progress: Progress | bool | None = None) -> Rep
     """
     path = Path(store)
     if not has_catalogue(path) and not lost_catalogue(path):
-        raise NotAStoreError(f"There is no store at {store}.")
+        raise no_store(path)
     refuse_links(path)
     report = RepairReport(str(store))
     with foreign_errors(str(path)):

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from featcache.errors import FeatcacheError, NotAStoreError
+from featcache.errors import FeatcacheError
 from featcache.progress import Progress, choose
 from featcache.store.catalogue import Catalogue, foreign_errors
 from featcache.store.commit import live_rows
-from featcache.store.folder import BACKUP, CATALOGUE, has_catalogue, lost_catalogue
+from featcache.store.folder import BACKUP, CATALOGUE, has_catalogue, lost_catalogue, no_store
 from featcache.store.journal import noted
 from featcache.store.shard import hash_file
 from featcache.store.shard_map import ShardMaps, ShardRef, row_shape
@@ -82,7 +82,7 @@ def verify(store: str | Path, *, quick: bool = False, progress: Progress | bool 
     """
     path = Path(store)
     if not has_catalogue(path) and not lost_catalogue(path):
-        raise NotAStoreError(f"There is no store at {store}.")
+        raise no_store(path)
     damaged = [{"shard": BACKUP, "problem": problem} for problem in _problems_of_catalogue(path / BACKUP, False)]
     in_catalogue = _problems_of_catalogue(path / CATALOGUE, True)
     damaged += [{"shard": CATALOGUE, "problem": problem} for problem in in_catalogue]

@@ -217,3 +217,11 @@ def test_paths_are_not_broken_over_lines(photos, tmp_path, capsys, monkeypatch):
     deep = tmp_path / ("long name " * 8).strip() / "Bücher.fcache"
     assert main(["extract", str(photos), "-o", str(deep), "--limit", "2"]) == 0
     assert f"Store: {deep}\n" in capsys.readouterr().out
+
+
+def test_what_cannot_be_written_is_told_before_the_training(trained, tmp_path, capsys):
+    (tmp_path / "file").write_text("a file where a folder should be")
+    assert main(["train", str(trained / "pets.fcache"), "-o", str(tmp_path / "file" / "a.fch")]) == 2
+    said = capsys.readouterr().err
+    assert "cannot be written" in said
+    assert "items" not in said
