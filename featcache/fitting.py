@@ -29,7 +29,7 @@ def fit(examples: LabelledVectors, rows: np.ndarray, head: Any, seed: int) -> Bu
         seed: of our own heads.
     """
     rows = np.sort(rows)
-    uses = _uses(examples, rows)
+    uses = layer_uses(examples, rows)
     estimator = make_head(head, seed, "classify" if examples.labels is None else "multilabel")
     if hasattr(estimator, "fit_stream"):
         estimator.fit_stream(_stream(examples, rows, uses))
@@ -81,7 +81,7 @@ def answers(bundle: Bundle, examples: LabelledVectors, rows: np.ndarray) -> tupl
     return (np.concatenate(known) if known else None), np.concatenate(predicted)
 
 
-def _uses(examples: LabelledVectors, rows: np.ndarray) -> tuple[LayerUse, ...]:
+def layer_uses(examples: LabelledVectors, rows: np.ndarray) -> tuple[LayerUse, ...]:
     """The layers with their scales: the root mean square over *rows* where there are several."""
     scales = np.ones(len(examples.layers))
     if len(examples.layers) > 1:

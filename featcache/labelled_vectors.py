@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ class LabelledVectors:
     Attributes:
         items: n items.
         y: (n,) labels, text; or (n, k) bool, where an item can have several.
-        units: (n,) int64; items with one number share their content or their group.
+        units: (n,) int64; items with one number share their content or their group, or are linked.
         layers: names of the layers, in network order.
         shapes: the shape of one image's activations, for each layer.
         recipe: what made the vectors, where that is known.
@@ -32,6 +32,7 @@ class LabelledVectors:
         without_vectors: labelled images of the source that have no vectors, so are not among the items; those
             in quarantine are not counted.
         labels: the k labels of the columns of ``y``, where an item can have several.
+        links: (m, 2) row numbers of pairs that were linked, see `linked`.
     """
 
     items: list[Item]
@@ -44,6 +45,11 @@ class LabelledVectors:
     knows_images: bool = True
     without_vectors: int = 0
     labels: tuple[str, ...] | None = None
+    links: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.int64))
+
+    def linked(self, pairs: np.ndarray) -> LabelledVectors:
+        """The same vectors, where the items of each of these pairs (m, 2) belong to one unit."""
+        return replace(self, units=splits.units(self.items, pairs), links=pairs)
 
     @property
     def widths(self) -> list[int]:

@@ -1,7 +1,8 @@
 """Hold-outs and folds that never tear apart what belongs together.
 
 Items with the same content (SHA-256) or the same group form a **unit**, and so do items that are linked
-through others. A unit lies on one side of every split and in one fold.
+through others; pairs of near-duplicates can be given as further links. A unit lies on one side of every
+split and in one fold.
 """
 
 from __future__ import annotations
@@ -25,15 +26,20 @@ class Grouped(Protocol):
     def group(self) -> str | None: ...
 
 
-def units(items: Sequence[Grouped]) -> np.ndarray:
+Links = Sequence[Sequence[int]] | np.ndarray
+"""Pairs of places in a list of items."""
+
+
+def units(items: Sequence[Grouped], links: Links = ()) -> np.ndarray:
     """The unit of each item.
 
     Args:
         items: n items.
+        links: (m, 2) pairs of items that belong together too.
 
     Returns:
-        (n,) int64, equal for items that share content or group, directly or through others; numbered in
-        the order of their first items.
+        (n,) int64, equal for items that share content, group or link, directly or through others; numbered
+        in the order of their first items.
     """
     parent: dict[tuple[str, str | bytes], tuple[str, str | bytes]] = {}
 
@@ -48,17 +54,19 @@ def units(items: Sequence[Grouped]) -> np.ndarray:
         content = root(("content", item.sha256))
         if item.group is not None:
             parent[content] = root(("group", item.group))
+    for a, b in links:
+        parent[root(("content", items[a].sha256))] = root(("content", items[b].sha256))
     number: dict[tuple[str, str | bytes], int] = {}
     return np.array([number.setdefault(root(("content", item.sha256)), len(number)) for item in items], dtype=np.int64)
 
 
-def unit_keys(items: Sequence[Grouped]) -> list[str]:
+def unit_keys(items: Sequence[Grouped], links: Links = ()) -> list[str]:
     """A name for each item's unit that does not depend on the order of the items.
 
     Returns:
-        n texts: ``group:`` and the smallest group of the unit, or ``sha256:`` and the content's hash.
+        n texts: ``group:`` and the smallest group of the unit, or ``sha256:`` and its smallest hash.
     """
-    numbers = units(items).tolist()
+    numbers = units(items, links).tolist()
     names: dict[int, str] = {}
     for number, item in zip(numbers, items, strict=True):
         name = f"sha256:{item.sha256.hex()}" if item.group is None else f"group:{item.group}"
@@ -117,7 +125,11 @@ def usable_k(y: np.ndarray, units: np.ndarray, k: int) -> int:
 
 
 def folds(y: np.ndarray, units: np.ndarray, k: int = 5, seed: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Stratified folds with whole units, by scikit-learn.
+    """Stratified folds with whole units.
+
+    Where every item is a unit, these are scikit-learn's. Otherwise the largest units come first, each into
+    the fold that has least of its classes (Graham's 1969 rule for scheduling). scikit-learn's
+    StratifiedGroupKFold does the like in time items × folds × classes, 5 s for 10,000 items.
 
     Args:
         y: (n,) labels.
@@ -131,8 +143,6 @@ def folds(y: np.ndarray, units: np.ndarray, k: int = 5, seed: int = 0) -> list[t
     Raises:
         UsageError: fewer than two folds, or a class has fewer units than folds.
     """
-    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
-
     if k < 2:
         raise UsageError(f"Folds are two or more, not {k}.")
     for label in np.unique(y):
@@ -145,5 +155,32 @@ def folds(y: np.ndarray, units: np.ndarray, k: int = 5, seed: int = 0) -> list[t
                 "Add images of it or leave it out."
             )  # fmt: skip
     if len(np.unique(units)) == len(units):
+        from sklearn.model_selection import StratifiedKFold
+
         return list(StratifiedKFold(k, shuffle=True, random_state=seed).split(units, y))
-    return list(StratifiedGroupKFold(k, shuffle=True, random_state=seed).split(units, y, units))
+    fold_of = _fold_of_each(np.unique(y, return_inverse=True)[1], np.unique(units, return_inverse=True)[1], k, seed)
+    return [(np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold)) for fold in range(k)]
+
+
+def _fold_of_each(y: np.ndarray, units: np.ndarray, k: int, seed: int) -> np.ndarray:
+    """The fold of each row, (n,); y and units are numbers from 0."""
+    order = np.argsort(units, kind="stable")
+    members = np.split(order, np.cumsum(np.bincount(units))[:-1])
+    shuffled = np.random.default_rng(seed).permutation(len(members))
+    shuffled = shuffled[np.argsort([-len(members[u]) for u in shuffled], kind="stable")]
+    weight = 1.0 / np.bincount(y) ** 2
+    filled, sizes = np.zeros((k, len(weight))), np.zeros(k)
+    fold_of = np.empty(len(y), dtype=np.int64)
+    for unit in shuffled.tolist():
+        rows = members[unit]
+        # The sum over classes and folds of the squared shares grows least where this is least.
+        if len(rows) == 1:
+            load = filled[:, y[rows[0]]]
+        else:
+            classes, counts = np.unique(y[rows], return_counts=True)
+            load = filled[:, classes] @ (counts * weight[classes])
+        fold = min(range(k), key=lambda fold: (load[fold], sizes[fold]))
+        fold_of[rows] = fold
+        np.add.at(filled[fold], y[rows], 1)
+        sizes[fold] += len(rows)
+    return fold_of

@@ -1,0 +1,95 @@
+"""Near-duplicates that would make a score too good: one image learned from, its twin scored.
+
+Exact copies never stand on both sides, see `featcache.evaluation.splits`. Near-duplicates are found by
+their vectors (`featcache.evaluation.near_duplicates`), counted and listed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from featcache.bundle import scale_layers
+from featcache.evaluation import near_duplicates
+from featcache.evaluation.near_duplicates import NearDuplicates
+from featcache.fitting import layer_uses
+from featcache.labelled_vectors import LabelledVectors
+from featcache.progress import Progress
+
+_EXAMPLES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """Near-duplicates among labelled vectors; ``found.pairs`` are row numbers of all of them.
+
+    Attributes:
+        found: the pairs, one for each two contents.
+        parts: (n,) int64, -1 for rows that take no part; a pair with two parts stands across.
+    """
+
+    found: NearDuplicates
+    parts: np.ndarray
+
+    def report(self, examples: LabelledVectors) -> dict[str, Any]:
+        """``pairs`` and, of these, ``across``; ``threshold``; up to five ``examples`` that stand across; ``note``."""
+        sides = self.parts[self.found.pairs]
+        across = sides[:, 0] != sides[:, 1]
+        known = self.found.threshold is not None and self.found.note is None
+        return {
+            "pairs": len(across) if known else None,
+            "across": int(across.sum()) if known else None,
+            "threshold": self.found.threshold,
+            "examples": [
+                {"a": examples.items[a].uri, "b": examples.items[b].uri, "cosine": float(cosine)}
+                for (a, b), cosine in zip(
+                    self.found.pairs[across][:_EXAMPLES], self.found.cosines[across][:_EXAMPLES], strict=True
+                )
+            ],
+            "note": self.found.note,
+        }
+
+
+def search(
+    examples: LabelledVectors,
+    rows: np.ndarray,
+    *,
+    scored: np.ndarray | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> NearDuplicates:
+    """Near-duplicates among some rows.
+
+    Args:
+        examples: labelled vectors; each layer is divided by its root mean square.
+        rows: (m,) row numbers to look among.
+        scored: row numbers; only pairs with one of these are looked for. All by default.
+        seed: of the sample that is looked at first.
+        progress: what is told.
+    """
+    first: dict[bytes, int] = {}
+    for row in np.sort(rows).tolist():
+        first.setdefault(examples.items[row].sha256, row)
+    contents = np.array(list(first.values()), dtype=np.int64)
+    uses = layer_uses(examples, contents)
+    asked = None if scored is None else {examples.items[row].sha256 for row in scored}
+    found = near_duplicates.find(
+        lambda at: scale_layers(examples.read(contents[at]), uses),
+        examples.units[contents],
+        scored=None if asked is None else np.array([sha256 in asked for sha256 in first]),
+        seed=seed,
+        progress=progress,
+    )
+    return NearDuplicates(contents[found.pairs], found.cosines, found.threshold, found.note)
+
+
+def guard(
+    examples: LabelledVectors, learned: np.ndarray, scored: np.ndarray, *, seed: int = 0, progress: Progress | None
+) -> Guard:
+    """Near-duplicates between rows that were learned from and rows that are scored, or among the latter."""
+    parts = np.full(len(examples.y), -1, dtype=np.int64)
+    parts[learned], parts[scored] = 0, 1
+    rows = np.flatnonzero(parts >= 0)
+    return Guard(search(examples, rows, scored=scored, seed=seed, progress=progress), parts)
