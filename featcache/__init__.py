@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from featcache import backbones
     from featcache.backbones import Backbone
     from featcache.bundle import Bundle
+    from featcache.comparison import compare
     from featcache.errors import FeatcacheError
     from featcache.extraction import ExtractReport, extract
     from featcache.prediction import evaluate
@@ -46,6 +47,7 @@ __all__ = [
     "__version__",
     "backbones",
     "compact",
+    "compare",
     "evaluate",
     "extract",
     "gc",
@@ -67,6 +69,7 @@ _HOMES = {
     "Recipe": "featcache.recipe:Recipe",
     "backbones": "featcache.backbones",
     "compact": "featcache.store.compaction:compact",
+    "compare": "featcache.comparison:compare",
     "evaluate": "featcache.prediction:evaluate",
     "extract": "featcache.extraction:extract",
     "gc": "featcache.store.garbage:gc",

@@ -10,6 +10,7 @@ import numpy as np
 
 from featcache.bundle import Bundle, LayerUse, scale_layers
 from featcache.errors import BundleError
+from featcache.evaluation.calibration import held_out_temperature
 from featcache.heads import head_name, make_head
 from featcache.heads.forms import form_of
 from featcache.heads.linear import LinearForm
@@ -27,6 +28,10 @@ def fit(examples: LabelledVectors, rows: np.ndarray, head: Any, seed: int) -> Bu
         rows: (m,) row numbers to fit on.
         head: a name or a scikit-learn classifier.
         seed: of our own heads.
+
+    Returns:
+        A bundle; the logits of a head that has out-of-fold ones are divided by the temperature that fits
+        these best, which the report has as ``calibration``.
     """
     rows = np.sort(rows)
     uses = layer_uses(examples, rows)
@@ -42,8 +47,13 @@ def fit(examples: LabelledVectors, rows: np.ndarray, head: Any, seed: int) -> Bu
     except BundleError:
         form = None
     classes = examples.labels or tuple(str(c) for c in estimator.classes_)
-    if isinstance(form, LinearForm) and examples.labels is not None:
-        form = replace(form, classes=classes)
+    temperature = None
+    if isinstance(form, LinearForm):
+        if examples.labels is not None:
+            form = replace(form, classes=classes)
+        elif form.link == "softmax":
+            temperature = held_out_temperature(estimator, examples.y[rows])
+            form = form.tempered(temperature or 1.0)
     contents = sorted({examples.items[row].sha256 for row in rows}) if examples.knows_images else []
     return Bundle(
         head=head_name(head),
@@ -58,7 +68,8 @@ def fit(examples: LabelledVectors, rows: np.ndarray, head: Any, seed: int) -> Bu
             name: getattr(estimator, f"{name}_")
             for name in ("chosen_by", "converged")
             if hasattr(estimator, f"{name}_")
-        },
+        }
+        | {"calibration": None if temperature is None else {"temperature": temperature}},
         estimator=None if form is not None else estimator,
     )
 

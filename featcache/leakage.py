@@ -6,6 +6,7 @@ their vectors (`featcache.evaluation.near_duplicates`), counted and listed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +37,7 @@ class Guard:
     def report(self, examples: LabelledVectors) -> dict[str, Any]:
         """``pairs`` and, of these, ``across``; ``threshold``; up to five ``examples`` that stand across; ``note``."""
         sides = self.parts[self.found.pairs]
-        across = sides[:, 0] != sides[:, 1]
+        across = (sides[:, 0] != sides[:, 1]) & (sides >= 0).all(axis=1)
         known = self.found.threshold is not None and self.found.note is None
         return {
             "pairs": len(across) if known else None,
@@ -86,10 +87,27 @@ def search(
 
 
 def guard(
-    examples: LabelledVectors, learned: np.ndarray, scored: np.ndarray, *, seed: int = 0, progress: Progress | None
+    examples: LabelledVectors,
+    sides: Sequence[np.ndarray],
+    *,
+    scored: np.ndarray | None = None,
+    found: NearDuplicates | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
 ) -> Guard:
-    """Near-duplicates between rows that were learned from and rows that are scored, or among the latter."""
+    """Near-duplicates among rows of several sides, which should not stand across.
+
+    Args:
+        examples: labelled vectors.
+        sides: row numbers of each side: learned from and scored, or the folds.
+        scored: only pairs with one of these rows are looked for. All by default.
+        found: what was found among all rows, where they were looked for already.
+        seed: of the sample that is looked at first.
+        progress: what is told.
+    """
     parts = np.full(len(examples.y), -1, dtype=np.int64)
-    parts[learned], parts[scored] = 0, 1
-    rows = np.flatnonzero(parts >= 0)
-    return Guard(search(examples, rows, scored=scored, seed=seed, progress=progress), parts)
+    for number, rows in enumerate(sides):
+        parts[rows] = number
+    if found is None:
+        found = search(examples, np.flatnonzero(parts >= 0), scored=scored, seed=seed, progress=progress)
+    return Guard(found, parts)

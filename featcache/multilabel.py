@@ -33,6 +33,7 @@ class MultilabelReport:
         overlap: how many of the items the head was trained on; None where the head does not know.
         protocol: which items these are.
         intervals: ``[low, high]`` of each metric.
+        unknown_labels, without_vectors, near_duplicates: as in `featcache.prediction.EvaluateReport`.
     """
 
     n: int
@@ -46,23 +47,25 @@ class MultilabelReport:
     overlap: int | None
     protocol: str
     intervals: dict[str, list[float] | None]
+    unknown_labels: dict[str, int]
+    without_vectors: int
+    near_duplicates: dict[str, Any] | None
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain values."""
         return asdict(self)
 
 
-def evaluated(scores: MultilabelScores, overlap: int | None, protocol: str) -> MultilabelReport:
-    """Scores as `evaluate` reports them."""
+def evaluated(scores: MultilabelScores, **others: Any) -> MultilabelReport:
+    """Scores as `evaluate` reports them, with the fields that are no scores."""
     score, _ = reported(scores)
     found = {name: getattr(scores, name) for name in _METRICS}
     return MultilabelReport(
         n=scores.n,
         **score,
         **{name: found[name].value for name in _METRICS[1:]},
-        overlap=overlap,
-        protocol=protocol,
         intervals={name: None if math.isnan(v.low) else [v.low, v.high] for name, v in found.items()},
+        **others,
     )
 
 
@@ -113,6 +116,13 @@ def check_labels(examples: LabelledVectors) -> None:
 def padded(probabilities: np.ndarray, labels: int) -> np.ndarray:
     """Probabilities (n, *labels*), 0 for the last ones, which a head does not know."""
     return np.pad(probabilities, ((0, 0), (0, labels - probabilities.shape[1])))
+
+
+def unknown_labels(examples: LabelledVectors, rows: np.ndarray, known: int) -> dict[str, int]:
+    """The labels behind the first *known* that some rows have, each with the number of these rows."""
+    assert examples.labels is not None
+    counts = examples.y[rows, known:].sum(axis=0).tolist()
+    return {label: n for label, n in zip(examples.labels[known:], counts, strict=True) if n}
 
 
 def reported(scores: MultilabelScores) -> tuple[dict[str, Any], dict[str, Any]]:

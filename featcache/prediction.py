@@ -5,21 +5,22 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from featcache import multilabel
+from featcache import leakage, multilabel
 from featcache.bundle import Bundle, Prediction
 from featcache.embedding import ImageLike
-from featcache.errors import MissingVectorsError, RecipeMismatchError, UnknownNameError
 from featcache.evaluation import metrics
 from featcache.evaluation import multilabel as multilabel_metrics
+from featcache.evaluation.calibration import expected_calibration_error
+from featcache.evaluation.per_class import ClassScore, confusion_matrix, per_class, units_of_each
 from featcache.fitting import answers
-from featcache.labelled_vectors import LabelledVectors
-from featcache.progress import Progress
+from featcache.progress import Progress, choose
+from featcache.scorable import scorable
 from featcache.store import FeatureStore
 
 __all__ = ["EvaluateReport", "Prediction", "evaluate", "predict"]
@@ -39,6 +40,13 @@ class EvaluateReport:
         unknown_labels: labels that the head does not know, each with the number of its items scored; all of
             these count as wrong.
         without_vectors: labelled images of the source that have no vectors, so could not be scored.
+        ece: expected calibration error, see `featcache.evaluation.calibration`; None without probabilities.
+        per_class: the scores of each class, see `featcache.evaluation.per_class.ClassScore`.
+        near_duplicates: near-duplicates of the scored items: ``pairs`` and, of these, ``across``, where one
+            is scored and the head was trained on the other; ``threshold``, ``examples``, ``note``. None where
+            the head does not know what it was trained on.
+        labels: k labels, those of the head and all others that occur.
+        confusion: (k, k) int64, how many items of each label (row) are called what (column).
     """
 
     n: int
@@ -53,10 +61,17 @@ class EvaluateReport:
     intervals: dict[str, list[float] | None]
     unknown_labels: dict[str, int]
     without_vectors: int
+    ece: float | None
+    per_class: list[ClassScore]
+    near_duplicates: dict[str, Any] | None
+    labels: list[str]
+    confusion: np.ndarray = field(compare=False, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as plain values."""
-        return asdict(self)
+        """All fields as plain values but `labels` and `confusion`, which grow with the square of the classes."""
+        values = asdict(self)
+        del values["labels"], values["confusion"]
+        return values
 
 
 def predict(
@@ -79,6 +94,7 @@ def evaluate(
     source: str | None = None,
     space: str | None = None,
     labels: str | Path | None = None,
+    progress: Progress | bool | None = None,
 ) -> EvaluateReport | multilabel.MultilabelReport:
     """Score a head on items of a store.
 
@@ -92,6 +108,7 @@ def evaluate(
         source: which source.
         space: which space; by default the one whose recipe the head needs.
         labels: a CSV file (``path,label``) whose labels take the place of the stored ones.
+        progress: as for `featcache.extract`, while near-duplicates are looked for.
 
     Raises:
         RecipeMismatchError: the store's vectors were made by another recipe; the fields are named.
@@ -99,48 +116,33 @@ def evaluate(
         UnknownNameError: no such split, or the head's layers are not stored.
     """
     bundle = head if isinstance(head, Bundle) else Bundle.load(head)
-    if bundle.recipe is None:
-        raise RecipeMismatchError(
-            "This head was trained on vectors of unknown origin, so none in a store are known to be of their kind. "
-            "Use predict_vectors with vectors of the same kind."
-        )
     opened = store if isinstance(store, FeatureStore) else FeatureStore.open(store)
-    if space is None:
-        matching = [s for s in opened.spaces if s.recipe == bundle.recipe]
-        space = matching[0].fingerprint if matching else None
-    bundle.require(opened.space(space).recipe)
-    names = [use.name for use in bundle.layers]
-    examples = LabelledVectors.from_store(opened, names, labels=labels, source=source, space=space)
-    if bundle.task == "multilabel":
-        examples = multilabel.several_labels(examples, bundle.classes)
-    knows = bool(len(bundle.trained_on))
-    seen = np.array([bool(bundle.overlap([item.sha256])) for item in examples.items])
-    splits = {item.split for item in examples.items} - {None}
-    if split is None and "test" in splits:
-        split = "test"
-    if split is not None:
-        rows = np.array([i for i, item in enumerate(examples.items) if item.split == split], dtype=np.int64)
-        protocol = f"the split {split!r}"
-        if not len(rows):
-            raise UnknownNameError.among("split", split, sorted(str(s) for s in splits))
-    else:
-        rows = np.flatnonzero(~seen)
-        protocol = "the items that the head was not trained on" if knows else "all labelled items"
-        if not len(rows):
-            raise MissingVectorsError(
-                f"The head was trained on all {len(seen)} labelled items of this source, so none is left to score on. "
-                "Score it on another source, or train without --refit-all and --cv."
-            )
+    on = scorable(bundle, opened, split=split, source=source, space=space, labels=labels)
+    examples, rows, knows = on.examples, on.rows, bool(len(bundle.trained_on))
     probabilities, predicted = answers(bundle, examples, rows)
-    overlap = int(seen[rows].sum()) if knows else None
+    y, units = examples.y[rows], examples.units[rows]
+    overlap, near = None, None
+    if knows:
+        overlap = int(on.seen[rows].sum())
+        with choose(progress) as shown:
+            learned = np.setdiff1d(np.flatnonzero(on.seen), rows)
+            near = leakage.guard(examples, [learned, rows], scored=rows, progress=shown).report(examples)
     if examples.labels is not None:
         assert probabilities is not None
-        p = multilabel.padded(probabilities, len(examples.labels))
-        found = multilabel_metrics.score(examples.y[rows], p, units=examples.units[rows])
-        return multilabel.evaluated(found, overlap, protocol)
-    scores = metrics.score(examples.y[rows], probabilities, predicted, bundle.classes, units=examples.units[rows])
+        found = multilabel_metrics.score(y, multilabel.padded(probabilities, len(examples.labels)), units=units)
+        return multilabel.evaluated(
+            found,
+            overlap=overlap,
+            protocol=on.protocol,
+            unknown_labels=multilabel.unknown_labels(examples, rows, len(bundle.classes)),
+            without_vectors=examples.without_vectors,
+            near_duplicates=near,
+        )
+    scores = metrics.score(y, probabilities, predicted, bundle.classes, units=units)
+    names = sorted({*bundle.classes, *y.tolist(), *predicted.tolist()})
+    confusion = confusion_matrix(y, predicted, names)
     known = set(bundle.classes)
-    unknown = Counter(label for label in examples.y[rows].tolist() if label not in known)
+    unknown = Counter(label for label in y.tolist() if label not in known)
     named = {
         "accuracy": scores.accuracy,
         "balanced_accuracy": scores.balanced_accuracy,
@@ -156,8 +158,13 @@ def evaluate(
         macro_f1=scores.macro_f1.value,
         log_loss=None if scores.log_loss is None else scores.log_loss.value,
         overlap=overlap,
-        protocol=protocol,
+        protocol=on.protocol,
         intervals={name: None if v is None or math.isnan(v.low) else [v.low, v.high] for name, v in named.items()},
         unknown_labels=dict(sorted(unknown.items())),
         without_vectors=examples.without_vectors,
+        ece=None if probabilities is None else expected_calibration_error(probabilities, predicted == y),
+        per_class=per_class(confusion, names, units_of_each(y, units, names)),
+        near_duplicates=near,
+        labels=names,
+        confusion=confusion,
     )

@@ -1,31 +1,31 @@
 """Stored vectors into a scored head.
 
 The head that is returned is the one that was scored, unless ``refit_all`` or ``cv`` says otherwise.
-Items that share their content or their group never stand on both sides of a split or a fold. The
-hold-out is drawn once and kept in the catalogue, so all heads of a source are scored on the same items.
+Items that share their content or their group never stand on both sides of a split or a fold, see
+`featcache.parts`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from featcache import multilabel
+from featcache import leakage, multilabel
 from featcache.bundle import Bundle
-from featcache.errors import MissingVectorsError, StoreError, UnknownNameError, UsageError
+from featcache.errors import UnknownNameError, UsageError
 from featcache.evaluation import metrics, multilabel_splits, splits
 from featcache.evaluation import multilabel as multilabel_metrics
+from featcache.evaluation.calibration import expected_calibration_error, tempered
 from featcache.fitting import answers, fit
-from featcache.heads import make_head
+from featcache.heads import head_name, make_head, with_class_weight
 from featcache.labelled_vectors import LabelledVectors
+from featcache.parts import check_classes, learned_and_scored, of_split
 from featcache.progress import Progress, choose
-from featcache.store import FeatureStore, holdout
-
-HOLDOUT = 0.2
+from featcache.store import FeatureStore
 
 
 def train(
@@ -41,6 +41,8 @@ def train(
     space: str | None = None,
     seed: int = 0,
     refit_all: bool = False,
+    class_weight: str | Mapping[str, float] | None = None,
+    group_near_duplicates: bool = False,
     progress: Progress | bool | None = None,
 ) -> Bundle:
     """Train a head on stored vectors and score it on items it has not seen.
@@ -62,6 +64,10 @@ def train(
         space: which space, where the store has several.
         seed: of the hold-out, the folds and the heads.
         refit_all: after scoring, fit once more on all items and return that head.
+        class_weight: ``"balanced"`` to let every class weigh the same, or a weight for each label; only
+            for heads that have such a parameter.
+        group_near_duplicates: keep near-duplicates (`featcache.evaluation.near_duplicates`) on one side
+            of every split and fold. Otherwise those that stand on both sides are counted in the report.
         progress: True for a bar, False for none, None for a bar on a terminal, or an object that is told.
 
     Returns:
@@ -69,14 +75,16 @@ def train(
         were left out as they have no vectors.
 
     Raises:
-        UsageError: fewer than two classes, no such split, a group on both sides of a split, or too few
-            items of a class for the folds.
+        UsageError: fewer than two classes, no such split, a group on both sides of a split, too few
+            items of a class for the folds, or a head that cannot weigh classes.
         MissingVectorsError: no labelled item has vectors, or only those of one class.
     """
     began = time.monotonic()
     if task not in ("classify", "multilabel"):
         raise UnknownNameError.among("task", task, ("classify", "multilabel"))
     make_head(head, seed, task)  # a misspelt name should not wait for the vectors to be read
+    if class_weight is not None:
+        head = with_class_weight(head, class_weight, seed, task)
     path = Path(store)
     with choose(progress) as shown:
         if path.is_file():
@@ -89,38 +97,44 @@ def train(
             examples = multilabel.several_labels(examples)
         elif any(multilabel.SEPARATOR in label for label in set(examples.y.tolist())):
             shown.note(multilabel.HINT)
-        _check_classes(examples)
+        check_classes(examples)
+        if isinstance(class_weight, Mapping):
+            _check_weighed(examples, class_weight)
+        near = None
+        if group_near_duplicates:
+            near = leakage.search(examples, np.arange(len(examples.y)), seed=seed, progress=shown)
+            examples = examples.linked(near.pairs)
+            if near.note is not None:
+                shown.note(f"Near-duplicates could not be grouped: {near.note}.")
         fitting = 0.0
         if cv is not None:
-            test = np.arange(len(examples.y)) if split is None else _of_split(examples, split)
-            bundle, probabilities, predicted, fitting = _cross_validated(examples, test, head, cv, seed, shown)
+            test = np.arange(len(examples.y)) if split is None else of_split(examples, split)
+            draw = splits.folds if examples.labels is None else multilabel_splits.folds
+            folds = draw(examples.y[test], examples.units[test], cv, seed)
+            sides = [test[scored] for _, scored in folds]
+            bundle, probabilities, predicted, sure, fitting = _cross_validated(examples, test, head, folds, seed, shown)
             protocol = f"{cv}-fold cross-validation; the head saved is fitted on all {len(test)} items"
         else:
-            learn, test, protocol = _parts(examples, split, seed, None if path.is_file() else path, shown)
-            test, protocol = _never_learned(examples, learn, test, protocol)
-            shown.start(f"train {head if isinstance(head, str) else type(head).__name__}", None, "items")
+            learn, test, protocol = learned_and_scored(examples, split, seed, None if path.is_file() else path, shown)
+            sides = [learn, test]
+            shown.start(f"train {head_name(head)}", None, "items")
             fit_began = time.monotonic()
             bundle = fit(examples, learn, head, seed)
             fitting = time.monotonic() - fit_began
             probabilities, predicted = answers(bundle, examples, test)
-        if task == "multilabel":
-            assert probabilities is not None
-            found = multilabel_metrics.score(examples.y[test], probabilities, units=examples.units[test], seed=seed)
-            score, others = multilabel.reported(found)
-        else:
-            scores = metrics.score(
-                examples.y[test], probabilities, predicted, bundle.classes, units=examples.units[test], seed=seed
-            )
-            score = _interval(scores.accuracy, "accuracy")
-            others = {
-                "balanced_accuracy": _interval(scores.balanced_accuracy),
-                "macro_f1": _interval(scores.macro_f1),
-                "log_loss": _interval(scores.log_loss),
-            }
+            sure = _uncalibrated(bundle, probabilities)
+        guard = leakage.guard(
+            examples, sides, scored=None if cv is not None else test, found=near, seed=seed, progress=shown
+        )
+        scores = _scored(examples, test, probabilities, predicted, bundle.classes, seed)
         if refit_all and cv is None:
             bundle = fit(examples, np.union1d(learn, test), head, seed)
             protocol += "; the head saved was fitted once more on all items"
         shown.finish()
+    if bundle.report["calibration"] is not None and probabilities is not None:
+        right = predicted == examples.y[test]
+        for name, p in (("ece_before", sure), ("ece_after", probabilities)):
+            bundle.report["calibration"][name] = expected_calibration_error(p, right)
     bundle.report.update(
         {
             "head": bundle.head,
@@ -128,9 +142,10 @@ def train(
             "classes": list(bundle.classes),
             "n": bundle.fitted_on,
             "without_vectors": examples.without_vectors,
-            "score": {**score, "n": len(test), "protocol": protocol},
-            **others,
+            **scores,
+            "score": {**scores["score"], "n": len(test), "protocol": protocol},
             "chosen": bundle.chosen,
+            "near_duplicates": {**guard.report(examples), "grouped": near is not None and near.note is None},
             "predicts": "vectors" if bundle.recipe is None else "images",
             "fit_seconds": fitting,
             "seconds": time.monotonic() - began,
@@ -139,100 +154,22 @@ def train(
     return bundle
 
 
-def _parts(
-    examples: LabelledVectors, split: str | None, seed: int, store: Path | None, shown: Progress
-) -> tuple[np.ndarray, np.ndarray, str]:
-    """Rows to learn from, rows to score on, and the protocol in words."""
-    named = {item.split for item in examples.items} - {None}
-    if named:
-        learn = _of_split(examples, split or "train")
-        for other in ("test", "val"):
-            if other in named and other != (split or "train"):
-                test = _of_split(examples, other)
-                return learn, test, f"the source's own split {other!r}, {len(test)} items"
-        raise UsageError(
-            f"The source has the splits {', '.join(sorted(str(n) for n in named))}, but besides {split or 'train'!r}, "
-            "which is learned from, no 'test' or 'val' to score on. Give one with `featcache extract --split FILE`, "
-            "or score with --cv 5."
-        )
-    if split is not None:
-        raise UnknownNameError(
-            f"No split is called {split!r}: the source has none. Leave --split away, or give the source a split "
-            "with `featcache extract --split`."
-        )
-    parts, was_kept = _holdout(examples, seed, store, shown)
-    learn, test = np.flatnonzero(parts == "train"), np.flatnonzero(parts == "test")
-    drawn = "the same as for earlier heads" if was_kept else f"seed {seed}"
-    return learn, test, f"a hold-out of {len(test)} items (one in five, {drawn})"
-
-
-def _never_learned(
-    examples: LabelledVectors, learn: np.ndarray, test: np.ndarray, protocol: str
-) -> tuple[np.ndarray, str]:
-    """The rows to score on without those that share content with a learned one, and the protocol in words.
-
-    Raises:
-        UsageError: a group stands on both sides, a learned class is the only one, or nothing is left.
-    """
-    names = sorted(set(examples.y[learn].tolist())) if examples.labels is None else examples.labels
-    if len(names) < 2:
-        raise UsageError(
-            f"All items to learn from are of one class, {names[0]!r}, as the others belong to the part that is scored. "
-            "Split the items otherwise, or score with --cv 5."
-        )
-    shared = np.isin(examples.units[test], examples.units[learn])
-    if not shared.any():
-        return test, protocol
-    groups = {examples.items[row].group for row in test[shared]} - {None}
-    if groups:
-        raise UsageError(
-            f"{len(groups)} groups stand on both sides of the split (first: {min(map(str, groups))!r}), so the score "
-            "would be one of items that are half known. Put each group on one side, or score with --cv 5."
-        )
-    if shared.all():
-        raise UsageError("Every item to score on is a copy of one that is learned from. Split the items otherwise.")
-    return test[~shared], f"{protocol}, without {int(shared.sum())} copies of learned ones"
-
-
-def _holdout(examples: LabelledVectors, seed: int, store: Path | None, shown: Progress) -> tuple[np.ndarray, bool]:
-    """``train`` or ``test`` for each row, and whether that was decided before; kept in the catalogue."""
-    keys = splits.unit_keys(examples.items)
-    kept: dict[bytes, str] = {}
-    if store is not None:
-        kept = holdout.kept(FeatureStore.open(store).catalogue, examples.items[0].source)
-    decided = {key: kept[item.sha256] for key, item in zip(keys, examples.items, strict=True) if item.sha256 in kept}
-    draw = splits.draw_holdout if examples.labels is None else multilabel_splits.draw_holdout
-    parts = draw(examples.y, keys, fraction=HOLDOUT, seed=seed, decided=decided)
-    if examples.labels is None:
-        learned = {str(label) for label, key in zip(examples.y, keys, strict=True) if parts[key] == "train"}
-        relabelled = {key for label, key in zip(examples.y, keys, strict=True) if str(label) not in learned}
-    else:
-        relabelled = multilabel_splits.held_out_alone(examples.y, keys, parts)
-    if relabelled:
-        # Labels were changed after the draw, and a class lies in the hold-out altogether: drawn anew.
-        decided = {key: part for key, part in decided.items() if key not in relabelled}
-        parts = draw(examples.y, keys, fraction=HOLDOUT, seed=seed, decided=decided)
-    new = {item.sha256: parts[key] for key, item in zip(keys, examples.items, strict=True)}
-    if store is not None and any(kept.get(sha256) != part for sha256, part in new.items()):
-        try:
-            holdout.keep(store, examples.items[0].source, new)
-        except StoreError as error:
-            shown.note(f"The hold-out could not be kept in the store, so it may differ next time: {error}")
-    return np.array([parts[key] for key in keys]), bool(decided)
-
-
 def _cross_validated(
-    examples: LabelledVectors, rows: np.ndarray, head: Any, k: int, seed: int, shown: Progress
-) -> tuple[Bundle, np.ndarray | None, np.ndarray, float]:
-    """Out-of-fold answers for *rows*, and a head fitted on all of them."""
+    examples: LabelledVectors,
+    rows: np.ndarray,
+    head: Any,
+    folds: Sequence[tuple[np.ndarray, np.ndarray]],
+    seed: int,
+    shown: Progress,
+) -> tuple[Bundle, np.ndarray | None, np.ndarray, np.ndarray, float]:
+    """A head fitted on all of *rows*, and out-of-fold answers for them, see `_uncalibrated` for the third."""
     several = examples.labels is not None
     classes = list(examples.labels or sorted(set(examples.y[rows].tolist())))
     place = {name: i for i, name in enumerate(classes)}
     probabilities: np.ndarray | None = np.zeros((len(rows), len(classes)))
     predicted = np.empty((len(rows), *examples.y.shape[1:]), dtype=examples.y.dtype)
-    draw = multilabel_splits.folds if several else splits.folds
-    folds = draw(examples.y[rows], examples.units[rows], k, seed)
-    shown.start("cross-validate", k + 1, "fits")
+    sure = np.full(len(rows), np.nan)
+    shown.start("cross-validate", len(folds) + 1, "fits")
     began = time.monotonic()
     for learn, test in folds:
         unseen = [] if several else sorted(set(classes) - set(examples.y[rows[learn]].tolist()))
@@ -244,6 +181,7 @@ def _cross_validated(
         bundle = fit(examples, rows[learn], head, seed)
         p, said = answers(bundle, examples, rows[test])
         predicted[test] = said
+        sure[test] = _uncalibrated(bundle, p)
         if p is None or probabilities is None:
             probabilities = None
         else:
@@ -252,30 +190,45 @@ def _cross_validated(
         shown.advance()
     bundle = fit(examples, rows, head, seed)
     shown.advance()
-    return bundle, probabilities, predicted, time.monotonic() - began
+    return bundle, probabilities, predicted, sure, time.monotonic() - began
 
 
-def _of_split(examples: LabelledVectors, split: str) -> np.ndarray:
-    rows = np.array([i for i, item in enumerate(examples.items) if item.split == split], dtype=np.int64)
-    if not len(rows):
-        names = sorted({item.split for item in examples.items if item.split is not None})
-        raise UnknownNameError.among("split", split, names)
-    return rows
+def _uncalibrated(bundle: Bundle, probabilities: np.ndarray | None) -> np.ndarray:
+    """(m,) how sure of its answers the head would be without its temperature; NaN where it has none."""
+    fitted = bundle.report["calibration"]
+    if probabilities is None or fitted is None:
+        return np.full(1 if probabilities is None else len(probabilities), np.nan)
+    return np.asarray(tempered(probabilities, 1 / fitted["temperature"]).max(axis=1))
 
 
-def _check_classes(examples: LabelledVectors) -> None:
+def _scored(
+    examples: LabelledVectors,
+    rows: np.ndarray,
+    probabilities: np.ndarray | None,
+    predicted: np.ndarray,
+    classes: Sequence[str],
+    seed: int,
+) -> dict[str, Any]:
+    """The ``score`` that counts and the others, as the report has them."""
+    y, units = examples.y[rows], examples.units[rows]
     if examples.labels is not None:
-        multilabel.check_labels(examples)
-        return
+        assert probabilities is not None
+        score, others = multilabel.reported(multilabel_metrics.score(y, probabilities, units=units, seed=seed))
+        return {"score": score, **others}
+    scores = metrics.score(y, probabilities, predicted, classes, units=units, seed=seed)
+    return {
+        "score": _interval(scores.accuracy, "accuracy"),
+        "balanced_accuracy": _interval(scores.balanced_accuracy),
+        "macro_f1": _interval(scores.macro_f1),
+        "log_loss": _interval(scores.log_loss),
+    }
+
+
+def _check_weighed(examples: LabelledVectors, class_weight: Mapping[str, float]) -> None:
     names = sorted(set(examples.y.tolist()))
-    if len(names) < 2:
-        one = f"All {len(examples.y)} labelled items are of one class, {names[0]!r}; a head needs two or more. "
-        if examples.without_vectors:
-            raise MissingVectorsError(
-                one.replace("labelled items", "labelled items with vectors")
-                + f"{examples.without_vectors} more have no vectors: run `featcache extract` to compute them."
-            )
-        raise UsageError(one + "Put the images into one folder a class, or give --labels FILE.")
+    unknown = sorted(map(str, class_weight.keys() - set(names)))
+    if unknown:
+        raise UnknownNameError.among("class in class_weight", unknown[0], names)
 
 
 def _interval(value: Any, name: str = "value") -> dict[str, Any]:

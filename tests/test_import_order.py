@@ -20,10 +20,14 @@ ORDER = (
     "__main__",
     "cli",
     "demo",
+    "comparison",
     "prediction",
     "training",
     "extraction",
     "similarity",
+    "parts",
+    "scorable",
+    "leakage",
     "multilabel",
     "fitting",
     "labelled_vectors",
@@ -84,7 +88,7 @@ def test_the_list_names_nothing_that_is_gone():
     assert parts == set(ORDER)
 
 
-HEAVY = ("torch", "sklearn", "timm", "torchvision")
+HEAVY = ("torch", "sklearn", "timm", "torchvision", "matplotlib")
 
 
 def heavy_after(code: str, *arguments: str) -> list[str]:

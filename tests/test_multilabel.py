@@ -121,6 +121,8 @@ def test_evaluate_scores_what_it_has_not_learned(place: Path, bundle: Bundle) ->
     assert report["overlap"] == 0
     assert report["mean_average_precision"] == bundle.report["score"]["mean_average_precision"]
     assert report["exact_match"] == bundle.report["exact_match"]["value"]
+    assert (report["unknown_labels"], report["without_vectors"]) == ({}, 0)
+    assert report["near_duplicates"].keys() == bundle.report["near_duplicates"].keys() - {"grouped"}
     assert set(report["intervals"]) == {"mean_average_precision", "micro_f1", "macro_f1", "exact_match", "log_loss"}
 
 
@@ -131,6 +133,7 @@ def test_labels_that_the_head_does_not_know_count_as_missed(place: Path, bundle:
     before = fc.evaluate(bundle, place / "s.fcache").to_dict()
     report = fc.evaluate(bundle, place / "s.fcache", labels=tmp_path / "labels.csv").to_dict()
     assert report["exact_match"] == 0
+    assert report["unknown_labels"] == {"striped": report["n"]}
     assert report["macro_f1"] == pytest.approx(before["macro_f1"] * 3 / 4)
     assert report["log_loss"] > 5
 
@@ -224,3 +227,21 @@ def test_from_the_command_line(place: Path, tmp_path: Path, capsys: pytest.Captu
     assert json.loads(capsys.readouterr().out)["exact_match"] > 0.5
     assert main(["train", str(place / "s.fcache"), "-o", head, "--task", "multilabel", "--head", "knn"]) == 2
     assert "softmax" in capsys.readouterr().err
+
+
+def test_what_is_meant_for_one_label_an_image_is_refused(place: Path, bundle: Bundle, tmp_path: Path) -> None:
+    store = place / "s.fcache"
+    with pytest.raises(UsageError, match="no head can weigh classes"):
+        fc.train(store, task="multilabel", class_weight="balanced", progress=False)
+    with pytest.raises(UsageError, match="cannot be compared"):
+        fc.compare(bundle, bundle, store)
+    bundle.save(tmp_path / "a.fch")
+    assert main(["evaluate", str(tmp_path / "a.fch"), str(store), "--confusion", str(tmp_path / "a.png")]) == 2
+    assert not (tmp_path / "a.png").exists()
+
+
+def test_near_duplicates_are_kept_together_on_request(place: Path) -> None:
+    bundle = fc.train(place / "s.fcache", task="multilabel", group_near_duplicates=True, progress=False)
+    found = bundle.report["near_duplicates"]
+    assert found["across"] in (0, None)
+    assert found["grouped"] == (found["note"] is None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +20,7 @@ from featcache.cli.options import (
     StorePath,
     layer_list,
 )
+from featcache.errors import UsageError
 from featcache.progress import counted
 
 LISTED = 10
@@ -70,6 +71,17 @@ def train(
     refit_all: Annotated[
         bool, typer.Option("--refit-all", help="After scoring, train once more on everything and save that.")
     ] = False,
+    class_weight: Annotated[
+        str | None,
+        typer.Option(metavar="balanced", help="balanced: every class weighs the same, however many items it has."),
+    ] = None,
+    group_near_duplicates: Annotated[
+        bool,
+        typer.Option(
+            "--group-near-duplicates",
+            help="Keep images that are nearly the same (re-encoded, resized, cropped) on one side of every split.",
+        ),
+    ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> Answer:
@@ -82,6 +94,8 @@ def train(
     from featcache.bundle import check_target
     from featcache.training import train as run
 
+    if class_weight not in (None, "balanced"):
+        raise UsageError(f"--class-weight is 'balanced', not {class_weight!r}. Weights of your own go by Python.")
     check_target(output)
     bundle = run(
         store,
@@ -95,6 +109,8 @@ def train(
         space=space,
         seed=seed,
         refit_all=refit_all,
+        class_weight=class_weight,
+        group_near_duplicates=group_near_duplicates,
         progress=True,
     )
     bundle.save(output)
@@ -110,16 +126,38 @@ def evaluate(
     source: Source = None,
     space: Space = None,
     labels: Labels = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(metavar="OTHER.fch", help="Another head: which of the two is better on the same items?"),
+    ] = None,
+    confusion: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="Draw the confusion matrix into this picture.")
+    ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> Answer:
     """Score a head on items of a store: those of the split test, else those it was not trained on.
 
-    Example: featcache evaluate pets.fch pets.fcache
+    Example: featcache evaluate pets.fch pets.fcache --confusion pets.png
     """
+    from featcache.evaluation.figures import check_png, draw_confusion
+    from featcache.prediction import EvaluateReport
     from featcache.prediction import evaluate as run
 
-    report = run(head, store, split=split, source=source, space=space, labels=labels).to_dict()
+    if confusion is not None:
+        check_png(confusion)
+    found = run(head, store, split=split, source=source, space=space, labels=labels, progress=True)
+    report = found.to_dict()
+    if confusion is not None:
+        if not isinstance(found, EvaluateReport):
+            raise UsageError("A head for several labels an item has no confusion matrix. Leave --confusion away.")
+        draw_confusion(found.confusion, found.labels, confusion)
+        report["confusion"] = str(confusion)
+    if against is not None:
+        from featcache.comparison import compare
+
+        compared = compare(head, against, store, split=split, source=source, labels=labels)
+        report["against"] = {"path": str(against), **compared.to_dict()}
     return Answer(report, lambda: _show_evaluate(report))
 
 
@@ -137,6 +175,13 @@ def _show_train(report: dict[str, Any]) -> None:
         screen.say("Chosen: " + ", ".join(f"{name} = {value}" for name, value in report["chosen"].items()) + by)
     if report.get("converged") is False:
         screen.say("Beware: the fit stopped before it converged.")
+    calibration = report["calibration"]
+    if calibration is not None:
+        before, after = (screen.percent(calibration[f"ece_{when}"]) for when in ("before", "after"))
+        screen.say(
+            f"Calibration error: {after} (before scaling by temperature {calibration['temperature']:.2f}: {before})"
+        )
+    _warn_of_near_duplicates(report["near_duplicates"])
     screen.say(f"Took {screen.span(report['seconds'])}, the fit {screen.span(report['fit_seconds'])} of it")
     screen.say(f"Saved: {report['path']}")
     if report["predicts"] == "images":
@@ -160,6 +205,10 @@ def _show_evaluate(report: Mapping[str, Any]) -> None:
     screen.say(f"Macro F1: {screen.percent(report['macro_f1'])}")
     if report["log_loss"] is not None:
         screen.say(f"Log-loss: {report['log_loss']:.3f}")
+    if not several and report["ece"] is not None:
+        screen.say(f"Calibration error: {screen.percent(report['ece'])}")
+    if not several:
+        _show_classes(report["per_class"])
     if report["unknown_labels"]:
         unknown = list(report["unknown_labels"])
         named = ", ".join(map(repr, unknown[:LISTED])) + (" …" if len(unknown) > LISTED else "")
@@ -171,6 +220,58 @@ def _show_evaluate(report: Mapping[str, Any]) -> None:
         screen.say("Beware: the head does not know which images it was trained on; they may be among these.")
     if report["overlap"]:
         screen.say(f"Beware: the head was trained on {report['overlap']:,} of these items.")
+    _warn_of_near_duplicates(report["near_duplicates"])
+    if "against" in report:
+        _show_against(report["against"])
+    if "confusion" in report:
+        screen.say(f"Confusion matrix: {report['confusion']}")
+
+
+def _show_classes(classes: Sequence[Mapping[str, Any]]) -> None:
+    percent = screen.percent
+    screen.table(
+        ["class", "items", "precision", "recall", "95 % interval", "F1"],
+        [
+            [
+                c["label"],
+                f"{c['items']:,}",
+                percent(c["precision"]),
+                percent(c["recall"]),
+                f"{percent(c['recall_low'])} – {percent(c['recall_high'])}" if c["items"] else "–",
+                percent(c["f1"]),
+            ]
+            for c in classes
+        ],
+        right=["items", "precision", "recall", "95 % interval", "F1"],
+    )
+
+
+def _warn_of_near_duplicates(found: Mapping[str, Any] | None) -> None:
+    if found and found["across"]:
+        first = found["examples"][0]
+        screen.say(
+            f"Beware: {found['across']:,} pairs of images that are nearly the same stand on both sides "
+            f"(first: {first['a']}, {first['b']})."
+        )
+
+
+def _show_against(against: Mapping[str, Any]) -> None:
+    screen.say(f"Against {against['path']}, on {against['n']:,} items: {against['protocol']}")
+    for name, points in (("accuracy", True), ("log_loss", False)):
+        found = against[name]
+        if found is None:
+            continue
+
+        def value(x: float, points: bool = points) -> str:
+            return f"{100 * x:+.1f} points" if points else f"{x:+.3f}"
+
+        interval = "no interval: equal on all items"
+        if found["low"] is not None:
+            interval = f"95 % interval {value(found['low'])} – {value(found['high'])}"
+        screen.say(
+            f"  {'Accuracy' if points else 'Log-loss'}: {value(found['difference'])} ({interval}); "
+            f"better in {screen.percent(found['better'])} of the resamples"
+        )
 
 
 def _warn_of_missing(report: Mapping[str, Any]) -> None:

@@ -84,20 +84,13 @@ def score(
     said = np.array([place[str(v)] for v in predicted])
     losses = None
     if probabilities is not None:
-        column = {str(c): i for i, c in enumerate(classes)}
-        p = np.array(
-            [
-                float(row[column[str(v)]]) if str(v) in column else 0.0
-                for row, v in zip(probabilities, y_true, strict=True)
-            ]
-        )
-        losses = -np.log(np.clip(p, np.finfo(np.float64).eps, 1.0))
+        losses = item_losses(y_true, probabilities, classes)
     groups = np.unique(np.arange(n) if units is None else units, return_inverse=True)[1]
     count = int(groups.max()) + 1
     sizes = np.bincount(groups)
     rng = np.random.default_rng(seed)
     values: list[list[float]] = []
-    for drawn in range(1 + min(resamples, max(_FEWEST, _DRAWS // count))):
+    for drawn in range(1 + few_enough(resamples, count)):
         # First the sample itself; then as many units as there are, drawn with replacement.
         times = rng.multinomial(count, np.full(count, 1 / count)) if drawn else np.ones(count, dtype=np.int64)
         row = _from_counts(truth, said, times[groups], len(names))
@@ -108,6 +101,26 @@ def score(
     if math.isnan(right.low):
         right = Interval(right.value, *wilson(right.value, count))
     return Scores(n, right, balanced, f1, loss[0] if loss else None)
+
+
+def item_losses(y_true: np.ndarray, probabilities: np.ndarray, classes: Sequence[str]) -> np.ndarray:
+    """(n,) -ln of the probability of each item's true class, which is bounded below by the float64 epsilon.
+
+    Args:
+        y_true: (n,) true labels; one that the head does not know has probability 0.
+        probabilities: (n, k) in the order of *classes*.
+        classes: the head's k classes.
+    """
+    column = {str(c): i for i, c in enumerate(classes)}
+    p = np.array(
+        [float(row[column[str(v)]]) if str(v) in column else 0.0 for row, v in zip(probabilities, y_true, strict=True)]
+    )
+    return np.asarray(-np.log(np.clip(p, np.finfo(np.float64).eps, 1.0)))
+
+
+def few_enough(resamples: int, units: int) -> int:
+    """So many resamples of so many units that they take no minutes."""
+    return min(resamples, max(_FEWEST, _DRAWS // units))
 
 
 def wilson(share: float, n: int) -> tuple[float, float]:

@@ -1,19 +1,21 @@
 """Near-duplicates: images that were re-encoded, resized or cropped from one another, found by their vectors.
 
-Vectors are centred and brought to length 1; the distance of two is √(2 − 2 cos), with the exact cosine.
-The data say themselves how close strangers come. The number of neighbours within a distance r grows as
-r^D, where D is the intrinsic dimension; it follows from how much farther the 20th neighbour is than the
-10th, D = ln 2 / ln(r₂₀ / r₁₀), in the median over items (the estimator of Pettis et al. 1979, between
-two ranks that a few copies do not reach). So among n items about n · 10 · u^D strangers are expected that
-are closer than u times the distance of their own 10th neighbour. The **threshold** is the u at which that
-number is 0.05: without copies, one data set in twenty would show a pair. It is never above 0.6. A pair is a near-duplicate where
-its distance is below the threshold times the distance of the 10th neighbour of either one. That each item
-has a scale of its own matters: merely similar images of one class lie close together, but all of them do.
-The idea of comparing with farther neighbours is Lowe's (2004, section 7.1); that of ratios of neighbour
-distances as a test, Facco et al.'s (2017).
+Vectors are centred and brought to length 1; the distance of two is sqrt(2 - 2 cos), with the exact cosine.
 
-Copies of more than ten in a row (frames of a film) would take their own copies for strangers, so the scale
-is at least half the median one. Where most items are of that kind, nothing is found: give them a group.
+The data say themselves how close strangers come. The number of neighbours within a distance r grows as
+r^D, where D is the intrinsic dimension. It follows from how much farther the 20th neighbour is than the
+10th, D = ln 2 / ln(r20 / r10) (Farahmand et al. 2007), in the median over items; a few copies do not reach
+these ranks. So among n items some n · 10 · u^D are expected to have a stranger closer than u times the
+distance of their 10th neighbour. The **threshold** is the u at which that number is 0.05: of twenty data
+sets without copies one shows a pair. It is never above 0.6. A pair is a near-duplicate where its distance
+is below the threshold times that of the 10th neighbour of either one. Each item has a scale of its own,
+since merely similar images of one class lie close together, but all of them do. To compare with a farther
+neighbour is Lowe's test (2004, section 7.1), and that ratios of neighbour distances follow a power law
+with D as its exponent is shown by Facco et al. (2017).
+
+More than ten copies of one image (frames of a film) would take one another for strangers, so the scale is
+at least half the median one. Where most items are of that kind, nothing is found: give them a group. Nor
+are copies found that the network sees as different images, as re-encoded pictures of a fine texture.
 """
 
 from __future__ import annotations
@@ -103,7 +105,9 @@ def find(
     pairs = _candidates(sketch, generous, _BAND * threshold, units, scored, shown)
     if pairs is None:
         shown.finish()
-        return replace(NOTHING, note="not looked for: the vectors spread over too many directions to exclude most pairs")
+        return replace(
+            NOTHING, note="not looked for: the vectors spread over too many directions to exclude most pairs"
+        )
     distances = vectors.distances(pairs)
     close = distances <= _BAND * threshold * np.minimum(generous[pairs[:, 0]], generous[pairs[:, 1]])
     pairs, distances = pairs[close], distances[close]
@@ -179,9 +183,7 @@ class _Vectors:
         return _distance(best.min(axis=1)) if len(rows) else np.empty(0)
 
 
-def _calibrated(
-    cosines: np.ndarray, sample: np.ndarray, units: np.ndarray
-) -> tuple[float | None, float, float]:
+def _calibrated(cosines: np.ndarray, sample: np.ndarray, units: np.ndarray) -> tuple[float | None, float, float]:
     """Threshold, median scale and largest scale, from the neighbours of the sampled rows among all."""
     tenth = _kth(cosines.T, units[sample], units, _K)
     twentieth = _kth(cosines.T, units[sample], units, 2 * _K)

@@ -118,6 +118,26 @@ def draw_holdout(
     return parts
 
 
+def decided_units(keys: Sequence[str], parts: Sequence[str | None]) -> tuple[dict[str, str], set[str]]:
+    """What was decided for units by what was decided for their items, when they perhaps were no units yet.
+
+    Args:
+        keys: n names of units.
+        parts: for each item ``train``, ``test`` or None.
+
+    Returns:
+        The part of each decided unit, and the units whose items lay on both sides. These are to be
+        learned from: heads trained before have seen some of their items, so none may be scored on.
+    """
+    decided: dict[str, str] = {}
+    torn = set()
+    for key, part in zip(keys, parts, strict=True):
+        if part is not None and decided.setdefault(key, part) != part:
+            torn.add(key)
+            decided[key] = "train"
+    return decided, torn
+
+
 def usable_k(y: np.ndarray, units: np.ndarray, k: int) -> int:
     """The number of folds, at most *k*, for which every class has a unit a fold; 0 where that is below 2."""
     fewest = min(len(np.unique(units[y == label])) for label in np.unique(y))

@@ -76,6 +76,35 @@ def _made(home: str, seed: int) -> Any:
     return made.set_params(random_state=seed) if "random_state" in made.get_params() else made
 
 
+def with_class_weight(head: Any, class_weight: Any, seed: int = 0, task: str = "classify") -> Any:
+    """An unfitted head that weighs its classes.
+
+    Args:
+        head: a name in `HEADS`, or a scikit-learn classifier or pipeline, which is cloned.
+        class_weight: ``"balanced"``, or a weight for each label.
+        seed: of our own heads.
+        task: as for `make_head`.
+
+    Raises:
+        UsageError: the head cannot weigh classes; the message names our heads that can.
+    """
+    made = make_head(head, seed, task)
+    # A pipeline hands its parameters on under the names of its steps; the last step is the classifier.
+    name = f"{made.steps[-1][0]}__class_weight" if hasattr(made, "steps") else "class_weight"
+    if name not in made.get_params():
+        if task == "multilabel":
+            raise UsageError("With --task multilabel no head can weigh classes. Leave --class-weight away.")
+        able = [own for own in HEADS if "class_weight" in make_head(own).get_params()]
+        raise UsageError(
+            f"The head {head_name(head)} cannot weigh classes. Heads that can: {', '.join(able)}, and scikit-learn "
+            "classifiers with a parameter class_weight."
+        )
+    return made.set_params(**{name: class_weight})
+
+
 def head_name(head: Any) -> str:
-    """How a head is called in reports."""
-    return head if isinstance(head, str) else type(head).__name__
+    """How a head is called in reports: our own by their names in `HEADS`."""
+    if isinstance(head, str):
+        return head
+    kind = f"{type(head).__module__}:{type(head).__name__}"
+    return next((name for name, home in HEADS.items() if home == kind), type(head).__name__)

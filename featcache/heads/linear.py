@@ -7,7 +7,7 @@ are no probabilities; with ``sigmoid`` each label has the probability 1 / (1 + e
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -51,6 +51,12 @@ class LinearForm:
             return np.asarray(np.exp(-np.logaddexp(0, -z)))
         z = np.exp(z - z.max(axis=1, keepdims=True))
         return np.asarray(z / z.sum(axis=1, keepdims=True))
+
+    def tempered(self, temperature: float) -> LinearForm:
+        """The form whose scores are divided by a temperature; it predicts the same labels."""
+        if temperature == 1.0:
+            return self
+        return replace(self, weight=self.weight / np.float32(temperature), bias=self.bias / np.float32(temperature))
 
     def predict(self, X: np.ndarray) -> np.ndarray:
         """(n,) labels; for the link ``sigmoid`` (n, k) bool, which labels are likelier than not."""

@@ -17,6 +17,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.preprocessing import StandardScaler
+from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from featcache.evaluation import splits
@@ -34,6 +35,8 @@ class LogRegHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             is taken) where a class has one.
         max_iter: of the solver, for each fit.
         random_state: of the folds.
+        class_weight: ``"balanced"`` for n / (k · items of the class), a weight for each label, or None
+            for 1. An item's loss is multiplied by the weight of its class, also for the choice of C.
 
     Attributes:
         classes_: (k,) the labels.
@@ -46,11 +49,19 @@ class LogRegHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         converged_: whether the last fit converged.
     """
 
-    def __init__(self, Cs: Sequence[float] = CS, cv: int = 5, max_iter: int = 300, random_state: int = 0) -> None:
+    def __init__(
+        self,
+        Cs: Sequence[float] = CS,
+        cv: int = 5,
+        max_iter: int = 300,
+        random_state: int = 0,
+        class_weight: Any = None,
+    ) -> None:
         self.Cs = Cs
         self.cv = cv
         self.max_iter = max_iter
         self.random_state = random_state
+        self.class_weight = class_weight
 
     def fit(self, X: Any, y: Any, groups: Any = None) -> LogRegHead:
         """Fit.
@@ -85,27 +96,29 @@ class LogRegHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     ) -> np.ndarray:
         """Mean held-out log-loss of each C from small to large, NaN behind the clear end of the descent."""
         folds = []
+        weights = compute_sample_weight(self.class_weight, y)
         for learn, test in splits.folds(y, groups, k, self.random_state):
             if len(np.unique(y[learn])) < len(np.unique(y)):
                 continue  # groups of several classes can put all of one class into one fold
             scaler = StandardScaler().fit(X[learn])
-            folds.append((scaler.transform(X[learn]), y[learn], scaler.transform(X[test]), y[test]))
+            folds.append((scaler.transform(X[learn]), y[learn], scaler.transform(X[test]), y[test], weights[test]))
         # Each fit starts from that of the smaller C on the same rows: nothing leaks between folds.
         models: list[Any] = [None] * len(folds)
         scores = np.full(len(Cs), np.nan)
-        count = sum(len(truth) for *_, truth in folds)
+        count = sum(weight.sum() for *_, weight in folds)
         for place, C in enumerate(Cs if folds else []):
             total = 0.0
-            for i, (learned, labels, held_out, truth) in enumerate(folds):
+            for i, (learned, labels, held_out, truth, weight) in enumerate(folds):
                 models[i] = self._fitted(learned, labels, C, models[i])
-                total += len(truth) * log_loss(truth, models[i].predict_proba(held_out), labels=models[i].classes_)
+                p = models[i].predict_proba(held_out)
+                total += weight.sum() * log_loss(truth, p, labels=models[i].classes_, sample_weight=weight)
             scores[place] = total / count
             if scores[place] > _CLEARLY_WORSE * np.nanmin(scores):
                 break
         return scores
 
     def _fitted(self, Z: np.ndarray, y: np.ndarray, C: float, start: Any) -> Any:
-        model = LogisticRegression(C=C, max_iter=self.max_iter, warm_start=True)
+        model = LogisticRegression(C=C, max_iter=self.max_iter, warm_start=True, class_weight=self.class_weight)
         if start is not None:
             model.coef_, model.intercept_, model.classes_ = start.coef_, start.intercept_, start.classes_
         with warnings.catch_warnings():

@@ -10,7 +10,7 @@ held-out tenth, at most some thousand rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -41,6 +41,8 @@ class TorchSoftmaxHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Cs: inverse strengths of the penalty to choose from, on standardised vectors.
         patience: epochs without a better held-out loss after which training stops.
         random_state: of the order of the rows and of the held-out tenth.
+        class_weight: ``"balanced"`` for n / (k · items of the class), a weight for each label, or None
+            for 1. An item's loss is multiplied by the weight of its class, also on the held-out tenth.
 
     Attributes:
         classes_: (k,) labels.
@@ -58,6 +60,7 @@ class TorchSoftmaxHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Cs: Sequence[float] = (1e-4, 1e-3, 1e-2, 1e-1),
         patience: int = 15,
         random_state: int = 0,
+        class_weight: Any = None,
     ) -> None:
         self.epochs = epochs
         self.batch_size = batch_size
@@ -65,6 +68,7 @@ class TorchSoftmaxHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.Cs = Cs
         self.patience = patience
         self.random_state = random_state
+        self.class_weight = class_weight
 
     def fit(self, X: Any, y: Any, groups: Any = None) -> TorchSoftmaxHead:
         """Fit on arrays: (n, d) vectors, (n,) labels, (n,) groups that the held-out tenth keeps together."""
@@ -90,7 +94,9 @@ class TorchSoftmaxHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self, batches: Batches, classes: Sequence[Any] | np.ndarray, width: int, held_out: tuple[np.ndarray, np.ndarray]
     ) -> TorchSoftmaxHead:
         self.classes_, self.n_features_in_ = np.asarray(classes), width
-        mean, scale, rows, steps = _moments(batches, width)
+        mean, scale, counts, steps = _moments(batches, width, len(self.classes_))
+        rows = int(counts.sum())
+        class_weights = torch.from_numpy(_class_weights(self.class_weight, self.classes_, counts)).float()
         epochs = self.epochs or max(5, -(-_STEPS // max(1, steps)))
         sorted_Cs = sorted(float(C) for C in self.Cs)
         Cs = torch.tensor(sorted_Cs)
@@ -100,10 +106,11 @@ class TorchSoftmaxHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(1, epochs * steps))
 
         def losses(vectors: np.ndarray, numbers: np.ndarray) -> Tensor:
-            """Mean cross-entropy of each C's layer."""
+            """Mean weighted cross-entropy of each C's layer."""
             z = ((torch.from_numpy(vectors) - mean) / scale) @ weight.transpose(1, 2) + bias
-            target = torch.from_numpy(np.asarray(numbers, dtype=np.int64)).expand(len(Cs), -1)
-            return torch.nn.functional.cross_entropy(z.transpose(1, 2), target, reduction="none").mean(1)
+            target = torch.from_numpy(np.asarray(numbers, dtype=np.int64))
+            each = torch.nn.functional.cross_entropy(z.transpose(1, 2), target.expand(len(Cs), -1), reduction="none")
+            return (each * class_weights[target]).mean(1)
 
         best_loss, best_epoch = np.full(len(Cs), np.inf), np.zeros(len(Cs), dtype=int)
         best_weight, best_bias = weight.detach().clone(), bias.detach().clone()
@@ -178,18 +185,30 @@ def held_out_rows(numbers: np.ndarray, groups: np.ndarray, seed: int) -> tuple[n
     return np.flatnonzero(~is_test), np.flatnonzero(is_test)
 
 
-def _moments(batches: Batches, width: int) -> tuple[Tensor, Tensor, int, int]:
-    """Mean and deviation of each feature, summed in float64; rows and batches of a pass."""
-    count, steps = 0, 0
+def _class_weights(class_weight: Any, classes: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The weight of each class, (k,)."""
+    if class_weight is None:
+        return np.ones(len(classes))
+    if isinstance(class_weight, Mapping):
+        return np.array([float(class_weight.get(name, 1.0)) for name in classes.tolist()])
+    if class_weight != "balanced":
+        raise ValueError(f"class_weight is 'balanced', a dictionary or None, not {class_weight!r}.")
+    return np.asarray(counts.sum() / (len(counts) * np.maximum(counts, 1)))
+
+
+def _moments(batches: Batches, width: int, k: int) -> tuple[Tensor, Tensor, np.ndarray, int]:
+    """Mean and deviation of each feature, summed in float64; rows of each class (k,) and batches of a pass."""
+    counts, steps = np.zeros(k, dtype=np.int64), 0
     total, squares = np.zeros(width), np.zeros(width)
-    for vectors, _ in batches():
+    for vectors, numbers in batches():
         exact = vectors.astype(np.float64)
         total += exact.sum(0)
         squares += (exact**2).sum(0)
-        count += len(vectors)
+        counts += np.bincount(numbers, minlength=k)
         steps += 1
+    count = counts.sum()
     mean = total / max(count, 1)
     deviation = np.sqrt(np.maximum(squares / max(count, 1) - mean**2, 0))
     # A feature that never varies says nothing; dividing by 1 leaves it at zero.
     deviation[deviation <= 1e-6 * np.maximum(np.abs(mean), 1)] = 1.0
-    return torch.from_numpy(mean).float(), torch.from_numpy(deviation).float(), count, steps
+    return torch.from_numpy(mean).float(), torch.from_numpy(deviation).float(), counts, steps
