@@ -267,7 +267,7 @@ def _show_against(against: Mapping[str, Any]) -> None:
 
         interval = "no interval: equal on all items"
         if found["low"] is not None:
-            interval = f"95 % interval {value(found['low'])} – {value(found['high'])}"
+            interval = f"95 % interval {value(found['low'])} to {value(found['high'])}"
         screen.say(
             f"  {'Accuracy' if points else 'Log-loss'}: {value(found['difference'])} ({interval}); "
             f"better in {screen.percent(found['better'])} of the resamples"
