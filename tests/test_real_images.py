@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 
 import featcache as fc
 from featcache.backbones.bundled import spec_of, weights_file
+from featcache.evaluation.near_duplicates import find
 
 
 @pytest.fixture(scope="module")
@@ -55,3 +57,36 @@ def test_a_head_on_few_photographs_is_far_above_chance(store: Path) -> None:
     assert len(bundle.classes) == 6
     assert score["n"] == 180
     assert score["low"] > 0.6
+
+
+def test_copies_of_photographs_are_found_and_nothing_else(trash: Path, store: Path, tmp_path: Path) -> None:
+    """Of 12 photographs: the same bytes, another JPEG quality, nine tenths of the size, a crop, more light."""
+    root = tmp_path / "trash"
+    originals = [item.uri for item in fc.open(store).items()]
+    for uri in originals:
+        (root / uri).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(trash / uri, root / uri)
+    for uri in originals[::15]:
+        stem = (root / uri).with_suffix("")
+        shutil.copy(trash / uri, f"{stem}__exact.jpg")
+        with Image.open(trash / uri) as opened:
+            image = opened.convert("RGB")
+        w, h = image.size
+        image.save(f"{stem}__quality.jpg", quality=60)
+        image.resize((round(0.9 * w), round(0.9 * h))).save(f"{stem}__size.jpg", quality=90)
+        image.crop((w // 50, h // 50, w - w // 33, h - h // 33)).save(f"{stem}__crop.jpg", quality=90)
+        image.point(lambda value: min(255, value + 8)).save(f"{stem}__light.jpg", quality=90)
+    shutil.copytree(store, tmp_path / "s.fcache")
+    fc.extract(root, tmp_path / "s.fcache", name="copied", progress=False)
+    X, _, items = fc.open(tmp_path / "s.fcache").arrays(source="copied")
+    first = {item.sha256: row for row, item in reversed(list(enumerate(items)))}
+    rows = np.array(sorted(first.values()))
+    assert len(items) == 240
+    assert len(rows) == 228  # exact copies are one content
+    found = find(lambda at: X[rows[at]], np.arange(len(rows)))
+    stems = [items[row].uri.split("__")[0].removesuffix(".jpg") for row in rows]
+    planted = [stems[a] == stems[b] for a, b in found.pairs]
+    # Each of the 12 has 5 versions that differ, so there are 120 pairs.
+    assert sum(planted) >= 108
+    # Some photographs show two drink cans of the same make from above, in one light.
+    assert len(planted) - sum(planted) <= 3

@@ -17,6 +17,10 @@ import featcache as fc
 from featcache.backbones import tiny_backbone
 from featcache.bundle import Bundle
 from featcache.errors import BundleError, MissingVectorsError, RecipeMismatchError, UnknownNameError, UsageError
+from featcache.evaluation import splits
+from featcache.fitting import fit
+from featcache.heads.logreg import LogRegHead
+from featcache.labelled_vectors import LabelledVectors
 from featcache.store import FeatureStore, holdout
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -270,9 +274,6 @@ def test_cross_validation_scores_each_item_by_a_head_that_has_not_seen_it(store:
 def test_the_choice_is_made_inside_each_fold(store: Path) -> None:
     from sklearn.metrics import log_loss
 
-    from featcache.evaluation import splits
-    from featcache.heads.logreg import LogRegHead
-
     bundle = train(store, cv=3, seed=2)
     X, y, items = fc.open(store).arrays(layers="pooled")
     units = splits.units(items)
@@ -374,6 +375,62 @@ def test_equal_vectors_of_a_file_are_one_image(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", features=X, labels=np.arange(40) // 2 % 2)
     assert train(tmp_path / "x.npz", Memory()).report["score"]["accuracy"] == 0.0
     assert train(tmp_path / "x.npz", Memory(), cv=4).report["score"]["accuracy"] == 0.0
+
+
+def test_class_weights_reach_the_head(store: Path) -> None:
+    plain, balanced = train(store), train(store, class_weight="balanced")
+    given = train(store, class_weight={"cats": 50.0})
+    assert balanced.head == "logreg"
+    X, _, _ = fc.open(store).arrays(layers="pooled")
+    cats = [b.predict_proba_vectors(X)[:, 0].mean() for b in (plain, given)]  # type: ignore[index]
+    assert cats[1] > cats[0] + 0.005
+    assert not np.array_equal(plain.form.weight, given.form.weight)  # type: ignore[union-attr]
+    with pytest.raises(UsageError, match=r"cannot weigh.*logreg"):
+        train(store, KNeighborsClassifier(1), class_weight="balanced")
+    with pytest.raises(UnknownNameError, match="'cats'"):
+        train(store, class_weight={"cat": 2.0})
+
+
+class Overconfident(LogRegHead):
+    """Logistic regression that is ten times too sure of itself, and knows what it said out of fold."""
+
+    __module__ = "featcache.heads.for_this_test"
+
+    def fit(self, X: np.ndarray, y: np.ndarray, groups: np.ndarray) -> Overconfident:
+        super().fit(X, y, groups)
+        self.held_out_logits_ = np.full((len(y), len(self.classes_)), np.nan, np.float32)
+        for learn, test in splits.folds(y, groups, 3):
+            z = LogRegHead(Cs=[self.chosen_["C"]]).fit(X[learn], y[learn]).decision_function(X[test])
+            z = z if z.ndim == 2 else np.column_stack([np.zeros_like(z), z])
+            self.held_out_logits_[test] = 10 * z
+        self.held_out_logits_[0] = np.nan
+        self.coef_, self.intercept_ = 10 * self.coef_, 10 * self.intercept_
+        return self
+
+
+@pytest.mark.parametrize("cv", [None, 4])
+def test_a_head_with_out_of_fold_logits_is_calibrated_by_them(tmp_path: Path, cv: int | None) -> None:
+    rng = np.random.default_rng(0)
+    y = np.arange(600) % 3
+    X = (rng.normal(size=(600, 6)) + 0.8 * rng.normal(size=(3, 6))[y]).astype(np.float32)
+    np.savez(tmp_path / "x.npz", features=X, labels=y)
+    bundle = train(tmp_path / "x.npz", Overconfident(), cv=cv)
+    found = bundle.report["calibration"]
+    assert 5 < found["temperature"] < 20
+    assert found["ece_after"] < found["ece_before"] / 2
+    # The saved head is the one that is scored, and the temperature is in its weights.
+    plain = fit(LabelledVectors.from_file(tmp_path / "x.npz"), np.arange(600), LogRegHead(), 0)
+    assert plain.report["calibration"] is None
+    bundle.save(tmp_path / "a.fch")
+    p = fc.load(tmp_path / "a.fch").predict_proba_vectors(X)
+    assert p is not None
+    assert np.abs(p - plain.predict_proba_vectors(X)).max() < 0.25
+    np.testing.assert_allclose(p, bundle.predict_proba_vectors(X))
+    assert (p.argmax(1) == plain.predict_proba_vectors(X).argmax(1)).mean() > 0.9  # type: ignore[union-attr]
+
+
+def test_other_heads_are_not_calibrated(store: Path) -> None:
+    assert train(store, "torch").report["calibration"] is None
 
 
 class Notes:

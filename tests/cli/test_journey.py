@@ -8,6 +8,7 @@ import shlex
 import shutil
 
 import h5py
+import numpy as np
 import pytest
 
 import featcache as fc
@@ -161,6 +162,43 @@ def test_evaluate(trained, run):
     assert score["overlap"] == 0
     assert score["low"] <= score["accuracy"] <= score["high"]
     assert {"n", "balanced_accuracy", "macro_f1", "log_loss"} <= score.keys()
+
+
+def test_evaluate_draws_the_confusion_matrix_and_compares(trained, tmp_path, run, capsys):
+    store, head = trained / "pets.fcache", trained / "pets.fch"
+    _, trained_more = run("train", store, "-o", tmp_path / "b.fch", "--class-weight", "balanced")
+    assert trained_more["near_duplicates"].keys() == {"pairs", "across", "threshold", "examples", "note", "grouped"}
+    words = ["evaluate", head, store, "--against", tmp_path / "b.fch", "--confusion", tmp_path / "c.png"]
+    code, report = run(*words)
+    assert code == 0
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+    assert report["confusion"] == str(tmp_path / "c.png")
+    assert [c["label"] for c in report["per_class"]] == ["cats", "dogs"]
+    assert report["against"]["path"] == str(tmp_path / "b.fch")
+    assert report["against"]["n"] == report["n"]
+    for name in ("accuracy", "log_loss"):
+        assert {"a", "b", "difference", "low", "high", "better"} == report["against"][name].keys()
+    assert report["against"]["accuracy"]["a"] == report["accuracy"]
+    assert main([str(word) for word in words]) == 0
+    shown = capsys.readouterr().out
+    assert "precision" in shown
+    assert "of the resamples" in shown
+    assert run("evaluate", head, store, "--confusion", tmp_path / "c.jpg")[0] == 2
+    assert run("train", store, "-o", tmp_path / "d.fch", "--class-weight", "heavy")[0] == 2
+    assert not (tmp_path / "d.fch").exists()
+
+
+def test_near_duplicates_on_both_sides_are_told_in_one_line(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(100, 6))
+    np.savez(tmp_path / "x.npz", features=np.concatenate([X, X + 1e-4]), labels=np.arange(200) % 2)
+    words = ["train", str(tmp_path / "x.npz"), "-o", str(tmp_path / "x.fch")]
+    assert main(words) == 0
+    told = [line for line in capsys.readouterr().out.splitlines() if "nearly the same" in line]
+    assert len(told) == 1
+    assert told[0].startswith("Beware: ")
+    assert main([*words, "--group-near-duplicates"]) == 0
+    assert "nearly the same" not in capsys.readouterr().out
 
 
 def test_predict_files_and_folders(trained, run):

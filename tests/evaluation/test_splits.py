@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.model_selection import StratifiedGroupKFold
 
 from featcache.errors import UsageError
-from featcache.evaluation.splits import draw_holdout, folds, unit_keys, units, usable_k
+from featcache.evaluation.splits import decided_units, draw_holdout, folds, unit_keys, units, usable_k
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,33 @@ def test_units_are_the_connected_components(items: list[Thing]) -> None:
     for i in range(len(items)):
         assert set(np.flatnonzero(found == found[i]).tolist()) == together[i]
     assert list(dict.fromkeys(found.tolist())) == list(range(found.max() + 1))
+
+
+def test_links_join_units_in_chains() -> None:
+    items = [thing(1), thing(2, "p"), thing(3), thing(4), thing(4), thing(5, "p")]
+    assert units(items, [(0, 1), (2, 3)]).tolist() == [0, 0, 1, 1, 1, 0]
+    keys = unit_keys(items, [(0, 1), (2, 3)])
+    assert keys == [
+        *["group:p"] * 2, *[min(f"sha256:{items[i].sha256.hex()}" for i in (2, 3))] * 3, "group:p"
+    ]  # fmt: skip
+    assert unit_keys(items, [(3, 2), (1, 0)]) == keys
+
+
+@given(THINGS, st.lists(st.tuples(st.integers(0, 29), st.integers(0, 29)), max_size=8))
+def test_links_are_like_common_groups(items: list[Thing], links: list[tuple[int, int]]) -> None:
+    links = [(a % len(items), b % len(items)) for a, b in links]
+    # The same as if a further item were there for each link, with the content of one and the group of both.
+    found = units(items, links)
+    numbers = units(items).tolist()
+    for a, b in links:
+        numbers = [numbers[b] if number == numbers[a] else number for number in numbers]
+    assert len(set(zip(found.tolist(), numbers, strict=True))) == len(set(numbers)) == len(set(found.tolist()))
+
+
+def test_units_that_an_earlier_draw_tore_apart_are_learned_from() -> None:
+    keys = ["u", "u", "v", "v", "w", "w", "x"]
+    parts = ["test", "train", "train", "test", "test", None, None]
+    assert decided_units(keys, parts) == ({"u": "train", "v": "train", "w": "test"}, {"u", "v"})
 
 
 @given(THINGS, st.randoms(use_true_random=False))
@@ -182,8 +211,39 @@ def test_folds_are_stratified(repeated: int) -> None:
         assert (y[test] == "b").sum() == 2 * repeated
 
 
-def test_folds_follow_the_seed() -> None:
-    y, rows = np.array(["a", "b"] * 20), np.arange(40)
+UNITS_OF_ONE_CLASS = st.lists(st.tuples(st.integers(0, 2), st.integers(1, 6)), min_size=15, max_size=60)
+
+
+@settings(deadline=None)
+@given(UNITS_OF_ONE_CLASS, st.integers(2, 5), st.integers(0, 9))
+def test_folds_of_uneven_units_differ_by_no_more_than_a_unit(sizes: list[tuple[int, int]], k: int, seed: int) -> None:
+    y = np.concatenate([np.full(n, "abc"[c]) for c, n in sizes])
+    rows = np.repeat(np.arange(len(sizes)), [n for _, n in sizes])
+    usable = usable_k(y, rows, k)
+    for label in np.unique(y) if usable else ():
+        counts = [(y[test] == label).sum() for _, test in folds(y, rows, usable, seed)]
+        largest = max(n for c, n in sizes if "abc"[c] == label)
+        assert max(counts) - min(counts) <= largest
+        assert min(counts) >= 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_folds_of_mixed_units_are_as_even_as_scikit_learns(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    rows, y = rng.integers(0, 120, 2000), rng.choice(5, 2000, p=[0.4, 0.3, 0.15, 0.1, 0.05])
+
+    def unevenness(parts: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
+        shares = [np.bincount(y[test], minlength=5) / np.bincount(y) for _, test in parts]
+        return float(np.std(shares, axis=0).mean())
+
+    ours = folds(y, rows, 5, seed)
+    assert unevenness(ours) < 1.25 * unevenness(StratifiedGroupKFold(5).split(y, y, rows)) < 0.02
+    assert all(not set(rows[learn]) & set(rows[test]) for learn, test in ours)
+
+
+@pytest.mark.parametrize("groups", [40, 36])
+def test_folds_follow_the_seed(groups: int) -> None:
+    y, rows = np.array(["a", "b"] * 20), np.minimum(np.arange(40), groups - 1)
     first, same, other = (folds(y, rows, 4, seed)[0][1].tolist() for seed in (1, 1, 2))
     assert first == same
     assert first != other

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 from sklearn.base import BaseEstimator
-from sklearn.linear_model import RidgeClassifier
+from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from featcache.errors import UnknownNameError, UsageError
-from featcache.heads import HEADS, head_name, make_head
+from featcache.heads import HEADS, head_name, make_head, with_class_weight
 from featcache.heads.knn import KnnHead
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -163,3 +165,61 @@ def test_the_names_cost_no_import() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+WEIGHING = [name for name in HEADS if "class_weight" in make_head(name).get_params()]
+
+
+@pytest.mark.parametrize("name", WEIGHING)
+def test_classes_weigh_the_same_on_request(name: str) -> None:
+    """Of overlapping classes the rare one is hardly ever named, unless it weighs as much."""
+    rng = np.random.default_rng(0)
+    y = np.repeat(["common", "rare"], [540, 60])
+    X = rng.normal(size=(600, 4)).astype(np.float32)
+    X[540:, 0] += 1
+    recall = {
+        weight: (with_class_weight(name, weight).fit(X, y).predict(X)[540:] == "rare").mean()
+        for weight in ("balanced", None)
+    }
+    assert recall[None] < 0.3
+    assert recall["balanced"] > 0.5
+    same = with_class_weight(name, {"common": 600 / (2 * 540), "rare": 600 / (2 * 60)}).fit(X, y)
+    close = 0.02 if name == "torch" else 1e-6  # the held-out tenth is not in its counts
+    np.testing.assert_allclose(
+        same.predict_proba(X), with_class_weight(name, "balanced").fit(X, y).predict_proba(X), atol=close
+    )
+
+
+@pytest.mark.parametrize("name", WEIGHING)
+def test_weights_multiply_the_loss_as_in_scikit_learn(name: str) -> None:
+    X, y = gaussians(300, 3, spread=0.7)
+    weights = {"class 1": 3.0}
+    made = with_class_weight(name, weights).set_params(Cs=(100.0,))
+    if name == "torch":
+        # Judged by the rows it learns from, it goes on to the end.
+        numbers = np.unique(y, return_inverse=True)[1]
+        made.set_params(epochs=400, lr=0.1)._fit_batches(lambda: [(X, numbers)], np.unique(y), 6, (X, numbers))
+    else:
+        made.fit(X, y)
+    # The others learn from standardised vectors, and their C is meant for these.
+    Z = X if name == "softmax" else StandardScaler().fit_transform(X)
+    wanted, plain = (
+        LogisticRegression(C=100.0, class_weight=given, tol=1e-8).fit(Z, y).predict_proba(Z)
+        for given in (weights, None)
+    )
+    assert np.abs(made.predict_proba(X) - wanted).max() < (0.01 if name == "torch" else 1e-3)
+    assert np.abs(plain - wanted).max() > 0.15
+
+
+def test_heads_that_cannot_weigh_classes_are_told_which_can() -> None:
+    with pytest.raises(UsageError, match=rf"KNeighborsClassifier cannot weigh.*{', '.join(WEIGHING)}"):
+        with_class_weight(KNeighborsClassifier(), "balanced")
+
+
+def test_a_pipelines_classifier_weighs_classes() -> None:
+    made = with_class_weight(make_pipeline(StandardScaler(), RidgeClassifier()), "balanced")
+    assert made.steps[-1][1].class_weight == "balanced"
+
+
+def test_our_own_heads_are_called_by_their_names() -> None:
+    assert [head_name(make_head(name)) for name in HEADS] == list(HEADS)
