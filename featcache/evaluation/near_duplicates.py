@@ -74,7 +74,7 @@ def find(
     """Find pairs of near-duplicates that lie in different units.
 
     The search is exact. Most pairs are excluded by an upper bound on their cosine from 128 main axes
-    (Cauchy and Schwarz on the rest), and the others are computed. In memory are 129 numbers an item and
+    (Cauchy and Schwarz on the rest), and the others are computed. In memory are 640 numbers an item and
     some thousand vectors.
 
     Args:
@@ -105,9 +105,7 @@ def find(
     pairs = _candidates(sketch, generous, _BAND * threshold, units, scored, shown)
     if pairs is None:
         shown.finish()
-        return replace(
-            NOTHING, note="not looked for: the vectors spread over too many directions to exclude most pairs"
-        )
+        return replace(NOTHING, note="not looked for: too many pairs would have to be compared")
     distances = vectors.distances(pairs)
     close = distances <= _BAND * threshold * np.minimum(generous[pairs[:, 0]], generous[pairs[:, 1]])
     pairs, distances = pairs[close], distances[close]
@@ -168,19 +166,22 @@ class _Vectors:
             rows, place = np.unique(block, return_inverse=True)
             Z = self.unit(rows)
             a, b = place.reshape(block.shape).T
-            parts.append(np.linalg.norm(Z[a].astype(np.float64) - Z[b], axis=1))
+            parts.append(np.linalg.norm(Z[a] - Z[b], axis=1))
         return np.concatenate(parts)
 
     def tenth(self, rows: np.ndarray, units: np.ndarray) -> np.ndarray:
         """(rows,) exact distances of the 10th neighbour in other units."""
-        best = np.empty((len(rows), 0), np.float32)
-        chosen = self.unit(rows) if len(rows) else None
-        for block in _blocks(np.arange(self.n)) if chosen is not None else ():
-            cosines = chosen @ self.unit(block).T
-            cosines[units[rows][:, None] == units[block]] = -2
-            best = np.concatenate([best, cosines], axis=1)
-            best = -np.partition(-best, _K - 1, axis=1)[:, :_K]
-        return _distance(best.min(axis=1)) if len(rows) else np.empty(0)
+        parts = [np.empty(0)]
+        for some in _blocks(rows):
+            chosen = self.unit(some)
+            best = np.empty((len(some), 0), np.float32)
+            for block in _blocks(np.arange(self.n)):
+                cosines = chosen @ self.unit(block).T
+                cosines[units[some][:, None] == units[block]] = -2
+                best = np.concatenate([best, cosines], axis=1)
+                best = -np.partition(-best, _K - 1, axis=1)[:, :_K]
+            parts.append(_distance(best.min(axis=1)))
+        return np.concatenate(parts)
 
 
 def _calibrated(cosines: np.ndarray, sample: np.ndarray, units: np.ndarray) -> tuple[float | None, float, float]:
