@@ -54,7 +54,8 @@ def export(
 def _show_status(store: FeatureStore, found: dict[str, Any]) -> None:
     screen.say(f"{found['items']:,} items, {found['quarantined']:,} in quarantine")
     for source in found["sources"]:
-        screen.say(f"Source {source['name']}: {source['items']:,} items from {source['root']}")
+        origin = f"from {source['root']}" if source["root"] else "given in memory"
+        screen.say(f"Source {source['name']}: {source['items']:,} items {origin}")
         for uri, reason in store.quarantine(source["name"]):
             screen.say(f"  cannot be used: {uri}: {reason}")
     if not found["spaces"]:

@@ -68,6 +68,9 @@ def gc(
     store: StorePath,
     space: Space = None,
     layers: Layers = None,
+    source: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Forget this source, with the vectors that no other one needs.")
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do it; without it, only say what would be done.")] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Do it even if a source is absent or more than half gone.")
@@ -75,9 +78,10 @@ def gc(
     as_json: Json = False,
     debug: Debug = False,
 ) -> Answer:
-    """Take away vectors of images that no source holds any more; or all of a space, or of layers.
+    """Take away vectors of images that no source holds any more; or all of a space, of layers, or of a source.
 
-    It only says what it would do, unless told --yes.
+    It only says what it would do, unless told --yes. The sources memory and paths, of images that were given
+    in Python, lose images only when they are named with --source.
 
     Example: featcache gc pets.fcache
 
@@ -85,7 +89,8 @@ def gc(
     """
     from featcache.store.garbage import gc as run
 
-    report = run(store, space=space, layers=layer_list(context, layers) or None, apply=yes, force=force)
+    chosen = layer_list(context, layers) or None
+    report = run(store, space=space, layers=chosen, source=source, apply=yes, force=force)
     return Answer(report.to_dict(), lambda: _show_gc(report))
 
 
@@ -104,6 +109,8 @@ def _show_verify(report: VerifyReport, store: str, quick: bool) -> None:
 
 
 def _show_repair(report: RepairReport) -> None:
+    from featcache.store.source_records import GIVEN
+
     if not report.changed:
         screen.say("Nothing had to be repaired.")
         return
@@ -121,6 +128,9 @@ def _show_repair(report: RepairReport) -> None:
         for file in report.set_aside:
             screen.say(f"  {Path(report.store) / file['file']}")
     for lack in report.to_compute:
+        if lack["source"] in GIVEN:
+            screen.say(f"{lack['images']:,} images given in Python are computed again when they are given again.")
+            continue
         command = screen.command(
             "featcache", "extract", lack["root"], "-o", report.store, "--name", lack["source"],
             "--backbone", lack["backbone"], "--layers", lack["layer"],
@@ -139,7 +149,11 @@ def _show_compact(report: CompactReport) -> None:
 
 
 def _show_gc(report: GcReport) -> None:
-    if not report.vectors:
+    if report.forgotten:
+        screen.say(
+            f"{report.forgotten:,} images {'are' if report.applied else 'would be'} forgotten with their source."
+        )
+    if not report.vectors and not report.forgotten:
         screen.say(f"Nothing to take away; {report.kept:,} vectors are in use.")
         return
     screen.table(

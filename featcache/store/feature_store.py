@@ -29,6 +29,7 @@ from featcache.store.folder import CATALOGUE, has_catalogue, lost_catalogue, no_
 from featcache.store.items import Item, LayerColumn, Space
 from featcache.store.rows import ItemRows
 from featcache.store.shard_map import ShardMaps, row_shape
+from featcache.store.source_records import GIVEN
 from featcache.store.vectors import ColumnReader, Vectors
 
 if TYPE_CHECKING:
@@ -131,15 +132,16 @@ class FeatureStore:
         return dict(self.catalogue.query("tt", "SELECT name, root FROM sources ORDER BY name"))
 
     def source(self, source: str | None = None) -> str:
-        """The source of that name; the only one if not given.
+        """The source of that name; the only one if not given, apart from images that were given in Python.
 
         Raises:
             UsageError: several sources and none chosen; the message lists them.
             UnknownNameError: none has that name.
         """
         names = list(self.sources())
-        if source is None and len(names) == 1:
-            return names[0]
+        scanned = [name for name in names if name not in GIVEN] or names
+        if source is None and len(scanned) == 1:
+            return scanned[0]
         if source is None:
             if not names:
                 raise MissingVectorsError(f"{self.path} holds no images yet. Run `featcache extract` first.")

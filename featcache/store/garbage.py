@@ -16,7 +16,16 @@ from featcache.store.commit import forget_shard, remove_unnamed, shard_path
 from featcache.store.feature_store import FeatureStore
 from featcache.store.items import Space
 from featcache.store.journal import note_dropped
+from featcache.store.source_records import GIVEN
 from featcache.store.writer import StoreWriter
+
+# Which rows r of a column are spoken of, beyond all of them.
+_VANISHED = "AND NOT EXISTS (SELECT 1 FROM items i WHERE i.sha256 = r.sha256)"
+_OF_SOURCE = (
+    "AND r.sha256 IN (SELECT sha256 FROM items WHERE source_id = {source} "
+    "UNION SELECT sha256 FROM departed WHERE source_id = {source}) "
+    "AND NOT EXISTS (SELECT 1 FROM items i WHERE i.sha256 = r.sha256 AND i.source_id <> {source})"
+)
 
 
 @dataclass
@@ -28,6 +37,7 @@ class GcReport:
         applied: whether it was done.
         vectors: rows taken away, over all layers and views.
         kept: rows that stay.
+        forgotten: images of the source that is forgotten, where one was named.
         layers: ``{"fingerprint", "backbone", "layer", "vectors"}`` for each layer that loses rows.
         bytes: size of the shards that go altogether.
         bytes_in_part: about what ``compact`` frees in shards that keep some of their rows.
@@ -38,6 +48,7 @@ class GcReport:
     applied: bool = False
     vectors: int = 0
     kept: int = 0
+    forgotten: int = 0
     layers: list[dict[str, Any]] = field(default_factory=list)
     bytes: int = 0
     bytes_in_part: int = 0
@@ -53,34 +64,47 @@ def gc(
     *,
     space: str | None = None,
     layers: str | Sequence[str] | None = None,
+    source: str | None = None,
     apply: bool = False,
     force: bool = False,
 ) -> GcReport:
-    """Take away vectors: those of images that no source holds any more, or all of a space or of layers.
+    """Take away vectors: those of images that no source holds any more, or all of a space, of layers, or of a source.
+
+    The sources ``memory`` and ``paths``, of images that were given in Python, lose images only when they are named.
 
     Args:
         store: the store's folder.
         space: a space's fingerprint (or its beginning) or backbone: all its vectors go.
         layers: names or globs of stored layers: all their vectors go, in *space* or in every space.
+        source: a source's name: it is forgotten, and the vectors of its images that no other source holds go.
         apply: do it; otherwise the report says what would be done.
         force: do it even where a source is absent or more than half gone.
 
     Raises:
         NotAStoreError: there is no store.
-        UnknownNameError: no such space or layer.
-        UsageError: with *apply*, a source is absent or more than half gone and *force* is off.
+        UnknownNameError: no such space, layer or source.
+        UsageError: a source together with a space or layers; or, with *apply*, a source is absent or more than
+            half gone and *force* is off.
         StoreBusyError: another process is writing.
     """
     report = GcReport(str(store))
-    vanished_only = space is None and layers is None
+    if source is not None and (space is not None or layers is not None):
+        raise UsageError("Take away a source, or a space or layers, but not both in one go.")
     with StoreWriter(Path(store), create=False, alone=True) as writer:
         # Only now is it settled what there is: the writer has finished what dead ones left.
         opened = FeatureStore.open(store)
         chosen = opened.spaces if space is None else [opened.space(space)]
         columns = _columns(writer.catalogue, chosen, layers)
-        losses = _losses(writer.catalogue, columns, vanished_only)
+        unwanted = "" if space is not None or layers is not None else _VANISHED
+        if source is not None:
+            report.forgotten = len(opened.items(source=source))
+            ((number,),) = writer.catalogue.query(
+                "i", "SELECT id FROM sources WHERE name = ?", (opened.source(source),)
+            )
+            unwanted = _OF_SOURCE.format(source=number)
+        losses = _losses(writer.catalogue, columns, unwanted)
         _describe(writer.catalogue, columns, losses, report)
-        if vanished_only:
+        if unwanted == _VANISHED:
             report.doubtful = _doubtful(writer.catalogue)
         if not apply:
             return report
@@ -90,7 +114,9 @@ def gc(
                 f"Sources of {store} are missing or more than half gone ({listed}). Bring them back and run "
                 "`featcache extract` first; if the images are gone for good, say --force."
             )
-        _delete(writer, columns, losses, vanished_only)
+        _delete(writer, columns, losses, unwanted)
+        if source is not None:
+            _forget_source(writer.catalogue, number)
         if space is not None and layers is None:
             _forget_space(writer.catalogue, chosen[0])
         report.applied = True
@@ -115,22 +141,17 @@ def _columns(
     }
 
 
-def _losses(catalogue: Catalogue, columns: Iterable[int], vanished_only: bool) -> dict[tuple[int, int], int]:
+def _losses(catalogue: Catalogue, columns: Iterable[int], unwanted: str) -> dict[tuple[int, int], int]:
     """How many rows go, by (column, shard)."""
     return {
         (column, shard): count
         for column in columns
         for shard, count in catalogue.query(
             "ii",
-            f"SELECT r.shard_id, count(*) FROM rows r WHERE r.column_id = ? {_unwanted(vanished_only)} "
-            "GROUP BY r.shard_id",
+            f"SELECT r.shard_id, count(*) FROM rows r WHERE r.column_id = ? {unwanted} GROUP BY r.shard_id",
             (column,),
         )
     }
-
-
-def _unwanted(vanished_only: bool) -> str:
-    return "AND NOT EXISTS (SELECT 1 FROM items i WHERE i.sha256 = r.sha256)" if vanished_only else ""
 
 
 def _describe(
@@ -183,6 +204,8 @@ def _doubtful(catalogue: Catalogue) -> list[dict[str, str]]:
         "SELECT s.name, s.root, (SELECT count(*) FROM items i WHERE i.source_id = s.id), "
         "(SELECT count(*) FROM departed d WHERE d.source_id = s.id) FROM sources s ORDER BY s.name",
     ):
+        if name in GIVEN:
+            continue
         if not os.path.exists(root):
             found.append({"source": name, "reason": f"there is nothing at {root}"})
         elif gone > present:
@@ -194,7 +217,7 @@ def _delete(
     writer: StoreWriter,
     columns: Iterable[int],
     losses: Mapping[tuple[int, int], int],
-    vanished_only: bool,
+    unwanted: str,
 ) -> None:
     catalogue = writer.catalogue
     paths = {
@@ -210,7 +233,7 @@ def _delete(
         reach("gc: journal noted")
         with catalogue.transaction() as connection:
             for column in columns:
-                connection.execute(f"DELETE FROM rows AS r WHERE r.column_id = ? {_unwanted(vanished_only)}", (column,))
+                connection.execute(f"DELETE FROM rows AS r WHERE r.column_id = ? {unwanted}", (column,))
             connection.executemany(
                 "UPDATE shard_columns SET live = live - ? WHERE column_id = ? AND shard_id = ?",
                 [(count, column, shard) for (column, shard), count in losses.items()],
@@ -218,7 +241,7 @@ def _delete(
             empty = connection.execute("SELECT shard_id FROM shard_columns GROUP BY shard_id HAVING sum(live) = 0")
             for (shard,) in empty.fetchall():
                 forget_shard(connection, shard)
-            if vanished_only:
+            if unwanted == _VANISHED:
                 connection.execute("DELETE FROM departed")
             reach("gc: rows deleted")
         reach("gc: committed")
@@ -235,3 +258,11 @@ def _forget_space(catalogue: Catalogue, space: Space) -> None:
         for table in ("quarantine", "columns"):
             connection.execute(f"DELETE FROM {table} WHERE space_id = ?", (number,))
         connection.execute("DELETE FROM spaces WHERE id = ?", (number,))
+
+
+def _forget_source(catalogue: Catalogue, number: int) -> None:
+    """Take a source out of the catalogue, with its images, labels and hold-out."""
+    with catalogue.transaction() as connection:
+        for table in ("items", "quarantine", "holdout", "departed"):
+            connection.execute(f"DELETE FROM {table} WHERE source_id = ?", (number,))
+        connection.execute("DELETE FROM sources WHERE id = ?", (number,))

@@ -9,6 +9,13 @@ from datetime import datetime, timezone
 from featcache.errors import UsageError
 from featcache.store.catalogue import Catalogue
 
+MEMORY = "memory"
+"""The source of pictures that were given in memory; it has no root, and its URIs are the hashes in hexadecimal."""
+PATHS = "paths"
+"""The source of files that were given one by one; its root is that of the file system."""
+GIVEN = (MEMORY, PATHS)
+"""Sources that nobody scans: none of their images is ever judged to be gone, and `gc` empties them only by name."""
+
 
 @dataclass(frozen=True, slots=True)
 class Record:
