@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,8 @@ class Backbone:
     ) -> None:
         self.name = name
         self.device = device or "cpu"
+        self.origin: Callable[[], Backbone] | None = None
+        """Makes the same backbone in another process."""
         self._load = load
         self._blueprint = blueprint or load
         self._cache = cache
@@ -115,7 +118,22 @@ class Backbone:
 
         # A callable transform carries the version itself.
         marked = f"{name}@{version}" if version and isinstance(transform, StandardTransform) else name
-        return cls(f"module:{marked}", load, device=device)
+        made = cls(f"module:{marked}", load, device=device)
+        made.origin = functools.partial(
+            cls.from_module, module, transform=transform, name=name, version=version, axes=axes,
+            prefix_tokens=prefix_tokens, input_size=input_size, device=device,
+        )  # fmt: skip
+        return made
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Backbone:
+        # It is frozen, so a copy (scikit-learn's `clone` makes one a fold) would only be another load.
+        return self
+
+    def __reduce__(self) -> tuple[Callable[[], Backbone], tuple[()]]:
+        # Another process makes it anew: by its name, or of the module itself.
+        if self.origin is None:
+            raise TypeError(f"The backbone {self.name} does not know how it was made, so it cannot be pickled.")
+        return self.origin, ()
 
     def __repr__(self) -> str:
         return f"Backbone({self.name!r})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -80,7 +81,9 @@ def get(name: str, weights: str | Path | None = None, device: str | None = None)
         return maker(inner)
 
     cache = RecipeCache(name, None if path is None else str(path), library)
-    return Backbone(name, load, blueprint=None if family == "bundled" else blueprint, device=device, cache=cache)
+    made = Backbone(name, load, blueprint=None if family == "bundled" else blueprint, device=device, cache=cache)
+    made.origin = functools.partial(get, name, path, device)
+    return made
 
 
 def for_recipe(recipe: Recipe, device: str | None = None) -> Backbone:
