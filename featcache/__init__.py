@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from featcache.backbones import Backbone
     from featcache.bundle import Bundle
     from featcache.comparison import compare
+    from featcache.embedder import CachedEmbedder
     from featcache.errors import FeatcacheError
     from featcache.extraction import ExtractReport, extract
     from featcache.prediction import evaluate
@@ -40,6 +41,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Backbone",
     "Bundle",
+    "CachedEmbedder",
     "ExtractReport",
     "FeatcacheError",
     "FeatureStore",
@@ -63,6 +65,7 @@ __all__ = [
 _HOMES = {
     "Backbone": "featcache.backbones:Backbone",
     "Bundle": "featcache.bundle:Bundle",
+    "CachedEmbedder": "featcache.embedder:CachedEmbedder",
     "ExtractReport": "featcache.extraction:ExtractReport",
     "FeatcacheError": "featcache.errors:FeatcacheError",
     "FeatureStore": "featcache.store:FeatureStore",

@@ -21,6 +21,7 @@ ORDER = (
     "cli",
     "demo",
     "comparison",
+    "embedder",
     "prediction",
     "training",
     "extraction",

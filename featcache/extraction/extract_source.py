@@ -13,14 +13,15 @@ from featcache.errors import DiskFullError, UsageError
 from featcache.extraction.reader import VIEW_0
 from featcache.extraction.report import ExtractionInterrupted, ExtractReport, NothingUsableError
 from featcache.extraction.run import Run
+from featcache.images.given import GivenImages
 from featcache.progress import Progress, choose
 from featcache.store.compaction import merge_small_shards
-from featcache.store.source_records import SourceRecords
+from featcache.store.source_records import GIVEN, SourceRecords
 from featcache.store.writer import StoreWriter
 
 if TYPE_CHECKING:
     from featcache.backbones import Backbone
-    from featcache.images.sources import Entry
+    from featcache.images.sources import Entry, Source
 
 DEFAULT_BACKBONE = "bundled:efficientnet_lite0"
 BATCH = 16
@@ -28,7 +29,7 @@ IMAGE_TIMEOUT = 30.0
 
 
 def extract(
-    source: str | Path,
+    source: str | Path | GivenImages,
     store: str | Path,
     *,
     backbone: str | Backbone = DEFAULT_BACKBONE,
@@ -50,7 +51,7 @@ def extract(
     """Compute and keep the vectors of all images of a source that are not in the store yet.
 
     Args:
-        source: a folder of images or a CSV manifest (``path,label,split,group``).
+        source: a folder of images or a CSV manifest (``path,label,split,group``); or images given one by one.
         store: the store's folder, made where there is none.
         backbone: full name, or a `Backbone`.
         layers: ``pooled`` and/or ``<module path>:<mean|mean_std|none>``; globs stay within one part of
@@ -72,7 +73,7 @@ def extract(
         progress: True for a bar, False for none, None for a bar on a terminal, or an object that is told.
 
     Raises:
-        UsageError: a time-out that is not above 0.
+        UsageError: a time-out that is not above 0, or a name that is kept for images given in Python.
         FeatcacheError: dozens of images hang at one time, so the disk or the transform does.
         SourceError: the source cannot be read as one.
         UnknownNameError: no such backbone or layer.
@@ -88,7 +89,14 @@ def extract(
     if not image_timeout > 0:
         raise UsageError(f"An image may take a number of seconds above 0, not {image_timeout}.")
     began, started = time.monotonic(), datetime.now(timezone.utc)
-    images = open_source(source, labels=labels, split=split, name=name)
+    if isinstance(source, GivenImages):
+        images: Source = source
+    else:
+        images = open_source(source, labels=labels, split=split, name=name)
+        if images.name in GIVEN:
+            raise UsageError(
+                f"The name {images.name!r} is kept for images that are given in Python. Give another one: --name NAME."
+            )
     with choose(progress) as shown:
         listed = images.entries()
         entries = _limited(listed, limit)
@@ -103,7 +111,8 @@ def extract(
             run = Run(network, chosen, records, space, report, dtype=dtype, strict=strict, image_timeout=image_timeout)
             try:
                 try:
-                    run.forget_removed({entry.uri for entry in listed})
+                    if not isinstance(source, GivenImages):
+                        run.forget_removed({entry.uri for entry in listed})
                     run.over(entries, batch_size or BATCH, workers or os.cpu_count() or 1, shown)
                 finally:
                     run.finish()

@@ -7,6 +7,7 @@ the moment an image is given up as too slow its thread can claim nothing any mor
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import threading
 import time
@@ -18,12 +19,15 @@ import numpy as np
 
 from featcache.errors import ImageMemoryError, UnusableImageError
 from featcache.extraction.workers import in_order
+from featcache.images.content import picture_sha256
 from featcache.images.decode import decode_rgb
-from featcache.images.reading import read_image_file
+from featcache.images.reading import FileStat, read_image_file
 from featcache.store.source_records import Record
 from featcache.store.writer import SpaceWriter
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from featcache.backbones import Backbone
     from featcache.images.sources import Entry
 
@@ -108,12 +112,12 @@ class _Reading:
     def do(self) -> ReadImage:
         entry, indexed_ns = self.entry, time.time_ns()
         try:
-            data, stat = read_image_file(entry.path)
+            sha256, stat, decode = _opened(entry)
         except UnusableImageError as error:
             return ReadImage(entry, None, reason=str(error))
         record = Record(
             uri=entry.uri,
-            sha256=hashlib.sha256(data).digest(),
+            sha256=sha256,
             label=entry.label,
             split=entry.split,
             group=entry.group,
@@ -129,7 +133,7 @@ class _Reading:
         if not missing:
             return ReadImage(entry, record)
         try:
-            image = decode_rgb(data)
+            image = decode()
         except UnusableImageError as error:
             passing = isinstance(error, ImageMemoryError)
             return ReadImage(entry, record, missing, reason=str(error), passing=passing)
@@ -144,3 +148,12 @@ class _Reading:
         record = self.reader.give_up(self)
         reason = f"it took longer than {self.reader.seconds:g} s to read and decode"
         return ReadImage(self.entry, record, reason=reason, passing=True)
+
+
+def _opened(entry: Entry) -> tuple[bytes, FileStat, Callable[[], Image]]:
+    """What identifies an image, the state of its file, and what makes its RGB picture of the very same content."""
+    if entry.picture is not None:
+        picture = entry.picture()
+        return picture_sha256(picture), FileStat(3 * picture.width * picture.height, 0, 0, 0), lambda: picture
+    data, stat = read_image_file(entry.path)
+    return hashlib.sha256(data).digest(), stat, functools.partial(decode_rgb, data)

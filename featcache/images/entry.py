@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"}
@@ -24,6 +29,8 @@ class Entry:
     label: str | None
     split: str | None
     group: str | None
+    picture: Callable[[], Image] | None = None
+    """Makes the upright RGB picture of an image that is in memory and has no bytes at *place*."""
 
     @property
     def path(self) -> Path:
