@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from featcache.store.garbage import gc
     from featcache.store.repair import repair
     from featcache.store.verify import verify
+    from featcache.sweeping import sweep
     from featcache.training import train
 
     load = Bundle.load
@@ -57,6 +58,7 @@ __all__ = [
     "open",
     "repair",
     "similar",
+    "sweep",
     "train",
     "verify",
 ]
@@ -80,6 +82,7 @@ _HOMES = {
     "open": "featcache.store:FeatureStore.open",
     "repair": "featcache.store.repair:repair",
     "similar": "featcache.similarity:similar",
+    "sweep": "featcache.sweeping:sweep",
     "train": "featcache.training:train",
     "verify": "featcache.store.verify:verify",
 }

@@ -14,6 +14,7 @@ from featcache.evaluation.calibration import held_out_temperature
 from featcache.heads import head_name, make_head
 from featcache.heads.forms import form_of
 from featcache.heads.linear import LinearForm
+from featcache.heads.loss_curve import loss_curve
 from featcache.heads.stream import VectorStream
 from featcache.labelled_vectors import LabelledVectors
 
@@ -69,7 +70,8 @@ def fit(examples: LabelledVectors, rows: np.ndarray, head: Any, seed: int) -> Bu
             for name in ("chosen_by", "converged")
             if hasattr(estimator, f"{name}_")
         }
-        | {"calibration": None if temperature is None else {"temperature": temperature}},
+        | {"calibration": None if temperature is None else {"temperature": temperature}}
+        | loss_curve(estimator),
         estimator=None if form is not None else estimator,
     )
 

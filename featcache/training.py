@@ -112,7 +112,7 @@ def train(
             draw = splits.folds if examples.labels is None else multilabel_splits.folds
             folds = draw(examples.y[test], examples.units[test], cv, seed)
             sides = [test[scored] for _, scored in folds]
-            bundle, probabilities, predicted, sure, fitting = _cross_validated(examples, test, head, folds, seed, shown)
+            bundle, probabilities, predicted, sure, fitting = cross_validated(examples, test, head, folds, seed, shown)
             protocol = f"{cv}-fold cross-validation; the head saved is fitted on all {len(test)} items"
         else:
             learn, test, protocol = learned_and_scored(examples, split, seed, None if path.is_file() else path, shown)
@@ -154,7 +154,7 @@ def train(
     return bundle
 
 
-def _cross_validated(
+def cross_validated(
     examples: LabelledVectors,
     rows: np.ndarray,
     head: Any,
@@ -162,7 +162,23 @@ def _cross_validated(
     seed: int,
     shown: Progress,
 ) -> tuple[Bundle, np.ndarray | None, np.ndarray, np.ndarray, float]:
-    """A head fitted on all of *rows*, and out-of-fold answers for them, see `_uncalibrated` for the third."""
+    """A head fitted on some rows, and out-of-fold answers for them.
+
+    Args:
+        examples: labelled vectors.
+        rows: (m,) row numbers.
+        head: a name or a scikit-learn classifier.
+        folds: pairs of places in *rows*, to learn from and to answer for.
+        seed: of our own heads.
+        shown: is told of every fit.
+
+    Returns:
+        The head as a bundle; probabilities (m, k), or None where there are none; labels (m,); how sure the heads
+        would be without their temperatures (m,), NaN where they have none; and the seconds that all took.
+
+    Raises:
+        UsageError: a class stands in one fold alone.
+    """
     several = examples.labels is not None
     classes = list(examples.labels or sorted(set(examples.y[rows].tolist())))
     place = {name: i for i, name in enumerate(classes)}

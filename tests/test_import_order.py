@@ -21,6 +21,7 @@ ORDER = (
     "cli",
     "demo",
     "comparison",
+    "sweeping",
     "embedder",
     "prediction",
     "training",

@@ -40,7 +40,7 @@ def test_the_commands_run_in_order(desk, capsys):
     assert len(COMMANDS) > 8
     for line in COMMANDS:
         assert main(shlex.split(line, comments=True)[1:]) == 0, (line, capsys.readouterr().err)
-    made = {"pets.fcache", "pets.fch", "pets-torch.fch", "pets-cv.fch", "answers.csv", "pets.h5"}
+    made = {"pets.fcache", "pets.fch", "pets-torch.fch", "pets-best.fch", "pets-cv.fch", "answers.csv", "pets.h5"}
     assert made <= {path.name for path in desk.iterdir()}
 
 

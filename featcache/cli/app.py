@@ -15,7 +15,7 @@ import typer
 from typer.main import get_command
 
 import featcache
-from featcache.cli import answering, demonstration, extracting, heads, networks, stores, upkeep
+from featcache.cli import answering, demonstration, extracting, heads, networks, stores, sweeping, upkeep
 from featcache.cli.conduct import complain
 
 app = typer.Typer(
@@ -28,7 +28,7 @@ app = typer.Typer(
 _PANELS: dict[str, list[Callable[..., None]]] = {
     "First steps": [demonstration.demo],
     "Images to vectors": [extracting.extract],
-    "Heads": [heads.train, heads.evaluate],
+    "Heads": [heads.train, sweeping.sweep, heads.evaluate],
     "Answers": [answering.predict, answering.similar],
     "The store": [stores.status, stores.export, upkeep.verify, upkeep.repair, upkeep.compact, upkeep.gc],
     "Backbones": [networks.models, networks.layers],

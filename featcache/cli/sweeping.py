@@ -1,0 +1,119 @@
+"""``featcache sweep``: heads × layers in one command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from featcache.cli import screen
+from featcache.cli.conduct import Answer, Debug, Json, verb
+from featcache.cli.options import Labels, Source, Space, Split, StorePath, layer_list
+
+if TYPE_CHECKING:
+    from featcache.sweeping import SweepReport
+
+
+@verb(interrupted="What was finished is kept; the same command goes on from there.")
+def sweep(
+    context: typer.Context,
+    store: StorePath,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="HEAD.fch", help="Save the winner as this head.")
+    ] = None,
+    heads: Annotated[
+        str | None,
+        typer.Option(
+            metavar="H,H,…", help="Heads with commas between; by default softmax,ridge,centroid,knn."
+        ),
+    ] = None,
+    layers: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--layers",
+            metavar="SET ...",
+            help="Layer sets, each one word: a layer, several joined by +, or a glob in quotes. Several may follow one"
+            " --layers. By default every stored layer alone and all together.",
+        ),
+    ] = None,
+    split: Split = None,
+    labels: Labels = None,
+    source: Source = None,
+    space: Space = None,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of all that is drawn.")] = 0,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> Answer:
+    """Score heads on layers, choose the best pair, and score it on items that took no part in the choice.
+
+    What is known from an earlier sweep is not computed again. Table and figure are kept in STORE/runs.
+
+    Example: featcache sweep pets.fcache -o pets.fch
+
+    Example: featcache sweep pets.fcache --heads ridge,knn --layers pooled pooled+blocks.4:mean
+    """
+    from featcache.bundle import check_target
+    from featcache.sweeping import sweep as run
+
+    if output is not None:
+        check_target(output)
+    report = run(
+        store,
+        None if heads is None else [name.strip() for name in heads.split(",") if name.strip()],
+        layer_list(context, layers) or None,
+        split=split,
+        labels=labels,
+        source=source,
+        space=space,
+        seed=seed,
+        progress=True,
+    )
+    if output is not None:
+        report.bundle.save(output)
+    data = report.to_dict()
+    data["paths"]["head"] = None if output is None else str(output)
+    return Answer(data, lambda: _show(report, output))
+
+
+def _show(report: SweepReport, output: Path | None) -> None:
+    from featcache.sweeping.report import called
+
+    scored = [cell for cell in report.cells if cell.problem is None]
+    screen.table(
+        ["head", "layers", "d", "accuracy", "95 % interval", "log-loss", "time"],
+        [
+            (
+                cell.head,
+                called(cell.layers),
+                f"{cell.d:,}",
+                screen.percent(cell.accuracy),
+                _interval(cell.low, cell.high),
+                "–" if cell.log_loss is None else f"{cell.log_loss:.3f}",
+                "known" if cell.reused else screen.span(cell.seconds or 0.0),
+            )
+            for cell in scored
+        ],
+        right=["d", "accuracy", "95 % interval", "log-loss", "time"],
+    )
+    for cell in report.cells:
+        if cell.problem is not None:
+            screen.say(f"No score for {cell.head} on {called(cell.layers)}: {cell.problem}")
+    screen.say(f"Out-of-fold scores, {report.folds} folds on {report.n:,} items; the least log-loss wins.")
+    score, winner = report.score, report.winner
+    screen.say(f"\nWinner: {winner['head']} on {' + '.join(winner['layers'])}")
+    interval = _interval(score["low"], score["high"])
+    screen.say(f"Accuracy on items that took no part: {screen.percent(score['accuracy'])}  (95 % interval {interval})")
+    screen.say(f"  on {score['protocol']}")
+    for name, path in report.paths.items():
+        if path is not None:
+            screen.say(f"{name.upper() if name == 'json' else name.capitalize()}: {path}")
+    if output is None:
+        words = ["featcache", "train", report.store, "-o", "HEAD.fch", "--head", winner["head"]]
+        screen.say(f"Next:  {screen.command(*words, '--layers', *winner['layers'])}")
+    else:
+        screen.say(f"Saved: {output}")
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    return "unknown" if low is None else f"{screen.percent(low)} – {screen.percent(high)}"
