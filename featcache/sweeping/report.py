@@ -62,7 +62,7 @@ def ranked(cells: Sequence[Cell]) -> list[Cell]:
 
 def called(layers: Sequence[str]) -> str:
     """A layer set in few words."""
-    return "+".join(layers) if len(layers) < 3 else f"{layers[0]} … {layers[-1]} ({len(layers)} layers)"
+    return "+".join(layers) if len(layers) < 3 else f"{layers[0]} … {layers[-1]} ({len(layers)})"
 
 
 def markdown(report: SweepReport) -> str:
