@@ -72,7 +72,7 @@ def sweep(
     if output is not None:
         report.bundle.save(output)
     data = report.to_dict()
-    data["paths"]["head"] = None if output is None else str(output)
+    data["paths"] = {**report.paths, "head": None if output is None else str(output)}
     return Answer(data, lambda: _show(report, output))
 
 

@@ -18,7 +18,7 @@ VERBS = sorted(GROUP.commands)
 
 def test_the_verbs():
     expected = {"extract", "status", "verify", "repair", "compact", "gc", "export", "train", "evaluate"}
-    expected |= {"predict", "similar", "models", "layers", "demo"}
+    expected |= {"predict", "similar", "models", "layers", "demo", "sweep"}
     assert set(VERBS) == expected
 
 
