@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from featcache.errors import UsageError
 from featcache.evaluation import splits
 from featcache.heads.path_solver import NO_FOLD
 
@@ -25,12 +26,12 @@ def draw_folds(cv: Any, y: np.ndarray, groups: np.ndarray, X: np.ndarray, seed: 
         classes have two independent rows.
 
     Raises:
-        ValueError: a row is tested twice, or fewer than two folds are asked for.
+        UsageError: a row is tested twice, or fewer than two folds are asked for.
     """
     fold = np.full(len(y), NO_FOLD)
     if isinstance(cv, (int, np.integer)):
         if cv < 2:
-            raise ValueError(f"cv is 2 folds or more, not {cv}.")
+            raise UsageError(f"cv is 2 folds or more, not {cv}.")
         units = [len(np.unique(groups[y == number])) for number in range(int(y.max()) + 1)]
         several = np.flatnonzero(np.array(units) >= 2)
         if len(several) < 2:
@@ -44,6 +45,6 @@ def draw_folds(cv: Any, y: np.ndarray, groups: np.ndarray, X: np.ndarray, seed: 
         pairs = list(check_cv(cv, y, classifier=True).split(X, y, groups))
     for number, (_, test) in enumerate(pairs):
         if (fold[test] != NO_FOLD).any():
-            raise ValueError("cv tests a row more than once. Give folds that test each row at most once.")
+            raise UsageError("cv tests a row more than once. Give folds that test each row at most once.")
         fold[test] = number
     return fold, f"{len(pairs)}-fold cross-validation"

@@ -14,14 +14,16 @@ from typing import Any
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
+from featcache.errors import UsageError
 from featcache.heads.certificate import Certificate
 from featcache.heads.fold_numbers import draw_folds
 from featcache.heads.path_solver import NO_FOLD
 from featcache.heads.regularisation_path import FINAL_GAP, PATH_GAP, RegularisationPath
 from featcache.heads.row_threads import row_threads
 from featcache.heads.training_rows import checked
+from featcache.heads.validation import to_answer
 
 _CLEARLY_WORSE, _STEPS_BEYOND = 1.03, 3
 """The path ends when the held-out loss is so much above its least value, so many values of C behind it."""
@@ -91,12 +93,12 @@ class SoftmaxPathClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
             sample_weight: (n,) weights, not negative; a row of weight 0 is as good as absent.
 
         Raises:
-            ValueError: vectors that are not finite, weights or values of C that are negative, fewer than
+            UsageError: vectors that are not finite, weights or values of C that are negative, fewer than
                 two classes; the message names the row or the class.
         """
         self.Cs_ = self._values_of_C()
         if self.scoring not in _SCORINGS:
-            raise ValueError(f"scoring is one of {', '.join(_SCORINGS)}, not {self.scoring!r}.")
+            raise UsageError(f"scoring is one of {', '.join(_SCORINGS)}, not {self.scoring!r}.")
         rows = checked(self, X, y, groups, sample_weight, self.class_weight)
         self.classes_ = rows.classes
         fold, self.chosen_by_ = np.full(len(rows.y), NO_FOLD), "given"
@@ -125,7 +127,7 @@ class SoftmaxPathClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
             return np.geomspace(1e-6, 1e5, 45)
         Cs = np.geomspace(1e-4, 1e4, self.Cs) if isinstance(self.Cs, int) else np.array([float(C) for C in self.Cs])
         if not len(Cs) or not (np.isfinite(Cs) & (Cs > 0)).all():
-            raise ValueError(f"Cs are numbers above 0, at least one, not {self.Cs!r}.")
+            raise UsageError(f"Cs are numbers above 0, at least one, not {self.Cs!r}.")
         return np.unique(Cs)
 
     def _follow(self, path: RegularisationPath) -> int:
@@ -173,8 +175,7 @@ class SoftmaxPathClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
     def decision_function(self, X: Any) -> np.ndarray:
         """(n, k) logits, or (n,) for two classes."""
         check_is_fitted(self)
-        X = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
-        logits = X @ self.coef_.T + self.intercept_
+        logits = to_answer(self, X) @ self.coef_.T + self.intercept_
         return np.asarray(logits[:, 0] if logits.shape[1] == 1 else logits)
 
     def predict_proba(self, X: Any) -> np.ndarray:

@@ -40,7 +40,9 @@ def to_fit(estimator: Any, X: Any, y: Any, groups: Any) -> tuple[np.ndarray, np.
     groups = np.asarray(groups)
     if groups.shape != (len(y),):
         raise UsageError(f"There is one group a row, so groups has the shape ({len(y)},), not {groups.shape}.")
-    return X, classes, numbers, np.asarray(np.unique(groups, return_inverse=True)[1])
+    _, first, sorted_number = np.unique(groups, return_index=True, return_inverse=True)
+    # Numbered as they come, so that folds do not depend on what the groups are called.
+    return X, classes, numbers, np.argsort(np.argsort(first))[sorted_number]
 
 
 def to_answer(estimator: Any, X: Any) -> np.ndarray:
@@ -68,6 +70,8 @@ def check_finite(X: np.ndarray, rows: np.ndarray | None = None) -> None:
     if not finite.all():
         place = int(np.argmin(finite.all(axis=1)))
         what = "NaN" if np.isnan(X[place]).any() else "infinity (inf)"
+        if what != "NaN" and X.dtype == np.float32:
+            what += " or a value too large for float32"
         raise UsageError(f"Row {place if rows is None else rows[place]} of the vectors holds {what}.")
 
 

@@ -264,12 +264,12 @@ def test_wrong_data_is_named() -> None:
     s = np.ones(40)
     bad = X.copy()
     bad[17, 2] = np.nan
-    with pytest.raises(ValueError, match="Row 17 of X contains NaN"):
+    with pytest.raises(ValueError, match="Row 17 of the vectors holds NaN"):
         SoftmaxPathClassifier().fit(bad, y)
     bad[17, 2] = np.inf
-    with pytest.raises(ValueError, match="Row 17 of X contains infinity"):
+    with pytest.raises(ValueError, match="Row 17 of the vectors holds infinity"):
         SoftmaxPathClassifier().fit(bad, y)
-    with pytest.raises(ValueError, match="one class, 'only'"):
+    with pytest.raises(ValueError, match="one class, only"):
         SoftmaxPathClassifier().fit(X, np.full(40, "only"))
     s[3] = -1
     with pytest.raises(ValueError, match=r"weight of row 3 is -1\.0"):
