@@ -15,13 +15,17 @@ from featcache.heads import head_name, make_head
 from featcache.heads.forms import form_of
 from featcache.heads.linear import LinearForm
 from featcache.heads.loss_curve import loss_curve
+from featcache.heads.memory import check_memory
 from featcache.heads.stream import VectorStream
 from featcache.labelled_vectors import LabelledVectors
 
 _ROWS_AT_ONCE = 8192
+_STREAMING = "Take --head torch or --head ridge, which read the vectors piece by piece, or fewer layers."
 
 
-def fit(examples: LabelledVectors, rows: np.ndarray, head: Any, seed: int) -> Bundle:
+def fit(
+    examples: LabelledVectors, rows: np.ndarray, head: Any, seed: int, *, available_memory: int | None = None
+) -> Bundle:
     """Fit a head on some rows.
 
     Args:
@@ -29,15 +33,31 @@ def fit(examples: LabelledVectors, rows: np.ndarray, head: Any, seed: int) -> Bu
         rows: (m,) row numbers to fit on.
         head: a name or a scikit-learn classifier.
         seed: of our own heads.
+        available_memory: bytes that a head which reads all vectors at once may take; by default what the
+            machine has.
 
     Returns:
         A bundle; the logits of a head that has out-of-fold ones are divided by the temperature that fits
         these best, which the report has as ``calibration``.
+
+    Raises:
+        UsageError: the head needs more memory than that.
     """
     rows = np.sort(rows)
-    uses = layer_uses(examples, rows)
     estimator = make_head(head, seed, "classify" if examples.labels is None else "multilabel")
-    if hasattr(estimator, "fit_stream"):
+    streams = hasattr(estimator, "fit_stream")
+    if not streams:
+        check_memory(
+            estimator,
+            head_name(head),
+            len(rows),
+            sum(examples.widths),
+            len(examples.labels or np.unique(examples.y[rows])),
+            streaming=_STREAMING if examples.labels is None else "Take fewer layers.",
+            available=available_memory,
+        )
+    uses = layer_uses(examples, rows)
+    if streams:
         estimator.fit_stream(_stream(examples, rows, uses))
     else:
         X = scale_layers(examples.read(rows), uses)
