@@ -16,7 +16,7 @@ from typing import Any
 from featcache.errors import MissingExtraError
 from featcache.progress import Progress, choose
 
-HEADS = ("logreg", "torch")
+HEADS = ("softmax", "ridge")
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +132,7 @@ def _head(store: Path, name: str, path: Path, shown: Progress) -> DemoHead:
     began = time.perf_counter()
     train(store, name, progress=shown).save(path)
     seconds = time.perf_counter() - began
-    score = evaluate(path, store)
+    score = evaluate(path, store, progress=shown)
     assert isinstance(score, EvaluateReport)  # not of several labels a picture
     return DemoHead(
         head=name,

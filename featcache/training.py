@@ -30,7 +30,7 @@ from featcache.store import FeatureStore
 
 def train(
     store: str | Path,
-    head: Any = "logreg",
+    head: Any = "softmax",
     *,
     task: str = "classify",
     layers: str | Sequence[str] | None = None,
@@ -76,7 +76,8 @@ def train(
 
     Raises:
         UsageError: fewer than two classes, no such split, a group on both sides of a split, too few
-            items of a class for the folds, or a head that cannot weigh classes.
+            items of a class for the folds, a head that cannot weigh classes, or one that needs more memory than
+            there is.
         MissingVectorsError: no labelled item has vectors, or only those of one class.
     """
     began = time.monotonic()

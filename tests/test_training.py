@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.optimize import minimize_scalar
+from scipy.special import logsumexp
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.neighbors import KNeighborsClassifier
@@ -19,7 +21,9 @@ from featcache.bundle import Bundle
 from featcache.errors import BundleError, MissingVectorsError, RecipeMismatchError, UnknownNameError, UsageError
 from featcache.evaluation import splits
 from featcache.fitting import fit
+from featcache.heads import make_head
 from featcache.heads.logreg import LogRegHead
+from featcache.heads.softmax_path import SoftmaxPathClassifier
 from featcache.labelled_vectors import LabelledVectors
 from featcache.store import FeatureStore, holdout
 
@@ -49,7 +53,7 @@ def store(kept_store: Path, tmp_path: Path) -> Path:
     return shutil.copytree(kept_store, tmp_path / "s.fcache")
 
 
-def train(store: Path, head: Any = "logreg", **options: Any) -> Bundle:
+def train(store: Path, head: Any = "softmax", **options: Any) -> Bundle:
     return fc.train(store, head, progress=False, **options)
 
 
@@ -109,7 +113,7 @@ def test_the_score_is_that_of_the_head_returned_on_the_holdout(store: Path) -> N
     assert score["low"] <= score["accuracy"] <= score["high"]
     assert (bundle.fitted_on, bundle.report["n"], score["n"]) == ((~test).sum(), (~test).sum(), test.sum())
     assert bundle.recipe == tiny_backbone().recipe
-    assert bundle.report["head"] == bundle.head == "logreg"
+    assert bundle.report["head"] == bundle.head == "softmax"
     assert bundle.report["classes"] == ["cats", "dogs"]
     assert bundle.report["chosen"] == bundle.chosen != {}
 
@@ -308,7 +312,7 @@ def test_refit_all_learns_everything_after_scoring(store: Path) -> None:
         assert got == wanted
 
 
-@pytest.mark.parametrize("head", ["logreg", "torch"])
+@pytest.mark.parametrize("head", ["softmax", "logreg", "torch"])
 def test_several_layers_are_divided_by_their_root_mean_square(store: Path, tmp_path: Path, head: str) -> None:
     bundle = train(store, head, layers=["pooled", "body.0:mean"])
     X, _, items = fc.open(store).arrays(layers=["pooled", "body.0:mean"])
@@ -380,7 +384,7 @@ def test_equal_vectors_of_a_file_are_one_image(tmp_path: Path) -> None:
 def test_class_weights_reach_the_head(store: Path) -> None:
     plain, balanced = train(store), train(store, class_weight="balanced")
     given = train(store, class_weight={"cats": 50.0})
-    assert balanced.head == "logreg"
+    assert balanced.head == "softmax"
     X, _, _ = fc.open(store).arrays(layers="pooled")
     cats = [b.predict_proba_vectors(X)[:, 0].mean() for b in (plain, given)]  # type: ignore[index]
     assert cats[1] > cats[0] + 0.005
@@ -427,6 +431,32 @@ def test_a_head_with_out_of_fold_logits_is_calibrated_by_them(tmp_path: Path, cv
     assert np.abs(p - plain.predict_proba_vectors(X)).max() < 0.25
     np.testing.assert_allclose(p, bundle.predict_proba_vectors(X))
     assert (p.argmax(1) == plain.predict_proba_vectors(X).argmax(1)).mean() > 0.9  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("head", ["softmax", SoftmaxPathClassifier(Cs=[1e2, 1e3])], ids=["softmax", "too sure"])
+def test_softmax_is_calibrated_by_its_own_folds(tmp_path: Path, head: Any) -> None:
+    rng = np.random.default_rng(0)
+    y = np.arange(240) % 3
+    X = (rng.normal(size=(240, 20)) + 0.5 * rng.normal(size=(3, 20))[y]).astype(np.float32)
+    np.savez(tmp_path / "x.npz", features=X, labels=y)
+    report = train(tmp_path / "x.npz", head).report["calibration"]
+    assert report.keys() == {"temperature", "ece_before", "ece_after"}
+    examples = LabelledVectors.from_file(tmp_path / "x.npz")
+    bundle = fit(examples, np.arange(240), head, 0)
+    alone = make_head(head, 0).fit(X, y, groups=examples.units)
+    logits = alone.held_out_logits_.astype(np.float64)
+
+    def loss(log_t: float) -> float:
+        z = logits / np.exp(log_t)
+        return float((logsumexp(z, axis=1) - z[np.arange(240), y]).mean())
+
+    wanted = np.exp(minimize_scalar(loss, bounds=(-5, 5), options={"xatol": 1e-9}).x)
+    temperature = bundle.report["calibration"]["temperature"]
+    assert temperature == pytest.approx(wanted, rel=1e-3)
+    assert abs(temperature - 1) > 0.01
+    if head != "softmax":
+        assert temperature > 1.2
+    np.testing.assert_allclose(bundle.form.weight * temperature, alone.coef_, rtol=1e-4, atol=1e-6)  # type: ignore[union-attr]
 
 
 def test_other_heads_are_not_calibrated(store: Path) -> None:

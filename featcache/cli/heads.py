@@ -40,20 +40,19 @@ def train(
     head: Annotated[
         str,
         typer.Option(
-            metavar="softmax|logreg|ridge|knn|centroid|torch",
+            metavar="softmax|ridge|knn|centroid|torch|logreg",
             help="softmax: multinomial logistic regression, its C chosen by cross-validation over the whole path;"
-            " logreg: the same by scikit-learn on standardised vectors; ridge: ridge"
-            " regression, in a second or two, also for caches larger than memory; knn: the nearest vectors vote;"
-            " centroid: the nearest class mean; torch: a softmax layer trained by mini-batches, for caches larger"
-            " than memory.",
+            " ridge: ridge regression, in a second or two, also for caches larger than memory; knn: the nearest"
+            " vectors vote; centroid: the nearest class mean; torch: a softmax layer trained by mini-batches, for"
+            " caches larger than memory; logreg: scikit-learn's logistic regression on standardised vectors.",
         ),
-    ] = "logreg",
+    ] = "softmax",
     task: Annotated[
         str,
         typer.Option(
             metavar="classify|multilabel",
             help="classify: one label an image; multilabel: several, separated by | in the labels, each with a"
-            " probability of its own (with --head softmax).",
+            " probability of its own (by the head softmax).",
         ),
     ] = "classify",
     layers: Layers = None,

@@ -24,9 +24,7 @@ def sweep(
     ] = None,
     heads: Annotated[
         str | None,
-        typer.Option(
-            metavar="H,H,…", help="Heads with commas between; by default softmax,ridge,centroid,knn."
-        ),
+        typer.Option(metavar="H,H,…", help="Heads with commas between; by default softmax,ridge,centroid,knn."),
     ] = None,
     layers: Annotated[
         list[str] | None,
