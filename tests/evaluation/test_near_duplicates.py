@@ -74,7 +74,7 @@ def test_copies_are_found_among_more_items_than_the_sample() -> None:
 
 
 def test_strangers_are_seldom_taken_for_copies() -> None:
-    # 0.05 pairs are expected in each; eight or more among 40 sets would be one chance in two hundred.
+    # 0.05 pairs are expected in each; eight or more among 40 sets would be one chance in nine hundred.
     assert sum(len(look(vectors(200, seed)).pairs) for seed in range(40)) < 8
 
 
