@@ -41,13 +41,13 @@ PATIENCE = 300.0
 
 
 def draw(n: int, d: int, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Gaussian classes that overlap, with variances that fall by a factor of a thousand, in random axes."""
+    """Vectors as a network's last layer gives them: not negative, of some dozen directions, classes that overlap."""
     rng = np.random.default_rng(0)
+    rank = d // 10
+    directions = rng.normal(size=(rank, d)) * np.geomspace(1, 0.1, rank)[:, None]
     y = rng.integers(0, k, n)
-    scale = np.geomspace(1, 0.03, d)
-    X = (rng.standard_normal((k, d))[y] * 0.25 + rng.standard_normal((n, d))) * scale
-    axes = np.linalg.qr(rng.standard_normal((d, d)))[0]
-    return np.ascontiguousarray(X @ axes, np.float32), y
+    latent = 0.35 * rng.normal(size=(k, rank))[y] + rng.normal(size=(n, rank))
+    return np.maximum(latent @ directions + 2 * rng.normal(size=(n, d)), 0).astype(np.float32), y
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
