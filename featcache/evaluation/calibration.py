@@ -104,10 +104,11 @@ def held_out_temperature(estimator: Any, y: np.ndarray) -> float | None:
         y: (n,) labels of these rows.
 
     Returns:
-        T, 1 where it would not lower the out-of-fold log-loss; None for a head without such logits.
+        T, 1 where it would not lower the out-of-fold log-loss; None for a head without such logits, and for
+        one with class weights, whose probabilities are meant to be other than the shares of the classes.
     """
     logits = getattr(estimator, "held_out_logits_", None)
-    if logits is None:
+    if logits is None or getattr(estimator, "class_weight", None) is not None:
         return None
     place = {str(name): i for i, name in enumerate(estimator.classes_)}
     truth = np.array([place[str(label)] for label in y])

@@ -126,9 +126,9 @@ class SoftmaxPathClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         """Bytes that `fit` takes at its peak for n float32 vectors of d numbers in k classes, these included."""
         folds = self.cv if isinstance(self.cv, int) else 5
         problems = 1 + (folds if len(self._values_of_C()) > 1 else 0)
-        # The vectors as given, sorted, and rotated with room to work; for each fold and all rows some
-        # eighteen arrays of the weights' size.
-        return 4 * (4 * n * d + 18 * problems * k * d)
+        # Measured: the vectors as given, sorted, rotated, and four times more to work; some eighteen arrays of the
+        # weights' size for each fold and for all rows; the axes of the rotation.
+        return 4 * (7 * n * d + 18 * problems * k * d + 8 * d * d)
 
     def _values_of_C(self) -> np.ndarray:
         if self.Cs is None:

@@ -79,6 +79,6 @@ def checked(
     if X.dtype == np.float64:
         shift = X[kept].mean(axis=0)
         X = X - shift
-    narrow = np.ascontiguousarray(X[kept], dtype=np.float32)
+    narrow = np.ascontiguousarray(X if len(kept) == n else X[kept], dtype=np.float32)
     check_finite(narrow, kept)
     return TrainingRows(narrow, numbers[kept], weights[kept], units[kept], classes, shift, kept, n)

