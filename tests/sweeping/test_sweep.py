@@ -34,7 +34,7 @@ from featcache.sweeping.report import ranked
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 KNN = KNeighborsClassifier(3)
-LINEAR = LogisticRegression(C=10, max_iter=1000, tol=1e-8)
+LINEAR = LogisticRegression(C=0.1, max_iter=1000, tol=1e-8)
 
 
 @pytest.fixture(scope="module")
