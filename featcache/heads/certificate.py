@@ -31,6 +31,8 @@ LARGEST_LOSS = -float(np.log(np.finfo(np.float64).eps))
 """A held-out loss is at most this, as in scikit-learn's `log_loss`: of a class that the fold never saw."""
 
 _BLOCK_BYTES = 1 << 20
+_WIDTHS = 8
+"""A block of vectors in float64 may be so many times as large as one of logits."""
 _LOGITS_BYTES = 1 << 28
 _STEPS = 12
 _SHARE = 0.05
@@ -227,7 +229,8 @@ class _Some:
         return np.asarray(chosen + self.b[which].T[:, :, None])
 
     def _blocks(self, start: int, stop: int) -> Iterable[tuple[int, int]]:
-        size = max(64, _BLOCK_BYTES // (8 * len(self._stacked)) // 16 * 16)
+        wide = max(len(self._stacked), self.data.X.shape[1] // _WIDTHS)
+        size = max(64, _BLOCK_BYTES // (8 * wide) // 16 * 16)
         for a in range(start, stop, size):
             yield a, min(a + size, stop)
 

@@ -39,6 +39,7 @@ NO_FOLD = -1
 
 _PAIRS = 8
 _BLOCK_BYTES = 1 << 20
+_ROWS_AT_ONCE = 4096
 _SAFE = 60.0
 """Logits that are at most so much above the right one cannot overflow float32 when exponentiated."""
 _ABSENT = np.float32(-1e9)
@@ -55,6 +56,7 @@ class Rows:
         weights: (n,) float32.
         folds: for each fold that has rows its number, its first row and the one behind its last.
         k: how many classes.
+        squares: (r + 1,) float64, Σ s z² of each column.
     """
 
     Z: np.ndarray
@@ -62,6 +64,14 @@ class Rows:
     weights: np.ndarray
     folds: list[tuple[int, int, int]]
     k: int
+    squares: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        squares = np.zeros(self.Z.shape[1])
+        for a in range(0, len(self.y), _ROWS_AT_ONCE):
+            some = slice(a, a + _ROWS_AT_ONCE)
+            squares += self.weights[some].astype(np.float64) @ np.square(self.Z[some])
+        object.__setattr__(self, "squares", squares)
 
 
 @dataclass(eq=False)
@@ -160,11 +170,10 @@ def solve(problems: Sequence[Problem], rows: Rows, tolerance: float, limit: int,
         limit: evaluations of a problem after which it is left as it is.
         threads: who computes.
     """
-    squares = np.square(rows.Z, dtype=np.float64).T @ rows.weights.astype(np.float64)
     found = evaluate(problems, rows, threads, curvature=True)
     for problem, (loss, gradient, curvature) in zip(problems, found, strict=True):
         _take(problem, problem.x, loss, gradient)
-        diagonal = problem.C * curvature[:, None] * squares
+        diagonal = problem.C * curvature[:, None] * rows.squares
         diagonal[:, :-1] += 1
         problem.diagonal = np.where(diagonal > 0, 1 / np.maximum(diagonal, 1e-30), 0).astype(np.float32)
         problem.bound = _bound(problem)
