@@ -115,8 +115,7 @@ def test_repair_says_what_it_did(begun: Path, tmp_path: Path) -> None:
     assert report.rows_lost == 20
     assert report.adopted == 6
     assert {(lack["layer"], lack["images"]) for lack in report.to_compute} == {("pooled", 10), ("blocks.1:mean", 10)}
-    assert sorted(p.name.split("-")[-1] for p in (path / "damaged").iterdir())[-1] == "catalog.sqlite"
-    assert len(list((path / "damaged").iterdir())) == 2
+    assert sorted(p.suffix for p in (path / "damaged").iterdir()) == [".h5", ".sqlite"]
     scenarios.append(path)
     fc.repair(path, progress=False)
     assert not fc.repair(path, progress=False).changed
