@@ -100,7 +100,9 @@ def held_out_temperature(estimator: Any, y: np.ndarray) -> float | None:
 
     Args:
         estimator: a fitted head; one with ``held_out_logits_`` (n, k), for each row of its training the
-            logits of a fit that had not seen it (NaN where there was none), columns as in ``classes_``.
+            logits of a fit that had not seen it (NaN where there was none), columns as in ``classes_``. Rows
+            with a value that is not finite take no part: a fit that never saw a class says nothing of how sure
+            one is that saw all.
         y: (n,) labels of these rows.
 
     Returns:

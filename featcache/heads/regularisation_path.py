@@ -130,12 +130,17 @@ class RegularisationPath:
         return coef, certificate.intercept, certificate
 
     def held_out_logits(self) -> np.ndarray:
-        """(n, k) float32, each row's logits by the problem that did not learn from it; NaN where none did."""
+        """(n, k) float32, each row's logits by the problem that did not learn from it; NaN where there is none.
+
+        A class that the problem had no rows of has the logit -inf.
+        """
         logits = np.full((len(self._order), self._data.k), np.nan, np.float32)
         for fold, first, stop in self._data.folds:
             if fold != NO_FOLD:
                 coef, intercept = self._original(self._kept[self.folds.index(fold)].x.astype(np.float64))
-                logits[self._order[first:stop]] = self._data.X[first:stop] @ coef.T + intercept
+                learned = np.sum([weights for f, (weights, _) in self._sums.items() if f != fold], axis=0)
+                found = self._data.X[first:stop] @ coef.T + intercept
+                logits[self._order[first:stop]] = np.where(learned > 0, found, -np.inf)
         return logits
 
     def _certified(self, problems: list[Problem]) -> list[Certificate]:

@@ -62,7 +62,8 @@ class SoftmaxPathClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         chosen_: ``{"C": …}``.
         chosen_by_: how C was chosen, in words.
         held_out_logits_: (n, k) float32, for each row the logits at the chosen C by the fold that did not
-            learn from it; NaN for rows that were always learned from or have no weight. None without folds.
+            learn from it; -inf for a class that this fold never saw, NaN for rows that were always learned from
+            or have no weight. None without folds.
     """
 
     def __init__(

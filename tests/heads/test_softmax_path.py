@@ -16,6 +16,7 @@ from sklearn.metrics import accuracy_score, log_loss
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from featcache.evaluation import splits
+from featcache.evaluation.calibration import fit_temperature, held_out_temperature
 from featcache.heads import SoftmaxPathClassifier
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -177,6 +178,23 @@ def test_a_class_that_a_fold_lacks() -> None:
     p = np.column_stack([plain.predict_proba(X[test]), np.zeros(len(test))])
     loss = -np.log(np.clip(p[np.arange(len(test)), y[test]], np.finfo(np.float64).eps, 1)).mean()
     assert -model.scores_[0, list(model.Cs_).index(model.C_)] == pytest.approx(loss, rel=1e-2)
+    assert (model.held_out_logits_[test, 2] == -np.inf).all()
+    assert np.isfinite(model.held_out_logits_[test, :2]).all()
+    assert np.isfinite(model.held_out_logits_[folds[1][1]]).all()
+
+
+def test_a_class_that_a_fold_lacks_does_not_set_the_temperature() -> None:
+    # Rows that their fold cannot answer: by them the best head would be one that knows nothing.
+    y = np.repeat([0, 1, 2, 0, 1, 0, 1, 2], [20, 20, 6, 20, 20, 20, 20, 6])
+    X = (3 * np.eye(5)[y] + np.random.default_rng(5).normal(size=(len(y), 5))).astype(np.float32)
+    rare = np.flatnonzero(y == 2)
+    halves = np.flatnonzero((y != 2) & (np.arange(len(y)) % 2 == 0)), np.flatnonzero((y != 2) & (np.arange(len(y)) % 2))
+    tests = np.append(halves[0], rare), halves[1]
+    folds = [(np.setdiff1d(np.arange(len(y)), test), test) for test in tests]
+    model = SoftmaxPathClassifier(cv=folds).fit(X, y)
+    temperature = held_out_temperature(model, y)
+    assert temperature == pytest.approx(fit_temperature(model.held_out_logits_[tests[1]], y[tests[1]]))
+    assert 0.1 < temperature < 10
 
 
 def test_the_path_ends_when_the_loss_has_clearly_passed_its_minimum() -> None:
