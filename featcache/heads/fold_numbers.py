@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -9,16 +10,16 @@ import numpy as np
 from featcache.errors import UsageError
 from featcache.evaluation import splits
 from featcache.heads.path_solver import NO_FOLD
+from featcache.heads.training_rows import TrainingRows
 
 
-def draw_folds(cv: Any, y: np.ndarray, groups: np.ndarray, X: np.ndarray, seed: int) -> tuple[np.ndarray, str]:
+def draw_folds(cv: Any, rows: TrainingRows, seed: int) -> tuple[np.ndarray, str]:
     """The fold of each row, and in words how a choice by these folds is made.
 
     Args:
-        cv: a number, a scikit-learn splitter, or an iterable of (learn, test) row numbers.
-        y: (n,) class numbers.
-        groups: (n,) int64; rows with one number are in one fold.
-        X: (n, d), which some splitters want to see.
+        cv: a number, a scikit-learn splitter, or an iterable of (learn, test) numbers of the rows as they were
+            given, those without weight among them.
+        rows: the n rows to learn from; some splitters want to see their vectors too.
         seed: of folds drawn by number.
 
     Returns:
@@ -26,9 +27,11 @@ def draw_folds(cv: Any, y: np.ndarray, groups: np.ndarray, X: np.ndarray, seed: 
         classes have two independent rows.
 
     Raises:
-        UsageError: a row is tested twice, or fewer than two folds are asked for.
+        UsageError: a row is tested twice, a fold neither learns from a row nor tests it, or fewer than two folds
+            are asked for.
     """
-    fold = np.full(len(y), NO_FOLD)
+    y, groups = rows.y, rows.groups
+    fold, places = np.full(len(y), NO_FOLD), np.arange(len(y))
     if isinstance(cv, (int, np.integer)):
         if cv < 2:
             raise UsageError(f"cv is 2 folds or more, not {cv}.")
@@ -36,15 +39,32 @@ def draw_folds(cv: Any, y: np.ndarray, groups: np.ndarray, X: np.ndarray, seed: 
         several = np.flatnonzero(np.array(units) >= 2)
         if len(several) < 2:
             return fold, "given, not compared: too few independent rows"
-        rows = np.flatnonzero(np.isin(y, several))
-        k = splits.usable_k(y[rows], groups[rows], int(cv))
-        pairs = [(rows[learn], rows[test]) for learn, test in splits.folds(y[rows], groups[rows], k, seed)]
+        comparable = np.flatnonzero(np.isin(y, several))
+        k = splits.usable_k(y[comparable], groups[comparable], int(cv))
+        drawn = splits.folds(y[comparable], groups[comparable], k, seed)
+        tests = [comparable[test] for _, test in drawn]
     else:
         from sklearn.model_selection import check_cv
 
-        pairs = list(check_cv(cv, y, classifier=True).split(X, y, groups))
-    for number, (_, test) in enumerate(pairs):
+        with warnings.catch_warnings():
+            if len(np.unique(groups)) == len(groups):
+                # Where every row is its own group nothing is ignored that anyone gave.
+                warnings.filterwarnings("ignore", "The groups parameter is ignored")
+            pairs = list(check_cv(cv, y, classifier=True).split(rows.X, y, groups))
+        if cv is not None and not hasattr(cv, "split"):
+            fold, places = np.full(rows.given, NO_FOLD), rows.kept
+        for number, (learn, test) in enumerate(pairs):
+            met = np.zeros(len(fold), dtype=bool)
+            met[learn] = met[test] = True
+            # A fold's problem is one of all rows but its own; to learn from more than was said would be a leak.
+            if not met[places].all():
+                raise UsageError(
+                    f"Fold {number} of cv neither learns from row {places[np.argmin(met[places])]} nor tests it. Give "
+                    "folds that each learn from every row they do not test, as KFold does and TimeSeriesSplit does not."
+                )
+        tests = [test for _, test in pairs]
+    for number, test in enumerate(tests):
         if (fold[test] != NO_FOLD).any():
             raise UsageError("cv tests a row more than once. Give folds that test each row at most once.")
         fold[test] = number
-    return fold, f"{len(pairs)}-fold cross-validation"
+    return fold[places], f"{len(tests)}-fold cross-validation"

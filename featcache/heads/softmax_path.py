@@ -39,7 +39,8 @@ class SoftmaxPathClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
             by a common factor, as in `LogisticRegressionCV`; by default 45 from 1e-6 to 1e5.
         cv: folds for the choice: a number, stratified and with whole groups, fewer where a class has fewer
             independent rows (a class with a single one is always learned from); or a scikit-learn splitter or
-            an iterable of (learn, test) row numbers that tests each row at most once.
+            an iterable of (learn, test) row numbers, where each row is tested at most once and a fold learns from
+            all rows that it does not test.
         scoring: what the choice goes by: ``neg_log_loss`` or ``accuracy``. Of equals the smallest C wins.
         class_weight: ``balanced``, a mapping from labels to weights, or None, as in `LogisticRegression`.
         early_stopping: whether to leave the larger values of C out once the held-out log-loss has clearly
@@ -104,7 +105,7 @@ class SoftmaxPathClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         self.classes_ = rows.classes
         fold, self.chosen_by_ = np.full(len(rows.y), NO_FOLD), "given"
         if len(self.Cs_) > 1:
-            fold, self.chosen_by_ = draw_folds(self.cv, rows.y, rows.groups, rows.X, self.random_state or 0)
+            fold, self.chosen_by_ = draw_folds(self.cv, rows, self.random_state or 0)
         with row_threads() as threads:
             path = RegularisationPath(rows.X, rows.y, rows.weights, fold, len(rows.classes), threads, self.max_iter)
             best = self._follow(path)

@@ -13,6 +13,7 @@ from scipy.optimize import minimize
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, log_loss
+from sklearn.model_selection import TimeSeriesSplit
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from featcache.evaluation import splits
@@ -235,6 +236,18 @@ def test_a_row_of_weight_zero_is_absent() -> None:
     assert np.isnan(with_zeros.held_out_logits_[::7]).all()
 
 
+def test_folds_by_number_of_row_count_the_rows_without_weight() -> None:
+    X, y = draw(80, 5, 3, 9)
+    s = (np.arange(80) >= 20).astype(float)
+    tests = np.array_split(np.random.default_rng(0).permutation(80), 3)
+    given_ = [(np.setdiff1d(np.arange(80), test), test) for test in tests]
+    kept = [(learn[learn >= 20] - 20, test[test >= 20] - 20) for learn, test in given_]
+    with_zeros = SoftmaxPathClassifier(cv=given_).fit(X, y, sample_weight=s)
+    without = SoftmaxPathClassifier(cv=kept).fit(X[20:], y[20:])
+    np.testing.assert_array_equal(with_zeros.scores_, without.scores_)
+    np.testing.assert_array_equal(with_zeros.held_out_logits_[20:], without.held_out_logits_)
+
+
 @pytest.mark.parametrize("dtype", [np.float16, np.float64])
 def test_other_dtypes_and_orders(dtype: type) -> None:
     X, y = draw(80, 6, 3, 10)
@@ -294,6 +307,8 @@ def test_wrong_data_is_named() -> None:
         SoftmaxPathClassifier().fit(X, y, sample_weight=s)
     with pytest.raises(ValueError, match=r"Every row of class 1 has the weight zero"):
         SoftmaxPathClassifier().fit(X, y, sample_weight=(y == 0).astype(float))
+    with pytest.raises(ValueError, match="Fold 0 of cv neither learns from row 22 nor tests it"):
+        SoftmaxPathClassifier(cv=TimeSeriesSplit(2, test_size=9)).fit(*draw(31, 4, 2, 0))
     overlapping = [(np.arange(20), np.arange(20, 40)), (np.arange(10), np.arange(10, 40))]
     with pytest.raises(ValueError, match="a row more than once"):
         SoftmaxPathClassifier(cv=overlapping).fit(X, y)
