@@ -24,8 +24,8 @@ class Difference:
     Attributes:
         a, b: the score of each.
         difference: a - b.
-        low, high: its 95 % interval; NaN where both heads do equally well on every unit, since
-            resamples say nothing then.
+        low, high: its 95 % interval; NaN where all resamples are equal and so say nothing: both heads do equally
+            well on every unit, or one is as much better on each, or there is but one unit.
         better: share of the resamples in which A is better, those where they are equal counted half.
     """
 
@@ -78,7 +78,7 @@ def paired(
     value = float(a.mean() - b.mean())
     gains = drawn if larger_is_better else -drawn
     better = float((gains > 0).mean() + (gains == 0).mean() / 2)
-    low, high = np.percentile(drawn, [2.5, 97.5]) if sums.any() else (math.nan, math.nan)
+    low, high = np.percentile(drawn, [2.5, 97.5]) if np.ptp(drawn) > 1e-12 * abs(value) else (math.nan, math.nan)
     # It holds the value; of few resamples the percentiles could miss it. Of a NaN it stays one.
     low, high = np.minimum(low, value), np.maximum(high, value)
     return Difference(float(a.mean()), float(b.mean()), value, float(low), float(high), better)

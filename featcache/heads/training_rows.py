@@ -54,7 +54,8 @@ def checked(
         y: (n,) labels.
         groups: (n,) numbers or texts; by default each row is its own.
         sample_weight: (n,) weights.
-        class_weight: ``balanced``, a mapping from labels to weights, or None.
+        class_weight: ``balanced``, by which all classes have the same weight in sum, a mapping from labels to
+            weights, or None.
 
     Raises:
         UsageError: a value is not finite, a weight negative, a class without weight, or there is one class.
@@ -69,7 +70,11 @@ def checked(
     bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
     if len(bad):
         raise UsageError(f"The weight of row {bad[0]} is {weights[bad[0]]}; weights are numbers from 0 on.")
-    if class_weight is not None:
+    masses = np.bincount(numbers, weights, len(classes))
+    if isinstance(class_weight, str) and class_weight == "balanced" and (masses > 0).all():
+        # By weight and not by rows, as scikit-learn has it from 1.7 on: a row without weight is no row.
+        weights = weights * (masses.sum() / (len(classes) * masses))[numbers]
+    elif class_weight is not None:
         weights = weights * compute_class_weight(class_weight, classes=classes, y=classes[numbers])[numbers]
     lost = np.bincount(numbers, weights, len(classes)) <= 0
     if lost.any():

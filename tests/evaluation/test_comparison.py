@@ -26,7 +26,7 @@ def test_to_swap_the_heads_is_to_change_the_sign(rows: list[tuple[bool, bool, in
     assert one.better + other.better == pytest.approx(1)
     if math.isnan(one.low):
         assert math.isnan(other.high)
-        assert one.difference == pytest.approx(0)
+        assert len({a[units == u].mean() - b[units == u].mean() for u in units.tolist()}) == 1
     else:
         assert one.low <= one.difference <= one.high
         assert (one.low, one.high) == pytest.approx((-other.high, -other.low))
@@ -77,6 +77,18 @@ def test_equal_heads_have_no_interval_and_are_even() -> None:
     found = paired(a, a)
     assert (found.difference, found.better) == (0.0, 0.5)
     assert found.to_dict() == {"a": 0.75, "b": 0.75, "difference": 0.0, "low": None, "high": None, "better": 0.5}
+
+
+@pytest.mark.parametrize("units", [[0, 0, 0], [0, 1, 2]])
+def test_where_all_resamples_are_equal_there_is_no_interval(units: list[int]) -> None:
+    found = paired(np.ones(3), np.zeros(3), units=np.array(units))
+    assert found.difference == 1.0
+    assert math.isnan(found.low)
+    assert math.isnan(found.high)
+    losses = paired(np.full(3, 0.3), np.full(3, 0.1), units=np.array(units), larger_is_better=False)
+    assert math.isnan(losses.low)
+    one = paired(np.array([1, 1, 0]), np.array([0, 1, 0]), units=np.zeros(3, int))
+    assert math.isnan(one.low)
 
 
 def test_nothing_to_compare_on_is_an_error() -> None:

@@ -226,6 +226,19 @@ def test_class_weights_are_sample_weights() -> None:
         np.testing.assert_array_equal(named.coef_, other.coef_)
 
 
+def test_balanced_classes_are_balanced_by_weight() -> None:
+    X, y = draw(80, 5, 3, 8)
+    s = np.random.default_rng(0).uniform(0.1, 5, 80)
+    s[y == 1] *= (np.arange(80) % 4 == 0)[y == 1]
+    model = SoftmaxPathClassifier(Cs=[0.1], class_weight="balanced").fit(X, y, sample_weight=s)
+    masses = np.bincount(y, s)
+    given_ = SoftmaxPathClassifier(Cs=[0.1]).fit(X, y, sample_weight=s * (s.sum() / (3 * masses))[y])
+    np.testing.assert_allclose(model.coef_, given_.coef_, atol=1e-6)
+    kept = s > 0
+    without = SoftmaxPathClassifier(Cs=[0.1], class_weight="balanced").fit(X[kept], y[kept], sample_weight=s[kept])
+    np.testing.assert_allclose(model.coef_, without.coef_, atol=1e-6)
+
+
 def test_a_row_of_weight_zero_is_absent() -> None:
     X, y = draw(80, 5, 3, 9)
     s = np.ones(80)
