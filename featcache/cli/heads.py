@@ -264,7 +264,7 @@ def _show_against(against: Mapping[str, Any]) -> None:
         def value(x: float, points: bool = points) -> str:
             return f"{100 * x:+.1f} points" if points else f"{x:+.3f}"
 
-        interval = "no interval: equal on all items"
+        interval = "no interval: all resamples are equal" if found["difference"] else "no interval: equal on all items"
         if found["low"] is not None:
             interval = f"95 % interval {value(found['low'])} to {value(found['high'])}"
         screen.say(

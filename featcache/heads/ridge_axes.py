@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from featcache.errors import UsageError
+from featcache.heads.blas_threads import one_blas_thread
 from featcache.heads.stream import VectorStream
 from featcache.heads.validation import check_finite
 
@@ -179,6 +179,6 @@ def _eigh(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     By one thread: several wait for each other at each of thousands of short steps, and where a core is
     busy with something else that takes ten times as long.
     """
-    with threadpool_limits(1, user_api="blas"):
+    with one_blas_thread():
         values, vectors = np.linalg.eigh(matrix)
     return values, vectors

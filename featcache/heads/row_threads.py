@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from itertools import pairwise
 from typing import TypeVar
 
-from threadpoolctl import threadpool_limits
+from featcache.heads.blas_threads import one_blas_thread
 
 _T = TypeVar("_T")
 
@@ -40,7 +40,7 @@ class RowThreads:
 def row_threads() -> Iterator[RowThreads]:
     """Threads for the cores that this process may use."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with threadpool_limits(1, user_api="blas"):
+    with one_blas_thread():
         if count == 1:
             yield RowThreads(None, 1)
             return
