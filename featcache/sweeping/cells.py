@@ -99,13 +99,19 @@ def compute(examples: LabelledVectors, head: Any, folds: Sequence[tuple[np.ndarr
 
 
 def digest_of_items(examples: LabelledVectors, folds: Sequence[tuple[np.ndarray, np.ndarray]]) -> str:
-    """SHA-256 over each item's content, label and fold, in hexadecimal."""
+    """SHA-256 over each item's content, label, unit and fold, in hexadecimal.
+
+    Units count for themselves: heads draw folds of their own by them, and intervals follow from them.
+    """
+    # The row of the unit's first item, whatever number the unit has.
+    _, firsts, places = np.unique(examples.units, return_index=True, return_inverse=True)
+    first = firsts[places].tolist()
     fold = np.zeros(len(examples.y), dtype=np.int64)
     for number, (_, test) in enumerate(folds):
         fold[test] = number
     digest = hashlib.sha256()
-    for item, label, number in zip(examples.items, examples.y.tolist(), fold.tolist(), strict=True):
-        digest.update(item.sha256 + json.dumps([label, number]).encode())
+    for item, *told in zip(examples.items, examples.y.tolist(), first, fold.tolist(), strict=True):
+        digest.update(item.sha256 + json.dumps(told).encode())
     return digest.hexdigest()
 
 

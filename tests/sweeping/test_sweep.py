@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,9 +27,10 @@ from featcache.backbones import tiny_backbone
 from featcache.cli import main
 from featcache.errors import FeatcacheError, UnknownNameError, UsageError
 from featcache.evaluation import splits
+from featcache.labelled_vectors import LabelledVectors
 from featcache.store import holdout
 from featcache.sweeping import SweepReport
-from featcache.sweeping.cells import Cell
+from featcache.sweeping.cells import Cell, digest_of_items
 from featcache.sweeping.report import ranked
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -185,6 +187,17 @@ def test_whatever_makes_a_cell_is_in_its_key(store: Path, tmp_path: Path) -> Non
     (tmp_path / "labels.csv").write_text("\n".join(["path,label", *lines]) + "\n", encoding="utf-8")
     assert sweep(store, labels=tmp_path / "labels.csv").computed == 1
     assert sweep(store).reused == 1
+
+
+def test_units_are_in_the_key_by_what_they_hold_together(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", features=np.eye(8, dtype=np.float32), labels=np.arange(8) % 2)
+    alone = LabelledVectors.from_file(tmp_path / "x.npz")
+    folds = [(np.arange(4), np.arange(4, 8)), (np.arange(4, 8), np.arange(4))]
+    pairs, others = replace(alone, units=np.arange(8) // 2), replace(alone, units=np.array([0, 0, 1, 1, 2, 2, 3, 4]))
+    named = replace(pairs, units=70 - pairs.units)
+    digests = [digest_of_items(examples, folds) for examples in (alone, pairs, others)]
+    assert len(set(digests)) == 3
+    assert digest_of_items(named, folds) == digests[1]
 
 
 def test_an_estimator_of_unknown_code_is_computed_each_time(store: Path) -> None:
