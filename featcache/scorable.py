@@ -48,7 +48,7 @@ def scorable(
         bundle: the head.
         store: the store.
         split: these; by default ``test`` where the source has it, else the items that the head was not
-            trained on.
+            trained on, nor on others of their group.
         source: which source.
         space: which space; by default the one whose recipe the head needs.
         labels: a CSV file (``path,label``) whose labels take the place of the stored ones.
@@ -72,15 +72,19 @@ def scorable(
         if not len(rows):
             raise UnknownNameError.among("split", split, sorted(str(s) for s in splits))
         return Scorable(examples, rows, seen, f"the split {split!r}")
-    rows = np.flatnonzero(~taken)
+    known = np.isin(examples.units, examples.units[taken])
+    rows, mates = np.flatnonzero(~known), int((known & ~taken).sum())
     if not len(rows):
         raise MissingVectorsError(
             f"{'One of the heads' if others else 'The head'} was trained on all {len(taken)} labelled items of this "
-            "source, so none is left to score on. Score on another source, or train without --refit-all and --cv."
+            f"source{', or on others of their groups' if mates else ''}, so none is left to score on. Score on another "
+            "source, or train without --refit-all and --cv."
         )
-    untrained = "the items that neither head was trained on" if others else "the items that the head was not trained on"
-    knows = any(len(head.trained_on) for head in (bundle, *others))
-    return Scorable(examples, rows, seen, untrained if knows else "all labelled items")
+    protocol = "the items that neither head was trained on" if others else "the items that the head was not trained on"
+    if mates:
+        protocol += f", without {mates} whose group has items that {'one' if others else 'it'} was trained on"
+    trained = any(len(head.trained_on) for head in (bundle, *others))
+    return Scorable(examples, rows, seen, protocol if trained else "all labelled items")
 
 
 def vectors_for(

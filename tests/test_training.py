@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,21 @@ def test_a_group_is_kept_together(pictures: Path, tmp_path: Path) -> None:
 
 
 SPLITS = ["train", "train", "val", "test"]
+
+
+def test_a_new_item_of_a_learned_group_is_not_scored_by_evaluate(pictures: Path, tmp_path: Path) -> None:
+    store = with_manifest(pictures, tmp_path, lambda i, path: f"{path.split('/')[0]},g{i // 3}", "label,group")
+    bundle = train(store)
+    whole = fc.evaluate(bundle, store)
+    # As if two pictures had come to the store after the training, of groups that were learned from.
+    fewer = replace(bundle, trained_on=bundle.trained_on[2:])
+    found = fc.evaluate(fewer, store)
+    assert (found.n, found.accuracy, found.overlap) == (whole.n, whole.accuracy, 0)
+    assert found.protocol == whole.protocol + ", without 2 whose group has items that it was trained on"
+    assert fc.compare(bundle, fewer, store).n == whole.n
+    everything = train(store, refit_all=True)
+    with pytest.raises(MissingVectorsError, match="or on others of their groups, so none is left"):
+        fc.evaluate(replace(everything, trained_on=everything.trained_on[2:]), store)
 
 
 def test_the_sources_own_split_is_used(pictures: Path, tmp_path: Path) -> None:
