@@ -30,10 +30,10 @@ from featcache.heads.row_threads import RowThreads
 LARGEST_LOSS = -float(np.log(np.finfo(np.float64).eps))
 """A held-out loss is at most this, as in scikit-learn's `log_loss`: of a class that the fold never saw."""
 
-_BLOCK_BYTES = 1 << 20
-_WIDTHS = 8
-"""A block of vectors in float64 may be so many times as large as one of logits."""
-_LOGITS_BYTES = 1 << 28
+_BLOCK_BYTES, _VECTOR_BYTES = 1 << 20, 1 << 22
+LOGITS_BYTES = 1 << 28
+"""Logits of so many problems are held at once; those of one in any case."""
+
 _STEPS = 12
 _SHARE = 0.05
 
@@ -115,7 +115,7 @@ def certify(
         threads: who computes.
         gap: the relative gap that matters; the intercepts are sought until they hardly add to one of that size.
     """
-    at_once = max(1, _LOGITS_BYTES // (8 * data.k * len(data.y)))
+    at_once = max(1, LOGITS_BYTES // (8 * data.k * len(data.y)))
     found: list[Certificate] = []
     for a in range(0, len(Cs), at_once):
         some = slice(a, a + at_once)
@@ -229,8 +229,9 @@ class _Some:
         return np.asarray(chosen + self.b[which].T[:, :, None])
 
     def _blocks(self, start: int, stop: int) -> Iterable[tuple[int, int]]:
-        wide = max(len(self._stacked), self.data.X.shape[1] // _WIDTHS)
-        size = max(64, _BLOCK_BYTES // (8 * wide) // 16 * 16)
+        # Of few classes and long vectors the block in float64 would be the larger one.
+        rows = min(_BLOCK_BYTES // (8 * len(self._stacked)), _VECTOR_BYTES // (8 * self.data.X.shape[1]))
+        size = max(64, rows // 16 * 16)
         for a in range(start, stop, size):
             yield a, min(a + size, stop)
 

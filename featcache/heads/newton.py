@@ -83,7 +83,7 @@ class Newton:
 
         def part(start: int, stop: int) -> tuple[float, np.ndarray, np.ndarray]:
             loss, sums, rest = 0.0, np.zeros(coef.shape), np.zeros(k)
-            for a, b in _blocks(start, stop, max(8 * k, data.X.shape[1])):
+            for a, b in _blocks(start, stop, max(8 * k, 4 * data.X.shape[1])):
                 X = data.X[a:b].astype(np.float64)
                 R = coef @ X.T + intercept[:, None]
                 p = np.exp(R - R.max(axis=0))

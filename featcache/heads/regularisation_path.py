@@ -21,6 +21,7 @@ PATH_GAP, FINAL_GAP = 1e-4, 1e-8
 """Largest relative gaps to the optimum: along the path, and of the solution that is kept."""
 
 _TRIES = 3
+_ROWS_AT_ONCE = 4096
 _REFINED, _REFINING = 1e-6, 60
 """At the C that is kept the folds are solved more closely too: their weights, and so the held-out losses,
 are off by the square root of the gap. So close as float32 comes within so many passes."""
@@ -65,7 +66,8 @@ class RegularisationPath:
         self._sums = class_sums(self._data)
         self._rotation = principal_axes(self._data.X, self._data.weights)
         Z = np.empty((len(y), self._rotation.basis.shape[1] + 1), np.float32)
-        Z[:, :-1] = self._rotation.rotated(self._data.X)
+        for a in range(0, len(y), _ROWS_AT_ONCE):  # all at once would take twice their memory besides
+            Z[a : a + _ROWS_AT_ONCE, :-1] = self._rotation.rotated(self._data.X[a : a + _ROWS_AT_ONCE])
         Z[:, -1] = 1
         self._rows = Rows(Z, self._data.y, self._data.weights.astype(np.float32), spans, k)
         self._threads, self._limit = threads, max_iter
@@ -139,8 +141,9 @@ class RegularisationPath:
             if fold != NO_FOLD:
                 coef, intercept = self._original(self._kept[self.folds.index(fold)].x.astype(np.float64))
                 learned = np.sum([weights for f, (weights, _) in self._sums.items() if f != fold], axis=0)
-                found = self._data.X[first:stop] @ coef.T + intercept
-                logits[self._order[first:stop]] = np.where(learned > 0, found, -np.inf)
+                for a in range(first, stop, _ROWS_AT_ONCE):
+                    some = slice(a, min(a + _ROWS_AT_ONCE, stop))
+                    logits[self._order[some]] = np.where(learned > 0, self._data.X[some] @ coef.T + intercept, -np.inf)
         return logits
 
     def _certified(self, problems: list[Problem]) -> list[Certificate]:

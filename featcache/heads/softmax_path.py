@@ -17,7 +17,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted
 
 from featcache.errors import UsageError
-from featcache.heads.certificate import Certificate
+from featcache.heads.certificate import LOGITS_BYTES, Certificate
 from featcache.heads.fold_numbers import draw_folds
 from featcache.heads.path_solver import NO_FOLD
 from featcache.heads.regularisation_path import FINAL_GAP, PATH_GAP, RegularisationPath
@@ -127,10 +127,14 @@ class SoftmaxPathClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
     def memory_needed(self, n: int, d: int, k: int) -> int:
         """Bytes that `fit` takes at its peak for n float32 vectors of d numbers in k classes, these included."""
         folds = self.cv if isinstance(self.cv, int) else 5
-        problems = 1 + (folds if len(self._values_of_C()) > 1 else 0)
-        # Measured: the vectors as given, sorted, rotated, and four times more to work; some eighteen arrays of the
-        # weights' size for each fold and for all rows; the axes of the rotation.
-        return 4 * (7 * n * d + 18 * problems * k * d + 8 * d * d)
+        folds = folds if len(self._values_of_C()) > 1 else 0
+        # The vectors as given, sorted, and rotated with room to work; for each fold and all rows some
+        # eighteen arrays of the weights' size.
+        vectors_and_weights = 4 * (4 * n * d + 18 * (1 + folds) * k * d)
+        # Float64 logits of the certificates, which for many classes are more than the vectors; beside them float32
+        # probabilities twice, or held-out logits twice.
+        logits = max(8 * n * k, min(LOGITS_BYTES, 8 * n * k * (1 + folds)))
+        return vectors_and_weights + logits + 8 * n * k
 
     def _values_of_C(self) -> np.ndarray:
         if self.Cs is None:

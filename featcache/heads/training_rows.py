@@ -18,7 +18,7 @@ class TrainingRows:
     """The rows whose weight is above zero.
 
     Attributes:
-        X: (n, d) float32, less `shift`.
+        X: (n, d) float32, less `shift`; perhaps the array that was given, so not to be written to.
         y: (n,) class numbers.
         weights: (n,) float64, sample and class weights multiplied.
         groups: (n,) int64.
@@ -84,6 +84,7 @@ def checked(
     if X.dtype == np.float64:
         shift = X[kept].mean(axis=0)
         X = X - shift
+    # No copy where there is nothing to leave out: the vectors can fill half the memory.
     narrow = np.ascontiguousarray(X if len(kept) == n else X[kept], dtype=np.float32)
     check_finite(narrow, kept)
     return TrainingRows(narrow, numbers[kept], weights[kept], units[kept], classes, shift, kept, n)
