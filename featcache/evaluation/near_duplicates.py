@@ -188,7 +188,8 @@ def _calibrated(cosines: np.ndarray, sample: np.ndarray, units: np.ndarray) -> t
     """Threshold, median scale and largest scale, from the neighbours of the sampled rows among all."""
     tenth = _kth(cosines.T, units[sample], units, _K)
     twentieth = _kth(cosines.T, units[sample], units, 2 * _K)
-    scale, growth = float(np.median(tenth)), float(np.median(np.log(twentieth / np.maximum(tenth, 1e-12))))
+    growths = np.log(np.maximum(twentieth, 1e-12) / np.maximum(tenth, 1e-12))
+    scale, growth = float(np.median(tenth)), float(np.median(growths))
     if scale <= 1e-6 or growth <= 1e-6:
         return None, scale, scale
     dimension = math.log(2) / growth

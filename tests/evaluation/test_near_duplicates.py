@@ -137,6 +137,12 @@ def test_where_nothing_can_be_told_that_is_told() -> None:
     assert "most are the same" in str(same.note)
 
 
+def test_vectors_of_one_number_tell_nothing_and_warn_of_nothing() -> None:
+    # Centred and of length 1 they are all 1 or -1. Warnings are errors here.
+    found = look(np.random.default_rng(0).normal(size=(200, 1)).astype(np.float32))
+    assert "most are the same" in str(found.note)
+
+
 def test_where_copies_pass_into_similar_images_no_line_is_drawn() -> None:
     """Half of the items have a twin, at all distances around the threshold."""
     X = vectors(400, 12, latent=20, width=200)
