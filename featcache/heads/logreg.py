@@ -18,9 +18,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.class_weight import compute_sample_weight
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
 from featcache.evaluation import splits
+from featcache.heads.validation import to_answer, to_fit
 
 CS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 _CLEARLY_WORSE = 1.02
@@ -69,11 +70,14 @@ class LogRegHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Args:
             X: (n, d) vectors.
             y: (n,) labels.
-            groups: (n,) numbers; rows with the same one stay in one fold.
+            groups: (n,) of any type; rows with the same one stay in one fold.
+
+        Raises:
+            UsageError: a value is not finite (the row is named), there is one class only, or *groups* has
+                another length.
         """
-        X, y = validate_data(self, X, y, dtype=[np.float64, np.float32])
-        y = np.asarray(y)
-        groups = np.arange(len(y)) if groups is None else np.asarray(groups)
+        X, classes, numbers, groups = to_fit(self, X, y, groups)
+        y = classes[numbers]
         Cs = sorted(float(C) for C in self.Cs)
         k = splits.usable_k(y, groups, self.cv)
         self.scores_ = self._held_out_losses(X, y, groups, Cs, k) if k and len(Cs) > 1 else np.full(len(Cs), np.nan)
@@ -129,8 +133,7 @@ class LogRegHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def decision_function(self, X: Any) -> np.ndarray:
         """(n, k) scores, or (n,) for two classes."""
         check_is_fitted(self)
-        X = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
-        scores = X @ self.coef_.T + self.intercept_
+        scores = to_answer(self, X) @ self.coef_.T + self.intercept_
         return np.asarray(scores[:, 0] if scores.shape[1] == 1 else scores)
 
     def predict_proba(self, X: Any) -> np.ndarray:

@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from featcache.evaluation import splits
 from featcache.heads.stream import VectorStream
+from featcache.heads.validation import check_finite, to_answer, to_fit
 
 Batches = Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]]
 """Starts a pass: yields vectors (b, d) and class numbers (b,)."""
@@ -71,11 +72,16 @@ class TorchSoftmaxHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.class_weight = class_weight
 
     def fit(self, X: Any, y: Any, groups: Any = None) -> TorchSoftmaxHead:
-        """Fit on arrays: (n, d) vectors, (n,) labels, (n,) groups that the held-out tenth keeps together."""
-        X, y = validate_data(self, X, y, dtype=np.float32)
-        classes, numbers = np.unique(np.asarray(y), return_inverse=True)
-        groups = np.arange(len(y)) if groups is None else np.asarray(groups)
-        return self.fit_stream(VectorStream(lambda rows: X[rows], numbers, groups, classes, X.shape[1]))
+        """Fit on arrays: (n, d) vectors, (n,) labels, (n,) groups that the held-out tenth keeps together.
+
+        Raises:
+            UsageError: a value is not finite in float32 (the row is named), there is one class only, or *groups* has
+                another length.
+        """
+        vectors, classes, numbers, groups = to_fit(self, X, y, groups)
+        narrow = vectors.astype(np.float32, copy=False)
+        check_finite(narrow)
+        return self.fit_stream(VectorStream(lambda rows: narrow[rows], numbers, groups, classes, narrow.shape[1]))
 
     def fit_stream(self, stream: VectorStream) -> TorchSoftmaxHead:
         """Fit on vectors that need not fit in memory, in a new order each pass."""
@@ -140,8 +146,7 @@ class TorchSoftmaxHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def decision_function(self, X: Any) -> np.ndarray:
         """(n, k) scores."""
         check_is_fitted(self)
-        X = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
-        return np.asarray(X @ self.coef_.T + self.intercept_)
+        return np.asarray(to_answer(self, X) @ self.coef_.T + self.intercept_)
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """(n, k) probabilities in the order of ``classes_``."""
