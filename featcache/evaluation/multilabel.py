@@ -96,7 +96,7 @@ def score(
             ]
         )
     precision, micro, macro, exact_match, log_loss = (_interval(column) for column in np.array(values).T)
-    if exact_match.value in (0.0, 1.0):
+    if math.isnan(exact_match.low):
         exact_match = Interval(exact_match.value, *wilson(exact_match.value, count))
     return MultilabelScores(n, precision, micro, macro, exact_match, log_loss)
 
@@ -135,7 +135,7 @@ class _Ranked:
 
 def _interval(values: np.ndarray) -> Interval:
     value, drawn = float(values[0]), values[1:][~np.isnan(values[1:])]
-    if not len(drawn) or (drawn == value).all():
+    if not len(drawn) or np.ptp(drawn) < 1e-12:  # but for rounding, all are equal
         return Interval(value, math.nan, math.nan)
     low, high = np.percentile(drawn, [2.5, 97.5])
     return Interval(value, min(float(low), value), max(float(high), value))

@@ -12,6 +12,7 @@ from sklearn.metrics import average_precision_score, f1_score, log_loss
 
 from featcache.errors import UsageError
 from featcache.evaluation import multilabel, multilabel_splits
+from featcache.evaluation.metrics import wilson
 
 
 def problem(n: int = 200, k: int = 5, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -156,3 +157,12 @@ def test_units_whose_label_is_held_out_alone() -> None:
     parts = {"a": "train", "b": "test", "c": "test", "d": "test"}
     assert multilabel_splits.held_out_alone(Y, list("abcd"), parts) == {"c", "d"}
     assert multilabel_splits.held_out_alone(Y, list("abcd"), parts | {"d": "train"}) == set()
+
+
+def test_one_unit_has_wilsons_interval_for_exact_matches_alone() -> None:
+    Y = np.array([[1, 0], [0, 1]], dtype=bool)
+    found = multilabel.score(Y, np.array([[0.9, 0.1], [0.9, 0.1]]), units=np.zeros(2, int))
+    assert (found.exact_match.low, found.exact_match.high) == wilson(0.5, 1)
+    assert math.isnan(found.log_loss.low)
+    alike = multilabel.score(np.tile(Y, (5, 1)), np.where(np.tile(Y, (5, 1)), 0.7, 0.3))
+    assert math.isnan(alike.log_loss.low)
