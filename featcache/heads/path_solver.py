@@ -272,24 +272,28 @@ def evaluate(
     """
     at = [p.x for p in problems] if points is None else points
     k, width = rows.k, rows.Z.shape[1]
-    losses = np.zeros(len(problems))
-    gradients = [np.zeros((k, width)) for _ in problems]
-    spreads = np.zeros((k, len(problems)))
+    work = []
     for fold, first, stop in rows.folds:
         inside = [i for i, p in enumerate(problems) if p.fold != fold or fold == NO_FOLD]
-        if not inside:
-            continue
-        stacked = np.stack([at[i] for i in inside], axis=1).reshape(k * len(inside), width)
+        if inside:
+            stacked = np.stack([at[i] for i in inside], axis=1).reshape(k * len(inside), width)
+            work.append((inside, stacked, threads.spans(first, stop)))
 
-        def part(a: int, b: int, stacked: np.ndarray = stacked) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-            return _part(stacked, rows, a, b, curvature)
+    def share(thread: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        # A thread goes through all folds before anybody waits for it: there are many passes, and each is short.
+        losses, gradients = np.zeros(len(problems)), np.zeros((len(problems), k, width))
+        spreads = np.zeros((k, len(problems)))
+        for inside, stacked, spans in work:
+            for a, b in spans[thread : thread + 1]:
+                loss, gradient, spread = _part(stacked, rows, a, b, curvature)
+                losses[inside] += loss
+                spreads[:, inside] += spread
+                parts = gradient.reshape(k, len(inside), width)
+                for place, i in enumerate(inside):
+                    gradients[i] += parts[:, place]
+        return losses, gradients, spreads
 
-        for loss, gradient, spread in threads.map(part, threads.spans(first, stop)):
-            losses[inside] += loss
-            spreads[:, inside] += spread
-            parts = gradient.reshape(k, len(inside), width)
-            for place, i in enumerate(inside):
-                gradients[i] += parts[:, place]
+    losses, gradients, spreads = (sum(found) for found in zip(*threads.each(share), strict=True))
     total = float(rows.weights.sum(dtype=np.float64))
     for i in range(len(problems)):
         yield float(losses[i]), gradients[i].astype(np.float32), spreads[:, i] / total

@@ -29,6 +29,10 @@ class RowThreads:
         edges = [start + (stop - start) * i // self.count for i in range(self.count + 1)]
         return [(a, b) for a, b in pairwise(edges) if b > a]
 
+    def each(self, function: Callable[[int], _T]) -> list[_T]:
+        """``function(i)`` for the number i of each thread, in order."""
+        return self.map(lambda start, _: function(start), [(i, i + 1) for i in range(self.count)])
+
     def map(self, function: Callable[..., _T], jobs: Sequence[tuple[int, int]]) -> list[_T]:
         """``function(start, stop)`` of each job, in order."""
         if self._pool is None or len(jobs) == 1:
