@@ -1,4 +1,4 @@
-"""The head `softmax` against scikit-learn on the same arrays, both cores, in alternating rounds.
+"""The head `softmax` against scikit-learn on the same arrays, in alternating rounds.
 
     python scripts/bench/heads.py PROBLEM [--store STORE] [--rounds 3]
 
@@ -31,7 +31,6 @@ from scipy.special import logsumexp
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
 from sklearn.metrics import log_loss
-
 from threadpoolctl import threadpool_limits
 
 import featcache as fc
