@@ -293,7 +293,7 @@ def evaluate(
                     gradients[i] += parts[:, place]
         return losses, gradients, spreads
 
-    losses, gradients, spreads = (sum(found) for found in zip(*threads.each(share), strict=True))
+    losses, gradients, spreads = (np.sum(found, axis=0) for found in zip(*threads.each(share), strict=True))
     total = float(rows.weights.sum(dtype=np.float64))
     for i in range(len(problems)):
         yield float(losses[i]), gradients[i].astype(np.float32), spreads[:, i] / total
