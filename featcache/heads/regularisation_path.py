@@ -105,8 +105,10 @@ class RegularisationPath:
         certificates = [c for c in found if c is not None]
         for i, problem in enumerate(self._problems):
             if certificates[i].gap > PATH_GAP:
-                problem.x = self._polished(problem, PATH_GAP).astype(np.float32)
-                (certificates[i],) = self._certified([problem])
+                # Certified before it is rounded: at a large C the last digits of float32 are worth more than the gap.
+                point = self._polished(problem, PATH_GAP)
+                certificates[i] = self._certificate(problem, *self._original(point))
+                problem.x = point.astype(np.float32)
         return certificates
 
     def keep(self) -> None:
