@@ -119,6 +119,9 @@ class FeatureStore:
         if space is None and len(found) > 1:
             # A space whose run stored nothing is no choice to be asked about.
             found = [s for s in found if s.layers] or found
+            # Nor is where faces were found, which the vectors of these faces are made from.
+            detections = {s.recipe.detection for s in spaces}
+            found = [s for s in found if s.fingerprint not in detections] or found
         if not found:
             names = [s.fingerprint[:12] for s in spaces] + [s.recipe.backbone for s in spaces]
             raise UnknownNameError.among("space", str(space), names)
