@@ -16,7 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from featcache import backbones
+    from featcache import backbones, faces
     from featcache.backbones import Backbone
     from featcache.bundle import Bundle
     from featcache.comparison import compare
@@ -53,6 +53,7 @@ __all__ = [
     "compare",
     "evaluate",
     "extract",
+    "faces",
     "gc",
     "load",
     "open",
@@ -77,6 +78,7 @@ _HOMES = {
     "compare": "featcache.comparison:compare",
     "evaluate": "featcache.prediction:evaluate",
     "extract": "featcache.extraction:extract",
+    "faces": "featcache.faces",
     "gc": "featcache.store.garbage:gc",
     "load": "featcache.bundle:Bundle.load",
     "open": "featcache.store:FeatureStore.open",

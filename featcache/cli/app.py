@@ -15,7 +15,7 @@ import typer
 from typer.main import get_command
 
 import featcache
-from featcache.cli import answering, demonstration, extracting, heads, networks, stores, sweeping, upkeep
+from featcache.cli import answering, demonstration, extracting, faces, heads, networks, stores, sweeping, upkeep
 from featcache.cli.conduct import complain
 
 app = typer.Typer(
@@ -38,6 +38,8 @@ for _panel, _verbs in _PANELS.items():
         # Verbs with --layers take the words that follow it; `layer_list` refuses all others.
         _takes_more = "context" in inspect.signature(_verb).parameters
         app.command(rich_help_panel=_panel, context_settings={"allow_extra_args": True} if _takes_more else {})(_verb)
+
+app.add_typer(faces.app, name="faces", rich_help_panel="Matching")
 
 
 def _version(wanted: bool) -> None:

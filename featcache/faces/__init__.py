@@ -2,7 +2,19 @@
 
 from featcache.faces.detection import Detection
 from featcache.faces.embedding import embed_faces
+from featcache.faces.evaluation import PairsReport, evaluate
 from featcache.faces.extraction import FacesReport, extract
 from featcache.faces.stored_detections import detections
+from featcache.faces.verification import Match, verify
 
-__all__ = ["Detection", "FacesReport", "detections", "embed_faces", "extract"]
+__all__ = [
+    "Detection",
+    "FacesReport",
+    "Match",
+    "PairsReport",
+    "detections",
+    "embed_faces",
+    "evaluate",
+    "extract",
+    "verify",
+]

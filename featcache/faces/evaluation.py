@@ -229,7 +229,7 @@ def _refuse_known_people(bundle: Bundle, people: set[str]) -> None:
     if known:
         raise UsageError(
             f"The head was trained on {len(known)} of the {len(people)} people in these pairs (first: {known[0]!r}), "
-            "so its score would be too good. Train on other people (a split, or another source), or score without --head."
+            "so its score would be too good. Train on others (a split, another source), or score without --head."
         )
 
 

@@ -1,0 +1,273 @@
+"""``featcache faces …``: from pictures of people to pairs that are told apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from featcache.cli import screen
+from featcache.cli.conduct import Answer, Debug, Json, verb
+from featcache.cli.options import Labels, Layers, Source, Space, Split, layer_list
+from featcache.progress import counted
+
+if TYPE_CHECKING:
+    from featcache.faces import FacesReport, Match, PairsReport
+
+LISTED = 10
+
+app = typer.Typer(
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Match faces, or anything with an identity: extract, train, verify, evaluate.",
+)
+
+FacesStore = Annotated[Path, typer.Argument(metavar="STORE", help="A store that `featcache faces extract` made.")]
+MatchingHead = Annotated[
+    Path | None, typer.Option("--head", metavar="HEAD.fch", help="A head that `featcache faces train` saved.")
+]
+
+
+@app.command(context_settings={"allow_extra_args": True})
+@verb(interrupted="What was computed is kept as far as it was sealed; the same command goes on from there.")
+def extract(
+    context: typer.Context,
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="A folder of pictures, one folder a person, or a CSV file.")
+    ],
+    store: Annotated[Path, typer.Option("--output", "-o", metavar="STORE", help="The store; made if it is missing.")],
+    backbone: Annotated[
+        str, typer.Option(metavar="B", help="What turns an aligned face into a vector.")
+    ] = "dlib:face_resnet",
+    layers: Layers = None,
+    centre_box: Annotated[
+        bool,
+        typer.Option(
+            "--centre-box",
+            help="Where no face is found, embed the middle of the picture; it is counted as that, and takes no part in"
+            " training. Otherwise such a picture goes to quarantine.",
+        ),
+    ] = False,
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Use only N images, all people alike.")] = None,
+    workers: Annotated[int | None, typer.Option(min=0, metavar="N", help="Threads that read and look.")] = None,
+    labels: Annotated[
+        str | None, typer.Option(metavar="folder|FILE|none", help="Where names come from: folders, a CSV file.")
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(metavar="folder|FILE|FRACTIONS", help="Where the split comes from, as for `featcache extract`."),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The source's name; otherwise the folder's own.")
+    ] = None,
+    moved: Annotated[bool, typer.Option("--moved", help="The source of this name has a new place.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail if a picture cannot be used.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> Answer:
+    """Find the face in each picture, align it, and keep its vectors.
+
+    Running it again computes only what is new; another backbone does not look for the faces again.
+
+    Example: featcache faces extract people -o people.fcache
+    """
+    from featcache.faces import extract as run
+
+    report = run(
+        source,
+        store,
+        backbone=backbone,
+        layers=layer_list(context, layers) or ("pooled", "mirrored"),
+        centre_box=centre_box,
+        limit=limit,
+        workers=workers,
+        labels=labels,
+        split=split,
+        name=name,
+        moved=moved,
+        strict=strict,
+        progress=True,
+    )
+    return Answer(report.to_dict(), lambda: _show_extract(report))
+
+
+@app.command(context_settings={"allow_extra_args": True})
+@verb(interrupted="No head was written.")
+def train(
+    context: typer.Context,
+    store: Annotated[Path, typer.Argument(metavar="STORE", help="A store whose labels are identities.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="HEAD.fch", help="The head to write.")],
+    projection: Annotated[
+        str,
+        typer.Option(
+            metavar="none|lda|siamese",
+            help="none: compare the vectors as they are, only say what a distance means, right for a face network;"
+            " siamese: a small projection trained on pairs, for networks that were made for something else; lda: the"
+            " linear discriminant it starts from.",
+        ),
+    ] = "none",
+    far: Annotated[float, typer.Option(metavar="RATE", help="The false accept rate to set the threshold for.")] = 1e-2,
+    layers: Layers = None,
+    split: Split = None,
+    source: Source = None,
+    space: Space = None,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of all that is drawn.")] = 0,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> Answer:
+    """Learn what a distance between two vectors means: a threshold, and probabilities.
+
+    People on whom the threshold is set are never those whose pairs tell how well it does.
+
+    Example: featcache faces train people.fcache -o people.fch --far 1e-2
+    """
+    from featcache.bundle import check_target
+    from featcache.faces import train as run
+
+    check_target(output)
+    bundle = run(
+        store,
+        projection=projection,
+        far=far,
+        layers=layer_list(context, layers) or None,
+        split=split,
+        source=source,
+        space=space,
+        seed=seed,
+        progress=True,
+    )
+    bundle.save(output)
+    report = {**bundle.report, "path": str(output)}
+    return Answer(report, lambda: _show_train(report))
+
+
+@app.command()
+@verb(interrupted="Nothing was changed.")
+def verify(
+    a: Annotated[Path, typer.Argument(metavar="A", help="A picture.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Another picture.")],
+    head: MatchingHead = None,
+    prior: Annotated[
+        float, typer.Option(metavar="P", help="How likely a match is before the pictures are looked at.")
+    ] = 0.5,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> Answer:
+    """Do two pictures show the same person?
+
+    Without a calibrated head only the distance is known, and nothing is decided.
+
+    Example: featcache faces verify a.jpg b.jpg --head people.fch
+    """
+    from featcache.faces import verify as run
+
+    match = run(a, b, head=head, prior=prior)
+    data = match.to_dict()
+    data["decision"] = {True: "same", False: "different", None: "uncalibrated"}[match.decision]
+    return Answer(data, lambda: _show_verify(match))
+
+
+@app.command()
+@verb(interrupted="Nothing was changed.")
+def evaluate(
+    store: FacesStore,
+    pairs: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A list of pairs in LFW's format; without one, pairs are drawn."),
+    ] = None,
+    head: MatchingHead = None,
+    roc: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw the ROC curve into this picture.")] = None,
+    layer: Annotated[str | None, typer.Option(metavar="L", help="Whose vectors, without a head.")] = None,
+    source: Source = None,
+    space: Space = None,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the draw.")] = 0,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> Answer:
+    """How well do the stored vectors tell pairs of one person from pairs of two?
+
+    The threshold of each fold is chosen on the others. Pictures without a vector count as errors.
+
+    Example: featcache faces evaluate people.fcache --pairs pairs.txt --roc roc.png
+    """
+    from featcache.faces import evaluate as run
+
+    report = run(store, pairs, head=head, layer=layer, source=source, space=space, seed=seed, figure=roc)
+    data = report.to_dict() | ({"roc": str(roc)} if roc is not None else {})
+    return Answer(data, lambda: _show_evaluate(report, roc))
+
+
+def _show_extract(report: FacesReport) -> None:
+    screen.say(counted(report.items, "images"))
+    pace = f" at {report.images_per_second:.1f} images/s" if report.computed else ""
+    screen.say(f"  {report.computed:,} computed{pace}, {report.reused:,} there already, or copies of others")
+    screen.say(f"  face found at once in {report.first_pass:,}, after enlarging in {report.second_pass:,}")
+    if report.several_faces:
+        screen.say(f"  more than one face in {report.several_faces:,}; the largest near the middle was taken")
+    if report.centre_box:
+        screen.say(f"  no face in {report.centre_box:,}, of which the middle was taken")
+    if report.quarantined:
+        screen.say(f"  {report.quarantined:,} in quarantine:")
+        for uri, reason in report.quarantine[:LISTED]:
+            screen.say(f"    {uri}: {reason}")
+        if report.quarantined > LISTED:
+            rest = f"{report.quarantined - LISTED:,} more"
+            screen.say(f"    … and {rest}: {screen.command('featcache', 'status', report.store)}")
+    screen.say(f"  {screen.span(report.seconds)} in all, with {report.backbone}")
+    screen.say(f"Store: {report.store}")
+    head = Path(report.store).with_suffix(".fch").name
+    screen.say(f"Next:  {screen.command('featcache', 'faces', 'train', report.store, '-o', head)}")
+
+
+def _show_train(report: dict[str, Any]) -> None:
+    raise NotImplementedError
+
+
+def _show_verify(match: Match) -> None:
+    screen.say(f"Distance: {match.distance:.3f}")
+    if match.decision is None:
+        screen.say("Uncalibrated: what this distance means is not known, so nothing is decided.")
+        screen.say("  `featcache faces train STORE -o HEAD.fch` finds out; then give --head HEAD.fch.")
+    else:
+        words = "the same person" if match.decision else "different people"
+        screen.say(
+            f"Decision: {words} (distances up to {match.threshold:.3f} are accepted, set for a false accept rate of "
+            f"{match.far_target:g})"
+        )
+        screen.say(
+            f"Probability of the same person: {screen.percent(match.probability or 0.0)}, if it was "
+            f"{screen.percent(match.prior or 0.0)} before looking (--prior)"
+        )
+    if match.second_pass:
+        screen.say(f"In {match.second_pass} of 2 pictures the face was found only after enlarging.")
+    if match.several_faces:
+        screen.say(
+            f"In {match.several_faces} of 2 pictures there are several faces; the largest near the middle counts."
+        )
+
+
+def _show_evaluate(report: PairsReport, roc: Path | None) -> None:
+    v = report.verification
+    screen.say(f"{counted(v.pairs, 'pairs')}, {v.failed:,} of them could not be scored: {report.protocol}")
+    for name, one in {report.layer: v, **report.others}.items():
+        screen.say(
+            f"{name}: accuracy {screen.percent(one.accuracy)} ± {screen.percent(one.standard_error)} (standard error),"
+            f" AUC {one.auc:.4f}, EER {screen.percent(one.eer)}"
+        )
+        for far, point in one.tar_at_far.items():
+            screen.say(
+                f"  TAR at FAR {far:g}: {screen.percent(point.tar.value)}"
+                f" ({screen.percent(point.tar.low)} – {screen.percent(point.tar.high)})"
+            )
+    at = report.calibrated
+    if at is not None:
+        screen.say(
+            f"The head's threshold, set for FAR {at.far_target:g}: here FAR {at.point.far.value:.2g}"
+            f" ({at.point.far.low:.2g} – {at.point.far.high:.2g}), TAR {screen.percent(at.point.tar.value)}"
+        )
+        screen.say(f"Cllr {at.cllr:.3f} bit, at best {at.minimal_cllr:.3f} with these scores")
+    found = {name.replace("_", " "): n for name, n in report.found.items() if n}
+    screen.say("Pictures: " + ", ".join(f"{n:,} {name}" for name, n in found.items()))
+    if roc is not None:
+        screen.say(f"Figure: {roc}")
