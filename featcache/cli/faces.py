@@ -9,7 +9,7 @@ import typer
 
 from featcache.cli import screen
 from featcache.cli.conduct import Answer, Debug, Json, verb
-from featcache.cli.options import Labels, Layers, Source, Space, Split, layer_list
+from featcache.cli.options import Layers, Source, Space, Split, layer_list
 from featcache.progress import counted
 
 if TYPE_CHECKING:
