@@ -8,6 +8,7 @@ this network has there, and nothing may be left over. So a file that is read is 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,7 @@ VECTOR = 128
 
 _LONGEST_INTEGER = 8
 _NEGATIVE = 0x80
+_SINGLE, _DOUBLE = 24, 53
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +77,11 @@ def face_network_arrays(data: bytes, where: str) -> dict[str, np.ndarray]:
     fields = _Fields(data, where)
     fields.integer(1, "version of the file")
     fields.text("loss_metric_2")
-    fields.numbers((0.04, 0.6), "margin and distance of the loss")
+    fields.numbers((0.04, 0.6), "margin and distance of the loss", _SINGLE)
     for version in _versions():
         fields.integer(version, "version of a layer")
     fields.text("input_rgb_image_sized")
-    fields.numbers(MEAN, "mean of the input")
+    fields.numbers(MEAN, "mean of the input", _SINGLE)
     fields.integers((SIDE, SIDE), "size of the input")
     arrays: dict[str, np.ndarray] = {}
 
@@ -91,7 +93,7 @@ def face_network_arrays(data: bytes, where: str) -> dict[str, np.ndarray]:
         fields.integers((filters, size, size, stride, stride, padding, padding), f"form of {name}")
         fields.alias(shape)
         fields.alias((1, filters, 1, 1))
-        fields.numbers(_MULTIPLIERS, f"multipliers of {name}")
+        fields.numbers(_MULTIPLIERS, f"multipliers of {name}", _DOUBLE)
         arrays[f"{name}.weight"], arrays[f"{name}.bias"] = held[:count].reshape(shape), held[count:]
         fields.end_of_layer()
 
@@ -139,7 +141,7 @@ def face_network_arrays(data: bytes, where: str) -> dict[str, np.ndarray]:
     fields.alias((width, VECTOR, 1, 1))
     fields.alias((0, 0, 0, 0))
     fields.integer(1, "bias of the last layer")  # means that it has none
-    fields.numbers(_MULTIPLIERS, "multipliers of the last layer")
+    fields.numbers(_MULTIPLIERS, "multipliers of the last layer", _DOUBLE)
     fields.end_of_layer()
     fields.end()
     return arrays
@@ -161,6 +163,18 @@ def _versions() -> list[int]:
     return [*found, 2, 2, 2, 3]
 
 
+def _whole_numbers(value: float, bits: int) -> tuple[int, int]:
+    """The m and e of m · 2^e as which dlib writes a number whose mantissa has so many bits (``dlib/float_details.h``):
+    m has all the bits, but for bytes of zeros at its end, of which up to eight are moved into e."""
+    fraction, exponent = math.frexp(np.float32(value) if bits == _SINGLE else value)
+    mantissa, exponent = int(fraction * (1 << bits)), exponent - bits
+    for _ in range(8):
+        if mantissa & 0xFF:
+            break
+        mantissa, exponent = mantissa >> 8, exponent + 8
+    return mantissa, exponent
+
+
 class _Fields:
     """The file's fields one after the other, each compared with what has to stand there."""
 
@@ -176,15 +190,10 @@ class _Fields:
         for value in expected:
             self.integer(value, what)
 
-    def numbers(self, expected: tuple[float, ...], what: str) -> None:
-        """Numbers that were single precision when they were written: whole numbers m and e for m · 2^e."""
+    def numbers(self, expected: tuple[float, ...], what: str, bits: int) -> None:
+        """Numbers that had mantissas of so many *bits* when they were written."""
         for value in expected:
-            start = self._place
-            mantissa, exponent = self._integer(what), self._integer(what)
-            # Beyond this stand dlib's signs for infinity and not a number, which nothing here has.
-            found = mantissa * 2.0**exponent if abs(exponent) < 150 and abs(mantissa) < 1 << 24 else None
-            if found != float(np.float32(value)):
-                raise self._error(start, what, value, found)
+            self.integers(_whole_numbers(value, bits), f"{what} ({value:g})")
 
     def text(self, expected: str) -> None:
         start, what = self._place, f"the word {expected!r}"
