@@ -81,9 +81,10 @@ def published_bytes(file: DlibFile, path: Path) -> bytes:
     except OSError as error:
         raise WeightsError(f"{path}, which should hold {file.content}, cannot be read: {error.strerror}.") from error
     if len(data) != file.size:
-        what = "is cut short" if len(data) < file.size else "is too long"
+        what = "cut short" if len(data) < file.size else "too long"
         raise WeightsError(
-            f"{path} {what}: it has {len(data):,} bytes and not the {file.size:,} of {file.name}. {_advice(file)}"
+            f"{path} has {len(data):,} bytes and the published {file.name} {file.size:,}: it is {what}, or another file. "
+            f"{_advice(file)}"
         )
     found = hashlib.sha256(data).hexdigest()
     if found != file.sha256:

@@ -109,7 +109,7 @@ def test_a_file_that_is_cut_short_is_refused(target: Path, length: int) -> None:
     with pytest.raises(WeightsError, match=f"^here is cut short: it ends at byte {length:,} in "):
         face_network_arrays(DATA[:length], "here")
     target.write_bytes(DATA[:length])
-    with pytest.raises(WeightsError, match=f"is cut short: it has {length:,} bytes and not the 22,466,066"):
+    with pytest.raises(WeightsError, match=f"has {length:,} bytes and the published .* 22,466,066: it is cut short"):
         published_bytes(FACE_NETWORK, target)
 
 
@@ -118,7 +118,7 @@ def test_what_follows_the_network_is_refused(target: Path) -> None:
     with pytest.raises(WeightsError, match="here has 1 bytes more"):
         face_network_arrays(longer, "here")
     target.write_bytes(longer)
-    with pytest.raises(WeightsError, match="is too long: it has 22,466,067 bytes"):
+    with pytest.raises(WeightsError, match=r"has 22,466,067 bytes .* it is too long"):
         published_bytes(FACE_NETWORK, target)
 
 
