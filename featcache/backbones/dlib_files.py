@@ -83,8 +83,8 @@ def published_bytes(file: DlibFile, path: Path) -> bytes:
     if len(data) != file.size:
         what = "cut short" if len(data) < file.size else "too long"
         raise WeightsError(
-            f"{path} has {len(data):,} bytes and the published {file.name} {file.size:,}: it is {what}, or another file. "
-            f"{_advice(file)}"
+            f"{path} has {len(data):,} bytes and the published {file.name} {file.size:,}: it is {what}, or another "
+            f"file. {_advice(file)}"
         )
     found = hashlib.sha256(data).hexdigest()
     if found != file.sha256:
