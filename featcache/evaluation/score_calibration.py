@@ -8,7 +8,10 @@ slope; a weak Gaussian prior on the slope (after Gelman et al. 2008, who take a 
 The **threshold** is an order statistic of the scores of different people's pairs. Of n exchangeable scores a further
 one lies above the k-th largest with probability k / (n + 1), whatever their distribution (David and Nagaraja 2003,
 section 2.5); thus the false accept rate to be expected of *unseen* pairs is met, and not that of the pairs that the
-threshold was chosen on.
+threshold was chosen on. Pairs that share a person are not exchangeable, and where few people make many pairs the
+rate comes out too high by a third or more. Where it is known who is on them, each pair is therefore ranked among
+the pairs of all other people, and the rate of the pairs so left out is what is set to the target (cross-validation
+over people, as the leave-one-out ranks of Barber et al. 2021, section 2, with a pair of people for the one).
 """
 
 from __future__ import annotations
@@ -82,7 +85,9 @@ class Calibration:
         return np.asarray(np.asarray(scores, dtype=np.float64) >= self.threshold)
 
 
-def fit_calibration(scores: np.ndarray, same: np.ndarray, far: float) -> Calibration:
+def fit_calibration(
+    scores: np.ndarray, same: np.ndarray, far: float, *, people: np.ndarray | None = None
+) -> Calibration:
     """Learn from pairs what scores say.
 
     Args:
@@ -90,6 +95,8 @@ def fit_calibration(scores: np.ndarray, same: np.ndarray, far: float) -> Calibra
         same: (n,) bool, whether the pair shows one person.
         far: the false accept rate that the threshold is for, between 0 and 1; at least 3 / far pairs of
             different people are needed.
+        people: (n, 2) labels of who is on each pair, as far as people occur in several pairs; without it the
+            pairs are taken for independent of each other.
 
     Raises:
         UsageError: a kind of pair is missing or too few, a score is not finite, all are equal, or the pairs of
@@ -97,12 +104,12 @@ def fit_calibration(scores: np.ndarray, same: np.ndarray, far: float) -> Calibra
     """
     _check_rate(far)
     scores, same = checked_pairs(scores, same)
-    threshold = threshold_at(scores[~same], far)
+    threshold = threshold_at(scores[~same], far, people=None if people is None else np.asarray(people)[~same])
     slope, offset = _line(scores, same)
     return Calibration(slope, offset, threshold, far)
 
 
-def threshold_at(negatives: np.ndarray, far: float) -> float:
+def threshold_at(negatives: np.ndarray, far: float, *, people: np.ndarray | None = None) -> float:
     """The smallest threshold whose expected false accept rate on unseen pairs is *far*.
 
     The rate that is expected at the k-th largest score is k / (n + 1); between two scores it is taken as a line,
@@ -112,9 +119,10 @@ def threshold_at(negatives: np.ndarray, far: float) -> float:
     Args:
         negatives: (n,) finite scores of pairs of different people.
         far: between 0 and 1.
+        people: (n, 2) labels of the two people of each pair, or None where no two pairs share one.
 
     Raises:
-        UsageError: there are fewer than 3 / far.
+        UsageError: there are fewer than 3 / far, or a pair is of one person.
     """
     needed = fewest_negatives(far)
     if len(negatives) < needed:
@@ -123,8 +131,10 @@ def threshold_at(negatives: np.ndarray, far: float) -> float:
             f"three to be accepted; there are {len(negatives)}. Give more pairs, or ask for a rate of at least "
             f"{math.ceil(RULE_OF_THREE / max(len(negatives), 1) * 1e4) / 1e4:g}."
         )
-    at = float(np.quantile(negatives, 1 - far, method="weibull"))
-    if np.count_nonzero(negatives >= at) <= far * (len(negatives) + 1):
+    negatives = np.asarray(negatives, dtype=np.float64)
+    share = far if people is None else float(np.quantile(_ranks_left_out(negatives, people), far, method="weibull"))
+    at = float(np.quantile(negatives, 1 - share, method="weibull"))
+    if np.count_nonzero(negatives >= at) <= share * (len(negatives) + 1) + 1e-9:
         return at
     return float(np.nextafter(at, np.inf))
 
@@ -160,6 +170,35 @@ def checked_pairs(scores: np.ndarray, same: np.ndarray) -> tuple[np.ndarray, np.
 def _check_rate(far: float) -> None:
     if not 0 < far < 1:
         raise UsageError(f"A false accept rate lies between 0 and 1, as 0.001 does; {far} does not.")
+
+
+def _ranks_left_out(negatives: np.ndarray, people: np.ndarray) -> np.ndarray:
+    """(n,) the rank of each score among the pairs of other people, from the largest, as a share of them."""
+    number = np.unique(people, return_inverse=True)[1].reshape(-1, 2)
+    if number.shape != (len(negatives), 2) or (number[:, 0] == number[:, 1]).any():
+        raise UsageError(
+            f"Pairs of different people need two different labels each; those of {len(negatives)} pairs were given "
+            f"as shape {np.shape(people)}. Give (n, 2) labels that agree with what is said to be one person."
+        )
+    order = np.argsort(-negatives, kind="stable")
+    number = number[order]
+    couple = number.min(axis=1) * (number.max() + 1) + number.max(axis=1)
+    couple = np.unique(couple, return_inverse=True)[1]
+    # Of the pairs above, those that share a person; a pair of the same two was counted for either of them.
+    sharing = _occurred_before(number.ravel()).reshape(-1, 2).sum(axis=1) - _occurred_before(couple)
+    above = np.arange(len(number)) - sharing
+    others = len(number) - np.bincount(number.ravel())[number].sum(axis=1) + np.bincount(couple)[couple]
+    return np.asarray((above + 1) / (others + 1))
+
+
+def _occurred_before(numbers: np.ndarray) -> np.ndarray:
+    """(n,) how often each of the (n,) numbers stands before its place."""
+    order = np.argsort(numbers, kind="stable")
+    ends = np.cumsum(np.bincount(numbers))
+    sizes = np.diff(ends, prepend=0)
+    before = np.empty(len(numbers), dtype=np.int64)
+    before[order] = np.arange(len(numbers)) - np.repeat(ends - sizes, sizes)
+    return before
 
 
 def _line(scores: np.ndarray, same: np.ndarray) -> tuple[float, float]:
