@@ -134,8 +134,7 @@ def roc(scores: np.ndarray, same: np.ndarray, failed: np.ndarray | None = None) 
         failed: (n,) bool, whether the pair could not be scored; none by default.
 
     Raises:
-        UsageError: a score that counts is not finite, or there is no pair of one of the kinds (no scored one of
-            different people).
+        UsageError: a score that counts is not finite, or no pair of one of the kinds could be scored.
     """
     scores, same, missed = _scored(scores, same, failed)
     order = np.argsort(-scores, kind="stable")
@@ -183,7 +182,7 @@ def best_threshold(scores: np.ndarray, same: np.ndarray) -> float:
 def cllr(llr: np.ndarray, same: np.ndarray) -> float:
     """What likelihood ratios cost, in bits: 0 for perfect ones, 1 for ones that always say nothing.
 
-    The mean over both kinds of pairs of log2(1 + 1 / LR) and log2(1 + LR) (Brümmer and du Preez 2006, equation 34).
+    The mean over both kinds of pairs of log2(1 + 1 / LR) and log2(1 + LR) (Brümmer and du Preez 2006).
 
     Args:
         llr: (n,) natural logarithms of the likelihood ratios; those of failed pairs may be given as 0.
@@ -201,7 +200,7 @@ def minimal_cllr(scores: np.ndarray, same: np.ndarray) -> float:
     """The least Cllr that any rising function of the scores has on these pairs, in bits.
 
     That function comes from isotonic regression by the pool-adjacent-violators algorithm (Brümmer and du Preez
-    2006, section 6.2). It depends on the order of the scores alone; equal scores are pooled from the start.
+    2006). It depends on the order of the scores alone; equal scores are pooled from the start.
 
     Args:
         scores: (n,) finite.

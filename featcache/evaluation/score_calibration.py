@@ -1,17 +1,17 @@
 """What a score says about a pair: a likelihood ratio, and a decision at a false accept rate.
 
 The natural logarithm of the **likelihood ratio** is a line in the score, fitted by logistic regression with the
-two kinds of pairs weighted alike (Brümmer and du Preez 2006, section 6), so that the line is a ratio of
+two kinds of pairs weighted alike (Brümmer and du Preez 2006), so that the line is a ratio of
 likelihoods and no posterior of the pairs at hand. Scores that separate the kinds wholly would get a line of infinite
 slope; a weak Gaussian prior on the slope (after Gelman et al. 2008, who take a Cauchy prior) keeps it finite.
 
 The **threshold** is an order statistic of the scores of different people's pairs. Of n exchangeable scores a further
-one lies above the k-th largest with probability k / (n + 1), whatever their distribution (David and Nagaraja 2003,
-section 2.5); thus the false accept rate to be expected of *unseen* pairs is met, and not that of the pairs that the
+one lies above the k-th largest with probability k / (n + 1), whatever their distribution (David and Nagaraja 2003);
+thus the false accept rate to be expected of *unseen* pairs is met, and not that of the pairs that the
 threshold was chosen on. Pairs that share a person are not exchangeable, and where few people make many pairs the
 rate comes out too high by a third or more. Where it is known who is on them, each pair is therefore ranked among
 the pairs of all other people, and the rate of the pairs so left out is what is set to the target (cross-validation
-over people, as the leave-one-out ranks of Barber et al. 2021, section 2, with a pair of people for the one).
+over people, in the manner of the leave-one-out ranks of Barber et al. 2021).
 """
 
 from __future__ import annotations
