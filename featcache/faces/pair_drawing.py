@@ -42,9 +42,9 @@ def draw_pairs(
         raise UsageError(f"Pairs are drawn in one fold or more of one pair or more, not {folds} folds of {each}.")
     members = _people(labels, sha256)
     if len(members) < 2 * folds:
+        fewer = f"Take {len(members) // 2} or less, or add people." if len(members) > 1 else "Add people."
         raise UsageError(
-            f"{folds} folds of pairs need two people each; there are images of {len(members)}. Take at most "
-            f"{max(1, len(members) // 2)} folds, or add people."
+            f"Pairs in {folds} folds need {2 * folds} people, two each; there are images of {len(members)}. {fewer}"
         )
     rng = np.random.default_rng(seed)
     fold_of = _fold_of_each(np.array([len(places) for places in members]), folds, rng)

@@ -34,10 +34,8 @@ def pairs_of(drawn: Drawn) -> tuple[np.ndarray, np.ndarray]:
 
 def gaussian(n: int, d: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """2n scores of unit variance whose means are *d* apart; quantiles, and so without noise, if seed is 0."""
-    if seed:
-        z = np.random.default_rng(seed).normal(size=(2, n))
-    else:
-        z = np.tile(norm.ppf((np.arange(n) + 0.5) / n), (2, 1))
+    quantiles = np.tile(norm.ppf((np.arange(n) + 0.5) / n), (2, 1))
+    z = np.random.default_rng(seed).normal(size=(2, n)) if seed else quantiles
     return np.concatenate([z[0] + d, z[1]]), np.arange(2 * n) < n
 
 
