@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, Union
+from typing import TYPE_CHECKING, TypeAlias, Union
 
 import numpy as np
 
@@ -83,7 +83,7 @@ def embed(
         for place, image in enumerate(images[start : start + batch_size], start):
             names.append(str(image) if isinstance(image, (str, Path)) else f"image {place}")
             try:
-                pixels.append(backbone.prepare(_rgb(image)))
+                pixels.append(backbone.prepare(rgb_of(image)))
             except UnusableImageError as error:
                 reasons[len(names) - 1] = str(error)
         rows = iter(())  # type: Iterator[np.ndarray]
@@ -125,7 +125,14 @@ def listed(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
     return found
 
 
-def _rgb(image: Any) -> Image:
+def rgb_of(image: ImageLike) -> Image:
+    """The upright RGB picture of an image.
+
+    Raises:
+        SourceError: the path does not exist.
+        UnusableImageError: it cannot be read, or its pixels have no reading as RGB.
+        UsageError: it is no image.
+    """
     from PIL import Image as pil
 
     from featcache.images.decode import decode_rgb, rgb_from, rgb_from_array

@@ -14,7 +14,8 @@
     │       └── ShardGoneError        a shard's file is no longer there
     ├── RecipeMismatchError   vectors or heads made by another recipe or layer
     ├── UnusableImageError    one image that cannot be used; extraction puts it into quarantine
-    │   └── ImageMemoryError      there was not enough memory for it; another time there may be
+    │   └── PassingImageError     another time it may be usable; the next run tries it again
+    │       └── ImageMemoryError      there was not enough memory for it
     ├── WeightsError          weights that are absent, or do not fit the network
     ├── BundleError           a ``.fch`` file that is not a bundle, or a head that cannot be one
     └── MissingExtraError     an optional part that is not installed (also an ``ImportError``)
@@ -102,8 +103,12 @@ class UnusableImageError(FeatcacheError):
     """One image that cannot be used; the message is the reason kept in quarantine."""
 
 
-class ImageMemoryError(UnusableImageError):
-    """There was not enough memory for one image, which says little of the image itself."""
+class PassingImageError(UnusableImageError):
+    """One image that cannot be used now, for a reason that says little of the image itself and may pass."""
+
+
+class ImageMemoryError(PassingImageError):
+    """There was not enough memory for one image."""
 
 
 class WeightsError(FeatcacheError):

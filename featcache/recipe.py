@@ -69,6 +69,8 @@ class PixelPath:
     exif_orientation: str = "applied"
     alpha: str = "on white"
     sixteen_bit: str = "scaled to 8"
+    chip: str | None = None
+    """How an aligned face is cut out before the transform; ``None`` for the whole picture."""
 
 
 @dataclass(frozen=True, slots=True)

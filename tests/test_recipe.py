@@ -37,6 +37,7 @@ pixel_paths = st.builds(
     exif_orientation=st.text(),
     alpha=st.text(),
     sixteen_bit=st.text(),
+    chip=st.none() | st.text(),
 )
 recipes = st.builds(
     Recipe,
@@ -119,7 +120,7 @@ def test_the_fields_are_those_that_change_vectors() -> None:
     """Layer, view, storage dtype, device, batch size, path and time cannot enter."""
     assert {".".join(path) for path in fields_of(LITE0_LIKE)} == {
         "backbone", "weights", "precision", "runtime", "detection", "format",
-        "pixels.decoder", "pixels.exif_orientation", "pixels.alpha", "pixels.sixteen_bit",
+        "pixels.decoder", "pixels.exif_orientation", "pixels.alpha", "pixels.sixteen_bit", "pixels.chip",
         "pixels.transform.resize", "pixels.transform.crop", "pixels.transform.interpolation",
         "pixels.transform.mean", "pixels.transform.std", "pixels.transform.implementation",
     }  # fmt: skip

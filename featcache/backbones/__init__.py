@@ -5,8 +5,19 @@ what there is. Nothing here imports torch before a network has to be loaded.
 """
 
 from featcache.backbones.backbone import Backbone
+from featcache.backbones.extractor import Extractor
 from featcache.backbones.layers import Layer, LayerInfo
 from featcache.backbones.registry import ModelInfo, available, for_recipe, get
 from featcache.backbones.tiny import tiny_backbone
 
-__all__ = ["Backbone", "Layer", "LayerInfo", "ModelInfo", "available", "for_recipe", "get", "tiny_backbone"]
+__all__ = [
+    "Backbone",
+    "Extractor",
+    "Layer",
+    "LayerInfo",
+    "ModelInfo",
+    "available",
+    "for_recipe",
+    "get",
+    "tiny_backbone",
+]

@@ -47,6 +47,7 @@ class Backbone:
         cache: RecipeCache | None = None,
     ) -> None:
         self.name = name
+        self.conditions = ""  # what can be decoded can be used
         self.device = device or "cpu"
         self.origin: Callable[[], Backbone] | None = None
         """Makes the same backbone in another process."""
@@ -196,12 +197,24 @@ class Backbone:
         self._learn(self.recipe, {layer.name: layer for layer in chosen})
         return chosen
 
+    def load(self) -> None:
+        """Load the network, if that was not done before.
+
+        Raises:
+            WeightsError: as `network`.
+        """
+        _ = self.network
+
     def layers(self) -> list[LayerInfo]:
         """The layers that can be chosen, in network order, ``pooled`` last. No weights are needed for this."""
         return (self._network or self._blueprint()).layer_infos()
 
-    def prepare(self, image: Image) -> np.ndarray:
+    def prepare(self, image: Image, sha256: bytes | None = None) -> np.ndarray:
         """An RGB image as the network's input.
+
+        Args:
+            image: upright RGB.
+            sha256: of its bytes; the input depends on the picture alone.
 
         Returns:
             (h, w, 3) uint8 for a published transform, (3, h, w) float32 for a callable.

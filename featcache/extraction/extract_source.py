@@ -20,7 +20,7 @@ from featcache.store.source_records import GIVEN, SourceRecords
 from featcache.store.writer import StoreWriter
 
 if TYPE_CHECKING:
-    from featcache.backbones import Backbone
+    from featcache.backbones import Extractor
     from featcache.images.sources import Entry, Source
 
 DEFAULT_BACKBONE = "bundled:efficientnet_lite0"
@@ -29,10 +29,10 @@ IMAGE_TIMEOUT = 30.0
 
 
 def extract(
-    source: str | Path | GivenImages,
+    source: str | Path | Source,
     store: str | Path,
     *,
-    backbone: str | Backbone = DEFAULT_BACKBONE,
+    backbone: str | Extractor = DEFAULT_BACKBONE,
     layers: Sequence[str] = ("pooled",),
     weights: str | Path | None = None,
     labels: str | Path | None = None,
@@ -51,9 +51,10 @@ def extract(
     """Compute and keep the vectors of all images of a source that are not in the store yet.
 
     Args:
-        source: a folder of images or a CSV manifest (``path,label,split,group``); or images given one by one.
+        source: a folder of images or a CSV manifest (``path,label,split,group``); or a `Source`: one that was opened
+            before, for which *labels*, *split* and *name* mean nothing, or images given one by one.
         store: the store's folder, made where there is none.
-        backbone: full name, or a `Backbone`.
+        backbone: full name, a `Backbone`, or another `Extractor`.
         layers: ``pooled`` and/or ``<module path>:<mean|mean_std|none>``; globs stay within one part of
             the path.
         weights: a file of weights for the backbone instead of its published ones.
@@ -89,17 +90,17 @@ def extract(
     if not image_timeout > 0:
         raise UsageError(f"An image may take a number of seconds above 0, not {image_timeout}.")
     began, started = time.monotonic(), datetime.now(timezone.utc)
-    if isinstance(source, GivenImages):
-        images: Source = source
-    else:
-        images = open_source(source, labels=labels, split=split, name=name)
-        if images.name in GIVEN:
-            raise UsageError(
-                f"The name {images.name!r} is kept for images that are given in Python. Give another one: --name NAME."
-            )
+    one_by_one = isinstance(source, GivenImages)
+    if isinstance(source, (str, Path)):
+        source = open_source(source, labels=labels, split=split, name=name)
+    images: Source = source
+    if images.name in GIVEN and not one_by_one:
+        raise UsageError(
+            f"The name {images.name!r} is kept for images that are given in Python. Give another one: --name NAME."
+        )
     with choose(progress) as shown:
         listed = images.entries()
-        entries = _limited(listed, limit)
+        entries = limited(listed, limit)
         network = backbones.get(backbone, weights, device) if isinstance(backbone, str) else backbone
         recipe, chosen = network.recipe, network.resolve_layers(layers)
         report = ExtractReport(str(store), recipe.fingerprint, network.name, len(entries), ignored=images.ignored)
@@ -111,7 +112,7 @@ def extract(
             run = Run(network, chosen, records, space, report, dtype=dtype, strict=strict, image_timeout=image_timeout)
             try:
                 try:
-                    if not isinstance(source, GivenImages):
+                    if not one_by_one:
                         run.forget_removed({entry.uri for entry in listed})
                     run.over(entries, batch_size or BATCH, workers or os.cpu_count() or 1, shown)
                 finally:
@@ -134,7 +135,7 @@ def extract(
     return report
 
 
-def _limited(entries: Sequence[Entry], limit: int | None) -> list[Entry]:
+def limited(entries: Sequence[Entry], limit: int | None) -> list[Entry]:
     """The first *limit* entries when the labels take turns; in the source's own order."""
     if limit is None or limit >= len(entries):
         return list(entries)

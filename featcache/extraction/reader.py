@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from featcache.errors import ImageMemoryError, UnusableImageError
+from featcache.errors import PassingImageError, UnusableImageError
 from featcache.extraction.workers import in_order
 from featcache.images.content import picture_sha256
 from featcache.images.decode import decode_rgb
@@ -28,7 +28,7 @@ from featcache.store.writer import SpaceWriter
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from featcache.backbones import Backbone
+    from featcache.backbones import Extractor
     from featcache.images.sources import Entry
 
 VIEW_0 = "0"
@@ -65,7 +65,7 @@ class Reader:
     """
 
     def __init__(
-        self, network: Backbone, layers: Sequence[str], space: SpaceWriter, *, at_least: str, seconds: float
+        self, network: Extractor, layers: Sequence[str], space: SpaceWriter, *, at_least: str, seconds: float
     ) -> None:
         self.network, self.layers, self.seconds = network, layers, seconds
         self._space, self._at_least = space, at_least
@@ -135,14 +135,17 @@ class _Reading:
         try:
             image = decode()
         except UnusableImageError as error:
-            passing = isinstance(error, ImageMemoryError)
-            return ReadImage(entry, record, missing, reason=str(error), passing=passing)
+            return self._unusable(record, missing, error)
         try:
-            return ReadImage(entry, record, missing, self.reader.network.prepare(image))
+            return ReadImage(entry, record, missing, self.reader.network.prepare(image, record.sha256))
         except UnusableImageError as error:
-            return ReadImage(entry, record, missing, reason=str(error))
+            return self._unusable(record, missing, error)
         except BaseException as error:  # a transform given by the user may raise anything, in a thread even an exit
             return ReadImage(entry, record, missing, reason=f"the transform failed: {error!r}", passing=True)
+
+    def _unusable(self, record: Record, missing: tuple[str, ...], error: UnusableImageError) -> ReadImage:
+        passing = isinstance(error, PassingImageError)
+        return ReadImage(self.entry, record, missing, reason=str(error), passing=passing)
 
     def give_up(self) -> ReadImage:
         record = self.reader.give_up(self)

@@ -28,7 +28,7 @@ from featcache.store.source_records import Record, Rejected, SourceRecords
 from featcache.store.writer import SpaceWriter
 
 if TYPE_CHECKING:
-    from featcache.backbones import Backbone, Layer
+    from featcache.backbones import Extractor, Layer
     from featcache.images.sources import Entry
 
 _RACY_NS = 2_000_000_000
@@ -53,7 +53,7 @@ class Run:
 
     def __init__(
         self,
-        network: Backbone,
+        network: Extractor,
         layers: Sequence[Layer],
         records: SourceRecords,
         space: SpaceWriter,
@@ -68,8 +68,10 @@ class Run:
         self.strict, self.image_timeout = strict, image_timeout
         self.stopped = False
         self._at_least = "float32" if dtype == "float32" else "float16"
-        # Another release of either may read what this one refuses.
+        # Another release of either may read what this one refuses, and so may other conditions.
         self._versions = f"featcache {version('featcache')}; pillow {version('pillow')}"
+        if network.conditions:
+            self._versions += f"; {network.conditions}"
         self._known = records.known()
         self._judged: set[str] = set()
         self._rejected: dict[str, Rejected] = {}
@@ -220,7 +222,7 @@ class Run:
         """One forward pass; returns its seconds."""
         if not batch:
             return 0.0
-        _ = self.network.module  # loading it takes no part in the rate
+        self.network.load()  # which takes no part in the rate
         began = time.monotonic()
         wanted = {name for read in batch for name in read.missing}
         layers = [layer for name, layer in self.layers.items() if name in wanted]

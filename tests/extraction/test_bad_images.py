@@ -16,11 +16,12 @@ from PIL import Image
 
 import featcache as fc
 from featcache.backbones import Backbone, tiny_backbone
-from featcache.errors import SourceError, UnusableImageError
+from featcache.errors import PassingImageError, SourceError, UnusableImageError
 from featcache.extraction import ExtractReport, NothingUsableError
 from featcache.extraction.reader import ReadImage
 from featcache.extraction.run import Run
 from featcache.images.entry import Entry
+from featcache.images.sources import open_source
 from featcache.recipe import StandardTransform
 from featcache.store import StoreWriter
 from featcache.store.source_records import Record, SourceRecords
@@ -207,3 +208,58 @@ def test_a_picture_of_absurd_shape_is_one_like_others(photos: Path, tmp_path: Pa
     Image.new("1", (60_000_000, 1)).save(photos / "cats" / "horizon.png")
     report = fc.extract(photos, tmp_path / "s.fcache", backbone=net, progress=False)
     assert (report.computed, report.quarantined) == (25, 0)
+
+
+class Choosy:
+    """A backbone that refuses pictures for reasons of its own."""
+
+    def __init__(self, inner: Backbone, refuse: UnusableImageError | None, conditions: str = "") -> None:
+        self.inner, self.refuse, self.conditions = inner, refuse, conditions
+        self.name, self.recipe, self.resolve_layers = inner.name, inner.recipe, inner.resolve_layers
+        self.load, self.forward = inner.load, inner.forward
+        self.seen: set[bytes | None] = set()
+
+    def prepare(self, image: Image.Image, sha256: bytes | None = None) -> np.ndarray:
+        self.seen.add(sha256)
+        if self.refuse is not None:
+            raise self.refuse
+        return self.inner.prepare(image)
+
+
+@pytest.fixture
+def settled(photos: Path) -> Path:
+    time.sleep(2.1)  # from now on the times of the files vouch for them
+    return photos
+
+
+def test_whoever_prepares_an_image_knows_its_hash(photos: Path, tmp_path: Path, net: Backbone) -> None:
+    choosy = Choosy(net, None)
+    fc.extract(photos, tmp_path / "s.fcache", backbone=choosy, progress=False)
+    assert choosy.seen == {item.sha256 for item in fc.open(tmp_path / "s.fcache").items()}
+
+
+def test_other_conditions_try_again_what_is_in_quarantine(settled: Path, tmp_path: Path, net: Backbone) -> None:
+    refused = UnusableImageError("it shows nobody")
+    with pytest.raises(NothingUsableError, match="it shows nobody"):
+        fc.extract(settled, tmp_path / "s.fcache", backbone=Choosy(net, refused), progress=False)
+    again = Choosy(net, None)
+    with pytest.raises(NothingUsableError, match="it shows nobody"):
+        fc.extract(settled, tmp_path / "s.fcache", backbone=again, progress=False)
+    assert not again.seen
+    report = fc.extract(settled, tmp_path / "s.fcache", backbone=Choosy(net, None, "nobody will do"), progress=False)
+    assert (report.computed, report.quarantined) == (24, 0)
+    assert fc.open(tmp_path / "s.fcache").quarantine() == []
+
+
+def test_a_reason_that_may_pass_is_tried_again(settled: Path, tmp_path: Path, net: Backbone) -> None:
+    with pytest.raises(NothingUsableError, match="not now"):
+        fc.extract(settled, tmp_path / "s.fcache", backbone=Choosy(net, PassingImageError("not now")), progress=False)
+    assert fc.extract(settled, tmp_path / "s.fcache", backbone=Choosy(net, None), progress=False).computed == 24
+
+
+def test_a_source_that_is_open_already(photos: Path, tmp_path: Path, net: Backbone) -> None:
+    source = open_source(photos, labels="none")
+    assert fc.extract(source, tmp_path / "s.fcache", backbone=net, progress=False).computed == 24
+    (photos / "cats" / "cat-00.jpg").unlink()
+    assert fc.extract(source, tmp_path / "s.fcache", backbone=net, progress=False).removed == 1
+    assert {item.label for item in fc.open(tmp_path / "s.fcache").items()} == {None}

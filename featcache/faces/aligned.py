@@ -1,0 +1,126 @@
+"""`AlignedBackbone`: a backbone that sees the aligned face of each image in place of the whole picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from featcache.backbones import Extractor, Layer
+from featcache.backbones.layers import POOLED
+from featcache.errors import PassingImageError, UnusableImageError
+from featcache.faces.chips import CHIP, aligned_chip
+from featcache.faces.detection import CENTRE_BOX, Detection, Detector
+from featcache.recipe import Recipe, StandardTransform
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+MIRRORED = "mirrored"
+"""The layer that is the mean of ``pooled`` of the face and of the face seen in a mirror, L2-normalised."""
+
+
+class AlignedBackbone:
+    """A backbone on aligned faces; an `Extractor`.
+
+    Its layers are those of the backbone and `MIRRORED`. An image in which no face was found cannot be used, unless
+    *centre_box* asks for the middle of the picture in its place; the detection tells of which images that was done.
+
+    Args:
+        base: any backbone.
+        detector: finds the faces.
+        centre_box: use the middle of the picture where no face was found.
+        detections: gives the detection of an image by its SHA-256, None where there is none; by default each image is
+            looked at anew.
+    """
+
+    def __init__(
+        self,
+        base: Extractor,
+        detector: Detector,
+        *,
+        centre_box: bool = False,
+        detections: Callable[[bytes], Detection | None] | None = None,
+    ) -> None:
+        self.base, self.detector, self.centre_box = base, detector, centre_box
+        self.conditions = "; ".join(filter(None, [base.conditions, "centre box" if centre_box else ""]))
+        self._detections = detections
+
+    @property
+    def name(self) -> str:
+        """The backbone's own name."""
+        return self.base.name
+
+    @property
+    def recipe(self) -> Recipe:
+        """The backbone's own with the chip and the fingerprint of the detection."""
+        own = self.base.recipe
+        return replace(own, pixels=replace(own.pixels, chip=CHIP), detection=self.detector.recipe.fingerprint)
+
+    def resolve_layers(self, layers: Sequence[str]) -> list[Layer]:
+        """As of the backbone, with `MIRRORED` last."""
+        names = [part.strip() for text in layers for part in text.split("+")]
+        others = [name for name in names if name != MIRRORED]
+        chosen = self.base.resolve_layers(others) if others else []
+        if len(others) < len(names):
+            (pooled,) = self.base.resolve_layers([POOLED])
+            chosen.append(Layer(MIRRORED, pooled.position + 1, pooled.shape))
+        return chosen
+
+    def load(self) -> None:
+        """Load the backbone."""
+        self.base.load()
+
+    def prepare(self, image: Image, sha256: bytes | None = None) -> np.ndarray:
+        """The face of an upright RGB image as the backbone's input.
+
+        Args:
+            image: the image.
+            sha256: by which its detection is known.
+
+        Raises:
+            UnusableImageError: no face was found, or the backbone cannot use the chip.
+            PassingImageError: its detection is not known.
+        """
+        if self._detections is None or sha256 is None:
+            return self.prepare_face(image, self.detector.detect(image))
+        detection = self._detections(sha256)
+        if detection is None:
+            raise PassingImageError("its face was not looked for, since it could not be used at that time")
+        return self.prepare_face(image, detection)
+
+    def prepare_face(self, image: Image, detection: Detection) -> np.ndarray:
+        """The same with a detection at hand."""
+        if detection.found == CENTRE_BOX and not self.centre_box:
+            raise UnusableImageError("no face was found (in the picture as it is and enlarged twice)")
+        return self.base.prepare(aligned_chip(image, detection.landmarks))
+
+    def forward(self, batch: np.ndarray, layers: Sequence[Layer]) -> dict[str, np.ndarray]:
+        """One pass of the faces, and another of their mirror images where `MIRRORED` is asked for.
+
+        Args:
+            batch: (n, …) what `prepare` gave for n images.
+            layers: from `resolve_layers`.
+
+        Returns:
+            For each layer's name its activations (n, …) float32.
+        """
+        wanted = {layer.name: layer for layer in layers}
+        mirrored = wanted.pop(MIRRORED, None)
+        if mirrored is None:
+            return self.base.forward(batch, layers)
+        pooled = Layer(POOLED, mirrored.position - 1, mirrored.shape)
+        found = self.base.forward(batch, list((wanted | {POOLED: pooled}).values()))
+        # Pictures are (n, h, w, 3), the tensors that a callable makes (n, 3, h, w).
+        across = 2 if isinstance(self.base.recipe.pixels.transform, StandardTransform) else 3
+        seen_in_mirror = self.base.forward(np.ascontiguousarray(np.flip(batch, across)), [pooled])[POOLED]
+        both = _normalised(found[POOLED].astype(np.float64) + seen_in_mirror)
+        return {name: found[name] for name in wanted} | {MIRRORED: both.astype(np.float32)}
+
+
+def _normalised(rows: np.ndarray) -> np.ndarray:
+    """Rows (n, d) at length 1; a row of zeros stays one."""
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.where(norms > 0, norms, 1.0)
