@@ -152,6 +152,12 @@ class SiameseHead(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self)
         return MatchingForm(self.mean_, self.projection_, None, tuple(str(name) for name in self.classes_))
 
+    def memory_needed(self, n: int, d: int, k: int) -> int:
+        """Bytes that a fit on n vectors of d numbers takes at most; k, the identities, hardly matter."""
+        r = min(n, d)
+        # In float64: the vectors, their residuals, a basis, and most of them again for each fold.
+        return 8 * (n + r) * d * (4 + self.folds) + 8 * r * r * (4 + self.folds)
+
     def _trials(self, X: np.ndarray, numbers: np.ndarray, groups: np.ndarray) -> list[_Trial]:
         """The folds; none where identities are too few."""
         self.fold_ = None
