@@ -21,7 +21,8 @@ import numpy as np
 from featcache import bundle_file
 from featcache.embedding import ImageLike, backbone_for, embed, listed
 from featcache.errors import BundleError, RecipeMismatchError, StoreFormatError, UsageError
-from featcache.heads.forms import Form, form_of, pack, unpack
+from featcache.heads.forms import Classifier, Form, form_of, pack, unpack
+from featcache.heads.matching_form import MatchingForm
 from featcache.progress import Progress, choose
 from featcache.recipe import Recipe
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from featcache.backbones import Backbone
 
 BUNDLE_FORMAT = 1
+_TASKS = {"sigmoid": "multilabel", "match": "match"}
 # Vectors are divided by the scales in float32, where smaller ones are 0 and larger ones infinite.
 _SMALLEST, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
@@ -110,8 +112,38 @@ class Bundle:
 
     @property
     def task(self) -> str:
-        """``multilabel`` where every label has a probability of its own, else ``classify``."""
-        return "multilabel" if self.form is not None and self.form.link == "sigmoid" else "classify"
+        """``match`` for a head that compares two images; ``multilabel`` where every label has a probability of
+        its own; else ``classify``.
+        """
+        return _TASKS.get("" if self.form is None else self.form.link, "classify")
+
+    @property
+    def classifier(self) -> Classifier | None:
+        """The form of a head that names labels; None where it has none.
+
+        Raises:
+            UsageError: the head compares two images.
+        """
+        if isinstance(self.form, MatchingForm):
+            raise UsageError(
+                "This head compares two images and names no labels. Use it for matching: `featcache faces verify`, "
+                "or in Python `bundle.matching`. A head that names labels is made with `featcache train`."
+            )
+        return self.form
+
+    @property
+    def matching(self) -> MatchingForm:
+        """The form of a head that compares two images; it takes vectors from `scaled`.
+
+        Raises:
+            UsageError: the head names labels.
+        """
+        if not isinstance(self.form, MatchingForm):
+            raise UsageError(
+                f"The head {self.head} names labels and cannot compare two images. `featcache faces train` makes one "
+                "that can."
+            )
+        return self.form
 
     @property
     def width(self) -> int:
@@ -147,15 +179,15 @@ class Bundle:
             (n, k) float64, rows sum to 1 but for the task ``multilabel``; None for a head that has no
             probabilities.
         """
-        Z = self.scaled(X)
-        if self.form is not None:
-            return self.form.probabilities(Z)
+        form, Z = self.classifier, self.scaled(X)
+        if form is not None:
+            return form.probabilities(Z)
         return np.asarray(self.estimator.predict_proba(Z)) if hasattr(self.estimator, "predict_proba") else None
 
     def predict_vectors(self, X: np.ndarray) -> np.ndarray:
         """The (n,) labels from (n, d) vectors as stored; for the task ``multilabel`` (n, k) bool."""
-        Z = self.scaled(X)
-        return self.form.predict(Z) if self.form is not None else np.asarray(self.estimator.predict(Z)).astype(str)
+        form, Z = self.classifier, self.scaled(X)
+        return form.predict(Z) if form is not None else np.asarray(self.estimator.predict(Z)).astype(str)
 
     def predict(
         self,
@@ -180,7 +212,9 @@ class Bundle:
         Raises:
             SourceError: a path does not exist.
             RecipeMismatchError: the backbone does not follow the recipe of the vectors.
+            UsageError: the head compares two images.
         """
+        _ = self.classifier  # raises before a backbone is loaded
         if self.recipe is None:
             raise RecipeMismatchError(
                 "This head was trained on vectors of unknown origin, so it cannot look at images. "
@@ -229,14 +263,16 @@ class Bundle:
         Raises:
             BundleError: the head has no form that can be converted.
             RecipeMismatchError: the backbone does not follow the recipe of the vectors.
+            UsageError: the head compares two images.
         """
-        if self.form is None:
+        form = self.classifier
+        if form is None:
             raise BundleError(f"The head {self.head} has no linear form, so it cannot be turned into torch.")
         if self.recipe is None:
             raise RecipeMismatchError("This head was trained on vectors of unknown origin, so it has no backbone.")
         from featcache.joined import Joined
 
-        return Joined(backbone_for(self.recipe, backbone), self.form, [(use.name, use.scale) for use in self.layers])
+        return Joined(backbone_for(self.recipe, backbone), form, [(use.name, use.scale) for use in self.layers])
 
     def save(self, path: str | Path) -> None:
         """Write the bundle.

@@ -114,16 +114,25 @@ def answers(bundle: Bundle, examples: LabelledVectors, rows: np.ndarray) -> tupl
     return (np.concatenate(known) if known else None), np.concatenate(predicted)
 
 
-def layer_uses(examples: LabelledVectors, rows: np.ndarray) -> tuple[LayerUse, ...]:
-    """The layers with their scales: the root mean square over *rows* where there are several."""
+def layer_uses(examples: LabelledVectors, rows: np.ndarray, *, about_mean: bool = False) -> tuple[LayerUse, ...]:
+    """The layers with their scales: the root mean square over *rows* where there are several.
+
+    Args:
+        examples: labelled vectors.
+        rows: (m,) row numbers.
+        about_mean: take it of what the vectors differ from their mean, for a head that takes the mean away first.
+    """
     scales = np.ones(len(examples.layers))
     if len(examples.layers) > 1:
-        squares = np.zeros(len(examples.layers))
-        edges = np.cumsum([0, *examples.widths])
+        squares, edges = np.zeros(len(examples.layers)), np.cumsum([0, *examples.widths])
+        total = np.zeros(edges[-1])
         for start in range(0, len(rows), _ROWS_AT_ONCE):
             X = examples.read(rows[start : start + _ROWS_AT_ONCE])
             squares += [float(np.square(X[:, a:b], dtype=np.float64).sum()) for a, b in pairwise(edges)]
-        roots = np.sqrt(squares / (len(rows) * np.array(examples.widths)))
+            total += X.sum(axis=0, dtype=np.float64)
+        if about_mean:
+            squares -= [float(np.square(total[a:b]).sum()) / len(rows) for a, b in pairwise(edges)]
+        roots = np.sqrt(np.maximum(squares, 0) / (len(rows) * np.array(examples.widths)))
         scales = np.where(roots > 0, roots, 1.0)
     return tuple(
         LayerUse(name, shape, float(scale))

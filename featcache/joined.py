@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from featcache.backbones.capture import activations
-from featcache.heads.forms import Form
+from featcache.heads.forms import Classifier
 from featcache.heads.linear import LinearForm
 from featcache.heads.neighbours import SHARPNESS, NeighbourForm
 
@@ -31,7 +31,7 @@ class Joined(nn.Module):
         classes: the labels of the logits.
     """
 
-    def __init__(self, backbone: Backbone, form: Form, layers: Sequence[tuple[str, float]]) -> None:
+    def __init__(self, backbone: Backbone, form: Classifier, layers: Sequence[tuple[str, float]]) -> None:
         super().__init__()
         self._backbone = backbone
         self._layers = backbone.resolve_layers([name for name, _ in layers])

@@ -58,7 +58,9 @@ def scorable(
         RecipeMismatchError: the store's vectors were made by another recipe; the fields are named.
         MissingVectorsError: there is no item to score on.
         UnknownNameError: no such split, or the head's layers are not stored.
+        UsageError: a head compares two images and names no labels.
     """
+    _ = [head.classifier for head in (bundle, *others)]
     examples = vectors_for(bundle, store, source=source, space=space, labels=labels)
     seen, taken = (
         np.array([any(head.overlap([item.sha256]) for head in heads) for item in examples.items], dtype=bool)

@@ -5,6 +5,7 @@ from featcache.faces.embedding import embed_faces
 from featcache.faces.evaluation import PairsReport, evaluate
 from featcache.faces.extraction import FacesReport, extract
 from featcache.faces.stored_detections import detections
+from featcache.faces.training import train
 from featcache.faces.verification import Match, verify
 
 __all__ = [
@@ -16,5 +17,6 @@ __all__ = [
     "embed_faces",
     "evaluate",
     "extract",
+    "train",
     "verify",
 ]

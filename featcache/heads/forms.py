@@ -1,24 +1,31 @@
 """What a fitted head boils down to, and how that is written down as named arrays.
 
-A head that can be saved has one of two forms: a `LinearForm` or a `NeighbourForm`. Both have ``classes``,
-``link``, ``probabilities(X)`` and ``predict(X)``. Packed, a form is a kind, arrays and plain values.
+A head that can be saved has one of three forms. A `LinearForm` and a `NeighbourForm` name labels: both have
+``classes``, ``link``, ``probabilities(X)`` and ``predict(X)``. A `MatchingForm` compares two images. Packed, a
+form is a kind, arrays and plain values.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import asdict, fields
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from featcache.errors import BundleError
+from featcache.evaluation.score_calibration import Calibration
 from featcache.heads.linear import LINKS, LinearForm, linear_form
+from featcache.heads.matching_form import MatchingForm
 from featcache.heads.neighbours import NeighbourForm
 
-Form: TypeAlias = LinearForm | NeighbourForm
+Classifier: TypeAlias = LinearForm | NeighbourForm
+Form: TypeAlias = Classifier | MatchingForm
 
 LINEAR = "linear head on vectors"
 NEIGHBOURS = "neighbours by vectors"
+MATCHING = "projection for matching"
 
 
 def form_of(fitted: Any) -> Form:
@@ -37,6 +44,19 @@ def pack(form: Form) -> tuple[str, dict[str, np.ndarray], dict[str, Any]]:
     if isinstance(form, LinearForm):
         arrays = {"weight": form.weight.astype(np.float32), "bias": form.bias.astype(np.float32)}
         return LINEAR, arrays, {"link": form.link}
+    if isinstance(form, MatchingForm):
+        arrays = {"mean": form.mean.astype(np.float32)}
+        if form.projection is not None:
+            arrays["projection"] = form.projection.astype(np.float32)
+        return (
+            MATCHING,
+            arrays,
+            {
+                "link": form.link,
+                "dimensions": None if form.projection is None else len(form.projection),
+                "calibration": None if form.calibration is None else asdict(form.calibration),
+            },
+        )
     arrays = {"vectors": form.vectors.astype(np.float32), "numbers": form.numbers.astype(np.int64)}
     return NEIGHBOURS, arrays, {"link": form.link, "neighbours": form.k}
 
@@ -64,6 +84,8 @@ def unpack(
             np.isfinite(weight).all() and np.isfinite(bias).all(),
         )
         return LinearForm(weight, bias, classes, link)
+    if kind == MATCHING:
+        return _matching(arrays, values, classes, width)
     _check(kind == NEIGHBOURS)
     vectors, numbers, k = arrays["vectors"], arrays["numbers"], values["neighbours"]
     _check(
@@ -77,6 +99,27 @@ def unpack(
         len(numbers) > 0 and numbers.min() >= 0 and numbers.max() < len(classes),
     )
     return NeighbourForm(vectors, numbers, k, classes)
+
+
+def _matching(
+    arrays: Mapping[str, np.ndarray], values: Mapping[str, Any], classes: tuple[str, ...], width: int
+) -> MatchingForm:
+    mean, dimensions, calibration = arrays["mean"], values["dimensions"], values["calibration"]
+    _check(values["link"] == "match", mean.shape == (width,) and mean.dtype == np.float32, np.isfinite(mean).all())
+    # The number says whether there is a projection, so that a lost one is not taken for none.
+    projection = None if dimensions is None else arrays["projection"]
+    if projection is not None:
+        _check(
+            type(dimensions) is int and dimensions >= 1,
+            projection.shape == (dimensions, width) and projection.dtype == np.float32,
+            np.isfinite(projection).all(),
+        )
+    if calibration is not None:
+        _check(isinstance(calibration, dict) and calibration.keys() == {f.name for f in fields(Calibration)})
+        _check(all(type(value) in (int, float) and math.isfinite(value) for value in calibration.values()))
+        _check(calibration["slope"] >= 0, 0 < calibration["far"] < 1)
+        calibration = Calibration(**{name: float(value) for name, value in calibration.items()})
+    return MatchingForm(mean, projection, calibration, classes)
 
 
 def _of_length_one(vectors: np.ndarray) -> bool:

@@ -1,0 +1,189 @@
+"""Stored vectors of people into a head that compares two images.
+
+The projection is learned from some people, and what its scores mean from people whom it had not seen: they are
+dealt into folds, and each fold is compared by a projection that was learned from the others. The report is of people
+who took part in neither.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featcache.bundle import Bundle, LayerUse, scale_layers
+from featcache.errors import UnknownNameError, UsageError
+from featcache.evaluation.identity_pairs import pairs_within
+from featcache.evaluation.pair_metrics import OperatingPoint, cllr, cosine_scores, minimal_cllr, roc
+from featcache.faces.calibrate import PAIRS, calibrate
+from featcache.faces.detection import CENTRE_BOX, Detector
+from featcache.faces.people import sides
+from featcache.faces.stored_detections import detections
+from featcache.fitting import layer_uses
+from featcache.heads.matching_form import MatchingForm
+from featcache.heads.memory import check_memory
+from featcache.labelled_vectors import LabelledVectors
+from featcache.progress import Progress, choose
+from featcache.store import FeatureStore
+
+PROJECTIONS = ("siamese", "lda", "none")
+
+
+def train(
+    store: str | Path | FeatureStore,
+    *,
+    projection: str = "siamese",
+    far: float = 1e-2,
+    layers: str | Sequence[str] | None = None,
+    source: str | None = None,
+    space: str | None = None,
+    split: str | None = None,
+    seed: int = 0,
+    progress: Progress | bool | None = None,
+) -> Bundle:
+    """Train a head for matching on stored vectors, and score it on people it has not seen.
+
+    A label is who is on the image. Images in which no face was found, and copies of others, take no part. Scored are
+    the people of the source's split ``test`` (or else ``val``); where the source has no split, a fifth of the people.
+
+    Args:
+        store: a store or its path.
+        projection: ``siamese`` (`featcache.heads.siamese`); ``lda``, where that starts from; ``none`` to calibrate
+            the cosines of the vectors as they are.
+        far: the false accept rate that the threshold is for, between 0 and 1.
+        layers: which stored layers; several are concatenated, each divided by its root mean square on the images
+            learned from, taken about the mean where there is a projection. ``pooled`` by default.
+        source: which source, where the store has several.
+        space: which space; by default the only one that holds no detections.
+        split: learn from this split; ``train`` by default where the source has splits.
+        seed: of the hold-out, the folds and the training.
+        progress: as for `featcache.extract`.
+
+    Returns:
+        A `Bundle`, which is the one that was scored; `Bundle.matching` compares. Its ``report`` has ``score``: ``eer``,
+        ``auc``, ``cllr`` and ``minimal_cllr`` in bits, ``tar`` and ``far`` at the threshold with their intervals,
+        ``eer_without`` of the cosines of the vectors as they are, ``people``, ``pairs`` and ``protocol``.
+
+    Raises:
+        UnknownNameError: no such projection, split, source, space or layer.
+        UsageError: a person stands on both sides of the source's split, there are too few people, or too few pairs
+            for the false accept rate.
+        MissingVectorsError: no labelled image has vectors.
+    """
+    began = time.monotonic()
+    if projection not in PROJECTIONS:
+        raise UnknownNameError.among("projection", projection, PROJECTIONS)
+    if not 0 < far < 1:
+        raise UsageError(f"A false accept rate lies between 0 and 1, as 0.01 does; {far} does not.")
+    opened = store if isinstance(store, FeatureStore) else FeatureStore.open(store)
+    examples = LabelledVectors.from_store(opened, layers, source=source, space=_space(opened, space))
+    parts = sides(examples, _has_face(opened, examples), split, seed)
+    learn = parts.learn
+    with choose(progress) as shown:
+        shown.start(f"train {projection}", None, "images")
+        uses = layer_uses(examples, learn, about_mean=projection != "none")
+        form, chosen, how = _fitted(examples, learn, uses, projection, far, seed)
+        shown.finish()
+    report = {
+        "head": projection,
+        "task": "match",
+        "n": len(learn),
+        "people": len(form.classes),
+        "left_out": parts.left_out,
+        "without_vectors": examples.without_vectors,
+        "chosen": chosen,
+        **how,
+        "score": {**_scored(form, examples, parts.score, uses, seed), "protocol": parts.protocol},
+        "seconds": time.monotonic() - began,
+    }
+    contents = sorted(examples.items[row].sha256 for row in learn)
+    return Bundle(
+        head=projection,
+        classes=form.classes,
+        layers=uses,
+        recipe=examples.recipe,
+        form=form,
+        trained_on=np.frombuffer(b"".join(contents), dtype=np.uint8).reshape(-1, 32),
+        fitted_on=len(learn),
+        chosen=chosen,
+        report=report,
+    )
+
+
+def _space(store: FeatureStore, space: str | None) -> str:
+    """The fingerprint of the space asked for, or of the only one with vectors that are no detections."""
+    if space is None:
+        found = [s for s in store.spaces if s.layers and s.recipe.backbone != Detector.name]
+        if len(found) == 1:
+            return found[0].fingerprint
+    return store.space(space).fingerprint
+
+
+def _has_face(store: FeatureStore, examples: LabelledVectors) -> np.ndarray:
+    """(n,) bool, whether a face was found in each image; of images that were not aligned all are taken."""
+    if examples.recipe is None or examples.recipe.detection is None:
+        return np.ones(len(examples.items), dtype=bool)
+    found = detections(store, examples.items[0].source, detection=examples.recipe.detection)
+    known = (found.get(item.sha256) for item in examples.items)
+    return np.array([one is not None and one.found != CENTRE_BOX for one in known], dtype=bool)
+
+
+def _fitted(
+    examples: LabelledVectors, rows: np.ndarray, uses: tuple[LayerUse, ...], projection: str, far: float, seed: int
+) -> tuple[MatchingForm, dict[str, Any], dict[str, Any]]:
+    """The calibrated form, what was chosen, and how."""
+    people, width = examples.y[rows], sum(use.width for use in uses)
+    if projection == "none":
+        names = tuple(np.unique(people).tolist())
+        form = MatchingForm(np.zeros(width, np.float32), None, None, names)
+        vectors = form.embed(scale_layers(examples.read(rows), uses))
+        return replace(form, calibration=calibrate(vectors, people, far, seed=seed)), {}, {}
+    from featcache.heads.siamese import SiameseHead
+
+    head = SiameseHead(random_state=seed) if projection == "siamese" else SiameseHead(loss="none", random_state=seed)
+    check_memory(head, projection, len(rows), width, len(np.unique(people)), streaming="Take fewer layers.")
+    head.fit(scale_layers(examples.read(rows), uses), people, examples.units[rows])
+    if head.out_of_fold_ is None:
+        raise UsageError(
+            f"The {len(head.classes_)} people to learn from cannot be dealt into {head.folds} folds that have several "
+            "people and several images of somebody each, as groups tie them together. Use finer groups, or add people."
+        )
+    calibration = calibrate(head.out_of_fold_, people, far, fold=head.fold_, seed=seed)
+    how = {"chosen_by": head.chosen_by_, "held_out_eer": head.held_out_eer_}
+    return replace(head.form(), calibration=calibration), dict(head.chosen_), how
+
+
+def _scored(
+    form: MatchingForm, examples: LabelledVectors, rows: np.ndarray, uses: tuple[LayerUse, ...], seed: int
+) -> dict[str, Any]:
+    """The scores on all pairs of some images, or a sample of them."""
+    assert form.calibration is not None
+    people, stored = examples.y[rows], examples.read(rows)
+    pairs, same = pairs_within(people, PAIRS, seed)
+    X = scale_layers(stored, uses)
+    scores = cosine_scores(form.embed(X), pairs)
+    curve = roc(scores, same)
+    point = curve.at_threshold(form.calibration.threshold)
+    return {
+        "eer": curve.eer(),
+        "auc": curve.auc(),
+        "cllr": cllr(form.calibration.llr(scores), same),
+        "minimal_cllr": minimal_cllr(scores, same),
+        **_rates(point),
+        "far_target": form.calibration.far,
+        "eer_without": roc(cosine_scores(X, pairs), same).eer(),
+        "people": len(np.unique(people)),
+        "images": len(rows),
+        "pairs": len(pairs),
+    }
+
+
+def _rates(point: OperatingPoint) -> dict[str, dict[str, float]]:
+    return {
+        name: {"value": rate.value, "low": rate.low, "high": rate.high}
+        for name, rate in (("tar", point.tar), ("far", point.far))
+    }

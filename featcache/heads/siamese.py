@@ -1,0 +1,262 @@
+"""A siamese head: one linear projection for both images, under which a cosine tells who is alike.
+
+The projection starts as linear discriminant analysis (`featcache.heads.discriminant`) and is trained from there in
+PyTorch on batches of some identities with some images each. What keeps it from learning the people by heart, of
+whom there are few and who are told apart wholly in so many dimensions, is noise: to the whitened coordinates, in
+which images of one identity vary by 1 in each direction, a Gaussian of a multiple of that is added at each step
+(Bishop 1995 shows what penalty this amounts to).
+
+All that is chosen, the shrinkage, the noise and the number of steps, is chosen by people who were held out:
+identities are dealt into folds, and what has the least mean equal error rate on the pairs within the held-out fold is
+kept. No steps at all is among the choices, so by that measure the projection is never worse than where it started.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils.validation import check_is_fitted
+
+from featcache.errors import UnknownNameError, UsageError
+from featcache.evaluation import identity_splits
+from featcache.evaluation.identity_pairs import pairs_within
+from featcache.evaluation.pair_metrics import cosine_scores, roc
+from featcache.heads.discriminant import Scatter, Whitened, scatter_of, whiten
+from featcache.heads.matching_form import MatchingForm
+from featcache.heads.neighbours import normalised
+from featcache.heads.validation import to_answer, to_fit
+
+LOSSES = ("cosine_margin", "contrastive", "triplet", "none")
+_FEWEST_IDENTITIES = 3
+_SHRINKAGES = (0.5, 0.75)
+_PAIRS = 50_000
+_FEW_ROWS = 2048
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """What one fold leaves over to learn from, and the pairs within it to choose by.
+
+    Attributes:
+        scatter: of the rows that were not held out.
+        rows: (m,) numbers of those that were.
+        X: (m, d) their vectors.
+        pairs, same: (p, 2) places in *rows*, and (p,) bool, which pairs show one identity.
+    """
+
+    scatter: Scatter
+    rows: np.ndarray
+    X: np.ndarray
+    pairs: np.ndarray
+    same: np.ndarray
+
+    def error(self, embedded: np.ndarray) -> float:
+        """The equal error rate of (m, p) vectors."""
+        if len(embedded) > _FEW_ROWS:
+            return roc(cosine_scores(embedded, self.pairs), self.same).eer()
+        unit = normalised(embedded)
+        return roc((unit @ unit.T)[self.pairs[:, 0], self.pairs[:, 1]], self.same).eer()
+
+
+class SiameseHead(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    """A projection that is learned from some identities, to compare images of others.
+
+    Args:
+        dimensions: at most so many; there are always fewer than identities.
+        loss: ``cosine_margin``, ``contrastive`` or ``triplet``, see `featcache.heads.metric_losses`; ``none`` leaves
+            the projection at linear discriminant analysis.
+        shrinkage: of the covariance within identities, from 0 to 1; None to choose among Ledoit and Wolf's and
+            two others.
+        noise: standard deviations of the noise to choose from, in units of the deviation within identities.
+        steps: at most so many steps of training.
+        folds: how many folds of identities to choose by. Where there are fewer than twice as many identities with
+            two images, none are held out, and then Ledoit and Wolf's shrinkage is taken and nothing is trained.
+        random_state: of the folds, the batches and the noise.
+
+    Attributes:
+        classes_: (k,) identities.
+        mean_: (d,) float32.
+        projection_: (p, d) float32.
+        chosen_: ``{"shrinkage", "noise", "steps"}``; noise is None where no step was taken.
+        chosen_by_: how, in words.
+        held_out_eer_: ``{"initial", "chosen"}``, mean equal error rates within the held-out folds; None where none
+            were held out.
+        fold_: (n,) int64, the fold that each row was held out in; None where none were.
+        out_of_fold_: (n, p') float32, each row projected by what was learned without its fold, of length 1; only
+            rows of one fold can be compared. None where none were held out.
+    """
+
+    def __init__(
+        self,
+        dimensions: int = 128,
+        loss: str = "cosine_margin",
+        shrinkage: float | None = None,
+        noise: tuple[float, ...] = (3.0, 1.0),
+        steps: int = 240,
+        folds: int = 4,
+        random_state: int = 0,
+    ) -> None:
+        self.dimensions = dimensions
+        self.loss = loss
+        self.shrinkage = shrinkage
+        self.noise = noise
+        self.steps = steps
+        self.folds = folds
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any, groups: Any = None) -> SiameseHead:
+        """Fit.
+
+        Args:
+            X: (n, d) vectors.
+            y: (n,) identities.
+            groups: (n,) identities that have images in one group are held out together.
+
+        Raises:
+            UsageError: a value is not finite (the row is named), there are fewer than three identities, none has two
+                images, or a parameter is out of range.
+        """
+        self._check_parameters()
+        X, self.classes_, numbers, groups = to_fit(self, X, y, groups)
+        _check_identities(numbers)
+        scatter = scatter_of(X, numbers)
+        trials = self._trials(X, numbers, groups)
+        shrinkage = self._shrinkage(scatter, trials)
+        start = whiten(scatter, shrinkage, self.dimensions)
+        noise, steps = self._trained_out_of_fold(trials, shrinkage, len(X))
+        weight = start.discriminants if noise is None else self._weights(start, noise)[steps]
+        self.mean_ = scatter.mean.astype(np.float32)
+        self.projection_ = start.unfolded(weight)
+        self.chosen_ = {"shrinkage": shrinkage, "noise": noise, "steps": steps}
+        self.chosen_by_ = (
+            f"the equal error rate on held-out identities, {len(trials)} folds"
+            if trials
+            else f"nothing, as fewer than {2 * self.folds} identities have two images"
+        )
+        return self
+
+    def transform(self, X: Any) -> np.ndarray:
+        """(n, d) vectors projected: (n, p) float32 of length 1.
+
+        Raises:
+            UsageError: a value is not finite; the message names the row.
+        """
+        check_is_fitted(self)
+        return self.form().embed(to_answer(self, X))
+
+    def form(self) -> MatchingForm:
+        """What can be saved; without a calibration."""
+        check_is_fitted(self)
+        return MatchingForm(self.mean_, self.projection_, None, tuple(str(name) for name in self.classes_))
+
+    def memory_needed(self, n: int, d: int, k: int) -> int:
+        """Bytes that a fit on n vectors of d numbers takes at most; k, the identities, hardly matter."""
+        r = min(n, d)
+        # In float64: the vectors, their residuals, a basis, and most of them again for each fold.
+        return 8 * (n + r) * d * (4 + self.folds) + 8 * r * r * (4 + self.folds)
+
+    def _trials(self, X: np.ndarray, numbers: np.ndarray, groups: np.ndarray) -> list[_Trial]:
+        """The folds; none where identities are too few."""
+        self.fold_ = None
+        if int((np.bincount(numbers) > 1).sum()) < 2 * self.folds:
+            return []
+        fold = identity_splits.folds(numbers, self.folds, self.random_state, groups)
+        trials = []
+        for held in range(self.folds):
+            rows = np.flatnonzero(fold == held)
+            pairs, same = pairs_within(numbers[rows], _PAIRS, self.random_state)
+            learned = np.unique(numbers[fold != held], return_inverse=True)[1]
+            if not same.any() or same.all() or not _can_learn(learned):
+                return []
+            trials.append(_Trial(scatter_of(X[fold != held], learned), rows, X[rows], pairs, same))
+        self.fold_ = fold
+        return trials
+
+    def _shrinkage(self, scatter: Scatter, trials: list[_Trial]) -> float:
+        """The shrinkage whose discriminants have the least error on the held-out folds."""
+        if self.shrinkage is not None or not trials:
+            return scatter.ledoit_wolf if self.shrinkage is None else float(self.shrinkage)
+        candidates = (scatter.ledoit_wolf, *_SHRINKAGES)
+        errors = [
+            [trial.error(_initial(whiten(trial.scatter, a, self.dimensions), trial.X)) for a in candidates]
+            for trial in trials
+        ]
+        return candidates[int(np.argmin(np.mean(errors, axis=0)))]
+
+    def _trained_out_of_fold(self, trials: list[_Trial], shrinkage: float, n: int) -> tuple[float | None, int]:
+        """The noise and the steps with the least error on the held-out folds; tells what they make of these."""
+        self.held_out_eer_ = self.out_of_fold_ = None
+        if not trials:
+            return None, 0
+        choices: list[tuple[float | None, int]] = [(None, 0)]
+        errors, projected = [], []
+        for trial in trials:
+            start = whiten(trial.scatter, shrinkage, self.dimensions)
+            points = start.coordinates(trial.X)
+            weights: dict[tuple[float | None, int], np.ndarray] = {(None, 0): start.discriminants}
+            if self.loss != "none":
+                for noise in self.noise:
+                    weights |= {(noise, step): weight for step, weight in self._weights(start, noise).items()}
+            choices = list(weights)
+            errors.append([trial.error(points @ weight.T) for weight in weights.values()])
+            projected.append((points, weights))
+        means = np.mean(errors, axis=0)
+        chosen = choices[int(np.argmin(means))]
+        self.held_out_eer_ = {"initial": float(means[0]), "chosen": float(means.min())}
+        width = max(weights[chosen].shape[0] for _, weights in projected)
+        self.out_of_fold_ = np.zeros((n, width), dtype=np.float32)
+        for trial, (points, weights) in zip(trials, projected, strict=True):
+            embedded = normalised(points @ weights[chosen].T)
+            self.out_of_fold_[trial.rows, : embedded.shape[1]] = embedded
+        return chosen
+
+    def _weights(self, start: Whitened, noise: float) -> dict[int, np.ndarray]:
+        """The weights (p, r) after some numbers of steps."""
+        from featcache.heads.projection_training import EVERY, one_torch_thread, trained
+
+        with one_torch_thread():
+            found = trained(
+                start.rows,
+                start.scatter.numbers,
+                start.discriminants,
+                loss=self.loss,
+                noise=noise,
+                steps=self.steps,
+                seed=self.random_state,
+            )
+            return {min(i * EVERY, self.steps): weight for i, weight in enumerate(found, start=1)}
+
+    def _check_parameters(self) -> None:
+        if self.loss not in LOSSES:
+            raise UnknownNameError.among("loss", self.loss, LOSSES)
+        for name, value, holds, asked in (
+            ("dimensions", self.dimensions, self.dimensions >= 2, "at least 2"),
+            ("steps", self.steps, self.steps >= 1, "at least 1"),
+            ("folds", self.folds, self.folds >= 2, "at least 2"),
+            ("noise", self.noise, len(self.noise) > 0 and min(self.noise) >= 0, "one or more numbers of at least 0"),
+            ("shrinkage", self.shrinkage, self.shrinkage is None or 0 <= self.shrinkage <= 1, "from 0 to 1"),
+        ):
+            if not holds:
+                raise UsageError(f"The parameter {name} of the head is {value!r}; it must be {asked}.")
+
+
+def _initial(start: Whitened, X: np.ndarray) -> np.ndarray:
+    return np.asarray(start.coordinates(X) @ start.discriminants.T)
+
+
+def _can_learn(numbers: np.ndarray) -> bool:
+    counts = np.bincount(numbers)
+    return len(counts) >= _FEWEST_IDENTITIES and bool((counts > 1).any())
+
+
+def _check_identities(numbers: np.ndarray) -> None:
+    if _can_learn(numbers):
+        return
+    counts = np.bincount(numbers)
+    raise UsageError(
+        f"There are {len(counts)} identities, {int((counts > 1).sum())} of them with two images or more. A projection "
+        f"is learned from {_FEWEST_IDENTITIES} identities or more, some with several images: give more."
+    )
