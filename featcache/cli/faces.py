@@ -221,7 +221,23 @@ def _show_extract(report: FacesReport) -> None:
 
 
 def _show_train(report: dict[str, Any]) -> None:
-    raise NotImplementedError
+    score = report["score"]
+    screen.say(f"Head: {report['head']}, from {report['n']:,} images of {report['people']:,} people")
+    left_out = {name.replace("_", " "): n for name, n in report["left_out"].items() if n}
+    if left_out:
+        screen.say("  left out: " + ", ".join(f"{n:,} {name}" for name, n in left_out.items()))
+    screen.say(f"On {score['protocol']}, {score['pairs']:,} pairs:")
+    without = "" if report["head"] == "none" else f" (without the projection {screen.percent(score['eer_without'])})"
+    screen.say(f"  equal error rate {screen.percent(score['eer'])}{without}, AUC {score['auc']:.4f}")
+    far, tar = score["far"], score["tar"]
+    screen.say(
+        f"  threshold set for FAR {score['far_target']:g}: FAR {far['value']:.2g} ({far['low']:.2g} – {far['high']:.2g}),"
+        f" TAR {screen.percent(tar['value'])}"
+    )
+    screen.say(f"  Cllr {score['cllr']:.3f} bit, at best {score['minimal_cllr']:.3f} with these scores")
+    screen.say(f"Took {screen.span(report['seconds'])}")
+    screen.say(f"Saved: {report['path']}")
+    screen.say(f"Next:  {screen.command('featcache', 'faces', 'verify', 'A', 'B', '--head', report['path'])}")
 
 
 def _show_verify(match: Match) -> None:

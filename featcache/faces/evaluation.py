@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from featcache.bundle import Bundle
-from featcache.errors import UnknownNameError, UsageError
+from featcache.errors import UsageError
 from featcache.evaluation.figures import check_png
 from featcache.evaluation.pair_metrics import OperatingPoint, Roc, cllr, cosine_scores, minimal_cllr, roc
 from featcache.evaluation.roc_figure import draw_roc
-from featcache.faces.aligned import MIRRORED
+from featcache.faces.aligned import MIRRORED, preferred_layer
 from featcache.faces.detection import CENTRE_BOX, FIRST_PASS, SECOND_PASS
 from featcache.faces.pair_drawing import draw_pairs
 from featcache.faces.pairs import Pairs, read_pairs
@@ -132,7 +132,7 @@ def evaluate(
     chosen = opened.space(space)
     if bundle is not None:
         bundle.require(chosen.recipe)
-    names = [layer or _preferred(list(chosen.layers))] if bundle is None else [use.name for use in bundle.layers]
+    names = [layer or preferred_layer(chosen.layers)] if bundle is None else [use.name for use in bundle.layers]
     rows = ItemRows.of(opened, names, source=source, space=chosen.fingerprint)
     items = opened.items(source=source)
     drawn, protocol = _pairs(pairs, items, {item.uri for item in rows.items}, seed)
@@ -187,14 +187,6 @@ def evaluate(
     if figure is not None:
         draw_roc(curve, figure, curve.at_far(curve.eer()) if at is None else at.point)
     return report
-
-
-def _preferred(layers: Sequence[str]) -> str:
-    """The layer that is compared where none is named."""
-    for name in (MIRRORED, "pooled"):
-        if name in layers:
-            return name
-    raise UnknownNameError.among("stored layer", "pooled", layers, "Name one of those that are stored.")
 
 
 def _pairs(pairs: str | Path | None, items: Sequence[Item], usable: set[str], seed: int) -> tuple[Pairs, str]:

@@ -19,8 +19,9 @@ from featcache.bundle import Bundle, LayerUse, scale_layers
 from featcache.errors import UnknownNameError, UsageError
 from featcache.evaluation.identity_pairs import pairs_within
 from featcache.evaluation.pair_metrics import OperatingPoint, cllr, cosine_scores, minimal_cllr, roc
+from featcache.faces.aligned import preferred_layer
 from featcache.faces.calibrate import PAIRS, calibrate
-from featcache.faces.detection import CENTRE_BOX, Detector
+from featcache.faces.detection import CENTRE_BOX
 from featcache.faces.people import sides
 from featcache.faces.stored_detections import detections
 from featcache.fitting import layer_uses
@@ -36,7 +37,7 @@ PROJECTIONS = ("siamese", "lda", "none")
 def train(
     store: str | Path | FeatureStore,
     *,
-    projection: str = "siamese",
+    projection: str = "none",
     far: float = 1e-2,
     layers: str | Sequence[str] | None = None,
     source: str | None = None,
@@ -52,11 +53,12 @@ def train(
 
     Args:
         store: a store or its path.
-        projection: ``siamese`` (`featcache.heads.siamese`); ``lda``, where that starts from; ``none`` to calibrate
-            the cosines of the vectors as they are.
+        projection: ``none`` to calibrate the cosines of the vectors as they are, right for a network that was made to
+            match; ``siamese`` (`featcache.heads.siamese`) for others; ``lda``, where that starts from.
         far: the false accept rate that the threshold is for, between 0 and 1.
         layers: which stored layers; several are concatenated, each divided by its root mean square on the images
-            learned from, taken about the mean where there is a projection. ``pooled`` by default.
+            learned from, taken about the mean where there is a projection. By default ``mirrored`` where it is stored,
+            else ``pooled``.
         source: which source, where the store has several.
         space: which space; by default the only one that holds no detections.
         split: learn from this split; ``train`` by default where the source has splits.
@@ -80,7 +82,10 @@ def train(
     if not 0 < far < 1:
         raise UsageError(f"A false accept rate lies between 0 and 1, as 0.01 does; {far} does not.")
     opened = store if isinstance(store, FeatureStore) else FeatureStore.open(store)
-    examples = LabelledVectors.from_store(opened, layers, source=source, space=_space(opened, space))
+    chosen_space = opened.space(space)
+    if layers is None:
+        layers = preferred_layer(chosen_space.layers)
+    examples = LabelledVectors.from_store(opened, layers, source=source, space=chosen_space.fingerprint)
     parts = sides(examples, _has_face(opened, examples), split, seed)
     learn = parts.learn
     with choose(progress) as shown:
@@ -112,15 +117,6 @@ def train(
         chosen=chosen,
         report=report,
     )
-
-
-def _space(store: FeatureStore, space: str | None) -> str:
-    """The fingerprint of the space asked for, or of the only one with vectors that are no detections."""
-    if space is None:
-        found = [s for s in store.spaces if s.layers and s.recipe.backbone != Detector.name]
-        if len(found) == 1:
-            return found[0].fingerprint
-    return store.space(space).fingerprint
 
 
 def _has_face(store: FeatureStore, examples: LabelledVectors) -> np.ndarray:
