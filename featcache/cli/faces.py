@@ -231,8 +231,8 @@ def _show_train(report: dict[str, Any]) -> None:
     screen.say(f"  equal error rate {screen.percent(score['eer'])}{without}, AUC {score['auc']:.4f}")
     far, tar = score["far"], score["tar"]
     screen.say(
-        f"  threshold set for FAR {score['far_target']:g}: FAR {far['value']:.2g} ({far['low']:.2g} – {far['high']:.2g}),"
-        f" TAR {screen.percent(tar['value'])}"
+        f"  threshold set for FAR {score['far_target']:g}: FAR {far['value']:.3g}"
+        f" ({far['low']:.2g} – {far['high']:.2g}), TAR {screen.percent(tar['value'])}"
     )
     screen.say(f"  Cllr {score['cllr']:.3f} bit, at best {score['minimal_cllr']:.3f} with these scores")
     screen.say(f"Took {screen.span(report['seconds'])}")

@@ -108,7 +108,8 @@ def evaluate(
     Args:
         store: a store or its path.
         pairs: a list in LFW's format (`featcache.faces.pairs`). Without one, pairs are drawn in folds that share no
-            person: ten of 300 of each kind, or fewer where there are not enough people or images.
+            person: ten of 300 of each kind, or fewer where there are not enough people or images; with a head, of people
+            that it was not trained on.
         head: a head that `featcache.faces.train` made on other people; without one, cosines of the stored vectors.
         layer: without a head, whose vectors are compared; by default ``mirrored`` where it is stored, else
             ``pooled``. The store's other layers of these faces are scored too.
@@ -135,7 +136,8 @@ def evaluate(
     names = [layer or preferred_layer(chosen.layers)] if bundle is None else [use.name for use in bundle.layers]
     rows = ItemRows.of(opened, names, source=source, space=chosen.fingerprint)
     items = opened.items(source=source)
-    drawn, protocol = _pairs(pairs, items, {item.uri for item in rows.items}, seed)
+    known = set() if bundle is None else set(bundle.classes)
+    drawn, protocol = _pairs(pairs, items, {item.uri for item in rows.items}, known, seed)
     images = np.unique(drawn.images)
     if bundle is not None:
         _refuse_known_people(bundle, {label for i in images if (label := items[i].label) is not None})
@@ -189,11 +191,13 @@ def evaluate(
     return report
 
 
-def _pairs(pairs: str | Path | None, items: Sequence[Item], usable: set[str], seed: int) -> tuple[Pairs, str]:
-    """The pairs as places in *items*, and where they come from."""
+def _pairs(
+    pairs: str | Path | None, items: Sequence[Item], usable: set[str], known: set[str], seed: int
+) -> tuple[Pairs, str]:
+    """The pairs as places in *items*, and where they come from; of *known* people none are drawn."""
     if pairs is not None:
         return read_pairs(pairs, [item.uri for item in items]), f"the pairs of {pairs}"
-    labels = [item.label if item.uri in usable else None for item in items]
+    labels = [item.label if item.uri in usable and item.label not in known else None for item in items]
     contents = [item.sha256 for item in items]
     each, folds = EACH, FOLDS
     people = len(set(labels) - {None})
@@ -202,7 +206,7 @@ def _pairs(pairs: str | Path | None, items: Sequence[Item], usable: set[str], se
         if folds < 2:
             raise UsageError(
                 f"Pairs are drawn in folds of two people or more, of which there must be two; there are {people} "
-                "people with vectors. Add people, or give a list of pairs."
+                f"people with vectors{' whom the head does not know' if known else ''}. Add people, or give a list of pairs."
             )
     while True:
         try:
