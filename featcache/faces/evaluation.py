@@ -108,8 +108,8 @@ def evaluate(
     Args:
         store: a store or its path.
         pairs: a list in LFW's format (`featcache.faces.pairs`). Without one, pairs are drawn in folds that share no
-            person: ten of 300 of each kind, or fewer where there are not enough people or images; with a head, of people
-            that it was not trained on.
+            person: ten of 300 of each kind, or fewer where there are not enough people or images; with a head, of
+            people that it was not trained on.
         head: a head that `featcache.faces.train` made on other people; without one, cosines of the stored vectors.
         layer: without a head, whose vectors are compared; by default ``mirrored`` where it is stored, else
             ``pooled``. The store's other layers of these faces are scored too.
@@ -206,7 +206,7 @@ def _pairs(
         if folds < 2:
             raise UsageError(
                 f"Pairs are drawn in folds of two people or more, of which there must be two; there are {people} "
-                f"people with vectors{' whom the head does not know' if known else ''}. Add people, or give a list of pairs."
+                f"people with vectors{' whom the head does not know' if known else ''}. Add people, or give a list."
             )
     while True:
         try:
