@@ -48,26 +48,24 @@ def aligned_chip(image: Image, landmarks: np.ndarray) -> Image:
         MissingExtraError: dlib is not installed.
     """
     dlib = dlib_library()
-    chip = _details(dlib, landmarks)
+    shape = dlib.chip_dims(SIDE, SIDE)
+    # The least-squares similarity between the landmarks and the mean face, after S. Umeyama (IEEE Transactions on
+    # Pattern Analysis and Machine Intelligence 13, 1991, 376-380).
+    chip = dlib.chip_details(_points(dlib, _WHERE), _points(dlib, landmarks), shape)
+    rect, angle = chip.rect, chip.angle
     # Only this part of a large image becomes an array. It holds all that dlib's image pyramid looks at, whose levels
     # begin at the same pixels.
-    reach = 0.75 * chip.rect.width() + 4 * chip.rect.width() / SIDE + 8
-    centre = chip.rect.center()
+    reach = 0.75 * rect.width() + 4 * rect.width() / SIDE + 8
+    centre = rect.center()
     left, right = _within(centre.x - reach, centre.x + reach, image.width)
     top, bottom = _within(centre.y - reach, centre.y + reach, image.height)
     part = np.asarray(image.crop((left, top, right, bottom)))
-    moved = _details(dlib, landmarks - np.array([left, top]))
-    return pil.fromarray(dlib.extract_image_chip(part, moved))
-
-
-def _details(dlib: Any, landmarks: np.ndarray) -> Any:
-    """The place, scale and angle of the chip: the least-squares similarity between the landmarks and the mean face,
-    after S. Umeyama (IEEE Transactions on Pattern Analysis and Machine Intelligence 13, 1991, 376-380)."""
-    return dlib.chip_details(_points(dlib, _WHERE), _points(dlib, landmarks), dlib.chip_dims(SIDE, SIDE))
+    moved = dlib.drectangle(rect.left() - left, rect.top() - top, rect.right() - left, rect.bottom() - top)
+    return pil.fromarray(dlib.extract_image_chip(part, dlib.chip_details(moved, shape, angle)))
 
 
 def _points(dlib: Any, places: np.ndarray) -> Any:
-    return dlib.dpoints([dlib.dpoint(float(x), float(y)) for x, y in places])
+    return dlib.dpoints([dlib.dpoint(x, y) for x, y in places.tolist()])
 
 
 def _within(low: float, high: float, side: int) -> tuple[int, int]:

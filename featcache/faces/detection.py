@@ -18,19 +18,17 @@ J. Sullivan, "One Millisecond Face Alignment with an Ensemble of Regression Tree
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image as pil
 
 from featcache.backbones import Layer
-from featcache.backbones.dlib_files import FIVE_LANDMARKS, installed_path, published_bytes
+from featcache.backbones.dlib_files import FIVE_LANDMARKS, installed_path
 from featcache.errors import UnknownNameError
-from featcache.faces.dlib_library import dlib_library
+from featcache.faces.dlib_library import dlib_library, face_detector, landmark_predictor
 from featcache.recipe import CustomTransform, PixelPath, Recipe
 
 if TYPE_CHECKING:
@@ -107,10 +105,7 @@ class Detector:
 
     def __init__(self) -> None:
         self._dlib = dlib_library()
-        self._file = installed_path(FIVE_LANDMARKS)
-        self._loading = threading.Lock()
-        self._landmarks: Any = None
-        self._idle: list[Any] = []
+        installed_path(FIVE_LANDMARKS)  # so that what is missing is said at once
 
     @property
     def recipe(self) -> Recipe:
@@ -136,10 +131,7 @@ class Detector:
         Raises:
             WeightsError: its file is not the published one.
         """
-        with self._loading:
-            if self._landmarks is None:
-                published_bytes(FIVE_LANDMARKS, self._file)
-                self._landmarks = self._dlib.shape_predictor(str(self._file))
+        landmark_predictor()
 
     def prepare(self, image: Image, sha256: bytes | None = None) -> np.ndarray:
         """The row of an image, (17,) float32. All the work is done here, since many threads do it at once."""
@@ -151,7 +143,6 @@ class Detector:
 
     def detect(self, image: Image) -> Detection:
         """Find the face of an upright RGB picture."""
-        self.load()
         seen, scale = _bounded(image)
         pixels = np.asarray(seen)
         found, faces = self._faces(pixels)
@@ -159,7 +150,7 @@ class Detector:
             box, confidence = max(faces, key=lambda face: (prominence(face[0], seen.size), face[1], face[0]))
         else:
             box, confidence = _centre(*seen.size), 0.0
-        points = self._landmarks(pixels, self._dlib.rectangle(*box)).parts()
+        points = landmark_predictor()(pixels, self._dlib.rectangle(*box)).parts()
         landmarks = _scaled_back(np.array([(point.x, point.y) for point in points], np.float64), scale)
         (left, top), (right, bottom) = _scaled_back(np.array(box, np.float64).reshape(2, 2), scale).tolist()
         return Detection(found, len(faces), confidence, (left, top, right, bottom), landmarks.astype(np.float32))
@@ -167,24 +158,12 @@ class Detector:
     def _faces(self, pixels: np.ndarray) -> tuple[int, list[tuple[tuple[int, int, int, int], float]]]:
         """By which pass faces were found in (h, w, 3) uint8, and all of them: box and score."""
         for found, enlarged in ((FIRST_PASS, 0), (SECOND_PASS, 1)):
-            with self._hog() as hog:
+            with face_detector() as hog:
                 boxes, scores, _ = hog.run(pixels, enlarged, 0.0)
             if boxes:
                 sides = [(box.left(), box.top(), box.right(), box.bottom()) for box in boxes]
                 return found, list(zip(sides, map(float, scores), strict=True))
         return CENTRE_BOX, []
-
-    @contextmanager
-    def _hog(self) -> Iterator[Any]:
-        # One that two threads use at once gives wrong boxes and says nothing. Each is made once, in 0.3 seconds.
-        try:
-            hog = self._idle.pop()
-        except IndexError:
-            hog = self._dlib.get_frontal_face_detector()
-        try:
-            yield hog
-        finally:
-            self._idle.append(hog)
 
 
 def prominence(box: tuple[float, float, float, float], size: tuple[int, int]) -> float:
