@@ -53,7 +53,7 @@ def test_faces_of_photographs_and_dlibs_chips_of_them(detector: Detector, pictur
 def test_threads_find_the_same_in_photographs(detector: Detector, pictures: list[Image.Image]) -> None:
     alone = [detector.prepare(picture) for picture in pictures]
     with ThreadPoolExecutor(4) as pool:
-        np.testing.assert_array_equal(list(pool.map(detector.prepare, pictures * 4)), alone * 4)
+        np.testing.assert_array_equal(list(pool.map(detector.prepare, pictures * 2)), alone * 2)
 
 
 def test_an_enlarged_photograph_shows_the_same_face(detector: Detector, pictures: list[Image.Image]) -> None:
