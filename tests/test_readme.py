@@ -7,11 +7,17 @@ import shlex
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from typer.main import get_command
 
 from featcache.cli import main
 from featcache.cli.app import app
+from featcache.faces.pair_drawing import draw_pairs
+from featcache.faces.pairs import write_pairs
+
+from .faces.drawing import draw_face
 
 ROOT = Path(__file__).parent.parent
 PAGES = ("README.md", "CONTRIBUTING.md", "data/README.md")
@@ -37,11 +43,35 @@ def desk(photos, monkeypatch):
 
 
 def test_the_commands_run_in_order(desk, capsys):
-    assert len(COMMANDS) > 8
-    for line in COMMANDS:
+    lines = [line for line in COMMANDS if not line.startswith("featcache faces")]
+    assert len(lines) > 8
+    for line in lines:
         assert main(shlex.split(line, comments=True)[1:]) == 0, (line, capsys.readouterr().err)
     made = {"pets.fcache", "pets.fch", "pets-torch.fch", "pets-best.fch", "pets-cv.fch", "answers.csv", "pets.h5"}
     assert made <= {path.name for path in desk.iterdir()}
+
+
+def test_the_commands_on_faces_run_in_order(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for person in range(24):
+        (tmp_path / "people" / f"p{person:02}").mkdir(parents=True)
+        skin, around = (tuple(int(v) for v in rng.integers(60, 230, 3)) for _ in range(2))
+        for number in range(4):
+            face = draw_face(int(rng.integers(150, 200)), skin=skin, around=around, turned=float(rng.normal(0, 3)))
+            face.save(tmp_path / "people" / f"p{person:02}" / f"p{person:02}_{number + 1:04}.png")
+    uris = sorted(path.relative_to("people").as_posix() for path in Path("people").rglob("*.png"))
+    labels = [uri.split("/")[0] for uri in uris]
+    write_pairs("pairs.txt", draw_pairs(labels, each=3), uris, labels)
+    for name, uri in (("a.jpg", uris[0]), ("b.jpg", uris[1])):
+        Image.open(Path("people") / uri).save(name)
+    lines = [line for line in COMMANDS if line.startswith("featcache faces")]
+    assert len(lines) >= 4
+    for line in lines:
+        assert main(shlex.split(line, comments=True)[1:]) == 0, (line, capsys.readouterr().err)
+    said = capsys.readouterr().out
+    assert "Decision" in said
+    assert {"people.fcache", "people.fch", "roc.png"} <= {path.name for path in tmp_path.iterdir()}
 
 
 def test_the_python_runs(desk):
@@ -55,8 +85,11 @@ def test_the_python_runs(desk):
 @pytest.mark.parametrize("page", PAGES)
 def test_every_option_named_exists(page):
     """Also those in running text, such as `extract --strict` or a lone `--refit-all`."""
-    verbs = get_command(app).commands
-    options = {name: {o for p in verb.params for o in p.opts} for name, verb in verbs.items()}
+    top = get_command(app).commands
+    verbs = top | {name: verb for group in top.values() for name, verb in getattr(group, "commands", {}).items()}
+    options: dict[str, set[str]] = {}
+    for name, verb in [*top.items(), *(pair for g in top.values() for pair in getattr(g, "commands", {}).items())]:
+        options.setdefault(name, set()).update(o for p in verb.params for o in p.opts)
     everything = set().union(*options.values()) | {"--help", "--version"}
     text = (ROOT / page).read_text(encoding="utf-8")
     for code in re.findall(r"`([^`\n]+)`", text) + [line for b in blocks("bash", text) for line in b.splitlines()]:
@@ -64,7 +97,7 @@ def test_every_option_named_exists(page):
             continue
         words = [word.split("=")[0] for word in code.split("#")[0].split()]
         named = {word for word in words if re.fullmatch(r"--?[a-z][a-z-]*", word)}
-        verb = next((word for word in words if word in verbs), None)
+        verb = next((word for word in words if word in verbs and word != "faces"), None)
         known = options[verb] | {"--help"} if verb else everything
         assert named <= known, f"{page} names {sorted(named - known)} in `{code}`"
         if words[:1] == ["featcache"] and len(words) > 1:

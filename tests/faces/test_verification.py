@@ -1,0 +1,116 @@
+"""`faces.verify`: two images, and what is known of them."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import featcache as fc
+from featcache import faces
+from featcache.backbones import Backbone, tiny_backbone
+from featcache.bundle import Bundle
+from featcache.errors import UnusableImageError, UsageError
+
+from .drawing import beside, draw_face
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    return tiny_backbone()
+
+
+@pytest.fixture(scope="module")
+def things(tmp_path_factory: pytest.TempPathFactory, backbone: Backbone) -> tuple[Path, Bundle]:
+    """Pictures of 24 things of one colour each, and a head that was calibrated on them as whole pictures."""
+    root = tmp_path_factory.mktemp("things") / "things"
+    rng = np.random.default_rng(0)
+    for thing in range(24):
+        (root / f"thing-{thing:02}").mkdir(parents=True)
+        colour = rng.integers(0, 256, 3)
+        for number in range(4):
+            pixels = np.clip(colour + rng.normal(0, 25, (40, 40, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(root / f"thing-{thing:02}" / f"{number}.png")
+    fc.extract(root, root.parent / "s.fcache", backbone=backbone, progress=False)
+    return root, faces.train(root.parent / "s.fcache", far=0.05, progress=False)
+
+
+def test_without_a_head_nothing_is_decided():
+    match = faces.verify(draw_face(180), draw_face(180))
+    assert match.distance == pytest.approx(0, abs=1e-6)
+    assert (match.calibrated, match.decision, match.probability, match.far_target) == (False, None, None, None)
+    other = faces.verify(draw_face(180), draw_face(190, skin=(120, 80, 60)))
+    assert other.distance > match.distance
+
+
+def test_how_the_faces_were_found_is_told():
+    match = faces.verify(draw_face(80), beside(draw_face(150), draw_face(200)))
+    assert (match.second_pass, match.several_faces) == (1, 1)
+
+
+def test_with_a_head_the_answer_is_calibrated(things, backbone):
+    root, head = things
+    a, b = (root / "thing-03" / f"{number}.png" for number in (0, 1))
+    match = faces.verify(a, b, head=head, backbone=backbone, prior=0.2)
+    inputs = np.stack([backbone.prepare(Image.open(path).convert("RGB")) for path in (a, b)])
+    layers = backbone.resolve_layers(["pooled"])
+    one, two = backbone.forward(inputs, layers)["pooled"].astype(np.float64)
+    score = one @ two / np.sqrt((one @ one) * (two @ two))
+    calibration = head.matching.calibration
+    assert match.distance == pytest.approx(1 - score, abs=1e-6)
+    # These scores lie so near to each other that the slope is steep: the odds follow from the distance itself.
+    odds = math.exp(calibration.slope * (1 - match.distance) + calibration.offset) * 0.2 / 0.8
+    assert match.probability == pytest.approx(odds / (1 + odds), rel=1e-9)
+    assert match.decision == (score >= calibration.threshold)
+    assert (match.calibrated, match.prior, match.far_target) == (True, 0.2, 0.05)
+    assert match.threshold == pytest.approx(1 - calibration.threshold)
+
+
+def test_a_saved_head_answers_the_same(things, backbone, tmp_path):
+    root, head = things
+    head.save(tmp_path / "h.fch")
+    a, b = root / "thing-00" / "0.png", root / "thing-09" / "0.png"
+    assert faces.verify(a, b, head=tmp_path / "h.fch", backbone=backbone) == faces.verify(
+        a, b, head=head, backbone=backbone
+    )
+
+
+def test_a_higher_prior_is_a_higher_probability(things, backbone):
+    root, head = things
+    pair = root / "thing-00" / "0.png", root / "thing-01" / "0.png"
+    found = [faces.verify(*pair, head=head, backbone=backbone, prior=prior).probability for prior in (0.01, 0.5, 0.99)]
+    assert found == sorted(found)
+    assert found[0] < found[2]
+
+
+def test_a_picture_without_a_face_is_named(tmp_path):
+    Image.new("RGB", (90, 80), (10, 200, 30)).save(tmp_path / "green.png")
+    draw_face(160).save(tmp_path / "face.png")
+    with pytest.raises(UnusableImageError, match=r"green\.png.*no face"):
+        faces.verify(tmp_path / "face.png", tmp_path / "green.png")
+
+
+@pytest.mark.parametrize("prior", [0.0, 1.0, -1.0, math.nan])
+def test_a_prior_lies_between_0_and_1(prior: float):
+    with pytest.raises(UsageError, match="prior"):
+        faces.verify(draw_face(), draw_face(), prior=prior)
+
+
+def test_a_head_that_names_labels_is_refused(things, backbone):
+    root, _ = things
+    labels = fc.train(root.parent / "s.fcache", "centroid", progress=False)
+    with pytest.raises(UsageError, match="names labels"):
+        faces.verify(root / "thing-00" / "0.png", root / "thing-01" / "0.png", head=labels, backbone=backbone)
+
+
+def test_the_head_wants_its_own_backbone(things):
+    root, head = things
+    with pytest.raises(fc.FeatcacheError, match="recipe"):
+        faces.verify(
+            root / "thing-00" / "0.png", root / "thing-01" / "0.png", head=head, backbone=tiny_backbone(seed=1)
+        )
