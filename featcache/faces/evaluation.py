@@ -129,7 +129,9 @@ def evaluate(
     bundle = head if head is None or isinstance(head, Bundle) else Bundle.load(head)
     if bundle is not None:
         _ = bundle.matching
-        space = space or (bundle.recipe.fingerprint if bundle.recipe is not None else None)
+        needed = None if bundle.recipe is None else bundle.recipe.fingerprint
+        if space is None and needed in {one.fingerprint for one in opened.spaces}:
+            space = needed
     chosen = opened.space(space)
     if bundle is not None:
         bundle.require(chosen.recipe)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,11 +12,11 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from featcache import faces
-from featcache.errors import SourceError, UnknownNameError, UsageError
+from featcache.errors import RecipeMismatchError, SourceError, UnknownNameError, UsageError
 from featcache.faces.pair_drawing import draw_pairs
 from featcache.faces.pairs import write_pairs
 
-from .identities import uri, write_people
+from .identities import RECIPE, uri, write_people
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -122,6 +123,14 @@ def test_a_head_that_names_labels_is_refused(tmp_path):
     head = fc.train(tmp_path / "s.fcache", "centroid", progress=False)
     with pytest.raises(UsageError, match="faces train"):
         faces.evaluate(tmp_path / "s.fcache", head=head)
+
+
+def test_a_head_for_other_vectors_is_refused(tmp_path):
+    write_people(tmp_path / "s.fcache", people=30)
+    head = faces.train(tmp_path / "s.fcache", far=0.05, progress=False)
+    other = replace(head, recipe=replace(RECIPE, backbone="test:other"))
+    with pytest.raises(RecipeMismatchError, match=r"test:other.*test:net"):
+        faces.evaluate(tmp_path / "s.fcache", head=other)
 
 
 def test_the_curve_is_drawn(tmp_path):
