@@ -10,6 +10,7 @@ span of the vectors, which loses nothing, as the rest of the space has the varia
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import scipy.linalg
@@ -28,8 +29,8 @@ class Scatter:
         rows: (n, r) float64, the vectors less their mean in that basis.
         numbers: (n,) int64, identities from 0.
         within: (r, r) float64 covariance within identities.
-        variance: its mean over all d directions.
-        ledoit_wolf: the shrinkage of Ledoit and Wolf.
+        variance: its mean over all directions.
+        directions: how many there are, d, of which the rows may span r alone.
     """
 
     mean: np.ndarray
@@ -38,7 +39,17 @@ class Scatter:
     numbers: np.ndarray
     within: np.ndarray
     variance: float
-    ledoit_wolf: float
+    directions: int
+
+    @cached_property
+    def ledoit_wolf(self) -> float:
+        """The shrinkage of Ledoit and Wolf (2004), from 0 to 1."""
+        from sklearn.covariance import ledoit_wolf_shrinkage
+
+        residual, _ = _residual(self.rows, self.numbers)
+        if residual.shape[1] == self.directions:
+            return float(ledoit_wolf_shrinkage(residual, assume_centered=True))
+        return _shrinkage(residual, self.directions)
 
 
 @dataclass(frozen=True)
@@ -72,32 +83,26 @@ class Whitened:
         return np.ascontiguousarray(map_, dtype=np.float32)
 
 
-def scatter_of(X: np.ndarray, numbers: np.ndarray) -> Scatter:
+def scatter_of(X: np.ndarray, numbers: np.ndarray, *, directions: int | None = None) -> Scatter:
     """Measure how vectors vary within identities.
 
     Args:
         X: (n, d) finite vectors.
         numbers: (n,) identities from 0.
+        directions: of the space that X has coordinates in, where these are of a basis that spans all of X but not
+            the space; d by default.
     """
-    from sklearn.covariance import ledoit_wolf_shrinkage
-
     exact = np.asarray(X, dtype=np.float64)
     mean = exact.mean(axis=0)
     rows, basis = exact - mean, None
     n, d = rows.shape
-    if d > n:
+    if directions is None and d > n:
         basis, triangle = scipy.linalg.qr(rows.T, mode="economic", check_finite=False)
         rows = triangle.T
-    counts = np.bincount(numbers)
-    freedom = n - len(counts)
-    residual = rows
-    if freedom >= FEWEST_WITHIN:
-        residual = rows - _means(rows, numbers)[numbers]
-    else:
-        freedom = n - 1
+    residual, freedom = _residual(rows, numbers)
     within = residual.T @ residual / max(freedom, 1)
-    shrinkage = float(ledoit_wolf_shrinkage(residual, assume_centered=True)) if d <= n else _shrinkage(residual, d)
-    return Scatter(mean, basis, rows, numbers, within, float(np.trace(within)) / d, shrinkage)
+    directions = directions or d
+    return Scatter(mean, basis, rows, numbers, within, float(np.trace(within)) / directions, directions)
 
 
 def whiten(scatter: Scatter, shrinkage: float, dimensions: int) -> Whitened:
@@ -119,6 +124,14 @@ def whiten(scatter: Scatter, shrinkage: float, dimensions: int) -> Whitened:
     axes = np.linalg.svd(weighted, full_matrices=False)[2]
     # The means lie about the mean of all, so that the last axis has no extent.
     return Whitened(scatter, factor, rows, axes[: min(dimensions, len(weighted) - 1, r)].astype(np.float32))
+
+
+def _residual(rows: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray, int]:
+    """What rows differ by from their identity's mean, and the degrees of freedom; from the mean of all, if few."""
+    freedom = len(rows) - int(numbers.max()) - 1
+    if freedom < FEWEST_WITHIN:
+        return rows, len(rows) - 1
+    return rows - _means(rows, numbers)[numbers], freedom
 
 
 def _whitened(factor: np.ndarray, rows: np.ndarray) -> np.ndarray:

@@ -43,7 +43,7 @@ class _Trial:
     Attributes:
         scatter: of the rows that were not held out.
         rows: (m,) numbers of those that were.
-        X: (m, d) their vectors.
+        X: (m, r) their vectors, in the basis of all.
         pairs, same: (p, 2) places in *rows*, and (p,) bool, which pairs show one identity.
     """
 
@@ -65,7 +65,7 @@ class SiameseHead(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """A projection that is learned from some identities, to compare images of others.
 
     Args:
-        dimensions: at most so many; there are always fewer than identities.
+        dimensions: at most so many; there are always fewer than identities to learn from, also without a fold.
         loss: ``cosine_margin``, ``contrastive`` or ``triplet``, see `featcache.heads.metric_losses`; ``none`` leaves
             the projection at linear discriminant analysis.
         shrinkage: of the covariance within identities, from 0 to 1; None to choose among Ledoit and Wolf's and
@@ -85,7 +85,7 @@ class SiameseHead(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         held_out_eer_: ``{"initial", "chosen"}``, mean equal error rates within the held-out folds; None where none
             were held out.
         fold_: (n,) int64, the fold that each row was held out in; None where none were.
-        out_of_fold_: (n, p') float32, each row projected by what was learned without its fold, of length 1; only
+        out_of_fold_: (n, p) float32, each row projected by what was learned without its fold, of length 1; only
             rows of one fold can be compared. None where none were held out.
     """
 
@@ -123,10 +123,13 @@ class SiameseHead(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         X, self.classes_, numbers, groups = to_fit(self, X, y, groups)
         _check_identities(numbers)
         scatter = scatter_of(X, numbers)
-        trials = self._trials(X, numbers, groups)
-        shrinkage = self._shrinkage(scatter, trials)
-        start = whiten(scatter, shrinkage, self.dimensions)
-        noise, steps = self._trained_out_of_fold(trials, shrinkage, len(X))
+        trials = self._trials(scatter, groups)
+        # Cosines spread the less the more dimensions there are. Out-of-fold ones tell what those of the head will
+        # be, so it has no more dimensions than the fewest identities of a fold allow.
+        dimensions = min([self.dimensions, *(int(trial.scatter.numbers.max()) for trial in trials)])
+        shrinkage = self._shrinkage(scatter, trials, dimensions)
+        start = whiten(scatter, shrinkage, dimensions)
+        noise, steps = self._trained_out_of_fold(trials, shrinkage, dimensions)
         weight = start.discriminants if noise is None else self._weights(start, noise)[steps]
         self.mean_ = scatter.mean.astype(np.float32)
         self.projection_ = start.unfolded(weight)
@@ -155,12 +158,14 @@ class SiameseHead(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     def memory_needed(self, n: int, d: int, k: int) -> int:
         """Bytes that a fit on n vectors of d numbers takes at most; k, the identities, hardly matter."""
         r = min(n, d)
-        # In float64: the vectors, their residuals, a basis, and most of them again for each fold.
-        return 8 * (n + r) * d * (4 + self.folds) + 8 * r * r * (4 + self.folds)
+        # In float64: the vectors, their residuals and a basis; coordinates and their covariance again for each fold.
+        return 8 * (4 * n * d + r * d + (2 * n * r + r * r) * self.folds)
 
-    def _trials(self, X: np.ndarray, numbers: np.ndarray, groups: np.ndarray) -> list[_Trial]:
+    def _trials(self, scatter: Scatter, groups: np.ndarray) -> list[_Trial]:
         """The folds; none where identities are too few."""
         self.fold_ = None
+        # A turned basis of the span of all vectors changes nothing, and is found once for all folds.
+        X, numbers, directions = scatter.rows, scatter.numbers, scatter.directions
         if int((np.bincount(numbers) > 1).sum()) < 2 * self.folds:
             return []
         fold = identity_splits.folds(numbers, self.folds, self.random_state, groups)
@@ -171,22 +176,23 @@ class SiameseHead(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             learned = np.unique(numbers[fold != held], return_inverse=True)[1]
             if not same.any() or same.all() or not _can_learn(learned):
                 return []
-            trials.append(_Trial(scatter_of(X[fold != held], learned), rows, X[rows], pairs, same))
+            remaining = scatter_of(X[fold != held], learned, directions=directions)
+            trials.append(_Trial(remaining, rows, X[rows], pairs, same))
         self.fold_ = fold
         return trials
 
-    def _shrinkage(self, scatter: Scatter, trials: list[_Trial]) -> float:
+    def _shrinkage(self, scatter: Scatter, trials: list[_Trial], dimensions: int) -> float:
         """The shrinkage whose discriminants have the least error on the held-out folds."""
         if self.shrinkage is not None or not trials:
             return scatter.ledoit_wolf if self.shrinkage is None else float(self.shrinkage)
         candidates = (scatter.ledoit_wolf, *_SHRINKAGES)
         errors = [
-            [trial.error(_initial(whiten(trial.scatter, a, self.dimensions), trial.X)) for a in candidates]
+            [trial.error(_initial(whiten(trial.scatter, a, dimensions), trial.X)) for a in candidates]
             for trial in trials
         ]
         return candidates[int(np.argmin(np.mean(errors, axis=0)))]
 
-    def _trained_out_of_fold(self, trials: list[_Trial], shrinkage: float, n: int) -> tuple[float | None, int]:
+    def _trained_out_of_fold(self, trials: list[_Trial], shrinkage: float, dimensions: int) -> tuple[float | None, int]:
         """The noise and the steps with the least error on the held-out folds; tells what they make of these."""
         self.held_out_eer_ = self.out_of_fold_ = None
         if not trials:
@@ -194,7 +200,7 @@ class SiameseHead(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         choices: list[tuple[float | None, int]] = [(None, 0)]
         errors, projected = [], []
         for trial in trials:
-            start = whiten(trial.scatter, shrinkage, self.dimensions)
+            start = whiten(trial.scatter, shrinkage, dimensions)
             points = start.coordinates(trial.X)
             weights: dict[tuple[float | None, int], np.ndarray] = {(None, 0): start.discriminants}
             if self.loss != "none":
@@ -206,11 +212,9 @@ class SiameseHead(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         means = np.mean(errors, axis=0)
         chosen = choices[int(np.argmin(means))]
         self.held_out_eer_ = {"initial": float(means[0]), "chosen": float(means.min())}
-        width = max(weights[chosen].shape[0] for _, weights in projected)
-        self.out_of_fold_ = np.zeros((n, width), dtype=np.float32)
+        self.out_of_fold_ = np.empty((sum(len(trial.rows) for trial in trials), dimensions), dtype=np.float32)
         for trial, (points, weights) in zip(trials, projected, strict=True):
-            embedded = normalised(points @ weights[chosen].T)
-            self.out_of_fold_[trial.rows, : embedded.shape[1]] = embedded
+            self.out_of_fold_[trial.rows] = normalised(points @ weights[chosen].T)
         return chosen
 
     def _weights(self, start: Whitened, noise: float) -> dict[int, np.ndarray]:

@@ -1,0 +1,225 @@
+"""faces.train on stores of simulated people: who is learned from, who is scored on, and what the threshold is worth."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from featcache import faces
+from featcache.bundle import Bundle
+from featcache.errors import UnknownNameError, UsageError
+from featcache.evaluation.identity_pairs import pairs_within
+from featcache.evaluation.pair_metrics import roc
+from featcache.faces.detection import CENTRE_BOX, COLUMNS, FACE, FIRST_PASS, Detector
+from featcache.prediction import evaluate
+from featcache.store import FeatureStore, StoreWriter
+from featcache.store.source_records import Record, SourceRecords
+from tests.store.making import PIXELS, recipe
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+WIDTH = 16
+MIXING = np.random.default_rng(3).normal(size=(WIDTH, WIDTH))
+
+
+def people(count: int, each: int, seed: int = 0) -> tuple[np.ndarray, list[str]]:
+    """Vectors of people who differ in six directions, and their names."""
+    rng = np.random.default_rng(seed)
+    numbers = np.repeat(np.arange(count), each)
+    Z = rng.normal(size=(len(numbers), WIDTH))
+    Z[:, :6] = 0.5 * Z[:, :6] + rng.normal(size=(count, 6))[numbers]
+    return (Z @ MIXING + 2).astype(np.float32), [f"person {seed}-{n}" for n in numbers]
+
+
+def filled(
+    path: Path,
+    X: np.ndarray,
+    labels: Sequence[str],
+    *,
+    splits: Sequence[str | None] | None = None,
+    contents: Sequence[int] | None = None,
+    found: Sequence[int] | None = None,
+) -> Path:
+    """A store of these vectors; with *found*, of aligned faces and how each was found."""
+    contents = range(len(X)) if contents is None else contents
+    keys = [hashlib.sha256(b"%d" % c).digest() for c in contents]
+    distinct = list(dict(zip(keys, range(len(keys)), strict=True)).values())
+    detected = replace(recipe(Detector.name), pixels=PIXELS)
+    aligned = recipe("test:faces")
+    if found is not None:
+        aligned = replace(aligned, detection=detected.fingerprint)
+    with StoreWriter(path) as writer:
+        space = writer.space(aligned)
+        half = X.shape[1] // 2
+        for position, name in enumerate(("body:mean", "pooled")):
+            space.declare(name, "0", position, "float32")
+        parts = {("body:mean", "0"): 50 * X[distinct, :half], ("pooled", "0"): X[distinct, half:]}
+        space.append([keys[i] for i in distinct], parts)
+        space.seal()
+        if found is not None:
+            rows = np.zeros((len(distinct), len(COLUMNS)), np.float32)
+            rows[:, 0] = np.array(found)[distinct]
+            space = writer.space(detected)
+            space.declare(FACE, "0", 0, "float32")
+            space.append([keys[i] for i in distinct], {(FACE, "0"): rows})
+            space.seal()
+        splits = [None] * len(X) if splits is None else splits
+        SourceRecords(writer.catalogue, "people", "/nowhere").save(
+            [
+                Record(f"{i:05}.jpg", key, label, split, None, 1, 2, 3, 4, 5)
+                for i, (key, label, split) in enumerate(zip(keys, labels, splits, strict=True))
+            ]
+        )
+    return path
+
+
+BOTH = ["body:mean", "pooled"]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    X, names = people(60, 6)
+    return filled(tmp_path_factory.mktemp("people") / "s.fcache", X, names)
+
+
+@pytest.fixture(scope="module")
+def trained(store: Path) -> Bundle:
+    return faces.train(store, projection="lda", far=0.02, layers=BOTH)
+
+
+def vectors(bundle: Bundle, X: np.ndarray) -> np.ndarray:
+    half = X.shape[1] // 2
+    return bundle.scaled(np.hstack([50 * X[:, :half], X[:, half:]]))
+
+
+def test_the_report_is_of_people_that_were_not_learned_from(store: Path, trained: Bundle) -> None:
+    items = FeatureStore.open(store).items()
+    seen = {item.label for item in items if trained.overlap([item.sha256])}
+    assert set(trained.classes) == seen
+    assert len(seen) == 48
+    score = trained.report["score"]
+    assert score["people"] == 12
+    assert score["pairs"] == 72 * 71 // 2
+    rest = [i for i, item in enumerate(items) if item.label not in seen]
+    X, _, _ = FeatureStore.open(store).arrays(layers=BOTH)
+    y = np.array([items[i].label for i in rest])
+    pairs, same = pairs_within(y, 10_000)
+    Z = trained.scaled(X[rest])
+    scores = trained.matching.scores(Z[pairs[:, 0]], Z[pairs[:, 1]])
+    assert score["eer"] == pytest.approx(roc(scores, same).eer(), abs=1e-6)
+    assert score["eer"] < score["eer_without"] - 0.1
+    assert score["minimal_cllr"] <= score["cllr"] < 1
+
+
+def test_the_layers_weigh_alike(trained: Bundle, store: Path) -> None:
+    X, _, _ = FeatureStore.open(store).arrays(layers=BOTH)
+    items = FeatureStore.open(store).items()
+    learned = trained.scaled(X[[bool(trained.overlap([item.sha256])) for item in items]]).astype(np.float64)
+    for part in (learned[:, :8], learned[:, 8:]):
+        assert np.square(part - part.mean(0)).mean() == pytest.approx(1, rel=1e-4)
+
+
+def test_a_saved_head_gives_the_same_scores(trained: Bundle, tmp_path: Path) -> None:
+    trained.save(tmp_path / "a.fch")
+    back = Bundle.load(tmp_path / "a.fch")
+    X, _ = people(10, 2, 7)
+    a, b = vectors(trained, X[::2]), vectors(trained, X[1::2])
+    assert back.matching.scores(a, b).tobytes() == trained.matching.scores(a, b).tobytes()
+    assert back.matching.calibration == trained.matching.calibration
+    assert back.classes == trained.classes
+    assert back.report["score"] == trained.report["score"]
+
+
+@pytest.mark.parametrize("projection", ["siamese", "lda", "none"])
+def test_the_false_accept_rate_on_new_people_is_the_target(projection: str, tmp_path: Path) -> None:
+    realised = []
+    for seed in range(1 if projection == "siamese" else 3):
+        X, names = people(80, 5, 10 + seed)
+        path = filled(tmp_path / f"{seed}.fcache", X, names)
+        bundle = faces.train(path, projection=projection, far=0.05, layers=BOTH, seed=seed)
+        Z, others = people(150, 3, 100 + seed)
+        pairs, same = pairs_within(np.array(others), 200_000)
+        embedded = bundle.matching.embed(vectors(bundle, Z))
+        scores = np.einsum("np,np->n", *(embedded[side] for side in pairs[~same].T))
+        assert bundle.matching.calibration is not None
+        realised.append(bundle.matching.calibration.decide(scores).mean())
+    assert 0.03 < np.mean(realised) < 0.075
+
+
+def test_one_seed_gives_one_head(store: Path, trained: Bundle) -> None:
+    again = faces.train(store, projection="lda", far=0.02, layers=BOTH)
+    assert again.matching.projection is not None
+    assert trained.matching.projection is not None
+    assert again.matching.projection.tobytes() == trained.matching.projection.tobytes()
+    assert again.matching.calibration == trained.matching.calibration
+    other = faces.train(store, projection="lda", far=0.02, layers=BOTH, seed=1)
+    assert other.classes != trained.classes
+
+
+def test_the_split_of_the_source_counts(tmp_path: Path) -> None:
+    X, names = people(30, 4)
+    splits = ["test" if i >= 80 else "train" for i in range(120)]
+    bundle = faces.train(filled(tmp_path / "s", X, names, splits=splits), projection="none", far=0.1)
+    assert bundle.classes == tuple(sorted(set(names[:80])))
+    assert bundle.report["score"]["people"] == 10
+    assert bundle.matching.projection is None
+
+
+def test_a_person_on_both_sides_is_refused(tmp_path: Path) -> None:
+    X, names = people(30, 4)
+    splits = ["test" if i >= 78 else "train" for i in range(120)]
+    with pytest.raises(UsageError, match=r"1 people stand on both sides of the split \(first: 'person 0-19'\)"):
+        faces.train(filled(tmp_path / "s", X, names, splits=splits), projection="none")
+
+
+def test_images_without_a_face_copies_and_contradictions_take_no_part(tmp_path: Path) -> None:
+    X, names = people(30, 4)
+    contents = list(range(120))
+    contents[1] = 0  # a copy of the same person's
+    contents[9] = 4  # one image of two people
+    found = [FIRST_PASS] * 120
+    found[20] = found[21] = CENTRE_BOX
+    path = filled(tmp_path / "s", X, names, contents=contents, found=found)
+    bundle = faces.train(path, projection="none", far=0.1)
+    assert bundle.report["left_out"] == {"no_face": 2, "copies": 1, "contradicting": 2}
+    assert bundle.report["n"] + bundle.report["score"]["images"] == 115
+    items = FeatureStore.open(path).items()
+    assert not bundle.overlap([items[i].sha256 for i in (4, 9, 20, 21)])
+
+
+def test_too_few_people_or_pairs_are_refused_with_numbers(tmp_path: Path) -> None:
+    X, names = people(9, 4)
+    with pytest.raises(UsageError, match="7 people to learn from, 7 of them with two usable .* it takes 8"):
+        faces.train(filled(tmp_path / "few", X, names))
+    with pytest.raises(UsageError, match="0 of them with two"):
+        faces.train(filled(tmp_path / "single", X, [str(i) for i in range(36)]))
+    X, names = people(20, 2)
+    with pytest.raises(UsageError, match="at least 3000 pairs of different people"):
+        faces.train(filled(tmp_path / "rare", X, names), projection="none", far=0.001)
+
+
+def test_wrong_words_are_refused(store: Path) -> None:
+    with pytest.raises(UnknownNameError, match="siamese"):
+        faces.train(store, projection="siamse")
+    with pytest.raises(UsageError, match="between 0 and 1"):
+        faces.train(store, far=1.0)
+    with pytest.raises(UnknownNameError, match="the source has none"):
+        faces.train(store, split="train")
+
+
+def test_such_a_head_names_no_labels(store: Path, trained: Bundle) -> None:
+    for asked in (
+        lambda: trained.predict_vectors(np.zeros((1, WIDTH))),
+        lambda: trained.predict_proba_vectors(np.zeros((1, WIDTH))),
+        lambda: trained.predict("a.jpg"),
+        lambda: trained.to_torch(),
+        lambda: evaluate(trained, store),
+    ):
+        with pytest.raises(UsageError, match="compares two images"):
+            asked()
+    assert trained.task == "match"
