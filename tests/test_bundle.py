@@ -15,7 +15,9 @@ from sklearn.ensemble import RandomForestClassifier
 import featcache as fc
 from featcache.bundle import Bundle, LayerUse
 from featcache.errors import BundleError, RecipeMismatchError, StoreFormatError, UsageError
+from featcache.evaluation.score_calibration import Calibration
 from featcache.heads.linear import LinearForm
+from featcache.heads.matching_form import MatchingForm
 from featcache.heads.neighbours import NeighbourForm, normalised
 from tests.store.making import keys, recipe, values
 
@@ -140,6 +142,89 @@ def test_neighbours_without_what_they_need(
     rewrite(tmp_path / "a.fch", tensors, **changes)
     with pytest.raises(BundleError, match=r"a\.fch"):
         Bundle.load(tmp_path / "a.fch")
+
+
+def matching(projects: bool = True, calibrated: bool = True) -> Bundle:
+    """A bundle of the third form, which compares."""
+    bundle, rng = made(), np.random.default_rng(2)
+    mean, projection = rng.normal(size=8).astype(np.float32), rng.normal(size=(4, 8)).astype(np.float32)
+    calibration = Calibration(8.25, -3.1, 0.1 + 0.2, 1e-3) if calibrated else None
+    bundle.form = MatchingForm(mean, projection if projects else None, calibration, CLASSES)
+    return bundle
+
+
+@pytest.mark.parametrize("projects", [True, False])
+@pytest.mark.parametrize("calibrated", [True, False])
+def test_a_projection_comes_back_bit_for_bit(tmp_path: Path, projects: bool, calibrated: bool) -> None:
+    bundle = matching(projects, calibrated)
+    bundle.save(tmp_path / "a.fch")
+    back = fc.load(tmp_path / "a.fch")
+    a, b = bundle.scaled(values(20)), bundle.scaled(values(20, start=50))
+    assert back.matching.scores(a, b).tobytes() == bundle.matching.scores(a, b).tobytes()
+    assert back.matching.calibration == bundle.matching.calibration
+    assert (back.matching.projection is None) == (not projects)
+    assert back.task == bundle.task == "match"
+
+
+def calibration(**changes: Any) -> dict[str, Any]:
+    return {"calibration": {"slope": 8.25, "offset": -3.1, "threshold": 0.3, "far": 1e-3} | changes}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "changes"),
+    [
+        ({"mean": np.zeros(7, np.float32)}, {}),
+        ({"mean": np.zeros(8, np.float64)}, {}),
+        ({"mean": np.full(8, np.inf, np.float32)}, {}),
+        ({"projection": np.zeros((4, 7), np.float32)}, {}),
+        ({"projection": np.zeros((3, 8), np.float32)}, {}),
+        ({"projection": np.zeros((4, 8), np.float64)}, {}),
+        ({"projection": np.zeros(8, np.float32)}, {}),
+        ({"projection": np.full((4, 8), np.nan, np.float32)}, {}),
+        ({"projection": np.zeros((0, 8), np.float32)}, {"dimensions": 0}),
+        ({}, {"dimensions": 4.0}),
+        ({"projection": np.zeros((1, 8), np.float32)}, {"dimensions": True}),
+        ({}, {"link": "softmax"}),
+        ({}, {"classes": ["ant", "ant", "bee"]}),
+        ({}, calibration(slope=-1.0)),
+        ({}, calibration(slope=float("nan"))),
+        ({}, calibration(offset=float("inf"))),
+        ({}, calibration(threshold="0.3")),
+        ({}, calibration(threshold=None)),
+        ({}, calibration(far=0)),
+        ({}, calibration(far=1.0)),
+        ({}, calibration(far=True)),
+        ({}, calibration(prior=0.5)),
+        ({}, {"calibration": {"slope": 1.0}}),
+        ({}, {"calibration": [1.0, 2.0, 3.0, 0.1]}),
+    ],
+)
+def test_a_projection_that_does_not_fit_is_damage(
+    tmp_path: Path, tensors: dict[str, np.ndarray | None], changes: dict[str, Any]
+) -> None:
+    matching().save(tmp_path / "a.fch")
+    rewrite(tmp_path / "a.fch", tensors, **changes)
+    with pytest.raises(BundleError, match="damaged"):
+        Bundle.load(tmp_path / "a.fch")
+
+
+@pytest.mark.parametrize("lost", ["mean", "projection"])
+def test_a_projection_without_what_it_needs(tmp_path: Path, lost: str) -> None:
+    matching().save(tmp_path / "a.fch")
+    rewrite(tmp_path / "a.fch", {lost: None})
+    with pytest.raises(BundleError, match=r"a\.fch"):
+        Bundle.load(tmp_path / "a.fch")
+
+
+def test_heads_of_the_two_kinds_are_not_taken_for_each_other() -> None:
+    with pytest.raises(UsageError, match="compares two images"):
+        matching().predict_vectors(values(2))
+    with pytest.raises(UsageError, match="compares two images"):
+        matching().predict(Path("there_is_no_such.jpg"))
+    with pytest.raises(UsageError, match="compares two images"):
+        matching().to_torch()
+    with pytest.raises(UsageError, match="cannot compare two images"):
+        _ = made().matching
 
 
 def test_each_layer_is_divided_by_its_scale() -> None:

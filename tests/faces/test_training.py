@@ -194,7 +194,7 @@ def test_images_without_a_face_copies_and_contradictions_take_no_part(tmp_path: 
 
 def test_too_few_people_or_pairs_are_refused_with_numbers(tmp_path: Path) -> None:
     X, names = people(9, 4)
-    with pytest.raises(UsageError, match="7 people to learn from, 7 of them with two usable .* it takes 8"):
+    with pytest.raises(UsageError, match=r"7 people to learn from, 7 of them with two usable .* it takes 8"):
         faces.train(filled(tmp_path / "few", X, names))
     with pytest.raises(UsageError, match="0 of them with two"):
         faces.train(filled(tmp_path / "single", X, [str(i) for i in range(36)]))
