@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from itertools import pairwise
 from typing import TypeVar
 
-from featcache.heads.blas_threads import one_blas_thread
+from featcache.blas_threads import one_blas_thread
 
 _T = TypeVar("_T")
 
