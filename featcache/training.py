@@ -21,7 +21,7 @@ from featcache.evaluation import metrics, multilabel_splits, splits
 from featcache.evaluation import multilabel as multilabel_metrics
 from featcache.evaluation.calibration import expected_calibration_error, tempered
 from featcache.fitting import answers, fit
-from featcache.heads import head_name, prepare, with_class_weight
+from featcache.heads import prepare, with_class_weight
 from featcache.labelled_vectors import LabelledVectors
 from featcache.parts import check_classes, learned_and_scored, of_split
 from featcache.progress import Progress, choose
@@ -123,15 +123,14 @@ def train(
         if cv is not None:
             bundle, probabilities, predicted, sure, fitting = cross_validated(examples, test, head, folds, seed, shown)
         else:
-            shown.start(f"train {head_name(head)}", None, "items")
             fit_began = time.monotonic()
-            bundle = fit(examples, learn, head, seed)
+            bundle = fit(examples, learn, head, seed, progress=shown)
             fitting = time.monotonic() - fit_began
             probabilities, predicted = answers(bundle, examples, test)
             sure = _uncalibrated(bundle, probabilities)
         scores = _scored(examples, test, probabilities, predicted, bundle.classes, seed)
         if refit_all and cv is None:
-            bundle = fit(examples, np.union1d(learn, test), head, seed)
+            bundle = fit(examples, np.union1d(learn, test), head, seed, progress=shown)
             protocol += "; the head saved was fitted once more on all items"
         shown.finish()
     if bundle.report["calibration"] is not None and probabilities is not None:

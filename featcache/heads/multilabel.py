@@ -7,7 +7,7 @@ groups together and share out every label.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,7 +44,10 @@ class SigmoidPathClassifier(BaseEstimator):  # type: ignore[misc]
         chosen_: ``{"C": …}``.
         chosen_by_: how, in words.
         converged_: whether the last fit converged.
+        on_progress: as of `SoftmaxPathClassifier`.
     """
+
+    on_progress: Callable[[int, int], None] | None = None
 
     link = "sigmoid"
 
@@ -94,13 +97,16 @@ class SigmoidPathClassifier(BaseEstimator):  # type: ignore[misc]
         parts = multilabel_splits.folds(Y, groups, k, self.random_state)
         paths = [sigmoid_path(X[learn], Y[learn], self.Cs_, self.max_iter) for learn, _ in parts]
         scores = np.full(len(self.Cs_), np.nan)
+        tell = self.on_progress or (lambda done, of: None)
         for place in range(len(self.Cs_)):
+            tell(place, len(self.Cs_))
             total = 0.0
             for path, (_, test) in zip(paths, parts, strict=True):
                 total += binary_losses(Y[test], _sigmoid(next(path).scores(X[test]))).sum()
             scores[place] = total / Y.size
             if scores[place] > _CLEARLY_WORSE * np.nanmin(scores):
                 break
+        tell(len(self.Cs_), len(self.Cs_))
         return scores
 
     def decision_function(self, X: Any) -> np.ndarray:

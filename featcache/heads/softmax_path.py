@@ -8,7 +8,7 @@ is the same. `path_solver` finds it for all folds and all rows together, `certif
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,7 +65,12 @@ class SoftmaxPathClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         held_out_logits_: (n, k) float32, for each row the logits at the chosen C by the fold that did not
             learn from it; -inf for a class that this fold never saw, NaN for rows that were always learned from
             or have no weight. None without folds.
+        on_progress: a function that is called while `fit` runs with how many values of C are done and how many
+            there are; it ends with all, however many were left out. None by default; no parameter, so it is not
+            cloned.
     """
+
+    on_progress: Callable[[int, int], None] | None = None
 
     def __init__(
         self,
@@ -149,12 +154,15 @@ class SoftmaxPathClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         folds, c = len(path.folds), len(self.Cs_)
         self.scores_, self.gaps_ = np.full((folds, c), np.nan), np.full((folds + 1, c), np.nan)
         losses, best, middle = np.full(c, np.inf), 0, (c - 1) // 2
+        tell = self.on_progress or (lambda done, of: None)
         for place, C in enumerate(self.Cs_):
+            tell(place, c)
             losses[place] = self._score(place, path.solve(float(C)), path)
             if not folds:
                 if place == middle:
                     path.keep()
-                    return place
+                    best = place
+                    break
                 continue
             weights = np.array(path.held_out_weights)
             means = weights @ self.scores_[:, : place + 1] / weights.sum()
@@ -165,6 +173,7 @@ class SoftmaxPathClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
             passed = place - least >= _STEPS_BEYOND and losses[place] > _CLEARLY_WORSE * losses[least]
             if passed and self.early_stopping and self.scoring == "neg_log_loss":
                 break
+        tell(c, c)
         return best
 
     def _score(self, place: int, found: Sequence[Certificate], path: RegularisationPath) -> float:

@@ -332,3 +332,18 @@ def test_too_few_passes_are_told() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", ConvergenceWarning)
         assert SoftmaxPathClassifier().fit(X, y).converged_
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"early_stopping": False, "Cs": 5}, {"Cs": [0.1]}, {"cv": 2, "Cs": [0.1, 1.0]}]
+)
+def test_it_tells_how_many_values_of_c_are_done(options: dict[str, Any]) -> None:
+    head, told = SoftmaxPathClassifier(**options), []
+    head.on_progress = lambda done, of: told.append((done, of))
+    head.fit(*draw(60, 4, 3, 0))
+    c = len(head.Cs_)
+    done = [number for number, _ in told]
+    assert {of for _, of in told} == {c}
+    assert done == [*range(len(done) - 1), c]
+    assert len(done) - 1 == np.isfinite(head.gaps_[-1]).sum()
+    assert "on_progress" not in head.get_params()
