@@ -80,6 +80,13 @@ class RidgeHead(TemperedLinearClassifier):
         self.coef_, self.intercept_ = fitted.coefficients(self.alpha_)
         return self
 
+    def memory_needed(self, n: int, d: int, k: int) -> int:
+        """Bytes that a fit holds at least, of n float32 vectors of d numbers in k classes, read piece by piece."""
+        r, compared = min(n, d), min(n, SCORED_ROWS)
+        # A Gram matrix, its eigenvectors and as much again to find them; the axes of the vectors; the vectors that are
+        # compared in these axes, while they are put together twice, and their scores.
+        return 8 * (4 * r * r + r * d) + 4 * compared * (2 * r + k)
+
     def _left_out(self, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray, str]:
         """Rows to leave out in turn, whole groups of them; their groups; and what is left out in words."""
         _, numbers, sizes = np.unique(groups, return_inverse=True, return_counts=True)

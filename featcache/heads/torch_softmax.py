@@ -32,7 +32,7 @@ _STEPS = 1200
 _SMALL_STEP = 20_000_000
 
 
-class TorchSoftmaxHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class TorchSoftmaxHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
     """A softmax layer trained in PyTorch.
 
     Args:
@@ -95,6 +95,11 @@ class TorchSoftmaxHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         kept = stream.read(held_out), stream.numbers[held_out]
         with _threads_for(self.batch_size * stream.width * len(stream.classes) * len(self.Cs)):
             return self._fit_batches(batches, stream.classes, stream.width, kept)
+
+    def memory_needed(self, n: int, d: int, k: int) -> int:
+        """Bytes that a fit holds at least, of n float32 vectors of d numbers in k classes, read piece by piece."""
+        # For each C the weights, their gradient, Adam's two moments and the best ones so far; the held-out vectors.
+        return 4 * (5 * len(self.Cs) * k * d + min(n // 10, _HELD_OUT_ROWS) * d)
 
     def _fit_batches(
         self, batches: Batches, classes: Sequence[Any] | np.ndarray, width: int, held_out: tuple[np.ndarray, np.ndarray]
