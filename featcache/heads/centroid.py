@@ -57,7 +57,10 @@ class CentroidHead(TemperedLinearClassifier):
                 raise UsageError("All rows that have a weight are of one class; a head needs two or more.")
         self.classes_ = classes
         mean = np.average(X, axis=0, weights=weights)
-        Z = X - mean.astype(X.dtype)
+        # What was taken off is what is put back: the mean itself has more digits than float32.
+        mean = mean.astype(X.dtype)
+        Z = X - mean
+        mean = mean.astype(np.float64)
         members = np.zeros((len(classes), len(X)))
         members[numbers, np.arange(len(X))] = weights
         masses = members.sum(axis=1)
