@@ -40,8 +40,8 @@ def fit(
         rows: (m,) row numbers to fit on.
         head: a name or a scikit-learn classifier.
         seed: of our own heads.
-        available_memory: bytes that a head which reads all vectors at once may take; by default what the
-            machine has.
+        available_memory: bytes that the head may take; by default what the machine has. Of a head that reads
+            piece by piece only what it holds counts, not the vectors.
         progress: is told of the fit as a phase, step by step where the head counts its own.
 
     Returns:
@@ -54,16 +54,15 @@ def fit(
     rows = np.sort(rows)
     estimator = make_head(head, seed, "classify" if examples.labels is None else "multilabel")
     streams = hasattr(estimator, "fit_stream")
-    if not streams:
-        check_memory(
-            estimator,
-            head_name(head),
-            len(rows),
-            sum(examples.widths),
-            len(examples.labels or np.unique(examples.y[rows])),
-            streaming=_STREAMING if examples.labels is None else "Take fewer layers.",
-            available=available_memory,
-        )
+    check_memory(
+        estimator,
+        head_name(head),
+        len(rows),
+        sum(examples.widths),
+        len(examples.labels or np.unique(examples.y[rows])),
+        streaming="Take fewer layers." if streams or examples.labels is not None else _STREAMING,
+        available=available_memory,
+    )
     _report(estimator, head_name(head), Silent() if progress is None else progress)
     uses = layer_uses(examples, rows)
     if streams:
@@ -98,7 +97,7 @@ def fit(
         chosen=dict(getattr(estimator, "chosen_", {})),
         report={
             name: getattr(estimator, f"{name}_")
-            for name in ("chosen_by", "converged")
+            for name in ("chosen_by", "converged", "grid_note")
             if hasattr(estimator, f"{name}_")
         }
         | {"calibration": None if temperature is None else {"temperature": temperature}}

@@ -27,7 +27,7 @@ CS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 _CLEARLY_WORSE = 1.02
 
 
-class LogRegHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class LogRegHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
     """Logistic regression on standardised vectors.
 
     Args:

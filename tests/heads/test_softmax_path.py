@@ -16,6 +16,7 @@ from sklearn.metrics import accuracy_score, log_loss
 from sklearn.model_selection import TimeSeriesSplit
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+from featcache.errors import UsageError
 from featcache.evaluation import splits
 from featcache.evaluation.calibration import fit_temperature, held_out_temperature
 from featcache.heads import SoftmaxPathClassifier
@@ -347,3 +348,13 @@ def test_it_tells_how_many_values_of_c_are_done(options: dict[str, Any]) -> None
     assert done == [*range(len(done) - 1), c]
     assert len(done) - 1 == np.isfinite(head.gaps_[-1]).sum()
     assert "on_progress" not in head.get_params()
+
+
+def test_a_numpy_number_of_cs_is_a_number() -> None:
+    X, y = draw(60, 4, 3, 0)
+    plain, of_numpy = (SoftmaxPathClassifier(Cs=number).fit(X, y) for number in (5, np.int64(5)))
+    np.testing.assert_array_equal(of_numpy.Cs_, plain.Cs_)
+    assert len(plain.Cs_) == 5
+    for none in (0, -3, []):
+        with pytest.raises(UsageError, match="Cs are numbers above 0, at least one"):
+            SoftmaxPathClassifier(Cs=none).fit(X, y)
