@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
-from featcache.heads.temperature import softmax
+from featcache.evaluation.temperature import softmax
 from featcache.heads.validation import to_answer
 
 

@@ -17,6 +17,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted
 
 from featcache.errors import UsageError
+from featcache.evaluation.temperature import softmax
 from featcache.heads.certificate import LOGITS_BYTES, Certificate
 from featcache.heads.fold_numbers import draw_folds
 from featcache.heads.grid_edge import GridEdgeWarning, edge_of_grid
@@ -225,8 +226,7 @@ class SoftmaxPathClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         z = self.decision_function(X)
         if z.ndim == 1:
             z = np.column_stack([np.zeros(len(z)), z])
-        z = np.exp(z - z.max(1, keepdims=True))
-        return np.asarray(z / z.sum(1, keepdims=True))
+        return softmax(z)
 
     def predict(self, X: Any) -> np.ndarray:
         """(n,) the likeliest label."""

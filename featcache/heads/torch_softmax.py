@@ -21,6 +21,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from featcache.evaluation import splits
+from featcache.evaluation.temperature import softmax
 from featcache.heads.stream import VectorStream
 from featcache.heads.validation import check_finite, to_answer, to_fit
 
@@ -155,9 +156,7 @@ class TorchSoftmaxHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """(n, k) probabilities in the order of ``classes_``."""
-        z = self.decision_function(X)
-        z = np.exp(z - z.max(1, keepdims=True))
-        return np.asarray(z / z.sum(1, keepdims=True))
+        return softmax(self.decision_function(X))
 
     def predict(self, X: Any) -> np.ndarray:
         """(n,) the likeliest label."""

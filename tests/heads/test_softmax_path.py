@@ -18,7 +18,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from featcache.errors import UsageError
 from featcache.evaluation import splits
-from featcache.evaluation.calibration import fit_temperature, held_out_temperature
+from featcache.evaluation.calibration import held_out_temperature, plain_temperature
 from featcache.heads import SoftmaxPathClassifier
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -195,7 +195,7 @@ def test_a_class_that_a_fold_lacks_does_not_set_the_temperature() -> None:
     folds = [(np.setdiff1d(np.arange(len(y)), test), test) for test in tests]
     model = SoftmaxPathClassifier(cv=folds).fit(X, y)
     temperature = held_out_temperature(model, y)
-    assert temperature == pytest.approx(fit_temperature(model.held_out_logits_[tests[1]], y[tests[1]]))
+    assert temperature == pytest.approx(plain_temperature(model.held_out_logits_[tests[1]], y[tests[1]]))
     assert 0.1 < temperature < 10
 
 
