@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _AT_ONCE = 500
 
 
-class CachedEmbedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+class CachedEmbedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
     """Images to vectors, looked up in a store; only what is missing there is computed, and then kept.
 
     It learns nothing, so it may stand in a pipeline that is cross-validated: no image is computed twice,

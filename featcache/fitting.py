@@ -18,13 +18,20 @@ from featcache.heads.loss_curve import loss_curve
 from featcache.heads.memory import check_memory
 from featcache.heads.stream import VectorStream
 from featcache.labelled_vectors import LabelledVectors
+from featcache.progress import Progress, Silent
 
 _ROWS_AT_ONCE = 8192
 _STREAMING = "Take --head torch or --head ridge, which read the vectors piece by piece, or fewer layers."
 
 
 def fit(
-    examples: LabelledVectors, rows: np.ndarray, head: Any, seed: int, *, available_memory: int | None = None
+    examples: LabelledVectors,
+    rows: np.ndarray,
+    head: Any,
+    seed: int,
+    *,
+    available_memory: int | None = None,
+    progress: Progress | None = None,
 ) -> Bundle:
     """Fit a head on some rows.
 
@@ -33,8 +40,9 @@ def fit(
         rows: (m,) row numbers to fit on.
         head: a name or a scikit-learn classifier.
         seed: of our own heads.
-        available_memory: bytes that a head which reads all vectors at once may take; by default what the
-            machine has.
+        available_memory: bytes that the head may take; by default what the machine has. Of a head that reads
+            piece by piece only what it holds counts, not the vectors.
+        progress: is told of the fit as a phase, step by step where the head counts its own.
 
     Returns:
         A bundle; the logits of a head that has out-of-fold ones are divided by the temperature that fits
@@ -46,16 +54,16 @@ def fit(
     rows = np.sort(rows)
     estimator = make_head(head, seed, "classify" if examples.labels is None else "multilabel")
     streams = hasattr(estimator, "fit_stream")
-    if not streams:
-        check_memory(
-            estimator,
-            head_name(head),
-            len(rows),
-            sum(examples.widths),
-            len(examples.labels or np.unique(examples.y[rows])),
-            streaming=_STREAMING if examples.labels is None else "Take fewer layers.",
-            available=available_memory,
-        )
+    check_memory(
+        estimator,
+        head_name(head),
+        len(rows),
+        sum(examples.widths),
+        len(examples.labels or np.unique(examples.y[rows])),
+        streaming="Take fewer layers." if streams or examples.labels is not None else _STREAMING,
+        available=available_memory,
+    )
+    _report(estimator, head_name(head), Silent() if progress is None else progress)
     uses = layer_uses(examples, rows)
     if streams:
         estimator.fit_stream(_stream(examples, rows, uses))
@@ -63,6 +71,8 @@ def fit(
         X = scale_layers(examples.read(rows), uses)
         groups = {"groups": examples.units[rows]} if type(estimator).__module__.startswith("featcache.") else {}
         estimator.fit(X, examples.y[rows], **groups)
+    if hasattr(estimator, "on_progress"):
+        del estimator.on_progress  # what was to be told is over
     try:
         form = form_of(estimator)
     except BundleError:
@@ -87,13 +97,31 @@ def fit(
         chosen=dict(getattr(estimator, "chosen_", {})),
         report={
             name: getattr(estimator, f"{name}_")
-            for name in ("chosen_by", "converged")
+            for name in ("chosen_by", "converged", "grid_note")
             if hasattr(estimator, f"{name}_")
         }
         | {"calibration": None if temperature is None else {"temperature": temperature}}
         | loss_curve(estimator),
         estimator=None if form is not None else estimator,
     )
+
+
+def _report(estimator: Any, name: str, shown: Progress) -> None:
+    """Begin the phase of the fit; a head with ``on_progress`` says itself how many steps it has."""
+    if not hasattr(estimator, "on_progress"):
+        shown.start(f"train {name}", None, "items")
+        return
+    told = 0
+
+    def tell(done: int, of: int) -> None:
+        nonlocal told
+        if not done:
+            told = 0
+            shown.start(f"train {name}", of, "steps")
+        shown.advance(done - told)
+        told = done
+
+    estimator.on_progress = tell
 
 
 def answers(bundle: Bundle, examples: LabelledVectors, rows: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:

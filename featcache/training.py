@@ -21,7 +21,7 @@ from featcache.evaluation import metrics, multilabel_splits, splits
 from featcache.evaluation import multilabel as multilabel_metrics
 from featcache.evaluation.calibration import expected_calibration_error, tempered
 from featcache.fitting import answers, fit
-from featcache.heads import head_name, make_head, with_class_weight
+from featcache.heads import prepare, with_class_weight
 from featcache.labelled_vectors import LabelledVectors
 from featcache.parts import check_classes, learned_and_scored, of_split
 from featcache.progress import Progress, choose
@@ -83,7 +83,7 @@ def train(
     began = time.monotonic()
     if task not in ("classify", "multilabel"):
         raise UnknownNameError.among("task", task, ("classify", "multilabel"))
-    make_head(head, seed, task)  # a misspelt name should not wait for the vectors to be read
+    prepare(head, task)  # a misspelt name should not wait for the vectors to be read
     if class_weight is not None:
         head = with_class_weight(head, class_weight, seed, task)
     path = Path(store)
@@ -107,29 +107,30 @@ def train(
             examples = examples.linked(near.pairs)
             if near.note is not None:
                 shown.note(f"Near-duplicates could not be grouped: {near.note}.")
-        fitting = 0.0
         if cv is not None:
             test = np.arange(len(examples.y)) if split is None else of_split(examples, split)
             draw = splits.folds if examples.labels is None else multilabel_splits.folds
             folds = draw(examples.y[test], examples.units[test], cv, seed)
             sides = [test[scored] for _, scored in folds]
-            bundle, probabilities, predicted, sure, fitting = cross_validated(examples, test, head, folds, seed, shown)
             protocol = f"{cv}-fold cross-validation; the head saved is fitted on all {len(test)} items"
         else:
             learn, test, protocol = learned_and_scored(examples, split, seed, None if path.is_file() else path, shown)
             sides = [learn, test]
-            shown.start(f"train {head_name(head)}", None, "items")
-            fit_began = time.monotonic()
-            bundle = fit(examples, learn, head, seed)
-            fitting = time.monotonic() - fit_began
-            probabilities, predicted = answers(bundle, examples, test)
-            sure = _uncalibrated(bundle, probabilities)
+        # Before the fit: meanwhile the head's module is imported.
         guard = leakage.guard(
             examples, sides, scored=None if cv is not None else test, found=near, seed=seed, progress=shown
         )
+        if cv is not None:
+            bundle, probabilities, predicted, sure, fitting = cross_validated(examples, test, head, folds, seed, shown)
+        else:
+            fit_began = time.monotonic()
+            bundle = fit(examples, learn, head, seed, progress=shown)
+            fitting = time.monotonic() - fit_began
+            probabilities, predicted = answers(bundle, examples, test)
+            sure = _uncalibrated(bundle, probabilities)
         scores = _scored(examples, test, probabilities, predicted, bundle.classes, seed)
         if refit_all and cv is None:
-            bundle = fit(examples, np.union1d(learn, test), head, seed)
+            bundle = fit(examples, np.union1d(learn, test), head, seed, progress=shown)
             protocol += "; the head saved was fitted once more on all items"
         shown.finish()
     if bundle.report["calibration"] is not None and probabilities is not None:

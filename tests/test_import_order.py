@@ -47,6 +47,7 @@ ORDER = (
     "interrupts",
     "progress",
     "failpoints",
+    "blas_threads",
     "errors",
 )
 FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")

@@ -14,6 +14,7 @@ from PIL import Image
 import featcache as fc
 from featcache.backbones import tiny_backbone
 from featcache.bundle import Bundle
+from featcache.cli import main
 from featcache.store import FeatureStore, holdout
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -194,3 +195,13 @@ def test_several_layers_count_alike(tmp_path: Path, pictures: Path) -> None:
     fc.extract(pictures, store, backbone=tiny_backbone(), layers=["pooled", "body.0:mean"], progress=False)
     bundle = train(store, layers=["pooled", "body.0:mean"], group_near_duplicates=True)
     assert bundle.report["near_duplicates"]["pairs"] == COPIED
+
+
+def test_a_sweep_tells_of_those_of_its_winner(store: Path, capsys: Any) -> None:
+    report = fc.sweep(store, ["centroid"], progress=False)
+    assert report.near_duplicates == train(store, "centroid").report["near_duplicates"]
+    assert report.near_duplicates["across"] > 0
+    told = f"Beware: {report.near_duplicates['across']} pairs of images that are nearly the same stand on both sides"
+    assert told in Path(str(report.paths["markdown"])).read_text(encoding="utf-8")
+    assert main(["sweep", str(store), "--heads", "centroid"]) == 0
+    assert told in capsys.readouterr().out

@@ -491,9 +491,15 @@ class Notes:
 
     def __init__(self) -> None:
         self.notes: list[str] = []
+        self.phases: dict[str, list[int | None]] = {}
 
-    def start(self, what: str, total: int | None, unit: str) -> None: ...
-    def advance(self, n: int = 1) -> None: ...
+    def start(self, what: str, total: int | None, unit: str) -> None:
+        self.phases[what] = [total, 0]
+        self._done = self.phases[what]
+
+    def advance(self, n: int = 1) -> None:
+        self._done[1] = (self._done[1] or 0) + n
+
     def finish(self) -> None: ...
 
     def note(self, text: str) -> None:
@@ -510,3 +516,10 @@ def test_a_holdout_that_cannot_be_kept_is_said(store: Path) -> None:
     assert len(heard.notes) == 1
     assert "could not be kept" in heard.notes[0]
     assert kept(store) == {}
+
+
+@pytest.mark.parametrize(("head", "steps"), [("softmax", [45, 45]), ("ridge", [None, 0])])
+def test_the_fit_tells_how_far_it_is(store: Path, head: str, steps: list[int | None]) -> None:
+    heard = Notes()
+    fc.train(store, head, progress=heard)
+    assert heard.phases[f"train {head}"] == steps

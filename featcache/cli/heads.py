@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -91,27 +92,30 @@ def train(
     Example: featcache train pets.fcache -o pets.fch
     """
     from featcache.bundle import check_target
+    from featcache.heads.grid_edge import GridEdgeWarning
     from featcache.training import train as run
 
     if class_weight not in (None, "balanced"):
         raise UsageError(f"--class-weight is 'balanced', not {class_weight!r}. Weights of your own go by Python.")
     check_target(output)
-    bundle = run(
-        store,
-        head,
-        task=task,
-        layers=layer_list(context, layers) or None,
-        cv=cv,
-        split=split,
-        labels=labels,
-        source=source,
-        space=space,
-        seed=seed,
-        refit_all=refit_all,
-        class_weight=class_weight,
-        group_near_duplicates=group_near_duplicates,
-        progress=True,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", GridEdgeWarning)  # told by the report
+        bundle = run(
+            store,
+            head,
+            task=task,
+            layers=layer_list(context, layers) or None,
+            cv=cv,
+            split=split,
+            labels=labels,
+            source=source,
+            space=space,
+            seed=seed,
+            refit_all=refit_all,
+            class_weight=class_weight,
+            group_near_duplicates=group_near_duplicates,
+            progress=True,
+        )
     bundle.save(output)
     report = {**bundle.report, "path": str(output)}
     return Answer(report, lambda: _show_train(report))
@@ -172,6 +176,8 @@ def _show_train(report: dict[str, Any]) -> None:
     if report["chosen"]:
         by = f" ({report['chosen_by']})" if report.get("chosen_by") else ""
         screen.say("Chosen: " + ", ".join(f"{name} = {value}" for name, value in report["chosen"].items()) + by)
+    if report.get("grid_note"):
+        screen.say(f"Beware: {report['grid_note']}")
     if report.get("converged") is False:
         screen.say("Beware: the fit stopped before it converged.")
     calibration = report["calibration"]
@@ -180,7 +186,7 @@ def _show_train(report: dict[str, Any]) -> None:
         screen.say(
             f"Calibration error: {after} (before scaling by temperature {calibration['temperature']:.2f}: {before})"
         )
-    _warn_of_near_duplicates(report["near_duplicates"])
+    warn_of_near_duplicates(report["near_duplicates"])
     screen.say(f"Took {screen.span(report['seconds'])}, the fit {screen.span(report['fit_seconds'])} of it")
     screen.say(f"Saved: {report['path']}")
     if report["predicts"] == "images":
@@ -219,7 +225,7 @@ def _show_evaluate(report: Mapping[str, Any]) -> None:
         screen.say("Beware: the head does not know which images it was trained on; they may be among these.")
     if report["overlap"]:
         screen.say(f"Beware: the head was trained on {report['overlap']:,} of these items.")
-    _warn_of_near_duplicates(report["near_duplicates"])
+    warn_of_near_duplicates(report["near_duplicates"])
     if "against" in report:
         _show_against(report["against"])
     if "confusion" in report:
@@ -245,7 +251,8 @@ def _show_classes(classes: Sequence[Mapping[str, Any]]) -> None:
     )
 
 
-def _warn_of_near_duplicates(found: Mapping[str, Any] | None) -> None:
+def warn_of_near_duplicates(found: Mapping[str, Any] | None) -> None:
+    """Say how many near-duplicates stand on both sides, as a report has them, if any do."""
     if found and found["across"]:
         first = found["examples"][0]
         screen.say(

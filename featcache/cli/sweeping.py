@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,6 +10,7 @@ import typer
 
 from featcache.cli import screen
 from featcache.cli.conduct import Answer, Debug, Json, verb
+from featcache.cli.heads import warn_of_near_duplicates
 from featcache.cli.options import Labels, Source, Space, Split, StorePath, layer_list
 
 if TYPE_CHECKING:
@@ -52,21 +54,24 @@ def sweep(
     Example: featcache sweep pets.fcache --heads ridge,knn --layers pooled pooled+blocks.4:mean
     """
     from featcache.bundle import check_target
+    from featcache.heads.grid_edge import GridEdgeWarning
     from featcache.sweeping import sweep as run
 
     if output is not None:
         check_target(output)
-    report = run(
-        store,
-        None if heads is None else [name.strip() for name in heads.split(",") if name.strip()],
-        layer_list(context, layers) or None,
-        split=split,
-        labels=labels,
-        source=source,
-        space=space,
-        seed=seed,
-        progress=True,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", GridEdgeWarning)  # that of the winner is told by its report
+        report = run(
+            store,
+            None if heads is None else [name.strip() for name in heads.split(",") if name.strip()],
+            layer_list(context, layers) or None,
+            split=split,
+            labels=labels,
+            source=source,
+            space=space,
+            seed=seed,
+            progress=True,
+        )
     if output is not None:
         report.bundle.save(output)
     data = report.to_dict()
@@ -79,30 +84,32 @@ def _show(report: SweepReport, output: Path | None) -> None:
 
     scored = [cell for cell in report.cells if cell.problem is None]
     screen.table(
-        ["head", "layers", "d", "accuracy", "95 % interval", "log-loss", "time"],
+        ["head", "layers", "accuracy, %", "log-loss", "time"],
         [
             (
                 cell.head,
                 called(cell.layers),
-                f"{cell.d:,}",
-                screen.percent(cell.accuracy),
-                _interval(cell.low, cell.high),
+                _short(cell.accuracy, cell.low, cell.high),
                 "–" if cell.log_loss is None else f"{cell.log_loss:.3f}",
                 "known" if cell.reused else screen.span(cell.seconds or 0.0),
             )
             for cell in scored
         ],
-        right=["d", "accuracy", "95 % interval", "log-loss", "time"],
+        right=["accuracy, %", "log-loss", "time"],
     )
     for cell in report.cells:
         if cell.problem is not None:
             screen.say(f"No score for {cell.head} on {called(cell.layers)}: {cell.problem}")
     screen.say(f"Out-of-fold scores, {report.folds} folds on {report.n:,} items; the least log-loss wins.")
+    screen.say("In brackets: 95 % interval.")
     score, winner = report.score, report.winner
     screen.say(f"\nWinner: {winner['head']} on {' + '.join(winner['layers'])}")
     interval = _interval(score["low"], score["high"])
     screen.say(f"Accuracy on items that took no part: {screen.percent(score['accuracy'])}  (95 % interval {interval})")
     screen.say(f"  on {score['protocol']}")
+    warn_of_near_duplicates(report.near_duplicates)
+    if report.bundle.report.get("grid_note"):
+        screen.say(f"Beware: {report.bundle.report['grid_note']}")
     for name, path in report.paths.items():
         if path is not None:
             screen.say(f"{name.upper() if name == 'json' else name.capitalize()}: {path}")
@@ -111,6 +118,13 @@ def _show(report: SweepReport, output: Path | None) -> None:
         screen.say(f"Next:  {screen.command(*words, '--layers', *winner['layers'])}")
     else:
         screen.say(f"Saved: {output}")
+
+
+def _short(accuracy: float | None, low: float | None, high: float | None) -> str:
+    """``91.7 (87.4–95.0)``: in few columns, so that the table fits a screen of 80."""
+    if accuracy is None:
+        return "–"
+    return f"{100 * accuracy:.1f}" + ("" if low is None or high is None else f" ({100 * low:.1f}–{100 * high:.1f})")
 
 
 def _interval(low: float | None, high: float | None) -> str:

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from featcache.evaluation.temperature import fit_temperature, log_loss, softmax
+
 BINS = 15
-_LEAST = -40.0
-"""Logarithm of a temperature beyond which probabilities are 0 and 1 (or equal) in any case."""
 
 
 def expected_calibration_error(probabilities: np.ndarray, right: np.ndarray, bins: int = BINS) -> float:
@@ -42,17 +42,8 @@ def expected_calibration_error(probabilities: np.ndarray, right: np.ndarray, bin
     return float(np.abs(np.bincount(bin_of, hits - sure)).sum() / n)
 
 
-def log_loss(logits: np.ndarray, truth: np.ndarray) -> float:
-    """Mean of -ln softmax(logits)[truth], for (n, k) logits and (n,) class numbers."""
-    z = logits - logits.max(axis=1, keepdims=True)
-    return float((np.log(np.exp(z).sum(axis=1)) - z[np.arange(len(z)), truth]).mean())
-
-
-def fit_temperature(logits: np.ndarray, truth: np.ndarray) -> float:
-    """The T > 0 for which softmax(logits / T) has the least log-loss.
-
-    The log-loss is convex in 1 / T, so its slope has at most one zero; that is looked for over ln T by
-    Brent's method.
+def plain_temperature(logits: np.ndarray, truth: np.ndarray) -> float:
+    """The T > 0 for which softmax(logits / T) has the least log-loss, where there is one.
 
     Args:
         logits: (n, k) of items that the head was not fitted on; rows with a value that is not finite
@@ -63,36 +54,15 @@ def fit_temperature(logits: np.ndarray, truth: np.ndarray) -> float:
         T; 1 where no T is best: every answer is right (the smaller the better), or they are no better
         than chance (the larger the better).
     """
-    from scipy.optimize import brentq
-
     usable = np.isfinite(logits).all(axis=1)
     z, truth = np.asarray(logits, dtype=np.float64)[usable], np.asarray(truth)[usable]
     if not len(z):
         return 1.0
-    z = z - z.max(axis=1, keepdims=True)
     own = z[np.arange(len(z)), truth]
-    # The slope in 1 / T at its ends: no sharpness at all, and all of it.
-    if not (z.mean(axis=1) - own).mean() < 0 or not (own < 0).any():
+    # The slope of the loss in 1 / T at its ends: no sharpness at all, and all of it.
+    if not (z.mean(axis=1) - own).mean() < 0 or not (own < z.max(axis=1)).any():
         return 1.0
-
-    scale = float(-z.min())
-    z, own = z / scale, own / scale
-
-    def slope(log_t: float) -> float:
-        p = np.exp(z / math.exp(log_t))
-        return float(((p * z).sum(axis=1) / p.sum(axis=1) - own).mean())
-
-    # Smaller T is steeper: the slope falls from positive to negative as ln T grows.
-    low, high = -1.0, 1.0
-    while slope(low) <= 0:
-        low *= 2
-        if low < _LEAST:
-            return 1.0
-    while slope(high) >= 0:
-        high *= 2
-        if high > -_LEAST:
-            return 1.0
-    return scale * math.exp(brentq(slope, low, high, xtol=1e-10))
+    return fit_temperature(z, truth, smoothed=False)[0]
 
 
 def held_out_temperature(estimator: Any, y: np.ndarray) -> float | None:
@@ -116,7 +86,7 @@ def held_out_temperature(estimator: Any, y: np.ndarray) -> float | None:
     truth = np.array([place[str(label)] for label in y])
     usable = np.isfinite(logits).all(axis=1)
     logits, truth = np.asarray(logits, dtype=np.float64)[usable], truth[usable]
-    temperature = fit_temperature(logits, truth)
+    temperature = plain_temperature(logits, truth)
     if temperature == 1.0 or log_loss(logits / temperature, truth) >= log_loss(logits, truth):
         return 1.0
     return temperature
@@ -125,5 +95,4 @@ def held_out_temperature(estimator: Any, y: np.ndarray) -> float | None:
 def tempered(probabilities: np.ndarray, temperature: float) -> np.ndarray:
     """What softmax(z) (n, k) becomes at a temperature: softmax(z / T). Undone by 1 / T."""
     z = np.log(np.maximum(probabilities, np.finfo(np.float64).tiny)) / temperature
-    p = np.exp(z - z.max(axis=1, keepdims=True))
-    return np.asarray(p / p.sum(axis=1, keepdims=True))
+    return softmax(z)

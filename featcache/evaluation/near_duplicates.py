@@ -26,6 +26,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from featcache.blas_threads import one_blas_thread
 from featcache.progress import Progress, Silent
 
 FEWEST, MOST = 50, 100_000
@@ -136,7 +137,10 @@ class _Vectors:
         # The range of Z'Z by two rounds of subspace iteration (Halko et al. 2011, algorithm 4.4).
         axes = rng.normal(size=(Z.shape[1], min(_AXES, *Z.shape))).astype(np.float32)
         for _ in range(2):
-            axes = np.linalg.qr(Z.T @ (Z @ axes))[0]
+            image = Z.T @ (Z @ axes)
+            # A hundred narrow steps: several threads would mostly wait for each other, for seconds if a core is busy.
+            with one_blas_thread():
+                axes = np.linalg.qr(image)[0]
         self.axes = axes
         self.sample = np.sort(rng.choice(wide, min(n, _SAMPLE), replace=False))
 

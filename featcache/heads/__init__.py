@@ -8,6 +8,8 @@ hyper-parameters that it chose. One that can learn from more vectors than fit in
 from __future__ import annotations
 
 import importlib
+import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from featcache.errors import UnknownNameError, UsageError
@@ -50,24 +52,50 @@ def make_head(head: Any, seed: int = 0, task: str = "classify") -> Any:
         UnknownNameError: no head of that name.
         UsageError: the object is no classifier, or the head cannot do the task; those that can are named.
     """
+    home = _home(head, task)
+    if home is not None:
+        return _made(home, seed)
+    from sklearn.base import clone
+
+    return clone(head)
+
+
+def prepare(head: Any, task: str = "classify") -> None:
+    """Check a head's name, and begin to import its module in the background.
+
+    scikit-learn takes most of a second to import; meanwhile vectors can be read.
+
+    Raises:
+        UnknownNameError, UsageError: as of `make_head`.
+    """
+    home = _home(head, task)
+    if home is not None:
+        threading.Thread(target=_import, args=(home.partition(":")[0],), name="featcache import").start()
+
+
+def _import(module: str) -> None:
+    with suppress(Exception):  # who makes the head imports it again, and is told
+        importlib.import_module(module)
+
+
+def _home(head: Any, task: str) -> str | None:
+    """Module and class of one of our own heads, or None for an object that can be a head."""
     if task == "multilabel":
         if not isinstance(head, str) or head not in MULTILABEL_HEADS:
             raise UsageError(
                 f"The head {head_name(head)} gives one label an item. With --task multilabel the heads are: "
                 f"{', '.join(MULTILABEL_HEADS)}."
             )
-        return _made(MULTILABEL_HEADS[head], seed)
+        return MULTILABEL_HEADS[head]
     if isinstance(head, str):
         if head not in HEADS:
             raise UnknownNameError.among("head", head, HEADS)
-        return _made(HEADS[head], seed)
+        return HEADS[head]
     if not (hasattr(head, "fit") and hasattr(head, "predict") and hasattr(head, "get_params")):
         raise UsageError(
             f"A head is one of {', '.join(HEADS)} or a scikit-learn classifier, not {type(head).__name__}."
         )
-    from sklearn.base import clone
-
-    return clone(head)
+    return None
 
 
 def _made(home: str, seed: int) -> Any:

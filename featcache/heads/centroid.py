@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from featcache.errors import UsageError
+from featcache.evaluation.temperature import fit_temperature
 from featcache.heads.linear_classifier import TemperedLinearClassifier
-from featcache.heads.temperature import fit_temperature
 from featcache.heads.validation import to_fit
 
 
@@ -57,7 +57,10 @@ class CentroidHead(TemperedLinearClassifier):
                 raise UsageError("All rows that have a weight are of one class; a head needs two or more.")
         self.classes_ = classes
         mean = np.average(X, axis=0, weights=weights)
-        Z = X - mean.astype(X.dtype)
+        # What was taken off is what is put back: the mean itself has more digits than float32.
+        mean = mean.astype(X.dtype)
+        Z = X - mean
+        mean = mean.astype(np.float64)
         members = np.zeros((len(classes), len(X)))
         members[numbers, np.arange(len(X))] = weights
         masses = members.sum(axis=1)

@@ -9,6 +9,7 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
+from featcache.errors import UsageError
 from featcache.heads.neighbours import NeighbourForm, nearest, normalised, weights
 from featcache.heads.validation import to_answer, to_fit
 
@@ -16,7 +17,7 @@ KS = (1, 3, 5, 10, 20, 50)
 _QUERIES, _FEWEST_QUERIES, _COSINES = 10_000, 1_000, 1_000_000_000
 
 
-class KnnHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class KnnHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
     """k nearest neighbours by cosine, with weighted votes (see `featcache.heads.neighbours`).
 
     Args:
@@ -48,15 +49,19 @@ class KnnHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             groups: (n,) rows with the same one do not vote for each other while k is chosen.
 
         Raises:
-            UsageError: a value is not finite (the row is named), or there is one class only.
+            UsageError: a value is not finite (the row is named), there is one class only, or *ks* are not
+                whole numbers from 1 on.
         """
+        ks = np.atleast_1d(np.asarray(self.ks))
+        if not len(ks) or ks.dtype.kind not in "iu" or ks.min() < 1:
+            raise UsageError(f"ks are whole numbers from 1 on, at least one, not {self.ks!r}.")
         X, self.classes_, self.numbers_, groups = to_fit(self, X, y, groups)
         self.vectors_ = normalised(X)
         alike = len(np.unique(groups)) == 1
         if alike:
             groups = np.arange(len(groups))
         n = len(groups)
-        self.ks_ = np.unique(np.minimum(np.asarray(self.ks, dtype=np.int64), n - 1))
+        self.ks_ = np.unique(np.minimum(ks.astype(np.int64), n - 1))
         queries = np.arange(n)
         most = min(_QUERIES, max(_FEWEST_QUERIES, _COSINES // n))
         if n > most:

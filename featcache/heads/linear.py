@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from featcache.errors import BundleError
+from featcache.evaluation.temperature import softmax
 
 LINKS = ("softmax", "margin", "sigmoid")
 SUPPORTED = (
@@ -49,8 +50,7 @@ class LinearForm:
         z = self.scores(X)
         if self.link == "sigmoid":
             return np.asarray(np.exp(-np.logaddexp(0, -z)))
-        z = np.exp(z - z.max(axis=1, keepdims=True))
-        return np.asarray(z / z.sum(axis=1, keepdims=True))
+        return softmax(z)
 
     def tempered(self, temperature: float) -> LinearForm:
         """The form whose scores are divided by a temperature; it predicts the same labels."""

@@ -8,11 +8,11 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
-from featcache.heads.temperature import softmax
+from featcache.evaluation.temperature import softmax
 from featcache.heads.validation import to_answer
 
 
-class TemperedLinearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class TemperedLinearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
     """Answers from ``coef_``, ``intercept_``, ``temperature_`` and ``classes_``.
 
     For two classes ``coef_`` is (1, d), and the scores of the classes are 0 and what it gives.

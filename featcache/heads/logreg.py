@@ -21,13 +21,14 @@ from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.validation import check_is_fitted
 
 from featcache.evaluation import splits
+from featcache.evaluation.temperature import softmax
 from featcache.heads.validation import to_answer, to_fit
 
 CS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 _CLEARLY_WORSE = 1.02
 
 
-class LogRegHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class LogRegHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
     """Logistic regression on standardised vectors.
 
     Args:
@@ -141,8 +142,7 @@ class LogRegHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         scores = self.decision_function(X)
         if scores.ndim == 1:
             scores = np.column_stack([np.zeros(len(scores)), scores])
-        scores = np.exp(scores - scores.max(1, keepdims=True))
-        return np.asarray(scores / scores.sum(1, keepdims=True))
+        return softmax(scores)
 
     def predict(self, X: Any) -> np.ndarray:
         """(n,) the likeliest label."""

@@ -12,7 +12,8 @@ def loss_curve(fitted: Any) -> dict[str, list[list[float | None]]]:
 
     Args:
         fitted: an estimator; one of our own heads has a curve if it has ``scores_`` over ``Cs_`` or ``Cs``:
-            either (c,) mean log-losses, or (folds, c) negative log-losses, NaN where a C was skipped.
+            either (c,) mean log-losses, or (folds, c) negative log-losses, NaN where a C was skipped, which count by
+            ``held_out_weights_`` (folds,).
 
     Returns:
         ``{"loss_over_C": [[C, log-loss or None], …]}`` from small to large C, or ``{}``.
@@ -24,7 +25,8 @@ def loss_curve(fitted: Any) -> dict[str, list[list[float | None]]]:
     if Cs is None or scores is None or not len(scores) or not type(fitted).__module__.startswith("featcache.heads."):
         return {}
     if np.ndim(scores) == 2:
-        losses = -np.mean(scores, axis=0)
+        # By the same weights as the choice of C.
+        losses = -np.average(scores, axis=0, weights=getattr(fitted, "held_out_weights_", None))
         order = np.argsort(Cs)
     else:
         losses, order = np.asarray(scores), np.arange(len(scores))  # these are sorted already

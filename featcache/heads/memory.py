@@ -1,4 +1,4 @@
-"""Whether a head that reads all vectors at once has the memory for it.
+"""Whether there is the memory for what a head holds at once.
 
 A fit that outgrows the memory ends without a word: the system kills the process. So it is asked before.
 """
@@ -6,6 +6,7 @@ A fit that outgrows the memory ends without a word: the system kills the process
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,18 +41,66 @@ def check_memory(
         )
 
 
-def available_memory() -> int | None:
-    """Bytes that can be taken without swapping; None where the system does not tell."""
+def available_memory(root: Path = Path("/")) -> int | None:
+    """Bytes that can be taken without swapping, within the limits of the process's control groups.
+
+    Args:
+        root: where ``proc`` and ``sys`` are.
+
+    Returns:
+        None where the system does not tell.
+    """
+    known = [*_of_the_machine(root), *_of_control_groups(root)]
+    return max(0, min(known)) if known else None
+
+
+def _of_the_machine(root: Path) -> list[int]:
     try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+        for line in (root / "proc/meminfo").read_text(encoding="ascii").splitlines():
             if line.startswith("MemAvailable:"):
-                return 1024 * int(line.split()[1])
+                return [1024 * int(line.split()[1])]
     except OSError:
         pass  # no Linux
     try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return [os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     except (AttributeError, OSError, ValueError):
-        return None
+        return []
+
+
+def _of_control_groups(root: Path) -> list[int]:
+    """What is left of each limit: of the process's own group and of those above it, which bind as well.
+
+    Version 2 has ``memory.max`` and ``memory.current``, version 1 ``memory.limit_in_bytes`` and
+    ``memory.usage_in_bytes``; the use counts files that were read, of which the inactive ones give way
+    (https://docs.kernel.org/admin-guide/cgroup-v2.html).
+    """
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            top, limit, use, file = "sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"
+        elif "memory" in controllers.split(","):
+            top, limit, use, file = (
+                "sys/fs/cgroup/memory",
+                "memory.limit_in_bytes",
+                "memory.usage_in_bytes",
+                "total_inactive_file",
+            )
+        else:
+            continue
+        # In a container the path can be one of the host, whose upper part is not to be seen: those there count.
+        names = [name for name in path.split("/") if name not in ("", "..")]
+        for depth in range(len(names) + 1):
+            group = (root / top).joinpath(*names[:depth])
+            with suppress(OSError, ValueError):  # no such group, or no limit: "max"
+                most, used = (int((group / name).read_text(encoding="ascii")) for name in (limit, use))
+                stat = dict(row.split() for row in (group / "memory.stat").read_text(encoding="ascii").splitlines())
+                found.append(most - used + int(stat.get(file, 0)))
+    return found
 
 
 def _in_words(count: int) -> str:

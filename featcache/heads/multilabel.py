@@ -7,7 +7,7 @@ groups together and share out every label.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ CS = tuple(10.0**exponent for exponent in range(-6, 3))
 _CLEARLY_WORSE = 1.03
 
 
-class SigmoidPathClassifier(BaseEstimator):  # type: ignore[misc]
+class SigmoidPathClassifier(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
     """Logistic regression for several labels an item.
 
     Args:
@@ -44,7 +44,10 @@ class SigmoidPathClassifier(BaseEstimator):  # type: ignore[misc]
         chosen_: ``{"C": …}``.
         chosen_by_: how, in words.
         converged_: whether the last fit converged.
+        on_progress: as of `SoftmaxPathClassifier`.
     """
+
+    on_progress: Callable[[int, int], None] | None = None
 
     link = "sigmoid"
 
@@ -63,7 +66,8 @@ class SigmoidPathClassifier(BaseEstimator):  # type: ignore[misc]
             groups: (n,) rows with the same one stay in one fold.
 
         Raises:
-            UsageError: a value is not finite (the row is named), or Y holds something else.
+            UsageError: a value is not finite (the row is named), Y holds something else, *groups* has another
+                length, there are no Cs or some that are not above 0, or fewer than two folds.
         """
         X = np.asarray(validate_data(self, X, dtype=[np.float64, np.float32], ensure_all_finite=False))
         check_finite(X)
@@ -71,9 +75,16 @@ class SigmoidPathClassifier(BaseEstimator):  # type: ignore[misc]
         if Y.ndim != 2 or len(Y) != len(X) or not np.isin(Y, (0, 1)).all():
             raise UsageError(f"Y has the shape ({len(X)}, labels) and holds 0 and 1, or False and True.")
         Y = Y.astype(bool)
-        groups = np.arange(len(X)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+        groups = np.arange(len(X)) if groups is None else np.asarray(groups)
+        if groups.shape != (len(X),):
+            raise UsageError(f"There is one group a row, so groups has the shape ({len(X)},), not {groups.shape}.")
+        groups = np.unique(groups, return_inverse=True)[1]
+        if self.cv < 2:
+            raise UsageError(f"cv is 2 folds or more, not {self.cv}.")
         self.classes_ = np.arange(Y.shape[1])
-        self.Cs_ = np.sort(np.asarray(self.Cs, dtype=np.float64))
+        self.Cs_ = np.sort(np.atleast_1d(np.asarray(self.Cs, dtype=np.float64)))
+        if not len(self.Cs_) or not (np.isfinite(self.Cs_) & (self.Cs_ > 0)).all():
+            raise UsageError(f"Cs are numbers above 0, at least one, not {self.Cs!r}.")
         k = min(self.cv, len(np.unique(groups)))
         self.scores_ = np.full(len(self.Cs_), np.nan)
         self.chosen_by_ = "given"
@@ -94,13 +105,16 @@ class SigmoidPathClassifier(BaseEstimator):  # type: ignore[misc]
         parts = multilabel_splits.folds(Y, groups, k, self.random_state)
         paths = [sigmoid_path(X[learn], Y[learn], self.Cs_, self.max_iter) for learn, _ in parts]
         scores = np.full(len(self.Cs_), np.nan)
+        tell = self.on_progress or (lambda done, of: None)
         for place in range(len(self.Cs_)):
+            tell(place, len(self.Cs_))
             total = 0.0
             for path, (_, test) in zip(paths, parts, strict=True):
                 total += binary_losses(Y[test], _sigmoid(next(path).scores(X[test]))).sum()
             scores[place] = total / Y.size
             if scores[place] > _CLEARLY_WORSE * np.nanmin(scores):
                 break
+        tell(len(self.Cs_), len(self.Cs_))
         return scores
 
     def decision_function(self, X: Any) -> np.ndarray:

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from featcache.errors import UsageError
+from featcache.evaluation.temperature import fit_temperature
 from featcache.heads.linear_classifier import TemperedLinearClassifier, class_scores
 from featcache.heads.ridge_axes import RidgeAxes, left_out_scores, ridge_axes, signs
 from featcache.heads.stream import VectorStream
-from featcache.heads.temperature import fit_temperature
 from featcache.heads.validation import to_fit
 
 RELATIVE_ALPHAS = tuple(10 ** (exponent / 2) for exponent in range(-6, 7))
@@ -79,6 +79,13 @@ class RidgeHead(TemperedLinearClassifier):
         self.chosen_by_ = f"leaving out one {leaves_out}" if len(alphas) > 1 else "given"
         self.coef_, self.intercept_ = fitted.coefficients(self.alpha_)
         return self
+
+    def memory_needed(self, n: int, d: int, k: int) -> int:
+        """Bytes that a fit holds at least, of n float32 vectors of d numbers in k classes, read piece by piece."""
+        r, compared = min(n, d), min(n, SCORED_ROWS)
+        # A Gram matrix, its eigenvectors and as much again to find them; the axes of the vectors; the vectors that are
+        # compared in these axes, while they are put together twice, and their scores.
+        return 8 * (4 * r * r + r * d) + 4 * compared * (2 * r + k)
 
     def _left_out(self, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray, str]:
         """Rows to leave out in turn, whole groups of them; their groups; and what is left out in words."""

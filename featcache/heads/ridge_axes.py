@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from featcache.blas_threads import one_blas_thread
 from featcache.errors import UsageError
-from featcache.heads.blas_threads import one_blas_thread
 from featcache.heads.stream import VectorStream
 from featcache.heads.validation import check_finite
 

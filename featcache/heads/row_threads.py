@@ -1,7 +1,12 @@
-"""Work on blocks of rows by as many threads as there are cores, each with a linear algebra of one thread.
+"""Work on blocks of rows by several threads, each with a linear algebra of one thread.
 
 Products of a block and the element-wise steps between them then run on all cores without waiting for
 each other, where a threaded linear algebra would leave all but one core idle between its calls.
+
+There are as many threads as linear algebra itself would use: the cores that the process may use, or fewer by
+``OPENBLAS_NUM_THREADS``, ``OMP_NUM_THREADS`` and their like, by threadpoolctl, and so in the workers of joblib, which
+share out the cores. Sums over the threads' parts are rounded otherwise for another number of threads: results
+are equal to the last bit for equal numbers only.
 """
 
 from __future__ import annotations
@@ -13,7 +18,7 @@ from contextlib import contextmanager
 from itertools import pairwise
 from typing import TypeVar
 
-from featcache.heads.blas_threads import one_blas_thread
+from featcache.blas_threads import one_blas_thread
 
 _T = TypeVar("_T")
 
@@ -42,9 +47,10 @@ class RowThreads:
 
 @contextmanager
 def row_threads() -> Iterator[RowThreads]:
-    """Threads for the cores that this process may use."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with one_blas_thread():
+    """As many threads as linear algebra would use, on the cores that this process may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with one_blas_thread() as limit:
+        count = cores if limit is None else min(cores, limit)
         if count == 1:
             yield RowThreads(None, 1)
             return

@@ -18,16 +18,19 @@ class SigmoidFit:
     Attributes:
         coef: (k, d) float64.
         intercept: (k,) float64.
+        shift: (d,) what is taken off vectors before they are multiplied, in their precision.
         converged: whether all did.
     """
 
     coef: np.ndarray
     intercept: np.ndarray
+    shift: np.ndarray
     converged: bool
 
     def scores(self, X: np.ndarray) -> np.ndarray:
         """(n, k) log-odds."""
-        return np.asarray(X @ self.coef.T.astype(X.dtype) + self.intercept)
+        middle = self.intercept + self.coef @ self.shift
+        return np.asarray((X - self.shift) @ self.coef.T.astype(X.dtype) + middle)
 
 
 def sigmoid_path(X: np.ndarray, Y: np.ndarray, Cs: Iterable[float], max_iter: int) -> Iterator[SigmoidFit]:
@@ -41,9 +44,9 @@ def sigmoid_path(X: np.ndarray, Y: np.ndarray, Cs: Iterable[float], max_iter: in
         max_iter: of the solver, for each fit.
     """
     n, k = Y.shape
-    mean = X.mean(axis=0, dtype=np.float64)
-    # A free intercept makes centring change nothing but the speed.
-    centred = X - mean.astype(X.dtype)
+    shift = X.mean(axis=0, dtype=np.float64).astype(X.dtype)
+    # A free intercept makes centring change nothing but the speed, if what was taken off is put back to the digit.
+    centred = X - shift
     counts = Y.sum(axis=0)
     models: list[LogisticRegression | None] = [None] * k
     for C in Cs:
@@ -52,7 +55,7 @@ def sigmoid_path(X: np.ndarray, Y: np.ndarray, Cs: Iterable[float], max_iter: in
             models[label] = model = _fitted(centred, Y[:, label], C, max_iter, models[label])
             coef[label], intercept[label] = model.coef_[0], model.intercept_[0]
             converged &= bool(model.n_iter_.max() < max_iter)
-        yield SigmoidFit(coef, intercept - coef @ mean, converged)
+        yield SigmoidFit(coef, intercept - coef @ shift.astype(np.float64), shift, converged)
 
 
 def _fitted(

@@ -8,7 +8,7 @@ is the same. `path_solver` finds it for all folds and all rows together, `certif
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,10 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted
 
 from featcache.errors import UsageError
+from featcache.evaluation.temperature import softmax
 from featcache.heads.certificate import LOGITS_BYTES, Certificate
 from featcache.heads.fold_numbers import draw_folds
+from featcache.heads.grid_edge import GridEdgeWarning, edge_of_grid
 from featcache.heads.path_solver import NO_FOLD
 from featcache.heads.regularisation_path import FINAL_GAP, PATH_GAP, RegularisationPath
 from featcache.heads.row_threads import row_threads
@@ -31,12 +33,14 @@ _CLEARLY_WORSE, _STEPS_BEYOND = 1.03, 3
 _SCORINGS = ("neg_log_loss", "accuracy")
 
 
-class SoftmaxPathClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class SoftmaxPathClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
     """Multinomial logistic regression with its C chosen by cross-validation.
 
     Args:
         Cs: inverse strengths of the penalty, in any order; a number n for n values from 1e-4 to 1e4, spaced
-            by a common factor, as in `LogisticRegressionCV`; by default 45 from 1e-6 to 1e5.
+            by a common factor, as in `LogisticRegressionCV`; by default 45 from 1e-6 to 1e5. Of
+            the latter a `GridEdgeWarning` says when they probably do not hold the best C, as for vectors far from the
+            scale of 1.
         cv: folds for the choice: a number, stratified and with whole groups, fewer where a class has fewer
             independent rows (a class with a single one is always learned from); or a scikit-learn splitter or
             an iterable of (learn, test) row numbers, where each row is tested at most once and a fold learns from
@@ -55,6 +59,7 @@ class SoftmaxPathClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         C_: the C chosen.
         Cs_: (c,) the values, ascending.
         scores_: (folds, c) mean scores of the held-out rows, larger is better; NaN where the path had ended.
+        held_out_weights_: (folds,) the weight of each fold's held-out rows, by which C is chosen.
         gap_: bound of (F - min F) / F of the solution, computed in float64; at most 1e-8 unless a warning says
             otherwise.
         gaps_: (folds + 1, c) the same along the path, the last row for all rows; at most 1e-4 likewise.
@@ -62,10 +67,16 @@ class SoftmaxPathClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         converged_: whether all gaps are as small as they should be.
         chosen_: ``{"C": …}``.
         chosen_by_: how C was chosen, in words.
+        grid_note_: what `GridEdgeWarning` says, or None.
         held_out_logits_: (n, k) float32, for each row the logits at the chosen C by the fold that did not
             learn from it; -inf for a class that this fold never saw, NaN for rows that were always learned from
             or have no weight. None without folds.
+        on_progress: a function that is called while `fit` runs with how many values of C are done and how many
+            there are; it ends with all, however many were left out. None by default; no parameter, so it is not
+            cloned.
     """
+
+    on_progress: Callable[[int, int], None] | None = None
 
     def __init__(
         self,
@@ -108,7 +119,8 @@ class SoftmaxPathClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
             fold, self.chosen_by_ = draw_folds(self.cv, rows, self.random_state or 0)
         with row_threads() as threads:
             path = RegularisationPath(rows.X, rows.y, rows.weights, fold, len(rows.classes), threads, self.max_iter)
-            best = self._follow(path)
+            best, losses = self._follow(path)
+            self.held_out_weights_ = np.array(path.held_out_weights)
             self._score(best, path.refined(), path)
             coef, intercept, certificate = path.final()
             self.held_out_logits_ = None
@@ -121,12 +133,17 @@ class SoftmaxPathClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         self.C_ = float(self.Cs_[best])
         self.chosen_ = {"C": self.C_}
         self.n_iter_ = max(1, round(path.passes / (len(path.folds) + 1)))
+        self.grid_note_ = None
+        if path.folds and self.Cs is None:
+            self.grid_note_ = edge_of_grid(self.Cs_, losses, best, rows.X)
+        if self.grid_note_ is not None:
+            warnings.warn(self.grid_note_, GridEdgeWarning, stacklevel=2)
         self._tell_of_gaps(certificate.gap)
         return self
 
     def memory_needed(self, n: int, d: int, k: int) -> int:
         """Bytes that `fit` takes at its peak for n float32 vectors of d numbers in k classes, these included."""
-        folds = self.cv if isinstance(self.cv, int) else 5
+        folds = int(self.cv) if isinstance(self.cv, (int, np.integer)) else 5
         folds = folds if len(self._values_of_C()) > 1 else 0
         # The vectors as given, sorted, and rotated with room to work; for each fold and all rows some
         # eighteen arrays of the weights' size.
@@ -139,22 +156,33 @@ class SoftmaxPathClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
     def _values_of_C(self) -> np.ndarray:
         if self.Cs is None:
             return np.geomspace(1e-6, 1e5, 45)
-        Cs = np.geomspace(1e-4, 1e4, self.Cs) if isinstance(self.Cs, int) else np.array([float(C) for C in self.Cs])
+        if isinstance(self.Cs, (int, np.integer)):
+            Cs = np.geomspace(1e-4, 1e4, max(0, int(self.Cs)))
+        else:
+            Cs = np.array([float(C) for C in np.atleast_1d(np.asarray(self.Cs))])
         if not len(Cs) or not (np.isfinite(Cs) & (Cs > 0)).all():
             raise UsageError(f"Cs are numbers above 0, at least one, not {self.Cs!r}.")
         return np.unique(Cs)
 
-    def _follow(self, path: RegularisationPath) -> int:
-        """Go along the path from the smallest C on; the place of the C that is best on held-out rows."""
+    def _follow(self, path: RegularisationPath) -> tuple[int, np.ndarray]:
+        """Go along the path from the smallest C on.
+
+        Returns:
+            The place of the C that is best on held-out rows, and (c,) mean held-out log-losses, infinite where the
+            path had ended.
+        """
         folds, c = len(path.folds), len(self.Cs_)
         self.scores_, self.gaps_ = np.full((folds, c), np.nan), np.full((folds + 1, c), np.nan)
         losses, best, middle = np.full(c, np.inf), 0, (c - 1) // 2
+        tell = self.on_progress or (lambda done, of: None)
         for place, C in enumerate(self.Cs_):
+            tell(place, c)
             losses[place] = self._score(place, path.solve(float(C)), path)
             if not folds:
                 if place == middle:
                     path.keep()
-                    return place
+                    best = place
+                    break
                 continue
             weights = np.array(path.held_out_weights)
             means = weights @ self.scores_[:, : place + 1] / weights.sum()
@@ -165,7 +193,8 @@ class SoftmaxPathClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
             passed = place - least >= _STEPS_BEYOND and losses[place] > _CLEARLY_WORSE * losses[least]
             if passed and self.early_stopping and self.scoring == "neg_log_loss":
                 break
-        return best
+        tell(c, c)
+        return best, losses
 
     def _score(self, place: int, found: Sequence[Certificate], path: RegularisationPath) -> float:
         """Note what was found for one C; the mean held-out log-loss."""
@@ -197,8 +226,7 @@ class SoftmaxPathClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         z = self.decision_function(X)
         if z.ndim == 1:
             z = np.column_stack([np.zeros(len(z)), z])
-        z = np.exp(z - z.max(1, keepdims=True))
-        return np.asarray(z / z.sum(1, keepdims=True))
+        return softmax(z)
 
     def predict(self, X: Any) -> np.ndarray:
         """(n,) the likeliest label."""

@@ -21,6 +21,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from featcache.evaluation import splits
+from featcache.evaluation.temperature import softmax
 from featcache.heads.stream import VectorStream
 from featcache.heads.validation import check_finite, to_answer, to_fit
 
@@ -32,7 +33,7 @@ _STEPS = 1200
 _SMALL_STEP = 20_000_000
 
 
-class TorchSoftmaxHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class TorchSoftmaxHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
     """A softmax layer trained in PyTorch.
 
     Args:
@@ -96,6 +97,11 @@ class TorchSoftmaxHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         with _threads_for(self.batch_size * stream.width * len(stream.classes) * len(self.Cs)):
             return self._fit_batches(batches, stream.classes, stream.width, kept)
 
+    def memory_needed(self, n: int, d: int, k: int) -> int:
+        """Bytes that a fit holds at least, of n float32 vectors of d numbers in k classes, read piece by piece."""
+        # For each C the weights, their gradient, Adam's two moments and the best ones so far; the held-out vectors.
+        return 4 * (5 * len(self.Cs) * k * d + min(n // 10, _HELD_OUT_ROWS) * d)
+
     def _fit_batches(
         self, batches: Batches, classes: Sequence[Any] | np.ndarray, width: int, held_out: tuple[np.ndarray, np.ndarray]
     ) -> TorchSoftmaxHead:
@@ -150,9 +156,7 @@ class TorchSoftmaxHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """(n, k) probabilities in the order of ``classes_``."""
-        z = self.decision_function(X)
-        z = np.exp(z - z.max(1, keepdims=True))
-        return np.asarray(z / z.sum(1, keepdims=True))
+        return softmax(self.decision_function(X))
 
     def predict(self, X: Any) -> np.ndarray:
         """(n,) the likeliest label."""

@@ -21,6 +21,8 @@ class SweepReport:
         winner: ``head``, ``layers`` and ``chosen`` (its hyper-parameters).
         score: the winner on the items that took no part in the choice: ``accuracy`` with ``low`` and
             ``high``, ``log_loss``, ``n`` and the ``protocol`` in words.
+        near_duplicates: among the training part and those items, as in the report of a head: ``pairs``, those that
+            stand ``across``, ``threshold``, ``examples``, ``note``.
         folds: of the cross-validation by which the winner was chosen.
         n: items of the training part.
         computed, reused: cells that were computed in this run, and that were known.
@@ -33,6 +35,7 @@ class SweepReport:
     cells: list[Cell]
     winner: dict[str, Any]
     score: dict[str, Any]
+    near_duplicates: dict[str, Any]
     folds: int
     n: int
     computed: int
@@ -97,6 +100,12 @@ def markdown(report: SweepReport) -> str:
         f"({_cell(score['protocol'])}): accuracy {_value(100, 1, score['accuracy'], score['low'], score['high'], ' %')}"
         + (f", log-loss {score['log_loss']:.3f}." if score["log_loss"] is not None else "."),
     ]
+    if report.near_duplicates["across"]:
+        lines += [
+            "",
+            f"Beware: {report.near_duplicates['across']:,} pairs of images that are nearly the same stand on both "
+            "sides, so that score may be too good.",
+        ]
     if report.paths.get("figure"):
         name = str(report.paths["figure"]).replace("\\", "/").rpartition("/")[2]
         lines += ["", f"![held-out log-loss over C]({name})"]

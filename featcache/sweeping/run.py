@@ -116,6 +116,7 @@ def sweep(
             cells=order,
             winner={"head": winner.head, "layers": winner.layers, "chosen": bundle.chosen},
             score=plain({**bundle.report["score"], "log_loss": bundle.report["log_loss"]["value"]}),
+            near_duplicates=plain(bundle.report["near_duplicates"]),
             folds=_usable_folds(examples, learn),
             n=len(learn),
             computed=sum(not cell.reused and cell.problem is None for cell in cells),

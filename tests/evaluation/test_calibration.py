@@ -13,11 +13,11 @@ from sklearn.linear_model import LogisticRegression
 
 from featcache.evaluation.calibration import (
     expected_calibration_error,
-    fit_temperature,
     held_out_temperature,
-    log_loss,
+    plain_temperature,
     tempered,
 )
+from featcache.evaluation.temperature import log_loss
 
 ANSWERS = st.lists(st.tuples(st.sampled_from([0.1, 0.25, 0.5, 0.7, 0.9, 1.0]), st.booleans()), min_size=1, max_size=60)
 
@@ -68,7 +68,7 @@ def test_the_error_of_what_can_be_counted() -> None:
 @given(st.integers(10, 80), st.integers(2, 6), st.integers(0, 10_000), st.floats(0.05, 20))
 def test_no_temperature_is_better(n: int, k: int, seed: int, sharpness: float) -> None:
     z, truth = problem(n, k, seed, sharpness)
-    best = fit_temperature(z, truth)
+    best = plain_temperature(z, truth)
     assert best > 0
     loss = log_loss(z / best, truth)
     assert loss <= log_loss(z, truth) + 1e-12
@@ -81,38 +81,38 @@ def test_no_temperature_is_better(n: int, k: int, seed: int, sharpness: float) -
 @given(st.integers(0, 10_000), st.floats(1e-6, 1e6), st.integers(2, 5))
 def test_the_temperature_follows_the_scale_and_no_shift(seed: int, factor: float, k: int) -> None:
     z, truth = problem(60, k, seed)
-    plain = fit_temperature(z, truth)
-    scaled = fit_temperature(z * factor, truth)
+    plain = plain_temperature(z, truth)
+    scaled = plain_temperature(z * factor, truth)
     assert scaled == pytest.approx(1.0 if plain == 1.0 else plain * factor, rel=1e-6)
     shift = np.random.default_rng(seed).normal(size=(60, 1))
-    assert fit_temperature(z + shift, truth) == pytest.approx(plain, rel=1e-6)
+    assert plain_temperature(z + shift, truth) == pytest.approx(plain, rel=1e-6)
 
 
 @pytest.mark.parametrize("sharpness", [0.2, 1.0, 5.0])
 def test_the_temperature_that_drew_the_labels_is_found(sharpness: float) -> None:
     z, truth = problem(4000, 4, 1, sharpness)
-    assert fit_temperature(z, truth) == pytest.approx(sharpness, rel=0.1)
+    assert plain_temperature(z, truth) == pytest.approx(sharpness, rel=0.1)
 
 
 def test_for_two_classes_it_is_a_logistic_regression_of_one_number() -> None:
     z, truth = problem(500, 2, 2, 3.0)
     model = LogisticRegression(C=np.inf, fit_intercept=False, tol=1e-10).fit((z[:, 1] - z[:, 0])[:, None], truth)
-    assert fit_temperature(z, truth) == pytest.approx(1 / model.coef_[0, 0], rel=1e-4)
+    assert plain_temperature(z, truth) == pytest.approx(1 / model.coef_[0, 0], rel=1e-4)
 
 
 def test_where_no_temperature_is_best_it_is_one() -> None:
     right = np.array([[2.0, 0], [0, 1]])
-    assert fit_temperature(right, np.array([0, 1])) == 1.0
-    assert fit_temperature(right, np.array([1, 0])) == 1.0
-    assert fit_temperature(np.zeros((4, 3)), np.array([0, 1, 2, 0])) == 1.0
-    assert fit_temperature(np.empty((0, 3)), np.empty(0, int)) == 1.0
+    assert plain_temperature(right, np.array([0, 1])) == 1.0
+    assert plain_temperature(right, np.array([1, 0])) == 1.0
+    assert plain_temperature(np.zeros((4, 3)), np.array([0, 1, 2, 0])) == 1.0
+    assert plain_temperature(np.empty((0, 3)), np.empty(0, int)) == 1.0
 
 
 def test_rows_that_were_never_held_out_are_left_out() -> None:
     z, truth = problem(100, 3, 3, 4.0)
-    wanted = fit_temperature(z[:60], truth[:60])
+    wanted = plain_temperature(z[:60], truth[:60])
     z[60:] = np.nan
-    assert fit_temperature(z, truth) == wanted != 1.0
+    assert plain_temperature(z, truth) == wanted != 1.0
 
 
 class Fitted:
@@ -129,7 +129,7 @@ def test_a_heads_own_out_of_fold_logits_are_used_by_name_of_class() -> None:
     head = Fitted(z[:, [2, 0, 1]], ["c", "a", "b"])
     kept = np.isfinite(z).all(1)
     found = held_out_temperature(head, np.array(["a", "b", "c"])[truth])
-    assert found == pytest.approx(fit_temperature(z[kept].astype(np.float32), truth[kept]), rel=1e-6)
+    assert found == pytest.approx(plain_temperature(z[kept].astype(np.float32), truth[kept]), rel=1e-6)
     assert held_out_temperature(object(), np.array(["a"])) is None
 
 

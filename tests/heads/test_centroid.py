@@ -7,8 +7,8 @@ import pytest
 from sklearn.neighbors import NearestCentroid
 
 from featcache.errors import UsageError
+from featcache.evaluation.temperature import fit_temperature
 from featcache.heads.centroid import CentroidHead
-from featcache.heads.temperature import fit_temperature
 from tests.heads.test_heads import gaussians
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -100,3 +100,14 @@ def test_weights_that_leave_one_class() -> None:
     X, y = gaussians(30)
     with pytest.raises(UsageError, match="one class"):
         CentroidHead().fit(X, y, sample_weight=y == "class 1")
+
+
+def test_vectors_far_from_zero_keep_their_digits() -> None:
+    X, y = gaussians(91, spread=0.5)
+    far = X + np.float32(123_456.7)
+    head = CentroidHead().fit(far, y)
+    wanted = NearestCentroid().fit(far.astype(np.float64), y)
+    np.testing.assert_allclose(head.centroids_, wanted.centroids_, rtol=0, atol=1e-5)
+    halves = -((far[:, None].astype(np.float64) - wanted.centroids_) ** 2).sum(2) / 2
+    p = np.exp((halves - halves.max(1, keepdims=True)) / head.temperature_)
+    np.testing.assert_allclose(head.predict_proba(far), p / p.sum(1, keepdims=True), atol=1e-5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from featcache.errors import UnknownNameError, UsageError
-from featcache.heads import HEADS, head_name, make_head, with_class_weight
+from featcache.heads import HEADS, head_name, make_head, prepare, with_class_weight
 from featcache.heads.knn import KnnHead
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -164,6 +165,18 @@ def test_an_unknown_head_offers_the_nearest() -> None:
 def test_what_is_no_classifier_is_refused(thing: Any) -> None:
     with pytest.raises(UsageError, match="scikit-learn classifier"):
         make_head(thing)
+
+
+def test_a_head_is_prepared_in_the_background() -> None:
+    with pytest.raises(UnknownNameError, match="softmax"):
+        prepare("softmacks")
+    with pytest.raises(UsageError, match="scikit-learn classifier"):
+        prepare(3)
+    prepare("centroid")
+    for thread in threading.enumerate():
+        if thread.name == "featcache import":
+            thread.join()
+    assert "featcache.heads.centroid" in sys.modules
 
 
 def test_the_names_cost_no_import() -> None:

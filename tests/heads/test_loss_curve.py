@@ -7,6 +7,8 @@ import pytest
 
 from featcache.heads.logreg import LogRegHead
 from featcache.heads.loss_curve import loss_curve
+from featcache.heads.softmax_path import SoftmaxPathClassifier
+from tests.heads.test_heads import gaussians
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -40,3 +42,14 @@ def test_heads_without_scores_over_c_have_none(attributes: dict[str, list[float]
 
 def test_scores_of_other_packages_may_mean_anything() -> None:
     assert loss_curve(type("Other", (), {"__module__": "sklearn.linear_model", "Cs": [1.0], "scores_": [0.9]})()) == {}
+
+
+def test_folds_count_in_the_curve_as_they_do_in_the_choice() -> None:
+    X, y = gaussians(90, spread=0.5)
+    test = np.arange(30)
+    folds = [(np.setdiff1d(np.arange(90), part), part) for part in (test[:4], test[4:])]
+    head = SoftmaxPathClassifier(Cs=[0.01, 0.1, 1.0], cv=folds).fit(X, y)
+    (curve,) = loss_curve(head).values()
+    wanted = -(4 * head.scores_[0] + 26 * head.scores_[1]) / 30
+    np.testing.assert_allclose([loss for _, loss in curve], wanted, rtol=1e-12)
+    assert min((loss, C) for C, loss in curve)[1] == head.C_

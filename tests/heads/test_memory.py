@@ -52,10 +52,63 @@ def test_what_is_needed_and_what_there_is_are_told(small: LabelledVectors) -> No
     assert fit(small, np.arange(40), "softmax", 0, available_memory=needed).fitted_on == 40
 
 
-def test_heads_that_read_piece_by_piece_are_never_refused(small: LabelledVectors) -> None:
-    streaming = [name for name in HEADS if hasattr(make_head(name), "fit_stream")]
-    assert {"ridge", "torch"} <= set(streaming)
-    assert fit(small, np.arange(40), "ridge", 0, available_memory=0).fitted_on == 40
+@pytest.mark.parametrize("head", ["ridge", "torch"])
+def test_heads_that_read_piece_by_piece_are_refused_for_what_they_hold_alone(small: LabelledVectors, head: str) -> None:
+    assert [name for name in HEADS if hasattr(make_head(name), "fit_stream")] == ["torch", "ridge"]
+    made = make_head(head)
+    # A million vectors more are none that they hold.
+    assert made.memory_needed(2_000_000, 1280, 10) == made.memory_needed(1_000_000, 1280, 10) < 4 * 1_000_000 * 1280
+    with pytest.raises(UsageError, match=rf"{head} needs about .*GB .* has .*GB.*Take fewer layers"):
+        fit(enormous(small), np.arange(40), head, 0)
+    needed = made.memory_needed(40, 5, 2)
+    with pytest.raises(UsageError, match=f"{head} needs about"):
+        fit(small, np.arange(40), head, 0, available_memory=needed - 1)
+    assert fit(small, np.arange(40), head, 0, available_memory=needed).fitted_on == 40
+
+
+@pytest.mark.parametrize("k", [2, 50])
+def test_they_hold_their_gram_matrix_and_their_weights(k: int) -> None:
+    assert make_head("ridge").memory_needed(10_000, 1000, k) > 2 * 8 * 1000**2
+    assert make_head("torch").memory_needed(10_000, 1000, k) > 4 * 4 * 1000 * k * 4
+
+
+def machine(root: Path, groups: str, files: dict[str, str]) -> Path:
+    """A root with 8 GB available, this list of control groups and these files of theirs."""
+    files = {
+        "proc/meminfo": "MemTotal: 16000000 kB\nMemAvailable: 8000000 kB\n",
+        "proc/self/cgroup": groups,
+        **{f"sys/fs/cgroup/{name}": text for name, text in files.items()},
+    }
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+def test_the_limits_of_control_groups_count(tmp_path: Path) -> None:
+    own = {"job/memory.max": "3000000000\n", "job/memory.current": "1200000000\n"}
+    own |= {"job/memory.stat": "anon 900000000\ninactive_file 200000000\n"}
+    assert available_memory(machine(tmp_path / "2", "0::/job\n", own)) == 2_000_000_000
+    # One above binds as well, and none binds where there is no limit or where the machine has less.
+    above = {"memory.max": "1500000000\n", "memory.current": "1400000000\n", "memory.stat": "inactive_file 0\n"}
+    assert available_memory(machine(tmp_path / "above", "0::/job\n", own | above)) == 100_000_000
+    free = own | {"job/memory.max": "max\n"}
+    assert available_memory(machine(tmp_path / "free", "0::/job\n", free)) == 8_192_000_000
+    over = own | {"job/memory.current": "4000000000\n"}
+    assert available_memory(machine(tmp_path / "over", "0::/job\n", over)) == 0
+
+
+def test_version_1_of_them_counts_too(tmp_path: Path) -> None:
+    files = {
+        "memory/memory.limit_in_bytes": "2000000000\n",
+        "memory/memory.usage_in_bytes": "700000000\n",
+        "memory/memory.stat": "inactive_file 1\ntotal_inactive_file 100000000\n",
+    }
+    # In a container the path is that of the host.
+    listed = "5:cpu,cpuacct:/docker/1\n4:memory:/docker/1\n1:name=systemd:/docker/1\n0::/docker/1\n"
+    assert available_memory(machine(tmp_path, listed, files)) == 1_400_000_000
+    (tmp_path / "sys/fs/cgroup/memory/memory.limit_in_bytes").write_text("9223372036854771712\n")
+    assert available_memory(tmp_path) == 8_192_000_000
 
 
 def test_one_problem_alone_needs_less() -> None:

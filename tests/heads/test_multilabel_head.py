@@ -107,3 +107,22 @@ def test_heads_of_one_label_name_those_of_several(head: object) -> None:
 
 def test_the_seed_reaches_it() -> None:
     assert make_head("softmax", 7, "multilabel").random_state == 7
+
+
+def test_what_is_wrong_with_the_call_is_said() -> None:
+    X, Y = problem(30)
+    with pytest.raises(UsageError, match=r"groups has the shape \(30,\), not \(29,\)"):
+        SigmoidPathClassifier().fit(X, Y, np.arange(29))
+    for Cs in ((), (0.0, 1.0), (np.nan,)):
+        with pytest.raises(UsageError, match="Cs are numbers above 0, at least one"):
+            SigmoidPathClassifier(Cs=Cs).fit(X, Y)
+    with pytest.raises(UsageError, match="cv is 2 folds or more, not 1"):
+        SigmoidPathClassifier(cv=1).fit(X, Y)
+
+
+def test_vectors_far_from_zero_keep_their_digits() -> None:
+    X, Y = problem()
+    far = (X + 1e6).astype(np.float32)
+    narrow, wide = (SigmoidPathClassifier(Cs=[0.1, 1.0]).fit(x, Y) for x in (far, far.astype(np.float64)))
+    np.testing.assert_allclose(narrow.predict_proba(far), wide.predict_proba(far), atol=2e-3)
+    np.testing.assert_allclose(narrow.scores_, wide.scores_, rtol=1e-3)

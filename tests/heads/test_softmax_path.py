@@ -16,8 +16,9 @@ from sklearn.metrics import accuracy_score, log_loss
 from sklearn.model_selection import TimeSeriesSplit
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+from featcache.errors import UsageError
 from featcache.evaluation import splits
-from featcache.evaluation.calibration import fit_temperature, held_out_temperature
+from featcache.evaluation.calibration import held_out_temperature, plain_temperature
 from featcache.heads import SoftmaxPathClassifier
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -194,7 +195,7 @@ def test_a_class_that_a_fold_lacks_does_not_set_the_temperature() -> None:
     folds = [(np.setdiff1d(np.arange(len(y)), test), test) for test in tests]
     model = SoftmaxPathClassifier(cv=folds).fit(X, y)
     temperature = held_out_temperature(model, y)
-    assert temperature == pytest.approx(fit_temperature(model.held_out_logits_[tests[1]], y[tests[1]]))
+    assert temperature == pytest.approx(plain_temperature(model.held_out_logits_[tests[1]], y[tests[1]]))
     assert 0.1 < temperature < 10
 
 
@@ -332,3 +333,28 @@ def test_too_few_passes_are_told() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", ConvergenceWarning)
         assert SoftmaxPathClassifier().fit(X, y).converged_
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"early_stopping": False, "Cs": 5}, {"Cs": [0.1]}, {"cv": 2, "Cs": [0.1, 1.0]}]
+)
+def test_it_tells_how_many_values_of_c_are_done(options: dict[str, Any]) -> None:
+    head, told = SoftmaxPathClassifier(**options), []
+    head.on_progress = lambda done, of: told.append((done, of))
+    head.fit(*draw(60, 4, 3, 0))
+    c = len(head.Cs_)
+    done = [number for number, _ in told]
+    assert {of for _, of in told} == {c}
+    assert done == [*range(len(done) - 1), c]
+    assert len(done) - 1 == np.isfinite(head.gaps_[-1]).sum()
+    assert "on_progress" not in head.get_params()
+
+
+def test_a_numpy_number_of_cs_is_a_number() -> None:
+    X, y = draw(60, 4, 3, 0)
+    plain, of_numpy = (SoftmaxPathClassifier(Cs=number).fit(X, y) for number in (5, np.int64(5)))
+    np.testing.assert_array_equal(of_numpy.Cs_, plain.Cs_)
+    assert len(plain.Cs_) == 5
+    for none in (0, -3, []):
+        with pytest.raises(UsageError, match="Cs are numbers above 0, at least one"):
+            SoftmaxPathClassifier(Cs=none).fit(X, y)

@@ -375,7 +375,17 @@ def test_the_command_answers_and_leaves_files(store: Path, tmp_path: Path, capsy
     shown = capsys.readouterr().out
     assert shown.count("known") == 2
     assert "Accuracy on items that took no part" in shown
+    assert data["near_duplicates"] == fc.load(tmp_path / "w.fch").report["near_duplicates"]
     assert main(["sweep", str(store), "--heads", "nope"]) == 2
+
+
+def test_the_table_fits_a_screen(store: Path, capsys: Any) -> None:
+    assert main(["sweep", str(store), "--heads", "centroid,knn"]) == 0
+    shown = capsys.readouterr().out
+    table = shown[: shown.index("Out-of-fold")].splitlines()
+    assert any("body.0:mean+pooled" in line for line in table)
+    assert len(table) >= 2 + 6
+    assert max(len(line.rstrip()) for line in table) <= 80
 
 
 def test_neither_torch_nor_matplotlib_is_imported_without_need(store: Path) -> None:

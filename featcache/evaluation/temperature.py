@@ -16,8 +16,18 @@ def softmax(scores: np.ndarray) -> np.ndarray:
     return np.asarray(z / z.sum(axis=1, keepdims=True))
 
 
+def log_loss(scores: np.ndarray, numbers: np.ndarray) -> float:
+    """Mean of -ln softmax(scores)[number], for (n, k) scores and (n,) class numbers."""
+    z = scores - scores.max(axis=1, keepdims=True)
+    return float((np.log(np.exp(z).sum(axis=1)) - z[np.arange(len(z)), numbers]).mean())
+
+
 def fit_temperature(
-    scores: np.ndarray, numbers: np.ndarray, weights: np.ndarray | None = None, start: float | None = None
+    scores: np.ndarray,
+    numbers: np.ndarray,
+    weights: np.ndarray | None = None,
+    start: float | None = None,
+    smoothed: bool = True,
 ) -> tuple[float, float]:
     """The temperature of the least log-loss.
 
@@ -30,6 +40,7 @@ def fit_temperature(
         numbers: (n,) the true class of each row, a column of *scores*.
         weights: (n,) of the rows; 1 by default.
         start: a temperature to begin from, which changes the time it takes alone.
+        smoothed: False for the least loss of the rows as they are; where that has no minimum, T is a bound.
 
     Returns:
         T, positive, and the mean log-loss of softmax(scores / T).
@@ -39,7 +50,7 @@ def fit_temperature(
     total = float(weights.sum())
     mean = scores.mean(axis=1, dtype=np.float64, keepdims=True)
     spread = float(np.sqrt(np.mean(np.square(scores - mean)))) or 1.0
-    wrong = 1 / (total + 2)
+    wrong = 1 / (total + 2) if smoothed else 0.0
     size = max(1, _AT_ONCE // k)
     others = np.empty(n)
     for at in range(0, n, size):

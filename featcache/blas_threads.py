@@ -10,24 +10,34 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 _lock = threading.Lock()
-_held: list[threadpool_limits] = []
+_held: list[Any] = []
 _users = 0
+_threads: int | None = None
 
 
 @contextmanager
-def one_blas_thread() -> Iterator[None]:
-    """One thread for linear algebra, in the whole process."""
-    global _users
+def one_blas_thread() -> Iterator[int | None]:
+    """One thread for linear algebra, in the whole process.
+
+    Yields:
+        How many it would use otherwise: the cores, or what the environment, threadpoolctl or a worker of joblib
+        limits it to; None where nothing tells.
+    """
+    global _threads, _users
     with _lock:
         if not _users:
-            _held.append(threadpool_limits(1, user_api="blas"))
+            libraries = ThreadpoolController().select(user_api="blas")
+            _threads = min((library["num_threads"] for library in libraries.info()), default=None)
+            _held.append(libraries.limit(limits=1))
         _users += 1
+        threads = _threads
     try:
-        yield
+        yield threads
     finally:
         with _lock:
             _users -= 1
