@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import dlib
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
@@ -142,6 +142,7 @@ boxes = st.tuples(st.integers(-50, 300), st.integers(-50, 300), sides, sides).ma
 )
 
 
+@settings(deadline=None)
 @given(boxes, sides, sides, st.integers(2, 9))
 def test_prominence_does_not_depend_on_the_scale(box, width: int, height: int, times: int) -> None:
     left, top, right, bottom = box
@@ -149,6 +150,7 @@ def test_prominence_does_not_depend_on_the_scale(box, width: int, height: int, t
     assert prominence(larger, (times * width, times * height)) == pytest.approx(prominence(box, (width, height)))
 
 
+@settings(deadline=None)
 @given(boxes, sides, sides)
 def test_prominence_of_a_box_is_that_of_its_mirror_image(box, width: int, height: int) -> None:
     left, top, right, bottom = box
@@ -168,6 +170,7 @@ def test_prominence_of_a_box_in_the_middle_is_its_share_of_the_picture() -> None
 exact = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from([FIRST_PASS, SECOND_PASS, CENTRE_BOX]),
     st.integers(0, 500),
