@@ -120,13 +120,14 @@ class SiameseHead(TransformerMixin, BaseEstimator):  # type: ignore[misc]
                 images, or a parameter is out of range.
         """
         self._check_parameters()
-        X, self.classes_, numbers, groups = to_fit(self, X, y, groups)
+        X, self.classes_, numbers, groups = to_fit(self, X, y, groups, check_targets=False)
         _check_identities(numbers)
         scatter = scatter_of(X, numbers)
         trials = self._trials(scatter, groups)
         # Cosines spread the less the more dimensions there are. Out-of-fold ones tell what those of the head will
         # be, so it has no more dimensions than the fewest identities of a fold allow.
-        dimensions = min([self.dimensions, *(int(trial.scatter.numbers.max()) for trial in trials)])
+        fewest = min([len(self.classes_), *(int(trial.scatter.numbers.max()) + 1 for trial in trials)])
+        dimensions = min(self.dimensions, len(scatter.within), fewest - 1)
         shrinkage = self._shrinkage(scatter, trials, dimensions)
         start = whiten(scatter, shrinkage, dimensions)
         noise, steps = self._trained_out_of_fold(trials, shrinkage, dimensions)
@@ -137,7 +138,7 @@ class SiameseHead(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         self.chosen_by_ = (
             f"the equal error rate on held-out identities, {len(trials)} folds"
             if trials
-            else f"nothing, as fewer than {2 * self.folds} identities have two images"
+            else f"nothing: identities cannot be dealt into {self.folds} folds with several images of some in each"
         )
         return self
 

@@ -13,7 +13,9 @@ from featcache.errors import UsageError
 _FLOATS = [np.float64, np.float32]
 
 
-def to_fit(estimator: Any, X: Any, y: Any, groups: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def to_fit(
+    estimator: Any, X: Any, y: Any, groups: Any, *, check_targets: bool = True
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Arrays to fit on.
 
     Args:
@@ -21,6 +23,8 @@ def to_fit(estimator: Any, X: Any, y: Any, groups: Any) -> tuple[np.ndarray, np.
         X: (n, d) numbers; half precision becomes float32, anything but float32 becomes float64.
         y: (n,) labels.
         groups: (n,) of any type, or None, and then every row is a group of its own.
+        check_targets: whether the labels must be such as a classifier can learn; scikit-learn warns where most
+            have one row, which identities may.
 
     Returns:
         Vectors (n, d), classes (k,), class numbers (n,) and group numbers (n,).
@@ -31,7 +35,8 @@ def to_fit(estimator: Any, X: Any, y: Any, groups: Any) -> tuple[np.ndarray, np.
     checked = validate_data(estimator, _not_half(X), y, dtype=_FLOATS, ensure_all_finite=False)
     X, y = np.asarray(checked[0]), np.asarray(checked[1])
     check_finite(X)
-    check_classification_targets(y)
+    if check_targets:
+        check_classification_targets(y)
     classes, numbers = np.unique(y, return_inverse=True)
     if len(classes) < 2:
         raise UsageError(f"All {len(y)} rows are of one class, {classes[0]!s}; a head needs two or more.")

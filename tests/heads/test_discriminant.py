@@ -9,7 +9,7 @@ from sklearn.covariance import ledoit_wolf_shrinkage
 
 from featcache.heads.discriminant import scatter_of, whiten
 
-SHAPES = [(12, 60), (60, 12), (30, 30)]
+SHAPES = [(20, 60), (60, 12), (30, 30)]
 
 
 def drawn(n: int, d: int) -> tuple[np.ndarray, np.ndarray]:

