@@ -68,8 +68,8 @@ class SiameseHead(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         dimensions: at most so many; there are always fewer than identities to learn from, also without a fold.
         loss: ``cosine_margin``, ``contrastive`` or ``triplet``, see `featcache.heads.metric_losses`; ``none`` leaves
             the projection at linear discriminant analysis.
-        shrinkage: of the covariance within identities, from 0 to 1; None to choose among Ledoit and Wolf's and
-            two others.
+        shrinkage: of the covariance within identities, from 0 to 1; None to choose among Ledoit and Wolf's, 0.5, 0.75,
+            and 0 where there are vectors enough.
         noise: standard deviations of the noise to choose from, in units of the deviation within identities.
         steps: at most so many steps of training.
         folds: how many folds of identities to choose by. Where there are fewer than twice as many identities with
@@ -186,7 +186,10 @@ class SiameseHead(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         """The shrinkage whose discriminants have the least error on the held-out folds."""
         if self.shrinkage is not None or not trials:
             return scatter.ledoit_wolf if self.shrinkage is None else float(self.shrinkage)
-        candidates = (scatter.ledoit_wolf, *_SHRINKAGES)
+        candidates = [scatter.ledoit_wolf, *_SHRINKAGES]
+        if len(scatter.rows) - len(self.classes_) > 2 * scatter.directions:
+            # What tells identities apart may lie where there is least variance, which any shrinkage would hide.
+            candidates.append(0.0)
         errors = [
             [trial.error(_initial(whiten(trial.scatter, a, dimensions), trial.X)) for a in candidates]
             for trial in trials

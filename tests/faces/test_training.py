@@ -112,7 +112,7 @@ def test_the_report_is_of_people_that_were_not_learned_from(store: Path, trained
     Z = trained.scaled(X[rest])
     scores = trained.matching.scores(Z[pairs[:, 0]], Z[pairs[:, 1]])
     assert score["eer"] == pytest.approx(roc(scores, same).eer(), abs=2e-3)
-    assert score["eer"] < score["eer_without"] - 0.1
+    assert score["eer"] < score["eer_without"] - 0.05
     assert score["minimal_cllr"] <= score["cllr"] < 1
 
 
