@@ -4,9 +4,9 @@
 
 The images are those of ``tests/images/mutations.py``, read by ``python -m tests.images.fuzzing`` in processes that
 are started again after a crash, or after 30 s without an answer. Every 10,000 images a cell is appended to
-``results/fuzz.json``; blocks that stand there for the same Pillow and simplejpeg are not done again. Of each image that crashed,
-hung or came to something that must not be, the number is kept, and ``python -m tests.images.fuzzing NUMBER 1``
-reads it again.
+``results/fuzz.json``; blocks that stand there for the same Pillow and simplejpeg are not done again. Of each image
+that crashed, hung or came to something that must not be, the number is kept, and
+``python -m tests.images.fuzzing NUMBER 1`` reads it again.
 """
 
 from __future__ import annotations

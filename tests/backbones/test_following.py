@@ -1,4 +1,4 @@
-"""A recipe names the code that makes pixels, and the backbone found for it runs that code, also where there is newer."""
+"""A recipe names the code that makes pixels; the backbone found for it runs that code, also where there is newer."""
 
 from __future__ import annotations
 
