@@ -15,7 +15,8 @@ from featcache.recipe import Recipe
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from featcache.backbones import Backbone
+    from featcache.backbones import Backbone, Extractor
+    from featcache.images.decode import Decoded
 
 ImageLike: TypeAlias = Union[str, Path, "Image", np.ndarray]
 """A path, a PIL image, or an array (h, w), (h, w, 1), (h, w, 3) or (h, w, 4) of uint8 or uint16."""
@@ -51,7 +52,7 @@ def backbone_for(recipe: Recipe, backbone: Backbone | None = None) -> Backbone:
     """
     from featcache import backbones
 
-    found = backbone or backbones.for_recipe(recipe)
+    found = backbones.for_recipe(recipe) if backbone is None else backbone.following(recipe.pixels)
     differing = recipe.differences(found.recipe)
     if differing:
         listed = "; ".join(f"{name} is {theirs!r}, needed is {mine!r}" for name, mine, theirs in differing)
@@ -83,7 +84,7 @@ def embed(
         for place, image in enumerate(images[start : start + batch_size], start):
             names.append(str(image) if isinstance(image, (str, Path)) else f"image {place}")
             try:
-                pixels.append(backbone.prepare(rgb_of(image)))
+                pixels.append(backbone.prepare(picture_of(image, backbone)))
             except UnusableImageError as error:
                 reasons[len(names) - 1] = str(error)
         rows = iter(())  # type: Iterator[np.ndarray]
@@ -125,8 +126,8 @@ def listed(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
     return found
 
 
-def rgb_of(image: ImageLike) -> Image:
-    """The upright RGB picture of an image.
+def picture_of(image: ImageLike, backbone: Extractor) -> Image | Decoded:
+    """The upright picture of an image, a file decoded as the backbone wants it.
 
     Raises:
         SourceError: the path does not exist.
@@ -135,13 +136,13 @@ def rgb_of(image: ImageLike) -> Image:
     """
     from PIL import Image as pil
 
-    from featcache.images.decode import decode_rgb, rgb_from, rgb_from_array
+    from featcache.images.decode import rgb_from, rgb_from_array
     from featcache.images.reading import read_image_file
 
     if isinstance(image, (str, Path)):
         if not Path(image).exists():
             raise SourceError(f"There is no image {image}.")
-        return decode_rgb(read_image_file(Path(image))[0])
+        return backbone.decode(read_image_file(Path(image))[0])
     if isinstance(image, pil.Image):
         return rgb_from(image)
     if isinstance(image, np.ndarray):

@@ -44,7 +44,8 @@ class StandardTransform:
     """Subtracted for each of R, G, B after scaling to 0…1."""
     std: tuple[float, float, float]
     """Divided by for each of R, G, B."""
-    implementation: str = "pillow/1"
+    implementation: str = "pillow/2"
+    """Which code resizes and crops: ``pillow/1`` resizes the whole picture, ``pillow/2`` no more than the crop."""
 
     def __post_init__(self) -> None:
         # 0 and 0.0 are one value but two texts: the canonical form must not depend on which was given.
@@ -65,12 +66,15 @@ class PixelPath:
     """How an image's bytes become the network's input."""
 
     transform: StandardTransform | CustomTransform
-    decoder: str = "pillow/1"
+    decoder: str = "simplejpeg/1"
+    """Which code makes pixels of bytes: ``pillow/1`` alone, or with ``simplejpeg/1`` for JPEG."""
     exif_orientation: str = "applied"
     alpha: str = "on white"
     sixteen_bit: str = "scaled to 8"
     chip: str | None = None
     """How an aligned face is cut out before the transform; ``None`` for the whole picture."""
+    scaled: str | None = None
+    """How large JPEG photographs are made smaller while they are decoded (``dct/1``); None where they are not."""
 
 
 @dataclass(frozen=True, slots=True)

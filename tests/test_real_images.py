@@ -47,8 +47,9 @@ def test_vectors_are_those_of_timm(trash: Path, store: Path) -> None:
     for vector, item in list(zip(X, items, strict=True))[::3]:
         with Image.open(trash / item.uri) as image, torch.inference_mode():
             expected = network(transform(image.convert("RGB"))[None])[0].numpy()
-        # Another number of images in one pass changes the last digits, and nothing else does.
-        assert np.linalg.norm(vector - expected) <= 1e-5 * np.linalg.norm(expected), item.uri
+        # Of the resized picture only the crop is computed: a pixel here and there is one grey level off.
+        cosine = vector @ expected / np.linalg.norm(vector) / np.linalg.norm(expected)
+        assert cosine >= 0.9999, item.uri
 
 
 def test_a_head_on_few_photographs_is_far_above_chance(store: Path) -> None:

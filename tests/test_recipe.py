@@ -38,6 +38,7 @@ pixel_paths = st.builds(
     alpha=st.text(),
     sixteen_bit=st.text(),
     chip=st.none() | st.text(),
+    scaled=st.none() | st.text(),
 )
 recipes = st.builds(
     Recipe,
@@ -54,18 +55,32 @@ LITE0_LIKE = Recipe(
     "0" * 64,
     PixelPath(StandardTransform((256,), (224, 224), "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))),
 )
+BEFORE = dataclasses.replace(
+    LITE0_LIKE,
+    pixels=PixelPath(dataclasses.replace(LITE0_LIKE.pixels.transform, implementation="pillow/1"), "pillow/1"),
+)
+"""The same by the code that was the default before."""
 
 
 def test_golden_fingerprints() -> None:
     """These never change: every stored vector hangs on them."""
-    assert LITE0_LIKE.to_json() == (
+    assert BEFORE.to_json() == (
         '{"backbone":"bundled:efficientnet_lite0","format":1,"pixels":{"alpha":"on white","decoder":"pillow/1",'
         '"exif_orientation":"applied","sixteen_bit":"scaled to 8","transform":{"crop":[224,224],'
         '"implementation":"pillow/1","interpolation":"bicubic","mean":[0.5,0.5,0.5],"resize":[256],'
         '"std":[0.5,0.5,0.5]}},"precision":"float32","weights":"' + "0" * 64 + '"}'
     )
-    assert LITE0_LIKE.fingerprint == "8b191f0c26f4b48c6ef89fe06a19fd581de7868aacf8b887a91eaed78039f564"
-    custom = Recipe("module:net", "f" * 64, PixelPath(CustomTransform("mine", "3")), "bfloat16", "torch", "a" * 64)
+    assert BEFORE.fingerprint == "8b191f0c26f4b48c6ef89fe06a19fd581de7868aacf8b887a91eaed78039f564"
+    # Another decoder and another way to resize are another recipe; nothing else of it changed.
+    assert LITE0_LIKE.differences(BEFORE) == [
+        ("pixels.decoder", "simplejpeg/1", "pillow/1"),
+        ("pixels.transform.implementation", "pillow/2", "pillow/1"),
+    ]
+    assert LITE0_LIKE.fingerprint == "bd271d56ced9ab202e5416e305837771af8700747dce2e24e9d14ec6a9740b5c"
+    scaled = dataclasses.replace(LITE0_LIKE, pixels=dataclasses.replace(LITE0_LIKE.pixels, scaled="dct/1"))
+    assert scaled.fingerprint == "0d8ca25068013d1c1ef79e557e62ac5219119067e33ac09525e7288aae1c04bc"
+    pixels = PixelPath(CustomTransform("mine", "3"), "pillow/1")
+    custom = Recipe("module:net", "f" * 64, pixels, "bfloat16", "torch", "a" * 64)
     assert custom.fingerprint == "131c15e8de8ed8e61e68562f02e9e94a8d33360ba11bdeefc3618e5d9ba3673f"
 
 
@@ -120,7 +135,8 @@ def test_the_fields_are_those_that_change_vectors() -> None:
     """Layer, view, storage dtype, device, batch size, path and time cannot enter."""
     assert {".".join(path) for path in fields_of(LITE0_LIKE)} == {
         "backbone", "weights", "precision", "runtime", "detection", "format",
-        "pixels.decoder", "pixels.exif_orientation", "pixels.alpha", "pixels.sixteen_bit", "pixels.chip",
+        "pixels.decoder", "pixels.exif_orientation", "pixels.alpha", "pixels.sixteen_bit",
+        "pixels.scaled", "pixels.chip",
         "pixels.transform.resize", "pixels.transform.crop", "pixels.transform.interpolation",
         "pixels.transform.mean", "pixels.transform.std", "pixels.transform.implementation",
     }  # fmt: skip

@@ -13,7 +13,10 @@ from featcache.backbones import layers as naming
 from featcache.backbones.layers import POOLED, Layer, LayerInfo
 from featcache.backbones.recipe_cache import Known, RecipeCache
 from featcache.errors import UnusableImageError, UsageError, WeightsError
-from featcache.images.transforms import PixelTransform
+from featcache.images import decode as decoding
+from featcache.images.decode import Decoded
+from featcache.images.jpeg import SCALED
+from featcache.images.transforms import IMPLEMENTATIONS, PixelTransform
 from featcache.recipe import CustomTransform, PixelPath, Recipe, StandardTransform
 
 if TYPE_CHECKING:
@@ -56,6 +59,7 @@ class Backbone:
         self._cache = cache
         self._network: Network | None = None
         self._known: Known | None = cache.read() if cache is not None else None
+        self._like: PixelPath | None = None
         self._pixels: PixelTransform | None = None
 
     @classmethod
@@ -169,6 +173,41 @@ class Backbone:
     @property
     def recipe(self) -> Recipe:
         """What identifies the vectors of this backbone."""
+        recipe = self._published()
+        return recipe if self._like is None else replace(recipe, pixels=_followed(recipe.pixels, self._like))
+
+    def following(self, pixels: PixelPath) -> Backbone:
+        """The same network, its pictures decoded and resized by the code that *pixels* names.
+
+        A head needs the pixels that it was trained on, also where newer code is the default. Only the names of code
+        are taken over (decoder, implementation, ``scaled``), and only those that this featcache has; sizes, mean and
+        so on stay as published.
+        """
+        if _followed(self.recipe.pixels, pixels) == self.recipe.pixels:
+            return self
+        made = object.__new__(type(self))
+        made.__dict__.update(self.__dict__)
+        made.origin = None if self.origin is None else functools.partial(_following, self, pixels)
+        made._load = lambda: self.network  # once in memory serves both
+        made._like, made._pixels = pixels, None
+        return made
+
+    def scaled(self) -> Backbone:
+        """The same network, large JPEG photographs made smaller while they are decoded: a recipe of its own.
+
+        Raises:
+            UsageError: a callable transforms the picture, and of what size it wants it nobody knows.
+        """
+        pixels = self.recipe.pixels
+        if not isinstance(pixels.transform, StandardTransform):
+            raise UsageError(
+                f"The transform of {self.name} is a callable, so it is not known how small its pictures may be. "
+                "Leave out scaled, or give a StandardTransform."
+            )
+        return self.following(replace(pixels, scaled=SCALED))
+
+    def _published(self) -> Recipe:
+        """The recipe with the code that is the default."""
         if self._network is None and self._known is not None:
             return self._known.recipe
         recipe = self._recipe_of(self.network)
@@ -194,7 +233,7 @@ class Backbone:
         wanted = [Layer(name, naming.position(name, network.names), ()) for name in found]
         shapes = network.shapes_of(wanted)
         chosen = [replace(layer, shape=shapes[layer.name]) for layer in wanted]
-        self._learn(self.recipe, {layer.name: layer for layer in chosen})
+        self._learn(self._published(), {layer.name: layer for layer in chosen})
         return chosen
 
     def load(self) -> None:
@@ -209,11 +248,24 @@ class Backbone:
         """The layers that can be chosen, in network order, ``pooled`` last. No weights are needed for this."""
         return (self._network or self._blueprint()).layer_infos()
 
-    def prepare(self, image: Image, sha256: bytes | None = None) -> np.ndarray:
-        """An RGB image as the network's input.
+    def decode(self, data: bytes) -> Decoded:
+        """An image file's bytes as a picture, by the decoder of the recipe.
 
         Args:
-            image: upright RGB.
+            data: as for `featcache.images.decode.decode_rgb`.
+
+        Raises:
+            UnusableImageError, ImageMemoryError, UsageError: as there.
+        """
+        pixels = self.recipe.pixels
+        resized = None if pixels.scaled is None else self._pixel_transform().resized
+        return decoding.decode(data, pixels.decoder, resized)
+
+    def prepare(self, image: Image | Decoded, sha256: bytes | None = None) -> np.ndarray:
+        """A picture as the network's input.
+
+        Args:
+            image: an upright RGB image, or what `decode` made.
             sha256: of its bytes; the input depends on the picture alone.
 
         Returns:
@@ -222,16 +274,21 @@ class Backbone:
         Raises:
             UnusableImageError: the image cannot be resized, or the callable gave no (3, h, w) tensor.
         """
-        transform = self.recipe.pixels.transform
-        if isinstance(transform, StandardTransform):
-            if self._pixels is None:
-                self._pixels = PixelTransform(transform)
-            return self._pixels(image)
+        if isinstance(self.recipe.pixels.transform, StandardTransform):
+            return self._pixel_transform()(image)
         assert self.network.custom is not None
-        made = np.asarray(self.network.custom(image), dtype=np.float32)
+        picture = image.image if isinstance(image, Decoded) else image
+        made = np.asarray(self.network.custom(picture), dtype=np.float32)
         if made.ndim != 3 or made.shape[0] != 3:
             raise UnusableImageError(f"the transform gave shape {made.shape}, not (3, height, width)")
         return made
+
+    def _pixel_transform(self) -> PixelTransform:
+        if self._pixels is None:
+            transform = self.recipe.pixels.transform
+            assert isinstance(transform, StandardTransform)
+            self._pixels = PixelTransform(transform)
+        return self._pixels
 
     def forward(self, batch: np.ndarray, layers: Sequence[Layer]) -> dict[str, np.ndarray]:
         """One pass in eval and inference mode.
@@ -258,6 +315,22 @@ class Backbone:
         file, state = self.network.weights_file, self.network.weights_state
         if self._cache is not None and file is not None and state is not None:
             self._cache.write(self._known, file, state)
+
+
+def _following(backbone: Backbone, pixels: PixelPath) -> Backbone:
+    return backbone.following(pixels)
+
+
+def _followed(own: PixelPath, other: PixelPath) -> PixelPath:
+    """*own* with the names of code of *other*, as far as there is such code here."""
+    mine, theirs = own.transform, other.transform
+    if isinstance(mine, StandardTransform) and isinstance(theirs, StandardTransform):
+        if theirs.implementation in IMPLEMENTATIONS:
+            mine = replace(mine, implementation=theirs.implementation)
+        if other.scaled in (None, SCALED):
+            own = replace(own, scaled=other.scaled)
+    decoder = other.decoder if other.decoder in decoding.DECODERS else own.decoder
+    return replace(own, transform=mine, decoder=decoder)
 
 
 __all__ = ["POOLED", "Backbone"]

@@ -13,6 +13,8 @@ from featcache.recipe import Recipe
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from featcache.images.decode import Decoded
+
 
 class Extractor(Protocol):
     """A `Backbone`, or whatever else turns an image into arrays that its bytes and a recipe determine.
@@ -41,11 +43,18 @@ class Extractor(Protocol):
     def load(self) -> None:
         """Load what `forward` needs, if that was not done before."""
 
-    def prepare(self, image: Image, sha256: bytes | None = None) -> np.ndarray:
+    def decode(self, data: bytes) -> Decoded:
+        """An image file's bytes as an upright RGB picture.
+
+        Raises:
+            UnusableImageError: they are none.
+        """
+
+    def prepare(self, image: Image | Decoded, sha256: bytes | None = None) -> np.ndarray:
         """One image's part of a batch.
 
         Args:
-            image: upright RGB.
+            image: an upright RGB image, or what `decode` made.
             sha256: SHA-256 of the image's bytes, where it is known.
 
         Raises:

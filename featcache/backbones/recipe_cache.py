@@ -19,7 +19,9 @@ from pathlib import Path
 
 from featcache.backbones.layers import Layer
 from featcache.errors import FeatcacheError
+from featcache.images.decode import DECODERS
 from featcache.images.reading import FileStat
+from featcache.images.transforms import IMPLEMENTATIONS
 from featcache.recipe import Recipe
 
 _FORMAT = 1
@@ -79,7 +81,9 @@ class RecipeCache:
             self._path().unlink(missing_ok=True)
 
     def _key(self) -> list[str | None]:
-        return [self.name, self.weights, _version("featcache"), self.library, _version(self.library)]
+        # Other code for the pixels is another recipe, even where the version was not raised for it.
+        code = f"{DECODERS[0]} {IMPLEMENTATIONS[0]}"
+        return [self.name, self.weights, _version("featcache"), self.library, _version(self.library), code]
 
     def _path(self) -> Path:
         digest = hashlib.sha256(json.dumps([self.name, self.weights]).encode()).hexdigest()
@@ -89,7 +93,8 @@ class RecipeCache:
 def weights_used_for(recipe: Recipe) -> str | None:
     """The file of weights that was given for this recipe on this machine, if any and if it is unchanged."""
     for key, known in _entries():
-        if known.recipe == recipe and key[1] is not None:
+        same = (known.recipe.backbone, known.recipe.weights) == (recipe.backbone, recipe.weights)
+        if same and key[1] is not None:
             return key[1]
     return None
 

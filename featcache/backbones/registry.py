@@ -97,6 +97,8 @@ def get(name: str, weights: str | Path | None = None, device: str | None = None)
 def for_recipe(recipe: Recipe, device: str | None = None) -> Backbone:
     """The backbone that a recipe names, with the file of weights that was last given for it, if any.
 
+    It makes pixels by the code that the recipe names, also where that is not the default any more.
+
     Raises:
         RecipeMismatchError: the recipe's backbone was made from a module in Python.
         UnknownNameError: this featcache knows no such backbone.
@@ -106,7 +108,7 @@ def for_recipe(recipe: Recipe, device: str | None = None) -> Backbone:
             f"The vectors were made by {recipe.backbone}, a module given in Python. Only Python can give it again: "
             "pass backbone=Backbone.from_module(…)."
         )
-    return get(recipe.backbone, weights_used_for(recipe), device)
+    return get(recipe.backbone, weights_used_for(recipe), device).following(recipe.pixels)
 
 
 def available(pattern: str | None = None) -> list[ModelInfo]:

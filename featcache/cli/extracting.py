@@ -39,6 +39,9 @@ def extract(
     batch_size: Annotated[int | None, typer.Option(min=1, metavar="N", help="Images in one pass.")] = None,
     workers: Annotated[int | None, typer.Option(min=0, metavar="N", help="Threads that read and decode.")] = None,
     dtype: Annotated[str | None, typer.Option(metavar="float32|float16", help="How vectors are stored.")] = None,
+    scaled: Annotated[
+        bool, typer.Option("--scaled", help="Decode large JPEGs at a fraction of their size: quicker, vectors differ.")
+    ] = False,
     labels: Annotated[
         str | None,
         typer.Option(metavar="folder|FILE|none", help="Where labels come from: folders, a CSV file."),
@@ -88,6 +91,7 @@ def extract(
             batch_size=batch_size,
             workers=workers,
             dtype=dtype,
+            scaled=scaled,
             strict=strict,
             image_timeout=image_timeout,
             progress=True,

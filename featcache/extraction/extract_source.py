@@ -44,6 +44,7 @@ def extract(
     batch_size: int | None = None,
     workers: int | None = None,
     dtype: str | None = None,
+    scaled: bool = False,
     strict: bool = False,
     image_timeout: float = IMAGE_TIMEOUT,
     progress: Progress | bool | None = None,
@@ -68,13 +69,16 @@ def extract(
         workers: threads that read and decode.
         dtype: ``float32`` or ``float16`` storage; by default float32 for vectors and float16 for whole
             maps. Asking for float32 computes again what is stored as float16.
+        scaled: decode large JPEG photographs at half, a quarter or an eighth of their size, which is quicker and
+            changes vectors a little; a recipe of its own. See `featcache.images.jpeg.reduction`.
         strict: raise at the first image that cannot be used.
         image_timeout: seconds that one image may take to be read, decoded and transformed. One that takes
             longer goes into quarantine, and the next run tries it again.
         progress: True for a bar, False for none, None for a bar on a terminal, or an object that is told.
 
     Raises:
-        UsageError: a time-out that is not above 0, or a name that is kept for images given in Python.
+        UsageError: a time-out that is not above 0, ``scaled`` with a callable transform, or a name that is kept
+            for images given in Python.
         FeatcacheError: dozens of images hang at one time, so the disk or the transform does.
         SourceError: the source cannot be read as one.
         UnknownNameError: no such backbone or layer.
@@ -102,6 +106,10 @@ def extract(
         listed = images.entries()
         entries = limited(listed, limit)
         network = backbones.get(backbone, weights, device) if isinstance(backbone, str) else backbone
+        if scaled:
+            if not isinstance(network, backbones.Backbone):
+                raise UsageError(f"{network.name} decodes its pictures in full. Leave out scaled.")
+            network = network.scaled()
         recipe, chosen = network.recipe, network.resolve_layers(layers)
         report = ExtractReport(str(store), recipe.fingerprint, network.name, len(entries), ignored=images.ignored)
         with StoreWriter(Path(store)) as writer:

@@ -20,7 +20,6 @@ import numpy as np
 from featcache.errors import PassingImageError, UnusableImageError
 from featcache.extraction.workers import in_order
 from featcache.images.content import picture_sha256
-from featcache.images.decode import decode_rgb
 from featcache.images.reading import FileStat, read_image_file
 from featcache.store.source_records import Record
 from featcache.store.writer import SpaceWriter
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from featcache.backbones import Extractor
+    from featcache.images.decode import Decoded
     from featcache.images.sources import Entry
 
 VIEW_0 = "0"
@@ -112,7 +112,7 @@ class _Reading:
     def do(self) -> ReadImage:
         entry, indexed_ns = self.entry, time.time_ns()
         try:
-            sha256, stat, decode = _opened(entry)
+            sha256, stat, decode = _opened(entry, self.reader.network)
         except UnusableImageError as error:
             return ReadImage(entry, None, reason=str(error))
         record = Record(
@@ -153,10 +153,10 @@ class _Reading:
         return ReadImage(self.entry, record, reason=reason, passing=True)
 
 
-def _opened(entry: Entry) -> tuple[bytes, FileStat, Callable[[], Image]]:
+def _opened(entry: Entry, network: Extractor) -> tuple[bytes, FileStat, Callable[[], Image | Decoded]]:
     """What identifies an image, the state of its file, and what makes its RGB picture of the very same content."""
     if entry.picture is not None:
         picture = entry.picture()
         return picture_sha256(picture), FileStat(3 * picture.width * picture.height, 0, 0, 0), lambda: picture
     data, stat = read_image_file(entry.path)
-    return hashlib.sha256(data).digest(), stat, functools.partial(decode_rgb, data)
+    return hashlib.sha256(data).digest(), stat, functools.partial(network.decode, data)

@@ -12,7 +12,9 @@ from featcache.backbones import Extractor, Layer
 from featcache.backbones.layers import POOLED
 from featcache.errors import PassingImageError, UnknownNameError, UnusableImageError
 from featcache.faces.chips import CHIP, aligned_chip
-from featcache.faces.detection import CENTRE_BOX, Detection, Detector
+from featcache.faces.detection import CENTRE_BOX, Detection, Detector, picture_in
+from featcache.images import decode as decoding
+from featcache.images.decode import Decoded
 from featcache.recipe import Recipe, StandardTransform
 
 if TYPE_CHECKING:
@@ -70,7 +72,9 @@ class AlignedBackbone:
     def recipe(self) -> Recipe:
         """The backbone's own with the chip and the fingerprint of the detection."""
         own = self.base.recipe
-        return replace(own, pixels=replace(own.pixels, chip=CHIP), detection=self.detector.recipe.fingerprint)
+        return replace(
+            own, pixels=replace(own.pixels, chip=CHIP, scaled=None), detection=self.detector.recipe.fingerprint
+        )
 
     def resolve_layers(self, layers: Sequence[str]) -> list[Layer]:
         """As of the backbone, with `MIRRORED` last."""
@@ -86,23 +90,32 @@ class AlignedBackbone:
         """Load the backbone."""
         self.base.load()
 
-    def prepare(self, image: Image, sha256: bytes | None = None) -> np.ndarray:
+    def decode(self, data: bytes) -> Decoded:
+        """An image file's bytes as a picture, in full, by the decoder of the recipe.
+
+        Raises:
+            UnusableImageError, ImageMemoryError, UsageError: as for `featcache.images.decode.decode_rgb`.
+        """
+        return decoding.decode(data, self.recipe.pixels.decoder)
+
+    def prepare(self, image: Image | Decoded, sha256: bytes | None = None) -> np.ndarray:
         """The face of an upright RGB image as the backbone's input.
 
         Args:
-            image: the image.
+            image: the image, or what `decode` made.
             sha256: by which its detection is known.
 
         Raises:
             UnusableImageError: no face was found, or the backbone cannot use the chip.
             PassingImageError: its detection is not known.
         """
+        picture = picture_in(image)
         if self._detections is None or sha256 is None:
-            return self.prepare_face(image, self.detector.detect(image))
+            return self.prepare_face(picture, self.detector.detect(picture))
         detection = self._detections(sha256)
         if detection is None:
             raise PassingImageError("its face was not looked for, since it could not be used at that time")
-        return self.prepare_face(image, detection)
+        return self.prepare_face(picture, detection)
 
     def prepare_face(self, image: Image, detection: Detection) -> np.ndarray:
         """The same with a detection at hand."""

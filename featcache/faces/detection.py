@@ -29,6 +29,8 @@ from featcache.backbones import Layer
 from featcache.backbones.dlib_files import FIVE_LANDMARKS, installed_path
 from featcache.errors import UnknownNameError
 from featcache.faces.dlib_library import dlib_library, face_detector, landmark_predictor
+from featcache.images import decode as decoding
+from featcache.images.decode import Decoded
 from featcache.recipe import CustomTransform, PixelPath, Recipe
 
 if TYPE_CHECKING:
@@ -133,9 +135,17 @@ class Detector:
         """
         landmark_predictor()
 
-    def prepare(self, image: Image, sha256: bytes | None = None) -> np.ndarray:
+    def decode(self, data: bytes) -> Decoded:
+        """An image file's bytes as a picture.
+
+        Raises:
+            UnusableImageError, ImageMemoryError, UsageError: as for `featcache.images.decode.decode_rgb`.
+        """
+        return decoding.decode(data, self.recipe.pixels.decoder)
+
+    def prepare(self, image: Image | Decoded, sha256: bytes | None = None) -> np.ndarray:
         """The row of an image, (17,) float32. All the work is done here, since many threads do it at once."""
-        return self.detect(image).row()
+        return self.detect(picture_in(image)).row()
 
     def forward(self, batch: np.ndarray, layers: Sequence[Layer]) -> dict[str, np.ndarray]:
         """The rows (n, 17) themselves."""
@@ -164,6 +174,11 @@ class Detector:
                 sides = [(box.left(), box.top(), box.right(), box.bottom()) for box in boxes]
                 return found, list(zip(sides, map(float, scores), strict=True))
         return CENTRE_BOX, []
+
+
+def picture_in(image: Image | Decoded) -> Image:
+    """The picture itself, of what a file was decoded to."""
+    return image.image if isinstance(image, Decoded) else image
 
 
 def prominence(box: tuple[float, float, float, float], size: tuple[int, int]) -> float:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from featcache.embedding import BATCH, ImageLike, backbone_for, rgb_of
+from featcache.embedding import BATCH, ImageLike, backbone_for, picture_of
 from featcache.errors import RecipeMismatchError, UnusableImageError
 from featcache.faces.aligned import MIRRORED, AlignedBackbone
 from featcache.faces.chips import CHIP
-from featcache.faces.detection import Detection, Detector
+from featcache.faces.detection import Detection, Detector, picture_in
 from featcache.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def embed_faces(
         inputs = []
         for place, image in enumerate(images[start : start + BATCH], start):
             try:
-                picture = rgb_of(image)
+                picture = picture_in(picture_of(image, aligned))
                 found.append(aligned.detector.detect(picture))
                 inputs.append(aligned.prepare_face(picture, found[-1]))
             except UnusableImageError as error:

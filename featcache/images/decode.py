@@ -1,4 +1,8 @@
-"""From bytes to RGB pixels, the same for every backbone (decoder ``pillow/1``).
+"""From bytes to RGB pixels, the same for every backbone.
+
+The decoder ``simplejpeg/1`` reads gray and colour JPEG files by libjpeg-turbo's own interface, as far as that finds
+nothing to complain of, and all else (other formats, CMYK, files with damage that may be passed over) by Pillow; the
+older ``pillow/1`` reads all by Pillow.
 
 EXIF orientation is applied, transparency is laid on white, 16-bit samples are scaled to 8 (Pillow itself
 brings 16-bit colour to 8 bits, by its high byte), of an
@@ -14,11 +18,16 @@ import io
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from featcache.errors import ImageMemoryError, UnusableImageError, UsageError
+from featcache.images import jpeg
+
+DECODERS = ("simplejpeg/1", "pillow/1")
+"""The names in a recipe, the one for new recipes first."""
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
 MAX_PIXELS = 178_956_970
@@ -41,13 +50,41 @@ _TO_UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_LYING = (5, 6, 7, 8)
+_FROM_RIGHT = (2, 3, 6, 7)
+"""Where the upright picture's left is the last column of the file, or its last row; likewise its top below."""
+_FROM_BELOW = (3, 4, 7, 8)
+
+_JPEG = ("JPEG", "MPO")
 
 
-def decode_rgb(data: bytes) -> Image.Image:
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """A picture, or a smaller version of it that was cheaper to decode.
+
+    Attributes:
+        image: RGB, loaded and upright.
+        size: width and height of the picture in full.
+        box: left, top, right and bottom of the picture in *image*, in its pixels and parts of them: a smaller version
+            ends in pixels that lie over the border.
+    """
+
+    image: Image.Image
+    size: tuple[int, int]
+    box: tuple[float, float, float, float]
+
+    @classmethod
+    def whole(cls, image: Image.Image) -> Decoded:
+        """An RGB image as it is."""
+        return cls(image, image.size, (0.0, 0.0, float(image.width), float(image.height)))
+
+
+def decode_rgb(data: bytes, decoder: str = DECODERS[0]) -> Image.Image:
     """Decode one image file's bytes.
 
     Args:
         data: the bytes of a JPEG, PNG, GIF, WebP, BMP, TIFF or PPM file.
+        decoder: one of `DECODERS`.
 
     Returns:
         An RGB image, loaded and upright.
@@ -57,13 +94,61 @@ def decode_rgb(data: bytes) -> Image.Image:
         ImageMemoryError: there is not enough memory to decode it.
         UsageError: Pillow was told to accept files that are cut off, or to refuse images that are read here.
     """
+    return decode(data, decoder).image
+
+
+def decode(
+    data: bytes, decoder: str = DECODERS[0], resized: Callable[[int, int], tuple[int, int]] | None = None
+) -> Decoded:
+    """As `decode_rgb`, where *resized* is given perhaps a smaller version (`featcache.images.jpeg.reduction`).
+
+    Args:
+        data: as for `decode_rgb`.
+        decoder: one of `DECODERS`; a smaller version comes from ``simplejpeg/1`` alone.
+        resized: from the picture's width and height to those it is resized to.
+
+    Raises:
+        UnusableImageError, ImageMemoryError, UsageError: as for `decode_rgb`.
+    """
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise UsageError(
             "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set in this process, so images that are cut off would "
             "be filled up with grey and pass for whole ones. Set it to False."
         )
     with _errors_of_pillow():
-        return rgb_from(Image.open(io.BytesIO(data), formats=FORMATS))
+        if decoder == "simplejpeg/1" and data.startswith(b"\xff\xd8"):
+            found = _decoded_jpeg(data, resized)
+            if found is not None:
+                return found
+        return Decoded.whole(rgb_from(Image.open(io.BytesIO(data), formats=FORMATS)))
+
+
+def _decoded_jpeg(data: bytes, resized: Callable[[int, int], tuple[int, int]] | None) -> Decoded | None:
+    """What simplejpeg makes of it; None where Pillow has to judge."""
+    # Pillow reads no more than the header here.
+    header = Image.open(io.BytesIO(data), formats=FORMATS)
+    if header.format not in _JPEG or header.mode not in ("L", "RGB"):
+        return None
+    _check_size(header)
+    size, orientation = header.size, _orientation(header)
+    lying = orientation in _LYING
+    upright = (size[1], size[0]) if lying else size
+    by = 1
+    if resized is not None:
+        wanted = resized(*upright)
+        by = jpeg.reduction(size, (wanted[1], wanted[0]) if lying else wanted)
+    image = jpeg.decoded(data, size, by)
+    if image is None:
+        return None
+    over = (image.width - size[0] / by, image.height - size[1] / by)  # right and bottom, as the file has them
+    method = _TO_UPRIGHT.get(orientation)
+    if method is not None:
+        image = image.transpose(method)
+    if lying:
+        over = (over[1], over[0])
+    left = over[0] if orientation in _FROM_RIGHT else 0.0
+    top = over[1] if orientation in _FROM_BELOW else 0.0
+    return Decoded(image, upright, (left, top, left + upright[0] / by, top + upright[1] / by))
 
 
 def rgb_from(image: Image.Image) -> Image.Image:

@@ -1,7 +1,9 @@
-"""Resize and crop as published with a network's weights (implementation ``pillow/1``).
+"""Resize and crop as published with a network's weights.
 
 The arithmetic is that of torchvision's ``Resize`` and ``CenterCrop`` on PIL images, which timm uses too,
-to the integer: one pixel's shift of the crop lowers the cosine of the vectors to 0.945.
+to the integer: one pixel's shift of the crop lowers the cosine of the vectors to 0.945. ``pillow/1`` is equal to
+theirs and computes the whole resized picture; ``pillow/2`` computes the crop alone and is equal to two grey levels
+(on real photographs, to one).
 """
 
 from __future__ import annotations
@@ -11,7 +13,11 @@ import math
 import numpy as np
 from PIL import Image
 
+from featcache.images.decode import Decoded
 from featcache.recipe import StandardTransform
+
+IMPLEMENTATIONS = ("pillow/2", "pillow/1")
+"""The names in a recipe, the one for new recipes first."""
 
 MAX_RESIZED = 64 << 20
 """Pixels of the whole resized picture beyond which, for a very wide or tall image, only the crop is computed."""
@@ -25,12 +31,20 @@ _FILTERS = {
     "hamming": Image.Resampling.HAMMING,
 }
 
+_JUMPING = ("nearest", "box")
+"""Where a source pixel's border falls on the middle of a resized one, rounding decides to which side these jump, and
+it does so differently for the crop alone."""
+
 _REACH = 3
 """Pixels to each side that a filter looks at, at most (Lanczos); times the scale where it makes smaller."""
 
 _STAYS_LONG = 1024
 """More of a long image than the filters need. Pillow tells by the sizes it is given whether to resize the rows or
 the columns first, which differs by up to 20 levels: a long image that is made smaller must stay a long one."""
+
+_LONG_SIDE = 8192
+_LONG_ASPECT = 50
+"""Beyond these the part of the image that the crop is made of is cut out first."""
 
 
 class PixelTransform:
@@ -44,28 +58,32 @@ class PixelTransform:
     """
 
     def __init__(self, transform: StandardTransform) -> None:
-        if transform.implementation != "pillow/1" or transform.interpolation not in _FILTERS:
+        if transform.implementation not in IMPLEMENTATIONS or transform.interpolation not in _FILTERS:
             raise ValueError(f"no such way to resize: {transform.implementation}, {transform.interpolation}")
         self.transform = transform
         self._filter = _FILTERS[transform.interpolation]
+        self._alone = transform.implementation == "pillow/2" and transform.interpolation not in _JUMPING
 
-    def __call__(self, image: Image.Image) -> np.ndarray:
+    def __call__(self, picture: Image.Image | Decoded) -> np.ndarray:
         """Make the network's picture.
 
         Args:
-            image: an RGB image.
+            picture: an RGB image, or what `featcache.images.decode.decode` made.
 
         Returns:
             (h, w, 3) uint8, of the crop's size.
         """
-        width, height = self._resized(*image.size)
-        if width * height > MAX_RESIZED:
-            return np.array(_crop_of_resized(image, (width, height), self.transform.crop, self._filter))
+        decoded = picture if isinstance(picture, Decoded) else Decoded.whole(picture)
+        width, height = self.resized(*decoded.size)
+        if self._alone or width * height > MAX_RESIZED:
+            return np.array(self._crop_alone(decoded, (width, height)))
+        image = decoded.image
         if (width, height) != image.size:
-            image = image.resize((width, height), self._filter)
+            image = image.resize((width, height), self._filter, box=decoded.box)
         return np.array(_centre_crop(image, *self.transform.crop))
 
-    def _resized(self, width: int, height: int) -> tuple[int, int]:
+    def resized(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height of the whole resized picture, from those of an image."""
         wanted = self.transform.resize
         if len(wanted) == 2:
             return wanted[1], wanted[0]
@@ -73,6 +91,37 @@ class PixelTransform:
         if width <= height:
             return side, int(side * height / width)
         return int(side * width / height), side
+
+    def _crop_alone(self, decoded: Decoded, resized: tuple[int, int]) -> Image.Image:
+        """`_centre_crop` of the picture *resized* to (w, h), of which no more than the crop is ever computed.
+
+        Equal to two grey levels, but for the filters that jump.
+        """
+        image, (left, top, right, bottom), crop = decoded.image, decoded.box, self.transform.crop
+        across = _Span(image.width, left, right, resized[0], crop[1])
+        down = _Span(image.height, top, bottom, resized[1], crop[0])
+        x, y = (0, image.width), (0, image.height)
+        sides = sorted(image.size)
+        if self.transform.implementation == "pillow/1" or sides[1] > min(_LONG_SIDE, _LONG_ASPECT * sides[0]):
+            # Pillow takes the box in single precision, too coarse for places far from the corner: they are moved there.
+            x, y = across.needed(), down.needed()
+            image = image.crop((x[0], y[0], x[1], y[1]))
+        (x0, x1), (y0, y1) = across.box(*x), down.box(*y)
+        size = (across.length, down.length)
+        rows_first = not _columns_first(decoded.image.size, resized)
+        if self.transform.implementation == "pillow/1" or _columns_first(image.size, size) != rows_first:
+            part = image.resize(size, self._filter, box=(x0, y0, x1, y1))
+        elif rows_first:
+            part = image.resize((size[0], image.height), self._filter, box=(x0, 0, x1, image.height))
+            part = part.resize(size, self._filter, box=(0, y0, size[0], y1))
+        else:
+            part = image.resize((image.width, size[1]), self._filter, box=(0, y0, image.width, y1))
+            part = part.resize(size, self._filter, box=(x0, 0, x1, size[1]))
+        if part.size == (crop[1], crop[0]):
+            return part
+        padded = Image.new("RGB", (crop[1], crop[0]))
+        padded.paste(part, (across.place, down.place))
+        return padded
 
 
 def _centre_crop(image: Image.Image, crop_height: int, crop_width: int) -> Image.Image:
@@ -88,25 +137,17 @@ def _centre_crop(image: Image.Image, crop_height: int, crop_width: int) -> Image
     return image.crop((left, top, left + crop_width, top + crop_height))
 
 
-def _crop_of_resized(
-    image: Image.Image, size: tuple[int, int], crop: tuple[int, int], method: Image.Resampling
-) -> Image.Image:
-    """`_centre_crop` of the image resized to *size* (w, h), of which no more than the crop is ever computed.
+def _columns_first(size: tuple[int, int], resized: tuple[int, int]) -> bool:
+    """Whether Pillow (13.0) resizes the columns before the rows; found by trial, and the same for every filter.
 
-    Equal to a grey level, but for ``nearest`` and ``box`` where a source pixel's border falls on the middle of
-    a resized one: rounding decides to which side.
+    It rounds to 8 bits between the two, so noise differs by up to 60 levels: the crop alone must be computed in the
+    order in which the whole picture is. Older versions always begin with the rows.
+
+    Args:
+        size: width and height of the image; what part of it is resized does not count.
+        resized: width and height of the result.
     """
-    across, down = _Span(image.width, size[0], crop[1]), _Span(image.height, size[1], crop[0])
-    (left, right), (top, bottom) = across.needed(), down.needed()
-    # Pillow takes the box in single precision, too coarse for places far from the corner: so they are moved there.
-    near = image.crop((left, top, right, bottom))
-    (x0, x1), (y0, y1) = across.box(left, right), down.box(top, bottom)
-    part = near.resize((across.length, down.length), method, box=(x0, y0, x1, y1))
-    if part.size == (crop[1], crop[0]):
-        return part
-    padded = Image.new("RGB", (crop[1], crop[0]))
-    padded.paste(part, (across.place, down.place))
-    return padded
+    return size[1] - resized[1] > 2 * max(0, size[0] - resized[0])
 
 
 class _Span:
@@ -114,23 +155,23 @@ class _Span:
 
     Args:
         side: the image's pixels.
+        first, last: where among them the picture begins and ends.
         resized: the pixels of the whole resized picture.
         crop: the pixels of the crop, which may be more.
     """
 
-    def __init__(self, side: int, resized: int, crop: int) -> None:
-        self._side, self._scale = side, side / resized
-        self.start = 0 if crop > resized else round((resized - crop) / 2.0)
+    def __init__(self, side: int, first: float, last: float, resized: int, crop: int) -> None:
+        self._side, self._scale = side, (last - first) / resized
+        start = 0 if crop > resized else round((resized - crop) / 2.0)
         self.place = (crop - resized) // 2 if crop > resized else 0
         self.length = min(crop, resized)
+        self._ends = first + start * self._scale, first + (start + self.length) * self._scale
 
     def needed(self) -> tuple[int, int]:
         """The image's pixels, from and to, that the span is made of, and some more."""
         margin = _REACH * self._scale + _STAYS_LONG if self._scale > 1 else _REACH + 1
-        start, end = self.start * self._scale, (self.start + self.length) * self._scale
-        return max(0, math.floor(start - margin)), min(self._side, math.ceil(end + margin))
+        return max(0, math.floor(self._ends[0] - margin)), min(self._side, math.ceil(self._ends[1] + margin))
 
     def box(self, first: int, last: int) -> tuple[float, float]:
         """Where the span begins and ends in the image's pixels *first* to *last*, counted from there."""
-        start, end = self.start * self._scale - first, (self.start + self.length) * self._scale - first
-        return max(0.0, start), min(float(last - first), end)
+        return max(0.0, self._ends[0] - first), min(float(last - first), self._ends[1] - first)

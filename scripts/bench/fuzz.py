@@ -4,9 +4,9 @@
 
 The images are those of ``tests/images/mutations.py``, read by ``python -m tests.images.fuzzing`` in processes that
 are started again after a crash, or after 30 s without an answer. Every 10,000 images a cell is appended to
-``results/fuzz.json``; blocks that stand there for the same Pillow are not done again. Of each image that crashed,
-hung or came to something that must not be, the number is kept, and ``python -m tests.images.fuzzing NUMBER 1``
-reads it again.
+``results/fuzz.json``; blocks that stand there for the same Pillow and simplejpeg are not done again. Of each image
+that crashed, hung or came to something that must not be, the number is kept, and
+``python -m tests.images.fuzzing NUMBER 1`` reads it again.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from recording import RESULTS, append
 
 ROOT = Path(__file__).parents[2]
 BLOCK, PATIENCE_SECONDS = 10_000, 30.0
+DECODERS = ("pillow", "simplejpeg")
 
 
 @dataclass
@@ -101,7 +102,7 @@ def answers(process: subprocess.Popen[bytes]) -> Iterator[str]:
 def done_before() -> list[dict[str, Any]]:
     path = RESULTS / "fuzz.json"
     cells = json.loads(path.read_text()) if path.exists() else []
-    return [cell for cell in cells if cell["pillow"] == version("pillow")]
+    return [cell for cell in cells if all(cell.get(name) == version(name) for name in DECODERS)]
 
 
 def main() -> None:
@@ -133,7 +134,7 @@ def main() -> None:
             "peak_mib": whole.peak_mib,
             "images_per_second": images / (time.perf_counter() - began),
             "workers": options.workers,
-            "pillow": version("pillow"),
+            **{name: version(name) for name in DECODERS},
         }
         append("fuzz", cell)
     cells = [cell for cell in done_before() if options.first <= cell["first"] < end]

@@ -7,13 +7,14 @@ import os
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import timm
 import torch
 
-from featcache.backbones import Backbone, get, recipe_cache
+from featcache.backbones import Backbone, for_recipe, get, recipe_cache
 from featcache.backbones import weights as weights_module
 from featcache.backbones.recipe_cache import RecipeCache, weights_used_for
 from featcache.errors import WeightsError
@@ -156,3 +157,24 @@ def test_a_network_that_contradicts_what_was_known_is_not_used(weights: Path) ->
         backbone.network  # noqa: B018
     assert backbone.recipe != announced
     assert get("timm:resnet18", weights).recipe == backbone.recipe
+
+
+def test_the_file_of_weights_is_found_for_a_recipe_of_before(weights: Path) -> None:
+    """The code that makes pixels says nothing about the weights."""
+    recipe = get("timm:resnet18", weights).recipe
+    older = replace(recipe, pixels=replace(recipe.pixels, decoder="pillow/1"))
+    assert weights_used_for(older) == str(weights)
+    assert for_recipe(older).recipe == older
+    assert weights_used_for(replace(recipe, weights="0" * 64)) is None
+
+
+def test_what_other_code_for_the_pixels_left_does_not_hold(weights: Path) -> None:
+    """It would announce a recipe that the network then does not have."""
+    data = json.loads(entry(weights).read_text())
+    data["recipe"] = data["recipe"].replace("simplejpeg/1", "pillow/1").replace("pillow/2", "pillow/1")
+    data["key"][-1] = "pillow/1 pillow/1"
+    entry(weights).write_text(json.dumps(data))
+    backbone = get("timm:resnet18", weights)
+    assert not known(backbone)
+    assert backbone.recipe.pixels.decoder == "simplejpeg/1"
+    assert backbone.network.module is backbone.module

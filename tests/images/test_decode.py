@@ -471,6 +471,16 @@ def test_the_largest_images_take_one_copy_as_read_and_one_as_rgb(mode: str, byte
     assert float(done.stdout) < copies + 60
 
 
+def test_a_large_jpeg_takes_two_copies_as_rgb(tmp_path: Path) -> None:
+    """40 megapixels, turned: as decoded and as Pillow's, or as Pillow's and turned."""
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.new("RGB", (8000, 5000)).save(tmp_path / "large.jpg", exif=exif)
+    command = [sys.executable, "-c", PEAK, str(tmp_path / "large.jpg")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert float(done.stdout) < 8000 * 5000 * 8 / 2**20 + 60
+
+
 def test_arrays() -> None:
     np.testing.assert_array_equal(np.asarray(rgb_from_array(NOISE)), NOISE)
     np.testing.assert_array_equal(np.asarray(rgb_from_array(NOISE[::-1, ::2])), NOISE[::-1, ::2])
