@@ -33,6 +33,8 @@ class MultilabelReport:
         overlap: how many of the items the head was trained on; None where the head does not know.
         protocol: which items these are.
         intervals: ``[low, high]`` of each metric.
+        unscored: labels of the head that none of the items has; their probabilities can only be wrong, and the mean
+            average precision is one of the others.
         unknown_labels, without_vectors, near_duplicates: as in `featcache.prediction.EvaluateReport`.
     """
 
@@ -47,6 +49,7 @@ class MultilabelReport:
     overlap: int | None
     protocol: str
     intervals: dict[str, list[float] | None]
+    unscored: list[str]
     unknown_labels: dict[str, int]
     without_vectors: int
     near_duplicates: dict[str, Any] | None
@@ -123,6 +126,15 @@ def unknown_labels(examples: LabelledVectors, rows: np.ndarray, known: int) -> d
     assert examples.labels is not None
     counts = examples.y[rows, known:].sum(axis=0).tolist()
     return {label: n for label, n in zip(examples.labels[known:], counts, strict=True) if n}
+
+
+def unscored(examples: LabelledVectors, rows: np.ndarray, classes: Sequence[str]) -> list[str]:
+    """Those of a head's classes or labels that none of some rows has."""
+    y = examples.y[rows]
+    if examples.labels is None:
+        return sorted(set(classes) - set(y.tolist()))
+    having = dict(zip(examples.labels, y.any(axis=0).tolist(), strict=True))
+    return [label for label in classes if not having.get(label)]
 
 
 def reported(scores: MultilabelScores) -> tuple[dict[str, Any], dict[str, Any]]:

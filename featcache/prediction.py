@@ -134,6 +134,7 @@ def evaluate(
             found,
             overlap=overlap,
             protocol=on.protocol,
+            unscored=multilabel.unscored(examples, rows, bundle.classes),
             unknown_labels=multilabel.unknown_labels(examples, rows, len(bundle.classes)),
             without_vectors=examples.without_vectors,
             near_duplicates=near,

@@ -138,6 +138,26 @@ def test_labels_that_the_head_does_not_know_count_as_missed(place: Path, bundle:
     assert report["log_loss"] > 5
 
 
+def test_labels_of_the_head_that_occur_nowhere_are_told(
+    place: Path, bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    items = fc.open(place / "s.fcache").items()
+    (tmp_path / "labels.csv").write_text(
+        "path,label\n" + "".join(f"{item.uri},{'red' if i % 2 else 'striped'}\n" for i, item in enumerate(items))
+    )
+    assert fc.evaluate(bundle, place / "s.fcache").to_dict()["unscored"] == []
+    report = fc.evaluate(bundle, place / "s.fcache", labels=tmp_path / "labels.csv").to_dict()
+    assert report["unscored"] == ["blue", "green"]
+    bundle.save(tmp_path / "a.fch")
+    words = ["evaluate", str(tmp_path / "a.fch"), str(place / "s.fcache")]
+    assert main(words) == 0
+    assert "occur in none" not in capsys.readouterr().out
+    assert main([*words, "--labels", str(tmp_path / "labels.csv")]) == 0
+    told = capsys.readouterr().out
+    assert "2 labels of the head occur in none of these items: 'blue', 'green'" in told
+    assert "trained with --labels FILE" in told
+
+
 def test_cross_validation_scores_every_item(place: Path) -> None:
     bundle = fc.train(place / "s.fcache", "softmax", task="multilabel", cv=3, progress=False)
     assert bundle.fitted_on == bundle.report["score"]["n"] == 40

@@ -203,6 +203,7 @@ def _show_evaluate(report: Mapping[str, Any]) -> None:
         screen.say(f"Accuracy: {_with_interval(report)}")
     screen.say(f"  on {report['n']:,} items: {report['protocol']}")
     if several:
+        _warn_of_other_labels(report)
         screen.say(f"All labels right: {screen.percent(report['exact_match'])}")
         screen.say(f"Micro F1: {screen.percent(report['micro_f1'])}")
     else:
@@ -215,8 +216,7 @@ def _show_evaluate(report: Mapping[str, Any]) -> None:
     if not several:
         _show_classes(report["per_class"])
     if report["unknown_labels"]:
-        unknown = list(report["unknown_labels"])
-        named = ", ".join(map(repr, unknown[:LISTED])) + (" …" if len(unknown) > LISTED else "")
+        named = _named(list(report["unknown_labels"]))
         items = counted(sum(report["unknown_labels"].values()), "items")
         screen.say(f"Beware: {items} counted as wrong, as the head does not know their labels: {named}")
         screen.say("  If a class was renamed or added since, train again.")
@@ -230,6 +230,18 @@ def _show_evaluate(report: Mapping[str, Any]) -> None:
         _show_against(report["against"])
     if "confusion" in report:
         screen.say(f"Confusion matrix: {report['confusion']}")
+
+
+def _warn_of_other_labels(report: Mapping[str, Any]) -> None:
+    """A label that occurs nowhere is rare by chance, and usual where a head is scored with other labels than its own."""
+    if report["unscored"]:
+        known = counted(len(report["unscored"]), "labels")
+        screen.say(f"Beware: {known} of the head occur in none of these items: {_named(report['unscored'])}")
+        screen.say("  If the head was trained with --labels FILE, give that file here too.")
+
+
+def _named(labels: Sequence[str]) -> str:
+    return ", ".join(map(repr, labels[:LISTED])) + (" …" if len(labels) > LISTED else "")
 
 
 def _show_classes(classes: Sequence[Mapping[str, Any]]) -> None:
