@@ -1,8 +1,9 @@
 """Which labelled items a head learns from, and which it is scored on.
 
 The source's own split counts; where it has none, a hold-out is drawn once and kept in the catalogue, so all
-heads of a source are scored on the same items. What shares its content or its group with a learned item is
-not scored on.
+heads of a source are scored on the same items. A head that keeps near-duplicates together cannot always use that
+hold-out; then it gets one of its own, and the one that is kept stays. What shares its content or its group with a
+learned item is not scored on.
 """
 
 from __future__ import annotations
@@ -128,6 +129,8 @@ def _holdout(examples: LabelledVectors, seed: int, store: Path | None, shown: Pr
     kept: dict[bytes, str] = {}
     if store is not None:
         kept = holdout.kept(FeatureStore.open(store).catalogue, examples.items[0].source)
+    # With links there are other units, which the hold-out of the other heads must not depend on.
+    shared = not (kept and len(examples.links))
     decided, torn = splits.decided_units(keys, [kept.get(item.sha256) for item in examples.items])
     words = "the same as for earlier heads" if decided else f"seed {seed}"
     draw = splits.draw_holdout if examples.labels is None else multilabel_splits.draw_holdout
@@ -136,7 +139,10 @@ def _holdout(examples: LabelledVectors, seed: int, store: Path | None, shown: Pr
         decided, words = {}, f"drawn anew, as too many had near-duplicates on the other side; seed {seed}"
         parts = draw(examples.y, keys, fraction=HOLDOUT, seed=seed)
     elif torn:
-        words += f", without {len(torn)} that belong together with learned ones"
+        without = sum(
+            kept.get(item.sha256) == "test" and key in torn for item, key in zip(examples.items, keys, strict=True)
+        )
+        words += f", without {without} that belong together with learned ones"
     if examples.labels is None:
         learned = {str(label) for label, key in zip(examples.y, keys, strict=True) if parts[key] == "train"}
         relabelled = {key for label, key in zip(examples.y, keys, strict=True) if str(label) not in learned}
@@ -146,6 +152,10 @@ def _holdout(examples: LabelledVectors, seed: int, store: Path | None, shown: Pr
         # Labels were changed after the draw, and a class lies in the hold-out altogether: drawn anew.
         decided = {key: part for key, part in decided.items() if key not in relabelled}
         parts = draw(examples.y, keys, fraction=HOLDOUT, seed=seed, decided=decided)
+    if not shared:
+        if any(kept.get(item.sha256, parts[key]) != parts[key] for key, item in zip(keys, examples.items, strict=True)):
+            words = f"this head's own, as near-duplicates stay together: {words}"
+        return np.array([parts[key] for key in keys]), words
     new = {item.sha256: parts[key] for key, item in zip(keys, examples.items, strict=True)}
     if store is not None and any(kept.get(sha256) != part for sha256, part in new.items()):
         try:
