@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -47,7 +48,8 @@ def sweep(
 ) -> Answer:
     """Score heads on layers, choose the best pair, and score it on items that took no part in the choice.
 
-    What is known from an earlier sweep is not computed again. Table and figure are kept in STORE/runs.
+    Every image has one label here; heads for several are trained with `featcache train --task multilabel`. What is
+    known from an earlier sweep is not computed again. Table and figure are kept in STORE/runs.
 
     Example: featcache sweep pets.fcache -o pets.fch
 
@@ -76,10 +78,13 @@ def sweep(
         report.bundle.save(output)
     data = report.to_dict()
     data["paths"] = {**report.paths, "head": None if output is None else str(output)}
-    return Answer(data, lambda: _show(report, output))
+    chosen = {"--source": source, "--space": space, "--labels": labels, "--split": split, "--seed": seed or None}
+    following = [str(word) for option, value in chosen.items() if value is not None for word in (option, value)]
+    return Answer(data, lambda: _show(report, output, following))
 
 
-def _show(report: SweepReport, output: Path | None) -> None:
+def _show(report: SweepReport, output: Path | None, following: Sequence[str]) -> None:
+    """Tell a person; *following* are the options that the next command has to repeat."""
     from featcache.sweeping.report import called
 
     scored = [cell for cell in report.cells if cell.problem is None]
@@ -114,7 +119,7 @@ def _show(report: SweepReport, output: Path | None) -> None:
         if path is not None:
             screen.say(f"{name.upper() if name == 'json' else name.capitalize()}: {path}")
     if output is None:
-        words = ["featcache", "train", report.store, "-o", "HEAD.fch", "--head", winner["head"]]
+        words = ["featcache", "train", report.store, "-o", "HEAD.fch", "--head", winner["head"], *following]
         screen.say(f"Next:  {screen.command(*words, '--layers', *winner['layers'])}")
     else:
         screen.say(f"Saved: {output}")
