@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,8 +21,11 @@ from featcache.cli.options import (
     StorePath,
     layer_list,
 )
-from featcache.errors import UsageError
+from featcache.errors import BundleError, UsageError
 from featcache.progress import counted
+
+if TYPE_CHECKING:
+    from featcache.bundle import Bundle
 
 LISTED = 10
 
@@ -52,8 +55,8 @@ def train(
         str,
         typer.Option(
             metavar="classify|multilabel",
-            help="classify: one label an image; multilabel: several, separated by | in the labels, each with a"
-            " probability of its own (by the head softmax).",
+            help="classify: one label an image; multilabel: several, separated by | in the labels (| alone: none of"
+            " them), each with a probability of its own. Only the head softmax can do that.",
         ),
     ] = "classify",
     layers: Layers = None,
@@ -79,7 +82,8 @@ def train(
         bool,
         typer.Option(
             "--group-near-duplicates",
-            help="Keep images that are nearly the same (re-encoded, resized, cropped) on one side of every split.",
+            help="Keep images that are nearly the same (re-encoded, resized, cropped) on one side of every split. If"
+            " the hold-out of earlier heads has them on both, this head gets one of its own; the others keep theirs.",
         ),
     ] = False,
     as_json: Json = False,
@@ -131,10 +135,14 @@ def evaluate(
     labels: Labels = None,
     against: Annotated[
         Path | None,
-        typer.Option(metavar="OTHER.fch", help="Another head: which of the two is better on the same items?"),
+        typer.Option(
+            metavar="OTHER.fch",
+            help="Another head: which of the two is better on the same items? For one label an image.",
+        ),
     ] = None,
     confusion: Annotated[
-        Path | None, typer.Option(metavar="FILE.png", help="Draw the confusion matrix into this picture.")
+        Path | None,
+        typer.Option(metavar="FILE.png", help="Draw the confusion matrix into this picture. For one label an image."),
     ] = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -143,25 +151,49 @@ def evaluate(
 
     Example: featcache evaluate pets.fch pets.fcache --confusion pets.png
     """
+    from featcache.bundle import Bundle
     from featcache.evaluation.figures import check_png, draw_confusion
     from featcache.prediction import EvaluateReport
     from featcache.prediction import evaluate as run
 
     if confusion is not None:
         check_png(confusion)
-    found = run(head, store, split=split, source=source, space=space, labels=labels, progress=True)
+    bundle = Bundle.load(head)
+    if bundle.task == "multilabel" and (confusion or against):
+        option = "--confusion" if confusion else "--against"
+        raise UsageError(
+            f"{head} is a head for several labels an item: it has no confusion matrix and cannot be compared in pairs. "
+            f"Leave {option} away."
+        )
+    other = None if against is None else _other(against)
+    found = run(bundle, store, split=split, source=source, space=space, labels=labels, progress=True)
     report = found.to_dict()
-    if confusion is not None:
-        if not isinstance(found, EvaluateReport):
-            raise UsageError("A head for several labels an item has no confusion matrix. Leave --confusion away.")
+    if confusion is not None and isinstance(found, EvaluateReport):
         draw_confusion(found.confusion, found.labels, confusion)
         report["confusion"] = str(confusion)
-    if against is not None:
+    if other is not None:
         from featcache.comparison import compare
 
-        compared = compare(head, against, store, split=split, source=source, labels=labels)
+        compared = compare(bundle, other, store, split=split, source=source, labels=labels)
         report["against"] = {"path": str(against), **compared.to_dict()}
     return Answer(report, lambda: _show_evaluate(report))
+
+
+def _other(path: Path) -> Bundle:
+    """The head to compare with.
+
+    Raises:
+        UsageError: there is none, or it gives several labels an item.
+    """
+    from featcache.bundle import Bundle
+
+    try:
+        other = Bundle.load(path)
+    except BundleError as error:
+        raise UsageError(f"--against needs a head that `featcache train` saved. {error}") from error
+    if other.task == "multilabel":
+        raise UsageError(f"{path} is a head for several labels an item, which cannot be compared in pairs.")
+    return other
 
 
 def _show_train(report: dict[str, Any]) -> None:
@@ -213,7 +245,9 @@ def _show_evaluate(report: Mapping[str, Any]) -> None:
         screen.say(f"Log-loss: {report['log_loss']:.3f}")
     if not several and report["ece"] is not None:
         screen.say(f"Calibration error: {screen.percent(report['ece'])}")
-    if not several:
+    if several:
+        _show_classes(report["per_label"], "label")
+    else:
         _show_classes(report["per_class"])
     if report["unknown_labels"]:
         named = _named(list(report["unknown_labels"]))
@@ -233,7 +267,7 @@ def _show_evaluate(report: Mapping[str, Any]) -> None:
 
 
 def _warn_of_other_labels(report: Mapping[str, Any]) -> None:
-    """A label that occurs nowhere is rare by chance, and usual where a head is scored with other labels than its own."""
+    # By chance this is rare; it is usual where a head is scored with other labels than its own.
     if report["unscored"]:
         known = counted(len(report["unscored"]), "labels")
         screen.say(f"Beware: {known} of the head occur in none of these items: {_named(report['unscored'])}")
@@ -244,10 +278,11 @@ def _named(labels: Sequence[str]) -> str:
     return ", ".join(map(repr, labels[:LISTED])) + (" …" if len(labels) > LISTED else "")
 
 
-def _show_classes(classes: Sequence[Mapping[str, Any]]) -> None:
+def _show_classes(classes: Sequence[Mapping[str, Any]], kind: str = "class") -> None:
     percent = screen.percent
+    ranked = ["AP"] if kind == "label" else []  # average precision
     screen.table(
-        ["class", "items", "precision", "recall", "95 % interval", "F1"],
+        [kind, "items", "precision", "recall", "95 % interval", "F1", *ranked],
         [
             [
                 c["label"],
@@ -256,10 +291,11 @@ def _show_classes(classes: Sequence[Mapping[str, Any]]) -> None:
                 percent(c["recall"]),
                 f"{percent(c['recall_low'])} – {percent(c['recall_high'])}" if c["items"] else "–",
                 percent(c["f1"]),
+                *(percent(c["average_precision"]) for _ in ranked),
             ]
             for c in classes
         ],
-        right=["items", "precision", "recall", "95 % interval", "F1"],
+        right=["items", "precision", "recall", "95 % interval", "F1", "AP"],
     )
 
 
@@ -296,6 +332,10 @@ def _warn_of_missing(report: Mapping[str, Any]) -> None:
     if report["without_vectors"]:
         images = counted(report["without_vectors"], "labelled images")
         screen.say(f"Beware: {images} left out for want of vectors; `featcache extract` computes them.")
+    if report.get("without_labels"):
+        screen.say(f"Left out: {counted(report['without_labels'], 'images')} without a label")
+        if report["task"] == "multilabel":
+            screen.say("  If they have none of the labels, write | alone as their label.")
 
 
 def _with_interval(score: Mapping[str, Any], name: str = "accuracy") -> str:
