@@ -8,6 +8,7 @@ learned item is not scored on.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from featcache import multilabel
 from featcache.errors import MissingVectorsError, StoreError, UnknownNameError, UsageError
 from featcache.evaluation import multilabel_splits, splits
 from featcache.labelled_vectors import LabelledVectors
-from featcache.progress import Progress
+from featcache.progress import Progress, counted
 from featcache.store import FeatureStore, holdout
 
 HOLDOUT = 0.2
@@ -35,9 +36,13 @@ def check_classes(examples: LabelledVectors) -> None:
     names = sorted(set(examples.y.tolist()))
     if len(names) < 2:
         one = f"All {len(examples.y)} labelled items are of one class, {names[0]!r}; a head needs two or more. "
+        if len(examples.y) == 1:
+            one = (
+                f"There is one labelled item alone, of class {names[0]!r}; a head needs items of two classes or more. "
+            )
         if examples.without_vectors:
             raise MissingVectorsError(
-                one.replace("labelled items", "labelled items with vectors")
+                re.sub("labelled items?", r"\g<0> with vectors", one)
                 + f"{examples.without_vectors} more have no vectors: run `featcache extract` to compute them."
             )
         raise UsageError(one + "Put the images into one folder a class, or give --labels FILE.")
@@ -66,7 +71,9 @@ def learned_and_scored(
         for other in ("test", "val"):
             if other in named and other != (split or "train"):
                 test = of_split(examples, other)
-                return _never_learned(examples, learn, test, f"the source's own split {other!r}, {len(test)} items")
+                return _never_learned(
+                    examples, learn, test, f"the source's own split {other!r}, {counted(len(test), 'items')}"
+                )
         raise UsageError(
             f"The source has the splits {', '.join(sorted(str(n) for n in named))}, but besides {split or 'train'!r}, "
             "which is learned from, no 'test' or 'val' to score on. Give one with `featcache extract --split FILE`, "
@@ -79,7 +86,7 @@ def learned_and_scored(
         )
     drawn, words = _holdout(examples, seed, store, shown)
     learn, test = np.flatnonzero(drawn == "train"), np.flatnonzero(drawn == "test")
-    return _never_learned(examples, learn, test, f"a hold-out of {len(test)} items (one in five, {words})")
+    return _never_learned(examples, learn, test, f"a hold-out of {counted(len(test), 'items')} (one in five, {words})")
 
 
 def of_split(examples: LabelledVectors, split: str) -> np.ndarray:

@@ -27,7 +27,7 @@ from featcache.progress import counted
 if TYPE_CHECKING:
     from featcache.bundle import Bundle
 
-LISTED = 10
+LISTED, FEW = 10, 10
 
 
 @verb(interrupted="No head was written.")
@@ -76,7 +76,11 @@ def train(
     ] = False,
     class_weight: Annotated[
         str | None,
-        typer.Option(metavar="balanced", help="balanced: every class weighs the same, however many items it has."),
+        typer.Option(
+            metavar="balanced",
+            help="balanced: every class weighs the same, however many items it has. For the heads softmax, logreg and"
+            " torch.",
+        ),
     ] = None,
     group_near_duplicates: Annotated[
         bool,
@@ -176,7 +180,7 @@ def evaluate(
 
         compared = compare(bundle, other, store, split=split, source=source, labels=labels)
         report["against"] = {"path": str(against), **compared.to_dict()}
-    return Answer(report, lambda: _show_evaluate(report))
+    return Answer(report, lambda: _show_evaluate(report, head))
 
 
 def _other(path: Path) -> Bundle:
@@ -204,10 +208,12 @@ def _show_train(report: dict[str, Any]) -> None:
     else:
         screen.say(f"Accuracy: {_with_interval(score)}")
     screen.say(f"  on {score['protocol']}")
-    _warn_of_missing(report)
+    warn_of_little(report["unscored"], score["n"])
+    warn_of_missing(report)
     if report["chosen"]:
         by = f" ({report['chosen_by']})" if report.get("chosen_by") else ""
-        screen.say("Chosen: " + ", ".join(f"{name} = {value}" for name, value in report["chosen"].items()) + by)
+        named = (f"{name} = {screen.number(value)}" for name, value in report["chosen"].items())
+        screen.say("Chosen: " + ", ".join(named) + by)
     if report.get("grid_note"):
         screen.say(f"Beware: {report['grid_note']}")
     if report.get("converged") is False:
@@ -227,13 +233,15 @@ def _show_train(report: dict[str, Any]) -> None:
         screen.say("It answers for vectors only (Bundle.predict_vectors): the file does not say what made them.")
 
 
-def _show_evaluate(report: Mapping[str, Any]) -> None:
+def _show_evaluate(report: Mapping[str, Any], head: Path) -> None:
     several = "mean_average_precision" in report
     if several:
         screen.say(f"Mean average precision: {_with_interval(report, 'mean_average_precision')}")
     else:
         screen.say(f"Accuracy: {_with_interval(report)}")
-    screen.say(f"  on {report['n']:,} items: {report['protocol']}")
+    screen.say(f"  on {counted(report['n'], 'items')}: {report['protocol']}")
+    warn_of_little([], report["n"])
+    _warn_of_unknown(report["unknown_labels"])
     if several:
         _warn_of_other_labels(report)
         screen.say(f"All labels right: {screen.percent(report['exact_match'])}")
@@ -249,21 +257,23 @@ def _show_evaluate(report: Mapping[str, Any]) -> None:
         _show_classes(report["per_label"], "label")
     else:
         _show_classes(report["per_class"])
-    if report["unknown_labels"]:
-        named = _named(list(report["unknown_labels"]))
-        items = counted(sum(report["unknown_labels"].values()), "items")
-        screen.say(f"Beware: {items} counted as wrong, as the head does not know their labels: {named}")
-        screen.say("  If a class was renamed or added since, train again.")
-    _warn_of_missing(report)
+    warn_of_missing(report)
     if report["overlap"] is None:
         screen.say("Beware: the head does not know which images it was trained on; they may be among these.")
     if report["overlap"]:
         screen.say(f"Beware: the head was trained on {report['overlap']:,} of these items.")
     warn_of_near_duplicates(report["near_duplicates"])
     if "against" in report:
-        _show_against(report["against"])
+        _show_against(report["against"], head)
     if "confusion" in report:
         screen.say(f"Confusion matrix: {report['confusion']}")
+
+
+def _warn_of_unknown(labels: Mapping[str, int]) -> None:
+    if labels:
+        items = counted(sum(labels.values()), "items")
+        screen.say(f"Beware: {items} counted as wrong, as the head does not know their labels: {_named(list(labels))}")
+        screen.say("  If a class was renamed or added since, train again.")
 
 
 def _warn_of_other_labels(report: Mapping[str, Any]) -> None:
@@ -299,6 +309,14 @@ def _show_classes(classes: Sequence[Mapping[str, Any]], kind: str = "class") -> 
     )
 
 
+def warn_of_little(unscored: Sequence[str], n: int) -> None:
+    """Say which classes took no part in a score, and that few items say little."""
+    if unscored:
+        screen.say(f"Beware: no scored item has the label{'s' if len(unscored) > 1 else ''} {_named(unscored)}.")
+    if n < FEW:
+        screen.say(f"Beware: a score on {counted(n, 'items')} says little; more labelled images help, or --cv 5.")
+
+
 def warn_of_near_duplicates(found: Mapping[str, Any] | None) -> None:
     """Say how many near-duplicates stand on both sides, as a report has them, if any do."""
     if found and found["across"]:
@@ -309,26 +327,35 @@ def warn_of_near_duplicates(found: Mapping[str, Any] | None) -> None:
         )
 
 
-def _show_against(against: Mapping[str, Any]) -> None:
-    screen.say(f"Against {against['path']}, on {against['n']:,} items: {against['protocol']}")
-    for name, points in (("accuracy", True), ("log_loss", False)):
+def _show_against(against: Mapping[str, Any], head: Path) -> None:
+    """Both heads' scores; of the difference it is said in words which way it goes, as of a loss less is better."""
+    screen.say(f"Against {against['path']}, on {counted(against['n'], 'items')}: {against['protocol']}")
+    for name, called, sign in (("accuracy", "Accuracy", 1), ("log_loss", "Log-loss", -1)):
         found = against[name]
         if found is None:
             continue
-
-        def value(x: float, points: bool = points) -> str:
-            return f"{100 * x:+.1f} points" if points else f"{x:+.3f}"
-
-        interval = "no interval: all resamples are equal" if found["difference"] else "no interval: equal on all items"
+        a, b = (screen.percent(found[of]) if sign > 0 else f"{found[of]:.3f}" for of in ("a", "b"))
+        screen.say(f"  {called}: {head} {a}, {against['path']} {b}")
+        if not found["difference"] and found["low"] is None:
+            screen.say("    Equal; no interval: equal on all items.")
+            continue
+        interval = "no interval: all resamples are equal"
         if found["low"] is not None:
-            interval = f"95 % interval {value(found['low'])} to {value(found['high'])}"
-        screen.say(
-            f"  {'Accuracy' if points else 'Log-loss'}: {value(found['difference'])} ({interval}); "
-            f"better in {screen.percent(found['better'])} of the resamples"
-        )
+            low, high = sorted((sign * found["low"], sign * found["high"]))
+            interval = f"95 % interval: {_better(low, name)} to {_better(high, name)}"
+        gain = _better(sign * found["difference"], name)
+        share = f"better in {screen.percent(found['better'])} of the resamples"
+        screen.say(f"    {head} is {gain} ({interval}), and {share}.")
 
 
-def _warn_of_missing(report: Mapping[str, Any]) -> None:
+def _better(gain: float, name: str) -> str:
+    """``6.7 points worse``, ``0.162 better``; *gain* is above 0 where the first head is the better one."""
+    size = f"{100 * abs(gain):.1f} points" if name == "accuracy" else f"{abs(gain):.3f}"
+    return f"{size} {'better' if gain >= 0 else 'worse'}"
+
+
+def warn_of_missing(report: Mapping[str, Any]) -> None:
+    """Say how many images were left out for want of vectors or of a label."""
     if report["without_vectors"]:
         images = counted(report["without_vectors"], "labelled images")
         screen.say(f"Beware: {images} left out for want of vectors; `featcache extract` computes them.")

@@ -11,7 +11,7 @@ import typer
 
 from featcache.cli import screen
 from featcache.cli.conduct import Answer, Debug, Json, verb
-from featcache.cli.heads import warn_of_near_duplicates
+from featcache.cli.heads import warn_of_little, warn_of_missing, warn_of_near_duplicates
 from featcache.cli.options import Labels, Source, Space, Split, StorePath, layer_list
 
 if TYPE_CHECKING:
@@ -112,6 +112,8 @@ def _show(report: SweepReport, output: Path | None, following: Sequence[str]) ->
     interval = _interval(score["low"], score["high"])
     screen.say(f"Accuracy on items that took no part: {screen.percent(score['accuracy'])}  (95 % interval {interval})")
     screen.say(f"  on {score['protocol']}")
+    warn_of_little(report.bundle.report["unscored"], score["n"])
+    warn_of_missing(report.bundle.report)
     warn_of_near_duplicates(report.near_duplicates)
     if report.bundle.report.get("grid_note"):
         screen.say(f"Beware: {report.bundle.report['grid_note']}")
