@@ -86,9 +86,9 @@ def expand(patterns: Sequence[str], names: Sequence[str]) -> list[str]:
         path, colon, pooling = pattern.rpartition(":")
         if not colon or pooling not in POOLINGS:
             path = path if colon else pattern
-            if colon and path in names:
-                advice = f"{path}:none is the whole map."
-                raise UnknownNameError.among("pooling", pooling, POOLINGS, f"The layer {path!r} needs one; {advice}")
+            if colon and path:
+                advice = f"The layer needs a pooling: {path}:mean, {path}:mean_std, or {path}:none for the whole map."
+                raise UnknownNameError.among("pooling", pooling, POOLINGS, advice)
             if not colon and pattern not in names and get_close_matches(pattern, [POOLED], cutoff=0.75):
                 raise UnknownNameError.among("layer", pattern, [POOLED])
             raise UsageError(
