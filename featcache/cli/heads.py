@@ -350,8 +350,10 @@ def _show_against(against: Mapping[str, Any], head: Path) -> None:
 
 def _better(gain: float, name: str) -> str:
     """``6.7 points worse``, ``0.162 better``; *gain* is above 0 where the first head is the better one."""
+    if not gain:
+        return "equal"
     size = f"{100 * abs(gain):.1f} points" if name == "accuracy" else f"{abs(gain):.3f}"
-    return f"{size} {'better' if gain >= 0 else 'worse'}"
+    return f"{size} {'better' if gain > 0 else 'worse'}"
 
 
 def warn_of_missing(report: Mapping[str, Any]) -> None:
