@@ -95,8 +95,8 @@ class LabelledVectors:
             unknown = sorted(given.keys() - {item.uri for item in store.items(source=name)})
             if unknown:
                 raise UsageError(
-                    f"{labels} names {len(unknown)} of {len(given)} paths that are no images of source {name!r} "
-                    f"(first: {unknown[0]}). Paths are relative to {store.sources()[name]}."
+                    f"{labels} gives {len(given)} paths a label, of which {len(unknown)} are no images of source "
+                    f"{name!r} (first: {unknown[0]}). Paths are relative to {store.sources()[name]}."
                 )
             items = [replace(item, label=given.get(item.uri)) for item in items]
         kept = np.array([i for i, item in enumerate(items) if item.label is not None], dtype=np.int64)
