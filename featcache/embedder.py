@@ -14,12 +14,13 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from featcache.embedding import ImageLike
 from featcache.errors import UnusableImageError, UsageError
 from featcache.extraction import NothingUsableError, extract
+from featcache.images.decode import NO_IMAGE, is_no_image
 from featcache.images.given import GivenImage, GivenImages, given
 from featcache.progress import Progress, choose
 from featcache.store import FeatureStore
 from featcache.store.commit import places
 from featcache.store.folder import has_catalogue
-from featcache.store.source_records import GIVEN
+from featcache.store.source_records import GIVEN, PATHS
 
 if TYPE_CHECKING:
     from featcache.backbones import Backbone, Layer
@@ -90,7 +91,8 @@ class CachedEmbedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # 
             (n, d) float32, in the order given; the layers one after another in network order, flattened.
 
         Raises:
-            UnusableImageError: an image cannot be used; it is named. What was computed is kept.
+            UnusableImageError: an image cannot be used; it is named. What was computed is kept. A file that is no
+                image at all leaves no trace in the store; a damaged image stands there in quarantine.
             SourceError: a path does not exist.
             UsageError: these are no images.
             UnknownNameError: there is no such backbone or layer.
@@ -161,9 +163,11 @@ class CachedEmbedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # 
     def _compute(
         self, wanted: Sequence[GivenImage], network: Backbone, layers: Sequence[Layer], shown: Progress
     ) -> None:
-        problems: list[tuple[str, str]] = []
+        # A wrong file is no image that could be mended: the store need not know of it.
+        wrong = {one.sha256 for one in wanted if one.source == PATHS and is_no_image(one.entry.place)}
+        problems = [(one.name, NO_IMAGE) for one in wanted if one.sha256 in wrong]
         for source in GIVEN:
-            of_source = [one for one in wanted if one.source == source]
+            of_source = [one for one in wanted if one.source == source and one.sha256 not in wrong]
             if not of_source:
                 continue
             try:

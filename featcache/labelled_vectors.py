@@ -31,6 +31,7 @@ class LabelledVectors:
         knows_images: whether the items' SHA-256s are those of images.
         without_vectors: labelled images of the source that have no vectors, so are not among the items; those
             in quarantine are not counted.
+        without_labels: images of the source that have vectors but no label, so are not among the items.
         labels: the k labels of the columns of ``y``, where an item can have several.
         links: (m, 2) row numbers of pairs that were linked, see `linked`.
     """
@@ -44,6 +45,7 @@ class LabelledVectors:
     read: Callable[[np.ndarray], np.ndarray]
     knows_images: bool = True
     without_vectors: int = 0
+    without_labels: int = 0
     labels: tuple[str, ...] | None = None
     links: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.int64))
 
@@ -93,8 +95,8 @@ class LabelledVectors:
             unknown = sorted(given.keys() - {item.uri for item in store.items(source=name)})
             if unknown:
                 raise UsageError(
-                    f"{labels} names {len(unknown)} of {len(given)} paths that are no images of source {name!r} "
-                    f"(first: {unknown[0]}). Paths are relative to {store.sources()[name]}."
+                    f"{labels} gives {len(given)} paths a label, of which {len(unknown)} are no images of source "
+                    f"{name!r} (first: {unknown[0]}). Paths are relative to {store.sources()[name]}."
                 )
             items = [replace(item, label=given.get(item.uri)) for item in items]
         kept = np.array([i for i, item in enumerate(items) if item.label is not None], dtype=np.int64)
@@ -113,6 +115,7 @@ class LabelledVectors:
             recipe=store.space(space).recipe,
             read=lambda at: rows.read(kept[at]),
             without_vectors=_without_vectors(store, items, split, given),
+            without_labels=len(items) - len(kept),
         )
 
     @classmethod
@@ -154,6 +157,7 @@ class LabelledVectors:
             recipe=plain.recipe if known else None,
             read=lambda at: X[at],
             knows_images=plain.sha256s is not None,
+            without_labels=len(plain.y) - len(kept),
         )
 
 

@@ -11,14 +11,14 @@ import numpy as np
 
 from featcache.errors import UsageError
 from featcache.evaluation.metrics import Interval
-from featcache.evaluation.multilabel import MultilabelScores
+from featcache.evaluation.multilabel import LabelScore, MultilabelScores
 from featcache.labelled_vectors import LabelledVectors
 
 SEPARATOR = "|"
 _METRICS = ("mean_average_precision", "micro_f1", "macro_f1", "exact_match", "log_loss")
 HINT = (
     f"Some labels contain {SEPARATOR!r} and are taken as they stand. If it separates several labels of one image, "
-    "use --task multilabel."
+    "use `featcache train --task multilabel`; a sweep knows one label an image."
 )
 
 
@@ -33,6 +33,9 @@ class MultilabelReport:
         overlap: how many of the items the head was trained on; None where the head does not know.
         protocol: which items these are.
         intervals: ``[low, high]`` of each metric.
+        per_label: the scores of each label, those of the head first, see `featcache.evaluation.multilabel.per_label`.
+        unscored: labels of the head that none of the items has; their probabilities can only be wrong, and the mean
+            average precision is one of the others.
         unknown_labels, without_vectors, near_duplicates: as in `featcache.prediction.EvaluateReport`.
     """
 
@@ -47,6 +50,8 @@ class MultilabelReport:
     overlap: int | None
     protocol: str
     intervals: dict[str, list[float] | None]
+    per_label: list[LabelScore]
+    unscored: list[str]
     unknown_labels: dict[str, int]
     without_vectors: int
     near_duplicates: dict[str, Any] | None
@@ -73,21 +78,21 @@ def several_labels(examples: LabelledVectors, known: Sequence[str] = ()) -> Labe
     """The same items with their labels told apart.
 
     Args:
-        examples: whose ``y`` holds texts such as ``cat|indoors``.
+        examples: whose ``y`` holds texts such as ``cat|indoors``; a lone ``|`` says that there is none.
         known: labels that come first, in this order, whether they occur or not.
 
     Returns:
         ``labels``, the k labels, and ``y`` (n, k) bool.
 
     Raises:
-        UsageError: an item's text names no label at all.
+        UsageError: an item's text names no label, and is no lone ``|``.
     """
     sets = [{part.strip() for part in str(text).split(SEPARATOR)} - {""} for text in examples.y]
-    empty = next((i for i, found in enumerate(sets) if not found), None)
+    empty = next((i for i, found in enumerate(sets) if not found and examples.y[i].strip() != SEPARATOR), None)
     if empty is not None:
         raise UsageError(
             f"{examples.items[empty].uri} has the label {str(examples.y[empty])!r}, which names nothing. "
-            f"Separate labels by {SEPARATOR!r}, as in cat{SEPARATOR}indoors."
+            f"Separate labels by {SEPARATOR!r}, as in cat{SEPARATOR}indoors; {SEPARATOR!r} alone says that it has none."
         )
     labels = [*known, *sorted(set().union(*sets) - set(known))]
     place = {label: i for i, label in enumerate(labels)}
@@ -101,12 +106,13 @@ def check_labels(examples: LabelledVectors) -> None:
     """Refuse labels that leave nothing to learn.
 
     Raises:
-        UsageError: there is one label alone, or every item has all of them.
+        UsageError: there is no label or one alone, or every item has all of them.
     """
     assert examples.labels is not None
     if len(examples.labels) < 2:
+        named = [repr(label) for label in examples.labels] + ([] if examples.y.all() and examples.labels else ["none"])
         raise UsageError(
-            f"All {len(examples.y)} labelled items have one label, {examples.labels[0]!r}; a head needs two or more. "
+            f"All {len(examples.y)} labelled items have one label, {' or '.join(named)}; a head needs two or more. "
             f"Separate several by {SEPARATOR!r}."
         )
     if examples.y.all():
@@ -123,6 +129,15 @@ def unknown_labels(examples: LabelledVectors, rows: np.ndarray, known: int) -> d
     assert examples.labels is not None
     counts = examples.y[rows, known:].sum(axis=0).tolist()
     return {label: n for label, n in zip(examples.labels[known:], counts, strict=True) if n}
+
+
+def unscored(examples: LabelledVectors, rows: np.ndarray, classes: Sequence[str]) -> list[str]:
+    """Those of a head's classes or labels that none of some rows has."""
+    y = examples.y[rows]
+    if examples.labels is None:
+        return sorted(set(classes) - set(y.tolist()))
+    having = dict(zip(examples.labels, y.any(axis=0).tolist(), strict=True))
+    return [label for label in classes if not having.get(label)]
 
 
 def reported(scores: MultilabelScores) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -1,12 +1,14 @@
 """Which labelled items a head learns from, and which it is scored on.
 
 The source's own split counts; where it has none, a hold-out is drawn once and kept in the catalogue, so all
-heads of a source are scored on the same items. What shares its content or its group with a learned item is
-not scored on.
+heads of a source are scored on the same items. A head that keeps near-duplicates together cannot always use that
+hold-out; then it gets one of its own, and the one that is kept stays. What shares its content or its group with a
+learned item is not scored on.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from featcache import multilabel
 from featcache.errors import MissingVectorsError, StoreError, UnknownNameError, UsageError
 from featcache.evaluation import multilabel_splits, splits
 from featcache.labelled_vectors import LabelledVectors
-from featcache.progress import Progress
+from featcache.progress import Progress, counted
 from featcache.store import FeatureStore, holdout
 
 HOLDOUT = 0.2
@@ -34,9 +36,13 @@ def check_classes(examples: LabelledVectors) -> None:
     names = sorted(set(examples.y.tolist()))
     if len(names) < 2:
         one = f"All {len(examples.y)} labelled items are of one class, {names[0]!r}; a head needs two or more. "
+        if len(examples.y) == 1:
+            one = (
+                f"There is one labelled item alone, of class {names[0]!r}; a head needs items of two classes or more. "
+            )
         if examples.without_vectors:
             raise MissingVectorsError(
-                one.replace("labelled items", "labelled items with vectors")
+                re.sub("labelled items?", r"\g<0> with vectors", one)
                 + f"{examples.without_vectors} more have no vectors: run `featcache extract` to compute them."
             )
         raise UsageError(one + "Put the images into one folder a class, or give --labels FILE.")
@@ -65,7 +71,9 @@ def learned_and_scored(
         for other in ("test", "val"):
             if other in named and other != (split or "train"):
                 test = of_split(examples, other)
-                return _never_learned(examples, learn, test, f"the source's own split {other!r}, {len(test)} items")
+                return _never_learned(
+                    examples, learn, test, f"the source's own split {other!r}, {counted(len(test), 'items')}"
+                )
         raise UsageError(
             f"The source has the splits {', '.join(sorted(str(n) for n in named))}, but besides {split or 'train'!r}, "
             "which is learned from, no 'test' or 'val' to score on. Give one with `featcache extract --split FILE`, "
@@ -78,7 +86,7 @@ def learned_and_scored(
         )
     drawn, words = _holdout(examples, seed, store, shown)
     learn, test = np.flatnonzero(drawn == "train"), np.flatnonzero(drawn == "test")
-    return _never_learned(examples, learn, test, f"a hold-out of {len(test)} items (one in five, {words})")
+    return _never_learned(examples, learn, test, f"a hold-out of {counted(len(test), 'items')} (one in five, {words})")
 
 
 def of_split(examples: LabelledVectors, split: str) -> np.ndarray:
@@ -128,6 +136,8 @@ def _holdout(examples: LabelledVectors, seed: int, store: Path | None, shown: Pr
     kept: dict[bytes, str] = {}
     if store is not None:
         kept = holdout.kept(FeatureStore.open(store).catalogue, examples.items[0].source)
+    # With links there are other units, which the hold-out of the other heads must not depend on.
+    shared = not (kept and len(examples.links))
     decided, torn = splits.decided_units(keys, [kept.get(item.sha256) for item in examples.items])
     words = "the same as for earlier heads" if decided else f"seed {seed}"
     draw = splits.draw_holdout if examples.labels is None else multilabel_splits.draw_holdout
@@ -136,7 +146,10 @@ def _holdout(examples: LabelledVectors, seed: int, store: Path | None, shown: Pr
         decided, words = {}, f"drawn anew, as too many had near-duplicates on the other side; seed {seed}"
         parts = draw(examples.y, keys, fraction=HOLDOUT, seed=seed)
     elif torn:
-        words += f", without {len(torn)} that belong together with learned ones"
+        without = sum(
+            kept.get(item.sha256) == "test" and key in torn for item, key in zip(examples.items, keys, strict=True)
+        )
+        words += f", without {without} that belong together with learned ones"
     if examples.labels is None:
         learned = {str(label) for label, key in zip(examples.y, keys, strict=True) if parts[key] == "train"}
         relabelled = {key for label, key in zip(examples.y, keys, strict=True) if str(label) not in learned}
@@ -146,6 +159,10 @@ def _holdout(examples: LabelledVectors, seed: int, store: Path | None, shown: Pr
         # Labels were changed after the draw, and a class lies in the hold-out altogether: drawn anew.
         decided = {key: part for key, part in decided.items() if key not in relabelled}
         parts = draw(examples.y, keys, fraction=HOLDOUT, seed=seed, decided=decided)
+    if not shared:
+        if any(kept.get(item.sha256, parts[key]) != parts[key] for key, item in zip(keys, examples.items, strict=True)):
+            words = f"this head's own, as near-duplicates stay together: {words}"
+        return np.array([parts[key] for key in keys]), words
     new = {item.sha256: parts[key] for key, item in zip(keys, examples.items, strict=True)}
     if store is not None and any(kept.get(sha256) != part for sha256, part in new.items()):
         try:

@@ -129,11 +129,13 @@ def evaluate(
             near = leakage.guard(examples, [learned, rows], scored=rows, progress=shown).report(examples)
     if examples.labels is not None:
         assert probabilities is not None
-        found = multilabel_metrics.score(y, multilabel.padded(probabilities, len(examples.labels)), units=units)
+        padded = multilabel.padded(probabilities, len(examples.labels))
         return multilabel.evaluated(
-            found,
+            multilabel_metrics.score(y, padded, units=units),
+            per_label=multilabel_metrics.per_label(y, padded, examples.labels, units=units),
             overlap=overlap,
             protocol=on.protocol,
+            unscored=multilabel.unscored(examples, rows, bundle.classes),
             unknown_labels=multilabel.unknown_labels(examples, rows, len(bundle.classes)),
             without_vectors=examples.without_vectors,
             near_duplicates=near,

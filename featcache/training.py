@@ -54,7 +54,8 @@ def train(
         store: a store, or an HDF5 or NumPy file with ``features`` and ``labels``.
         head: a name in `featcache.heads.HEADS`, or any scikit-learn classifier (a clone is fitted).
         task: ``classify``, or ``multilabel``: an item can have several labels, separated by ``|``, and each
-            gets a probability of its own; heads for it are those in `featcache.heads.MULTILABEL_HEADS`.
+            gets a probability of its own. A lone ``|`` says that an item has none of the labels, where an item
+            without a label is left out. Heads for it are those in `featcache.heads.MULTILABEL_HEADS`.
         layers: which stored layers; several are concatenated, each divided by its root mean square on
             the items the head is fitted on. ``pooled`` by default.
         cv: score by this many outer folds; the head that is returned is then fitted on all items.
@@ -65,14 +66,16 @@ def train(
         seed: of the hold-out, the folds and the heads.
         refit_all: after scoring, fit once more on all items and return that head.
         class_weight: ``"balanced"`` to let every class weigh the same, or a weight for each label; only
-            for heads that have such a parameter.
+            for the heads `featcache.heads.WEIGHING` and estimators that have such a parameter.
         group_near_duplicates: keep near-duplicates (`featcache.evaluation.near_duplicates`) on one side
-            of every split and fold. Otherwise those that stand on both sides are counted in the report.
+            of every split and fold. If the hold-out of earlier heads tears some apart, this head gets one of its
+            own, which the protocol says. Otherwise those that stand on both sides are counted in the report.
         progress: True for a bar, False for none, None for a bar on a terminal, or an object that is told.
 
     Returns:
-        A `Bundle`; its ``report`` has the score with its interval and protocol, and how many labelled images
-        were left out as they have no vectors.
+        A `Bundle`; its ``report`` has the score with its interval and protocol, and how many images were left
+        out: ``without_vectors``, labelled ones, and ``without_labels``, those with vectors alone. ``unscored``
+        lists the classes that no scored item has.
 
     Raises:
         UsageError: fewer than two classes, no such split, a group on both sides of a split, too few
@@ -83,9 +86,9 @@ def train(
     began = time.monotonic()
     if task not in ("classify", "multilabel"):
         raise UnknownNameError.among("task", task, ("classify", "multilabel"))
-    prepare(head, task)  # a misspelt name should not wait for the vectors to be read
     if class_weight is not None:
         head = with_class_weight(head, class_weight, seed, task)
+    prepare(head, task)  # a misspelt name should not wait for the vectors to be read
     path = Path(store)
     with choose(progress) as shown:
         if path.is_file():
@@ -144,6 +147,8 @@ def train(
             "classes": list(bundle.classes),
             "n": bundle.fitted_on,
             "without_vectors": examples.without_vectors,
+            "without_labels": examples.without_labels,
+            "unscored": multilabel.unscored(examples, test, bundle.classes),
             **scores,
             "score": {**scores["score"], "n": len(test), "protocol": protocol},
             "chosen": bundle.chosen,

@@ -260,6 +260,20 @@ def test_an_unusable_image_is_named_and_the_others_are_kept(
     assert embedder.transform(paths).shape == (23, 16)
 
 
+def test_a_file_that_is_no_image_leaves_no_trace(paths: list[Path], store: Path, backbone: Backbone) -> None:
+    wrong = paths[0].with_name("labels.csv")
+    wrong.write_text("path,label\na.jpg,cat\n")
+    embedder = fc.CachedEmbedder(backbone, store)
+    with pytest.raises(UnusableImageError, match=r"labels\.csv: it is not an image"):
+        embedder.transform([wrong])
+    assert not store.exists()
+    with pytest.raises(UnusableImageError, match=r"labels\.csv: it is not an image"):
+        embedder.transform([*paths, wrong])
+    assert rows(store) == 24
+    status = fc.open(store).status()
+    assert (status["items"], status["quarantined"]) == (24, 0)
+
+
 def test_pictures_and_files_that_cannot_be_had_are_named(paths: list[Path], store: Path, backbone: Backbone) -> None:
     embedder = fc.CachedEmbedder(backbone, store)
     with pytest.raises(UnusableImageError, match=r"image 1: its pixels \(mode F\) have no defined range"):

@@ -18,6 +18,7 @@ from featcache.bundle import Bundle
 from featcache.cli import main
 from featcache.errors import UnknownNameError, UsageError
 from featcache.evaluation import multilabel
+from featcache.labelled_vectors import LabelledVectors
 from featcache.multilabel import several_labels
 from featcache.store import FeatureStore, holdout
 
@@ -138,6 +139,34 @@ def test_labels_that_the_head_does_not_know_count_as_missed(place: Path, bundle:
     assert report["log_loss"] > 5
 
 
+def test_labels_of_the_head_that_occur_nowhere_are_told(
+    place: Path, bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    items = fc.open(place / "s.fcache").items()
+    (tmp_path / "labels.csv").write_text(
+        "path,label\n" + "".join(f"{item.uri},{'red' if i % 2 else 'striped'}\n" for i, item in enumerate(items))
+    )
+    assert fc.evaluate(bundle, place / "s.fcache").to_dict()["unscored"] == []
+    report = fc.evaluate(bundle, place / "s.fcache", labels=tmp_path / "labels.csv").to_dict()
+    assert report["unscored"] == ["blue", "green"]
+    bundle.save(tmp_path / "a.fch")
+    words = ["evaluate", str(tmp_path / "a.fch"), str(place / "s.fcache")]
+    assert main(words) == 0
+    assert "occur in none" not in capsys.readouterr().out
+    assert main([*words, "--labels", str(tmp_path / "labels.csv")]) == 0
+    told = capsys.readouterr().out
+    assert "2 labels of the head occur in none of these items: 'blue', 'green'" in told
+    assert "trained with --labels FILE" in told
+
+
+def test_every_label_has_scores_of_its_own(place: Path, bundle: Bundle) -> None:
+    report = fc.evaluate(bundle, place / "s.fcache").to_dict()
+    assert [label["label"] for label in report["per_label"]] == list(LABELS)
+    found = [label["average_precision"] for label in report["per_label"]]
+    assert np.mean(found) == pytest.approx(report["mean_average_precision"])
+    assert np.mean([label["f1"] for label in report["per_label"]]) == pytest.approx(report["macro_f1"])
+
+
 def test_cross_validation_scores_every_item(place: Path) -> None:
     bundle = fc.train(place / "s.fcache", "softmax", task="multilabel", cv=3, progress=False)
     assert bundle.fitted_on == bundle.report["score"]["n"] == 40
@@ -188,7 +217,13 @@ def test_wrong_tasks_and_heads(place: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("label", "match"), [(lambda i: "cat", "have one label, 'cat'"), (lambda i: "a|b", "have all of the 2 labels")]
+    ("label", "match"),
+    [
+        (lambda i: "cat", "have one label, 'cat'; "),
+        (lambda i: "a|b", "have all of the 2 labels"),
+        (lambda i: "cat" if i else "|", "have one label, 'cat' or none; "),
+        (lambda i: "|", "have one label, none; "),
+    ],
 )
 def test_nothing_to_learn(place: Path, tmp_path: Path, label: Callable[[int], str], match: str) -> None:
     lines = ["path,label", *(f"{i:02}.jpg,{label(i)}" for i in range(40))]
@@ -198,15 +233,34 @@ def test_nothing_to_learn(place: Path, tmp_path: Path, label: Callable[[int], st
 
 
 def test_a_label_that_names_nothing(place: Path, tmp_path: Path) -> None:
-    lines = ["path,label", *(f"{i:02}.jpg,{'a|b' if i else '|'}" for i in range(40))]
+    lines = ["path,label", *(f"{i:02}.jpg,{'a|b' if i else '| |'}" for i in range(40))]
     (tmp_path / "labels.csv").write_text("\n".join(lines), encoding="utf-8")
-    with pytest.raises(UsageError, match=r"00\.jpg has the label '\|', which names nothing"):
+    with pytest.raises(UsageError, match=r"00\.jpg has the label '\| \|', which names nothing"):
         fc.train(place / "s.fcache", "softmax", task="multilabel", labels=tmp_path / "labels.csv", progress=False)
 
 
-def test_labels_are_told_apart(place: Path) -> None:
-    from featcache.labelled_vectors import LabelledVectors
+def test_none_of_the_labels_is_learned_and_an_empty_cell_is_left_out_and_told(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    items = fc.open(place / "s.fcache").items()
+    text = [item.label if i > 9 else "" if i % 2 else " | " for i, item in enumerate(items)]
+    rows = [f"{item.uri},{label}" for item, label in zip(items, text, strict=True)]
+    (tmp_path / "labels.csv").write_text("\n".join(["path,label", *rows]), encoding="utf-8")
+    words = ["train", str(place / "s.fcache"), "-o", str(tmp_path / "a.fch"), "--labels", str(tmp_path / "labels.csv")]
+    assert main([*words, "--task", "multilabel", "--cv", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "Left out: 5 images without a label\n" in out
+    assert "write | alone" in out
+    bundle = fc.load(tmp_path / "a.fch")
+    assert bundle.classes == LABELS
+    assert (bundle.fitted_on, bundle.report["without_labels"]) == (35, 5)
+    assert {items[i].sha256 for i in range(0, 10, 2)} < {row.tobytes() for row in bundle.trained_on}
+    examples = LabelledVectors.from_store(fc.open(place / "s.fcache"), labels=tmp_path / "labels.csv")
+    found = several_labels(examples).y
+    assert (found.any(axis=1) == [item.uri > "09.jpg" for item in examples.items]).all()
 
+
+def test_labels_are_told_apart(place: Path) -> None:
     examples = LabelledVectors.from_store(fc.open(place / "s.fcache"))
     found = several_labels(examples, ("red", "none"))
     assert found.labels == ("red", "none", "blue", "green")
@@ -222,22 +276,43 @@ def test_from_the_command_line(place: Path, tmp_path: Path, capsys: pytest.Captu
     assert main(["train", str(place / "s.fcache"), "-o", head, *options, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["score"]["mean_average_precision"] > 0.9
     assert main(["evaluate", head, str(place / "s.fcache")]) == 0
-    assert "All labels right: " in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "All labels right: " in shown
+    (heading,) = [line for line in shown.splitlines() if line.startswith("label")]
+    assert heading.split() == ["label", "items", "precision", "recall", "95", "%", "interval", "F1", "AP"]
     assert main(["evaluate", head, str(place / "s.fcache"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["exact_match"] > 0.5
     assert main(["train", str(place / "s.fcache"), "-o", head, "--task", "multilabel", "--head", "knn"]) == 2
     assert "softmax" in capsys.readouterr().err
 
 
-def test_what_is_meant_for_one_label_an_image_is_refused(place: Path, bundle: Bundle, tmp_path: Path) -> None:
+def test_what_is_meant_for_one_label_an_image_is_refused(
+    place: Path, bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     store = place / "s.fcache"
     with pytest.raises(UsageError, match="no head can weigh classes"):
         fc.train(store, task="multilabel", class_weight="balanced", progress=False)
     with pytest.raises(UsageError, match="cannot be compared"):
         fc.compare(bundle, bundle, store)
     bundle.save(tmp_path / "a.fch")
-    assert main(["evaluate", str(tmp_path / "a.fch"), str(store), "--confusion", str(tmp_path / "a.png")]) == 2
+    (tmp_path / "no.fch").write_text("no head")
+    capsys.readouterr()
+    for option, value, told in (
+        ("--confusion", tmp_path / "a.png", "Leave --confusion away"),
+        ("--against", tmp_path / "a.fch", "Leave --against away"),
+    ):
+        assert main(["evaluate", str(tmp_path / "a.fch"), str(store), option, str(value)]) == 2
+        heard = capsys.readouterr().err
+        assert told in heard
+        assert heard.count("\n") == 1  # before any work began
     assert not (tmp_path / "a.png").exists()
+    one = tmp_path / "one.fch"
+    fc.train(store, "centroid", progress=False).save(one)
+    for other, told in ((tmp_path / "a.fch", "several labels"), (tmp_path / "no.fch", "is not a featcache head")):
+        assert main(["evaluate", str(one), str(store), "--against", str(other)]) == 2
+        heard = capsys.readouterr().err
+        assert told in heard
+        assert heard.count("\n") == 1
 
 
 def test_near_duplicates_are_kept_together_on_request(place: Path) -> None:

@@ -229,7 +229,8 @@ def test_labels_from_a_file_cost_no_extraction(store: Path, tmp_path: Path) -> N
 def test_labels_of_other_pictures_are_an_error(store: Path, tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("path,label\nelsewhere/a.jpg,x\n", encoding="utf-8")
     with pytest.raises(
-        UsageError, match=r"1 of 1 paths that are no images of source 'photos' \(first: elsewhere/a\.jpg\)"
+        UsageError,
+        match=r"gives 1 paths a label, of which 1 are no images of source 'photos' \(first: elsewhere/a\.jpg\)",
     ):
         train(store, labels=tmp_path / "labels.csv")
 

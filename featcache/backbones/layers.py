@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 from featcache.errors import UnknownNameError, UsageError
@@ -74,8 +75,8 @@ def expand(patterns: Sequence[str], names: Sequence[str]) -> list[str]:
         Names of layers in network order, each once.
 
     Raises:
-        UsageError: a layer without a pooling, or an unknown pooling.
-        UnknownNameError: no module matches.
+        UsageError: a layer without a pooling.
+        UnknownNameError: no module matches, or an unknown pooling.
     """
     chosen: set[tuple[int, str]] = set()
     for pattern in (part.strip() for text in patterns for part in text.split("+")):
@@ -85,6 +86,11 @@ def expand(patterns: Sequence[str], names: Sequence[str]) -> list[str]:
         path, colon, pooling = pattern.rpartition(":")
         if not colon or pooling not in POOLINGS:
             path = path if colon else pattern
+            if colon and path:
+                advice = f"The layer needs a pooling: {path}:mean, {path}:mean_std, or {path}:none for the whole map."
+                raise UnknownNameError.among("pooling", pooling, POOLINGS, advice)
+            if not colon and pattern not in names and get_close_matches(pattern, [POOLED], cutoff=0.75):
+                raise UnknownNameError.among("layer", pattern, [POOLED])
             raise UsageError(
                 f"The layer {pattern!r} needs a pooling: {path}:mean, {path}:mean_std, or {path}:none for the "
                 f"whole map. Only {POOLED!r} stands alone."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,10 +21,13 @@ from featcache.cli.options import (
     StorePath,
     layer_list,
 )
-from featcache.errors import UsageError
+from featcache.errors import BundleError, UsageError
 from featcache.progress import counted
 
-LISTED = 10
+if TYPE_CHECKING:
+    from featcache.bundle import Bundle
+
+LISTED, FEW = 10, 10
 
 
 @verb(interrupted="No head was written.")
@@ -52,8 +55,8 @@ def train(
         str,
         typer.Option(
             metavar="classify|multilabel",
-            help="classify: one label an image; multilabel: several, separated by | in the labels, each with a"
-            " probability of its own (by the head softmax).",
+            help="classify: one label an image; multilabel: several, separated by | in the labels (| alone: none of"
+            " them), each with a probability of its own. Only the head softmax can do that.",
         ),
     ] = "classify",
     layers: Layers = None,
@@ -73,13 +76,18 @@ def train(
     ] = False,
     class_weight: Annotated[
         str | None,
-        typer.Option(metavar="balanced", help="balanced: every class weighs the same, however many items it has."),
+        typer.Option(
+            metavar="balanced",
+            help="balanced: every class weighs the same, however many items it has. For the heads softmax, logreg and"
+            " torch.",
+        ),
     ] = None,
     group_near_duplicates: Annotated[
         bool,
         typer.Option(
             "--group-near-duplicates",
-            help="Keep images that are nearly the same (re-encoded, resized, cropped) on one side of every split.",
+            help="Keep images that are nearly the same (re-encoded, resized, cropped) on one side of every split. If"
+            " the hold-out of earlier heads has them on both, this head gets one of its own; the others keep theirs.",
         ),
     ] = False,
     as_json: Json = False,
@@ -131,10 +139,14 @@ def evaluate(
     labels: Labels = None,
     against: Annotated[
         Path | None,
-        typer.Option(metavar="OTHER.fch", help="Another head: which of the two is better on the same items?"),
+        typer.Option(
+            metavar="OTHER.fch",
+            help="Another head: which of the two is better on the same items? For one label an image.",
+        ),
     ] = None,
     confusion: Annotated[
-        Path | None, typer.Option(metavar="FILE.png", help="Draw the confusion matrix into this picture.")
+        Path | None,
+        typer.Option(metavar="FILE.png", help="Draw the confusion matrix into this picture. For one label an image."),
     ] = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -143,25 +155,49 @@ def evaluate(
 
     Example: featcache evaluate pets.fch pets.fcache --confusion pets.png
     """
+    from featcache.bundle import Bundle
     from featcache.evaluation.figures import check_png, draw_confusion
     from featcache.prediction import EvaluateReport
     from featcache.prediction import evaluate as run
 
     if confusion is not None:
         check_png(confusion)
-    found = run(head, store, split=split, source=source, space=space, labels=labels, progress=True)
+    bundle = Bundle.load(head)
+    if bundle.task == "multilabel" and (confusion or against):
+        option = "--confusion" if confusion else "--against"
+        raise UsageError(
+            f"{head} is a head for several labels an item: it has no confusion matrix and cannot be compared in pairs. "
+            f"Leave {option} away."
+        )
+    other = None if against is None else _other(against)
+    found = run(bundle, store, split=split, source=source, space=space, labels=labels, progress=True)
     report = found.to_dict()
-    if confusion is not None:
-        if not isinstance(found, EvaluateReport):
-            raise UsageError("A head for several labels an item has no confusion matrix. Leave --confusion away.")
+    if confusion is not None and isinstance(found, EvaluateReport):
         draw_confusion(found.confusion, found.labels, confusion)
         report["confusion"] = str(confusion)
-    if against is not None:
+    if other is not None:
         from featcache.comparison import compare
 
-        compared = compare(head, against, store, split=split, source=source, labels=labels)
+        compared = compare(bundle, other, store, split=split, source=source, labels=labels)
         report["against"] = {"path": str(against), **compared.to_dict()}
-    return Answer(report, lambda: _show_evaluate(report))
+    return Answer(report, lambda: _show_evaluate(report, head))
+
+
+def _other(path: Path) -> Bundle:
+    """The head to compare with.
+
+    Raises:
+        UsageError: there is none, or it gives several labels an item.
+    """
+    from featcache.bundle import Bundle
+
+    try:
+        other = Bundle.load(path)
+    except BundleError as error:
+        raise UsageError(f"--against needs a head that `featcache train` saved. {error}") from error
+    if other.task == "multilabel":
+        raise UsageError(f"{path} is a head for several labels an item, which cannot be compared in pairs.")
+    return other
 
 
 def _show_train(report: dict[str, Any]) -> None:
@@ -172,10 +208,12 @@ def _show_train(report: dict[str, Any]) -> None:
     else:
         screen.say(f"Accuracy: {_with_interval(score)}")
     screen.say(f"  on {score['protocol']}")
-    _warn_of_missing(report)
+    warn_of_little(report["unscored"], score["n"])
+    warn_of_missing(report)
     if report["chosen"]:
         by = f" ({report['chosen_by']})" if report.get("chosen_by") else ""
-        screen.say("Chosen: " + ", ".join(f"{name} = {value}" for name, value in report["chosen"].items()) + by)
+        named = (f"{name} = {screen.number(value)}" for name, value in report["chosen"].items())
+        screen.say("Chosen: " + ", ".join(named) + by)
     if report.get("grid_note"):
         screen.say(f"Beware: {report['grid_note']}")
     if report.get("converged") is False:
@@ -195,14 +233,17 @@ def _show_train(report: dict[str, Any]) -> None:
         screen.say("It answers for vectors only (Bundle.predict_vectors): the file does not say what made them.")
 
 
-def _show_evaluate(report: Mapping[str, Any]) -> None:
+def _show_evaluate(report: Mapping[str, Any], head: Path) -> None:
     several = "mean_average_precision" in report
     if several:
         screen.say(f"Mean average precision: {_with_interval(report, 'mean_average_precision')}")
     else:
         screen.say(f"Accuracy: {_with_interval(report)}")
-    screen.say(f"  on {report['n']:,} items: {report['protocol']}")
+    screen.say(f"  on {counted(report['n'], 'items')}: {report['protocol']}")
+    warn_of_little([], report["n"])
+    _warn_of_unknown(report["unknown_labels"])
     if several:
+        _warn_of_other_labels(report)
         screen.say(f"All labels right: {screen.percent(report['exact_match'])}")
         screen.say(f"Micro F1: {screen.percent(report['micro_f1'])}")
     else:
@@ -212,30 +253,46 @@ def _show_evaluate(report: Mapping[str, Any]) -> None:
         screen.say(f"Log-loss: {report['log_loss']:.3f}")
     if not several and report["ece"] is not None:
         screen.say(f"Calibration error: {screen.percent(report['ece'])}")
-    if not several:
+    if several:
+        _show_classes(report["per_label"], "label")
+    else:
         _show_classes(report["per_class"])
-    if report["unknown_labels"]:
-        unknown = list(report["unknown_labels"])
-        named = ", ".join(map(repr, unknown[:LISTED])) + (" …" if len(unknown) > LISTED else "")
-        items = counted(sum(report["unknown_labels"].values()), "items")
-        screen.say(f"Beware: {items} counted as wrong, as the head does not know their labels: {named}")
-        screen.say("  If a class was renamed or added since, train again.")
-    _warn_of_missing(report)
+    warn_of_missing(report)
     if report["overlap"] is None:
         screen.say("Beware: the head does not know which images it was trained on; they may be among these.")
     if report["overlap"]:
         screen.say(f"Beware: the head was trained on {report['overlap']:,} of these items.")
     warn_of_near_duplicates(report["near_duplicates"])
     if "against" in report:
-        _show_against(report["against"])
+        _show_against(report["against"], head)
     if "confusion" in report:
         screen.say(f"Confusion matrix: {report['confusion']}")
 
 
-def _show_classes(classes: Sequence[Mapping[str, Any]]) -> None:
+def _warn_of_unknown(labels: Mapping[str, int]) -> None:
+    if labels:
+        items = counted(sum(labels.values()), "items")
+        screen.say(f"Beware: {items} counted as wrong, as the head does not know their labels: {_named(list(labels))}")
+        screen.say("  If a class was renamed or added since, train again.")
+
+
+def _warn_of_other_labels(report: Mapping[str, Any]) -> None:
+    # By chance this is rare; it is usual where a head is scored with other labels than its own.
+    if report["unscored"]:
+        known = counted(len(report["unscored"]), "labels")
+        screen.say(f"Beware: {known} of the head occur in none of these items: {_named(report['unscored'])}")
+        screen.say("  If the head was trained with --labels FILE, give that file here too.")
+
+
+def _named(labels: Sequence[str]) -> str:
+    return ", ".join(map(repr, labels[:LISTED])) + (" …" if len(labels) > LISTED else "")
+
+
+def _show_classes(classes: Sequence[Mapping[str, Any]], kind: str = "class") -> None:
     percent = screen.percent
+    ranked = ["AP"] if kind == "label" else []  # average precision
     screen.table(
-        ["class", "items", "precision", "recall", "95 % interval", "F1"],
+        [kind, "items", "precision", "recall", "95 % interval", "F1", *ranked],
         [
             [
                 c["label"],
@@ -244,11 +301,20 @@ def _show_classes(classes: Sequence[Mapping[str, Any]]) -> None:
                 percent(c["recall"]),
                 f"{percent(c['recall_low'])} – {percent(c['recall_high'])}" if c["items"] else "–",
                 percent(c["f1"]),
+                *(percent(c["average_precision"]) for _ in ranked),
             ]
             for c in classes
         ],
-        right=["items", "precision", "recall", "95 % interval", "F1"],
+        right=["items", "precision", "recall", "95 % interval", "F1", "AP"],
     )
+
+
+def warn_of_little(unscored: Sequence[str], n: int) -> None:
+    """Say which classes took no part in a score, and that few items say little."""
+    if unscored:
+        screen.say(f"Beware: no scored item has the label{'s' if len(unscored) > 1 else ''} {_named(unscored)}.")
+    if n < FEW:
+        screen.say(f"Beware: a score on {counted(n, 'items')} says little; more labelled images help, or --cv 5.")
 
 
 def warn_of_near_duplicates(found: Mapping[str, Any] | None) -> None:
@@ -261,29 +327,44 @@ def warn_of_near_duplicates(found: Mapping[str, Any] | None) -> None:
         )
 
 
-def _show_against(against: Mapping[str, Any]) -> None:
-    screen.say(f"Against {against['path']}, on {against['n']:,} items: {against['protocol']}")
-    for name, points in (("accuracy", True), ("log_loss", False)):
+def _show_against(against: Mapping[str, Any], head: Path) -> None:
+    """Both heads' scores; of the difference it is said in words which way it goes, as of a loss less is better."""
+    screen.say(f"Against {against['path']}, on {counted(against['n'], 'items')}: {against['protocol']}")
+    for name, called, sign in (("accuracy", "Accuracy", 1), ("log_loss", "Log-loss", -1)):
         found = against[name]
         if found is None:
             continue
-
-        def value(x: float, points: bool = points) -> str:
-            return f"{100 * x:+.1f} points" if points else f"{x:+.3f}"
-
-        interval = "no interval: all resamples are equal" if found["difference"] else "no interval: equal on all items"
+        a, b = (screen.percent(found[of]) if sign > 0 else f"{found[of]:.3f}" for of in ("a", "b"))
+        screen.say(f"  {called}: {head} {a}, {against['path']} {b}")
+        if not found["difference"] and found["low"] is None:
+            screen.say("    Equal; no interval: equal on all items.")
+            continue
+        interval = "no interval: all resamples are equal"
         if found["low"] is not None:
-            interval = f"95 % interval {value(found['low'])} to {value(found['high'])}"
-        screen.say(
-            f"  {'Accuracy' if points else 'Log-loss'}: {value(found['difference'])} ({interval}); "
-            f"better in {screen.percent(found['better'])} of the resamples"
-        )
+            low, high = sorted((sign * found["low"], sign * found["high"]))
+            interval = f"95 % interval: {_better(low, name)} to {_better(high, name)}"
+        gain = _better(sign * found["difference"], name)
+        share = f"better in {screen.percent(found['better'])} of the resamples"
+        screen.say(f"    {head} is {gain} ({interval}), and {share}.")
 
 
-def _warn_of_missing(report: Mapping[str, Any]) -> None:
+def _better(gain: float, name: str) -> str:
+    """``6.7 points worse``, ``0.162 better``; *gain* is above 0 where the first head is the better one."""
+    if not gain:
+        return "equal"
+    size = f"{100 * abs(gain):.1f} points" if name == "accuracy" else f"{abs(gain):.3f}"
+    return f"{size} {'better' if gain > 0 else 'worse'}"
+
+
+def warn_of_missing(report: Mapping[str, Any]) -> None:
+    """Say how many images were left out for want of vectors or of a label."""
     if report["without_vectors"]:
         images = counted(report["without_vectors"], "labelled images")
         screen.say(f"Beware: {images} left out for want of vectors; `featcache extract` computes them.")
+    if report.get("without_labels"):
+        screen.say(f"Left out: {counted(report['without_labels'], 'images')} without a label")
+        if report["task"] == "multilabel":
+            screen.say("  If they have none of the labels, write | alone as their label.")
 
 
 def _with_interval(score: Mapping[str, Any], name: str = "accuracy") -> str:

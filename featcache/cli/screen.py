@@ -41,6 +41,11 @@ def percent(value: float | None) -> str:
     return "–" if value is None or value != value else f"{100 * value:.1f} %"
 
 
+def number(value: object) -> str:
+    """Four digits of what is no whole number: ``0.1778279410038923`` → ``0.1778``; anything else as it is."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def size(n: float) -> str:
     """Bytes in the unit that people read: ``10.2 MB``."""
     for unit in ("bytes", "kB", "MB", "GB"):

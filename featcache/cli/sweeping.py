@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +11,7 @@ import typer
 
 from featcache.cli import screen
 from featcache.cli.conduct import Answer, Debug, Json, verb
-from featcache.cli.heads import warn_of_near_duplicates
+from featcache.cli.heads import warn_of_little, warn_of_missing, warn_of_near_duplicates
 from featcache.cli.options import Labels, Source, Space, Split, StorePath, layer_list
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ def sweep(
 ) -> Answer:
     """Score heads on layers, choose the best pair, and score it on items that took no part in the choice.
 
-    What is known from an earlier sweep is not computed again. Table and figure are kept in STORE/runs.
+    Every image has one label here; heads for several are trained with `featcache train --task multilabel`. What is
+    known from an earlier sweep is not computed again. Table and figure are kept in STORE/runs.
 
     Example: featcache sweep pets.fcache -o pets.fch
 
@@ -76,10 +78,13 @@ def sweep(
         report.bundle.save(output)
     data = report.to_dict()
     data["paths"] = {**report.paths, "head": None if output is None else str(output)}
-    return Answer(data, lambda: _show(report, output))
+    chosen = {"--source": source, "--space": space, "--labels": labels, "--split": split, "--seed": seed or None}
+    following = [str(word) for option, value in chosen.items() if value is not None for word in (option, value)]
+    return Answer(data, lambda: _show(report, output, following))
 
 
-def _show(report: SweepReport, output: Path | None) -> None:
+def _show(report: SweepReport, output: Path | None, following: Sequence[str]) -> None:
+    """Tell a person; *following* are the options that the next command has to repeat."""
     from featcache.sweeping.report import called
 
     scored = [cell for cell in report.cells if cell.problem is None]
@@ -107,6 +112,8 @@ def _show(report: SweepReport, output: Path | None) -> None:
     interval = _interval(score["low"], score["high"])
     screen.say(f"Accuracy on items that took no part: {screen.percent(score['accuracy'])}  (95 % interval {interval})")
     screen.say(f"  on {score['protocol']}")
+    warn_of_little(report.bundle.report["unscored"], score["n"])
+    warn_of_missing(report.bundle.report)
     warn_of_near_duplicates(report.near_duplicates)
     if report.bundle.report.get("grid_note"):
         screen.say(f"Beware: {report.bundle.report['grid_note']}")
@@ -114,7 +121,7 @@ def _show(report: SweepReport, output: Path | None) -> None:
         if path is not None:
             screen.say(f"{name.upper() if name == 'json' else name.capitalize()}: {path}")
     if output is None:
-        words = ["featcache", "train", report.store, "-o", "HEAD.fch", "--head", winner["head"]]
+        words = ["featcache", "train", report.store, "-o", "HEAD.fch", "--head", winner["head"], *following]
         screen.say(f"Next:  {screen.command(*words, '--layers', *winner['layers'])}")
     else:
         screen.say(f"Saved: {output}")

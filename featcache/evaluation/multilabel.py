@@ -8,12 +8,14 @@ the share of exact matches.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from featcache.errors import UsageError
 from featcache.evaluation.metrics import Interval, wilson
+from featcache.evaluation.per_class import ClassScore, counted_score
 
 _NUMBERS, _FEWEST = 200_000_000, 100
 """So many items × labels that 1000 resamples would take minutes are drawn less often."""
@@ -38,6 +40,18 @@ class MultilabelScores:
     macro_f1: Interval
     exact_match: Interval
     log_loss: Interval
+
+
+@dataclass(frozen=True, slots=True)
+class LabelScore(ClassScore):
+    """One label.
+
+    Attributes:
+        average_precision: area under its curve of precision over recall, as scikit-learn sums it; None where the
+            label does not occur.
+    """
+
+    average_precision: float | None
 
 
 def binary_losses(Y: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
@@ -101,6 +115,35 @@ def score(
     return MultilabelScores(n, precision, micro, macro, exact_match, log_loss)
 
 
+def per_label(
+    Y: np.ndarray, probabilities: np.ndarray, labels: Sequence[str], *, units: np.ndarray | None = None
+) -> list[LabelScore]:
+    """The scores of each label by itself, a label being given where its probability is above 0.5.
+
+    Args:
+        Y: (n, k) bool, the labels that are true.
+        probabilities: (n, k).
+        labels: k names.
+        units: (n,) int64; items that are no independent evidence share a number.
+    """
+    given = probabilities > 0.5
+    units = np.arange(len(Y)) if units is None else units
+    precisions = _Ranked(Y, probabilities).average_precisions(np.ones(len(Y)))
+    return [
+        LabelScore(
+            **counted_score(
+                label,
+                hits=int((Y[:, i] & given[:, i]).sum()),
+                items=int(Y[:, i].sum()),
+                called=int(given[:, i].sum()),
+                units=len(np.unique(units[Y[:, i]])),
+            ),
+            average_precision=None if math.isnan(precisions[i]) else float(precisions[i]),
+        )
+        for i, label in enumerate(labels)
+    ]
+
+
 class _Ranked:
     """Items sorted by probability for each label, so that a resample costs one running sum."""
 
@@ -121,8 +164,8 @@ class _Ranked:
         self.upto = np.cumsum(true.ravel())[self.end]
         self.before = np.concatenate([[0], np.cumsum(true.sum(axis=1))])
 
-    def mean_average_precision(self, weights: np.ndarray) -> float:
-        """The mean over the labels that occur, where item i occurs ``weights[i]`` times; NaN where none does."""
+    def average_precisions(self, weights: np.ndarray) -> np.ndarray:
+        """(k,) of each label, where item i occurs ``weights[i]`` times; NaN of those that do not occur."""
         seen = weights[self.order].cumsum(axis=1).ravel()[self.end]
         hits = weights[self.item]
         found = np.concatenate([[0.0], hits.cumsum()])
@@ -130,7 +173,13 @@ class _Ranked:
         precision = (found[self.upto] - start[self.label]) / np.maximum(seen, 1)
         total = np.diff(start)
         sums = np.bincount(self.label, hits * precision, len(total))
-        return float((sums[total > 0] / total[total > 0]).mean()) if total.any() else math.nan
+        return np.where(total > 0, sums / np.where(total > 0, total, 1), math.nan)
+
+    def mean_average_precision(self, weights: np.ndarray) -> float:
+        """The mean over the labels that occur; NaN where none does."""
+        found = self.average_precisions(weights)
+        occurring = found[~np.isnan(found)]
+        return float(occurring.mean()) if len(occurring) else math.nan
 
 
 def _interval(values: np.ndarray) -> Interval:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -59,19 +59,30 @@ def per_class(confusion: np.ndarray, labels: Sequence[str], units: np.ndarray) -
     scores = []
     for i, label in enumerate(labels):
         hits, items, called = int(confusion[i, i]), int(confusion[i].sum()), int(confusion[:, i].sum())
-        low, high = wilson(hits / items, int(units[i])) if items else (math.nan, math.nan)
-        scores.append(
-            ClassScore(
-                label=label,
-                items=items,
-                precision=hits / called if called else None,
-                recall=hits / items if items else None,
-                recall_low=low if items else None,
-                recall_high=high if items else None,
-                f1=2 * hits / (items + called) if items + called else None,
-            )
-        )
+        scores.append(ClassScore(**counted_score(label, hits=hits, items=items, called=called, units=int(units[i]))))
     return scores
+
+
+def counted_score(label: str, *, hits: int, items: int, called: int, units: int) -> dict[str, Any]:
+    """The values of a `ClassScore`.
+
+    Args:
+        label: the class.
+        hits: items of it that are called so.
+        items: items of it.
+        called: items called so.
+        units: how many independent units its items are.
+    """
+    low, high = wilson(hits / items, units) if items else (None, None)
+    return {
+        "label": label,
+        "items": items,
+        "precision": hits / called if called else None,
+        "recall": hits / items if items else None,
+        "recall_low": low,
+        "recall_high": high,
+        "f1": 2 * hits / (items + called) if items + called else None,
+    }
 
 
 def units_of_each(y: np.ndarray, units: np.ndarray, labels: Sequence[str]) -> np.ndarray:

@@ -29,6 +29,9 @@ HEADS = {
 }
 """For each name its class; it is imported when it is used."""
 
+WEIGHING = ("softmax", "logreg", "torch")
+"""Those that can weigh classes."""
+
 MULTILABEL_HEADS = {"softmax": "featcache.heads.multilabel:SigmoidPathClassifier"}
 """The same for several labels an item."""
 
@@ -114,20 +117,29 @@ def with_class_weight(head: Any, class_weight: Any, seed: int = 0, task: str = "
         task: as for `make_head`.
 
     Raises:
+        UnknownNameError: no head of that name, or a text that is not ``balanced``.
         UsageError: the head cannot weigh classes; the message names our heads that can.
     """
+    if isinstance(class_weight, str) and class_weight != "balanced":
+        raise UnknownNameError.among("class_weight", class_weight, ["balanced"], "Or give a weight for each label.")
+    _home(head, task)
+    if task == "multilabel":
+        raise UsageError("With --task multilabel no head can weigh classes. Leave --class-weight away.")
+    if isinstance(head, str) and head not in WEIGHING:  # told before anything is imported
+        raise _cannot_weigh(head)
     made = make_head(head, seed, task)
     # A pipeline hands its parameters on under the names of its steps; the last step is the classifier.
     name = f"{made.steps[-1][0]}__class_weight" if hasattr(made, "steps") else "class_weight"
     if name not in made.get_params():
-        if task == "multilabel":
-            raise UsageError("With --task multilabel no head can weigh classes. Leave --class-weight away.")
-        able = [own for own in HEADS if "class_weight" in make_head(own).get_params()]
-        raise UsageError(
-            f"The head {head_name(head)} cannot weigh classes. Heads that can: {', '.join(able)}, and scikit-learn "
-            "classifiers with a parameter class_weight."
-        )
+        raise _cannot_weigh(head)
     return made.set_params(**{name: class_weight})
+
+
+def _cannot_weigh(head: Any) -> UsageError:
+    return UsageError(
+        f"The head {head_name(head)} cannot weigh classes. Heads that can: {', '.join(WEIGHING)}, and scikit-learn "
+        "classifiers with a parameter class_weight."
+    )
 
 
 def head_name(head: Any) -> str:

@@ -30,6 +30,7 @@ DECODERS = ("simplejpeg/1", "pillow/1")
 """The names in a recipe, the one for new recipes first."""
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
+NO_IMAGE = "it is not an image that can be read (JPEG, PNG, GIF, WebP, BMP, TIFF, PPM)"
 MAX_PIXELS = 178_956_970
 """Twice Pillow's own warning threshold: a quarter of a gigabyte of RGB, beyond which Pillow refuses too."""
 
@@ -151,6 +152,17 @@ def _decoded_jpeg(data: bytes, resized: Callable[[int, int], tuple[int, int]] | 
     return Decoded(image, upright, (left, top, left + upright[0] / by, top + upright[1] / by))
 
 
+def is_no_image(path: str) -> bool:
+    """Whether a file does not even begin like an image; what else may be wrong with it, `decode_rgb` tells."""
+    try:
+        Image.open(path, formats=FORMATS).close()
+    except UnidentifiedImageError:
+        return True
+    except Exception:  # decoders raise nearly anything on damaged data
+        return False
+    return False
+
+
 def rgb_from(image: Image.Image) -> Image.Image:
     """The same reading for an image that is open already.
 
@@ -266,9 +278,7 @@ def _errors_of_pillow() -> Iterator[None]:
     except (UnusableImageError, UsageError):
         raise
     except UnidentifiedImageError as error:
-        raise UnusableImageError(
-            "it is not an image that can be read (JPEG, PNG, GIF, WebP, BMP, TIFF, PPM)"
-        ) from error
+        raise UnusableImageError(NO_IMAGE) from error
     except Image.DecompressionBombError as error:
         # Pillow refuses twice this number: by default the very limit that holds here.
         limit = Image.MAX_IMAGE_PIXELS

@@ -74,6 +74,9 @@ def test_layers_by_glob_come_in_the_order_of_the_network() -> None:
     [
         ("blocks.5", "needs a pooling: blocks.5:mean, blocks.5:mean_std, or blocks.5:none"),
         ("blocks.5:max", "needs a pooling: blocks.5:mean"),
+        ("blocks.*:men", "Did you mean 'mean' or 'mean_std'?"),
+        ("blocks.5:men", "No pooling is called 'men'. Did you mean 'mean'"),
+        ("pooledd", "No layer is called 'pooledd'. Did you mean 'pooled'?"),
         ("pooled:mean", "No layer is called 'pooled'"),
         ("blocks.9:mean", "No layer is called 'blocks.9'. Did you mean 'blocks."),
         ("block.5:mean", "No layer is called 'block.5'. Did you mean 'blocks.5'"),

@@ -6,6 +6,7 @@ import csv
 import json
 import shlex
 import shutil
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -182,10 +183,49 @@ def test_evaluate_draws_the_confusion_matrix_and_compares(trained, tmp_path, run
     assert main([str(word) for word in words]) == 0
     shown = capsys.readouterr().out
     assert "precision" in shown
-    assert "of the resamples" in shown
+    assert "Equal; no interval: equal on all items." in shown  # classes of one size weigh the same anyway
     assert run("evaluate", head, store, "--confusion", tmp_path / "c.jpg")[0] == 2
     assert run("train", store, "-o", tmp_path / "d.fch", "--class-weight", "heavy")[0] == 2
     assert not (tmp_path / "d.fch").exists()
+
+
+def test_which_head_is_better_is_said_in_words(capsys):
+    from featcache.cli.heads import _show_against
+
+    _show_against(
+        {
+            "path": "b.fch",
+            "n": 1,
+            "protocol": "p",
+            "accuracy": {"a": 0.5, "b": 0.6, "difference": -0.1, "low": -0.2, "high": 0.05, "better": 0.1},
+            "log_loss": {"a": 0.7, "b": 0.5, "difference": 0.2, "low": 0.01, "high": 0.3, "better": 0.01},
+        },
+        Path("a.fch"),
+    )
+    shown = capsys.readouterr().out.splitlines()
+    assert shown == [
+        "Against b.fch, on 1 item: p",
+        "  Accuracy: a.fch 50.0 %, b.fch 60.0 %",
+        "    a.fch is 10.0 points worse (95 % interval: 20.0 points worse to 5.0 points better),"
+        " and better in 10.0 % of the resamples.",
+        "  Log-loss: a.fch 0.700, b.fch 0.500",
+        "    a.fch is 0.200 worse (95 % interval: 0.300 worse to 0.010 worse), and better in 1.0 % of the resamples.",
+    ]
+
+
+def test_a_score_on_next_to_nothing_is_told(tmp_path, capsys):
+    labels = np.array(["a", "b", "b", "b", "b"])
+    np.savez(tmp_path / "x.npz", features=np.random.default_rng(0).normal(size=(5, 4)), labels=labels)
+    assert main(["train", str(tmp_path / "x.npz"), "-o", str(tmp_path / "a.fch"), "--head", "ridge"]) == 0
+    shown = capsys.readouterr().out
+    assert "hold-out of 1 item (" in shown
+    assert "no scored item has the label 'a'." in shown
+    assert "a score on 1 item says little" in shown
+    assert fc.load(tmp_path / "a.fch").report["unscored"] == ["a"]
+    (chosen,) = [line for line in shown.splitlines() if line.startswith("Chosen: alpha")]
+    alpha = float(chosen.split()[3])
+    assert alpha == pytest.approx(fc.load(tmp_path / "a.fch").chosen["alpha"], rel=5e-4)
+    assert len(chosen.split()[3]) < 11
 
 
 def test_near_duplicates_on_both_sides_are_told_in_one_line(tmp_path, capsys):

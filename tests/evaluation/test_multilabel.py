@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import average_precision_score, f1_score, log_loss
+from sklearn.metrics import average_precision_score, f1_score, log_loss, precision_recall_fscore_support
 
 from featcache.errors import UsageError
 from featcache.evaluation import multilabel, multilabel_splits
@@ -38,6 +38,21 @@ def plain(Y: np.ndarray, p: np.ndarray) -> list[float]:
 def values(scores: multilabel.MultilabelScores) -> list[float]:
     names = ("mean_average_precision", "micro_f1", "macro_f1", "exact_match", "log_loss")
     return [getattr(scores, name).value for name in names]
+
+
+def test_each_labels_scores_are_those_of_scikit_learn() -> None:
+    Y, p = problem()
+    Y[:, 1], p[:, 2] = False, 0.3  # one that does not occur, and one that is never given
+    units = np.arange(200) // 2
+    found = multilabel.per_label(Y, p, list("abcde"), units=units)
+    wanted = precision_recall_fscore_support(Y, p > 0.5, zero_division=0)
+    got = [[label.precision or 0, label.recall or 0, label.f1 or 0, label.items] for label in found]
+    np.testing.assert_allclose(np.array(got).T, wanted)
+    assert (found[1].recall, found[1].recall_low, found[1].average_precision, found[2].precision) == (None,) * 4
+    for i in (0, 2, 3, 4):
+        assert found[i].average_precision == pytest.approx(average_precision_score(Y[:, i], p[:, i]))
+        interval = wilson(found[i].recall, len(np.unique(units[Y[:, i]])))
+        assert (found[i].recall_low, found[i].recall_high) == interval
 
 
 @pytest.mark.parametrize("seed", range(4))

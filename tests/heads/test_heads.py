@@ -16,7 +16,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from featcache.errors import UnknownNameError, UsageError
-from featcache.heads import HEADS, head_name, make_head, prepare, with_class_weight
+from featcache.heads import HEADS, WEIGHING, head_name, make_head, prepare, with_class_weight
 from featcache.heads.knn import KnnHead
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -188,9 +188,6 @@ def test_the_names_cost_no_import() -> None:
     assert done.stdout.strip() == "[]"
 
 
-WEIGHING = [name for name in HEADS if "class_weight" in make_head(name).get_params()]
-
-
 @pytest.mark.parametrize("name", WEIGHING)
 def test_classes_weigh_the_same_on_request(name: str) -> None:
     """Of overlapping classes the rare one is hardly ever named, unless it weighs as much."""
@@ -233,6 +230,12 @@ def test_weights_multiply_the_loss_as_in_scikit_learn(name: str) -> None:
 
 
 def test_heads_that_cannot_weigh_classes_are_told_which_can() -> None:
+    assert {name for name in HEADS if "class_weight" in make_head(name).get_params()} == set(WEIGHING)
+    for name in HEADS.keys() - set(WEIGHING):
+        with pytest.raises(UsageError, match=rf"{name} cannot weigh.*{', '.join(WEIGHING)}"):
+            with_class_weight(name, "balanced")
+    with pytest.raises(UnknownNameError, match=r"'bal'\. Did you mean 'balanced'"):
+        with_class_weight("softmax", "bal")
     with pytest.raises(UsageError, match=rf"KNeighborsClassifier cannot weigh.*{', '.join(WEIGHING)}"):
         with_class_weight(KNeighborsClassifier(), "balanced")
 

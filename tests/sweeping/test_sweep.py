@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -377,6 +378,19 @@ def test_the_command_answers_and_leaves_files(store: Path, tmp_path: Path, capsy
     assert "Accuracy on items that took no part" in shown
     assert data["near_duplicates"] == fc.load(tmp_path / "w.fch").report["near_duplicates"]
     assert main(["sweep", str(store), "--heads", "nope"]) == 2
+
+
+def test_the_next_command_chooses_what_the_sweep_chose(store: Path, tmp_path: Path, capsys: Any) -> None:
+    items = fc.open(store).items()
+    (tmp_path / "l.csv").write_text("path,label\n" + "".join(f"{x.uri},{'ab'[i % 2]}\n" for i, x in enumerate(items)))
+    fc.extract(Path(fc.open(store).sources()["photos"]) / "dogs", store, backbone=tiny_backbone(seed=1), progress=False)
+    space = fc.open(store).spaces[0].fingerprint
+    chosen = ["--source", "photos", "--space", space, "--labels", str(tmp_path / "l.csv"), "--seed", "3"]
+    assert main(["sweep", str(store), "--heads", "centroid", "--layers", "pooled", *chosen]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Next:")]
+    words = [str(tmp_path / "a.fch") if word == "HEAD.fch" else word for word in shlex.split(line)[2:]]
+    assert main(words) == 0
+    assert fc.load(tmp_path / "a.fch").classes == ("a", "b")
 
 
 def test_the_table_fits_a_screen(store: Path, capsys: Any) -> None:
