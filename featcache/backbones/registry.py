@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featcache.backbones.backbone import Backbone
-from featcache.backbones.bundled import BUNDLED, spec_of
+from featcache.backbones.bundled import BUNDLED, origin, spec_of
 from featcache.backbones.recipe_cache import RecipeCache, weights_used_for
 from featcache.errors import RecipeMismatchError, UnknownNameError, UsageError
 from featcache.recipe import Recipe
@@ -109,7 +109,7 @@ def available(pattern: str | None = None) -> list[ModelInfo]:
             can mean it. By default the bundled ones.
     """
     found = [
-        ModelInfo(f"bundled:{s.name}", s.transform.crop[0], s.dim, s.parameters, s.licence, "installed")
+        ModelInfo(f"bundled:{s.name}", s.transform.crop[0], s.dim, s.parameters, s.licence, origin(s))
         for s in BUNDLED.values()
     ]
     if pattern is None:
