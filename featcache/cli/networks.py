@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 @verb(interrupted="")
 def models(
     pattern: Annotated[
-        str | None, typer.Argument(metavar="PATTERN", help="A glob, in quotes; without one only those that need no download.")
+        str | None,
+        typer.Argument(metavar="PATTERN", help="A glob, in quotes; without one only those that need no download."),
     ] = None,
     as_json: Json = False,
     debug: Debug = False,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +21,7 @@ from featcache.store.writer import StoreWriter
 
 if TYPE_CHECKING:
     from featcache.backbones import Backbone
+    from featcache.images.datasets import Dataset
     from featcache.images.sources import Entry, Source
 
 DEFAULT_BACKBONE = "bundled:efficientnet_lite0"
@@ -29,7 +30,7 @@ IMAGE_TIMEOUT = 30.0
 
 
 def extract(
-    source: str | Path | GivenImages,
+    source: str | Path | GivenImages | Dataset | Mapping[str, Dataset],
     store: str | Path,
     *,
     backbone: str | Backbone = DEFAULT_BACKBONE,
@@ -51,7 +52,9 @@ def extract(
     """Compute and keep the vectors of all images of a source that are not in the store yet.
 
     Args:
-        source: a folder of images or a CSV manifest (``path,label,split,group``); or images given one by one.
+        source: a folder of images, a CSV manifest (``path,label,split,group``) or tar files in WebDataset layout;
+            images given one by one; or a torchvision or Hugging Face dataset, or several by split
+            (``{"train": …, "test": …}``), see `featcache.images.datasets.DatasetSource`.
         store: the store's folder, made where there is none.
         backbone: full name, or a `Backbone`.
         layers: ``pooled`` and/or ``<module path>:<mean|mean_std|none>``; globs stay within one part of
@@ -59,7 +62,7 @@ def extract(
         weights: a file of weights for the backbone instead of its published ones.
         labels: ``folder``, ``none``, or a CSV file (``path,label``).
         split: ``folder``, a CSV file (``path,split``), or fractions such as ``0.8/0.2``.
-        name: the source's name; the folder's own by default.
+        name: the source's name; the folder's own by default. A dataset needs one.
         moved: the source of this name now lies here.
         limit: only so many images, spread evenly over the labels.
         device: torch device of the backbone.
@@ -73,7 +76,8 @@ def extract(
         progress: True for a bar, False for none, None for a bar on a terminal, or an object that is told.
 
     Raises:
-        UsageError: a time-out that is not above 0, or a name that is kept for images given in Python.
+        UsageError: a time-out that is not above 0, a name that is kept for images given in Python, or a dataset that
+            has no name or cannot be a source.
         FeatcacheError: dozens of images hang at one time, so the disk or the transform does.
         SourceError: the source cannot be read as one.
         UnknownNameError: no such backbone or layer.
@@ -112,7 +116,7 @@ def extract(
             try:
                 try:
                     if not isinstance(source, GivenImages):
-                        run.forget_removed({entry.uri for entry in listed})
+                        run.forget_removed({entry.uri for entry in listed}, images.incomplete)
                     run.over(entries, batch_size or BATCH, workers or os.cpu_count() or 1, shown)
                 finally:
                     run.finish()

@@ -21,7 +21,7 @@ from featcache.errors import ImageMemoryError, UnusableImageError
 from featcache.extraction.workers import in_order
 from featcache.images.content import picture_sha256
 from featcache.images.decode import decode_rgb
-from featcache.images.reading import FileStat, read_image_file
+from featcache.images.reading import FileStat
 from featcache.store.source_records import Record
 from featcache.store.writer import SpaceWriter
 
@@ -155,5 +155,5 @@ def _opened(entry: Entry) -> tuple[bytes, FileStat, Callable[[], Image]]:
     if entry.picture is not None:
         picture = entry.picture()
         return picture_sha256(picture), FileStat(3 * picture.width * picture.height, 0, 0, 0), lambda: picture
-    data, stat = read_image_file(entry.path)
+    data, stat = entry.read()
     return hashlib.sha256(data).digest(), stat, functools.partial(decode_rgb, data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -189,3 +190,30 @@ def test_fractions_depend_on_names_alone(many: Path) -> None:
 def test_wrong_fractions(folder: Path, text: str) -> None:
     with pytest.raises(UsageError):
         open_source(folder, split=text).entries()
+
+
+def test_many_rows_are_streamed(tmp_path: Path) -> None:
+    """200,000 rows: beside the list of images itself nothing grows with the rows.
+
+    By way of links to folders, few files have many names.
+    """
+    (tmp_path / "real").mkdir()
+    for i in range(450):
+        (tmp_path / "real" / f"{i:03}.jpg").write_bytes(b"")
+        (tmp_path / f"d{i:03}").symlink_to("real", target_is_directory=True)
+    with (tmp_path / "list.csv").open("w") as file:
+        file.write("path,label,split\n")
+        for i in range(200_000):
+            file.write(f"d{i // 450:03}/{i % 450:03}.jpg,class {i % 10},train\n")
+    source = open_source(tmp_path / "list.csv")
+    tracemalloc.start()
+    try:
+        entries = source.entries()
+        kept, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(entries) == 200_000
+    assert [entry.uri for entry in entries] == sorted(entry.uri for entry in entries)
+    assert kept < 200_000 * 400
+    assert peak - kept < 200_000 * 40
+    assert len({id(entry.label) for entry in entries}) == 10
