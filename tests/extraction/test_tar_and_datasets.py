@@ -109,7 +109,7 @@ def test_a_dataset_of_pictures(tmp_path: Path, net: Backbone) -> None:
     np.testing.assert_allclose(X, expected, rtol=1e-4, atol=1e-6)
     again = extract(dataset, store, net, name="six")
     assert (again.computed, again.reused, again.removed) == (0, 6, 0)
-    assert fc.gc(store).refused == [] if hasattr(fc.gc(store), "refused") else True
+    assert fc.gc(store).doubtful == []
 
 
 def test_a_table_gives_the_vectors_of_its_files(tmp_path: Path, net: Backbone) -> None:
