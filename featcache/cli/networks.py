@@ -17,12 +17,13 @@ if TYPE_CHECKING:
 @verb(interrupted="")
 def models(
     pattern: Annotated[
-        str | None, typer.Argument(metavar="PATTERN", help="A glob, in quotes; without one only what is installed.")
+        str | None,
+        typer.Argument(metavar="PATTERN", help="A glob, in quotes; without one only those that need no download."),
     ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> Answer:
-    """List backbones: those that are installed, or those whose names match a pattern.
+    """List backbones: those whose weights are pip packages, or those whose names match a pattern.
 
     Example: featcache models
 

@@ -109,7 +109,7 @@ def _show_verify(report: VerifyReport, store: str, quick: bool) -> None:
 
 
 def _show_repair(report: RepairReport) -> None:
-    from featcache.store.source_records import GIVEN
+    from featcache.store.source_records import GIVEN, IN_PYTHON
 
     if not report.changed:
         screen.say("Nothing had to be repaired.")
@@ -128,7 +128,7 @@ def _show_repair(report: RepairReport) -> None:
         for file in report.set_aside:
             screen.say(f"  {Path(report.store) / file['file']}")
     for lack in report.to_compute:
-        if lack["source"] in GIVEN:
+        if lack["source"] in GIVEN or lack["root"].startswith(IN_PYTHON):
             screen.say(f"{lack['images']:,} images given in Python are computed again when they are given again.")
             continue
         command = screen.command(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +21,7 @@ from featcache.store.writer import StoreWriter
 
 if TYPE_CHECKING:
     from featcache.backbones import Extractor
+    from featcache.images.datasets import Dataset
     from featcache.images.sources import Entry, Source
 
 DEFAULT_BACKBONE = "bundled:efficientnet_lite0"
@@ -29,7 +30,7 @@ IMAGE_TIMEOUT = 30.0
 
 
 def extract(
-    source: str | Path | Source,
+    source: str | Path | Source | Dataset | Mapping[str, Dataset],
     store: str | Path,
     *,
     backbone: str | Extractor = DEFAULT_BACKBONE,
@@ -52,8 +53,10 @@ def extract(
     """Compute and keep the vectors of all images of a source that are not in the store yet.
 
     Args:
-        source: a folder of images or a CSV manifest (``path,label,split,group``); or a `Source`: one that was opened
-            before, for which *labels*, *split* and *name* mean nothing, or images given one by one.
+        source: a folder of images, a CSV manifest (``path,label,split,group``) or tar files in WebDataset layout;
+            a torchvision or Hugging Face dataset, or several by split (``{"train": …, "test": …}``), see
+            `featcache.images.datasets.DatasetSource`; images given one by one; or a `Source` that was opened before,
+            for which *labels*, *split* and *name* mean nothing.
         store: the store's folder, made where there is none.
         backbone: full name, a `Backbone`, or another `Extractor`.
         layers: ``pooled`` and/or ``<module path>:<mean|mean_std|none>``; globs stay within one part of
@@ -61,7 +64,7 @@ def extract(
         weights: a file of weights for the backbone instead of its published ones.
         labels: ``folder``, ``none``, or a CSV file (``path,label``).
         split: ``folder``, a CSV file (``path,split``), or fractions such as ``0.8/0.2``.
-        name: the source's name; the folder's own by default.
+        name: the source's name; the folder's own by default. A dataset needs one.
         moved: the source of this name now lies here.
         limit: only so many images, spread evenly over the labels.
         device: torch device of the backbone.
@@ -77,8 +80,8 @@ def extract(
         progress: True for a bar, False for none, None for a bar on a terminal, or an object that is told.
 
     Raises:
-        UsageError: a time-out that is not above 0, ``scaled`` with a callable transform, or a name that is kept
-            for images given in Python.
+        UsageError: a time-out that is not above 0, ``scaled`` with a callable transform, a name that is kept for
+            images given in Python, or a dataset that has no name or cannot be a source.
         FeatcacheError: dozens of images hang at one time, so the disk or the transform does.
         SourceError: the source cannot be read as one.
         UnknownNameError: no such backbone or layer.
@@ -89,15 +92,16 @@ def extract(
         ExtractionInterrupted: Ctrl-C or SIGTERM; what was done is kept.
     """
     from featcache import backbones
-    from featcache.images.sources import open_source
+    from featcache.images.sources import Source, open_source
 
     if not image_timeout > 0:
         raise UsageError(f"An image may take a number of seconds above 0, not {image_timeout}.")
     began, started = time.monotonic(), datetime.now(timezone.utc)
     one_by_one = isinstance(source, GivenImages)
-    if isinstance(source, (str, Path)):
-        source = open_source(source, labels=labels, split=split, name=name)
-    images: Source = source
+    if isinstance(source, Source):
+        images = source
+    else:
+        images = open_source(source, labels=labels, split=split, name=name)
     if images.name in GIVEN and not one_by_one:
         raise UsageError(
             f"The name {images.name!r} is kept for images that are given in Python. Give another one: --name NAME."
@@ -121,7 +125,7 @@ def extract(
             try:
                 try:
                     if not one_by_one:
-                        run.forget_removed({entry.uri for entry in listed})
+                        run.forget_removed({entry.uri for entry in listed}, images.incomplete)
                     run.over(entries, batch_size or BATCH, workers or os.cpu_count() or 1, shown)
                 finally:
                     run.finish()

@@ -20,7 +20,7 @@ import numpy as np
 from featcache.errors import PassingImageError, UnusableImageError
 from featcache.extraction.workers import in_order
 from featcache.images.content import picture_sha256
-from featcache.images.reading import FileStat, read_image_file
+from featcache.images.reading import FileStat
 from featcache.store.source_records import Record
 from featcache.store.writer import SpaceWriter
 
@@ -158,5 +158,5 @@ def _opened(entry: Entry, network: Extractor) -> tuple[bytes, FileStat, Callable
     if entry.picture is not None:
         picture = entry.picture()
         return picture_sha256(picture), FileStat(3 * picture.width * picture.height, 0, 0, 0), lambda: picture
-    data, stat = read_image_file(entry.path)
+    data, stat = entry.read()
     return hashlib.sha256(data).digest(), stat, functools.partial(network.decode, data)

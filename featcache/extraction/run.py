@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -22,6 +21,7 @@ import numpy as np
 from featcache.errors import UnusableImageError
 from featcache.extraction.reader import VIEW_0, Reader, ReadImage
 from featcache.extraction.report import ExtractReport
+from featcache.images.reading import FileStat
 from featcache.interrupts import stop_when_safe
 from featcache.progress import Progress
 from featcache.store.source_records import Record, Rejected, SourceRecords
@@ -81,9 +81,15 @@ class Run:
         self._unsaved: list[Record] = []
         self._todo = 0
 
-    def forget_removed(self, scanned: set[str]) -> None:
-        """Take those images out of the catalogue that the source does not list any more."""
-        gone = self._known.keys() - scanned
+    def forget_removed(self, scanned: set[str], incomplete: Sequence[str] = ()) -> None:
+        """Take those images out of the catalogue that the source does not list any more.
+
+        Args:
+            scanned: the URIs it lists.
+            incomplete: beginnings of URIs of which it could not list all; nothing there is judged to be gone.
+        """
+        unseen = tuple(incomplete)
+        gone = {uri for uri in self._known.keys() - scanned if not uri.startswith(unseen)}
         self.records.remove(gone)
         self._judged |= gone | (self.records.in_quarantine(self.space.id) - scanned)
         self.report.removed = len(gone)
@@ -261,12 +267,7 @@ class Run:
 
 def is_unchanged(entry: Entry, record: Record) -> bool:
     """Whether the file's state says that it still holds the bytes that were hashed."""
-    try:
-        stat = os.stat(entry.place)
-    except OSError:
-        return False
-    same = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
-    if same != (record.size, record.mtime_ns, record.ctime_ns, record.inode):
+    if entry.state() != FileStat(record.size, record.mtime_ns, record.ctime_ns, record.inode):
         return False
     # A file touched just before it was read may have changed again within the clock's grain.
     return record.indexed_ns - max(record.mtime_ns, record.ctime_ns) > _RACY_NS

@@ -39,6 +39,7 @@ class FolderSource:
         self.root = as_text(self._folder)
         self.name = as_text(name or resolved.name or "root")
         self.ignored = 0
+        self.incomplete: tuple[str, ...] = ()
 
     def entries(self) -> list[Entry]:
         """List the images, sorted by URI.

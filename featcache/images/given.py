@@ -59,6 +59,10 @@ class GivenImages:
     def ignored(self) -> int:
         return 0
 
+    @property
+    def incomplete(self) -> tuple[str, ...]:
+        return ()
+
     def entries(self) -> list[Entry]:
         """The images, sorted by URI."""
         return sorted((one.entry for one in self.given), key=lambda entry: entry.uri)

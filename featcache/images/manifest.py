@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 
 from featcache.errors import SourceError
@@ -28,6 +29,7 @@ class ManifestSource:
         self.root = as_text(str(self.path.parent))
         self.name = as_text(name or self.path.stem)
         self.ignored = 0
+        self.incomplete: tuple[str, ...] = ()
 
     def entries(self) -> list[Entry]:
         """List the images, sorted by URI.
@@ -35,32 +37,43 @@ class ManifestSource:
         Raises:
             SourceError: a column or file is missing, a path leads out of the folder or stands there twice.
         """
-        entries: dict[str, Entry] = {}
-        lines: dict[str, int] = {}
-        missing: list[tuple[int, str]] = []
+        entries: list[Entry] = []
+        missing: list[str] = []
+        absent = 0
         folder = os.path.join(self.path.parent, "")
+        seen: dict[str, str] = {}  # one object for equal texts: a million rows have few labels
         for line, row in _rows(self.path, ("path",)):
             uri = _relative(row["path"], folder, self.path, line)
-            if uri in lines:
-                raise SourceError(
-                    f"{self.path}: {uri} stands in line {lines[uri]} and again in line {line}. Remove one of them."
-                )
-            lines[uri] = line
             place = folder + uri
             if not os.path.exists(place):
-                missing.append((line, row["path"]))
-            label, split, group = (row.get(column) or None for column in COLUMNS[1:])
-            entries[uri] = Entry(uri, place, label, split, group)
+                absent += 1
+                if absent <= 5:
+                    missing.append(f"{row['path']} (line {line})")
+            values = (row.get(column) or None for column in COLUMNS[1:])
+            label, split, group = (value and seen.setdefault(value, value) for value in values)
+            entries.append(Entry(uri, place, label, split, group))
+        entries.sort(key=lambda entry: entry.uri)
+        for one, other in pairwise(entries):
+            if one.uri == other.uri:
+                self._refuse_twice(one.uri, folder)
         if missing:
-            shown = ", ".join(f"{name} (line {line})" for line, name in missing[:5])
-            more = " …" if len(missing) > 5 else ""
+            more = " …" if absent > len(missing) else ""
             raise SourceError(
-                f"{self.path} names {len(missing)} files that are not there: {shown}{more}. "
+                f"{self.path} names {absent} files that are not there: {', '.join(missing)}{more}. "
                 f"Paths are relative to {self.root}."
             )
         if not entries:
             raise SourceError(f"{self.path} lists no image.")
-        return [entries[uri] for uri in sorted(entries)]
+        return entries
+
+    def _refuse_twice(self, uri: str, folder: str) -> None:
+        """Read the file once more for the lines: to keep them of a million rows takes more than the rows."""
+        lines = [
+            line for line, row in _rows(self.path, ("path",)) if _relative(row["path"], folder, self.path, line) == uri
+        ]
+        raise SourceError(
+            f"{self.path}: {uri} stands in line {lines[0]} and again in line {lines[1]}. Remove one of them."
+        )
 
 
 def read_column(path: Path, column: str) -> dict[str, str]:

@@ -1,7 +1,10 @@
 """Sources: what lists images, with their labels, splits and groups.
 
-`open_source` finds out what a path is: a folder (`featcache.images.folder`) or a CSV manifest
-(`featcache.images.manifest`). Only names are read here, never an image's bytes.
+`open_source` finds out what is given: a folder (`featcache.images.folder`), a CSV manifest
+(`featcache.images.manifest`), tar files (`featcache.images.tar`) or a dataset of another library
+(`featcache.images.datasets`). Only names and labels are read here, never an image's bytes.
+
+A new kind of source is a `Source` whose entries read their bytes by a `Content`; nothing else has to know of it.
 """
 
 from __future__ import annotations
@@ -12,23 +15,28 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from featcache.errors import SourceError, UsageError
-from featcache.images.entry import Entry
+from featcache.images.datasets import DatasetSource
+from featcache.images.entry import EXTENSIONS, Content, Entry
 from featcache.images.folder import FolderSource
 from featcache.images.manifest import ManifestSource, read_column
+from featcache.images.tar import TarSource
+from featcache.images.tar_names import is_tar_pattern, tars_of
 
-__all__ = ["Entry", "Source", "open_source", "read_labels"]
+__all__ = ["Content", "Entry", "Source", "open_source", "read_labels"]
 
 
+@runtime_checkable
 class Source(Protocol):
     """A named collection of images.
 
     Attributes:
         name: the source's name.
-        root: absolute path that URIs are relative to.
+        root: absolute path that URIs are relative to, or what stands for it where the images are in no file.
         ignored: files found by `entries` that are no images.
+        incomplete: beginnings of URIs of which `entries` could not list all.
     """
 
     @property
@@ -37,46 +45,81 @@ class Source(Protocol):
     def root(self) -> str: ...
     @property
     def ignored(self) -> int: ...
+    @property
+    def incomplete(self) -> tuple[str, ...]: ...
 
     def entries(self) -> list[Entry]:
-        """List the images, sorted by URI."""
+        """List the images, each URI once, in an order that depends on nothing else and is good to read in."""
 
 
 def open_source(
-    path: str | Path,
+    path: Any,
     *,
     labels: str | Path | None = None,
     split: str | Path | None = None,
     name: str | None = None,
 ) -> Source:
-    """Take a folder or a CSV manifest as a source.
+    """Take a folder, a CSV manifest, tar files or a dataset as a source.
 
     Args:
         path: a folder with images, in class folders or flat, with or without ``train/ val/ test/``
-            above them; or a CSV file with the columns ``path,label,split,group``.
+            above them; a CSV file with the columns ``path,label,split,group``; a tar file, several
+            (``shard-{000..009}.tar``, ``shard-*.tar``), or a folder with tar files and neither images nor
+            folders in it; or a dataset as for `DatasetSource`.
         labels: ``folder`` (the default), ``none``, or a CSV file (``path,label``).
         split: ``folder`` (the default), a CSV file (``path,split``), or fractions, ``0.8/0.2`` (train,
             test) or ``train=0.7,val=0.1,test=0.2``. Fractions are drawn by ranking the SHA-256 of each
             URI, or group, within its label, so the same names give the same split.
-        name: the source's name; the folder's own, or the manifest's without its suffix, by default.
+        name: the source's name; the folder's own, or the file's without its suffix, by default. A dataset
+            needs one.
 
     Raises:
         SourceError: there is nothing at *path*, or it cannot be a source.
+        UsageError: a dataset without a name, or one that cannot be a source.
     """
-    place = Path(path)
-    found: Source
-    # os.path answers where Path raises: names that are too long, folders that may not be entered.
-    if os.path.isdir(place):
-        found = FolderSource(place, name=name)
-    elif os.path.isfile(place) and place.suffix.lower() == ".csv":
-        found = ManifestSource(place, name=name)
-    elif os.path.exists(place):
-        raise SourceError(f"{place} is neither a folder of images nor a CSV manifest (NAME.csv).")
-    else:
-        raise SourceError(f"There is nothing at {place}. Give a folder of images or a CSV manifest.")
+    found = _opened(Path(path), name) if isinstance(path, (str, os.PathLike)) else DatasetSource(path, name=name)
     if labels in (None, "folder") and split in (None, "folder"):
         return found
     return _Described(found, labels, split)
+
+
+def _opened(place: Path, name: str | None) -> Source:
+    # os.path answers where Path raises: names that are too long, folders that may not be entered.
+    if os.path.isdir(place):
+        tars = _only_tars(place)
+        if tars:
+            return TarSource(tars, name=name or place.resolve().name or "root")
+        return FolderSource(place, name=name)
+    if os.path.isfile(place):
+        if place.suffix.lower() == ".csv":
+            return ManifestSource(place, name=name)
+        if place.suffix.lower() == ".tar":
+            place = place.resolve()
+            return TarSource([place], name=name or place.stem)
+    elif is_tar_pattern(str(place)):
+        tars = tars_of(str(place))
+        return TarSource(tars, name=name or tars[0].parent.name or "root")
+    if os.path.exists(place):
+        raise SourceError(
+            f"{place} is neither a folder of images nor a CSV manifest (NAME.csv) nor a tar file (NAME.tar). "
+            "Of a compressed tar file no image can be read by its place: decompress it first."
+        )
+    raise SourceError(f"There is nothing at {place}. Give a folder of images, a CSV manifest or tar files.")
+
+
+def _only_tars(folder: Path) -> list[Path]:
+    """The tar files of a folder that holds no image and no folder; else none."""
+    try:
+        with os.scandir(folder) as listing:
+            inside = [entry for entry in listing if not entry.name.startswith(".")]
+            if any(entry.is_dir() for entry in inside):
+                return []
+    except OSError:
+        return []  # listing it as a folder of images says what is wrong
+    endings = {os.path.splitext(entry.name)[1].lower() for entry in inside}
+    if endings & EXTENSIONS:
+        return []
+    return [folder.resolve() / name for name in sorted(e.name for e in inside) if name.lower().endswith(".tar")]
 
 
 def read_labels(path: Path) -> dict[str, str]:
@@ -103,6 +146,10 @@ class _Described:
     @property
     def ignored(self) -> int:
         return self.inner.ignored
+
+    @property
+    def incomplete(self) -> tuple[str, ...]:
+        return self.inner.incomplete
 
     def entries(self) -> list[Entry]:
         entries = self.inner.entries()

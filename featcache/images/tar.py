@@ -1,0 +1,222 @@
+"""Tar files in WebDataset layout as a source; nothing is ever unpacked to disk.
+
+The listing reads headers and labels only. An image is read by its place in the tar, and only while the tar's size,
+times and inode are those of the listing: a place in another tar would be other bytes. Links are never followed, and
+names that lead out of the tar are refused. What cannot be listed is told: the tar itself goes into quarantine, and
+no image of it is judged to be gone.
+"""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from featcache.errors import SourceError, UnusableImageError
+from featcache.images.entry import EXTENSIONS, Content, Entry, Unusable, as_text
+from featcache.images.reading import LIMIT_BYTES, FileStat
+from featcache.images.tar_labels import LABEL_ENDINGS, SampleLabels
+from featcache.progress import counted
+
+_BLOCK = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """The bytes of one file in a tar; a `Content`.
+
+    Attributes:
+        tar: the tar's path.
+        offset, length: where the bytes are in it.
+        listed: the state of the tar when it was listed.
+    """
+
+    tar: str
+    offset: int
+    length: int
+    listed: FileStat
+
+    def read(self) -> tuple[bytes, FileStat]:
+        """The bytes and the state of the tar.
+
+        Raises:
+            UnusableImageError: they cannot be read, or the tar was changed since it was listed.
+        """
+        try:
+            with open(self.tar, "rb", buffering=0) as file:
+                data = os.pread(file.fileno(), self.length, self.offset)
+                state = FileStat.of(os.fstat(file.fileno()))
+        except OSError as error:
+            raise UnusableImageError(f"it cannot be read: {error.strerror or error}") from error
+        except MemoryError as error:
+            raise UnusableImageError("there is not enough memory to read it") from error
+        if state != self.listed or len(data) != self.length:
+            raise UnusableImageError("the tar file was changed while it was read")
+        return data, state
+
+    def state(self) -> FileStat | None:
+        """The state of the tar."""
+        try:
+            return FileStat.of(os.stat(self.tar))
+        except OSError:
+            return None
+
+
+class TarSource:
+    """The images of some tar files that lie in one folder.
+
+    A URI is the tar's name and the name inside, ``shard-000.tar/cats/0001.jpg``. Files whose names are equal up to
+    the first dot of their last part are one sample: its images are ``KEY.jpg`` (``.png`` …) or, where there is no
+    such file, all of ``KEY.left.jpg``, ``KEY.right.jpg`` …; its label is in ``KEY.cls``, ``KEY.json`` or ``KEY.txt``,
+    see `SampleLabels`. Of two files of one name the later counts, as when unpacking.
+
+    Args:
+        tars: the files; the source's root is their folder.
+        name: the source's name.
+    """
+
+    def __init__(self, tars: Sequence[Path], *, name: str) -> None:
+        self._tars = [str(tar) for tar in tars]
+        self.root = as_text(os.path.dirname(self._tars[0]))
+        self.name = as_text(name)
+        self.ignored = 0
+        self.incomplete: tuple[str, ...] = ()
+
+    def entries(self) -> list[Entry]:
+        """List the images in the order in which they lie in the tars, one tar after another.
+
+        Raises:
+            SourceError: there is no image in any of the tars.
+        """
+        self.ignored, self.incomplete = 0, ()
+        entries: list[Entry] = []
+        for tar in self._tars:
+            listing = _Listing(tar, as_text(os.path.basename(tar)))
+            entries += listing.entries()
+            self.ignored += listing.ignored
+            if listing.damage is not None:
+                self.incomplete += (f"{listing.name}/",)
+        if not any(isinstance(entry.content, Member) for entry in entries):
+            why = next((f": {e.uri}: {e.content.reason}" for e in entries if isinstance(e.content, Unusable)), "")
+            raise SourceError(
+                f"No image was found in the tar files of {self.root} ({self.ignored} other files){why}. "
+                f"Looked for names that end in {', '.join(sorted(EXTENSIONS))}."
+            )
+        return entries
+
+
+@dataclass
+class _Listing:
+    """What one tar holds. *damage* is why it could not be listed to its end."""
+
+    tar: str
+    name: str
+    ignored: int = 0
+    damage: str | None = None
+    _images: dict[str, tuple[str, bool, Content]] = field(default_factory=dict)
+    _labels: SampleLabels = field(default_factory=SampleLabels)
+
+    def entries(self) -> list[Entry]:
+        try:
+            with open(self.tar, "rb", buffering=0) as file:
+                state = FileStat.of(os.fstat(file.fileno()))
+                for member in self._members(file.fileno(), state.size):
+                    self._take(member, file.fileno(), state)
+        except OSError as error:
+            self.damage = f"it cannot be read: {error.strerror or error}"
+        plain = {key for key, is_plain, _ in self._images.values() if is_plain}
+        found = []
+        for uri, (key, is_plain, content) in self._images.items():
+            if key in plain and not is_plain:
+                self.ignored += 1
+                continue
+            label, split, group, problem = self._labels.of(key)
+            if problem is not None and isinstance(content, Member):
+                content = Unusable(problem)
+            found.append(Entry(uri, self.tar, label, split, group, None, content))
+        if self.damage is not None:
+            found.append(Entry(self.name, self.tar, None, None, None, None, Unusable(self.damage)))
+        return found
+
+    def _take(self, member: tarfile.TarInfo, handle: int, state: FileStat) -> None:
+        """Note one file of the tar."""
+        if member.isdir():
+            return
+        path = PurePosixPath(member.name)
+        stem, dot, ending = path.name.partition(".")
+        key = as_text(str(path.parent / stem))
+        ending = ending.lower()
+        if not stem or not dot or path.parts[0] == "__MACOSX":
+            self.ignored += 1  # hidden files, and those without an ending
+            return
+        is_whole = member.offset_data + member.size <= state.size
+        if ending in LABEL_ENDINGS and member.isreg() and is_whole:
+            self._labels.read(key, ending, handle, member.offset_data, member.size)
+        elif os.path.splitext(path.name)[1].lower() in EXTENSIONS:
+            content: Content
+            if path.is_absolute() or ".." in path.parts:
+                content = Unusable("its name leads out of the tar file")
+            elif not member.isreg() or member.issparse():
+                content = Unusable(f"it is {_KINDS.get(member.type, 'no plain file')}, which is not followed")
+            elif not is_whole:
+                content = Unusable("the tar file is cut off in the midst of it")
+            elif not 0 < member.size <= LIMIT_BYTES:
+                size = "the file is empty" if not member.size else f"it has {member.size >> 20} MiB"
+                content = Unusable(size if not member.size else f"{size}, more than {LIMIT_BYTES >> 20}")
+            else:
+                content = Member(self.tar, member.offset_data, member.size, state)
+            uri = f"{self.name}/{as_text(_inside(path))}"
+            self.ignored += self._images.pop(uri, None) is not None
+            self._images[uri] = key, "." not in ending, content
+        else:
+            self.ignored += 1
+
+    def _members(self, handle: int, size: int) -> Iterator[tarfile.TarInfo]:
+        """The tar's members up to its end or its damage."""
+        count, end = 0, 0
+        try:
+            # The descriptor's own file object stays with the caller; this one has a place of its own to read at.
+            with (
+                open(self.tar, "rb", buffering=0) as file,
+                tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape") as tar,
+            ):
+                while (member := tar.next()) is not None:
+                    if member.size < 0 or tar.offset <= end:
+                        raise tarfile.ReadError("a size is negative")
+                    count, end = count + 1, tar.offset
+                    tar.members.clear()  # type: ignore[attr-defined]
+                    yield member
+                    if end > size:
+                        break
+        except OSError:
+            raise
+        except Exception as error:  # whatever a header made up to do harm brings about in the library
+            self.damage = (
+                f"it is damaged after {counted(count, 'members')} ({error})" if count else _not_a_tar(handle, error)
+            )
+            return
+        # The library takes a header that it cannot read for the end.
+        if end > size or len(tail := os.pread(handle, _BLOCK, end)) < _BLOCK:
+            self.damage = f"it is cut off after {counted(count, 'members')}"
+        elif tail.strip(b"\0"):
+            self.damage = f"it is damaged after {counted(count, 'members')}"
+        if self.damage is not None:
+            self.damage += "; what followed is not known. Copy or make it anew"
+
+
+_KINDS = {tarfile.SYMTYPE: "a link", tarfile.LNKTYPE: "a link", tarfile.GNUTYPE_SPARSE: "a sparse file"}
+
+
+def _inside(path: PurePosixPath) -> str:
+    """The name as part of a URI; what would lead out of the tar is written so that it does not."""
+    parts = path.parts[1:] if path.is_absolute() else path.parts
+    return "/".join((["%2F"] if path.is_absolute() else []) + ["%2E%2E" if part == ".." else part for part in parts])
+
+
+def _not_a_tar(handle: int, error: Exception) -> str:
+    begin = os.pread(handle, 6, 0)
+    if begin.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")):
+        return "it is compressed, so that no image can be read by its place. Decompress it first"
+    return f"it is no tar file ({error})"

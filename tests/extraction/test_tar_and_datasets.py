@@ -1,0 +1,136 @@
+"""Extraction from tar files and from datasets given in Python."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import featcache as fc
+from featcache.backbones import Backbone, tiny_backbone
+from featcache.errors import SourceError, UnusableImageError
+from featcache.extraction import ExtractReport
+from tests.images.making_datasets import ImageFeature, Pairs, Table
+from tests.images.tars import picture, write_tar
+
+
+@pytest.fixture(scope="module")
+def net() -> Backbone:
+    return tiny_backbone()
+
+
+def extract(source: Any, store: Path, net: Backbone, **options: Any) -> ExtractReport:
+    return fc.extract(source, store, backbone=net, progress=False, **options)
+
+
+def members(count: int = 8) -> list[tuple[str, bytes | str]]:
+    found: list[tuple[str, bytes | str]] = []
+    for i in range(count):
+        found += [(f"{i:02}.png", picture(i)), (f"{i:02}.cls", b"cat" if i % 2 else b"dog")]
+    return found
+
+
+def test_a_tar_gives_the_vectors_of_its_files(tmp_path: Path, net: Backbone) -> None:
+    for i in range(8):
+        (tmp_path / "files").mkdir(exist_ok=True)
+        (tmp_path / "files" / f"{i:02}.png").write_bytes(picture(i))
+    write_tar(tmp_path / "a.tar", members())
+    store = tmp_path / "s.fcache"
+    report = extract(tmp_path / "a.tar", store, net)
+    assert (report.items, report.computed, report.quarantined) == (8, 8, 0)
+    X, y, items = fc.open(store).arrays()
+    assert [item.uri for item in items] == [f"a.tar/{i:02}.png" for i in range(8)]
+    assert list(y) == ["dog", "cat"] * 4
+    again = extract(tmp_path / "files", store, net)
+    assert (again.computed, again.reused) == (0, 8)
+    np.testing.assert_array_equal(fc.open(store).arrays(source="files")[0], X)
+
+
+def test_of_an_unchanged_tar_no_image_is_read(tmp_path: Path, net: Backbone) -> None:
+    path = write_tar(tmp_path / "a.tar", members())
+    store = tmp_path / "s.fcache"
+    opened: list[str] = []
+    sys.addaudithook(lambda event, args: opened.append(event) if event == "open" and args[0] == str(path) else None)
+    time.sleep(2.1)  # what was written a moment ago is read again
+    extract(path, store, net)
+    listing = len(opened) - 8
+    opened.clear()
+    report = extract(path, store, net)
+    assert (report.computed, report.reused, report.quarantined) == (0, 8, 0)
+    assert len(opened) == listing
+
+
+def test_of_a_tar_that_was_cut_off_nothing_is_forgotten(tmp_path: Path, net: Backbone) -> None:
+    path = write_tar(tmp_path / "a.tar", members())
+    whole = path.read_bytes()
+    store = tmp_path / "s.fcache"
+    extract(path, store, net)
+    path.write_bytes(whole[: len(whole) // 3])
+    report = extract(path, store, net)
+    assert report.removed == 0
+    assert report.computed == 0
+    reasons = dict(report.quarantine)
+    assert "cut off" in reasons["a.tar"]
+    assert len(fc.open(store).items()) >= 7
+    with pytest.raises(UnusableImageError, match="cut off"):
+        extract(path, tmp_path / "t.fcache", net, strict=True)
+    path.write_bytes(whole)
+    report = extract(path, store, net)
+    assert (report.computed, report.quarantined, report.items) == (0, 0, 8)
+    write_tar(path, members(4))
+    assert extract(path, store, net).removed == 4
+
+
+def test_tars_are_not_predicted_from(tmp_path: Path, net: Backbone) -> None:
+    from featcache.embedding import listed
+
+    (tmp_path / "shards").mkdir()
+    write_tar(tmp_path / "shards" / "a.tar", members())
+    with pytest.raises(SourceError, match="extract them into a store"):
+        listed(tmp_path / "shards")
+
+
+def test_a_dataset_of_pictures(tmp_path: Path, net: Backbone) -> None:
+    pictures = [np.random.default_rng(i).integers(0, 256, (20, 30, 3), dtype=np.uint8) for i in range(6)]
+    dataset = Pairs([(Image.fromarray(p), i % 3) for i, p in enumerate(pictures)], classes=["a", "b", "c"])
+    store = tmp_path / "s.fcache"
+    report = extract(dataset, store, net, name="six")
+    assert (report.items, report.computed) == (6, 6)
+    X, y, items = fc.open(store).arrays()
+    assert [item.uri for item in items] == [f"{i:08}" for i in range(6)]
+    assert list(y) == ["a", "b", "c"] * 2
+    layers = net.resolve_layers(["pooled"])
+    expected = net.forward(np.stack([net.prepare(Image.fromarray(p)) for p in pictures]), layers)["pooled"]
+    np.testing.assert_allclose(X, expected, rtol=1e-4, atol=1e-6)
+    again = extract(dataset, store, net, name="six")
+    assert (again.computed, again.reused, again.removed) == (0, 6, 0)
+    assert fc.gc(store).doubtful == []
+
+
+def test_a_table_gives_the_vectors_of_its_files(tmp_path: Path, net: Backbone) -> None:
+    (tmp_path / "files").mkdir()
+    rows = []
+    for i in range(6):
+        path = tmp_path / "files" / f"{i}.png"
+        path.write_bytes(picture(i))
+        rows.append({"image": {"bytes": None, "path": str(path)} if i % 2 else {"bytes": picture(i), "path": None}})
+    store = tmp_path / "s.fcache"
+    extract(tmp_path / "files", store, net)
+    report = extract({"train": Table(rows, {"image": ImageFeature()})}, store, net, name="table", split="0.5/0.5")
+    assert (report.items, report.computed, report.reused) == (6, 0, 6)
+
+
+def test_one_bad_item_does_not_stop_a_dataset(tmp_path: Path, net: Backbone) -> None:
+    good = Image.fromarray(np.zeros((20, 30, 3), np.uint8))
+    report = extract(Pairs([(good, 0), ("no picture", 1), (None, 0)]), tmp_path / "s.fcache", net, name="some")
+    assert (report.computed, report.quarantined) == (1, 2)
+    assert "gives a str" in dict(report.quarantine)["00000001"]
+    rows: list[dict[str, Any]] = [{"image": None}, {"image": {"bytes": b"", "path": None}}]
+    rows.append({"image": {"bytes": picture(0), "path": "x"}})
+    report = extract(Table(rows, {"image": ImageFeature()}), tmp_path / "t.fcache", net, name="table")
+    assert (report.computed, report.quarantined) == (1, 2)
