@@ -16,6 +16,7 @@
     ├── UnusableImageError    one image that cannot be used; extraction puts it into quarantine
     │   └── ImageMemoryError      there was not enough memory for it; another time there may be
     ├── WeightsError          weights that are absent, or do not fit the network
+    ├── ConversionError       a network that a runtime cannot run as eager torch does
     ├── BundleError           a ``.fch`` file that is not a bundle, or a head that cannot be one
     └── MissingExtraError     an optional part that is not installed (also an ``ImportError``)
 
@@ -108,6 +109,10 @@ class ImageMemoryError(UnusableImageError):
 
 class WeightsError(FeatcacheError):
     """Weights that cannot be had, cannot be read safely, or do not fit the network."""
+
+
+class ConversionError(FeatcacheError):
+    """A network that a runtime cannot run, or not so that it gives what eager torch gives."""
 
 
 class BundleError(FeatcacheError):

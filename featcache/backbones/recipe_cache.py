@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -88,8 +88,9 @@ class RecipeCache:
 
 def weights_used_for(recipe: Recipe) -> str | None:
     """The file of weights that was given for this recipe on this machine, if any and if it is unchanged."""
+    kept = replace(recipe, precision="float32", runtime=None)  # what is known does not depend on the precision
     for key, known in _entries():
-        if known.recipe == recipe and key[1] is not None:
+        if known.recipe == kept and key[1] is not None:
             return key[1]
     return None
 
