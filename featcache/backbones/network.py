@@ -108,13 +108,13 @@ class Network:
 
     def shapes_of(self, layers: Sequence[Layer]) -> dict[str, tuple[int, ...]]:
         """Shapes of one image's activations, found by a pass of zeros; also checks that the layers can be had."""
-        return {name: tuple(got.shape[1:]) for name, got in self.forward(self.zeros(1), layers).items()}
+        return {name: tuple(got.shape[1:]) for name, got in self.forward(self._zeros(), layers).items()}
 
     def layer_infos(self) -> list[LayerInfo]:
         """The modules that can be layers: those not inside a block, in network order, and ``pooled``."""
         paths = self._blocks()
         with torch.inference_mode():
-            outputs = _outputs_that_exist(self.module, set(paths), self.normalised(self.zeros(1)))
+            outputs = _outputs_that_exist(self.module, set(paths), self.normalised(self._zeros()))
         infos = []
         for path in paths:
             output = outputs.get(path)
@@ -146,12 +146,11 @@ class Network:
         visit(self.module, "")
         return found
 
-    def zeros(self, n: int) -> np.ndarray:
-        """Black pictures, as *n* inputs."""
+    def _zeros(self) -> np.ndarray:
         height, width = self.size
         if isinstance(self.pixels.transform, CustomTransform):
-            return np.zeros((n, 3, height, width), np.float32)
-        return np.zeros((n, height, width, 3), np.uint8)
+            return np.zeros((1, 3, height, width), np.float32)
+        return np.zeros((1, height, width, 3), np.uint8)
 
 
 def _outputs_that_exist(module: nn.Module, paths: set[str], x: Tensor) -> dict[str, Any]:

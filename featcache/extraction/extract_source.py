@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from featcache.backbones.runtimes.processor import cores
 from featcache.errors import DiskFullError, UsageError
+from featcache.extraction.batches import PlainPasses
 from featcache.extraction.reader import VIEW_0
 from featcache.extraction.report import ExtractionInterrupted, ExtractReport, NothingUsableError
 from featcache.extraction.run import Run
@@ -21,6 +22,7 @@ from featcache.store.writer import StoreWriter
 
 if TYPE_CHECKING:
     from featcache.backbones import Backbone
+    from featcache.backbones.runtimes.passes import Passes
     from featcache.images.sources import Entry, Source
 
 DEFAULT_BACKBONE = "bundled:efficientnet_lite0"
@@ -41,6 +43,8 @@ def extract(
     moved: bool = False,
     limit: int | None = None,
     device: str | None = None,
+    runtime: str = "auto",
+    precision: str = "float32",
     batch_size: int | None = None,
     workers: int | None = None,
     dtype: str | None = None,
@@ -63,8 +67,11 @@ def extract(
         moved: the source of this name now lies here.
         limit: only so many images, spread evenly over the labels.
         device: torch device of the backbone.
-        batch_size: images in one pass.
-        workers: threads that read and decode.
+        runtime: ``openvino``, ``torch``, or ``auto`` for the fastest that proves on this run's first images that it
+            agrees with eager torch.
+        precision: ``float32``, or ``bfloat16`` where the processor or GPU has it; its vectors are a space of their own.
+        batch_size: images in one pass; by default what the runtime is best with.
+        workers: threads that read, decode and, in OpenVINO, compute; by default one for each core.
         dtype: ``float32`` or ``float16`` storage; by default float32 for vectors and float16 for whole
             maps. Asking for float32 computes again what is stored as float16.
         strict: raise at the first image that cannot be used.
@@ -73,10 +80,12 @@ def extract(
         progress: True for a bar, False for none, None for a bar on a terminal, or an object that is told.
 
     Raises:
-        UsageError: a time-out that is not above 0, or a name that is kept for images given in Python.
+        UsageError: a time-out that is not above 0, a name that is kept for images given in Python, or a runtime or
+            precision that this machine does not have.
+        ConversionError: the network does not run on the runtime asked for as it does in torch.
         FeatcacheError: dozens of images hang at one time, so the disk or the transform does.
         SourceError: the source cannot be read as one.
-        UnknownNameError: no such backbone or layer.
+        UnknownNameError: no such backbone, layer, runtime or precision.
         NotAStoreError: the store's path holds something else.
         DiskFullError: no room is left; what was sealed is kept, and the message says how much is needed.
         UnusableImageError: with ``strict``, an image cannot be used.
@@ -100,7 +109,10 @@ def extract(
     with choose(progress) as shown:
         listed = images.entries()
         entries = _limited(listed, limit)
-        network = backbones.get(backbone, weights, device) if isinstance(backbone, str) else backbone
+        if isinstance(backbone, str):
+            network = backbones.get(backbone, weights, device, runtime=runtime, precision=precision)
+        else:
+            network = _running(backbone, runtime, precision)
         recipe, chosen = network.recipe, network.resolve_layers(layers)
         report = ExtractReport(str(store), recipe.fingerprint, network.name, len(entries), ignored=images.ignored)
         with StoreWriter(Path(store)) as writer:
@@ -113,10 +125,11 @@ def extract(
                 try:
                     if not isinstance(source, GivenImages):
                         run.forget_removed({entry.uri for entry in listed})
-                    run.over(entries, batch_size or BATCH, workers or os.cpu_count() or 1, shown)
+                    threads = workers or cores()
+                    run.over(entries, _passes(network, threads, batch_size), threads, shown)
                 finally:
                     run.finish()
-                    report.seconds = time.monotonic() - began
+                    report.seconds, report.stages = time.monotonic() - began, run.stages.seconds()
                     if report.computed or report.added or report.changed or report.removed:
                         writer.record_run("extract", started, report.to_dict() | {"interrupted": run.stopped})
             except DiskFullError as error:
@@ -132,6 +145,22 @@ def extract(
     if report.quarantined == report.items:
         raise NothingUsableError(report)
     return report
+
+
+def _running(backbone: Backbone, runtime: str, precision: str) -> Backbone:
+    """The backbone with what was asked for; what was not is left as it is."""
+    if (runtime, precision) == ("auto", "float32"):
+        return backbone
+    return backbone.running(runtime=runtime, precision=precision)
+
+
+def _passes(network: Backbone, workers: int, images: int | None) -> Passes:
+    """What computes, one core a pass."""
+    make = getattr(network, "passes", None)
+    if make is None:
+        return PlainPasses(network, images or BATCH)
+    made: Passes = make(at_once=workers, cores=workers, images=images)
+    return made
 
 
 def _limited(entries: Sequence[Entry], limit: int | None) -> list[Entry]:

@@ -9,8 +9,8 @@ import numpy as np
 from featcache.errors import ConversionError
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
-"""Largest ‖a - b‖/‖b‖ of an image's activations at one layer, by precision. A bfloat16 number keeps eight binary digits,
-so after many layers two right answers differ by some percent; the bound tells these from a wrong graph."""
+"""Largest ‖a - b‖/‖b‖ of an image's activations at one layer, by precision. A bfloat16 number keeps eight binary
+digits, so after many layers two right answers differ by some percent; the bound tells these from a wrong graph."""
 
 
 def check_agreement(

@@ -22,15 +22,17 @@ if TYPE_CHECKING:
 _OPERATION = re.compile(r"\b(?:aten|prim|prims|quantized|torchvision|inductor)::\w+")
 
 
-def convert(network: Network, layers: Sequence[Layer]) -> Graph:
+def convert(network: Network, layers: Sequence[Layer], example: np.ndarray) -> Graph:
     """Convert what leads to the layers; all that lies behind the deepest of them is left out.
 
     The graph maps (n, h, w, 3) uint8 to one float32 output for each layer, in the order given, with the
-    normalisation and the pooling inside. For a callable transform its input is (n, 3, h, w) float32.
+    normalisation and the pooling inside. For a callable transform its input is (n, 3, h, w) float32. Of the input's
+    shape only n is left open.
 
     Args:
         network: the loaded network; it is traced in eval mode.
         layers: from `Backbone.resolve_layers`.
+        example: two or more inputs of the shape that there will be.
 
     Raises:
         ConversionError: torch cannot trace it or OpenVINO has no such operation; it is named where that is known.
@@ -49,15 +51,15 @@ def convert(network: Network, layers: Sequence[Layer]) -> Graph:
             got = activations(self.inner, layers, network.axes, network.scaled(x))
             return tuple(got[layer.name].float() for layer in layers)
 
-    example = torch.from_numpy(network.zeros(2))
+    x = torch.from_numpy(example)
     with warnings.catch_warnings(), torch.no_grad():
         # Tracing is called deprecated, and warns of every shape that the network looks at.
         warnings.simplefilter("ignore")
         try:
             frontend, show = pytorch_frontend()
-            decoder = show(Pass().eval(), example_input=(example,), trace_kwargs={"check_trace": False})
+            decoder = show(Pass().eval(), example_input=(x,), trace_kwargs={"check_trace": False})
             loaded = frontend.load(decoder)
-            model = _with_input(frontend, loaded, tuple(example.shape), example.dtype == torch.uint8)
+            model = _with_input(frontend, loaded, example.shape, example.dtype == np.uint8)
             return _serialised(model)
         except Exception as error:  # the two libraries raise what they like
             raise ConversionError(_reason(error)) from error

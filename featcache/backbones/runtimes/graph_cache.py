@@ -52,11 +52,13 @@ class GraphCache:
     Attributes:
         fingerprint: of the recipe.
         layers: names of the layers, in the order of the outputs.
+        shape: of one image's input.
         library: the package whose code makes the network, if it is known.
     """
 
     fingerprint: str
     layers: tuple[str, ...]
+    shape: tuple[int, ...]
     library: str | None
 
     @property
@@ -65,7 +67,7 @@ class GraphCache:
         packages = ("featcache", "openvino", "torch", *([self.library] if self.library else []))
         versions = {package: _version(package) for package in packages}
         return json.dumps(
-            [_FORMAT, self.fingerprint, self.layers, versions, processor.identity()], separators=(",", ":")
+            [_FORMAT, self.fingerprint, self.layers, self.shape, versions, processor.identity()], separators=(",", ":")
         )
 
     @property

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from featcache.errors import ConversionError
 if TYPE_CHECKING:
     from featcache.backbones.backbone import Backbone
     from featcache.backbones.layers import Layer
+
+Key: TypeAlias = tuple[tuple[str, ...], tuple[int, ...]]
+"""Names of layers, and the shape of one image's input."""
 
 _SEED = 20
 _HELD = 4
@@ -94,7 +97,7 @@ class GraphPasses:
         self._backbone, self._asked = backbone, images
         self._at_once, self._cores = at_once, cores
         self._must, self._may_convert = must, may_convert
-        self._graphs: dict[tuple[str, ...], CompiledGraph] = {}
+        self._graphs: dict[Key, CompiledGraph] = {}
         self._torch: TorchPasses | None = None
         self.notes: list[str] = []
 
@@ -117,81 +120,79 @@ class GraphPasses:
         Raises:
             ConversionError: the network cannot be run by OpenVINO as it runs in torch, and *must* is set.
         """
-        names = tuple(layer.name for layer in layers)
-        if names in self._graphs or self._torch is not None:
+        key = _key(batch, layers)
+        if key in self._graphs or self._torch is not None:
             return
         if not openvino_library.is_installed():
             self._take_torch("OpenVINO is not installed; it comes with: pip install openvino")
             return
         try:
-            found = self._known(names, batch, layers) or (
-                self._new(names, batch, layers) if self._may_convert else None
-            )
+            found = self._known(key, batch, layers) or (self._new(key, batch, layers) if self._may_convert else None)
         except ConversionError as error:
             self._take_torch(str(error), error)
             return
         if found is None:
             self._torch = TorchPasses(self._backbone, self._asked)
         else:
-            self._graphs[names] = found
+            self._graphs[key] = found
 
     def forward(self, batch: np.ndarray, layers: Sequence[Layer]) -> dict[str, np.ndarray]:
         if self._torch is not None:
             return self._torch.forward(batch, layers)
-        return self._graphs[tuple(layer.name for layer in layers)].forward(batch)
+        return self._graphs[_key(batch, layers)].forward(batch)
 
-    def _known(self, names: tuple[str, ...], batch: np.ndarray, layers: Sequence[Layer]) -> CompiledGraph | None:
+    def _known(self, key: Key, batch: np.ndarray, layers: Sequence[Layer]) -> CompiledGraph | None:
         """A graph that is compiled in this process or kept on the disk, if it still proves right."""
-        if (found := self._backbone.compiled.get(self._key(names))) is not None:
+        if (found := self._backbone.compiled.get(self._place(key))) is not None:
             return found
-        cache = self._cache(names)
+        cache = self._cache(key)
         proven = cache.read()
         if proven is None:
             return None
         try:
-            graph = self._compiled(proven.graph, names)
+            graph = self._compiled(proven.graph, key)
             check_agreement(graph.forward(proven.pictures), proven.expected, self._backbone.precision)
             if self._backbone.made_in_python:
                 check_agreement(graph.forward(batch), self._reference(batch, layers), self._backbone.precision)
         except ConversionError:
             cache.forget()
             return None
-        return self._keep(names, graph)
+        return self._keep(key, graph)
 
-    def _new(self, names: tuple[str, ...], batch: np.ndarray, layers: Sequence[Layer]) -> CompiledGraph:
+    def _new(self, key: Key, batch: np.ndarray, layers: Sequence[Layer]) -> CompiledGraph:
         from featcache.backbones.runtimes.conversion import convert
 
-        made = convert(self._backbone.network, layers)
-        graph = self._compiled(made, names)
-        errors = check_agreement(graph.forward(batch), self._reference(batch, layers), self._backbone.precision)
         pictures = _pictures(batch)
+        made = convert(self._backbone.network, layers, pictures)
+        graph = self._compiled(made, key)
+        errors = check_agreement(graph.forward(batch), self._reference(batch, layers), self._backbone.precision)
         expected = self._reference(pictures, layers)
         if all(np.isfinite(array).all() for array in expected.values()):
-            self._cache(names).write(Proven(made, pictures, expected, errors))
-        return self._keep(names, graph)
+            self._cache(key).write(Proven(made, pictures, expected, errors))
+        return self._keep(key, graph)
 
     def _reference(self, batch: np.ndarray, layers: Sequence[Layer]) -> dict[str, np.ndarray]:
         return self._backbone.network.forward(batch, layers)
 
-    def _compiled(self, graph: Graph, names: tuple[str, ...]) -> CompiledGraph:
+    def _compiled(self, graph: Graph, key: Key) -> CompiledGraph:
         return CompiledGraph(
-            graph, names, images=self.images, at_once=self._at_once, cores=self._cores,
+            graph, key[0], images=self.images, at_once=self._at_once, cores=self._cores,
             precision=self._backbone.precision,
         )  # fmt: skip
 
-    def _cache(self, names: tuple[str, ...]) -> GraphCache:
-        return GraphCache(self._backbone.recipe.fingerprint, names, self._backbone.library)
+    def _cache(self, key: Key) -> GraphCache:
+        return GraphCache(self._backbone.recipe.fingerprint, *key, self._backbone.library)
 
-    def _keep(self, names: tuple[str, ...], graph: CompiledGraph) -> CompiledGraph:
+    def _keep(self, key: Key, graph: CompiledGraph) -> CompiledGraph:
         held = self._backbone.compiled
-        held[self._key(names)] = graph
+        held[self._place(key)] = graph
         for oldest in list(held)[:-_HELD]:
             held.pop(oldest, None)
         return graph
 
-    def _key(self, names: tuple[str, ...]) -> tuple[Any, ...]:
+    def _place(self, key: Key) -> tuple[Any, ...]:
         # Threads do not outlive a fork, so a child compiles for itself.
-        return (os.getpid(), names, self.images, self._at_once, self._cores, self._backbone.precision)
+        return (os.getpid(), key, self.images, self._at_once, self._cores, self._backbone.precision)
 
     def _take_torch(self, reason: str, error: ConversionError | None = None) -> None:
         name = self._backbone.name
@@ -201,6 +202,10 @@ class GraphPasses:
             ) from error
         self.notes.append(f"{name} runs on torch, as OpenVINO is out of the question: {reason}.")
         self._torch = TorchPasses(self._backbone, self._asked)
+
+
+def _key(batch: np.ndarray, layers: Sequence[Layer]) -> Key:
+    return tuple(layer.name for layer in layers), batch.shape[1:]
 
 
 def _pictures(batch: np.ndarray) -> np.ndarray:
