@@ -13,6 +13,7 @@ import numpy as np
 
 from featcache.backbones.layers import Layer
 from featcache.backbones.runtimes.graph import Graph
+from featcache.backbones.runtimes.nan_guard import guard
 from featcache.backbones.runtimes.openvino_library import library, pytorch_frontend
 from featcache.errors import ConversionError
 
@@ -27,7 +28,7 @@ def convert(network: Network, layers: Sequence[Layer], example: np.ndarray) -> G
 
     The graph maps (n, h, w, 3) uint8 to one float32 output for each layer, in the order given, with the
     normalisation and the pooling inside. For a callable transform its input is (n, 3, h, w) float32. Of the input's
-    shape only n is left open.
+    shape only n is left open. There may be one output more, see `featcache.backbones.runtimes.nan_guard`.
 
     Args:
         network: the loaded network; it is traced in eval mode.
@@ -35,10 +36,12 @@ def convert(network: Network, layers: Sequence[Layer], example: np.ndarray) -> G
         example: two or more inputs of the shape that there will be.
 
     Raises:
-        ConversionError: torch cannot trace it or OpenVINO has no such operation; it is named where that is known.
+        ConversionError: torch cannot trace it, OpenVINO has no such operation (it is named where that is known), or
+            Python code inside looks at values of the activations, which a trace cannot follow.
     """
     import torch
     from torch import Tensor, nn
+    from torch.utils._python_dispatch import TorchDispatchMode
 
     from featcache.backbones.capture import activations
 
@@ -51,16 +54,30 @@ def convert(network: Network, layers: Sequence[Layer], example: np.ndarray) -> G
             got = activations(self.inner, layers, network.axes, network.scaled(x))
             return tuple(got[layer.name].float() for layer in layers)
 
+    class Watch(TorchDispatchMode):
+        looked = False
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            # Outside of a trace shapes are plain numbers, so this is a look at the pictures' own values.
+            self.looked |= func is torch.ops.aten._local_scalar_dense.default
+            return func(*args, **(kwargs or {}))
+
     x = torch.from_numpy(example)
     with warnings.catch_warnings(), torch.no_grad():
         # Tracing is called deprecated, and warns of every shape that the network looks at.
         warnings.simplefilter("ignore")
+        with Watch() as watch:
+            Pass().eval()(x)
+        if watch.looked:
+            raise ConversionError(
+                "what it computes may depend on values that it looks at in Python on its way, and a graph has one way"
+            )
         try:
             frontend, show = pytorch_frontend()
             decoder = show(Pass().eval(), example_input=(x,), trace_kwargs={"check_trace": False})
             loaded = frontend.load(decoder)
             model = _with_input(frontend, loaded, example.shape, example.dtype == np.uint8)
-            return _serialised(model)
+            return _serialised(guard(model))
         except Exception as error:  # the two libraries raise what they like
             raise ConversionError(_reason(error)) from error
 

@@ -57,7 +57,7 @@ class CompiledGraph:
         }
         try:
             model = core().read_model(graph.xml, openvino.Tensor(graph.weights))
-            if len(model.outputs) != len(self.names):
+            if len(model.outputs) - len(self.names) not in (0, 1):
                 raise ConversionError(f"the graph has {len(model.outputs)} outputs for {len(self.names)} layers")
             model.reshape([images, *[part.get_length() for part in list(model.input(0).partial_shape)[1:]]])
             self._compiled = core().compile_model(model, "CPU", properties)
@@ -70,6 +70,7 @@ class CompiledGraph:
                 raise
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             raise ConversionError(f"OpenVINO cannot compile it: {lines[-1] if lines else error!r}") from error
+        self._outputs = len(model.outputs)
         self._free: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for request in requests:
             self._free.put(request)
@@ -81,7 +82,7 @@ class CompiledGraph:
             batch: (n, …) of the graph's input.
 
         Returns:
-            For each layer's name (n, …) float32.
+            For each layer's name (n, …) float32, all NaN for an image with NaN anywhere on the way.
         """
         request = self._free.get()
         try:
@@ -98,4 +99,10 @@ class CompiledGraph:
             some = np.concatenate([some, np.repeat(some[-1:], self.images - n, axis=0)])
         request.infer({0: np.ascontiguousarray(some)}, share_inputs=True)
         # The request's own memory is written over by the next pass.
-        return [np.array(request.get_output_tensor(i).data[:n], np.float32) for i in range(len(self.names))]
+        got = [np.array(request.get_output_tensor(i).data[:n], np.float32) for i in range(self._outputs)]
+        lost = got.pop() != 0 if self._outputs > len(self.names) else np.zeros(n, bool)
+        if some.dtype != np.uint8:  # what a callable made may hold NaN itself
+            lost |= np.isnan(some[:n].reshape(n, -1)).any(axis=1)
+        for array in got:
+            array[lost] = np.nan
+        return got
