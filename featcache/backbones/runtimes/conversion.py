@@ -54,7 +54,7 @@ def convert(network: Network, layers: Sequence[Layer], example: np.ndarray) -> G
             got = activations(self.inner, layers, network.axes, network.scaled(x))
             return tuple(got[layer.name].float() for layer in layers)
 
-    class Watch(TorchDispatchMode):
+    class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch gives it no types
         looked = False
 
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -66,7 +66,7 @@ def convert(network: Network, layers: Sequence[Layer], example: np.ndarray) -> G
     with warnings.catch_warnings(), torch.no_grad():
         # Tracing is called deprecated, and warns of every shape that the network looks at.
         warnings.simplefilter("ignore")
-        with Watch() as watch:
+        with Watch() as watch:  # type: ignore[no-untyped-call]
             Pass().eval()(x)
         if watch.looked:
             raise ConversionError(
