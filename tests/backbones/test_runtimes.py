@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -220,7 +220,7 @@ def test_an_image_with_nan_inside_goes_to_quarantine(photos: Path, tmp_path: Pat
 
 
 @pytest.fixture
-def kept() -> Iterator[tuple[Callable[[], GraphPasses], Path]]:
+def kept() -> tuple[Callable[..., GraphPasses], Path]:
     """Makes passes as a new process would, and the file that keeps their graph."""
 
     def start(backbone: Backbone | None = None) -> GraphPasses:
@@ -232,7 +232,7 @@ def kept() -> Iterator[tuple[Callable[[], GraphPasses], Path]]:
 
     assert start().runtime == "openvino"
     (path,) = cached_files()
-    yield start, path
+    return start, path
 
 
 def conversions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
