@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 import numpy as np
 
+from featcache.backbones.runtimes import passes_of
 from featcache.errors import RecipeMismatchError, SourceError, UnusableImageError, UsageError
 from featcache.recipe import Recipe
 
@@ -82,7 +83,7 @@ def embed(
     chosen = backbone.resolve_layers(layers)
     # A graph that was proven before starts sooner than torch; for a few images a new one would not pay.
     batch_size = min(batch_size, len(images)) or 1
-    passes = backbone.passes(images=batch_size, convert=len(images) >= WORTH_CONVERTING)
+    passes = passes_of(backbone, images=batch_size, convert=len(images) >= WORTH_CONVERTING)
     for start in range(0, len(images), batch_size):
         names, pixels, reasons = [], [], {}
         for place, image in enumerate(images[start : start + batch_size], start):

@@ -20,7 +20,7 @@ from featcache.extraction.stages import Stages
 from featcache.extraction.workers import Crew, Job
 
 if TYPE_CHECKING:
-    from featcache.backbones import Backbone, Layer
+    from featcache.backbones import Layer
     from featcache.backbones.runtimes.passes import Passes
 
 Batch = list[ReadImage]
@@ -79,19 +79,6 @@ class Batches:
     def _forward(self, batch: Batch, layers: Sequence[Layer]) -> Vectors:
         with self._stages.measured("forward"):
             return self.passes.forward(_stacked(batch), layers)
-
-
-class PlainPasses:
-    """Passes of whatever has only a `forward` of its own."""
-
-    runtime, parallel = "torch", False
-
-    def __init__(self, network: Backbone, images: int) -> None:
-        self.forward, self.images = network.forward, images
-        self.notes: list[str] = []
-
-    def ready(self, batch: np.ndarray, layers: Sequence[Layer]) -> None:
-        """There is nothing to prepare."""
 
 
 def _stacked(batch: Batch) -> np.ndarray:

@@ -8,9 +8,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from featcache.backbones.runtimes import passes_of
 from featcache.backbones.runtimes.processor import cores
 from featcache.errors import DiskFullError, UsageError
-from featcache.extraction.batches import PlainPasses
 from featcache.extraction.reader import VIEW_0
 from featcache.extraction.report import ExtractionInterrupted, ExtractReport, NothingUsableError
 from featcache.extraction.run import Run
@@ -22,11 +22,9 @@ from featcache.store.writer import StoreWriter
 
 if TYPE_CHECKING:
     from featcache.backbones import Backbone
-    from featcache.backbones.runtimes.passes import Passes
     from featcache.images.sources import Entry, Source
 
 DEFAULT_BACKBONE = "bundled:efficientnet_lite0"
-BATCH = 16
 IMAGE_TIMEOUT = 30.0
 
 
@@ -126,7 +124,9 @@ def extract(
                     if not isinstance(source, GivenImages):
                         run.forget_removed({entry.uri for entry in listed})
                     threads = workers or cores()
-                    run.over(entries, _passes(network, threads, batch_size), threads, shown)
+                    at_once = min(threads, cores())  # more threads read a slow disk, but do not compute faster
+                    passes = passes_of(network, at_once=at_once, cores=at_once, images=batch_size)
+                    run.over(entries, passes, threads, shown)
                 finally:
                     run.finish()
                     report.seconds, report.stages = time.monotonic() - began, run.stages.seconds()
@@ -152,15 +152,6 @@ def _running(backbone: Backbone, runtime: str, precision: str) -> Backbone:
     if (runtime, precision) == ("auto", "float32"):
         return backbone
     return backbone.running(runtime=runtime, precision=precision)
-
-
-def _passes(network: Backbone, workers: int, images: int | None) -> Passes:
-    """What computes, one core a pass."""
-    make = getattr(network, "passes", None)
-    if make is None:
-        return PlainPasses(network, images or BATCH)
-    made: Passes = make(at_once=workers, cores=workers, images=images)
-    return made
 
 
 def _limited(entries: Sequence[Entry], limit: int | None) -> list[Entry]:

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import timm
 import torch
-import torchvision
 from PIL import Image
 from torch import nn
 
@@ -27,7 +22,7 @@ from featcache.backbones.runtimes.graph_cache import GraphCache
 from featcache.backbones.runtimes.passes import GraphPasses
 from featcache.errors import ConversionError, UnknownNameError, UsageError
 from featcache.recipe import StandardTransform
-from tests.backbones.making import randomised, saved
+from tests.backbones.making import relative
 
 TRANSFORM = StandardTransform((32,), (32, 32), "bilinear", (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
 
@@ -42,11 +37,6 @@ def pictures(backbone: Backbone, count: int = 3, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
 
 
-def relative(got: np.ndarray, expected: np.ndarray) -> float:
-    flat = [array.reshape(len(array), -1).astype(np.float64) for array in (got, expected)]
-    return float((np.linalg.norm(flat[0] - flat[1], axis=1) / np.linalg.norm(flat[1], axis=1)).max())
-
-
 def made(module: nn.Module, **options: Any) -> Backbone:
     return Backbone.from_module(module, transform=TRANSFORM, name="mine", axes="NCHW", **options)
 
@@ -55,43 +45,6 @@ def cached_files() -> list[Path]:
     from featcache.backbones.recipe_cache import cache_folder
 
     return sorted((cache_folder() / "graphs").glob("*"))
-
-
-NETWORKS: dict[str, list[str]] = {
-    "bundled:efficientnet_lite0": ["pooled", "blocks.2:mean_std", "blocks.4:none", "bn1:mean"],
-    "timm:resnet18": ["pooled", "layer1:mean", "layer2.1.bn2:mean_std"],
-    "timm:vit_tiny_patch16_224": ["pooled", "blocks.0:mean_std", "blocks.11:mean", "blocks.11:none"],
-    "timm:convnextv2_atto": ["pooled", "stem:mean", "stages.3:mean_std"],
-    "torchvision:mobilenet_v3_small": ["pooled", "features.0.1:mean_std", "features.12:mean"],
-}
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_every_layer_is_that_of_eager_torch(tmp_path: Path, name: str) -> None:
-    family, _, inner = name.partition(":")
-    weights = None
-    if family != "bundled":
-        plain = (
-            timm.create_model(inner, pretrained=False)
-            if family == "timm"
-            else torchvision.models.get_model(inner, weights=None)
-        )
-        weights = saved(randomised(plain), tmp_path / "weights.pth")
-    backbone = get(name, weights, runtime="openvino")
-    layers = backbone.resolve_layers(NETWORKS[name])
-    x = pictures(backbone)
-    passes = backbone.passes(images=2, cores=1)
-    passes.ready(x, layers)
-    assert (passes.runtime, passes.notes) == ("openvino", [])
-    got, expected = passes.forward(x, layers), backbone.network.forward(x, layers)
-    assert got.keys() == expected.keys() == set(NETWORKS[name])
-    for layer in layers:
-        assert got[layer.name].dtype == np.float32
-        assert got[layer.name].shape == (3, *layer.shape)
-        assert relative(got[layer.name], expected[layer.name]) <= 1e-4
-    for n in (1, 2):  # a batch that is not full, and one that is
-        for layer_name, part in passes.forward(x[:n], layers).items():
-            np.testing.assert_array_equal(part, got[layer_name][:n])
 
 
 def test_what_lies_behind_the_deepest_layer_is_cut_off() -> None:
@@ -421,24 +374,3 @@ def test_bfloat16_is_a_recipe_of_its_own(monkeypatch: pytest.MonkeyPatch) -> Non
     assert {(recipe.precision, recipe.runtime) for recipe in found} == {("bfloat16", "torch"), ("bfloat16", "openvino")}
     assert {plain.running(runtime=r).recipe for r in ("auto", "torch", "openvino")} == {plain.recipe}
     assert plain.recipe.runtime is None
-
-
-def test_a_second_process_predicts_without_torch(photos: Path, tmp_path: Path) -> None:
-    """The weights are bundled, so recipe, layers and graph are all known to a later process."""
-    fc.extract(photos, tmp_path / "s.fcache", progress=False)
-    fc.train(tmp_path / "s.fcache", head="ridge", progress=False).save(tmp_path / "s.fch")
-    code = """
-        import sys
-        import featcache as fc
-        (found,) = fc.Bundle.load(sys.argv[1]).predict([sys.argv[2]])
-        print(found.labels[0].label if hasattr(found, "labels") else found)
-        loaded = {"torch", "timm", "torchvision"} & sys.modules.keys()
-        assert "openvino" in sys.modules
-        assert not loaded, loaded
-        assert sys.modules.get("openvino_telemetry") is None
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "s.fch"), str(photos / "cats" / "cat-00.jpg")],
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr

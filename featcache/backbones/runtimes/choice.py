@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from featcache.backbones.runtimes import openvino_library, processor
 from featcache.errors import UnknownNameError, UsageError
@@ -76,6 +76,20 @@ def passes_for(
         backbone, images=images, at_once=at_once, cores=cores or processor.cores(), must=must,
         may_convert=convert or must,
     )  # fmt: skip
+
+
+def passes_of(network: Any, **wishes: Any) -> Passes:
+    """What runs batches through a `Backbone`, or through something else that has its ``forward``.
+
+    Args:
+        network: a backbone, or what stands for one.
+        wishes: as for `passes_for`.
+    """
+    from featcache.backbones.runtimes.passes import PlainPasses
+
+    make = getattr(network, "passes", None)
+    made: Passes = PlainPasses(network, wishes.get("images")) if make is None else make(**wishes)
+    return made
 
 
 def _gpu_has_bfloat16(device: str) -> bool:

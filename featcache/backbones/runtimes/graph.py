@@ -66,10 +66,7 @@ class CompiledGraph:
                 raise ConversionError(f"OpenVINO would compute as {taken}, not as {hint}")
             requests = [self._compiled.create_infer_request() for _ in range(at_once)]
         except RuntimeError as error:
-            if isinstance(error, ConversionError):
-                raise
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            raise ConversionError(f"OpenVINO cannot compile it: {lines[-1] if lines else error!r}") from error
+            raise ConversionError(f"OpenVINO cannot compile it: {_last_line(error)}") from error
         self._outputs = len(model.outputs)
         self._free: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for request in requests:
@@ -97,7 +94,10 @@ class CompiledGraph:
         n = len(some)
         if n < self.images:
             some = np.concatenate([some, np.repeat(some[-1:], self.images - n, axis=0)])
-        request.infer({0: np.ascontiguousarray(some)}, share_inputs=True)
+        try:
+            request.infer({0: np.ascontiguousarray(some)}, share_inputs=True)
+        except RuntimeError as error:
+            raise ConversionError(f"OpenVINO fails at a pass: {_last_line(error)}") from error
         # The request's own memory is written over by the next pass.
         got = [np.array(request.get_output_tensor(i).data[:n], np.float32) for i in range(self._outputs)]
         lost = got.pop() != 0 if self._outputs > len(self.names) else np.zeros(n, bool)
@@ -106,3 +106,9 @@ class CompiledGraph:
         for array in got:
             array[lost] = np.nan
         return got
+
+
+def _last_line(error: Exception) -> str:
+    """What the library says; before that stands where in its own code."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else repr(error)

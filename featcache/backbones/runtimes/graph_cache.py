@@ -97,6 +97,7 @@ class GraphCache:
 
     def write(self, proven: Proven) -> None:
         """Keep a graph; one that cannot be kept is only made again."""
+        from safetensors import SafetensorError
         from safetensors.numpy import save_file
 
         tensors = {
@@ -107,7 +108,7 @@ class GraphCache:
         }
         errors = json.dumps(proven.errors, sort_keys=True)
         metadata = {"key": self.key, "errors": errors, "digest": _digest(self.key, errors, tensors)}
-        with suppress(OSError):
+        with suppress(OSError, SafetensorError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             partial = self.path.with_suffix(f".{os.getpid()}")
             try:

@@ -36,7 +36,7 @@ class Passes(Protocol):
 
     @property
     def runtime(self) -> str:
-        """``torch`` or ``openvino``."""
+        """``torch`` or ``openvino``; ``own`` of what is run in a way of its own."""
 
     @property
     def parallel(self) -> bool:
@@ -73,6 +73,19 @@ class TorchPasses:
 
     def forward(self, batch: np.ndarray, layers: Sequence[Layer]) -> dict[str, np.ndarray]:
         return self._backbone.network.forward(batch, layers, self._backbone.precision)
+
+
+class PlainPasses:
+    """Passes of what is no `Backbone` and has only a ``forward`` of its own."""
+
+    runtime, parallel = "own", False
+
+    def __init__(self, network: Any, images: int | None) -> None:
+        self.forward, self.images = network.forward, images or 16
+        self.notes: list[str] = []
+
+    def ready(self, batch: np.ndarray, layers: Sequence[Layer]) -> None:
+        """There is nothing to prepare."""
 
 
 class GraphPasses:
