@@ -34,7 +34,7 @@ class Batches:
         passes: what computes them.
         layers: all layers that may be missing, by name in network order.
         crew: threads that compute, if *passes* allows it.
-        most: batches that wait or are computed at one time.
+        most: batches that may wait or be computed at one time; more than there are cores, so that none is idle.
         stages: is told of the time.
     """
 

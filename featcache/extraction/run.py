@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from featcache.backbones.runtimes.processor import cores
 from featcache.errors import UnusableImageError
 from featcache.extraction.batches import Batches
 from featcache.extraction.reader import VIEW_0, Reader, ReadImage
@@ -105,7 +106,7 @@ class Run:
         )  # fmt: skip
         began = time.monotonic()
         with stop_when_safe() as stop, Crew(workers, self.image_timeout) as crew:
-            batches = Batches(passes, self.layers, crew, most=workers + 1, stages=self.stages)
+            batches = Batches(passes, self.layers, crew, most=min(workers, cores()) + 1, stages=self.stages)
             batch: list[ReadImage] = []
             ahead = max(2 * passes.images, _AHEAD)
             with closing(reader.read(todo, crew, ahead, lambda: stop.asked)) as reads:

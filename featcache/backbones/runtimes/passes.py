@@ -150,9 +150,12 @@ class GraphPasses:
             self._graphs[key] = found
 
     def forward(self, batch: np.ndarray, layers: Sequence[Layer]) -> dict[str, np.ndarray]:
-        if self._torch is not None:
-            return self._torch.forward(batch, layers)
-        return self._graphs[_key(batch, layers)].forward(batch)
+        # A graph first: torch, whose hooks allow one pass at a time, must not be called by threads that were sent off
+        # before it was taken.
+        if (graph := self._graphs.get(_key(batch, layers))) is not None:
+            return graph.forward(batch)
+        assert self._torch is not None, "`ready` was not called for these layers"
+        return self._torch.forward(batch, layers)
 
     def _known(self, key: Key, batch: np.ndarray, layers: Sequence[Layer]) -> CompiledGraph | None:
         """A graph that is compiled in this process or kept on the disk, if it still proves right."""
