@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
 _RACY_NS = 2_000_000_000
 _SAVE_EVERY = 1000
-_AHEAD = 32
-"""Images that are handed out at least before their turn."""
+_AHEAD = 4
+"""Batches that are read before their turn: a slow image keeps the other threads from nothing for so long."""
 _CATALOGUE_BYTES = 600
 """About what the catalogue and its backup grow by with each image."""
 
@@ -108,7 +108,7 @@ class Run:
         with stop_when_safe() as stop, Crew(workers, self.image_timeout) as crew:
             batches = Batches(passes, self.layers, crew, most=min(workers, cores()) + 1, stages=self.stages)
             batch: list[ReadImage] = []
-            ahead = max(2 * passes.images, _AHEAD)
+            ahead = max(_AHEAD * passes.images, 2 * workers)
             with closing(reader.read(todo, crew, ahead, lambda: stop.asked)) as reads:
                 for read in reads:
                     if self._settle(read):
