@@ -162,7 +162,9 @@ def reference(X: np.ndarray, y: np.ndarray, C: float) -> float:
         mean = X[learn].astype(np.float64).mean(axis=0)
         centred = X[learn] - mean
         axes = np.linalg.svd(centred, full_matrices=False)[2] if len(learn) < X.shape[1] else np.eye(X.shape[1])
-        model = LogisticRegression(C=C, solver="newton-cholesky", tol=1e-10, max_iter=1000).fit(centred @ axes.T, y[learn])
+        model = LogisticRegression(C=C, solver="newton-cholesky", tol=1e-10, max_iter=1000).fit(
+            centred @ axes.T, y[learn]
+        )
         total += log_loss(y[test], model.predict_proba((X[test] - mean) @ axes.T)) * len(test)
     return total / len(y)
 
