@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias, Union
 
 import numpy as np
 
+from featcache.backbones.runtimes import passes_of
 from featcache.errors import RecipeMismatchError, SourceError, UnusableImageError, UsageError
 from featcache.recipe import Recipe
 
@@ -22,6 +23,8 @@ ImageLike: TypeAlias = Union[str, Path, "Image", np.ndarray]
 """A path, a PIL image, or an array (h, w), (h, w, 1), (h, w, 3) or (h, w, 4) of uint8 or uint16."""
 
 BATCH = 16
+WORTH_CONVERTING = 200
+"""Images from which on it is quicker to convert a network first than to compute all in eager torch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,9 @@ def embed(
         UsageError: something that is no image was given.
     """
     chosen = backbone.resolve_layers(layers)
+    # A graph that was proven before starts sooner than torch; for a few images a new one would not pay.
+    batch_size = min(batch_size, len(images)) or 1
+    passes = passes_of(backbone, images=batch_size, convert=len(images) >= WORTH_CONVERTING)
     for start in range(0, len(images), batch_size):
         names, pixels, reasons = [], [], {}
         for place, image in enumerate(images[start : start + batch_size], start):
@@ -89,7 +95,9 @@ def embed(
                 reasons[len(names) - 1] = str(error)
         rows = iter(())  # type: Iterator[np.ndarray]
         if pixels:
-            found = backbone.forward(np.stack(pixels), chosen)
+            batch = np.stack(pixels)
+            passes.ready(batch, chosen)
+            found = passes.forward(batch, chosen)
             flat = np.concatenate([found[layer.name].reshape(len(pixels), -1) for layer in chosen], axis=1)
             rows = iter(flat)
         for place, name in enumerate(names):

@@ -17,6 +17,7 @@
     │   └── PassingImageError     another time it may be usable; the next run tries it again
     │       └── ImageMemoryError      there was not enough memory for it
     ├── WeightsError          weights that are absent, or do not fit the network
+    ├── ConversionError       a network that a runtime cannot run as eager torch does
     ├── BundleError           a ``.fch`` file that is not a bundle, or a head that cannot be one
     └── MissingExtraError     an optional part that is not installed (also an ``ImportError``)
 
@@ -113,6 +114,10 @@ class ImageMemoryError(PassingImageError):
 
 class WeightsError(FeatcacheError):
     """Weights that cannot be had, cannot be read safely, or do not fit the network."""
+
+
+class ConversionError(FeatcacheError):
+    """A network that a runtime cannot run, or not so that it gives what eager torch gives."""
 
 
 class BundleError(FeatcacheError):

@@ -92,7 +92,7 @@ def test_the_list_names_nothing_that_is_gone():
     assert parts == set(ORDER)
 
 
-HEAVY = ("torch", "sklearn", "timm", "torchvision", "matplotlib")
+HEAVY = ("torch", "openvino", "sklearn", "timm", "torchvision", "matplotlib")
 
 
 def heavy_after(code: str, *arguments: str) -> list[str]:

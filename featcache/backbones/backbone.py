@@ -12,6 +12,7 @@ import numpy as np
 from featcache.backbones import layers as naming
 from featcache.backbones.layers import POOLED, Layer, LayerInfo
 from featcache.backbones.recipe_cache import Known, RecipeCache
+from featcache.backbones.runtimes import check_choice, passes_for, runtime_of_recipe
 from featcache.errors import UnusableImageError, UsageError, WeightsError
 from featcache.images import decode as decoding
 from featcache.images.decode import Decoded
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from featcache.backbones.network import Network
+    from featcache.backbones.runtimes.graph import CompiledGraph
+    from featcache.backbones.runtimes.passes import Passes
 
 
 class Backbone:
@@ -37,7 +40,13 @@ class Backbone:
         load: loads the network.
         blueprint: makes the network without its weights, where that is quicker.
         device: torch device, ``cpu`` by default.
+        runtime: ``auto``, ``torch`` or ``openvino``, see `featcache.backbones.runtimes`.
+        precision: ``float32`` or ``bfloat16``.
         cache: where what was learned of this backbone is kept for later processes.
+
+    Raises:
+        UnknownNameError: no such runtime or precision.
+        UsageError: this machine does not have them.
     """
 
     def __init__(
@@ -47,11 +56,17 @@ class Backbone:
         *,
         blueprint: Callable[[], Network] | None = None,
         device: str | None = None,
+        runtime: str = "auto",
+        precision: str = "float32",
         cache: RecipeCache | None = None,
     ) -> None:
         self.name = name
         self.conditions = ""  # what can be decoded can be used
         self.device = device or "cpu"
+        check_choice(runtime, precision, self.device)
+        self.runtime, self.precision = runtime, precision
+        self.compiled: dict[tuple[Any, ...], CompiledGraph] = {}
+        """Graphs of this network that are ready in this process; `featcache.backbones.runtimes` keeps them."""
         self.origin: Callable[[], Backbone] | None = None
         """Makes the same backbone in another process."""
         self._load = load
@@ -130,6 +145,23 @@ class Backbone:
         )  # fmt: skip
         return made
 
+    def running(self, *, runtime: str = "auto", precision: str = "float32") -> Backbone:
+        """The same backbone on another runtime, or at another precision.
+
+        Raises:
+            UnknownNameError: no such runtime or precision.
+            UsageError: this machine does not have them.
+        """
+        if (runtime, precision) == (self.runtime, self.precision):
+            return self
+        check_choice(runtime, precision, self.device)
+        made = Backbone.__new__(Backbone)
+        made.__dict__.update(self.__dict__)
+        made.runtime, made.precision = runtime, precision
+        if self.origin is not None:
+            made.origin = functools.partial(_running, self.origin, runtime, precision)
+        return made
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Backbone:
         # It is frozen, so a copy (scikit-learn's `clone` makes one a fold) would only be another load.
         return self
@@ -170,11 +202,32 @@ class Backbone:
         """The frozen module; it gives the penultimate vectors (n, d)."""
         return self.network.module
 
+    def load(self) -> None:
+        """Load the network, if that was not done before.
+
+        Raises:
+            WeightsError: as `network`.
+        """
+        _ = self.network
+
+    @property
+    def made_in_python(self) -> bool:
+        """Whether it was made from a module, and not found by its name."""
+        return self._cache is None
+
+    @property
+    def library(self) -> str | None:
+        """The package whose code makes the network, where it was found by its name."""
+        return None if self._cache is None else self._cache.library
+
     @property
     def recipe(self) -> Recipe:
         """What identifies the vectors of this backbone."""
         recipe = self._published()
-        return recipe if self._like is None else replace(recipe, pixels=_followed(recipe.pixels, self._like))
+        if self._like is not None:
+            recipe = replace(recipe, pixels=_followed(recipe.pixels, self._like))
+        runtime = runtime_of_recipe(self.runtime, self.precision, self.device)
+        return replace(recipe, precision=self.precision, runtime=runtime)
 
     def following(self, pixels: PixelPath) -> Backbone:
         """The same network, its pictures decoded and resized by the code that *pixels* names.
@@ -207,7 +260,7 @@ class Backbone:
         return self.following(replace(pixels, scaled=SCALED))
 
     def _published(self) -> Recipe:
-        """The recipe with the code that is the default."""
+        """The recipe at float32 with the code that is the default."""
         if self._network is None and self._known is not None:
             return self._known.recipe
         recipe = self._recipe_of(self.network)
@@ -235,14 +288,6 @@ class Backbone:
         chosen = [replace(layer, shape=shapes[layer.name]) for layer in wanted]
         self._learn(self._published(), {layer.name: layer for layer in chosen})
         return chosen
-
-    def load(self) -> None:
-        """Load the network, if that was not done before.
-
-        Raises:
-            WeightsError: as `network`.
-        """
-        _ = self.network
 
     def layers(self) -> list[LayerInfo]:
         """The layers that can be chosen, in network order, ``pooled`` last. No weights are needed for this."""
@@ -291,7 +336,7 @@ class Backbone:
         return self._pixels
 
     def forward(self, batch: np.ndarray, layers: Sequence[Layer]) -> dict[str, np.ndarray]:
-        """One pass in eval and inference mode.
+        """One pass in eager torch, in eval and inference mode; `passes` gives faster ones.
 
         Args:
             batch: (n, …) what `prepare` gave for n images.
@@ -300,7 +345,13 @@ class Backbone:
         Returns:
             For each layer's name its activations (n, …) float32.
         """
-        return self.network.forward(batch, layers)
+        return self.network.forward(batch, layers, self.precision)
+
+    def passes(
+        self, *, at_once: int = 1, cores: int | None = None, images: int | None = None, convert: bool = True
+    ) -> Passes:
+        """What runs batches on the runtime that was chosen; see `featcache.backbones.runtimes.passes_for`."""
+        return passes_for(self, at_once=at_once, cores=cores, images=images, convert=convert)
 
     def _recipe_of(self, network: Network) -> Recipe:
         return Recipe(self.name, network.digest, network.pixels)
@@ -331,6 +382,10 @@ def _followed(own: PixelPath, other: PixelPath) -> PixelPath:
             own = replace(own, scaled=other.scaled)
     decoder = other.decoder if other.decoder in decoding.DECODERS else own.decoder
     return replace(own, transform=mine, decoder=decoder)
+
+
+def _running(origin: Callable[[], Backbone], runtime: str, precision: str) -> Backbone:
+    return origin().running(runtime=runtime, precision=precision)
 
 
 __all__ = ["POOLED", "Backbone"]

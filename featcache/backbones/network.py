@@ -67,32 +67,43 @@ class Network:
             torch.backends.cudnn.allow_tf32 = False
         self.module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def forward(self, batch: np.ndarray, layers: Sequence[Layer]) -> dict[str, np.ndarray]:
-        """One frozen pass.
+    def forward(self, batch: np.ndarray, layers: Sequence[Layer], precision: str = "float32") -> dict[str, np.ndarray]:
+        """One frozen pass in eager torch, the reference for every other runtime.
 
         Args:
             batch: (n, h, w, 3) uint8 for a standard transform, else (n, 3, h, w) float32.
             layers: the layers wished for.
+            precision: ``bfloat16`` for torch's own choice of what is computed so (autocast); not measured, neither on
+                a processor nor on a GPU.
 
         Returns:
             For each layer's name a float32 array (n, …).
         """
         # Whatever a caller did to the module meanwhile, it is frozen here.
         self.module.eval()
-        with torch.inference_mode():
-            got = activations(self.module, layers, self.axes, self.normalised(batch))
+        x = self.normalised(batch)
+        mixed = torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bfloat16")
+        with torch.inference_mode(), mixed:
+            got = activations(self.module, layers, self.axes, x)
             return {name: value.float().cpu().numpy() for name, value in got.items()}
 
     def normalised(self, batch: np.ndarray) -> Tensor:
         """The module's input (n, 3, h, w) float32 on its device."""
         device = next(iter(self.module.parameters()), torch.empty(0)).device
-        x = torch.from_numpy(np.ascontiguousarray(batch)).to(device)
+        x = torch.from_numpy(np.ascontiguousarray(batch))
+        if device.type == "cuda":
+            # From pinned memory the copy runs while the processor goes on; not measured.
+            x = x.pin_memory().to(device, non_blocking=True)
+        return self.scaled(x.to(device))
+
+    def scaled(self, x: Tensor) -> Tensor:
+        """Bytes (n, h, w, 3) of pictures as the module's input (n, 3, h, w) float32; what a callable made, as it is."""
         transform = self.pixels.transform
         if isinstance(transform, CustomTransform):
             return x.to(torch.float32)
         x = x.permute(0, 3, 1, 2).to(torch.float32).div_(255)
-        mean = torch.tensor(transform.mean, device=device).view(1, 3, 1, 1)
-        std = torch.tensor(transform.std, device=device).view(1, 3, 1, 1)
+        mean = torch.tensor(transform.mean, device=x.device).view(1, 3, 1, 1)
+        std = torch.tensor(transform.std, device=x.device).view(1, 3, 1, 1)
         return x.sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
 
     def shapes_of(self, layers: Sequence[Layer]) -> dict[str, tuple[int, ...]]:

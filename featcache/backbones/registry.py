@@ -46,7 +46,14 @@ FAMILIES = {
 that makes its networks."""
 
 
-def get(name: str, weights: str | Path | None = None, device: str | None = None) -> Backbone:
+def get(
+    name: str,
+    weights: str | Path | None = None,
+    device: str | None = None,
+    *,
+    runtime: str = "auto",
+    precision: str = "float32",
+) -> Backbone:
     """The backbone of a full name. It is loaded when it is first needed.
 
     Args:
@@ -54,10 +61,12 @@ def get(name: str, weights: str | Path | None = None, device: str | None = None)
         weights: a file of weights instead of the published ones (.safetensors, .pth); for ``dlib:face_resnet`` the
             published file itself (.dat) where it is not installed.
         device: torch device, ``cpu`` by default.
+        runtime: ``auto``, ``torch`` or ``openvino``, see `featcache.backbones.runtimes`.
+        precision: ``float32`` or ``bfloat16``.
 
     Raises:
-        UnknownNameError: no such family, or no such bundled backbone or network of dlib.
-        UsageError: the file of weights is not there.
+        UnknownNameError: no such family, bundled backbone, network of dlib, runtime or precision.
+        UsageError: the file of weights is not there, or this machine does not have the runtime or precision.
     """
     family, colon, inner = name.partition(":")
     if family == "module":
@@ -89,8 +98,11 @@ def get(name: str, weights: str | Path | None = None, device: str | None = None)
         return maker(inner)
 
     cache = RecipeCache(name, None if path is None else str(path), library)
-    made = Backbone(name, load, blueprint=None if family == "bundled" else blueprint, device=device, cache=cache)
-    made.origin = functools.partial(get, name, path, device)
+    made = Backbone(
+        name, load, blueprint=None if family == "bundled" else blueprint, device=device, runtime=runtime,
+        precision=precision, cache=cache,
+    )  # fmt: skip
+    made.origin = functools.partial(get, name, path, device, runtime=runtime, precision=precision)
     return made
 
 
@@ -102,13 +114,17 @@ def for_recipe(recipe: Recipe, device: str | None = None) -> Backbone:
     Raises:
         RecipeMismatchError: the recipe's backbone was made from a module in Python.
         UnknownNameError: this featcache knows no such backbone.
+        UsageError: this machine does not have the recipe's precision.
     """
     if recipe.backbone.startswith("module:"):
         raise RecipeMismatchError(
             f"The vectors were made by {recipe.backbone}, a module given in Python. Only Python can give it again: "
             "pass backbone=Backbone.from_module(…)."
         )
-    return get(recipe.backbone, weights_used_for(recipe), device).following(recipe.pixels)
+    found = get(
+        recipe.backbone, weights_used_for(recipe), device, runtime=recipe.runtime or "auto", precision=recipe.precision
+    )
+    return found.following(recipe.pixels)
 
 
 def available(pattern: str | None = None) -> list[ModelInfo]:

@@ -36,8 +36,15 @@ def extract(
     layers: Layers = None,
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Use only N images, all classes alike.")] = None,
     device: Annotated[str | None, typer.Option(metavar="D", help="Where the network runs: cpu, cuda, cuda:1.")] = None,
+    runtime: Annotated[
+        str,
+        typer.Option(metavar="auto|torch|openvino", help="What computes; auto: the fastest that agrees with torch."),
+    ] = "auto",
+    precision: Annotated[
+        str, typer.Option(metavar="float32|bfloat16", help="bfloat16 is faster where the processor or GPU has it.")
+    ] = "float32",
     batch_size: Annotated[int | None, typer.Option(min=1, metavar="N", help="Images in one pass.")] = None,
-    workers: Annotated[int | None, typer.Option(min=0, metavar="N", help="Threads that read and decode.")] = None,
+    workers: Annotated[int | None, typer.Option(min=0, metavar="N", help="Threads; by default one a core.")] = None,
     dtype: Annotated[str | None, typer.Option(metavar="float32|float16", help="How vectors are stored.")] = None,
     scaled: Annotated[
         bool, typer.Option("--scaled", help="Decode large JPEGs at a fraction of their size: quicker, vectors differ.")
@@ -89,6 +96,8 @@ def extract(
             moved=moved,
             limit=limit,
             device=device,
+            runtime=runtime,
+            precision=precision,
             batch_size=batch_size,
             workers=workers,
             dtype=dtype,
@@ -127,7 +136,8 @@ def _show(report: ExtractReport, source: str | None) -> None:
         if report.quarantined > LISTED:
             rest = f"{report.quarantined - LISTED:,} more"
             screen.say(f"    … and {rest}: {screen.command('featcache', 'status', report.store)}")
-    screen.say(f"  {screen.span(report.seconds)} in all, with {report.backbone}")
+    on = f" on {report.runtime}" if report.runtime else ""
+    screen.say(f"  {screen.span(report.seconds)} in all, with {report.backbone}{on}")
     screen.say(f"Store: {report.store}")
     if source is None:
         screen.say("Stopped before the end. What was computed is kept; the same command goes on from here.")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from featcache.backbones.runtimes import passes_of
+from featcache.backbones.runtimes.processor import cores
 from featcache.errors import DiskFullError, UsageError
 from featcache.extraction.reader import VIEW_0
 from featcache.extraction.report import ExtractionInterrupted, ExtractReport, NothingUsableError
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from featcache.images.sources import Entry, Source
 
 DEFAULT_BACKBONE = "bundled:efficientnet_lite0"
-BATCH = 16
 IMAGE_TIMEOUT = 30.0
 
 
@@ -42,6 +42,8 @@ def extract(
     moved: bool = False,
     limit: int | None = None,
     device: str | None = None,
+    runtime: str = "auto",
+    precision: str = "float32",
     batch_size: int | None = None,
     workers: int | None = None,
     dtype: str | None = None,
@@ -68,8 +70,11 @@ def extract(
         moved: the source of this name now lies here.
         limit: only so many images, spread evenly over the labels.
         device: torch device of the backbone.
-        batch_size: images in one pass.
-        workers: threads that read and decode.
+        runtime: ``openvino``, ``torch``, or ``auto`` for the fastest that proves on this run's first images that it
+            agrees with eager torch.
+        precision: ``float32``, or ``bfloat16`` where the processor or GPU has it; its vectors are a space of their own.
+        batch_size: images in one pass; by default what the runtime is best with.
+        workers: threads that read, decode and, in OpenVINO, compute; by default one for each core.
         dtype: ``float32`` or ``float16`` storage; by default float32 for vectors and float16 for whole
             maps. Asking for float32 computes again what is stored as float16.
         scaled: decode large JPEG photographs at half, a quarter or an eighth of their size, which is quicker and
@@ -81,10 +86,12 @@ def extract(
 
     Raises:
         UsageError: a time-out that is not above 0, ``scaled`` with a callable transform, a name that is kept for
-            images given in Python, or a dataset that has no name or cannot be a source.
+            images given in Python, a dataset that has no name or cannot be a source, or a runtime or precision that
+            this machine does not have.
+        ConversionError: the network does not run on the runtime asked for as it does in torch.
         FeatcacheError: dozens of images hang at one time, so the disk or the transform does.
         SourceError: the source cannot be read as one.
-        UnknownNameError: no such backbone or layer.
+        UnknownNameError: no such backbone, layer, runtime or precision.
         NotAStoreError: the store's path holds something else.
         DiskFullError: no room is left; what was sealed is kept, and the message says how much is needed.
         UnusableImageError: with ``strict``, an image cannot be used.
@@ -98,10 +105,9 @@ def extract(
         raise UsageError(f"An image may take a number of seconds above 0, not {image_timeout}.")
     began, started = time.monotonic(), datetime.now(timezone.utc)
     one_by_one = isinstance(source, GivenImages)
-    if isinstance(source, Source):
-        images = source
-    else:
-        images = open_source(source, labels=labels, split=split, name=name)
+    images: Source = (
+        source if isinstance(source, Source) else open_source(source, labels=labels, split=split, name=name)
+    )
     if images.name in GIVEN and not one_by_one:
         raise UsageError(
             f"The name {images.name!r} is kept for images that are given in Python. Give another one: --name NAME."
@@ -109,7 +115,11 @@ def extract(
     with choose(progress) as shown:
         listed = images.entries()
         entries = limited(listed, limit)
-        network = backbones.get(backbone, weights, device) if isinstance(backbone, str) else backbone
+        network: Extractor
+        if isinstance(backbone, str):
+            network = backbones.get(backbone, weights, device, runtime=runtime, precision=precision)
+        else:
+            network = _running(backbone, runtime, precision)
         if scaled:
             if not isinstance(network, backbones.Backbone):
                 raise UsageError(f"{network.name} decodes its pictures in full. Leave out scaled.")
@@ -126,10 +136,13 @@ def extract(
                 try:
                     if not one_by_one:
                         run.forget_removed({entry.uri for entry in listed}, images.incomplete)
-                    run.over(entries, batch_size or BATCH, workers or os.cpu_count() or 1, shown)
+                    threads = workers or cores()
+                    at_once = min(threads, cores())  # more threads read a slow disk, but do not compute faster
+                    passes = passes_of(network, at_once=at_once, cores=at_once, images=batch_size)
+                    run.over(entries, passes, threads, shown)
                 finally:
                     run.finish()
-                    report.seconds = time.monotonic() - began
+                    report.seconds, report.stages = time.monotonic() - began, run.stages.seconds()
                     if report.computed or report.added or report.changed or report.removed:
                         writer.record_run("extract", started, report.to_dict() | {"interrupted": run.stopped})
             except DiskFullError as error:
@@ -145,6 +158,17 @@ def extract(
     if report.quarantined == report.items:
         raise NothingUsableError(report)
     return report
+
+
+def _running(backbone: Extractor, runtime: str, precision: str) -> Extractor:
+    """The backbone with what was asked for; what was not is left as it is."""
+    from featcache import backbones
+
+    if (runtime, precision) == ("auto", "float32"):
+        return backbone
+    if not isinstance(backbone, backbones.Backbone):
+        raise UsageError(f"{backbone.name} has a runtime and a precision of its own. Leave both out.")
+    return backbone.running(runtime=runtime, precision=precision)
 
 
 def limited(entries: Sequence[Entry], limit: int | None) -> list[Entry]:

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from featcache.errors import PassingImageError, UnusableImageError
-from featcache.extraction.workers import in_order
+from featcache.extraction.stages import Stages
+from featcache.extraction.workers import Crew, in_order
 from featcache.images.content import picture_sha256
 from featcache.images.reading import FileStat
 from featcache.store.source_records import Record
@@ -62,22 +63,30 @@ class Reader:
         space: tells what is stored.
         at_least: ``float32`` counts vectors stored as float16 as missing.
         seconds: how long one image may take.
+        stages: is told of the time.
     """
 
     def __init__(
-        self, network: Extractor, layers: Sequence[str], space: SpaceWriter, *, at_least: str, seconds: float
+        self,
+        network: Extractor,
+        layers: Sequence[str],
+        space: SpaceWriter,
+        *,
+        at_least: str,
+        seconds: float,
+        stages: Stages,
     ) -> None:
-        self.network, self.layers, self.seconds = network, layers, seconds
+        self.network, self.layers, self.seconds, self.stages = network, layers, seconds, stages
         self._space, self._at_least = space, at_least
         self._claimed: set[bytes] = set()
         self._claiming = threading.Lock()
 
     def read(
-        self, entries: Sequence[Entry], workers: int, ahead: int, stopped: Callable[[], bool]
+        self, entries: Sequence[Entry], crew: Crew, ahead: int, stopped: Callable[[], bool]
     ) -> Generator[ReadImage, None, None]:
         """Yield one `ReadImage` an entry, in order, with at most *ahead* images waiting, until *stopped*."""
         tasks = (_Reading(self, entry) for entry in entries)
-        return in_order(tasks, workers=workers, ahead=ahead, seconds=self.seconds, stopped=stopped)
+        return in_order(crew, tasks, ahead=ahead, stopped=stopped)
 
     def claim(self, reading: _Reading, record: Record) -> bool:
         """Whether *reading* is the first with these bytes; that of an image given up is never."""
@@ -112,7 +121,7 @@ class _Reading:
     def do(self) -> ReadImage:
         entry, indexed_ns = self.entry, time.time_ns()
         try:
-            sha256, stat, decode = _opened(entry, self.reader.network)
+            sha256, stat, decode = _opened(entry, self.reader.network, self.reader.stages)
         except UnusableImageError as error:
             return ReadImage(entry, None, reason=str(error))
         record = Record(
@@ -132,6 +141,11 @@ class _Reading:
         missing = self.reader.missing(record.sha256)
         if not missing:
             return ReadImage(entry, record)
+        with self.reader.stages.measured("decode"):
+            return self._prepared(record, missing, decode)
+
+    def _prepared(self, record: Record, missing: tuple[str, ...], decode: Callable[[], Image | Decoded]) -> ReadImage:
+        entry = self.entry
         try:
             image = decode()
         except UnusableImageError as error:
@@ -153,10 +167,16 @@ class _Reading:
         return ReadImage(self.entry, record, reason=reason, passing=True)
 
 
-def _opened(entry: Entry, network: Extractor) -> tuple[bytes, FileStat, Callable[[], Image | Decoded]]:
+def _opened(entry: Entry, network: Extractor, stages: Stages) -> tuple[bytes, FileStat, Callable[[], Image | Decoded]]:
     """What identifies an image, the state of its file, and what makes its RGB picture of the very same content."""
     if entry.picture is not None:
-        picture = entry.picture()
-        return picture_sha256(picture), FileStat(3 * picture.width * picture.height, 0, 0, 0), lambda: picture
-    data, stat = entry.read()
-    return hashlib.sha256(data).digest(), stat, functools.partial(network.decode, data)
+        with stages.measured("read"):
+            picture = entry.picture()
+        with stages.measured("hash"):
+            sha256 = picture_sha256(picture)
+        return sha256, FileStat(3 * picture.width * picture.height, 0, 0, 0), lambda: picture
+    with stages.measured("read"):
+        data, stat = entry.read()
+    with stages.measured("hash"):
+        sha256 = hashlib.sha256(data).digest()
+    return sha256, stat, functools.partial(network.decode, data)

@@ -22,8 +22,12 @@ class ExtractReport:
         quarantined: images that could not be used.
         added, changed, removed: images new to the source, with other content, no longer there.
         ignored: files of the source that are no images.
-        images_per_second: computed images over the seconds of the passes.
+        images_per_second: computed images over the seconds in which images were read and computed; to load, convert
+            and prove the network takes no part.
         seconds: from the call to the return.
+        runtime: what computed, ``torch`` or ``openvino``; None where nothing was computed.
+        notes: why another runtime was taken than the fastest.
+        stages: seconds of ``read``, ``hash``, ``decode``, ``forward`` and ``write``, all threads together.
         quarantine: (URI, reason) of each image in quarantine.
     """
 
@@ -40,6 +44,9 @@ class ExtractReport:
     ignored: int = 0
     images_per_second: float = 0.0
     seconds: float = 0.0
+    runtime: str | None = None
+    notes: list[str] = field(default_factory=list)
+    stages: dict[str, float] = field(default_factory=dict)
     quarantine: list[tuple[str, str]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:

@@ -18,9 +18,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from featcache.backbones.runtimes.processor import cores
 from featcache.errors import UnusableImageError
+from featcache.extraction.batches import Batches
 from featcache.extraction.reader import VIEW_0, Reader, ReadImage
 from featcache.extraction.report import ExtractReport
+from featcache.extraction.stages import Stages
+from featcache.extraction.workers import Crew
 from featcache.images.reading import FileStat
 from featcache.interrupts import stop_when_safe
 from featcache.progress import Progress
@@ -29,10 +33,13 @@ from featcache.store.writer import SpaceWriter
 
 if TYPE_CHECKING:
     from featcache.backbones import Extractor, Layer
+    from featcache.backbones.runtimes.passes import Passes
     from featcache.images.sources import Entry
 
 _RACY_NS = 2_000_000_000
 _SAVE_EVERY = 1000
+_AHEAD = 4
+"""Batches that are read before their turn: a slow image keeps the other threads from nothing for so long."""
 _CATALOGUE_BYTES = 600
 """About what the catalogue and its backup grow by with each image."""
 
@@ -67,6 +74,7 @@ class Run:
         self.layers = {layer.name: layer for layer in layers}
         self.strict, self.image_timeout = strict, image_timeout
         self.stopped = False
+        self.stages = Stages()
         self._at_least = "float32" if dtype == "float32" else "float16"
         # Another release of either may read what this one refuses, and so may other conditions.
         self._versions = f"featcache {version('featcache')}; pillow {version('pillow')}"
@@ -94,39 +102,45 @@ class Run:
         self._judged |= gone | (self.records.in_quarantine(self.space.id) - scanned)
         self.report.removed = len(gone)
 
-    def over(self, entries: Sequence[Entry], batch_size: int, workers: int, shown: Progress) -> None:
+    def over(self, entries: Sequence[Entry], passes: Passes, workers: int, shown: Progress) -> None:
         """Go through the source; `stopped` tells afterwards whether somebody asked to stop."""
         todo = self._settle_unchanged(entries)
         self._todo = len(todo)
         shown.start("extract", len(entries), "images")
         shown.advance(len(entries) - len(todo))
-        passes = 0.0
         reader = Reader(
-            self.network, list(self.layers), self.space, at_least=self._at_least, seconds=self.image_timeout
-        )
-        with (
-            stop_when_safe() as stop,
-            closing(reader.read(todo, workers, 2 * batch_size, lambda: stop.asked)) as reads,
-        ):
+            self.network, list(self.layers), self.space,
+            at_least=self._at_least, seconds=self.image_timeout, stages=self.stages,
+        )  # fmt: skip
+        began = time.monotonic()
+        with stop_when_safe() as stop, Crew(workers, self.image_timeout) as crew:
+            batches = Batches(passes, self.layers, crew, most=min(workers, cores()) + 1, stages=self.stages)
             batch: list[ReadImage] = []
-            for read in reads:
-                if self._settle(read):
-                    batch.append(read)
-                if len(batch) == batch_size:
-                    passes += self._pass(batch)
-                    batch = []
-                self.space.seal_aged()
-                shown.advance()
-                if stop.asked:
-                    break
-            self.stopped = stop.asked
-            passes += self._pass(batch)
-        if passes:
-            self.report.images_per_second = self.report.computed / passes
+            ahead = max(_AHEAD * passes.images, 2 * workers)
+            with closing(reader.read(todo, crew, ahead, lambda: stop.asked)) as reads:
+                for read in reads:
+                    if self._settle(read):
+                        batch.append(read)
+                    if len(batch) >= passes.images:
+                        self._put(batches, batch, shown)
+                        batch = []
+                    with self.stages.measured("write"):
+                        self.space.seal_aged()
+                    shown.advance()
+                    if stop.asked:
+                        break
+                self.stopped = stop.asked
+                if batches.begun or not self.stopped:  # who stops does not wait for a network to be loaded
+                    self._put(batches, batch, shown)
+                self._keep(batches, 0)
+        if self.report.computed:
+            self.report.runtime = passes.runtime
+            self.report.images_per_second = self.report.computed / (time.monotonic() - began - batches.preparing)
 
     def finish(self) -> None:
         """Seal and record what was done, however the run ended."""
-        self.space.seal()
+        with self.stages.measured("write"):
+            self.space.seal()
         reasons = {r.sha256: r.reason for r in self._rejected.values() if r.sha256 is not None}
         absent = self._absent({record.sha256 for record in self._twins})
         for record in self._twins:
@@ -224,28 +238,33 @@ class Run:
             return False
         return True
 
-    def _pass(self, batch: Sequence[ReadImage]) -> float:
-        """One forward pass; returns its seconds."""
+    def _put(self, batches: Batches, batch: list[ReadImage], shown: Progress) -> None:
+        """Send a batch on its way, and keep what came of those before it."""
         if not batch:
-            return 0.0
-        self.network.load()  # which takes no part in the rate
-        began = time.monotonic()
-        wanted = {name for read in batch for name in read.missing}
-        layers = [layer for name, layer in self.layers.items() if name in wanted]
-        vectors = self.network.forward(np.stack([r.pixels for r in batch if r.pixels is not None]), layers)
-        groups: dict[tuple[str, ...], list[int]] = {}
-        for row, read in enumerate(batch):
-            if not all(np.isfinite(vectors[name][row]).all() for name in read.missing):
-                assert read.record is not None
-                reason = f"the backbone {self.network.name} gives values that are not finite"
-                self._reject(Rejected(read.entry.uri, read.record.sha256, reason))
-                continue
-            groups.setdefault(read.missing, []).append(row)
-        for missing, rows in groups.items():
-            sha256s = [r.record.sha256 for r in (batch[row] for row in rows) if r.record is not None]
-            self.space.append(sha256s, {(name, VIEW_0): vectors[name][rows] for name in missing})
-            self.report.computed += len(rows)
-        return time.monotonic() - began
+            return
+        batches.put(batch)
+        for note in batches.passes.notes:
+            if note not in self.report.notes:
+                self.report.notes.append(note)
+                shown.note(note)
+        self._keep(batches, batches.most if batches.passes.parallel else 0)
+
+    def _keep(self, batches: Batches, most: int) -> None:
+        """Give the store the vectors of all batches but the last *most*, but for those that are not finite."""
+        for batch, vectors in batches.done(most):
+            groups: dict[tuple[str, ...], list[int]] = {}
+            for row, read in enumerate(batch):
+                if not all(np.isfinite(vectors[name][row]).all() for name in read.missing):
+                    assert read.record is not None
+                    reason = f"the backbone {self.network.name} gives values that are not finite"
+                    self._reject(Rejected(read.entry.uri, read.record.sha256, reason))
+                    continue
+                groups.setdefault(read.missing, []).append(row)
+            for missing, rows in groups.items():
+                sha256s = [r.record.sha256 for r in (batch[row] for row in rows) if r.record is not None]
+                with self.stages.measured("write"):
+                    self.space.append(sha256s, {(name, VIEW_0): vectors[name][rows] for name in missing})
+                self.report.computed += len(rows)
 
     def _book(self, rejected: Rejected) -> None:
         self._rejected[rejected.uri] = rejected

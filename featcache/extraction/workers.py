@@ -1,8 +1,10 @@
 """Threads that work ahead of whoever takes their results, and that nobody waits for when they hang.
 
+- One crew does all the work, as many threads as there are cores: images are read and batches are computed by the
+  same threads, so none of them is idle while there is anything to do, and they never stand in each other's way.
 - Results come in the order of the tasks; so many tasks at most are handed out before their turn.
 - A task that takes too long is given up. Nothing can end a thread, so it goes on, but its result is dropped
-  and another thread takes its place.
+  and another thread takes its place. Urgent work has no such limit.
 - The threads are daemons: neither closing the generator nor the end of the process waits for a stuck one.
 
 Time can only be taken while other threads run: C code that never lets go of the interpreter stops everything.
@@ -14,7 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from featcache.errors import FeatcacheError
 
@@ -39,79 +41,106 @@ class Task(Protocol[R_co]):
 
 
 def in_order(
+    crew: Crew,
     tasks: Iterable[Task[R]],
     *,
-    workers: int,
     ahead: int,
-    seconds: float,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Generator[R, None, None]:
     """Yield the tasks' results in order; an exception of a task is raised when its turn comes.
 
     Args:
+        crew: who does it.
         tasks: the work.
-        workers: threads that work at one time.
         ahead: tasks that are handed out at most while the first of them is waited for.
-        seconds: how long a task may take, counted from when a thread began with it.
         stopped: asked while a result is waited for; when true the generator ends.
 
     Raises:
         FeatcacheError: `MOST_STUCK` threads hang at once, so it is no single task's fault.
     """
-    crew: _Crew[R] = _Crew(workers, seconds)
-    handed: deque[_Job[R]] = deque()
+    handed: deque[Job[R]] = deque()
     coming = iter(tasks)
-    try:
-        while True:
-            while len(handed) < ahead and (task := next(coming, None)) is not None:
-                handed.append(crew.hand_out(task))
-            if not handed:
-                return
-            job = handed.popleft()
-            if not crew.wait_for(job, stopped):
-                return
-            if job.error is not None:
-                raise job.error
-            yield job.results.pop()
-    finally:
-        crew.dismiss()
+    while True:
+        while len(handed) < ahead and (task := next(coming, None)) is not None:
+            handed.append(crew.hand_out(task))
+        if not handed:
+            return
+        job = handed.popleft()
+        if not crew.wait_for(job, stopped):
+            return
+        yield job.result()
 
 
-class _Job(Generic[R]):
-    """A task on its way: waiting, begun, or done; `results` then holds one result unless there is an error."""
+class Job(Generic[R]):
+    """Work on its way: waiting, begun, or done; `results` then holds one result unless there is an error."""
 
-    def __init__(self, task: Task[R]) -> None:
-        self.task = task
+    def __init__(self, do: Callable[[], R], give_up: Callable[[], R] | None) -> None:
+        self.do, self.give_up = do, give_up
         self.began = 0.0
         self.thread: threading.Thread | None = None
         self.done = False
         self.results: list[R] = []
         self.error: BaseException | None = None
 
+    def result(self) -> R:
+        """The result of a job that is done, once; raises what the work raised."""
+        if self.error is not None:
+            raise self.error
+        return self.results.pop()
 
-class _Crew(Generic[R]):
+
+class Crew:
+    """Some threads, hired when there is work; a context that dismisses them.
+
+    Args:
+        workers: threads that work at one time.
+        seconds: how long a task may take, counted from when a thread began with it.
+    """
+
     def __init__(self, workers: int, seconds: float) -> None:
         self._workers, self._seconds = workers, seconds
         self._lock = threading.Lock()
         self._work_came = threading.Condition(self._lock)
         self._work_done = threading.Condition(self._lock)
-        self._todo: deque[_Job[R]] = deque()
-        self._running: set[_Job[R]] = set()
+        self._todo: deque[Job[Any]] = deque()
+        self._running: set[Job[Any]] = set()
         self._threads: set[threading.Thread] = set()
         self._stuck = 0
         self._dismissed = False
 
-    def hand_out(self, task: Task[R]) -> _Job[R]:
-        job = _Job(task)
+    def __enter__(self) -> Crew:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.dismiss()
+
+    def hand_out(self, task: Task[R]) -> Job[R]:
+        """Let a thread do *task* when those before it are begun."""
+        return self._add(Job(task.do, task.give_up), first=False)
+
+    def hand_out_urgent(self, do: Callable[[], R]) -> Job[R]:
+        """Let the next free thread do *do*, however long it takes."""
+        return self._add(Job(do, None), first=True)
+
+    def _add(self, job: Job[R], first: bool) -> Job[R]:
         with self._lock:
-            self._todo.append(job)
+            if first:
+                # Behind what is as urgent and came before.
+                place = next((i for i, other in enumerate(self._todo) if other.give_up is not None), len(self._todo))
+                self._todo.insert(place, job)
+            else:
+                self._todo.append(job)
             self._work_came.notify()
             if len(self._threads) < self._workers:
                 self._hire()
         return job
 
-    def wait_for(self, job: _Job[R], stopped: Callable[[], bool]) -> bool:
-        """Wait until *job* is done or given up; False where somebody asked to stop before."""
+    def wait_for(self, job: Job[Any], stopped: Callable[[], bool] = lambda: False) -> bool:
+        """Wait until *job* is done or given up; False where somebody asked to stop before.
+
+        Raises:
+            FeatcacheError: `MOST_STUCK` threads hang at once.
+        """
         with self._lock:
             while not job.done:
                 if stopped():
@@ -125,7 +154,7 @@ class _Crew(Generic[R]):
                     for other in self._running:
                         other.began += now - looked
                 # Only after a wait: whoever returns from a long pass first lets the threads report.
-                for other in [o for o in self._running if now - o.began >= self._seconds]:
+                for other in [o for o in self._running if o.give_up and now - o.began >= self._seconds]:
                     self._give_up(other)
             return True
 
@@ -156,10 +185,10 @@ class _Crew(Generic[R]):
                 job = self._todo.popleft()
                 job.began, job.thread = time.monotonic(), me
                 self._running.add(job)
-            result: list[R] = []
+            result: list[Any] = []
             error: BaseException | None = None
             try:
-                result.append(job.task.do())
+                result.append(job.do())
             except BaseException as caught:  # whatever it is, it is for whoever takes the results
                 error = caught
             with self._lock:
@@ -170,12 +199,13 @@ class _Crew(Generic[R]):
                 self._running.remove(job)
                 self._work_done.notify()
 
-    def _give_up(self, job: _Job[R]) -> None:
+    def _give_up(self, job: Job[Any]) -> None:
         assert job.thread is not None
+        assert job.give_up is not None
         self._running.remove(job)
         self._threads.remove(job.thread)
         self._stuck += 1
-        job.results, job.done = [job.task.give_up()], True
+        job.results, job.done = [job.give_up()], True
         if self._stuck >= MOST_STUCK:
             raise FeatcacheError(
                 f"Reading hangs: {self._stuck} images were each begun {self._seconds:g} s ago or earlier and are not "

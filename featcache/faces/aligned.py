@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from featcache.backbones import Extractor, Layer
 from featcache.backbones.layers import POOLED
+from featcache.backbones.runtimes import passes_of
 from featcache.errors import PassingImageError, UnknownNameError, UnusableImageError
 from featcache.faces.chips import CHIP, aligned_chip
 from featcache.faces.detection import CENTRE_BOX, Detection, Detector, picture_in
@@ -19,6 +20,8 @@ from featcache.recipe import Recipe, StandardTransform
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from featcache.backbones.runtimes.passes import Passes
 
 MIRRORED = "mirrored"
 """The layer that is the mean of ``pooled`` of the face and of the face seen in a mirror, L2-normalised."""
@@ -133,17 +136,69 @@ class AlignedBackbone:
         Returns:
             For each layer's name its activations (n, …) float32.
         """
+        return self._with_mirror(self.base.forward, batch, layers)
+
+    def passes(self, **wishes: Any) -> Passes:
+        """The same on the backbone's runtime; arguments are those of `featcache.backbones.runtimes.passes_for`."""
+        return _AlignedPasses(self, passes_of(self.base, **wishes))
+
+    def layers_of_base(self, layers: Sequence[Layer]) -> list[Layer]:
+        """What the backbone has to give for these layers."""
         wanted = {layer.name: layer for layer in layers}
         mirrored = wanted.pop(MIRRORED, None)
-        if mirrored is None:
-            return self.base.forward(batch, layers)
-        pooled = Layer(POOLED, mirrored.position - 1, mirrored.shape)
-        found = self.base.forward(batch, list((wanted | {POOLED: pooled}).values()))
-        # Pictures are (n, h, w, 3), the tensors that a callable makes (n, 3, h, w).
-        across = 2 if isinstance(self.base.recipe.pixels.transform, StandardTransform) else 3
-        seen_in_mirror = self.base.forward(np.ascontiguousarray(np.flip(batch, across)), [pooled])[POOLED]
-        both = _normalised(found[POOLED].astype(np.float64) + seen_in_mirror)
-        return {name: found[name] for name in wanted} | {MIRRORED: both.astype(np.float32)}
+        if mirrored is not None:
+            wanted[POOLED] = Layer(POOLED, mirrored.position - 1, mirrored.shape)
+        return list(wanted.values())
+
+    def _with_mirror(
+        self,
+        run: Callable[[np.ndarray, Sequence[Layer]], dict[str, np.ndarray]],
+        batch: np.ndarray,
+        layers: Sequence[Layer],
+    ) -> dict[str, np.ndarray]:
+        names = [layer.name for layer in layers]
+        found = run(batch, self.layers_of_base(layers))
+        if MIRRORED in names:
+            pooled = [layer for layer in self.layers_of_base(layers) if layer.name == POOLED]
+            # Pictures are (n, h, w, 3), the tensors that a callable makes (n, 3, h, w).
+            across = 2 if isinstance(self.base.recipe.pixels.transform, StandardTransform) else 3
+            seen_in_mirror = run(np.ascontiguousarray(np.flip(batch, across)), pooled)[POOLED]
+            both = _normalised(found[POOLED].astype(np.float64) + seen_in_mirror)
+            found = found | {MIRRORED: both.astype(np.float32)}
+        return {name: found[name] for name in names}
+
+
+class _AlignedPasses:
+    """Passes of faces on the backbone's runtime."""
+
+    def __init__(self, aligned: AlignedBackbone, base: Passes) -> None:
+        self._aligned, self._base = aligned, base
+
+    @property
+    def runtime(self) -> str:
+        return self._base.runtime
+
+    @property
+    def parallel(self) -> bool:
+        return self._base.parallel
+
+    @property
+    def images(self) -> int:
+        return self._base.images
+
+    @property
+    def notes(self) -> list[str]:
+        return self._base.notes
+
+    def ready(self, batch: np.ndarray, layers: Sequence[Layer]) -> None:
+        # The mirror images take a pass of `pooled` alone, which is a graph of its own.
+        wanted = self._aligned.layers_of_base(layers)
+        self._base.ready(batch, wanted)
+        if any(layer.name == MIRRORED for layer in layers):
+            self._base.ready(batch, [layer for layer in wanted if layer.name == POOLED])
+
+    def forward(self, batch: np.ndarray, layers: Sequence[Layer]) -> dict[str, np.ndarray]:
+        return self._aligned._with_mirror(self._base.forward, batch, layers)
 
 
 def _normalised(rows: np.ndarray) -> np.ndarray:

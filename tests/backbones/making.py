@@ -54,6 +54,12 @@ def batch(backbone: Backbone, count: int = 2) -> np.ndarray:
     return np.stack([backbone.prepare(image) for image in images])
 
 
+def relative(got: np.ndarray, expected: np.ndarray) -> float:
+    """The largest ‖got - expected‖/‖expected‖ of an image."""
+    flat = [array.reshape(len(array), -1).astype(np.float64) for array in (got, expected)]
+    return float((np.linalg.norm(flat[0] - flat[1], axis=1) / np.linalg.norm(flat[1], axis=1)).max())
+
+
 def run(backbone: Backbone, pictures: np.ndarray, *layers: str) -> dict[str, np.ndarray]:
     return backbone.forward(pictures, backbone.resolve_layers(layers))
 

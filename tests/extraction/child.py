@@ -12,7 +12,10 @@ from typing import Any
 
 import featcache as fc
 from featcache import failpoints
+from featcache.backbones.runtimes.openvino_library import library
 from featcache.store import writer
+
+library()  # imported once, before a child is forked
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.extraction.child", "torch", "featcache.extraction", "featcache.backbones"])

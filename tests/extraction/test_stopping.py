@@ -70,7 +70,7 @@ class Tell:
     def note(self, text): pass
     def finish(self): pass
 writer.StoreWriter.__init__.__kwdefaults__["seal_seconds"] = 0.0
-fc.extract(sys.argv[1], sys.argv[2], backbone=tiny_backbone(), batch_size=2, progress=Tell())
+fc.extract(sys.argv[1], sys.argv[2], backbone=tiny_backbone(), batch_size=2, workers=2, progress=Tell())
 """
 
 
@@ -90,7 +90,7 @@ def test_a_kill_loses_at_most_what_was_not_sealed(photos: Path, tmp_path: Path, 
     opened = fc.open(store)
     assert opened.verify().ok
     kept = len(opened.vectors())
-    assert kept >= 10
+    assert kept >= 6  # 13 images were read: of the six batches three may still be on their way
     report = fc.extract(photos, store, backbone=net, progress=False)
     assert report.computed == 24 - kept
     whole = tmp_path / "whole.fcache"

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 
 import pytest
 
 from featcache.errors import FeatcacheError
 from featcache.extraction import workers
-from featcache.extraction.workers import in_order
+from featcache.extraction.workers import Crew
+from featcache.extraction.workers import in_order as in_order_of
 
 LONG = 600.0
 
@@ -29,6 +30,13 @@ class Job:
 
     def give_up(self) -> str:
         return f"{self.name} given up"
+
+
+def in_order(
+    jobs: Iterable[Job], *, workers: int, ahead: int, seconds: float, stopped: Callable[[], bool] = lambda: False
+) -> Generator[str, None, None]:
+    with Crew(workers, seconds) as crew:
+        yield from in_order_of(crew, jobs, ahead=ahead, stopped=stopped)
 
 
 @pytest.fixture

@@ -1,0 +1,10 @@
+"""Runtimes: what computes the forward passes.
+
+At float32 a runtime is no part of a recipe, because each but eager torch, the reference, has to prove on real images
+that it gives the same activations before it is used. Nothing here imports torch or OpenVINO before a pass is made
+ready, and a graph that was proven before needs no torch at all.
+"""
+
+from featcache.backbones.runtimes.choice import RUNTIMES, check_choice, passes_for, passes_of, runtime_of_recipe
+
+__all__ = ["RUNTIMES", "check_choice", "passes_for", "passes_of", "runtime_of_recipe"]

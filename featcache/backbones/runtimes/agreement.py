@@ -1,0 +1,54 @@
+"""Whether two runtimes give the same activations of the same images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from featcache.errors import ConversionError
+
+TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
+"""Largest ‖a - b‖/‖b‖ of an image's activations at one layer, by precision. A bfloat16 number keeps eight binary
+digits, so after many layers two right answers differ by some percent; the bound tells these from a wrong graph."""
+
+
+def check_agreement(
+    got: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray], precision: str
+) -> dict[str, float]:
+    """Compare activations with those of the reference, image by image and layer by layer.
+
+    Args:
+        got, expected: for each layer's name (n, …) float32 of the same n images.
+        precision: ``float32`` or ``bfloat16``, that of *got*.
+
+    Returns:
+        For each layer the largest relative error.
+
+    Raises:
+        ConversionError: they differ by more than `TOLERANCE` or in shape, values are finite in one alone, or there is
+            no image of which all values of the reference are finite.
+    """
+    largest = {}
+    for name, reference in expected.items():
+        if got[name].shape != reference.shape:
+            raise ConversionError(f"the layer {name} has shape {got[name].shape}, in eager torch {reference.shape}")
+        n = len(reference)
+        a, b = (array.reshape(n, -1).astype(np.float64) for array in (got[name], reference))
+        finite = np.isfinite(b).all(axis=1)
+        if (np.isfinite(a).all(axis=1) != finite).any():
+            raise ConversionError(
+                f"the layer {name} has values that are not finite, and not where eager torch has them"
+            )
+        if not finite.any():
+            raise ConversionError(f"no image has finite values at the layer {name}, so nothing can be compared")
+        away, length = (np.linalg.norm(part[finite], axis=1) for part in (a - b, b))
+        # Where the reference is all zeros, so must be the other.
+        errors = np.divide(away, length, out=np.where(away > 0, np.inf, 0.0), where=length > 0)
+        largest[name] = float(errors.max())
+        if largest[name] > TOLERANCE[precision]:
+            raise ConversionError(
+                f"the layer {name} differs from eager torch by {largest[name]:.1e} relative to its norm, "
+                f"more than {TOLERANCE[precision]:.0e}"
+            )
+    return largest

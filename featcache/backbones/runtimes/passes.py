@@ -1,0 +1,235 @@
+"""Forward passes on a runtime, in as many threads at one time as it allows.
+
+- `torch` is the reference. On a processor it runs one pass at a time, with torch's own threads.
+- `openvino` runs a graph that was converted from the module, one core a pass. It is used only for layers for which it
+  has proved itself, see `GraphPasses`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+import numpy as np
+
+from featcache.backbones.runtimes import openvino_library
+from featcache.backbones.runtimes.agreement import check_agreement
+from featcache.backbones.runtimes.graph import CompiledGraph, Graph
+from featcache.backbones.runtimes.graph_cache import GraphCache, Proven
+from featcache.errors import ConversionError
+
+if TYPE_CHECKING:
+    from featcache.backbones.backbone import Backbone
+    from featcache.backbones.layers import Layer
+
+Key: TypeAlias = tuple[tuple[str, ...], tuple[int, ...]]
+"""Names of layers, and the shape of one image's input."""
+
+_SEED = 20
+_HELD = 4
+"""Graphs that a backbone keeps compiled, with their weights."""
+
+
+class Passes(Protocol):
+    """What runs batches through a network."""
+
+    @property
+    def runtime(self) -> str:
+        """``torch`` or ``openvino``; ``own`` of what is run in a way of its own."""
+
+    @property
+    def parallel(self) -> bool:
+        """Whether `forward` may be called in several threads at one time, each pass on one core."""
+
+    @property
+    def images(self) -> int:
+        """Images in a pass that it runs best with."""
+
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know of the choice of the runtime."""
+
+    def ready(self, batch: np.ndarray, layers: Sequence[Layer]) -> None:
+        """Make all ready for these layers; call it with real images before the first `forward` of a set of layers, in
+        the thread that takes the results."""
+
+    def forward(self, batch: np.ndarray, layers: Sequence[Layer]) -> dict[str, np.ndarray]:
+        """For each layer's name (n, …) float32, of (n, …) of what `Backbone.prepare` gave for n images."""
+
+
+class TorchPasses:
+    """Passes in eager torch, on the backbone's device and at its precision."""
+
+    runtime, parallel = "torch", False
+
+    def __init__(self, backbone: Backbone, images: int | None) -> None:
+        self._backbone = backbone
+        self.images = images or 16
+        self.notes: list[str] = []
+
+    def ready(self, batch: np.ndarray, layers: Sequence[Layer]) -> None:
+        self._backbone.load()
+
+    def forward(self, batch: np.ndarray, layers: Sequence[Layer]) -> dict[str, np.ndarray]:
+        return self._backbone.network.forward(batch, layers, self._backbone.precision)
+
+
+class PlainPasses:
+    """Passes of what is no `Backbone` and has only a ``forward`` of its own."""
+
+    runtime, parallel = "own", False
+
+    def __init__(self, network: Any, images: int | None) -> None:
+        self.forward, self.images = network.forward, images or 16
+        self.notes: list[str] = []
+
+    def ready(self, batch: np.ndarray, layers: Sequence[Layer]) -> None:
+        """There is nothing to prepare."""
+
+
+class GraphPasses:
+    """Passes in OpenVINO, once the graph has proved for its layers that it gives what eager torch gives.
+
+    The proof of a new graph is a comparison on the images given to `ready`. A graph that an earlier process has
+    proved is compared again on pictures made from a seed, with what torch gave for them then; the network of a
+    backbone made in Python is at hand, so for it the run's own images are compared every time.
+
+    Args:
+        backbone: runs on ``cpu``.
+        images: images in a pass.
+        at_once: passes at one time.
+        cores: cores that these passes share.
+        must: raise where the graph cannot be had or is wrong, instead of taking torch.
+        may_convert: convert where no proven graph is kept, which takes seconds; else torch is taken.
+    """
+
+    def __init__(
+        self, backbone: Backbone, *, images: int | None, at_once: int, cores: int, must: bool, may_convert: bool
+    ) -> None:
+        self._backbone, self._asked = backbone, images
+        self._at_once, self._cores = at_once, cores
+        self._must, self._may_convert = must, may_convert
+        self._graphs: dict[Key, CompiledGraph] = {}
+        self._torch: TorchPasses | None = None
+        self.notes: list[str] = []
+
+    @property
+    def runtime(self) -> str:
+        return "openvino" if self._torch is None else "torch"
+
+    @property
+    def parallel(self) -> bool:
+        return self._torch is None
+
+    @property
+    def images(self) -> int:
+        # One image runs as fast as sixteen on one core; some together save what a pass costs besides.
+        return (self._asked or 8) if self._torch is None else self._torch.images
+
+    def ready(self, batch: np.ndarray, layers: Sequence[Layer]) -> None:
+        """As in `Passes`.
+
+        Raises:
+            ConversionError: the network cannot be run by OpenVINO as it runs in torch, and *must* is set.
+        """
+        key = _key(batch, layers)
+        if key in self._graphs or self._torch is not None:
+            return
+        if not openvino_library.is_installed():
+            self._take_torch("OpenVINO is not installed; it comes with: pip install openvino")
+            return
+        try:
+            found = self._known(key, batch, layers) or (self._new(key, batch, layers) if self._may_convert else None)
+        except ConversionError as error:
+            self._take_torch(str(error), error)
+            return
+        if found is None:
+            self._torch = TorchPasses(self._backbone, self._asked)
+        else:
+            self._graphs[key] = found
+
+    def forward(self, batch: np.ndarray, layers: Sequence[Layer]) -> dict[str, np.ndarray]:
+        # A graph first: torch, whose hooks allow one pass at a time, must not be called by threads that were sent off
+        # before it was taken.
+        if (graph := self._graphs.get(_key(batch, layers))) is not None:
+            return graph.forward(batch)
+        assert self._torch is not None, "`ready` was not called for these layers"
+        return self._torch.forward(batch, layers)
+
+    def _known(self, key: Key, batch: np.ndarray, layers: Sequence[Layer]) -> CompiledGraph | None:
+        """A graph that is compiled in this process or kept on the disk, if it still proves right."""
+        if (found := self._backbone.compiled.get(self._place(key))) is not None:
+            return found
+        cache = self._cache(key)
+        proven = cache.read()
+        if proven is None:
+            return None
+        try:
+            graph = self._compiled(proven.graph, key)
+            check_agreement(graph.forward(proven.pictures), proven.expected, self._backbone.precision)
+            if self._backbone.made_in_python:
+                check_agreement(graph.forward(batch), self._reference(batch, layers), self._backbone.precision)
+        except ConversionError:
+            cache.forget()
+            return None
+        return self._keep(key, graph)
+
+    def _new(self, key: Key, batch: np.ndarray, layers: Sequence[Layer]) -> CompiledGraph:
+        from featcache.backbones.runtimes.conversion import convert
+
+        pictures = _pictures(batch)
+        made = convert(self._backbone.network, layers, pictures)
+        graph = self._compiled(made, key)
+        errors = check_agreement(graph.forward(batch), self._reference(batch, layers), self._backbone.precision)
+        expected = self._reference(pictures, layers)
+        if all(np.isfinite(array).all() for array in expected.values()):
+            self._cache(key).write(Proven(made, pictures, expected, errors))
+        return self._keep(key, graph)
+
+    def _reference(self, batch: np.ndarray, layers: Sequence[Layer]) -> dict[str, np.ndarray]:
+        return self._backbone.network.forward(batch, layers)
+
+    def _compiled(self, graph: Graph, key: Key) -> CompiledGraph:
+        return CompiledGraph(
+            graph, key[0], images=self.images, at_once=self._at_once, cores=self._cores,
+            precision=self._backbone.precision,
+        )  # fmt: skip
+
+    def _cache(self, key: Key) -> GraphCache:
+        return GraphCache(self._backbone.recipe.fingerprint, *key, self._backbone.library)
+
+    def _keep(self, key: Key, graph: CompiledGraph) -> CompiledGraph:
+        held = self._backbone.compiled
+        held[self._place(key)] = graph
+        for oldest in list(held)[:-_HELD]:
+            held.pop(oldest, None)
+        return graph
+
+    def _place(self, key: Key) -> tuple[Any, ...]:
+        # Threads do not outlive a fork, so a child compiles for itself.
+        return (os.getpid(), key, self.images, self._at_once, self._cores, self._backbone.precision)
+
+    def _take_torch(self, reason: str, error: ConversionError | None = None) -> None:
+        name = self._backbone.name
+        if self._must:
+            raise ConversionError(
+                f"{name} cannot run on OpenVINO: {reason}. Choose the runtime torch: --runtime torch."
+            ) from error
+        self.notes.append(f"{name} runs on torch, as OpenVINO is out of the question: {reason}.")
+        self._torch = TorchPasses(self._backbone, self._asked)
+
+
+def _key(batch: np.ndarray, layers: Sequence[Layer]) -> Key:
+    return tuple(layer.name for layer in layers), batch.shape[1:]
+
+
+def _pictures(batch: np.ndarray) -> np.ndarray:
+    """Two inputs of the batch's kind made from a seed: noise, and noise in squares, which has coarse shapes too."""
+    rng = np.random.default_rng(_SEED)
+    shape = batch.shape[1:]
+    if batch.dtype != np.uint8:
+        return rng.normal(size=(2, *shape)).astype(np.float32)
+    noise = rng.integers(0, 256, (2, *shape), dtype=np.uint8)
+    coarse = noise[1, ::16, ::16].repeat(16, axis=0).repeat(16, axis=1)[: shape[0], : shape[1]]
+    return np.stack([noise[0], coarse // 2 + noise[1] // 2])

@@ -1,0 +1,376 @@
+"""OpenVINO gives what eager torch gives, or it is not used; and what is kept of it is not believed unseen."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import featcache as fc
+from featcache.backbones import Backbone, get, tiny_backbone
+from featcache.backbones.runtimes import processor
+from featcache.backbones.runtimes.agreement import check_agreement
+from featcache.backbones.runtimes.graph import Graph
+from featcache.backbones.runtimes.graph_cache import GraphCache
+from featcache.backbones.runtimes.passes import GraphPasses
+from featcache.errors import ConversionError, UnknownNameError, UsageError
+from featcache.recipe import StandardTransform
+from tests.backbones.making import relative
+
+TRANSFORM = StandardTransform((32,), (32, 32), "bilinear", (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+
+
+@pytest.fixture(autouse=True)
+def _empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEATCACHE_CACHE", str(tmp_path / "cache"))
+
+
+def pictures(backbone: Backbone, count: int = 3, seed: int = 0) -> np.ndarray:
+    height, width = backbone.network.size
+    return np.random.default_rng(seed).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+
+
+def made(module: nn.Module, **options: Any) -> Backbone:
+    return Backbone.from_module(module, transform=TRANSFORM, name="mine", axes="NCHW", **options)
+
+
+def cached_files() -> list[Path]:
+    from featcache.backbones.recipe_cache import cache_folder
+
+    return sorted((cache_folder() / "graphs").glob("*"))
+
+
+def test_what_lies_behind_the_deepest_layer_is_cut_off() -> None:
+    backbone = tiny_backbone()
+    kinds = {}
+    for layer in ("stem:mean", "pooled"):
+        layers = backbone.resolve_layers([layer])
+        passes = backbone.passes(images=1, cores=1)
+        passes.ready(pictures(backbone), layers)
+        (graph,) = (g for g in backbone.compiled.values() if g.names == (layer,))
+        kinds[layer] = [
+            op.get_rt_info()["layerType"].astype(str) for op in graph._compiled.get_runtime_model().get_ops()
+        ]
+    assert kinds["stem:mean"].count("Convolution") == 1
+    assert kinds["pooled"].count("Convolution") == 3
+
+
+class Odd(nn.Module):
+    """An operation that OpenVINO does not know, behind a convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.special.i0(self.stem(x).mean((2, 3)))
+
+
+class Looks(nn.Module):
+    """Computes one thing or another, by what it sees."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mean = x.mean((2, 3))
+        return mean * 2 if mean.sum() > 0 else mean * 3
+
+
+@pytest.mark.parametrize(("module", "reason"), [(Odd(), r"aten::special_i0"), (Looks(), "looks at in Python")])
+def test_what_cannot_be_converted_runs_on_torch(module: nn.Module, reason: str) -> None:
+    backbone = made(module)
+    layers, x = backbone.resolve_layers(["pooled"]), pictures(backbone)
+    passes = backbone.passes()
+    passes.ready(x, layers)
+    assert (passes.runtime, passes.parallel) == ("torch", False)
+    (note,) = passes.notes
+    assert reason in note
+    np.testing.assert_array_equal(passes.forward(x, layers)["pooled"], backbone.forward(x, layers)["pooled"])
+    with pytest.raises(ConversionError, match=f"module:mine cannot run on OpenVINO.*{reason}.*--runtime torch"):
+        backbone.running(runtime="openvino").passes().ready(x, layers)
+
+
+def test_a_run_says_which_runtime_it_took_and_why(photos: Path, tmp_path: Path) -> None:
+    report = fc.extract(photos, tmp_path / "a.fcache", backbone=made(Odd()), progress=False)
+    assert (report.computed, report.runtime) == (24, "torch")
+    assert "aten::special_i0" in report.notes[0]
+    ((record,),) = fc.open(tmp_path / "a.fcache").catalogue.query("t", "SELECT record FROM runs")
+    kept = json.loads(record)
+    assert kept["runtime"] == "torch"
+    assert kept["notes"] == report.notes
+    assert set(kept["stages"]) == {"read", "hash", "decode", "forward", "write"}
+    assert all(seconds >= 0 for seconds in kept["stages"].values())
+    assert kept["stages"]["decode"] > 0
+    with pytest.raises(ConversionError, match="aten::special_i0"):
+        fc.extract(photos, tmp_path / "b.fcache", backbone=made(Odd()), runtime="openvino", progress=False)
+
+
+def test_both_runtimes_share_one_space_and_agree(photos: Path, tmp_path: Path) -> None:
+    vectors = {}
+    for runtime in ("torch", "openvino"):
+        store = tmp_path / f"{runtime}.fcache"
+        report = fc.extract(
+            photos, store, backbone=tiny_backbone(), layers=["pooled", "body.*:mean_std"], runtime=runtime,
+            progress=False,
+        )  # fmt: skip
+        assert (report.computed, report.runtime) == (24, runtime)
+        vectors[report.space, runtime] = fc.open(store).arrays(layers="pooled+body.*:mean_std")[0]
+    assert len({space for space, _ in vectors}) == 1
+    first, second = vectors.values()
+    assert relative(first, second) <= 1e-4
+    again = fc.extract(photos, store, backbone=tiny_backbone(), layers=["pooled"], runtime="torch", progress=False)
+    assert (again.computed, again.runtime) == (0, None)
+
+
+def test_threads_and_batches_change_nothing(photos: Path, tmp_path: Path) -> None:
+    found = []
+    for workers, batch in ((1, 1), (3, 5), (2, None)):
+        store = tmp_path / f"{workers}.fcache"
+        fc.extract(
+            photos, store, backbone=tiny_backbone(), runtime="openvino", workers=workers, batch_size=batch,
+            progress=False,
+        )  # fmt: skip
+        opened = fc.open(store)
+        found.append((opened.arrays()[0], [item.uri for item in opened.items()]))
+    for vectors, uris in found[1:]:
+        assert uris == found[0][1]
+        assert relative(vectors, found[0][0]) <= 1e-6
+
+
+class NaNInside(nn.Module):
+    """NaN for dark pictures, before what follows."""
+
+    def __init__(self, follows: nn.Module) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.follows = nn.Conv2d(3, 6, 3), follows
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        bright = (x.mean((1, 2, 3), keepdim=True) + 2.4).relu()
+        return self.follows(self.stem(x) * (bright / bright)).mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    "follows", [nn.Identity(), nn.ReLU(), nn.ReLU6(), nn.MaxPool2d(2)], ids=lambda m: type(m).__name__
+)
+def test_an_image_with_nan_inside_goes_to_quarantine(photos: Path, tmp_path: Path, follows: nn.Module) -> None:
+    """OpenVINO's ReLU alone would make a number of NaN, and a wrong vector of the image."""
+    Image.new("RGB", (40, 40)).save(photos / "cats" / "dark.png")
+    transform = StandardTransform((32,), (32, 32), "bilinear", (0.5,) * 3, (0.2,) * 3)
+    backbone = Backbone.from_module(NaNInside(follows), transform=transform, name="nan")
+    dark = np.zeros((1, 32, 32, 3), np.uint8)
+    assert np.isnan(backbone.forward(dark, backbone.resolve_layers(["pooled"]))["pooled"]).all()
+    report = fc.extract(photos, tmp_path / "s.fcache", backbone=backbone, runtime="openvino", progress=False)
+    assert (report.computed, report.quarantined) == (24, 1)
+    assert report.quarantine[0][0] == "cats/dark.png"
+    assert "not finite" in report.quarantine[0][1]
+
+
+@pytest.fixture
+def kept() -> tuple[Callable[..., GraphPasses], Path]:
+    """Makes passes as a new process would, and the file that keeps their graph."""
+
+    def start(backbone: Backbone | None = None) -> GraphPasses:
+        fresh = backbone or tiny_backbone()
+        passes = fresh.passes(images=2, cores=1)
+        assert isinstance(passes, GraphPasses)
+        passes.ready(pictures(fresh), fresh.resolve_layers(["pooled"]))
+        return passes
+
+    assert start().runtime == "openvino"
+    (path,) = cached_files()
+    return start, path
+
+
+def conversions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    from featcache.backbones.runtimes import conversion
+
+    done: list[int] = []
+    inner = conversion.convert
+    monkeypatch.setattr(conversion, "convert", lambda *arguments: (done.append(1), inner(*arguments))[1])
+    return done
+
+
+def test_a_kept_graph_is_not_converted_again(kept: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = conversions(monkeypatch)
+    assert kept[0]().runtime == "openvino"
+    assert done == []
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "flip", "garbage", "folder"])
+def test_a_damaged_file_is_made_again(kept: Any, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
+    start, path = kept
+    whole = path.read_bytes()
+    middle = len(whole) // 2
+    flipped = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
+    path.unlink()
+    if damage == "folder":
+        path.mkdir()
+    else:
+        path.write_bytes({"empty": b"", "cut": whole[:middle], "flip": flipped, "garbage": b"\0" * 99}[damage])
+    done = conversions(monkeypatch)
+    assert start().runtime == "openvino"
+    assert done == [1]
+    if damage != "folder":
+        assert path.read_bytes() != flipped
+        start()
+        assert done == [1]
+
+
+@pytest.mark.parametrize("of", ["openvino", "torch", "featcache"])
+def test_another_release_converts_for_itself(kept: Any, monkeypatch: pytest.MonkeyPatch, of: str) -> None:
+    from featcache.backbones.runtimes import graph_cache
+
+    installed = graph_cache.version
+    monkeypatch.setattr(graph_cache, "version", lambda name: "999" if name == of else installed(name))
+    done = conversions(monkeypatch)
+    assert kept[0]().runtime == "openvino"
+    assert done == [1]
+
+
+def test_another_processor_converts_for_itself(kept: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processor, "identity", lambda: "another one")
+    done = conversions(monkeypatch)
+    kept[0]()
+    assert done == [1]
+
+
+def place_of(backbone: Backbone) -> GraphCache:
+    return GraphCache(backbone.recipe.fingerprint, ("pooled",), (32, 32, 3), backbone.library)
+
+
+def test_a_wrong_graph_with_a_right_digest_is_found_out(kept: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The graph of other weights, put where this one's is: what torch gave for the kept pictures contradicts it."""
+    from dataclasses import replace
+
+    start, _ = kept
+    mine, other = tiny_backbone(), tiny_backbone(1)
+    start(other)
+    stolen = place_of(other).read()
+    right = place_of(mine).read()
+    assert stolen is not None
+    assert right is not None
+    place_of(mine).write(replace(right, graph=stolen.graph))
+    done = conversions(monkeypatch)
+    passes = start(mine)
+    assert done == [1]
+    layers, x = mine.resolve_layers(["pooled"]), pictures(mine, seed=5)
+    assert relative(passes.forward(x, layers)["pooled"], mine.forward(x, layers)["pooled"]) <= 1e-4
+    # All of it wrong, pictures and answers too: the module at hand contradicts it.
+    place_of(mine).write(stolen)
+    start(tiny_backbone())
+    assert done == [1, 1]
+
+
+def test_a_graph_that_disagrees_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A conversion that goes wrong in silence: torch is taken, with a note, and nothing is kept."""
+    from featcache.backbones.runtimes import conversion
+
+    inner = conversion.convert
+    wrong = tiny_backbone(1)
+    wrong_layers = wrong.resolve_layers(["pooled"])
+    monkeypatch.setattr(conversion, "convert", lambda network, layers, x: inner(wrong.network, wrong_layers, x))
+    backbone = tiny_backbone()
+    layers, x = backbone.resolve_layers(["pooled"]), pictures(backbone)
+    passes = backbone.passes()
+    passes.ready(x, layers)
+    assert passes.runtime == "torch"
+    assert "pooled differs from eager torch" in passes.notes[0]
+    assert cached_files() == []
+    with pytest.raises(ConversionError, match="differs from eager torch"):
+        backbone.running(runtime="openvino").passes().ready(x, layers)
+
+
+def test_a_graph_that_cannot_be_read_is_no_graph(kept: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dataclasses import replace
+
+    place = place_of(tiny_backbone())
+    right = place.read()
+    assert right is not None
+    place.write(replace(right, graph=Graph(b"<net/>", right.graph.weights)))
+    done = conversions(monkeypatch)
+    assert kept[0]().runtime == "openvino"
+    assert done == [1]
+
+
+def test_for_a_few_images_nothing_is_converted(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = conversions(monkeypatch)
+    backbone = tiny_backbone()
+    layers, x = backbone.resolve_layers(["pooled"]), pictures(backbone)
+    passes = backbone.passes(convert=False)
+    passes.ready(x, layers)
+    assert (passes.runtime, passes.notes, done) == ("torch", [], [])
+
+
+@pytest.mark.parametrize(
+    ("got", "message"),
+    [
+        ([[1.0, 2.0], [3.0, 4.002]], "differs from eager torch by 4.0e-04"),
+        ([[1.0, 2.0], [3.0, np.nan]], "not finite"),
+        ([[1.0, 2.0, 0.0], [3.0, 4.0, 0.0]], r"shape \(2, 3\)"),
+    ],
+)
+def test_what_is_no_agreement(got: list[list[float]], message: str) -> None:
+    reference = {"pooled": np.array([[1.0, 2.0], [3.0, 4.0]], np.float32)}
+    assert check_agreement(reference, reference, "float32") == {"pooled": 0.0}
+    with pytest.raises(ConversionError, match=message):
+        check_agreement({"pooled": np.array(got, np.float32)}, reference, "float32")
+
+
+def test_agreement_is_asked_of_every_image_and_needs_one_that_is_finite() -> None:
+    reference = np.ones((3, 4), np.float32)
+    reference[1] = np.nan
+    assert check_agreement({"a": reference}, {"a": reference}, "float32") == {"a": 0.0}
+    off = reference.copy()
+    off[2, 3] += 1e-3
+    with pytest.raises(ConversionError, match="differs"):
+        check_agreement({"a": off}, {"a": reference}, "float32")
+    nothing = np.full((2, 4), np.nan, np.float32)
+    with pytest.raises(ConversionError, match="nothing can be compared"):
+        check_agreement({"a": nothing}, {"a": nothing}, "float32")
+    zeros = np.zeros((1, 4), np.float32)
+    assert check_agreement({"a": zeros}, {"a": zeros}, "float32") == {"a": 0.0}
+    with pytest.raises(ConversionError, match="differs"):
+        check_agreement({"a": zeros + 1e-9}, {"a": zeros}, "float32")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"runtime": "onnx"}, UnknownNameError, "'onnx'"),
+        ({"precision": "float16"}, UnknownNameError, "'float16'"),
+        ({"runtime": "openvino", "device": "cuda"}, UsageError, "on the processor, not on cuda"),
+    ],
+)
+def test_what_there_is_not_is_refused(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        get("bundled:efficientnet_lite0", **options)
+
+
+@pytest.fixture
+def without_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processor, "features", lambda: frozenset({"avx2", "fma"}))
+
+
+@pytest.mark.usefixtures("without_bfloat16")
+def test_bfloat16_where_the_processor_lacks_it(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"does not compute in bfloat16.*--precision float32"):
+        fc.extract(photos, tmp_path / "s.fcache", precision="bfloat16", progress=False)
+    with pytest.raises(UsageError, match="does not compute in bfloat16"):
+        tiny_backbone().running(precision="bfloat16")
+    assert not (tmp_path / "s.fcache").exists()
+
+
+def test_bfloat16_is_a_recipe_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processor, "features", lambda: frozenset({"avx512_bf16"}))
+    plain = tiny_backbone()
+    found = {plain.running(runtime=r, precision="bfloat16").recipe for r in ("auto", "torch", "openvino")}
+    assert {(recipe.precision, recipe.runtime) for recipe in found} == {("bfloat16", "torch"), ("bfloat16", "openvino")}
+    assert {plain.running(runtime=r).recipe for r in ("auto", "torch", "openvino")} == {plain.recipe}
+    assert plain.recipe.runtime is None
