@@ -155,7 +155,7 @@ def test_a_head_of_before_sees_the_pixels_it_was_trained_on(tmp_path: Path, draw
     assert np.abs(today - X).max() > np.abs(vectors - X).max()
     expected = bundle.predict_vectors(X)
     got = bundle.predict(paths, backbone=net)
-    assert [one.labels[0][0] for one in got] == [one.labels[0][0] for one in expected]
+    assert [one.labels[0][0] for one in got] == expected.tolist()
 
 
 def test_scaled_is_a_space_of_its_own(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from featcache.errors import PassingImageError, SourceError, UnusableImageError
 from featcache.extraction import ExtractReport, NothingUsableError
 from featcache.extraction.reader import ReadImage
 from featcache.extraction.run import Run
+from featcache.images.decode import Decoded
 from featcache.images.entry import Entry
 from featcache.images.sources import open_source
 from featcache.recipe import StandardTransform
@@ -216,10 +217,10 @@ class Choosy:
     def __init__(self, inner: Backbone, refuse: UnusableImageError | None, conditions: str = "") -> None:
         self.inner, self.refuse, self.conditions = inner, refuse, conditions
         self.name, self.recipe, self.resolve_layers = inner.name, inner.recipe, inner.resolve_layers
-        self.load, self.forward = inner.load, inner.forward
+        self.load, self.decode, self.forward = inner.load, inner.decode, inner.forward
         self.seen: set[bytes | None] = set()
 
-    def prepare(self, image: Image.Image, sha256: bytes | None = None) -> np.ndarray:
+    def prepare(self, image: Image.Image | Decoded, sha256: bytes | None = None) -> np.ndarray:
         self.seen.add(sha256)
         if self.refuse is not None:
             raise self.refuse
