@@ -153,7 +153,7 @@ def train(
             "score": {**scores["score"], "n": len(test), "protocol": protocol},
             "chosen": bundle.chosen,
             "near_duplicates": {**guard.report(examples), "grouped": near is not None and near.note is None},
-            "predicts": "vectors" if bundle.recipe is None else "images",
+            "predicts": _predicts(bundle),
             "fit_seconds": fitting,
             "seconds": time.monotonic() - began,
         }
@@ -245,6 +245,12 @@ def _scored(
         "macro_f1": _interval(scores.macro_f1),
         "log_loss": _interval(scores.log_loss),
     }
+
+
+def _predicts(bundle: Bundle) -> str:
+    if bundle.recipe is None:
+        return "vectors"
+    return "images" if bundle.recipe.detection is None else "faces"
 
 
 def _check_weighed(examples: LabelledVectors, class_weight: Mapping[str, float]) -> None:
