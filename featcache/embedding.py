@@ -58,8 +58,8 @@ def backbone_for(recipe: Recipe, backbone: Backbone | None = None) -> Backbone:
 
     if recipe.detection is not None:
         raise RecipeMismatchError(
-            f"The vectors of {recipe.backbone} were made of aligned faces, which are not looked for here. `featcache "
-            "faces verify` and `faces evaluate` work with them; in Python, featcache.faces.embed_faces gives the vectors "
+            f"The vectors of {recipe.backbone} were made of aligned faces, which are not looked for here. "
+            "`featcache faces verify` works with them; in Python, featcache.faces.embed_faces gives the vectors "
             "of new pictures, for the bundle's predict_vectors or a store's."
         )
     found = backbones.for_recipe(recipe) if backbone is None else backbone.following(recipe.pixels)
