@@ -35,6 +35,13 @@ def extract(
     ] = None,
     layers: Layers = None,
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Use only N images, all classes alike.")] = None,
+    views: Annotated[
+        int,
+        typer.Option(
+            min=1, metavar="K", help="Versions of each image: K - 1 of them cut, mirrored, coloured at random."
+        ),
+    ] = 1,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the views; another one gives others.")] = 0,
     device: Annotated[str | None, typer.Option(metavar="D", help="Where the network runs: cpu, cuda, cuda:1.")] = None,
     runtime: Annotated[
         str,
@@ -73,11 +80,13 @@ def extract(
 ) -> Answer:
     """Compute the vectors of all images that the store does not have yet.
 
-    Running it again computes only what is new: added or changed images, or another layer.
+    Running it again computes only what is new: added or changed images, another layer, or more views.
 
     Example: featcache extract photos -o pets.fcache
 
     Example: featcache extract photos -o pets.fcache --layers pooled blocks.4:mean
+
+    Example: featcache extract photos -o pets.fcache --views 4
     """
     from featcache.extraction import ExtractionInterrupted
     from featcache.extraction import extract as run
@@ -95,6 +104,8 @@ def extract(
             name=name,
             moved=moved,
             limit=limit,
+            views=views,
+            seed=seed,
             device=device,
             runtime=runtime,
             precision=precision,
@@ -123,10 +134,10 @@ def _show(report: ExtractReport, source: str | None) -> None:
     screen.say(counted(report.items, "images") + (f" ({since})" if since else ""))
     pace = f" at {report.images_per_second:.1f} images/s" if report.computed else ""
     there = "there already, or copies of others" if report.computed else "there already"
-    screen.say(f"  {report.computed:,} computed{pace}, {report.reused:,} {there}")
-    left = report.items - report.computed - report.reused - report.quarantined
-    if source is None and left > 0:
-        screen.say(f"  {left:,} still to do")
+    several = f" in {report.views} views" if report.views > 1 and report.computed else ""
+    screen.say(f"  {report.computed:,} computed{several}{pace}, {report.reused:,} {there}")
+    if source is None and report.left > 0:
+        screen.say(f"  {report.left:,} still to do")
     if report.ignored:
         screen.say(f"  {counted(report.ignored, 'other files')} ignored")
     if report.quarantined:

@@ -62,18 +62,19 @@ def _show_status(store: FeatureStore, found: dict[str, Any]) -> None:
         screen.say("No vectors yet.")
         return
     screen.table(
-        ["space", "backbone", "layers", "vectors", "size"],
+        ["space", "backbone", "layers", "views", "vectors", "size"],
         [
             (
                 space["fingerprint"][:12],
                 space["backbone"],
                 "\n".join(space["layers"]),
+                f"{len(space['views']):,}",
                 f"{space['rows']:,}",
                 screen.size(space["bytes"]),
             )
             for space in found["spaces"]
         ],
-        right=["vectors", "size"],
+        right=["views", "vectors", "size"],
     )
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from featcache.extraction.reader import ReadImage
+from featcache.extraction.reader import Picture
 from featcache.extraction.stages import Stages
 from featcache.extraction.workers import Crew, Job
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from featcache.backbones import Layer
     from featcache.backbones.runtimes.passes import Passes
 
-Batch = list[ReadImage]
+Batch = list[Picture]
 Vectors = dict[str, np.ndarray]
 
 
@@ -52,8 +52,8 @@ class Batches:
         return bool(self._ready)
 
     def put(self, batch: Batch) -> None:
-        """Have the layers computed that any image of the batch misses."""
-        wanted = {name for read in batch for name in read.missing}
+        """Have the layers computed that any picture of the batch misses."""
+        wanted = {name for picture in batch for name in picture.missing}
         names = tuple(name for name in self._layers if name in wanted)
         layers = [self._layers[name] for name in names]
         if names not in self._ready:
@@ -82,4 +82,4 @@ class Batches:
 
 
 def _stacked(batch: Batch) -> np.ndarray:
-    return np.stack([read.pixels for read in batch if read.pixels is not None])
+    return np.stack([picture.pixels for picture in batch])

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING
 from featcache.backbones.runtimes import passes_of
 from featcache.backbones.runtimes.processor import cores
 from featcache.errors import DiskFullError, UsageError
-from featcache.extraction.reader import VIEW_0
 from featcache.extraction.report import ExtractionInterrupted, ExtractReport, NothingUsableError
 from featcache.extraction.run import Run
+from featcache.images.augmentation import views_beside
 from featcache.images.given import GivenImages
 from featcache.progress import Progress, choose
+from featcache.recipe import Recipe, StandardTransform
 from featcache.store.compaction import merge_small_shards
 from featcache.store.source_records import GIVEN, SourceRecords
+from featcache.store.view_names import VIEW_0
 from featcache.store.writer import StoreWriter
 
 if TYPE_CHECKING:
@@ -41,6 +43,8 @@ def extract(
     name: str | None = None,
     moved: bool = False,
     limit: int | None = None,
+    views: int = 1,
+    seed: int = 0,
     device: str | None = None,
     runtime: str = "auto",
     precision: str = "float32",
@@ -69,6 +73,9 @@ def extract(
         name: the source's name; the folder's own by default. A dataset needs one.
         moved: the source of this name now lies here.
         limit: only so many images, spread evenly over the labels.
+        views: versions of each image: the picture as the network's transform makes it, and ``views - 1`` that are cut
+            out, mirrored and coloured at random (`featcache.images.augmentation`), the same whenever they are made.
+        seed: of what is random about the views, from 0 on; another seed gives further views.
         device: torch device of the backbone.
         runtime: ``openvino``, ``torch``, or ``auto`` for the fastest that proves on this run's first images that it
             agrees with eager torch.
@@ -86,8 +93,9 @@ def extract(
 
     Raises:
         UsageError: a time-out that is not above 0, ``scaled`` with a callable transform, a name that is kept for
-            images given in Python, a dataset that has no name or cannot be a source, or a runtime or precision that
-            this machine does not have.
+            images given in Python, a dataset that has no name or cannot be a source, a runtime or precision that this
+            machine does not have, fewer views than one, or several of a backbone whose transform is a callable or whose
+            images are aligned first.
         ConversionError: the network does not run on the runtime asked for as it does in torch.
         FeatcacheError: dozens of images hang at one time, so the disk or the transform does.
         SourceError: the source cannot be read as one.
@@ -103,6 +111,8 @@ def extract(
 
     if not image_timeout > 0:
         raise UsageError(f"An image may take a number of seconds above 0, not {image_timeout}.")
+    if views < 1 or seed < 0:
+        raise UsageError(f"There are 1 view or more and a seed from 0 on, not {views} views and the seed {seed}.")
     began, started = time.monotonic(), datetime.now(timezone.utc)
     one_by_one = isinstance(source, GivenImages)
     images: Source = (
@@ -125,13 +135,22 @@ def extract(
                 raise UsageError(f"{network.name} decodes its pictures in full. Leave out scaled.")
             network = network.scaled()
         recipe, chosen = network.recipe, network.resolve_layers(layers)
-        report = ExtractReport(str(store), recipe.fingerprint, network.name, len(entries), ignored=images.ignored)
+        beside = views_beside(views, seed)
+        if beside:
+            _check_augmentable(recipe)
+        report = ExtractReport(
+            str(store), recipe.fingerprint, network.name, len(entries), views, ignored=images.ignored
+        )  # fmt: skip
         with StoreWriter(Path(store)) as writer:
             records = SourceRecords(writer.catalogue, images.name, images.root, moved=moved)
             space = writer.space(recipe)
             for layer in chosen:
-                space.declare(layer.name, VIEW_0, layer.position, dtype or layer.default_dtype)
-            run = Run(network, chosen, records, space, report, dtype=dtype, strict=strict, image_timeout=image_timeout)
+                for view in (VIEW_0, *(view.name for view in beside)):
+                    space.declare(layer.name, view, layer.position, dtype or layer.default_dtype)
+            run = Run(
+                network, chosen, records, space, report,
+                views=beside, dtype=dtype, strict=strict, image_timeout=image_timeout,
+            )  # fmt: skip
             try:
                 try:
                     if not one_by_one:
@@ -169,6 +188,17 @@ def _running(backbone: Extractor, runtime: str, precision: str) -> Extractor:
     if not isinstance(backbone, backbones.Backbone):
         raise UsageError(f"{backbone.name} has a runtime and a precision of its own. Leave both out.")
     return backbone.running(runtime=runtime, precision=precision)
+
+
+def _check_augmentable(recipe: Recipe) -> None:
+    """Refuse views of pictures whose way to the network's input is not known, or is not the picture's own."""
+    if recipe.detection is not None:
+        raise UsageError(f"{recipe.backbone} reads aligned images, of which there are no views. Leave --views away.")
+    if not isinstance(recipe.pixels.transform, StandardTransform):
+        raise UsageError(
+            f"The transform of {recipe.backbone} is a callable, so it is not known how it would treat a view. Give "
+            "a StandardTransform, or leave --views away."
+        )
 
 
 def limited(entries: Sequence[Entry], limit: int | None) -> list[Entry]:

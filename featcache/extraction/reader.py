@@ -21,18 +21,33 @@ from featcache.errors import PassingImageError, UnusableImageError
 from featcache.extraction.stages import Stages
 from featcache.extraction.workers import Crew, in_order
 from featcache.images.content import picture_sha256
+from featcache.images.decode import Decoded
 from featcache.images.reading import FileStat
+from featcache.recipe import StandardTransform
 from featcache.store.source_records import Record
+from featcache.store.view_names import VIEW_0
 from featcache.store.writer import SpaceWriter
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from featcache.backbones import Extractor
-    from featcache.images.decode import Decoded
+    from featcache.images.augmentation import AugmentedView
     from featcache.images.sources import Entry
 
-VIEW_0 = "0"
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One view of one image, of which vectors are to be computed."""
+
+    record: Record
+    view: str
+    missing: tuple[str, ...]
+    """Layers of which this view of the image has no vector."""
+    pixels: np.ndarray
+    """The network's input."""
+    last: bool
+    """Whether it is the last one of its image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +57,8 @@ class ReadImage:
     entry: Entry
     record: Record | None
     """None where the bytes could not be read, or not in time."""
-    missing: tuple[str, ...] = ()
-    """Layers of which this image has no vector."""
-    pixels: np.ndarray | None = None
-    """The network's input, where something is missing."""
+    pictures: tuple[Picture, ...] = ()
+    """Its views of which vectors are missing."""
     reason: str | None = None
     """Why the image cannot be used."""
     passing: bool = False
@@ -60,6 +73,7 @@ class Reader:
     Args:
         network: prepares the pixels.
         layers: names of the layers wished for.
+        views: the views wished for beside view 0.
         space: tells what is stored.
         at_least: ``float32`` counts vectors stored as float16 as missing.
         seconds: how long one image may take.
@@ -72,11 +86,13 @@ class Reader:
         layers: Sequence[str],
         space: SpaceWriter,
         *,
+        views: Sequence[AugmentedView] = (),
         at_least: str,
         seconds: float,
         stages: Stages,
     ) -> None:
         self.network, self.layers, self.seconds, self.stages = network, layers, seconds, stages
+        self.views: dict[str, AugmentedView | None] = {VIEW_0: None, **{view.name: view for view in views}}
         self._space, self._at_least = space, at_least
         self._claimed: set[bytes] = set()
         self._claiming = threading.Lock()
@@ -103,11 +119,25 @@ class Reader:
             reading.given_up = True
             return reading.claimed
 
-    def missing(self, sha256: bytes) -> tuple[str, ...]:
-        """The layers of which this image has no vector."""
-        return tuple(
-            name for name in self.layers if not self._space.present(name, VIEW_0, [sha256], at_least=self._at_least)
-        )
+    def missing(self, sha256: bytes) -> dict[str, tuple[str, ...]]:
+        """The views of which this image lacks vectors, with the layers of which it does."""
+        lacking = {
+            view: tuple(
+                name for name in self.layers if not self._space.present(name, view, [sha256], at_least=self._at_least)
+            )
+            for view in self.views
+        }
+        return {view: layers for view, layers in lacking.items() if layers}
+
+    def pixels(self, image: Image | Decoded, view: str, sha256: bytes) -> np.ndarray:
+        """One view of an image as the network's input."""
+        augmented = self.views[view]
+        if augmented is None:
+            return self.network.prepare(image, sha256)
+        transform = self.network.recipe.pixels.transform
+        assert isinstance(transform, StandardTransform)
+        whole = image if isinstance(image, Decoded) else Decoded.whole(image)
+        return augmented.pixels(whole.image, transform, sha256, whole.box)
 
 
 class _Reading:
@@ -144,22 +174,28 @@ class _Reading:
         with self.reader.stages.measured("decode"):
             return self._prepared(record, missing, decode)
 
-    def _prepared(self, record: Record, missing: tuple[str, ...], decode: Callable[[], Image | Decoded]) -> ReadImage:
-        entry = self.entry
+    def _prepared(
+        self, record: Record, missing: dict[str, tuple[str, ...]], decode: Callable[[], Image | Decoded]
+    ) -> ReadImage:
+        entry, last = self.entry, list(missing)[-1]
         try:
             image = decode()
         except UnusableImageError as error:
-            return self._unusable(record, missing, error)
+            return self._unusable(record, error)
         try:
-            return ReadImage(entry, record, missing, self.reader.network.prepare(image, record.sha256))
+            pictures = tuple(
+                Picture(record, view, layers, self.reader.pixels(image, view, record.sha256), view == last)
+                for view, layers in missing.items()
+            )
+            return ReadImage(entry, record, pictures)
         except UnusableImageError as error:
-            return self._unusable(record, missing, error)
+            return self._unusable(record, error)
         except BaseException as error:  # a transform given by the user may raise anything, in a thread even an exit
-            return ReadImage(entry, record, missing, reason=f"the transform failed: {error!r}", passing=True)
+            return ReadImage(entry, record, reason=f"the transform failed: {error!r}", passing=True)
 
-    def _unusable(self, record: Record, missing: tuple[str, ...], error: UnusableImageError) -> ReadImage:
+    def _unusable(self, record: Record, error: UnusableImageError) -> ReadImage:
         passing = isinstance(error, PassingImageError)
-        return ReadImage(self.entry, record, missing, reason=str(error), passing=passing)
+        return ReadImage(self.entry, record, reason=str(error), passing=passing)
 
     def give_up(self) -> ReadImage:
         record = self.reader.give_up(self)

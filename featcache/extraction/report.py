@@ -17,12 +17,14 @@ class ExtractReport:
         space: fingerprint of the recipe.
         backbone: its full name.
         items: images of the source, after ``limit``.
-        computed: images whose vectors were computed in this run (several layers of a pass count once).
-        reused: images whose vectors were there already, or that have the same content as another one.
+        views: versions of each image that were asked for, view 0 among them.
+        computed: image × view rows whose vectors were computed in this run (several layers of a pass count once).
+        reused: images whose vectors were all there already, or that have the same content as another one.
         quarantined: images that could not be used.
+        left: images whose turn did not come before the run ended.
         added, changed, removed: images new to the source, with other content, no longer there.
         ignored: files of the source that are no images.
-        images_per_second: computed images over the seconds in which images were read and computed; to load, convert
+        images_per_second: computed rows over the seconds in which images were read and computed; to load, convert
             and prove the network takes no part.
         seconds: from the call to the return.
         runtime: what computed, ``torch`` or ``openvino``; None where nothing was computed.
@@ -35,9 +37,11 @@ class ExtractReport:
     space: str
     backbone: str
     items: int = 0
+    views: int = 1
     computed: int = 0
     reused: int = 0
     quarantined: int = 0
+    left: int = 0
     added: int = 0
     changed: int = 0
     removed: int = 0

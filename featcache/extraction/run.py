@@ -1,7 +1,7 @@
 """One run of extraction: which images need work, the passes, and the books kept of it.
 
 - Only what is missing is computed: an unchanged file is not read (its state on disk says so), known
-  content is not decoded, a stored (image, layer) is not computed again.
+  content is not decoded, a stored (image, layer, view) is not computed again.
 - Whatever happens to one image, the others go on; it is put into quarantine with the reason. A later run
   does not try it again while the file is the same, unless the reason may have passed (time, memory, a transform
   that failed).
@@ -21,7 +21,7 @@ import numpy as np
 from featcache.backbones.runtimes.processor import cores
 from featcache.errors import UnusableImageError
 from featcache.extraction.batches import Batches
-from featcache.extraction.reader import VIEW_0, Reader, ReadImage
+from featcache.extraction.reader import Picture, Reader, ReadImage
 from featcache.extraction.report import ExtractReport
 from featcache.extraction.stages import Stages
 from featcache.extraction.workers import Crew
@@ -29,11 +29,13 @@ from featcache.images.reading import FileStat
 from featcache.interrupts import stop_when_safe
 from featcache.progress import Progress
 from featcache.store.source_records import Record, Rejected, SourceRecords
+from featcache.store.view_names import VIEW_0
 from featcache.store.writer import SpaceWriter
 
 if TYPE_CHECKING:
     from featcache.backbones import Extractor, Layer
     from featcache.backbones.runtimes.passes import Passes
+    from featcache.images.augmentation import AugmentedView
     from featcache.images.sources import Entry
 
 _RACY_NS = 2_000_000_000
@@ -51,7 +53,8 @@ class Run:
         network: the backbone.
         layers: the layers wished for, in network order.
         records: the source's records in the catalogue.
-        space: where the vectors go; the layers are declared there.
+        views: the views wished for beside view 0.
+        space: where the vectors go; the layers are declared there, in all views.
         report: filled as the run goes on.
         dtype: storage dtype if one was asked for explicitly.
         strict: raise at the first image that cannot be used.
@@ -66,12 +69,14 @@ class Run:
         space: SpaceWriter,
         report: ExtractReport,
         *,
+        views: Sequence[AugmentedView] = (),
         dtype: str | None,
         strict: bool,
         image_timeout: float,
     ) -> None:
         self.network, self.records, self.space, self.report = network, records, space, report
         self.layers = {layer.name: layer for layer in layers}
+        self.views = views
         self.strict, self.image_timeout = strict, image_timeout
         self.stopped = False
         self.stages = Stages()
@@ -87,7 +92,7 @@ class Run:
         self._shape: tuple[int, ...] | None = None
         self._twins: list[Record] = []
         self._unsaved: list[Record] = []
-        self._todo = 0
+        self._todo = self._complete = 0
 
     def forget_removed(self, scanned: set[str], incomplete: Sequence[str] = ()) -> None:
         """Take those images out of the catalogue that the source does not list any more.
@@ -109,21 +114,22 @@ class Run:
         shown.start("extract", len(entries), "images")
         shown.advance(len(entries) - len(todo))
         reader = Reader(
-            self.network, list(self.layers), self.space,
+            self.network, list(self.layers), self.space, views=self.views,
             at_least=self._at_least, seconds=self.image_timeout, stages=self.stages,
         )  # fmt: skip
         began = time.monotonic()
         with stop_when_safe() as stop, Crew(workers, self.image_timeout) as crew:
             batches = Batches(passes, self.layers, crew, most=min(workers, cores()) + 1, stages=self.stages)
-            batch: list[ReadImage] = []
-            ahead = max(_AHEAD * passes.images, 2 * workers)
+            batch: list[Picture] = []
+            # All views of an image are made at one time, so fewer images fill as much memory.
+            ahead = max(_AHEAD * passes.images // (1 + len(self.views)), 2 * workers)
             with closing(reader.read(todo, crew, ahead, lambda: stop.asked)) as reads:
                 for read in reads:
-                    if self._settle(read):
-                        batch.append(read)
-                    if len(batch) >= passes.images:
-                        self._put(batches, batch, shown)
-                        batch = []
+                    for picture in self._settle(read):
+                        batch.append(picture)
+                        if len(batch) >= passes.images:
+                            self._put(batches, batch, shown)
+                            batch = []
                     with self.stages.measured("write"):
                         self.space.seal_aged()
                     shown.advance()
@@ -153,16 +159,19 @@ class Run:
             else:
                 self.report.reused += 1
         self._twins = []
+        self.report.left = self.report.items - self.report.reused - self.report.quarantined - self._complete
         self._save()
         self.records.quarantine(self.space.id, self._versions, list(self._rejected.values()), among=self._judged)
 
     def room_needed(self) -> str:
         """What to tell a person when the disk is full: how much is safe, and how much room the rest needs."""
-        left = max(self._todo - self.space.sealed, 0)
-        needed = left * (self.space.row_bytes + _CATALOGUE_BYTES)
+        views = 1 + len(self.views)
+        rows = max(views * self._todo - self.space.sealed, 0)
+        needed, left = rows * (self.space.row_bytes + _CATALOGUE_BYTES), -(-rows // views)
+        done = f"{self.space.sealed // views:,} images of this run"
         room = f"the {left:,} images left need about {needed / 1e6:,.1f} MB more" if self.space.row_bytes else ""
         return (
-            f"What was sealed is kept ({self.space.sealed:,} images of this run){'; ' + room if room else ''}. "
+            f"What was sealed is kept ({done}){'; ' + room if room else ''}. "
             "Make room and run the same command again: it goes on from there."
         )
 
@@ -198,11 +207,12 @@ class Run:
         wanted = list(sha256s)
         absent: set[bytes] = set()
         for name in self.layers:
-            absent |= sha256s - self.space.present(name, VIEW_0, wanted, at_least=self._at_least)
+            for view in (VIEW_0, *(view.name for view in self.views)):
+                absent |= sha256s - self.space.present(name, view, wanted, at_least=self._at_least)
         return absent
 
-    def _settle(self, read: ReadImage) -> bool:
-        """Book one image; True where its vectors have to be computed."""
+    def _settle(self, read: ReadImage) -> Sequence[Picture]:
+        """Book one image; returns its views whose vectors have to be computed."""
         entry, record = read.entry, read.record
         self._judged.add(entry.uri)
         if record is not None:
@@ -224,21 +234,22 @@ class Run:
                 self._passing[sha256] = read.reason
                 sha256 = None
             self._reject(Rejected(entry.uri, sha256, read.reason))
-            return False
+            return ()
         if read.twin and record is not None:
             self._twins.append(record)
-            return False
-        if not read.missing or read.pixels is None:
+            return ()
+        if not read.pictures:
             self.report.reused += 1
-            return False
-        self._shape = self._shape or read.pixels.shape
-        if read.pixels.shape != self._shape and record is not None:
-            reason = f"the transform gave shape {read.pixels.shape}, for other images {self._shape}"
-            self._reject(Rejected(entry.uri, record.sha256, reason))
-            return False
-        return True
+            return ()
+        for picture in read.pictures:
+            self._shape = self._shape or picture.pixels.shape
+            if picture.pixels.shape != self._shape:
+                reason = f"the transform gave shape {picture.pixels.shape}, for other images {self._shape}"
+                self._reject(Rejected(entry.uri, picture.record.sha256, reason))
+                return ()
+        return read.pictures
 
-    def _put(self, batches: Batches, batch: list[ReadImage], shown: Progress) -> None:
+    def _put(self, batches: Batches, batch: list[Picture], shown: Progress) -> None:
         """Send a batch on its way, and keep what came of those before it."""
         if not batch:
             return
@@ -252,19 +263,25 @@ class Run:
     def _keep(self, batches: Batches, most: int) -> None:
         """Give the store the vectors of all batches but the last *most*, but for those that are not finite."""
         for batch, vectors in batches.done(most):
-            groups: dict[tuple[str, ...], list[int]] = {}
-            for row, read in enumerate(batch):
-                if not all(np.isfinite(vectors[name][row]).all() for name in read.missing):
-                    assert read.record is not None
-                    reason = f"the backbone {self.network.name} gives values that are not finite"
-                    self._reject(Rejected(read.entry.uri, read.record.sha256, reason))
-                    continue
-                groups.setdefault(read.missing, []).append(row)
-            for missing, rows in groups.items():
-                sha256s = [r.record.sha256 for r in (batch[row] for row in rows) if r.record is not None]
+            for row, picture in enumerate(batch):
+                if not all(np.isfinite(vectors[name][row]).all() for name in picture.missing):
+                    self._reject_not_finite(picture.record)
+            groups: dict[tuple[str, tuple[str, ...]], list[int]] = {}
+            for row, picture in enumerate(batch):
+                if picture.record.uri not in self._rejected:
+                    groups.setdefault((picture.view, picture.missing), []).append(row)
+                    self._complete += picture.last
+            for (view, missing), rows in groups.items():
+                sha256s = [batch[row].record.sha256 for row in rows]
                 with self.stages.measured("write"):
-                    self.space.append(sha256s, {(name, VIEW_0): vectors[name][rows] for name in missing})
+                    self.space.append(sha256s, {(name, view): vectors[name][rows] for name in missing})
                 self.report.computed += len(rows)
+
+    def _reject_not_finite(self, record: Record) -> None:
+        """Reject an image because of a view; of its other views no more is kept."""
+        if record.uri not in self._rejected:
+            reason = f"the backbone {self.network.name} gives values that are not finite"
+            self._reject(Rejected(record.uri, record.sha256, reason))
 
     def _book(self, rejected: Rejected) -> None:
         self._rejected[rejected.uri] = rejected

@@ -22,7 +22,7 @@ from featcache.errors import (
 )
 from featcache.progress import Progress
 from featcache.recipe import Recipe
-from featcache.store import export, layer_names, status, verify
+from featcache.store import export, layer_names, status, verify, view_names
 from featcache.store.catalogue import Catalogue
 from featcache.store.commit import places
 from featcache.store.folder import CATALOGUE, has_catalogue, lost_catalogue, no_store
@@ -31,11 +31,11 @@ from featcache.store.rows import ItemRows
 from featcache.store.shard_map import ShardMaps, row_shape
 from featcache.store.source_records import GIVEN
 from featcache.store.vectors import ColumnReader, Vectors
+from featcache.store.view_names import VIEW_0
 
 if TYPE_CHECKING:
     from featcache.store.torch_dataset import FeatureDataset
 
-VIEW_0 = "0"
 _T = TypeVar("_T")
 
 
@@ -88,7 +88,7 @@ class FeatureStore:
                 row_shape(shape),
                 tuple(sorted(dtypes.split(","))),
                 rows,
-                tuple(sorted(views.split(","))),
+                tuple(view_names.in_order(views.split(","))),
             )
         return [
             Space(fingerprint, self._recipe(recipe), layers.get(id_, {}))
@@ -191,6 +191,7 @@ class FeatureStore:
         *,
         source: str | None = None,
         space: str | None = None,
+        views: bool | Sequence[str] | None = None,
     ) -> tuple[np.ndarray, np.ndarray, list[Item]]:
         """All vectors of a source as one array.
 
@@ -199,18 +200,42 @@ class FeatureStore:
             layers: see `layer_names`; several layers are concatenated as they were stored.
             source: the source's name; may be left out where there is one.
             space: the space's fingerprint or backbone; may be left out where there is one.
+            views: names of views, or True for all that are stored of these layers; view 0 by default.
 
         Returns:
             ``X`` (n, d) float32, each layer's activations flattened; ``y`` (n,) labels, text, or objects
-            with None where an item has no label; the n items. Items without vectors (in quarantine, or
-            not extracted yet) are left out.
+            with None where an item has no label; the n items. With K views all three are n·K long: the views of
+            an item follow one another, view 0 first, then by policy, seed and index, so ``X.reshape(-1, K, d)``
+            has an item a row. Items without vectors (in quarantine, or not extracted yet) are left out.
 
         Raises:
-            MissingVectorsError: no item has vectors, or some have only part of the layers.
+            MissingVectorsError: no item has vectors, or some have only part of the layers or views.
+            UnknownNameError: no such layer or view is stored.
         """
-        rows = ItemRows.of(self, layers, split=split, source=source, space=space)
-        X, items = rows.read(np.arange(len(rows))), rows.items
+        rows = ItemRows.of(self, layers, split=split, source=source, space=space, views=views)
+        X = rows.read(np.arange(len(rows)))
+        items = [item for item in rows.items for _ in rows.views]
         return X, labels_array([item.label for item in items]), items
+
+    def view_names(
+        self,
+        views: bool | Sequence[str] | None = True,
+        layers: str | Sequence[str] | None = None,
+        space: str | None = None,
+    ) -> list[str]:
+        """The stored views that a choice means, view 0 first, then by policy, seed and index.
+
+        Args:
+            views: names; True for all that are stored of any of these layers; None for view 0.
+            layers: see `layer_names`.
+            space: which space.
+
+        Raises:
+            UnknownNameError: no such view or layer is stored.
+        """
+        stored = self.space(space).layers
+        names = layer_names.choose(layers, list(stored))
+        return view_names.choose(views, (view for name in names for view in stored[name].views))
 
     def gather(self, sha256s: Sequence[bytes], layers: Sequence[str], space: str | None = None) -> list[np.ndarray]:
         """Vectors by content, in the order asked.
@@ -238,8 +263,10 @@ class FeatureStore:
             result.append(out)
         return result
 
-    def where(self, layers: Sequence[str], sha256s: Sequence[bytes], space: str | None = None) -> dict[str, np.ndarray]:
-        """For each layer the (n, 2) pairs of shard and row at which these images' vectors lie.
+    def where(
+        self, layers: Sequence[str], sha256s: Sequence[bytes], space: str | None = None, view: str = VIEW_0
+    ) -> dict[str, np.ndarray]:
+        """For each layer the (n, 2) pairs of shard and row at which these images' vectors of a view lie.
 
         Raises:
             MissingVectorsError: an image has no vector; the message says which.
@@ -247,7 +274,7 @@ class FeatureStore:
         found = {}
         wanted = list(dict.fromkeys(sha256s))
         for layer in layers:
-            stand = places(self.catalogue, self.column(layer, space).column, wanted)
+            stand = places(self.catalogue, self.column(layer, space, view).column, wanted)
             absent = [sha256 for sha256 in wanted if sha256 not in stand]
             if absent:
                 raise MissingVectorsError(
@@ -328,47 +355,6 @@ class FeatureStore:
         if not found:
             raise MissingVectorsError(f"{self.path} holds no view {view!r} of layer {layer!r}.")
         return ColumnReader(self.catalogue, self.maps, int(found[0][0]), chosen.fingerprint, layer, view)
-
-    def locate(
-        self,
-        names: Sequence[str],
-        *,
-        split: str | None = None,
-        source: str | None = None,
-        space: str | None = None,
-    ) -> tuple[list[Item], dict[str, np.ndarray]]:
-        """The items that have vectors, and for each layer their (n, 2) pairs of shard and row.
-
-        Raises:
-            MissingVectorsError: no item has vectors, or some have only part of the layers.
-        """
-        items = self.items(split, source)
-        name = self.source(source)
-        places: list[dict[str, tuple[int, int]]] = []
-        for layer in names:
-            found = self.catalogue.query(
-                "tii",
-                "SELECT i.uri, r.shard_id, r.row FROM items i JOIN sources s ON s.id = i.source_id "
-                "JOIN rows r ON r.sha256 = i.sha256 AND r.column_id = ? WHERE s.name = ?",
-                (self.column(layer, space).column, name),
-            )
-            places.append({uri: (shard, row) for uri, shard, row in found})
-        having = [item for item in items if any(item.uri in p for p in places)]
-        partial = [item for item in having if not all(item.uri in p for p in places)]
-        if partial:
-            raise MissingVectorsError(
-                f"{len(partial)} of {len(having)} images have only part of the layers {', '.join(names)} "
-                f"(first: {partial[0].uri}). Run `featcache extract` with these --layers to compute the rest."
-            )
-        if not having:
-            raise MissingVectorsError(
-                f"No image of source {name!r} has vectors of {', '.join(names)}. Run `featcache extract` first."
-            )
-        where = {
-            layer: np.array([p[item.uri] for item in having], dtype=np.int64)
-            for layer, p in zip(names, places, strict=True)
-        }
-        return having, where
 
 
 def _twice(read: Callable[[], _T]) -> _T:

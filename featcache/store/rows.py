@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featcache.errors import ShardGoneError
+from featcache.errors import MissingVectorsError, ShardGoneError
 from featcache.store.items import Item
 from featcache.store.vectors import ColumnReader
 
@@ -19,12 +19,15 @@ if TYPE_CHECKING:
 class ItemRows:
     """Items by position, with their vectors read on demand.
 
-    It holds the items and two numbers a layer for each, so it stays small however large the cache is.
+    It holds the items and two numbers a layer and view for each, so it stays small however large the cache is.
     Only the path travels to another process, which opens the store for itself.
+
+    With K views an item has K positions, one after another; with one, positions are those of the items.
 
     Attributes:
         items: n items, in URI order.
         layers: names of the layers, in network order.
+        views: names of the K views, in order.
     """
 
     def __init__(
@@ -33,11 +36,12 @@ class ItemRows:
         space: str | None,
         layers: list[str],
         items: list[Item],
-        where: dict[str, np.ndarray],
+        where: dict[tuple[str, str], np.ndarray],
+        views: list[str],
     ) -> None:
         self._store, self._space, self._where = store, space, where
-        self.layers, self.items = layers, items
-        self._readers: list[ColumnReader] | None = None
+        self.layers, self.items, self.views = layers, items, views
+        self._readers: dict[tuple[str, str], ColumnReader] | None = None
 
     @classmethod
     def of(
@@ -48,19 +52,22 @@ class ItemRows:
         split: str | None = None,
         source: str | None = None,
         space: str | None = None,
+        views: bool | Sequence[str] | None = None,
     ) -> ItemRows:
         """The items that have vectors of these layers; the arguments are those of `FeatureStore.arrays`."""
         names = store.layer_names(layers, space)
-        items, where = store.locate(names, split=split, source=source, space=space)
-        return cls(store, space, names, items, where)
+        chosen = store.view_names(views, names, space)
+        items, where = _locate(store, names, split=split, source=source, space=space, views=chosen)
+        return cls(store, space, names, items, where, chosen)
 
     def __len__(self) -> int:
-        return len(self.items)
+        return len(self.items) * len(self.views)
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
         """The shape of one image's activations, for each layer."""
-        return [reader.row_shape for reader in self._open()]
+        readers = self._open()
+        return [readers[layer, self.views[0]].row_shape for layer in self.layers]
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """The vectors at these positions.
@@ -78,30 +85,107 @@ class ItemRows:
             return self._read(rows)
         except ShardGoneError:
             # Another process compacted the store, or took rows away: ask the catalogue once more.
-            self._where = self._store.where(self.layers, [item.sha256 for item in self.items], self._space)
+            sha256s = [item.sha256 for item in self.items]
+            self._where = {
+                (layer, view): pairs
+                for view in self.views
+                for layer, pairs in self._store.where(self.layers, sha256s, self._space, view).items()
+            }
             self._readers = None
             return self._read(rows)
 
     def _read(self, rows: np.ndarray) -> np.ndarray:
-        readers = self._open()
-        widths = [math.prod(reader.row_shape) for reader in readers]
+        readers, shapes = self._open(), self.shapes
+        widths = [math.prod(shape) for shape in shapes]
         out = np.empty((len(rows), sum(widths)), np.float32)
-        start = 0
-        for layer, reader, width in zip(self.layers, readers, widths, strict=True):
-            pairs = self._where[layer][rows]
-            if len(readers) == 1:
-                reader.gather(pairs, out.reshape(len(rows), *reader.row_shape))
-            else:
-                part = np.empty((len(rows), *reader.row_shape), np.float32)
-                reader.gather(pairs, part)
-                out[:, start : start + width] = part.reshape(len(rows), width)
-            start += width
+        if len(readers) == 1:
+            ((column, reader),) = readers.items()
+            reader.gather(self._where[column][rows], out.reshape(len(rows), *shapes[0]))
+            return out
+        items, views = np.divmod(rows, len(self.views))
+        for number, view in enumerate(self.views):
+            at, start = np.flatnonzero(views == number), 0
+            for layer, shape, width in zip(self.layers, shapes, widths, strict=True):
+                part = np.empty((len(at), *shape), np.float32)
+                readers[layer, view].gather(self._where[layer, view][items[at]], part)
+                out[at, start : start + width] = part.reshape(len(at), width)
+                start += width
         return out
 
-    def _open(self) -> list[ColumnReader]:
+    def _open(self) -> dict[tuple[str, str], ColumnReader]:
         if self._readers is None:
-            self._readers = [self._store.column(layer, self._space) for layer in self.layers]
+            self._readers = {
+                (layer, view): self._store.column(layer, self._space, view)
+                for layer in self.layers
+                for view in self.views
+            }
         return self._readers
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_readers": None}
+
+
+def _locate(
+    store: FeatureStore,
+    names: Sequence[str],
+    *,
+    split: str | None,
+    source: str | None,
+    space: str | None,
+    views: Sequence[str],
+) -> tuple[list[Item], dict[tuple[str, str], np.ndarray]]:
+    """The items that have vectors, and for each layer and view their (n, 2) pairs of shard and row.
+
+    Of several views an image in quarantine may lack some; it is then left out.
+
+    Raises:
+        MissingVectorsError: no item has vectors, or some have only part of the layers or views.
+    """
+    items = store.items(split, source)
+    name = store.source(source)
+    columns = [(layer, view) for layer in names for view in views]
+    places: list[dict[str, tuple[int, int]]] = []
+    for layer, view in columns:
+        found = store.catalogue.query(
+            "tii",
+            "SELECT i.uri, r.shard_id, r.row FROM items i JOIN sources s ON s.id = i.source_id "
+            "JOIN rows r ON r.sha256 = i.sha256 AND r.column_id = ? WHERE s.name = ?",
+            (store.column(layer, space, view).column, name),
+        )
+        places.append({uri: (shard, row) for uri, shard, row in found})
+    having = [item for item in items if any(item.uri in p for p in places)]
+    partial = [item for item in having if not all(item.uri in p for p in places)]
+    if partial and len(views) > 1:
+        unusable = store.catalogue.query(
+            "t",
+            "SELECT q.uri FROM quarantine q JOIN sources s ON s.id = q.source_id JOIN spaces p ON p.id = q.space_id "
+            "WHERE s.name = ? AND p.fingerprint = ?",
+            (name, store.space(space).fingerprint),
+        )
+        lost = {item.uri for item in partial} & {uri for (uri,) in unusable}
+        having = [item for item in having if item.uri not in lost]
+        partial = [item for item in partial if item.uri not in lost]
+    if partial:
+        raise MissingVectorsError(_lacking(partial, having, names, views))
+    if not having:
+        raise MissingVectorsError(
+            f"No image of source {name!r} has vectors of {', '.join(names)}. Run `featcache extract` first."
+        )
+    where = {
+        column: np.array([p[item.uri] for item in having], dtype=np.int64)
+        for column, p in zip(columns, places, strict=True)
+    }
+    return having, where
+
+
+def _lacking(partial: Sequence[Item], having: Sequence[Item], layers: Sequence[str], views: Sequence[str]) -> str:
+    some, first = f"{len(partial)} of {len(having)} images have", f"(first: {partial[0].uri})"
+    if len(views) == 1:
+        return (
+            f"{some} only part of the layers {', '.join(layers)} {first}. Run `featcache extract` with these --layers "
+            "to compute the rest."
+        )
+    return (
+        f"{some} only part of the {len(views)} views of {', '.join(layers)} {first}. Run `featcache extract` with the "
+        "--views, --seed and --layers that the others had to compute the rest, or use view 0 alone."
+    )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from featcache.store.view_names import in_order
+
 if TYPE_CHECKING:
     from featcache.store.feature_store import FeatureStore
 
@@ -43,7 +45,7 @@ def status(store: FeatureStore) -> dict[str, Any]:
                 "fingerprint": space.fingerprint,
                 "backbone": space.recipe.backbone,
                 "layers": list(space.layers),
-                "views": sorted({view for column in space.layers.values() for view in column.views}),
+                "views": in_order(view for column in space.layers.values() for view in column.views),
                 "rows": sum(column.rows for column in space.layers.values()),
                 "bytes": sizes.get(space.fingerprint, 0),
             }

@@ -188,8 +188,8 @@ class SpaceWriter:
             self.row_bytes = 32 + sum(part.nbytes for part in vectors.values()) // len(sha256s)
         buffer = self._buffers.setdefault(key, _Buffer(key))
         buffer.add(sha256s, vectors)
-        if buffer.bytes >= self._writer.seal_bytes:
-            self._seal(buffer)
+        if sum(other.bytes for other in self._buffers.values()) >= self._writer.seal_bytes:
+            self.seal()  # each set of columns has a buffer, and all together must not outgrow the memory
         else:
             self.seal_aged()
 

@@ -134,7 +134,7 @@ def test_what_is_mistaken_for_a_store_or_an_image_is_named(trained, capsys):
 
 
 def test_after_ctrl_c_what_is_left_is_told(capsys):
-    done = ExtractReport("s.fcache", "f" * 64, "bundled:x", items=480, computed=96, reused=10, quarantined=2)
+    done = ExtractReport("s.fcache", "f" * 64, "bundled:x", items=480, computed=96, reused=10, quarantined=2, left=372)
     _shown(done, None)()
     out = capsys.readouterr().out
     assert "  372 still to do\n" in out
