@@ -33,7 +33,7 @@ def fit(
     available_memory: int | None = None,
     progress: Progress | None = None,
 ) -> Bundle:
-    """Fit a head on some rows.
+    """Fit a head on some rows, in all views of them; a row's views belong to its unit.
 
     Args:
         examples: labelled vectors.
@@ -51,13 +51,13 @@ def fit(
     Raises:
         UsageError: the head needs more memory than that.
     """
-    rows = np.sort(rows)
+    rows, views = np.sort(rows), len(examples.views)
     estimator = make_head(head, seed, "classify" if examples.labels is None else "multilabel")
     streams = hasattr(estimator, "fit_stream")
     check_memory(
         estimator,
         head_name(head),
-        len(rows),
+        len(rows) * views,
         sum(examples.widths),
         len(examples.labels or np.unique(examples.y[rows])),
         streaming="Take fewer layers." if streams or examples.labels is not None else _STREAMING,
@@ -68,9 +68,10 @@ def fit(
     if streams:
         estimator.fit_stream(_stream(examples, rows, uses))
     else:
-        X = scale_layers(examples.read(rows), uses)
-        groups = {"groups": examples.units[rows]} if type(estimator).__module__.startswith("featcache.") else {}
-        estimator.fit(X, examples.y[rows], **groups)
+        X = scale_layers(examples.read_learned(examples.learned(rows)), uses)
+        units = np.repeat(examples.units[rows], views)
+        groups = {"groups": units} if type(estimator).__module__.startswith("featcache.") else {}
+        estimator.fit(X, np.repeat(examples.y[rows], views, axis=0), **groups)
     if hasattr(estimator, "on_progress"):
         del estimator.on_progress  # what was to be told is over
     try:
@@ -83,7 +84,7 @@ def fit(
         if examples.labels is not None:
             form = replace(form, classes=classes)
         elif form.link == "softmax":
-            temperature = held_out_temperature(estimator, examples.y[rows])
+            temperature = held_out_temperature(estimator, examples.y[rows], views)
             form = form.tempered(temperature or 1.0)
     contents = sorted({examples.items[row].sha256 for row in rows}) if examples.knows_images else []
     return Bundle(
@@ -100,6 +101,7 @@ def fit(
             for name in ("chosen_by", "converged", "grid_note")
             if hasattr(estimator, f"{name}_")
         }
+        | {"views": list(examples.views)}
         | {"calibration": None if temperature is None else {"temperature": temperature}}
         | loss_curve(estimator),
         estimator=None if form is not None else estimator,
@@ -143,7 +145,7 @@ def answers(bundle: Bundle, examples: LabelledVectors, rows: np.ndarray) -> tupl
 
 
 def layer_uses(examples: LabelledVectors, rows: np.ndarray, *, about_mean: bool = False) -> tuple[LayerUse, ...]:
-    """The layers with their scales: the root mean square over *rows* where there are several.
+    """The layers with their scales: the root mean square over *rows* in all their views where there are several.
 
     Args:
         examples: labelled vectors.
@@ -153,14 +155,14 @@ def layer_uses(examples: LabelledVectors, rows: np.ndarray, *, about_mean: bool 
     scales = np.ones(len(examples.layers))
     if len(examples.layers) > 1:
         squares, edges = np.zeros(len(examples.layers)), np.cumsum([0, *examples.widths])
-        total = np.zeros(edges[-1])
-        for start in range(0, len(rows), _ROWS_AT_ONCE):
-            X = examples.read(rows[start : start + _ROWS_AT_ONCE])
+        total, places = np.zeros(edges[-1]), examples.learned(rows)
+        for start in range(0, len(places), _ROWS_AT_ONCE):
+            X = examples.read_learned(places[start : start + _ROWS_AT_ONCE])
             squares += [float(np.square(X[:, a:b], dtype=np.float64).sum()) for a, b in pairwise(edges)]
             total += X.sum(axis=0, dtype=np.float64)
         if about_mean:
-            squares -= [float(np.square(total[a:b]).sum()) / len(rows) for a, b in pairwise(edges)]
-        roots = np.sqrt(np.maximum(squares, 0) / (len(rows) * np.array(examples.widths)))
+            squares -= [float(np.square(total[a:b]).sum()) / len(places) for a, b in pairwise(edges)]
+        roots = np.sqrt(np.maximum(squares, 0) / (len(places) * np.array(examples.widths)))
         scales = np.where(roots > 0, roots, 1.0)
     return tuple(
         LayerUse(name, shape, float(scale))
@@ -171,10 +173,11 @@ def layer_uses(examples: LabelledVectors, rows: np.ndarray, *, about_mean: bool 
 def _stream(examples: LabelledVectors, rows: np.ndarray, uses: tuple[LayerUse, ...]) -> VectorStream:
     """Some rows as a head reads them; nothing but their labels and units is kept in memory."""
     classes, numbers = np.unique(examples.y[rows], return_inverse=True)
+    places, views = examples.learned(rows), len(examples.views)
     return VectorStream(
-        read=lambda at: scale_layers(examples.read(rows[at]), uses),
-        numbers=numbers,
-        groups=examples.units[rows],
+        read=lambda at: scale_layers(examples.read_learned(places[at]), uses),
+        numbers=np.repeat(numbers, views),
+        groups=np.repeat(examples.units[rows], views),
         classes=classes,
         width=sum(use.width for use in uses),
     )

@@ -14,6 +14,7 @@ from featcache.evaluation import splits
 from featcache.recipe import Recipe
 from featcache.store import FeatureStore, Item, export
 from featcache.store.rows import ItemRows
+from featcache.store.view_names import VIEW_0
 
 
 @dataclass
@@ -27,7 +28,9 @@ class LabelledVectors:
         layers: names of the layers, in network order.
         shapes: the shape of one image's activations, for each layer.
         recipe: what made the vectors, where that is known.
-        read: from row numbers to vectors, (rows, d) float32, the layers one after another.
+        read: from row numbers to vectors of view 0, (rows, d) float32, the layers one after another.
+        views: the K views of each item that are learned from, view 0 first; answers are asked for view 0.
+        read_views: from row · K + place of the view to vectors, likewise; None where there is view 0 alone.
         knows_images: whether the items' SHA-256s are those of images.
         without_vectors: labelled images of the source that have no vectors, so are not among the items; those
             in quarantine are not counted.
@@ -47,11 +50,22 @@ class LabelledVectors:
     without_vectors: int = 0
     without_labels: int = 0
     labels: tuple[str, ...] | None = None
+    views: tuple[str, ...] = (VIEW_0,)
+    read_views: Callable[[np.ndarray], np.ndarray] | None = None
     links: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.int64))
 
     def linked(self, pairs: np.ndarray) -> LabelledVectors:
         """The same vectors, where the items of each of these pairs (m, 2) belong to one unit."""
         return replace(self, units=splits.units(self.items, pairs), links=pairs)
+
+    def learned(self, rows: np.ndarray) -> np.ndarray:
+        """The places (m·K,) of all views of these rows (m,) for `read_learned`, a row's one after another."""
+        k = len(self.views)
+        return (rows[:, None] * k + np.arange(k)).reshape(-1)
+
+    def read_learned(self, places: np.ndarray) -> np.ndarray:
+        """The vectors (m, d) at some of the places that `learned` gives."""
+        return (self.read if self.read_views is None else self.read_views)(places)
 
     @property
     def widths(self) -> list[int]:
@@ -68,6 +82,7 @@ class LabelledVectors:
         split: str | None = None,
         source: str | None = None,
         space: str | None = None,
+        views: bool = False,
     ) -> LabelledVectors:
         """The labelled items of a source that have vectors.
 
@@ -78,12 +93,13 @@ class LabelledVectors:
             split: only this split.
             source: which source.
             space: which space.
+            views: learn from all views that are stored of these layers, not from view 0 alone.
 
         Raises:
-            MissingVectorsError: no labelled item has vectors.
+            MissingVectorsError: no labelled item has vectors, or some lack a layer or a view.
             UsageError: *labels* names paths that are no images of the source.
         """
-        rows = ItemRows.of(store, layers, split=split, source=source, space=space)
+        rows = ItemRows.of(store, layers, split=split, source=source, space=space, views=views)
         items = rows.items
         given: dict[str, str] | None = None
         if labels is not None:
@@ -105,7 +121,7 @@ class LabelledVectors:
                 f"None of the {len(items)} items has a label. Put the images into one folder a class, "
                 "or give --labels FILE with the columns path,label."
             )
-        labelled = [items[i] for i in kept]
+        labelled, k = [items[i] for i in kept], len(rows.views)
         return cls(
             items=labelled,
             y=np.array([item.label for item in labelled], dtype=str),
@@ -113,7 +129,9 @@ class LabelledVectors:
             layers=rows.layers,
             shapes=rows.shapes,
             recipe=store.space(space).recipe,
-            read=lambda at: rows.read(kept[at]),
+            read=lambda at: rows.read(kept[at] * k),
+            views=tuple(rows.views),
+            read_views=None if k == 1 else lambda at: rows.read(kept[at // k] * k + at % k),
             without_vectors=_without_vectors(store, items, split, given),
             without_labels=len(items) - len(kept),
         )

@@ -43,9 +43,13 @@ def train(
     refit_all: bool = False,
     class_weight: str | Mapping[str, float] | None = None,
     group_near_duplicates: bool = False,
+    views: str = "all",
     progress: Progress | bool | None = None,
 ) -> Bundle:
     """Train a head on stored vectors and score it on items it has not seen.
+
+    Where views are stored (``extract(…, views=K)``), the head learns from all views of its items. It is scored on
+    view 0 alone, and all views of an image are on one side of every split and fold.
 
     Scored is, in this order of preference: with ``cv`` every item by the fold that did not see it; the
     source's own split ``test`` (or else ``val``); where the source has no split, a hold-out of a fifth.
@@ -70,6 +74,7 @@ def train(
         group_near_duplicates: keep near-duplicates (`featcache.evaluation.near_duplicates`) on one side
             of every split and fold. If the hold-out of earlier heads tears some apart, this head gets one of its
             own, which the protocol says. Otherwise those that stand on both sides are counted in the report.
+        views: ``all`` that are stored of the layers, or ``first`` for view 0 alone.
         progress: True for a bar, False for none, None for a bar on a terminal, or an object that is told.
 
     Returns:
@@ -81,11 +86,13 @@ def train(
         UsageError: fewer than two classes, no such split, a group on both sides of a split, too few
             items of a class for the folds, a head that cannot weigh classes, or one that needs more memory than
             there is.
-        MissingVectorsError: no labelled item has vectors, or only those of one class.
+        MissingVectorsError: no labelled item has vectors, or only those of one class, or some lack a layer or view.
     """
     began = time.monotonic()
     if task not in ("classify", "multilabel"):
         raise UnknownNameError.among("task", task, ("classify", "multilabel"))
+    if views not in ("all", "first"):
+        raise UnknownNameError.among("choice of views", views, ("all", "first"))
     if class_weight is not None:
         head = with_class_weight(head, class_weight, seed, task)
     prepare(head, task)  # a misspelt name should not wait for the vectors to be read
@@ -95,7 +102,7 @@ def train(
             examples = LabelledVectors.from_file(path)
         else:
             examples = LabelledVectors.from_store(
-                FeatureStore.open(path), layers, labels=labels, source=source, space=space
+                FeatureStore.open(path), layers, labels=labels, source=source, space=space, views=views == "all"
             )
         if task == "multilabel":
             examples = multilabel.several_labels(examples)
@@ -136,6 +143,8 @@ def train(
             bundle = fit(examples, np.union1d(learn, test), head, seed, progress=shown)
             protocol += "; the head saved was fitted once more on all items"
         shown.finish()
+    if len(examples.views) > 1:
+        protocol += f"; learned from {len(examples.views)} views of each image, scored on view 0"
     if bundle.report["calibration"] is not None and probabilities is not None:
         right = predicted == examples.y[test]
         for name, p in (("ece_before", sure), ("ece_after", probabilities)):

@@ -90,6 +90,10 @@ def train(
             " the hold-out of earlier heads has them on both, this head gets one of its own; the others keep theirs.",
         ),
     ] = False,
+    views: Annotated[
+        str,
+        typer.Option(metavar="all|first", help="Learn from all views that are stored, or from view 0 alone."),
+    ] = "all",
     as_json: Json = False,
     debug: Debug = False,
 ) -> Answer:
@@ -122,6 +126,7 @@ def train(
             refit_all=refit_all,
             class_weight=class_weight,
             group_near_duplicates=group_near_duplicates,
+            views=views,
             progress=True,
         )
     bundle.save(output)

@@ -65,15 +65,16 @@ def plain_temperature(logits: np.ndarray, truth: np.ndarray) -> float:
     return fit_temperature(z, truth, smoothed=False)[0]
 
 
-def held_out_temperature(estimator: Any, y: np.ndarray) -> float | None:
+def held_out_temperature(estimator: Any, y: np.ndarray, views: int = 1) -> float | None:
     """The temperature of a fitted head from its own out-of-fold logits.
 
     Args:
-        estimator: a fitted head; one with ``held_out_logits_`` (n, k), for each row of its training the
+        estimator: a fitted head; one with ``held_out_logits_`` (n·views, k), for each row of its training the
             logits of a fit that had not seen it (NaN where there was none), columns as in ``classes_``. Rows
             with a value that is not finite take no part: a fit that never saw a class says nothing of how sure
             one is that saw all.
-        y: (n,) labels of these rows.
+        y: (n,) labels of the items.
+        views: so many rows of each item follow one another. The first one counts, as answers are asked for it.
 
     Returns:
         T, 1 where it would not lower the out-of-fold log-loss; None for a head without such logits, and for
@@ -82,6 +83,7 @@ def held_out_temperature(estimator: Any, y: np.ndarray) -> float | None:
     logits = getattr(estimator, "held_out_logits_", None)
     if logits is None or getattr(estimator, "class_weight", None) is not None:
         return None
+    logits = logits[::views]
     place = {str(name): i for i, name in enumerate(estimator.classes_)}
     truth = np.array([place[str(label)] for label in y])
     usable = np.isfinite(logits).all(axis=1)

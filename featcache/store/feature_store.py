@@ -353,7 +353,10 @@ class FeatureStore:
             (chosen.fingerprint, layer, view),
         )
         if not found:
-            raise MissingVectorsError(f"{self.path} holds no view {view!r} of layer {layer!r}.")
+            raise MissingVectorsError(
+                f"{self.path} holds no view {view!r} of layer {layer!r}. Run `featcache extract` with this layer, and "
+                "the --views and --seed of the others, to compute it; or use view 0 alone."
+            )
         return ColumnReader(self.catalogue, self.maps, int(found[0][0]), chosen.fingerprint, layer, view)
 
 

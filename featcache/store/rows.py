@@ -187,5 +187,6 @@ def _lacking(partial: Sequence[Item], having: Sequence[Item], layers: Sequence[s
         )
     return (
         f"{some} only part of the {len(views)} views of {', '.join(layers)} {first}. Run `featcache extract` with the "
-        "--views, --seed and --layers that the others had to compute the rest, or use view 0 alone."
+        "--views, --seed and --layers that the others had to compute the rest, or use view 0 alone (`featcache train "
+        "--views first`)."
     )

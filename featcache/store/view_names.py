@@ -27,7 +27,7 @@ def choose(views: bool | Sequence[str] | None, stored: Iterable[str]) -> list[st
     """Which views are meant.
 
     Args:
-        views: names; True for all that are stored; None or False for view 0.
+        views: names; True for view 0 and all others that are stored; None or False for view 0.
         stored: the views there are.
 
     Returns:
@@ -39,9 +39,9 @@ def choose(views: bool | Sequence[str] | None, stored: Iterable[str]) -> list[st
     """
     if views is None or views is False:
         return [VIEW_0]
-    there = in_order(stored)
+    there = in_order([VIEW_0, *stored])
     if views is True:
-        return there or [VIEW_0]
+        return there
     wanted = [views] if isinstance(views, str) else list(views)
     if not wanted:
         raise UsageError("No view was chosen. Give names of views, True for all, or leave views away for view 0.")

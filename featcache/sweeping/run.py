@@ -50,7 +50,8 @@ def sweep(
     Each pair is scored by out-of-fold predictions of 5 folds (fewer where a class has fewer independent
     items) on the training part: the split ``train``, or what is not in the hold-out that all heads of the
     source share. The least log-loss wins; a head without probabilities wins if its accuracy is higher than
-    that of the least log-loss. The winner is fitted on the training part and scored on the rest.
+    that of the least log-loss. The winner is fitted on the training part and scored on the rest. All of this is done
+    on view 0, so that layers are compared which have been stored in different views.
 
     What was computed is kept in the store's folder ``runs``, each pair under all that made it. So a second
     sweep, or one that was stopped, computes only what is new; a scikit-learn estimator of another package
@@ -109,6 +110,7 @@ def sweep(
             source=source,
             space=space,
             seed=seed,
+            views="first",
             progress=shown,
         )
         report = SweepReport(

@@ -21,14 +21,16 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.extraction.child", "torch", "featcache.extraction", "featcache.backbones"])
 
 
-def extract(photos: Path, store: Path, layers: list[str]) -> dict[str, Any]:
+def extract(photos: Path, store: Path, layers: list[str], views: int = 1) -> dict[str, Any]:
     import torch
 
     from featcache.backbones import tiny_backbone
 
     torch.set_num_threads(1)
     writer.SEAL_SECONDS = 0.0
-    report = fc.extract(photos, store, backbone=tiny_backbone(), layers=layers, batch_size=2, progress=False)
+    report = fc.extract(
+        photos, store, backbone=tiny_backbone(), layers=layers, views=views, batch_size=2, progress=False
+    )
     return report.to_dict()
 
 

@@ -90,6 +90,14 @@ def test_size_and_time_seal(tmp_path: Path) -> None:
         assert FeatureStore.open(tmp_path / "size.fcache").space().layers == {}
         space.append(keys(1, 5), {("pooled", "0"): values(1, start=5)})
         assert len(FeatureStore.open(tmp_path / "size.fcache").vectors()) == 6
+    with StoreWriter(tmp_path / "views.fcache", seal_bytes=values(6).nbytes) as writer:
+        space = writer.space(recipe())
+        for view in ("0", "other"):
+            space.declare("pooled", view, 0)
+            assert FeatureStore.open(tmp_path / "views.fcache").space().layers == {}
+            space.append(keys(3), {("pooled", view): values(3)})
+        # What waits counts together, or each view more would take as much memory again.
+        assert FeatureStore.open(tmp_path / "views.fcache").space().layers["pooled"].rows == 6
     with StoreWriter(tmp_path / "time.fcache", seal_seconds=0) as writer:
         space = writer.space(recipe())
         space.declare("pooled", "0", 0)
