@@ -133,6 +133,19 @@ def test_what_is_mistaken_for_a_store_or_an_image_is_named(trained, capsys):
     assert "is a folder" in capsys.readouterr().err
 
 
+def test_views_from_the_folder_to_the_head(photos, tmp_path, run, capsys):
+    store, head = tmp_path / "s.fcache", tmp_path / "s.fch"
+    assert run("extract", photos, "-o", store, "--views", "3", "--seed", "5", "--limit", "16")[1]["computed"] == 48
+    (space,) = run("status", store)[1]["spaces"]
+    assert (len(space["views"]), space["views"][0], space["rows"]) == (3, "0", 48)
+    assert run("train", store, "-o", head)[1]["views"] == space["views"]
+    assert run("train", store, "-o", head, "--views", "first")[1]["views"] == ["0"]
+    assert main(["extract", str(photos), "-o", str(store), "--views", "0"]) == 2
+    capsys.readouterr()
+    assert main(["extract", str(photos), "-o", str(store), "--views", "3", "--seed", "5"]) == 0
+    assert "24 computed in 3 views" in capsys.readouterr().out
+
+
 def test_after_ctrl_c_what_is_left_is_told(capsys):
     done = ExtractReport("s.fcache", "f" * 64, "bundled:x", items=480, computed=96, reused=10, quarantined=2, left=372)
     _shown(done, None)()
