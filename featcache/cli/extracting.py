@@ -132,10 +132,10 @@ def _show(report: ExtractReport, source: str | None) -> None:
     counts = {"new": report.added, "changed": report.changed, "no longer there": report.removed}
     since = ", ".join(f"{n:,} {word}" for word, n in counts.items() if n)
     screen.say(counted(report.items, "images") + (f" ({since})" if since else ""))
-    pace = f" at {report.images_per_second:.1f} images/s" if report.computed else ""
+    done, rate = ("views of images computed", "views/s") if report.views > 1 else ("computed", "images/s")
+    pace = f" at {report.images_per_second:.1f} {rate}" if report.computed else ""
     there = "there already, or copies of others" if report.computed else "there already"
-    several = f" in {report.views} views" if report.views > 1 and report.computed else ""
-    screen.say(f"  {report.computed:,} computed{several}{pace}, {report.reused:,} {there}")
+    screen.say(f"  {report.computed:,} {done}{pace}, {report.reused:,} {'images ' * (report.views > 1)}{there}")
     if source is None and report.left > 0:
         screen.say(f"  {report.left:,} still to do")
     if report.ignored:

@@ -143,7 +143,7 @@ def test_views_from_the_folder_to_the_head(photos, tmp_path, run, capsys):
     assert main(["extract", str(photos), "-o", str(store), "--views", "0"]) == 2
     capsys.readouterr()
     assert main(["extract", str(photos), "-o", str(store), "--views", "3", "--seed", "5"]) == 0
-    assert "24 computed in 3 views" in capsys.readouterr().out
+    assert "24 views of images computed at" in capsys.readouterr().out
 
 
 def test_after_ctrl_c_what_is_left_is_told(capsys):
