@@ -27,7 +27,7 @@ def pairs_within(identities: np.ndarray, limit: int, seed: int = 0) -> tuple[np.
     ends = np.cumsum(counts * (counts - 1) // 2)
     drawn = _drawn(int(ends[-1]), limit // 2, rng)
     owner = np.searchsorted(ends, drawn, side="right")
-    first, second = _of_triangle(drawn - np.where(owner > 0, ends[owner - 1], 0))
+    first, second = of_triangle(drawn - np.where(owner > 0, ends[owner - 1], 0))
     rows, start = np.argsort(numbers, kind="stable"), (np.cumsum(counts) - counts)[owner]
     same = np.stack([rows[start + second], rows[start + first]], axis=1)
 
@@ -35,7 +35,7 @@ def pairs_within(identities: np.ndarray, limit: int, seed: int = 0) -> tuple[np.
     share = max(1 - int(ends[-1]) / max(total, 1), 1 / max(room, 1))
     # As many more as turn out to be of one identity, and a few for chance.
     wanted = room if total <= room else math.ceil((room + 6 * math.sqrt(room) + 20) / share)
-    first, second = _of_triangle(_drawn(total, wanted, rng))
+    first, second = of_triangle(_drawn(total, wanted, rng))
     different = np.stack([second, first], axis=1)[numbers[first] != numbers[second]]
     if len(different) > room:
         different = different[rng.permutation(len(different))[:room]]
@@ -48,7 +48,7 @@ def _drawn(total: int, wanted: int, rng: np.random.Generator) -> np.ndarray:
     return np.arange(total) if total <= wanted else rng.choice(total, wanted, replace=False)
 
 
-def _of_triangle(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def of_triangle(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The pairs (i, j), i > j, that have these numbers in the order (1, 0), (2, 0), (2, 1), (3, 0) …"""
     first = ((1 + np.sqrt(8.0 * numbers + 1)) / 2).astype(np.int64)
     # Rounding may lead one too far, where numbers are large.

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from featcache.errors import UsageError
+from featcache.evaluation.identity_pairs import of_triangle
 from featcache.faces.pairs import Pairs
 
 
@@ -47,10 +48,8 @@ def draw_pairs(
             f"Pairs in {folds} folds need {2 * folds} people, two each; there are images of {len(members)}. {fewer}"
         )
     rng = np.random.default_rng(seed)
-    fold_of = _fold_of_each(np.array([len(places) for places in members]), folds, rng)
     images = []
-    for fold in range(folds):
-        own = [members[person] for person in np.flatnonzero(fold_of == fold)]
+    for fold, own in enumerate(_dealt(members, folds, rng)):
         same, different = _same(own, each, rng), _different(own, each, rng)
         for kind, drawn in (("one person", same), ("two people", different)):
             if len(drawn) < each:
@@ -61,6 +60,47 @@ def draw_pairs(
         images += [same, different]
     place = np.arange(2 * folds * each)
     return Pairs(np.concatenate(images), place % (2 * each) < each, place // (2 * each))
+
+
+def largest_draw(
+    labels: Sequence[str | None],
+    *,
+    folds: int = 10,
+    each: int = 300,
+    seed: int = 0,
+    sha256: Sequence[bytes] | None = None,
+) -> tuple[int, int]:
+    """The folds and the pairs of each kind in a fold that `draw_pairs` can draw: at most so many as asked.
+
+    Folds come first: each needs two people, one of them with two images.
+
+    Args:
+        labels, folds, each, seed, sha256: as for `draw_pairs`.
+
+    Raises:
+        UsageError: not even two folds of one pair of each kind can be drawn.
+    """
+    members = _people(labels, sha256)
+    several = sum(len(places) > 1 for places in members)
+    folds = min(folds, len(members) // 2, several)
+    if folds < 2:
+        raise UsageError(
+            "Pairs are drawn in two folds or more, each of two people or more of whom one has two images or more; "
+            f"there are {len(members)} people whose images can be paired, {several} of them with two or more. "
+            "Add people, or images of those there are."
+        )
+    for own in _dealt(members, folds, np.random.default_rng(seed)):
+        sizes = np.array([len(places) for places in own])
+        one = int((sizes * (sizes - 1) // 2).sum())
+        two = int(sizes.sum() ** 2 - (sizes**2).sum()) // 2
+        each = min(each, one, two)
+    return folds, each
+
+
+def _dealt(members: Sequence[np.ndarray], folds: int, rng: np.random.Generator) -> list[list[np.ndarray]]:
+    """The people of each fold."""
+    fold_of = _fold_of_each(np.array([len(places) for places in members]), folds, rng)
+    return [[members[person] for person in np.flatnonzero(fold_of == fold).tolist()] for fold in range(folds)]
 
 
 def _people(labels: Sequence[str | None], sha256: Sequence[bytes] | None) -> list[np.ndarray]:
@@ -98,7 +138,7 @@ def _same(members: Sequence[np.ndarray], each: int, rng: np.random.Generator) ->
     pairs = []
     for person, count in _shares(len(several), lambda i: len(several[i]) * (len(several[i]) - 1) // 2, each, rng):
         places = several[person]
-        first, second = _of_triangle(rng.choice(len(places) * (len(places) - 1) // 2, count, replace=False))
+        first, second = of_triangle(rng.choice(len(places) * (len(places) - 1) // 2, count, replace=False))
         pairs.append(np.stack([places[first], places[second]], axis=1))
     return np.concatenate(pairs) if pairs else np.empty((0, 2), dtype=np.int64)
 
@@ -107,7 +147,7 @@ def _different(members: Sequence[np.ndarray], each: int, rng: np.random.Generato
     """(≤ each, 2) places of images of two people."""
 
     def couple(number: int) -> tuple[np.ndarray, np.ndarray]:
-        first, second = _of_triangle(np.array([number]))
+        first, second = of_triangle(np.array([number]))
         return members[int(first[0])], members[int(second[0])]
 
     def images(number: int) -> int:
@@ -147,12 +187,3 @@ def _shares(
         shares.append((group, share))
         wanted -= share
     return [(group, share) for group, share in shares if share]
-
-
-def _of_triangle(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The pairs (i, j), i > j, that have these numbers in the order (1, 0), (2, 0), (2, 1), (3, 0) …"""
-    first = ((1 + np.sqrt(8.0 * numbers + 1)) / 2).astype(np.int64)
-    # Rounding may lead one too far, where numbers are large.
-    first -= first * (first - 1) // 2 > numbers
-    first += first * (first + 1) // 2 <= numbers
-    return first, numbers - first * (first - 1) // 2

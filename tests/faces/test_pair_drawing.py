@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featcache.errors import UsageError
-from featcache.faces.pair_drawing import _of_triangle, _shares, draw_pairs
+from featcache.evaluation.identity_pairs import of_triangle
+from featcache.faces.pair_drawing import _shares, draw_pairs, largest_draw
 
 LABELS = [f"p{i:03}" for i in range(60) for _ in range(2 + i % 9)]
 
@@ -125,10 +126,26 @@ def test_shares_are_even_and_use_all_that_is_wanted(capacities: list[int], wante
 
 
 def test_numbers_of_a_triangle_are_its_pairs_in_order() -> None:
-    first, second = _of_triangle(np.arange(45))
+    first, second = of_triangle(np.arange(45))
     assert [(i, j) for i in range(10) for j in range(i)] == list(zip(first.tolist(), second.tolist(), strict=True))
     big = 3_000_000_000
     ends = np.array([big * (big - 1) // 2 - 1, big * (big - 1) // 2, big * (big - 1) // 2 + 1])
-    first, second = _of_triangle(ends)
+    first, second = of_triangle(ends)
     assert first.tolist() == [big - 1, big, big]
     assert second.tolist() == [big - 2, 0, 1]
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.integers(1, 5), min_size=4, max_size=14), st.integers(2, 10), st.integers(1, 40), st.integers(0, 9))
+def test_the_largest_draw_can_be_drawn_and_no_larger_one(sizes: list[int], folds: int, each: int, seed: int) -> None:
+    labels = [f"p{i}" for i, size in enumerate(sizes) for _ in range(size)]
+    if sum(size > 1 for size in sizes) < 2:
+        with pytest.raises(UsageError, match="two folds or more"):
+            largest_draw(labels, folds=folds, each=each, seed=seed)
+        return
+    most, pairs = largest_draw(labels, folds=folds, each=each, seed=seed)
+    check(draw_pairs(labels, folds=most, each=pairs, seed=seed), labels, most, pairs)
+    assert most == min(folds, len(sizes) // 2, sum(size > 1 for size in sizes))
+    if pairs < each:
+        with pytest.raises(UsageError, match="different pairs"):
+            draw_pairs(labels, folds=most, each=pairs + 1, seed=seed)
