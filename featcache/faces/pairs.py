@@ -26,6 +26,7 @@ import numpy as np
 from featcache.errors import SourceError, UsageError
 
 _NUMBER = re.compile(r"[0-9]{1,9}", re.ASCII)
+_SHOWN = 80
 _CALLED = re.compile(r"(.+)_([0-9]{4,9})", re.ASCII)
 
 
@@ -44,17 +45,27 @@ class Pairs:
     fold: np.ndarray
 
 
-def read_pairs(path: str | Path, uris: Sequence[str]) -> Pairs:
+def read_pairs(
+    path: str | Path,
+    uris: Sequence[str],
+    *,
+    labels: Sequence[str | None] | None = None,
+    sha256: Sequence[bytes] | None = None,
+) -> Pairs:
     """Read a list of pairs.
 
     Args:
         path: the file, UTF-8.
         uris: of all images that the source has, those that could not be used among them: a pair of such an image is
             to be counted as failed and is no error in the list.
+        labels: who is on each image, where that is known; the pairs must agree with it.
+        sha256: of the images' contents. Two images of one content are no pair: they are alike whatever network sees
+            them.
 
     Raises:
         SourceError: the file cannot be read or is not of the format, a person or an image is unknown, more than one
-            image has the name, or a pair is of one image, or of two people who are one; the message names the line.
+            image has the name, a pair is of one image or one content, or of two people who are one, or contradicts
+            the labels; the message names the line.
     """
     path = Path(path)
     names = _Names(uris)
@@ -80,6 +91,7 @@ def read_pairs(path: str | Path, uris: Sequence[str]) -> Pairs:
         same = len(images) % (2 * each) < each
         try:
             images.append(_pair(line.split("\t"), same, names))
+            _check_pair(*images[-1], same, uris, labels, sha256)
         except SourceError as error:
             raise SourceError(f"{path}, line {number}: {error}") from None
     if len(images) < promised:
@@ -157,22 +169,23 @@ class _Names:
         if image in self.by_uri:
             return self.by_uri[image]
         if not _NUMBER.fullmatch(image):
-            raise SourceError(f"there is no image {image!r}; in place of a number, the image's URI may stand.")
+            raise SourceError(f"there is no image {_short(image)}; in place of a number, the image's URI may stand.")
         if person not in self.people:
-            near = get_close_matches(person, self.people, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else f" Its images would be called {person}_0001 and so on."
-            raise SourceError(f"there is no image of {person!r}.{hint}")
+            near = get_close_matches(person[:_SHOWN], self.people, n=1)
+            called = f" Its images would be called {_short(f'{person[:_SHOWN]}_0001')} and so on."
+            hint = f" Did you mean {_short(near[0])}?" if near else called
+            raise SourceError(f"there is no image of {_short(person)}.{hint}")
         found = self.by_name.get((person, int(image)), [])
         if not found:
             known = sorted(self.people[person])
             raise SourceError(
-                f"there is no image {person}_{int(image):04}; of {person!r} there are the numbers "
+                f"there is no image {_short(f'{person}_{int(image):04}')}; of {_short(person)} there are the numbers "
                 f"{', '.join(map(str, known[:12]))}{', …' if len(known) > 12 else ''}."
             )
         if len(found) > 1:
             raise SourceError(
-                f"several images are called {person}_{int(image):04}: "
-                f"{', '.join(self.uris[place] for place in found[:3])}. Choose one source, or rename one of them."
+                f"several images are called {_short(f'{person}_{int(image):04}')}: "
+                f"{', '.join(_short(self.uris[place]) for place in found[:3])}. Choose one source, or rename one."
             )
         return found[0]
 
@@ -210,11 +223,39 @@ def _pair(fields: list[str], same: bool, names: _Names) -> tuple[int, int]:
             f"{'is 1 field' if len(fields) == 1 else f'are {len(fields)} fields'}."
         )
     if not same and fields[0] == fields[2]:
-        raise SourceError(f"a pair of two people names {fields[0]!r} twice.")
+        raise SourceError(f"a pair of two people names {_short(fields[0])} twice.")
     first, second = names.place(*fields[:2]), names.place(fields[-2] if not same else fields[0], fields[-1])
     if first == second:
-        raise SourceError(f"a pair of the image {names.uris[first]} with itself.")
+        raise SourceError(f"a pair of the image {_short(names.uris[first])} with itself.")
     return first, second
+
+
+def _check_pair(
+    first: int,
+    second: int,
+    same: bool,
+    uris: Sequence[str],
+    labels: Sequence[str | None] | None,
+    sha256: Sequence[bytes] | None,
+) -> None:
+    """Refuse a pair that contradicts what is known of its images."""
+    if sha256 is not None and sha256[first] == sha256[second]:
+        raise SourceError(
+            f"{_short(uris[first])} and {_short(uris[second])} are one picture, byte for byte. Name another one."
+        )
+    if labels is None or labels[first] is None or labels[second] is None:
+        return
+    if same != (labels[first] == labels[second]):
+        raise SourceError(
+            f"{_short(uris[first])} and {_short(uris[second])} are said to show "
+            f"{'one person' if same else 'two people'}, but their labels are {_short(str(labels[first]))} and "
+            f"{_short(str(labels[second]))}. Correct the list or the labels."
+        )
+
+
+def _short(text: str) -> str:
+    """Text of others as it may stand in a message: of bounded length, without signs that a terminal obeys."""
+    return repr(text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…")
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:

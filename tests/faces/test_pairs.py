@@ -72,9 +72,9 @@ def test_a_list_of_one_fold_has_one_number_above_it(tmp_path) -> None:
         ("2\t1\n", "3\t1\n", 5, "ends after 4 pairs; the first line promises 6"),
         ("2\t1\n", "1\t1\n", 4, "one line too many"),
         ("2\t1\n", "1\t2\n", 3, "a pair of one person, is expected"),
-        ("Ann\t1\t4", "Ann\t1\t5", 2, "no image Ann_0005; of 'Ann' there are the numbers 1, 2, 3, 4"),
-        ("Ann\t1\t4", "Ann\t1\t1", 2, "Ann_0001.jpg with itself"),
-        ("Ann\t1\t4", "Ann\t1\tAnn/Ann_0001.jpg", 2, "Ann_0001.jpg with itself"),
+        ("Ann\t1\t4", "Ann\t1\t5", 2, "no image 'Ann_0005'; of 'Ann' there are the numbers 1, 2, 3, 4"),
+        ("Ann\t1\t4", "Ann\t1\t1", 2, "Ann_0001.jpg' with itself"),
+        ("Ann\t1\t4", "Ann\t1\tAnn/Ann_0001.jpg", 2, "Ann_0001.jpg' with itself"),
         ("Ann\t1\t4", "Ann 1 4", 2, "there is 1 field"),
         ("Ann\t1\t4", "Ann\t1\tx", 2, "no image 'x'"),
         ("Ann\t1\t4", "Ann\t1\t-4", 2, "no image '-4'"),
@@ -82,7 +82,7 @@ def test_a_list_of_one_fold_has_one_number_above_it(tmp_path) -> None:
         ("Ann\t1\t4", "Ann\t1\t../../etc/passwd", 2, "no image '../../etc/passwd'"),
         ("Cy\t1", "Cyx\t1", 3, "no image of 'Cyx'. Did you mean 'Cy'"),
         ("Cy\t1", "Ann\t1", 3, "names 'Ann' twice"),
-        ("Di\tDi/party.jpg", "Di\t12", 5, "Its images would be called Di_0001"),
+        ("Di\tDi/party.jpg", "Di\t12", 5, "Its images would be called 'Di_0001'"),
     ],
 )
 def test_what_is_wrong_is_said_with_its_line(tmp_path, old: str, new: str, line: int, message: str) -> None:
@@ -96,7 +96,9 @@ def test_what_is_wrong_is_said_with_its_line(tmp_path, old: str, new: str, line:
 
 def test_two_images_of_one_name_are_told_apart_by_their_uris_only(tmp_path) -> None:
     uris = [*URIS, "again/Cy_0001.jpg"]
-    with pytest.raises(SourceError, match=r"line 3: several images are called Cy_0001: Cy_0001.jpg, again/Cy_0001"):
+    with pytest.raises(
+        SourceError, match=r"line 3: several images are called 'Cy_0001': 'Cy_0001.jpg', 'again/Cy_0001"
+    ):
         read_pairs(write(tmp_path, GOOD), uris)
     named = read_pairs(write(tmp_path, GOOD.replace("Cy\t1", "Cy\tagain/Cy_0001.jpg")), uris)
     assert named.images[1].tolist() == [1, 9]
@@ -193,3 +195,40 @@ def test_lists_of_the_real_lfw_images(tmp_path) -> None:
         assert uris[first] == f"{person}/{person}_{int(fields[1]):04}.jpg"
         assert uris[second] == f"{other}/{other}_{int(fields[-1]):04}.jpg"
     np.testing.assert_array_equal(read_pairs(tmp_path / "pairs.txt", uris).images, pairs.images)
+
+
+@pytest.mark.parametrize(
+    ("labels", "contents", "line", "message"),
+    [
+        ({3: "Bea"}, {}, 2, "'Ann/Ann_0001.jpg' and 'Ann/Ann_0004.jpg' are said to show one person, but their labels"),
+        ({6: "Ann"}, {}, 3, "said to show two people, but their labels are 'Ann' and 'Ann'"),
+        ({}, {3: b"0"}, 2, "'Ann/Ann_0004.jpg' are one picture"),
+        ({}, {6: b"1"}, 3, "'Cy_0001.jpg' are one picture"),
+    ],
+)
+def test_a_list_that_contradicts_what_is_known_is_refused(tmp_path, labels, contents, line, message) -> None:
+    known = ["Ann"] * 4 + ["Bo_Li"] * 2 + ["Cy", "Di", None]
+    own = [b"%d" % place for place in range(len(URIS))]
+    path = write(tmp_path, GOOD)
+    expected = read_pairs(path, URIS)
+    np.testing.assert_array_equal(read_pairs(path, URIS, labels=known, sha256=own).images, expected.images)
+    # Where it is not known who somebody is, nothing is contradicted.
+    read_pairs(path, URIS, labels=[None if place in labels else name for place, name in enumerate(known)])
+    with pytest.raises(SourceError) as caught:
+        read_pairs(
+            path,
+            URIS,
+            labels=[labels.get(place, name) for place, name in enumerate(known)],
+            sha256=[contents.get(place, content) for place, content in enumerate(own)],
+        )
+    assert f"{path}, line {line}:" in str(caught.value)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("field", ["\x1b[2J" + "x" * 3_000_000, "x" * 3_000_000, "\x1b[31mAnn"])
+@pytest.mark.parametrize("line", ["{}\t1\t2", "Ann\t1\t{}", "Ann\t{}\t1", "{}\t1\t{}\t2"])
+def test_what_a_list_says_reaches_no_terminal_as_it_is(tmp_path, field: str, line: str) -> None:
+    with pytest.raises(SourceError) as caught:
+        read_pairs(write(tmp_path, f"1\t1\n{line.replace('{}', field)}\nAnn\t1\tCy\t1\n"), URIS)
+    assert "\x1b" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
