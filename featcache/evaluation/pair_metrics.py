@@ -9,7 +9,8 @@ at every threshold, so that the TAR never reaches 1; a failed pair of different 
 can be false where nothing is accepted, and a rate that fell with each failure would reward failing. In the accuracy,
 which must call each pair one or the other, every failed pair is an error.
 
-Intervals are Wilson's (1927) for independent pairs. Pairs that share people or images are less evidence than that.
+Intervals are Wilson's (1927): what they would be if pairs were independent. Pairs that share people or images are less
+evidence than that; `featcache.evaluation.people_bootstrap` has intervals for these.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ class OperatingPoint:
         threshold: pairs that score at least this are accepted; infinite where none may be.
         far: share of the scored pairs of different people that are accepted.
         tar: share of all pairs of one person that are accepted, failed ones among them.
+
+    Of a `Roc` the intervals are those that would hold if pairs were independent.
     """
 
     threshold: float
@@ -120,7 +123,7 @@ def cosine_scores(vectors: np.ndarray, pairs: np.ndarray) -> np.ndarray:
     block = max(1, _BLOCK // max(1, vectors.shape[1]))
     for start in range(0, len(pairs), block):
         first, second = pairs[start : start + block].T
-        dots[start : start + block] = np.einsum("ij,ij->i", vectors[first], vectors[second])
+        dots[start : start + block] = np.einsum("ij,ij->i", vectors[first], vectors[second], dtype=np.float64)
     length = norms[pairs[:, 0]] * norms[pairs[:, 1]]
     return np.asarray(np.clip(np.divide(dots, length, out=np.zeros_like(dots), where=length != 0), -1, 1))
 

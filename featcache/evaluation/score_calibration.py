@@ -7,11 +7,12 @@ slope; a weak Gaussian prior on the slope (after Gelman et al. 2008, who take a 
 
 The **threshold** is an order statistic of the scores of different people's pairs. Of n exchangeable scores a further
 one lies above the k-th largest with probability k / (n + 1), whatever their distribution (David and Nagaraja 2003);
-thus the false accept rate to be expected of *unseen* pairs is met, and not that of the pairs that the
+thus, if scores are exchangeable, the rate to be expected of further pairs is met, and not that of the pairs that the
 threshold was chosen on. Pairs that share a person are not exchangeable, and where few people make many pairs the
 rate comes out too high by a third or more. Where it is known who is on them, each pair is therefore ranked among
 the pairs of all other people, and the rate of the pairs so left out is what is set to the target (cross-validation
-over people, in the manner of the leave-one-out ranks of Barber et al. 2021).
+over people, in the manner of the leave-one-out ranks of Barber et al. 2021). That mends the rate, and adds no
+evidence: 3 / far pairs of few people are fewer independent ones, see `featcache.faces.calibrate.Evidence`.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ def fit_calibration(
     """Learn from pairs what scores say.
 
     Args:
-        scores: (n,) of pairs of people on whom nothing else was learned, larger = more alike.
+        scores: (n,) of pairs of people on whom what is compared was not learned, larger = more alike.
         same: (n,) bool, whether the pair shows one person.
         far: the false accept rate that the threshold is for, between 0 and 1; at least 3 / far pairs of
             different people are needed.
@@ -124,19 +125,28 @@ def threshold_at(negatives: np.ndarray, far: float, *, people: np.ndarray | None
     Raises:
         UsageError: there are fewer than 3 / far, or a pair is of one person.
     """
-    needed = fewest_negatives(far)
-    if len(negatives) < needed:
-        raise UsageError(
-            f"A false accept rate of {far:g} needs the scores of at least {needed} pairs of different people, for "
-            f"three to be accepted; there are {len(negatives)}. Give more pairs, or ask for a rate of at least "
-            f"{math.ceil(RULE_OF_THREE / max(len(negatives), 1) * 1e4) / 1e4:g}."
-        )
+    check_negatives(len(negatives), far)
     negatives = np.asarray(negatives, dtype=np.float64)
     share = far if people is None else float(np.quantile(_ranks_left_out(negatives, people), far, method="weibull"))
     at = float(np.quantile(negatives, 1 - share, method="weibull"))
     if np.count_nonzero(negatives >= at) <= share * (len(negatives) + 1) + 1e-9:
         return at
     return float(np.nextafter(at, np.inf))
+
+
+def check_negatives(count: int, far: float) -> None:
+    """Refuse a false accept rate that so many pairs of different people cannot tell from 0.
+
+    Raises:
+        UsageError: there are fewer than 3 / far.
+    """
+    needed = fewest_negatives(far)
+    if count < needed:
+        raise UsageError(
+            f"A false accept rate of {far:g} needs the scores of at least {needed} pairs of different people, for "
+            f"three to be accepted; there are {count}. Give more pairs, or ask for a rate of at least "
+            f"{math.ceil(RULE_OF_THREE / max(count, 1) * 1e4) / 1e4:g}."
+        )
 
 
 def fewest_negatives(far: float) -> int:
