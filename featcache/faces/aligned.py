@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from featcache.backbones import Extractor, Layer
 from featcache.backbones.layers import POOLED
 from featcache.backbones.runtimes import passes_of
-from featcache.errors import PassingImageError, UnknownNameError, UnusableImageError
+from featcache.errors import PassingImageError, UnusableImageError
 from featcache.faces.chips import CHIP, aligned_chip
 from featcache.faces.detection import CENTRE_BOX, Detection, Detector, picture_in
 from featcache.images import decode as decoding
@@ -25,19 +25,6 @@ if TYPE_CHECKING:
 
 MIRRORED = "mirrored"
 """The layer that is the mean of ``pooled`` of the face and of the face seen in a mirror, L2-normalised."""
-
-
-def preferred_layer(stored: Iterable[str]) -> str:
-    """The layer whose vectors are compared where none is named: ``mirrored``, or else ``pooled``.
-
-    Raises:
-        UnknownNameError: neither is among those *stored*.
-    """
-    names = list(stored)
-    for name in (MIRRORED, POOLED):
-        if name in names:
-            return name
-    raise UnknownNameError.among("stored layer", POOLED, names, "Name one of those that are stored.")
 
 
 class AlignedBackbone:

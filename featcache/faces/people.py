@@ -1,7 +1,8 @@
 """Which images of which people a projection is learned from, and which it is scored on.
 
 No person stands on both sides. The source's own split counts; where it has none, a fifth of the people is set
-aside.
+aside, or as many as it takes to score on: of fewer than `FEWEST_SCORED` people with several images a rate says nothing
+of others.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from featcache.labelled_vectors import LabelledVectors
 from featcache.parts import of_split
 
 HOLDOUT = 0.2
-FEWEST_LEARNED, FEWEST_SCORED = 8, 2
+FEWEST_LEARNED, FEWEST_SCORED = 8, 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +28,9 @@ class Sides:
         learn: (m,) row numbers to learn from.
         score: (q,) row numbers to score on, of other people.
         protocol: who these are, in words.
-        left_out: how many images take no part, by the reason: ``no_face``, where no face was found in the image;
-            ``copies`` of others; ``contradicting``, of which there are copies with another label.
+        left_out: how many images take no part, by the reason: ``other_splits``, which are neither learned from nor
+            scored on; of the rest ``no_face``, where no face was found in the image; ``contradicting``, of which there
+            are copies with another label, wherever those stand; ``copies`` of others that take part.
     """
 
     learn: np.ndarray
@@ -51,40 +53,66 @@ def sides(examples: LabelledVectors, has_face: np.ndarray, split: str | None, se
         UsageError: a person or a group stands on both sides, there is no split to score on, or there are too few
             people.
     """
-    rows, left_out = _usable(examples, has_face)
     splits = {item.split for item in examples.items} - {None}
     if splits:
-        learn, score, protocol = _given(examples, split or "train", sorted(map(str, splits)))
+        learn, score, other = _given(examples, split or "train", sorted(map(str, splits)))
+        rows, left_out = _usable(examples, has_face, np.union1d(learn, score))
         learn, score = np.intersect1d(learn, rows), np.intersect1d(score, rows)
         _check_apart(examples, learn, score)
+        protocol = f"the source's own split {other!r}, {len(np.unique(examples.y[score]))} people"
     else:
         if split is not None:
             raise UnknownNameError(
                 f"No split is called {split!r}: the source has none. Leave --split away, or give the source a split "
                 "of people with `featcache extract --split FILE`."
             )
-        aside = identity_splits.holdout(examples.y[rows], HOLDOUT, seed, examples.units[rows])
+        rows, left_out = _usable(examples, has_face, np.arange(len(examples.items)))
+        _check_enough(examples.y[rows])
+        aside = _aside(examples.y[rows], examples.units[rows], seed)
         learn, score = rows[~aside], rows[aside]
-        protocol = f"a hold-out of {len(np.unique(examples.y[score]))} people (one in five, seed {seed})"
-    for what, side, fewest in (("learn from", learn, FEWEST_LEARNED), ("score on", score, FEWEST_SCORED)):
-        counts = np.unique(examples.y[side], return_counts=True)[1]
-        several = int((counts > 1).sum())
-        if several < fewest:
-            raise UsageError(
-                f"There are {len(counts)} people to {what}, {several} of them with two usable images or more; it takes "
-                f"{fewest} such people. Add people, or images of those there are."
-            )
+        of = len(np.unique(examples.y[rows]))
+        protocol = f"a hold-out of {len(np.unique(examples.y[score]))} of {of} people (seed {seed})"
+    _check_enough(examples.y[learn], "learn from", FEWEST_LEARNED)
+    _check_enough(examples.y[score], "score on", FEWEST_SCORED)
     return Sides(learn, score, protocol, left_out)
 
 
-def _usable(examples: LabelledVectors, has_face: np.ndarray) -> tuple[np.ndarray, dict[str, int]]:
-    """One row for each content that shows one person's face, and how many others there are."""
+def _check_enough(
+    people: np.ndarray, purpose: str = "learn from and to score on", fewest: int = FEWEST_LEARNED + FEWEST_SCORED
+) -> None:
+    counts = np.unique(people, return_counts=True)[1]
+    several = int((counts > 1).sum())
+    if several < fewest:
+        raise UsageError(
+            f"There are {len(counts)} people to {purpose}, {several} of them with two usable images or more; it takes "
+            f"{fewest} such people. Add people, or images of those there are."
+        )
+
+
+def _aside(people: np.ndarray, groups: np.ndarray, seed: int) -> np.ndarray:
+    """(n,) bool, the images of a fifth of the people, or of more, until enough of them have several images."""
+    names, number = np.unique(people, return_inverse=True)
+    fraction = HOLDOUT
+    while True:
+        aside = identity_splits.holdout(people, fraction, seed, groups)
+        if fraction >= 1 or (np.bincount(number[aside], minlength=1) > 1).sum() >= FEWEST_SCORED:
+            return aside
+        fraction = min(1.0, max(fraction * 1.1, fraction + 1 / len(names)))
+
+
+def _usable(examples: LabelledVectors, has_face: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, dict[str, int]]:
+    """Of the *wanted* rows one for each content that shows one person's face, and how many others there are."""
     names: dict[bytes, set[str]] = {}
     for item, label in zip(examples.items, examples.y.tolist(), strict=True):
         names.setdefault(item.sha256, set()).add(label)
-    left_out = {"no_face": int((~has_face).sum()), "copies": 0, "contradicting": 0}
+    left_out = {
+        "other_splits": len(examples.items) - len(wanted),
+        "no_face": int((~has_face[wanted]).sum()),
+        "copies": 0,
+        "contradicting": 0,
+    }
     rows, taken = [], set()
-    for row in np.flatnonzero(has_face).tolist():
+    for row in wanted[has_face[wanted]].tolist():
         sha256 = examples.items[row].sha256
         if len(names[sha256]) > 1:
             left_out["contradicting"] += 1
@@ -97,12 +125,11 @@ def _usable(examples: LabelledVectors, has_face: np.ndarray) -> tuple[np.ndarray
 
 
 def _given(examples: LabelledVectors, split: str, names: list[str]) -> tuple[np.ndarray, np.ndarray, str]:
-    """The rows of the source's own splits."""
+    """The rows of the source's own splits, and the name of the one to score on."""
     learn = of_split(examples, split)
     for other in ("test", "val"):
         if other in names and other != split:
-            score = of_split(examples, other)
-            return learn, score, f"the source's own split {other!r}, {len(np.unique(examples.y[score]))} people"
+            return learn, of_split(examples, other), other
     raise UsageError(
         f"The source has the splits {', '.join(names)}, but besides {split!r}, which is learned from, no 'test' or "
         "'val' to score on. Give one with `featcache extract --split FILE`."

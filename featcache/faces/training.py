@@ -1,15 +1,16 @@
 """Stored vectors of people into a head that compares two images.
 
-The projection is learned from some people, and what its scores mean from people whom it had not seen: they are
-dealt into folds, and each fold is compared by a projection that was learned from the others. The report is of people
-who took part in neither.
+The projection is learned from some people. What its scores mean is learned from the same people, dealt into folds:
+each fold is compared by a projection that was fitted to the others. Shrinkage, noise and steps were chosen by the
+same folds, and the scales of layers come from all, so the scores are those of new people but for these few numbers.
+The report is of people who took part in none of this.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ import numpy as np
 from featcache.bundle import Bundle, LayerUse, scale_layers
 from featcache.errors import UnknownNameError, UsageError
 from featcache.evaluation.identity_pairs import pairs_within
-from featcache.evaluation.pair_metrics import OperatingPoint, cllr, cosine_scores, minimal_cllr, roc
-from featcache.faces.aligned import preferred_layer
-from featcache.faces.calibrate import PAIRS, calibrate
+from featcache.evaluation.pair_metrics import cllr, cosine_scores, minimal_cllr, roc
+from featcache.evaluation.people_bootstrap import point_by_people
+from featcache.faces.calibrate import PAIRS, Evidence, calibrate, evidence
 from featcache.faces.detection import CENTRE_BOX
+from featcache.faces.layer_choice import preferred_layer
 from featcache.faces.people import sides
 from featcache.faces.stored_detections import detections
 from featcache.fitting import layer_uses
@@ -57,8 +59,8 @@ def train(
             match; ``siamese`` (`featcache.heads.siamese`) for others; ``lda``, where that starts from.
         far: the false accept rate that the threshold is for, between 0 and 1.
         layers: which stored layers; several are concatenated, each divided by its root mean square on the images
-            learned from, taken about the mean where there is a projection. By default ``mirrored`` where it is stored,
-            else ``pooled``.
+            learned from, taken about the mean where there is a projection. By default ``mirrored`` or
+            ``pooled``, whichever more images of the source have (of both, ``mirrored``).
         source: which source, where the store has several.
         space: which space; by default the only one that holds no detections.
         split: learn from this split; ``train`` by default where the source has splits.
@@ -67,8 +69,10 @@ def train(
 
     Returns:
         A `Bundle`, which is the one that was scored; `Bundle.matching` compares. Its ``report`` has ``score``: ``eer``,
-        ``auc``, ``cllr`` and ``minimal_cllr`` in bits, ``tar`` and ``far`` at the threshold with their intervals,
-        ``eer_without`` of the cosines of the vectors as they are, ``people``, ``pairs`` and ``protocol``.
+        ``auc``, ``cllr`` and ``minimal_cllr`` in bits, ``tar`` and ``far`` at the threshold with their intervals over
+        people (`featcache.evaluation.people_bootstrap`), ``eer_without`` of the cosines of the same layers without the
+        projection, ``people``, ``pairs`` and ``protocol``. Its ``calibrated_on`` tells what the threshold was set on
+        (`featcache.faces.calibrate.Evidence`), and its ``warning`` that these are few people for such a rate, or None.
 
     Raises:
         UnknownNameError: no such projection, split, source, space or layer.
@@ -84,14 +88,16 @@ def train(
     opened = store if isinstance(store, FeatureStore) else FeatureStore.open(store)
     chosen_space = opened.space(space)
     if layers is None:
-        layers = preferred_layer(chosen_space.layers)
+        layers = preferred_layer(opened, source, chosen_space.fingerprint)
     examples = LabelledVectors.from_store(opened, layers, source=source, space=chosen_space.fingerprint)
     parts = sides(examples, _has_face(opened, examples), split, seed)
     learn = parts.learn
     with choose(progress) as shown:
         shown.start(f"train {projection}", None, "images")
         uses = layer_uses(examples, learn, about_mean=projection != "none")
-        form, chosen, how = _fitted(examples, learn, uses, projection, far, seed)
+        form, chosen, how, based_on = _fitted(examples, learn, uses, projection, far, seed)
+        if based_on.warning:
+            shown.note(based_on.warning)
         shown.finish()
     report = {
         "head": projection,
@@ -102,6 +108,8 @@ def train(
         "without_vectors": examples.without_vectors,
         "chosen": chosen,
         **how,
+        "calibrated_on": asdict(based_on),
+        "warning": based_on.warning,
         "score": {**_scored(form, examples, parts.score, uses, seed), "protocol": parts.protocol},
         "seconds": time.monotonic() - began,
     }
@@ -130,18 +138,20 @@ def _has_face(store: FeatureStore, examples: LabelledVectors) -> np.ndarray:
 
 def _fitted(
     examples: LabelledVectors, rows: np.ndarray, uses: tuple[LayerUse, ...], projection: str, far: float, seed: int
-) -> tuple[MatchingForm, dict[str, Any], dict[str, Any]]:
-    """The calibrated form, what was chosen, and how."""
+) -> tuple[MatchingForm, dict[str, Any], dict[str, Any], Evidence]:
+    """The calibrated form, what was chosen, how, and what the threshold was set on."""
     people, width = examples.y[rows], sum(use.width for use in uses)
     if projection == "none":
         names = tuple(np.unique(people).tolist())
         form = MatchingForm(np.zeros(width, np.float32), None, None, names)
         vectors = form.embed(scale_layers(examples.read(rows), uses))
-        return replace(form, calibration=calibrate(vectors, people, far, seed=seed)), {}, {}
+        return replace(form, calibration=calibrate(vectors, people, far, seed=seed)), {}, {}, evidence(people, far)
     from featcache.heads.siamese import SiameseHead
 
     head = SiameseHead(random_state=seed) if projection == "siamese" else SiameseHead(loss="none", random_state=seed)
     check_memory(head, projection, len(rows), width, len(np.unique(people)), streaming="Take fewer layers.")
+    # Whether there are pairs enough need not wait for the training.
+    based_on = evidence(people, far, head.deal(people, examples.units[rows]))
     head.fit(scale_layers(examples.read(rows), uses), people, examples.units[rows])
     if head.out_of_fold_ is None:
         raise UsageError(
@@ -150,7 +160,7 @@ def _fitted(
         )
     calibration = calibrate(head.out_of_fold_, people, far, fold=head.fold_, seed=seed)
     how = {"chosen_by": head.chosen_by_, "held_out_eer": head.held_out_eer_}
-    return replace(head.form(), calibration=calibration), dict(head.chosen_), how
+    return replace(head.form(), calibration=calibration), dict(head.chosen_), how, based_on
 
 
 def _scored(
@@ -163,23 +173,17 @@ def _scored(
     X = scale_layers(stored, uses)
     scores = cosine_scores(form.embed(X), pairs)
     curve = roc(scores, same)
-    point = curve.at_threshold(form.calibration.threshold)
+    point = point_by_people(scores, same, people[pairs], form.calibration.threshold, seed=seed)
     return {
         "eer": curve.eer(),
         "auc": curve.auc(),
         "cllr": cllr(form.calibration.llr(scores), same),
         "minimal_cllr": minimal_cllr(scores, same),
-        **_rates(point),
+        "tar": point.tar.to_dict(),
+        "far": point.far.to_dict(),
         "far_target": form.calibration.far,
         "eer_without": roc(cosine_scores(X, pairs), same).eer(),
         "people": len(np.unique(people)),
         "images": len(rows),
         "pairs": len(pairs),
-    }
-
-
-def _rates(point: OperatingPoint) -> dict[str, dict[str, float]]:
-    return {
-        name: {"value": rate.value, "low": rate.low, "high": rate.high}
-        for name, rate in (("tar", point.tar), ("far", point.far))
     }

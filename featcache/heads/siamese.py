@@ -85,8 +85,9 @@ class SiameseHead(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         held_out_eer_: ``{"initial", "chosen"}``, mean equal error rates within the held-out folds; None where none
             were held out.
         fold_: (n,) int64, the fold that each row was held out in; None where none were.
-        out_of_fold_: (n, p) float32, each row projected by what was learned without its fold, of length 1; only
-            rows of one fold can be compared. None where none were held out.
+        out_of_fold_: (n, p) float32, each row projected by what was fitted without its fold, of length 1; only
+            rows of one fold can be compared. Shrinkage, noise and steps were chosen on all folds, this one too.
+            None where none were held out.
     """
 
     def __init__(
@@ -142,6 +143,15 @@ class SiameseHead(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         )
         return self
 
+    def deal(self, y: Any, groups: Any = None) -> np.ndarray:
+        """The folds that `fit` holds identities out in, where it does; the arguments are those of `fit`.
+
+        Returns:
+            (n,) int64.
+        """
+        numbers = np.unique(np.asarray(y), return_inverse=True)[1]
+        return identity_splits.folds(numbers, self.folds, self.random_state, groups)
+
     def transform(self, X: Any) -> np.ndarray:
         """(n, d) vectors projected: (n, p) float32 of length 1.
 
@@ -169,7 +179,7 @@ class SiameseHead(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         X, numbers, directions = scatter.rows, scatter.numbers, scatter.directions
         if int((np.bincount(numbers) > 1).sum()) < 2 * self.folds:
             return []
-        fold = identity_splits.folds(numbers, self.folds, self.random_state, groups)
+        fold = self.deal(numbers, groups)
         trials = []
         for held in range(self.folds):
             rows = np.flatnonzero(fold == held)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,10 @@ def write_people(
     spread: float = 0.5,
     layers: tuple[str, ...] = ("pooled",),
     without_vectors: tuple[str, ...] = (),
+    source: str = "people",
+    salt: str = "",
+    rename: Callable[[str], str | None] = str,
+    counts: Sequence[int] | None = None,
 ) -> dict[str, np.ndarray]:
     """Make a store, and return each image's vectors (layers, width) by its URI, those it does not hold too.
 
@@ -38,14 +43,20 @@ def write_people(
         spread: standard deviation within a person, where that between people is 1.
         layers: each with vectors of its own.
         without_vectors: URIs of images that are listed and have no vector.
+        source: its name; the store may hold others already.
+        salt: another gives other contents and other vectors.
+        rename: what the person ``p00`` and so on are called.
+        counts: images of each person, in place of *people* and *images*.
     """
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(len(salt))
+    counts = [images] * people if counts is None else counts
+    people = len(counts)
     centres = rng.normal(size=(people, len(layers), width))
-    names = [(p, i) for p in range(people) for i in range(images)]
+    names = [(p, i) for p, count in enumerate(counts) for i in range(count)]
     vectors = {
         uri(p, i): (centres[p] + spread * rng.normal(size=centres.shape[1:])).astype(np.float32) for p, i in names
     }
-    keys = {name: hashlib.sha256(name.encode()).digest() for name in vectors}
+    keys = {name: hashlib.sha256((salt + name).encode()).digest() for name in vectors}
     kept = [name for name in vectors if name not in without_vectors]
     with StoreWriter(path) as writer:
         space = writer.space(RECIPE)
@@ -54,6 +65,8 @@ def write_people(
         stacked = np.stack([vectors[name] for name in kept])
         space.append([keys[name] for name in kept], {(layer, "0"): stacked[:, k] for k, layer in enumerate(layers)})
         space.seal()
-        records = SourceRecords(writer.catalogue, "people", "/nowhere")
-        records.save([Record(name, keys[name], name.split("/")[0], None, None, 1, 2, 3, 4, 5) for name in vectors])
+        records = SourceRecords(writer.catalogue, source, f"/nowhere/{source}")
+        records.save(
+            [Record(name, keys[name], rename(name.split("/")[0]), None, None, 1, 2, 3, 4, 5) for name in vectors]
+        )
     return vectors

@@ -12,9 +12,11 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from featcache import faces
-from featcache.errors import RecipeMismatchError, SourceError, UnknownNameError, UsageError
+from featcache.errors import MissingVectorsError, RecipeMismatchError, SourceError, UnknownNameError, UsageError
 from featcache.faces.pair_drawing import draw_pairs
 from featcache.faces.pairs import write_pairs
+from featcache.store import FeatureStore, StoreWriter
+from featcache.store.source_records import Record, SourceRecords
 
 from .identities import RECIPE, uri, write_people
 
@@ -82,8 +84,8 @@ def test_pairs_are_drawn_where_none_are_given(tmp_path):
     report = faces.evaluate(tmp_path / "s.fcache")
     again, other = (faces.evaluate(tmp_path / "s.fcache", seed=seed) for seed in (0, 1))
     # 12 people make 6 folds of two, which have 12 pairs of one person each.
-    assert "6 folds" in report.protocol
-    assert report.verification.pairs % 12 == 0
+    assert "6 folds of 12 + 12 pairs" in report.protocol
+    assert report.verification.pairs == 6 * 2 * 12
     assert again == report
     assert other != report
 
@@ -100,20 +102,105 @@ def test_mirrored_comes_before_pooled_and_both_are_reported(tmp_path):
 
 
 def test_a_head_is_scored_on_people_it_does_not_know(tmp_path):
-    vectors = write_people(tmp_path / "s.fcache", people=60, images=5)
-    pairs = write_list(tmp_path / "pairs.txt", vectors)
+    vectors = write_people(tmp_path / "s.fcache", people=60, images=5, spread=1.0)
+    write_list(tmp_path / "pairs.txt", vectors)
     head = faces.train(tmp_path / "s.fcache", far=0.05, progress=False)
     with pytest.raises(UsageError, match="trained on"):
         faces.evaluate(tmp_path / "s.fcache", tmp_path / "pairs.txt", head=head)
     report = faces.evaluate(tmp_path / "s.fcache", head=head)
-    assert pairs
     assert report.calibrated is not None
     assert report.calibrated.far_target == 0.05
-    assert report.calibrated.minimal_cllr <= report.calibrated.cllr
-    assert report.to_dict()["calibrated"]["far"]["value"] == report.calibrated.point.far.value
-    # Of the twelve people that were held out no more pairs of two can be drawn than there are.
+    # Of the twelve people that were held out six folds of two can be made, with 2 × 10 pairs of one person each.
     assert 60 - len(head.classes) == 12
-    assert report.verification.pairs <= 2 * 12 * 10
+    assert report.verification.pairs == 6 * 2 * 20
+    uris = sorted(vectors)
+    labels = [name.split("/")[0] for name in uris]
+    drawn = draw_pairs([None if one in head.classes else one for one in labels], folds=6, each=20)
+    scores = np.array([cosine(vectors[uris[a]][0], vectors[uris[b]][0]) for a, b in drawn.images])
+    accepted = scores >= head.matching.calibration.threshold
+    point = report.calibrated.point
+    assert point.far.value == pytest.approx(accepted[~drawn.same].mean())
+    assert point.tar.value == pytest.approx(accepted[drawn.same].mean())
+    llr = np.log(2) * np.array([report.calibrated.cllr, report.calibrated.minimal_cllr])
+    a, b = head.matching.calibration.slope, head.matching.calibration.offset
+    signed = np.where(drawn.same, -1, 1) * (a * scores + b)
+    assert llr[0] == pytest.approx(np.mean([np.log1p(np.exp(signed[k])).mean() for k in (drawn.same, ~drawn.same)]))
+    assert llr[1] <= llr[0]
+    values = report.to_dict()["calibrated"]
+    assert values["far"] == {"value": point.far.value, "low": point.far.low, "high": point.far.high}
+
+
+@pytest.mark.parametrize("renamed", [lambda name: f"Mr {name}", lambda name: None], ids=["renamed", "nameless"])
+def test_pictures_that_the_head_was_trained_on_are_known_under_any_name(tmp_path, renamed):
+    store = tmp_path / "s.fcache"
+    vectors = write_people(store, people=60, images=5)
+    write_people(store, people=60, images=5, source="again", rename=renamed)
+    head = faces.train(store, far=0.05, source="people", progress=False)
+    known, other = sorted(head.classes)[0], sorted(set(f"p{i:02}" for i in range(60)) - set(head.classes))
+    mixed = [f"{known}/{known}_0001.jpg", *(f"{one}/{one}_{k:04}.jpg" for one in other[:5] for k in (1, 2))]
+    same = [f"x\t{a}\t{b}" for a, b in zip(mixed[1::2], mixed[2::2], strict=True)]
+    lines = [same[0], f"x\t{mixed[0]}\ty\t{mixed[1]}", same[1], f"x\t{mixed[1]}\ty\t{mixed[3]}"]
+    (tmp_path / "pairs.txt").write_text("\n".join(["2\t1", *lines]) + "\n")
+    with pytest.raises(UsageError, match=rf"trained on 1 of the 5 images .*{known}_0001"):
+        faces.evaluate(store, tmp_path / "pairs.txt", head=head, source="again")
+    lines[1] = f"x\t{mixed[1]}\ty\t{mixed[5]}"
+    (tmp_path / "pairs.txt").write_text("\n".join(["2\t1", *lines]) + "\n")
+    assert faces.evaluate(store, tmp_path / "pairs.txt", head=head, source="again").verification.pairs == 4
+    if renamed("x") is None:
+        return
+    report = faces.evaluate(store, head=head, source="again")
+    assert report.verification == faces.evaluate(store, head=head, source="people").verification
+    assert vectors
+
+
+def test_other_pictures_of_people_whom_the_head_knows_by_a_picture_take_no_part(tmp_path):
+    store = tmp_path / "s.fcache"
+    write_people(store, people=60, images=5)
+    head = faces.train(store, far=0.05, progress=False)
+    # Under a new name everybody has three pictures more, and those of before.
+    write_people(store, people=60, images=8, source="more", rename=lambda name: f"Mr {name}")
+    report = faces.evaluate(store, head=head, source="more")
+    assert report.verification.pairs == 6 * 2 * 2 * (8 * 7 // 2)
+
+
+def test_pairs_are_drawn_from_whoever_has_images_enough(tmp_path):
+    write_people(tmp_path / "a.fcache", counts=[5] * 8 + [1] * 30)
+    assert "8 folds of 10 + 10 pairs" in faces.evaluate(tmp_path / "a.fcache").protocol
+    write_people(tmp_path / "b.fcache", counts=[1] * 30 + [2])
+    with pytest.raises(UsageError, match="31 people whose images can be paired, 1 of them with two"):
+        faces.evaluate(tmp_path / "b.fcache")
+    # Two of the twenty are said to be on the same pictures, so neither takes part.
+    store = tmp_path / "c.fcache"
+    write_people(store, people=20, images=5)
+    copies = {uri(0, i): uri(1, i) for i in range(5)}
+    with StoreWriter(store) as writer:
+        keys = {item.uri: item.sha256 for item in FeatureStore.open(store).items()}
+        records = [Record(n, keys[copies.get(n, n)], n[:3], None, None, 1, 2, 3, 4, 5) for n in keys]
+        SourceRecords(writer.catalogue, "people", "/nowhere/people").save(records)
+    assert "9 folds" in faces.evaluate(store).protocol
+
+
+def test_a_layer_beside_a_head_is_refused(tmp_path):
+    write_people(tmp_path / "s.fcache", people=60)
+    head = faces.train(tmp_path / "s.fcache", far=0.05, progress=False)
+    with pytest.raises(UsageError, match="'nonsense' cannot be named beside"):
+        faces.evaluate(tmp_path / "s.fcache", head=head, layer="nonsense")
+
+
+def test_the_layer_is_one_that_the_source_has(tmp_path):
+    store = tmp_path / "s.fcache"
+    write_people(store, people=20, layers=("pooled", "mirrored"))
+    write_people(store, people=20, source="two", salt="other")
+    report = faces.evaluate(store, source="two")
+    assert (report.layer, report.others) == ("pooled", {})
+    assert faces.train(store, source="two", far=0.05, progress=False).layers[0].name == "pooled"
+    assert faces.evaluate(store, source="people").layer == "mirrored"
+    with StoreWriter(store) as writer:
+        SourceRecords(writer.catalogue, "three", "/nowhere/three").save(
+            [Record("a.jpg", b"3" * 32, "a", None, None, 1, 2, 3, 4, 5)]
+        )
+    with pytest.raises(MissingVectorsError, match=r"'three'.*`featcache faces extract`"):
+        faces.evaluate(store, source="three")
 
 
 def test_a_head_that_names_labels_is_refused(tmp_path):
@@ -145,7 +232,7 @@ def test_the_curve_is_drawn(tmp_path):
 
 def test_what_cannot_be_evaluated(tmp_path):
     write_people(tmp_path / "s.fcache", people=3)
-    with pytest.raises(UsageError, match="3 people"):
+    with pytest.raises(UsageError, match=r"two folds or more.*there are 3 people"):
         faces.evaluate(tmp_path / "s.fcache")
     (tmp_path / "pairs.txt").write_text("1\t1\nnobody\t1\t2\np00\t1\tp01\t1\n")
     with pytest.raises(SourceError, match="line 2"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,11 @@ from featcache import faces
 from featcache.bundle import Bundle
 from featcache.errors import UnknownNameError, UsageError
 from featcache.evaluation.identity_pairs import pairs_within
+from featcache.evaluation.metrics import wilson
 from featcache.evaluation.pair_metrics import roc
 from featcache.faces.detection import CENTRE_BOX, COLUMNS, FACE, FIRST_PASS, Detector
+from featcache.heads import memory
+from featcache.heads.siamese import SiameseHead
 from featcache.prediction import evaluate
 from featcache.store import FeatureStore, StoreWriter
 from featcache.store.source_records import Record, SourceRecords
@@ -42,6 +46,7 @@ def filled(
     labels: Sequence[str],
     *,
     splits: Sequence[str | None] | None = None,
+    groups: Sequence[str | None] | None = None,
     contents: Sequence[int] | None = None,
     found: Sequence[int] | None = None,
 ) -> Path:
@@ -69,10 +74,11 @@ def filled(
             space.append([keys[i] for i in distinct], {(FACE, "0"): rows})
             space.seal()
         splits = [None] * len(X) if splits is None else splits
+        groups = [None] * len(X) if groups is None else groups
         SourceRecords(writer.catalogue, "people", "/nowhere").save(
             [
-                Record(f"{i:05}.jpg", key, label, split, None, 1, 2, 3, 4, 5)
-                for i, (key, label, split) in enumerate(zip(keys, labels, splits, strict=True))
+                Record(f"{i:05}.jpg", key, label, split, group, 1, 2, 3, 4, 5)
+                for i, (key, label, split, group) in enumerate(zip(keys, labels, splits, groups, strict=True))
             ]
         )
     return path
@@ -186,18 +192,21 @@ def test_images_without_a_face_copies_and_contradictions_take_no_part(tmp_path: 
     found[20] = found[21] = CENTRE_BOX
     path = filled(tmp_path / "s", X, names, contents=contents, found=found)
     bundle = faces.train(path, projection="none", far=0.1)
-    assert bundle.report["left_out"] == {"no_face": 2, "copies": 1, "contradicting": 2}
+    assert bundle.report["left_out"] == {"other_splits": 0, "no_face": 2, "copies": 1, "contradicting": 2}
     assert bundle.report["n"] + bundle.report["score"]["images"] == 115
     items = FeatureStore.open(path).items()
     assert not bundle.overlap([items[i].sha256 for i in (4, 9, 20, 21)])
 
 
 def test_too_few_people_or_pairs_are_refused_with_numbers(tmp_path: Path) -> None:
-    X, names = people(9, 4)
-    with pytest.raises(UsageError, match=r"7 people to learn from, 7 of them with two usable .* it takes 8"):
+    X, names = people(15, 4)
+    with pytest.raises(UsageError, match=r"15 people to learn from and to score on, 15 of them with .* it takes 16"):
         faces.train(filled(tmp_path / "few", X, names))
+    splits = ["test" if i >= 32 else "train" for i in range(60)]
+    with pytest.raises(UsageError, match=r"7 people to score on, 7 of them with two usable .* it takes 8"):
+        faces.train(filled(tmp_path / "few-scored", X, names, splits=splits))
     with pytest.raises(UsageError, match="0 of them with two"):
-        faces.train(filled(tmp_path / "single", X, [str(i) for i in range(36)]))
+        faces.train(filled(tmp_path / "single", X, [str(i) for i in range(60)]))
     X, names = people(20, 2)
     with pytest.raises(UsageError, match="at least 3000 pairs of different people"):
         faces.train(filled(tmp_path / "rare", X, names), projection="none", far=0.001)
@@ -223,3 +232,139 @@ def test_such_a_head_names_no_labels(store: Path, trained: Bundle) -> None:
         with pytest.raises(UsageError, match="compares two images"):
             asked()
     assert trained.task == "match"
+
+
+def test_few_people_are_enough_to_score_on(tmp_path: Path) -> None:
+    X, names = people(20, 3)
+    report = faces.train(filled(tmp_path / "s", X, names), projection="none", far=0.1).report
+    assert (report["people"], report["score"]["people"]) == (12, 8)
+    assert report["score"]["protocol"] == "a hold-out of 8 of 20 people (seed 0)"
+    # Those with one image are not counted: more are set aside, until eight have several.
+    single = [*names, *(f"one {n}" for n in range(60))]
+    X = np.concatenate([X, people(60, 1, 1)[0]])
+    report = faces.train(filled(tmp_path / "t", X, single), projection="none", far=0.1).report
+    assert report["score"]["people"] > 16
+    assert report["people"] + report["score"]["people"] == 80
+
+
+def test_every_image_is_accounted_for_where_splits_are_not_used(tmp_path: Path) -> None:
+    X, names = people(40, 4)
+    contents = list(range(160))
+    contents[0] = 100  # in a split that nobody uses, the first copy of an image to learn from
+    splits: list[str | None] = [*["val"] * 40, *["train"] * 80, *[None] * 8, *["test"] * 32]
+    names = [names[100] if i == 0 else name for i, name in enumerate(names)]
+    path = filled(tmp_path / "s", X, names, splits=splits, contents=contents)
+    report = faces.train(path, projection="none", far=0.1).report
+    assert report["left_out"] == {"other_splits": 48, "no_face": 0, "copies": 0, "contradicting": 0}
+    assert (report["n"], report["score"]["images"]) == (80, 32)
+
+
+def test_groups_stay_on_one_side_of_all_that_is_parted(tmp_path: Path) -> None:
+    X, names = people(40, 4)
+    # The last image of each even person and the first of the next are of one group.
+    groups = [f"g{i // 8}" if i % 8 in (3, 4) else None for i in range(160)]
+    path = filled(tmp_path / "s", X, names, groups=groups)
+    bundle = faces.train(path, projection="lda", far=0.05, layers=BOTH)
+    learned = {int(name.split("-")[1]) // 2 for name in bundle.classes}
+    assert len(bundle.classes) == 2 * len(learned) == 32
+    # The threshold is that of a head that was held out by the same groups, which those without them are not.
+    order = [i for i, name in enumerate(names) if name in bundle.classes]
+    stored, _, _ = FeatureStore.open(path).arrays(layers=BOTH)
+    units = np.array([i if groups[i] is None else 1000 + int(groups[i][1:]) for i in order])
+    for tied, agrees in ((units, True), (None, False)):
+        head = SiameseHead(loss="none").fit(bundle.scaled(stored[order]), np.array(names)[order], tied)
+        expected = slow_threshold(head.out_of_fold_, np.array(names)[order], head.fold_, 0.05)
+        assert (bundle.matching.calibration.threshold == pytest.approx(expected, abs=1e-6)) == agrees
+    splits = ["test" if i >= 124 else "train" for i in range(160)]
+    names = [f"person {i}" if 120 <= i < 128 else name for i, name in enumerate(names)]
+    with pytest.raises(UsageError, match="Images of one group stand on both sides"):
+        faces.train(filled(tmp_path / "t", X, names, groups=groups, splits=splits), projection="none")
+
+
+def slow_threshold(Z: np.ndarray, y: np.ndarray, fold: np.ndarray, far: float) -> float:
+    """Where pairs within a fold, each ranked among those of other people, are accepted at this rate."""
+    Z = Z.astype(np.float64)
+    pairs = [
+        (float(Z[i] @ Z[j] / np.sqrt((Z[i] @ Z[i]) * (Z[j] @ Z[j]))), {y[i], y[j]})
+        for i, j in combinations(range(len(Z)), 2)
+        if fold[i] == fold[j] and y[i] != y[j]
+    ]
+    ranks = []
+    for score, two in pairs:
+        others = [other for other, both in pairs if not both & two]
+        ranks.append((sum(other > score for other in others) + 1) / (len(others) + 1))
+    share = np.quantile(ranks, far, method="weibull")
+    return float(np.quantile([score for score, _ in pairs], 1 - share, method="weibull"))
+
+
+@pytest.mark.parametrize("projection", ["lda", "none"])
+def test_the_threshold_is_the_one_of_a_plain_loop(projection: str, tmp_path: Path) -> None:
+    X, names = people(24, 4, 5)
+    path = filled(tmp_path / "s", X, names)
+    bundle = faces.train(path, projection=projection, far=0.05, layers=BOTH)
+    stored, _, _ = FeatureStore.open(path).arrays(layers=BOTH)
+    rows = [i for i, name in enumerate(names) if name in bundle.classes]
+    y, vectors = np.array(names)[rows], bundle.scaled(stored[rows])
+    fold = np.zeros(len(rows), int)
+    if projection == "lda":
+        head = SiameseHead(loss="none").fit(vectors, y)
+        assert head.out_of_fold_ is not None
+        vectors, fold = head.out_of_fold_, head.fold_
+    expected = slow_threshold(vectors, y, fold, 0.05)
+    assert bundle.matching.calibration is not None
+    assert bundle.matching.calibration.threshold == pytest.approx(expected, abs=1e-6)
+
+
+def test_few_couples_for_the_rate_are_warned_of(tmp_path: Path) -> None:
+    X, names = people(20, 12)
+    path = filled(tmp_path / "s", X, names)
+    report = faces.train(path, projection="none", far=0.02).report
+    # Of twelve people 66 couples can be made, and it takes 150 pairs.
+    assert report["calibrated_on"] == {"people": 12, "pairs": 66 * 144, "couples": 66, "couples_needed": 150}
+    assert "66 couples of people" in report["warning"]
+    assert "150" in report["warning"]
+    report = faces.train(path, projection="lda", far=0.05).report
+    # Four folds of three people have three couples each.
+    assert report["calibrated_on"] == {"people": 12, "pairs": 12 * 144, "couples": 12, "couples_needed": 60}
+    assert faces.train(path, projection="none", far=0.05).report["warning"] is None
+
+
+def test_a_rate_that_is_too_small_is_refused_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    X, names = people(20, 12)
+    path = filled(tmp_path / "s", X, names)
+    asked = []
+    monkeypatch.setattr(SiameseHead, "fit", lambda *_: asked.append("fit"))
+    with pytest.raises(UsageError, match=r"at least 3000 pairs of different people, for three .* there are 1728"):
+        faces.train(path, projection="siamese", far=0.001)
+    assert not asked
+
+
+def test_a_fit_that_does_not_fit_into_memory_is_refused(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available_memory", lambda: 10)
+    with pytest.raises(UsageError, match="Take fewer layers"):
+        faces.train(store, projection="lda")
+
+
+def test_the_rates_of_the_report_are_those_at_the_threshold_with_intervals_over_people(
+    store: Path, trained: Bundle
+) -> None:
+    items = FeatureStore.open(store).items()
+    rest = [i for i, item in enumerate(items) if item.label not in trained.classes]
+    X, _, _ = FeatureStore.open(store).arrays(layers=BOTH)
+    Z = trained.matching.embed(trained.scaled(X[rest])).astype(np.float64)
+    y = np.array([items[i].label for i in rest])
+    first, second = np.triu_indices(len(rest), 1)
+    same = y[first] == y[second]
+    assert trained.matching.calibration is not None
+    scores = np.einsum("np,np->n", Z[first], Z[second])
+    accepted = scores >= trained.matching.calibration.threshold
+    score = trained.report["score"]
+    assert score["far"]["value"] == pytest.approx(accepted[~same].mean())
+    assert score["tar"]["value"] == pytest.approx(accepted[same].mean())
+    for name, kind in (("far", ~same), ("tar", same)):
+        low, high = wilson(score[name]["value"], int(kind.sum()))
+        assert score[name]["low"] <= score[name]["value"] <= score[name]["high"]
+        # Twelve people tell less than so many pairs would that shared nobody.
+        assert score[name]["high"] - score[name]["low"] > high - low
