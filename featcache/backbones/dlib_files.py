@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,13 +78,20 @@ def published_bytes(file: DlibFile, path: Path) -> bytes:
         WeightsError: there is no such file, it cannot be read, or it is not the published one to the last byte.
     """
     try:
-        data = path.read_bytes()
+        found_there = path.stat()
+        if not stat.S_ISREG(found_there.st_mode):
+            raise WeightsError(f"{path}, which should hold {file.content}, is no file. {_advice(file)}")
+        size, data = found_there.st_size, b""
+        if size == file.size:  # a file of any other size is not read
+            with path.open("rb") as opened:
+                data = opened.read(file.size + 1)
+            size = len(data)
     except OSError as error:
         raise WeightsError(f"{path}, which should hold {file.content}, cannot be read: {error.strerror}.") from error
-    if len(data) != file.size:
-        what = "cut short" if len(data) < file.size else "too long"
+    if size != file.size:
+        what = "cut short" if size < file.size else "too long"
         raise WeightsError(
-            f"{path} has {len(data):,} bytes and the published {file.name} {file.size:,}: it is {what}, or another "
+            f"{path} has {size:,} bytes and the published {file.name} {file.size:,}: it is {what}, or another "
             f"file. {_advice(file)}"
         )
     found = hashlib.sha256(data).hexdigest()

@@ -23,7 +23,7 @@ app = typer.Typer(
     help="Match faces, or anything with an identity: extract, train, verify, evaluate.",
 )
 
-FacesStore = Annotated[Path, typer.Argument(metavar="STORE", help="A store that `featcache faces extract` made.")]
+FacesStore = Annotated[Path, typer.Argument(metavar="STORE", help="A store whose labels are identities.")]
 MatchingHead = Annotated[
     Path | None, typer.Option("--head", metavar="HEAD.fch", help="A head that `featcache faces train` saved.")
 ]
@@ -40,6 +40,7 @@ def extract(
     backbone: Annotated[
         str, typer.Option(metavar="B", help="What turns an aligned face into a vector.")
     ] = "dlib:face_resnet",
+    weights: Annotated[Path | None, typer.Option(metavar="FILE", help="The backbone's weights.")] = None,
     layers: Layers = None,
     centre_box: Annotated[
         bool,
@@ -50,6 +51,8 @@ def extract(
         ),
     ] = False,
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Use only N images, all people alike.")] = None,
+    device: Annotated[str | None, typer.Option(metavar="D", help="Where the network runs: cpu, cuda, cuda:1.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, metavar="N", help="Pictures in one pass.")] = None,
     workers: Annotated[int | None, typer.Option(min=0, metavar="N", help="Threads that read and look.")] = None,
     labels: Annotated[
         str | None, typer.Option(metavar="folder|FILE|none", help="Where names come from: folders, a CSV file.")
@@ -63,6 +66,9 @@ def extract(
     ] = None,
     moved: Annotated[bool, typer.Option("--moved", help="The source of this name has a new place.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Fail if a picture cannot be used.")] = False,
+    image_timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", help="What takes longer to read goes to quarantine.")
+    ] = 30.0,
     as_json: Json = False,
     debug: Debug = False,
 ) -> Answer:
@@ -80,13 +86,17 @@ def extract(
         backbone=backbone,
         layers=layer_list(context, layers) or ("pooled", "mirrored"),
         centre_box=centre_box,
+        weights=weights,
         limit=limit,
+        device=device,
+        batch_size=batch_size,
         workers=workers,
         labels=labels,
         split=split,
         name=name,
         moved=moved,
         strict=strict,
+        image_timeout=image_timeout,
         progress=True,
     )
     return Answer(report.to_dict(), lambda: _show_extract(report))
@@ -118,7 +128,7 @@ def train(
 ) -> Answer:
     """Learn what a distance between two vectors means: a threshold, and probabilities.
 
-    People on whom the threshold is set are never those whose pairs tell how well it does.
+    People on whom the threshold is set are never those whose pairs tell how well it does. Intervals are over people.
 
     Example: featcache faces train people.fcache -o people.fch --far 1e-2
     """
@@ -156,7 +166,8 @@ def verify(
 ) -> Answer:
     """Do two pictures show the same person?
 
-    Without a calibrated head only the distance is known, and nothing is decided.
+    Without a calibrated head only the distance is known, and nothing is decided. With --json the decision is "same",
+    "different" or "uncalibrated".
 
     Example: featcache faces verify a.jpg b.jpg --head people.fch
     """
@@ -178,7 +189,7 @@ def evaluate(
     ] = None,
     head: MatchingHead = None,
     roc: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw the ROC curve into this picture.")] = None,
-    layer: Annotated[str | None, typer.Option(metavar="L", help="Whose vectors, without a head.")] = None,
+    layer: Annotated[str | None, typer.Option(metavar="L", help="Which stored layer, without a head.")] = None,
     source: Source = None,
     space: Space = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of the draw.")] = 0,
@@ -187,7 +198,8 @@ def evaluate(
 ) -> Answer:
     """How well do the stored vectors tell pairs of one person from pairs of two?
 
-    The threshold of each fold is chosen on the others. Pictures without a vector count as errors.
+    The threshold of each fold is chosen on the others. Pictures without a vector count as errors. Pairs with people
+    or pictures that the head was trained on are refused; none such are drawn.
 
     Example: featcache faces evaluate people.fcache --pairs pairs.txt --roc roc.png
     """
@@ -233,6 +245,7 @@ def _show_train(report: dict[str, Any]) -> None:
     screen.say(
         f"  threshold set for FAR {score['far_target']:g}: FAR {far['value']:.3g}"
         f" ({far['low']:.2g} – {far['high']:.2g}), TAR {screen.percent(tar['value'])}"
+        f" ({screen.percent(tar['low'])} – {screen.percent(tar['high'])}); intervals over people"
     )
     screen.say(f"  Cllr {score['cllr']:.3f} bit, at best {score['minimal_cllr']:.3f} with these scores")
     screen.say(f"Took {screen.span(report['seconds'])}")
@@ -274,13 +287,14 @@ def _show_evaluate(report: PairsReport, roc: Path | None) -> None:
         for far, point in one.tar_at_far.items():
             screen.say(
                 f"  TAR at FAR {far:g}: {screen.percent(point.tar.value)}"
-                f" ({screen.percent(point.tar.low)} – {screen.percent(point.tar.high)})"
+                f" ({screen.percent(point.tar.low)} – {screen.percent(point.tar.high)} if pairs were independent)"
             )
     at = report.calibrated
     if at is not None:
         screen.say(
             f"The head's threshold, set for FAR {at.far_target:g}: here FAR {at.point.far.value:.2g}"
             f" ({at.point.far.low:.2g} – {at.point.far.high:.2g}), TAR {screen.percent(at.point.tar.value)}"
+            f" ({screen.percent(at.point.tar.low)} – {screen.percent(at.point.tar.high)}); intervals over people"
         )
         screen.say(f"Cllr {at.cllr:.3f} bit, at best {at.minimal_cllr:.3f} with these scores")
     found = {name.replace("_", " "): n for name, n in report.found.items() if n}

@@ -46,6 +46,9 @@ def face_detector() -> Iterator[Any]:
 def landmark_predictor() -> Any:
     """dlib's predictor of five landmarks, which any number of threads may use.
 
+    dlib opens the file by its path, after it was checked: whoever can write where pip installs packages could put
+    another there in between, and could as well change the packages themselves.
+
     Raises:
         MissingExtraError: dlib or the predictor's file is not installed.
         WeightsError: the file is not the published one.

@@ -29,7 +29,8 @@ class Match:
     Attributes:
         distance: 1 less the cosine of the two vectors, from 0 to 2; 0 means the same direction.
         calibrated: whether a calibrated head was given. Without one nothing below is known.
-        decision: whether they show one person, by a threshold that was set for `far_target`; else None.
+        decision: whether they show one person, by a threshold that was set for `far_target`; else None. The command
+            line's ``--json`` has ``"same"``, ``"different"`` or ``"uncalibrated"`` in its place.
         probability: that they show one person, given *prior*; else None.
         prior: the probability before the images were looked at; None where it was not used.
         far_target: the false accept rate that the threshold was set for; else None.

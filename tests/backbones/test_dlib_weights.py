@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +25,7 @@ from featcache.backbones.dlib_files import (
 )
 from featcache.backbones.dlib_weights import face_network_arrays
 from featcache.errors import MissingExtraError, WeightsError
+from featcache.faces import dlib_library
 
 DATA = installed_path(FACE_NETWORK).read_bytes()
 ARRAYS = face_network_arrays(DATA, "here")
@@ -176,6 +179,33 @@ def test_the_package_is_found_without_being_run(tmp_path: Path, monkeypatch: pyt
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     for path in (tmp_path / "none.dat", tmp_path):
         with pytest.raises(
-            WeightsError, match=r"which should hold dlib's face network, cannot be read: .*[Dd]irectory"
+            WeightsError, match=r"which should hold dlib's face network, (is no file|cannot be read: .*[Dd]irectory)"
         ):
             published_bytes(FACE_NETWORK, path)
+
+
+def test_a_file_of_another_size_or_kind_is_not_read(tmp_path: Path) -> None:
+    huge = tmp_path / "huge.dat"
+    with huge.open("wb") as file:
+        file.truncate(3 << 30)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(WeightsError, match=r"has 3,221,225,472 bytes .* it is too long"):
+        published_bytes(FACE_NETWORK, huge)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kilobytes
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(WeightsError, match="is no file"):
+            published_bytes(FACE_NETWORK, path)
+
+
+def test_dlib_is_given_no_landmarks_but_the_published_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    altered = bytearray(installed_path(FIVE_LANDMARKS).read_bytes())
+    altered[-1] ^= 1
+    (tmp_path / "altered.dat").write_bytes(altered)
+    monkeypatch.setattr(dlib_library, "installed_path", lambda file: tmp_path / "altered.dat")
+    dlib_library.landmark_predictor.cache_clear()
+    try:
+        with pytest.raises(WeightsError, match="is not the published"):
+            dlib_library.landmark_predictor()
+    finally:
+        dlib_library.landmark_predictor.cache_clear()

@@ -256,3 +256,14 @@ def test_the_curve_is_drawn(tmp_path) -> None:
         draw_roc(curve, tmp_path / "roc.svg")
     with pytest.raises(UsageError, match="no folder"):
         draw_roc(curve, tmp_path / "nowhere" / "roc.png")
+
+
+def test_vectors_of_any_length_that_a_number_has_have_cosines() -> None:
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(2, 8)).astype(np.float32)
+    pairs = np.array([[0, 0], [0, 1]])
+    expected = cosine_scores(vectors, pairs)
+    assert expected[0] == pytest.approx(1, abs=1e-12)
+    for length in (1e-30, 1e-25, 1e25, 1e37):
+        scaled = (vectors.astype(np.float64) * length).astype(np.float32)
+        np.testing.assert_allclose(cosine_scores(scaled, pairs), expected, atol=1e-6)
