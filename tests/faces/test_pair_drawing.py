@@ -87,6 +87,15 @@ def test_folds_have_equally_many_people_and_about_as_many_images() -> None:
     assert np.ptp(images) < 0.08 * images.mean()
 
 
+def test_people_are_dealt_forwards_and_backwards() -> None:
+    from featcache.faces.pair_drawing import _fold_of_each
+
+    # So whoever comes first in one round comes last in the next, and steps that are all alike cancel out.
+    sizes = np.random.default_rng(0).permutation(np.arange(1, 81))
+    fold_of = _fold_of_each(sizes, 4, np.random.default_rng(1))
+    assert np.bincount(fold_of, sizes).tolist() == [810, 810, 810, 810]
+
+
 def test_copies_are_one_image_and_those_of_two_people_none() -> None:
     labels = ["a", "a", "a", "b", "b", "b", "c", "c"]
     contents = [b"1", b"1", b"2", b"3", b"4", b"5", b"6", b"5"]

@@ -150,3 +150,29 @@ def test_bad_vectors_and_identities_are_refused(learned) -> None:
 def test_parameters_out_of_range_are_named(learned, wrong: dict[str, object]) -> None:
     with pytest.raises(UsageError, match=next(iter(wrong))):
         SiameseHead(**wrong).fit(*learned)
+
+
+def test_training_takes_one_thread_and_gives_the_others_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from featcache.heads import projection_training
+
+    seen = []
+
+    def watched(*arguments, **options):
+        seen.append(torch.get_num_threads())
+        return real(*arguments, **options)
+
+    real = projection_training.trained
+    monkeypatch.setattr(projection_training, "trained", watched)
+    rng = np.random.default_rng(0)
+    y = np.repeat(np.arange(12), 4)
+    X = rng.normal(size=(12, 6))[y] + rng.normal(size=(48, 6))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        SiameseHead(steps=1, noise=(1.0,)).fit(X, y)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert set(seen) == {1}
