@@ -30,4 +30,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except fc.FeatcacheError as error:
+        raise SystemExit(f"error: {error}") from error

@@ -234,7 +234,8 @@ def _show_extract(report: FacesReport) -> None:
 
 def _show_train(report: dict[str, Any]) -> None:
     score = report["score"]
-    screen.say(f"Head: {report['head']}, from {report['n']:,} images of {report['people']:,} people")
+    kind = "cosine of the vectors as they are" if report["head"] == "none" else f"projection {report['head']}"
+    screen.say(f"Head: {kind}, from {report['n']:,} images of {report['people']:,} people")
     left_out = {name.replace("_", " "): n for name, n in report["left_out"].items() if n}
     if left_out:
         screen.say("  left out: " + ", ".join(f"{n:,} {name}" for name, n in left_out.items()))
@@ -243,14 +244,21 @@ def _show_train(report: dict[str, Any]) -> None:
     screen.say(f"  equal error rate {screen.percent(score['eer'])}{without}, AUC {score['auc']:.4f}")
     far, tar = score["far"], score["tar"]
     screen.say(
-        f"  threshold set for FAR {score['far_target']:g}: FAR {far['value']:.3g}"
-        f" ({far['low']:.2g} – {far['high']:.2g}), TAR {screen.percent(tar['value'])}"
+        f"  distances up to {report['threshold']:.3f} are accepted, set for FAR {score['far_target']:g}:"
+        f" FAR {far['value']:.3g} ({far['low']:.2g} – {far['high']:.2g}), TAR {screen.percent(tar['value'])}"
         f" ({screen.percent(tar['low'])} – {screen.percent(tar['high'])}); intervals over people"
     )
     screen.say(f"  Cllr {score['cllr']:.3f} bit, at best {score['minimal_cllr']:.3f} with these scores")
     screen.say(f"Took {screen.span(report['seconds'])}")
     screen.say(f"Saved: {report['path']}")
     screen.say(f"Next:  {screen.command('featcache', 'faces', 'verify', 'A', 'B', '--head', report['path'])}")
+
+
+def _surely(probability: float) -> str:
+    """A probability in percent that is not rounded to certainty."""
+    if 0.0001 <= probability <= 0.9999:
+        return f"{100 * probability:.2f} %"
+    return "less than 0.01 %" if probability < 0.5 else "more than 99.99 %"
 
 
 def _show_verify(match: Match) -> None:
@@ -265,8 +273,8 @@ def _show_verify(match: Match) -> None:
             f"{match.far_target:g})"
         )
         screen.say(
-            f"Probability of the same person: {screen.percent(match.probability or 0.0)}, if it was "
-            f"{screen.percent(match.prior or 0.0)} before looking (--prior)"
+            f"Probability of the same person: {_surely(match.probability or 0.0)}, if it was "
+            f"{screen.percent(match.prior or 0.0)} before looking (--prior, which the decision does not depend on)"
         )
     if match.second_pass:
         screen.say(f"In {match.second_pass} of 2 pictures the face was found only after enlarging.")
@@ -298,6 +306,7 @@ def _show_evaluate(report: PairsReport, roc: Path | None) -> None:
         )
         screen.say(f"Cllr {at.cllr:.3f} bit, at best {at.minimal_cllr:.3f} with these scores")
     found = {name.replace("_", " "): n for name, n in report.found.items() if n}
-    screen.say("Pictures: " + ", ".join(f"{n:,} {name}" for name, n in found.items()))
+    if found:
+        screen.say("Pictures: " + ", ".join(f"{n:,} {name}" for name, n in found.items()))
     if roc is not None:
         screen.say(f"Figure: {roc}")

@@ -110,6 +110,7 @@ def train(
         **how,
         "calibrated_on": asdict(based_on),
         "warning": based_on.warning,
+        "threshold": 1 - form.calibration.threshold if form.calibration is not None else None,
         "score": {**_scored(form, examples, parts.score, uses, seed), "protocol": parts.protocol},
         "seconds": time.monotonic() - began,
     }
