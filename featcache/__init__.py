@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from featcache import backbones, faces
     from featcache.backbones import Backbone
     from featcache.bundle import Bundle
+    from featcache.checks.check_live import CheckLiveReport, check_live
+    from featcache.checks.doctor import DoctorReport, doctor
     from featcache.comparison import compare
     from featcache.embedder import CachedEmbedder
     from featcache.errors import FeatcacheError
@@ -43,14 +45,18 @@ __all__ = [
     "Backbone",
     "Bundle",
     "CachedEmbedder",
+    "CheckLiveReport",
+    "DoctorReport",
     "ExtractReport",
     "FeatcacheError",
     "FeatureStore",
     "Recipe",
     "__version__",
     "backbones",
+    "check_live",
     "compact",
     "compare",
+    "doctor",
     "evaluate",
     "extract",
     "faces",
@@ -69,13 +75,17 @@ _HOMES = {
     "Backbone": "featcache.backbones:Backbone",
     "Bundle": "featcache.bundle:Bundle",
     "CachedEmbedder": "featcache.embedder:CachedEmbedder",
+    "CheckLiveReport": "featcache.checks.check_live:CheckLiveReport",
+    "DoctorReport": "featcache.checks.doctor:DoctorReport",
     "ExtractReport": "featcache.extraction:ExtractReport",
     "FeatcacheError": "featcache.errors:FeatcacheError",
     "FeatureStore": "featcache.store:FeatureStore",
     "Recipe": "featcache.recipe:Recipe",
     "backbones": "featcache.backbones",
+    "check_live": "featcache.checks.check_live:check_live",
     "compact": "featcache.store.compaction:compact",
     "compare": "featcache.comparison:compare",
+    "doctor": "featcache.checks.doctor:doctor",
     "evaluate": "featcache.prediction:evaluate",
     "extract": "featcache.extraction:extract",
     "faces": "featcache.faces",

@@ -20,6 +20,7 @@ ORDER = (
     "__main__",
     "cli",
     "demo",
+    "checks",
     "faces",
     "comparison",
     "sweeping",

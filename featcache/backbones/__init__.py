@@ -7,7 +7,7 @@ what there is. Nothing here imports torch before a network has to be loaded.
 from featcache.backbones.backbone import Backbone
 from featcache.backbones.extractor import Extractor
 from featcache.backbones.layers import Layer, LayerInfo
-from featcache.backbones.registry import ModelInfo, available, for_recipe, get
+from featcache.backbones.registry import ModelInfo, available, bfloat16_floor, for_recipe, get
 from featcache.backbones.tiny import tiny_backbone
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "LayerInfo",
     "ModelInfo",
     "available",
+    "bfloat16_floor",
     "for_recipe",
     "get",
     "tiny_backbone",

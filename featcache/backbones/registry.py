@@ -46,6 +46,19 @@ FAMILIES = {
 that makes its networks."""
 
 
+BFLOAT16_FLOORS: dict[str, float] = {}
+"""By full name the least cosine of bfloat16 vectors with those of eager torch in float32, where it was measured."""
+
+BFLOAT16_FLOOR = 0.99
+"""The same for all others, set and not measured: a bfloat16 graph may be away by a tenth of the vector's length, which
+is a cosine of 0.995, and decoders differ besides."""
+
+
+def bfloat16_floor(name: str) -> float:
+    """The least cosine that a right bfloat16 vector of this backbone has with the reference."""
+    return BFLOAT16_FLOORS.get(name, BFLOAT16_FLOOR)
+
+
 def get(
     name: str,
     weights: str | Path | None = None,

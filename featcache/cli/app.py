@@ -15,7 +15,18 @@ import typer
 from typer.main import get_command
 
 import featcache
-from featcache.cli import answering, demonstration, extracting, faces, heads, networks, stores, sweeping, upkeep
+from featcache.cli import (
+    answering,
+    checking,
+    demonstration,
+    extracting,
+    faces,
+    heads,
+    networks,
+    stores,
+    sweeping,
+    upkeep,
+)
 from featcache.cli.conduct import complain
 
 app = typer.Typer(
@@ -32,6 +43,7 @@ _PANELS: dict[str, list[Callable[..., None]]] = {
     "Answers": [answering.predict, answering.similar],
     "The store": [stores.status, stores.export, upkeep.verify, upkeep.repair, upkeep.compact, upkeep.gc],
     "Backbones": [networks.models, networks.layers],
+    "Checks": [checking.check_live, checking.doctor],
 }
 for _panel, _verbs in _PANELS.items():
     for _verb in _verbs:

@@ -1,0 +1,1 @@
+"""Checks: stored vectors against the reference, and what this machine can do."""
