@@ -79,7 +79,7 @@ class CheckLiveReport:
         relative_error_largest: likewise.
         cosine_floor, relative_error_limit: the tolerance.
         failed: images with a vector beyond the tolerance.
-        worst: the vectors of least cosine, the worst first.
+        worst: a few vectors, those beyond the tolerance first, then by their cosine, the least first.
         flips: compared images that the head calls otherwise by the reference's vectors; None without a head.
         notes: what a person should know besides.
         seconds: from the call to the return.
@@ -273,14 +273,13 @@ class _Checking:
             cosines = np.array([one.cosine for one in found])
             report.cosine_least, report.cosine_mean = float(cosines.min()), float(cosines.mean())
             report.relative_error_largest = max(one.relative_error for one in found)
-        beyond = {
-            one.uri
-            for one in found
-            if one.cosine < report.cosine_floor or one.relative_error > report.relative_error_limit
-        }
-        report.failed = len(beyond)
-        # Among equal cosines those of a wrong length come first.
-        report.worst = sorted(found, key=lambda one: (one.uri not in beyond, one.cosine, -one.relative_error))[:_WORST]
+        report.failed = len({one.uri for one in found if self._beyond(one)})
+        # A vector of the right direction and a wrong length comes before right ones.
+        report.worst = sorted(found, key=lambda one: (not self._beyond(one), one.cosine, -one.relative_error))[:_WORST]
+
+    def _beyond(self, one: Compared) -> bool:
+        """Whether a vector is beyond the tolerance."""
+        return one.cosine < self.report.cosine_floor or one.relative_error > self.report.relative_error_limit
 
 
 def _compared(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:

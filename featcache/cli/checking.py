@@ -10,6 +10,7 @@ import typer
 from featcache.cli import screen
 from featcache.cli.conduct import Answer, Debug, Json, verb
 from featcache.cli.options import Source, Space, StorePath
+from featcache.progress import counted
 
 if TYPE_CHECKING:
     from featcache.checks.check_live import CheckLiveReport
@@ -82,8 +83,8 @@ def _show_check(report: CheckLiveReport) -> None:
     if report.ok:
         screen.say(f"All are within the tolerance ({bounds}).")
     else:
-        screen.say(f"{report.failed:,} images are beyond the tolerance ({bounds}).")
-        screen.say("Their vectors were not made by the recipe that the store names. Extract into a new store.")
+        screen.say(f"Beyond the tolerance ({bounds}): {counted(report.failed, 'images')}.")
+        screen.say("What is stored was not made by the recipe that the store names. Extract into a new store.")
 
 
 def _show_doctor(report: DoctorReport) -> None:
