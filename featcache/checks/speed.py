@@ -70,7 +70,7 @@ def measure(backbone: Backbone, layer: Layer, *, seconds: float, progress: Progr
 
 
 def pictures() -> list[bytes]:
-    """JPEGs of WIDTH × HEIGHT pixels at quality 90, as detailed as photographs: about 60 kB each."""
+    """JPEGs of WIDTH × HEIGHT pixels at quality 90, which take about as long to decode as photographs of that size."""
     from PIL import Image
 
     rng, made = np.random.default_rng(_SEED), []

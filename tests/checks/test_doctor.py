@@ -97,5 +97,5 @@ def test_the_pictures_are_jpegs_of_the_size_that_is_named() -> None:
     made = pictures()
     assert len(set(made)) == len(made)
     assert {decode_rgb(data).size for data in made} == {(WIDTH, HEIGHT)}
-    # Photographs of that size and quality have 40 to 120 kB.
-    assert all(40_000 < len(data) < 120_000 for data in made)
+    # Flat pictures would have 5 kB and be decoded in no time, pure noise 200 kB.
+    assert all(20_000 < len(data) < 120_000 for data in made)
