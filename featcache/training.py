@@ -21,7 +21,7 @@ from featcache.evaluation import metrics, multilabel_splits, splits
 from featcache.evaluation import multilabel as multilabel_metrics
 from featcache.evaluation.calibration import expected_calibration_error, tempered
 from featcache.fitting import answers, fit
-from featcache.heads import prepare, with_class_weight
+from featcache.heads import check_head, prepare, with_class_weight
 from featcache.labelled_vectors import LabelledVectors
 from featcache.parts import check_classes, learned_and_scored, of_split
 from featcache.progress import Progress, choose
@@ -95,7 +95,7 @@ def train(
         raise UnknownNameError.among("choice of views", views, ("all", "first"))
     if class_weight is not None:
         head = with_class_weight(head, class_weight, seed, task)
-    prepare(head, task)  # a misspelt name should not wait for the vectors to be read
+    check_head(head, task)  # a misspelt name should not wait for the vectors to be read
     path = Path(store)
     with choose(progress) as shown:
         if path.is_file():
@@ -127,6 +127,7 @@ def train(
             learn, test, protocol = learned_and_scored(examples, split, seed, None if path.is_file() else path, shown)
             sides = [learn, test]
         # Before the fit: meanwhile the head's module is imported.
+        prepare(head, task)
         guard = leakage.guard(
             examples, sides, scored=None if cv is not None else test, found=near, seed=seed, progress=shown
         )

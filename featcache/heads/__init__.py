@@ -63,10 +63,20 @@ def make_head(head: Any, seed: int = 0, task: str = "classify") -> Any:
     return clone(head)
 
 
-def prepare(head: Any, task: str = "classify") -> None:
-    """Check a head's name, and begin to import its module in the background.
+def check_head(head: Any, task: str = "classify") -> None:
+    """Refuse what is no head, without importing anything.
 
-    scikit-learn takes most of a second to import; meanwhile vectors can be read.
+    Raises:
+        UnknownNameError, UsageError: as of `make_head`.
+    """
+    _home(head, task)
+
+
+def prepare(head: Any, task: str = "classify") -> None:
+    """Begin to import a head's module in the background.
+
+    scikit-learn takes a second to import; meanwhile arrays can be computed with. Rows of a catalogue should not be
+    read then: for each of them two threads would take turns.
 
     Raises:
         UnknownNameError, UsageError: as of `make_head`.
