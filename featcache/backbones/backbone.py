@@ -132,7 +132,7 @@ class Backbone:
                 digest=digest_of(module),
                 pixels=PixelPath(made),  # type: ignore[arg-type]
                 axes=Axes(None if axes == "NLC" else axes, axes == "NLC", prefix_tokens),
-                custom=None if standard else transform,  # type: ignore[arg-type]
+                custom=None if standard else transform,  # type: ignore[arg-type]  # `standard` says which
                 input_size=input_size,
             )
 

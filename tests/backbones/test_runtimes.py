@@ -189,6 +189,7 @@ def kept() -> tuple[Callable[..., GraphPasses], Path]:
 
 
 def conversions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """One number a conversion from now on. The real one runs; whether it does is what the caller waits for or not."""
     from featcache.backbones.runtimes import conversion
 
     done: list[int] = []
@@ -224,17 +225,20 @@ def test_a_damaged_file_is_made_again(kept: Any, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("of", ["openvino", "torch", "featcache"])
-def test_another_release_converts_for_itself(kept: Any, monkeypatch: pytest.MonkeyPatch, of: str) -> None:
-    from featcache.backbones.runtimes import graph_cache
-
-    installed = graph_cache.version
-    monkeypatch.setattr(graph_cache, "version", lambda name: "999" if name == of else installed(name))
+def test_another_release_converts_for_itself(
+    kept: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, of: str
+) -> None:
+    record = tmp_path / f"{of}-999.dist-info"
+    record.mkdir()
+    (record / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {of}\nVersion: 999\n")
+    monkeypatch.syspath_prepend(tmp_path)
     done = conversions(monkeypatch)
     assert kept[0]().runtime == "openvino"
     assert done == [1]
 
 
 def test_another_processor_converts_for_itself(kept: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The cache folder of a user can move to another machine; this test cannot.
     monkeypatch.setattr(processor, "identity", lambda: "another one")
     done = conversions(monkeypatch)
     kept[0]()
@@ -273,6 +277,7 @@ def test_a_graph_that_disagrees_is_not_used(monkeypatch: pytest.MonkeyPatch) -> 
     from featcache.backbones.runtimes import conversion
 
     inner = conversion.convert
+    # No network is known that the library of today converts wrongly, so another one's graph stands in for it.
     wrong = tiny_backbone(1)
     wrong_layers = wrong.resolve_layers(["pooled"])
     monkeypatch.setattr(conversion, "convert", lambda network, layers, x: inner(wrong.network, wrong_layers, x))
@@ -355,6 +360,7 @@ def test_what_there_is_not_is_refused(options: dict[str, Any], error: type[Excep
 
 @pytest.fixture
 def without_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    # What a user's processor has is not what this machine's has; the answer must not depend on where tests run.
     monkeypatch.setattr(processor, "features", lambda: frozenset({"avx2", "fma"}))
 
 
@@ -368,6 +374,7 @@ def test_bfloat16_where_the_processor_lacks_it(photos: Path, tmp_path: Path) -> 
 
 
 def test_bfloat16_is_a_recipe_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Recipes are compared and nothing is computed, so the processor need not have it.
     monkeypatch.setattr(processor, "features", lambda: frozenset({"avx512_bf16"}))
     plain = tiny_backbone()
     found = {plain.running(runtime=r, precision="bfloat16").recipe for r in ("auto", "torch", "openvino")}

@@ -66,7 +66,7 @@ def convert(network: Network, layers: Sequence[Layer], example: np.ndarray) -> G
     with warnings.catch_warnings(), torch.no_grad():
         # Tracing is called deprecated, and warns of every shape that the network looks at.
         warnings.simplefilter("ignore")
-        with Watch() as watch:  # type: ignore[no-untyped-call]
+        with Watch() as watch:  # type: ignore[no-untyped-call]  # torch gives it no types
             Pass().eval()(x)
         if watch.looked:
             raise ConversionError(

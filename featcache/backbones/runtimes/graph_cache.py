@@ -82,7 +82,7 @@ class GraphCache:
         try:
             with safe_open(self.path, framework="numpy") as file:
                 kept = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
             if kept["key"] != self.key or kept["digest"] != _digest(kept["key"], kept["errors"], tensors):
                 return None
             expected = {name: tensors[f"expected/{name}"] for name in self.layers}

@@ -55,7 +55,7 @@ def _without_telemetry() -> Iterator[None]:
     if _TELEMETRY in sys.modules:
         yield
         return
-    sys.modules[_TELEMETRY] = None  # type: ignore[assignment]
+    sys.modules[_TELEMETRY] = None  # type: ignore[assignment]  # None is how Python is told of no such module
     try:
         yield
     finally:
