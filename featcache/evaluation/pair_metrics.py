@@ -84,12 +84,6 @@ class Roc:
         # Shares that are equal as fractions may differ in their last digit.
         return self._point(int(np.searchsorted(self.far, far + 1e-12, side="right")) - 1)
 
-    def at_threshold(self, threshold: float) -> OperatingPoint:
-        """The rates where pairs that score at least *threshold* are accepted."""
-        reached = int(np.searchsorted(-self.thresholds, -threshold, side="right"))
-        point = self._point(max(reached - 1, 0))
-        return OperatingPoint(float(threshold), point.far, point.tar)
-
     def tar_at_far(self, fars: Sequence[float] = FARS) -> dict[float, OperatingPoint]:
         """The operating points at the FARs for which there are at least 3 / FAR scored pairs of different people.
 

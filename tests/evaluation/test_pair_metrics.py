@@ -120,15 +120,6 @@ def test_the_point_at_a_rate_is_the_best_that_keeps_it(drawn: Drawn, far: float)
     assert (point.tar.low, point.tar.high) == wilson(point.tar.value, int(same.sum()))
 
 
-@given(SCORES, st.floats(-6, 6))
-def test_the_point_at_a_threshold_counts_what_reaches_it(drawn: Drawn, threshold: float) -> None:
-    scores, same = pairs_of(drawn)
-    point = roc(scores, same).at_threshold(threshold)
-    assert point.threshold == threshold
-    assert point.far.value == pytest.approx(np.mean(scores[~same] >= threshold))
-    assert point.tar.value == pytest.approx(np.mean(scores[same] >= threshold))
-
-
 def test_a_rate_is_told_only_where_three_false_accepts_are_due() -> None:
     for negatives, expected in ((29, []), (30, [0.1]), (300, [0.1, 0.01]), (3000, [0.1, 0.01, 0.001])):
         scores = np.arange(negatives + 5.0)
