@@ -75,8 +75,10 @@ class PixelTransform:
         """
         decoded = picture if isinstance(picture, Decoded) else Decoded.whole(picture)
         width, height = self.resized(*decoded.size)
-        if self._alone or width * height > MAX_RESIZED:
+        if self._alone:
             return np.array(self._crop_alone(decoded, (width, height)))
+        if width * height > MAX_RESIZED:
+            return np.array(self._strip_alone(decoded, (width, height)))
         image = decoded.image
         if (width, height) != image.size:
             image = image.resize((width, height), self._filter, box=decoded.box)
@@ -92,6 +94,36 @@ class PixelTransform:
             return side, int(side * height / width)
         return int(side * width / height), side
 
+    def _strip_alone(self, decoded: Decoded, resized: tuple[int, int]) -> Image.Image:
+        """`_centre_crop` of the picture *resized* to (w, h), of which only that strip across the long axis is computed
+        that the crop lies in.
+
+        Equal to a grey level, but for the filters that jump and those with negative lobes: along the short axis Pillow
+        is given the very numbers that it has for the whole picture, so sums that end in a half are rounded as there.
+        """
+        image, (left, top, right, bottom), crop = decoded.image, decoded.box, self.transform.crop
+        rows_first = not _columns_first(image.size, resized)
+        if resized[0] > resized[1]:
+            span = _Span(image.width, left, right, resized[0], crop[1])
+            # Pillow takes the box in single precision, too coarse for places far from the corner: they are moved there.
+            first, last = span.needed()
+            image = image.crop((first, 0, last, image.height))
+            left, right = span.box(first, last)
+            size = (span.length, resized[1])
+        else:
+            span = _Span(image.height, top, bottom, resized[1], crop[0])
+            first, last = span.needed()
+            image = image.crop((0, first, image.width, last))
+            top, bottom = span.box(first, last)
+            size = (resized[0], span.length)
+        if rows_first:
+            image = image.resize((size[0], image.height), self._filter, box=(left, 0, right, image.height))
+            image = image.resize(size, self._filter, box=(0, top, size[0], bottom))
+        else:
+            image = image.resize((image.width, size[1]), self._filter, box=(0, top, image.width, bottom))
+            image = image.resize(size, self._filter, box=(left, 0, right, size[1]))
+        return _centre_crop(image, *crop)
+
     def _crop_alone(self, decoded: Decoded, resized: tuple[int, int]) -> Image.Image:
         """`_centre_crop` of the picture *resized* to (w, h), of which no more than the crop is ever computed.
 
@@ -102,14 +134,14 @@ class PixelTransform:
         down = _Span(image.height, top, bottom, resized[1], crop[0])
         x, y = (0, image.width), (0, image.height)
         sides = sorted(image.size)
-        if self.transform.implementation == "pillow/1" or sides[1] > min(_LONG_SIDE, _LONG_ASPECT * sides[0]):
+        if sides[1] > min(_LONG_SIDE, _LONG_ASPECT * sides[0]):
             # Pillow takes the box in single precision, too coarse for places far from the corner: they are moved there.
             x, y = across.needed(), down.needed()
             image = image.crop((x[0], y[0], x[1], y[1]))
         (x0, x1), (y0, y1) = across.box(*x), down.box(*y)
         size = (across.length, down.length)
         rows_first = not _columns_first(decoded.image.size, resized)
-        if self.transform.implementation == "pillow/1" or _columns_first(image.size, size) != rows_first:
+        if _columns_first(image.size, size) != rows_first:
             part = image.resize(size, self._filter, box=(x0, y0, x1, y1))
         elif rows_first:
             part = image.resize((size[0], image.height), self._filter, box=(x0, 0, x1, image.height))

@@ -164,12 +164,26 @@ def test_the_crop_alone_is_the_crop_of_the_whole(
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(width=42, height=271, side=45, crop=(200, 4))  # sums that end in a half, along both axes
 @given(width=SIDE, height=SIDE, side=st.integers(5, 60), crop=st.tuples(SIDE, SIDE))
 def test_the_crop_alone_with_crops_of_any_size(
     monkeypatch: pytest.MonkeyPatch, width: int, height: int, side: int, crop: tuple[int, int]
 ) -> None:
     transform = StandardTransform((side,), crop, "bilinear", HALF, HALF)
     whole, crop_only = whole_and_crop_only(monkeypatch, transform, picture(width, height))
+    assert np.abs(whole - crop_only).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("size", "side", "crop"),
+    [((59, 227), 60, (24, 73)), ((63, 138), 55, (115, 6)), ((64, 117), 55, (92, 132)), ((131, 26), 41, (17, 110))],
+)
+def test_the_crop_alone_is_made_in_the_order_of_the_whole(
+    monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], side: int, crop: tuple[int, int]
+) -> None:
+    """Rows before columns or the other way round: of a picture cut smaller Pillow would choose otherwise."""
+    transform = StandardTransform((side,), crop, "bicubic", HALF, HALF)
+    whole, crop_only = whole_and_crop_only(monkeypatch, transform, picture(*size))
     assert np.abs(whole - crop_only).max() <= 1
 
 
