@@ -1,16 +1,18 @@
 """How fast images become vectors, beside the loop that people write and the machine's own limit.
 
-    python scripts/bench/extract.py FOLDER [--photos PHOTOS] [--data small large] [--backbones B ...] [--rounds 3]
+    python scripts/bench/extract.py FOLDER [--photos PHOTOS] [--data small textiles large] [--backbones B ...]
 
-FOLDER takes the pictures and the stores. The pictures are made from PHOTOS (a folder of photographs; the textiles of
-conformal-clip-data by default): ``small`` 500 × 375, ``large`` 4000 × 3000 (12 megapixels), JPEG at quality 90, each
-with a speck of its own from a fixed seed, so that no two have the same bytes. Side by side, in rounds that take turns:
+FOLDER takes the pictures and the stores. ``small`` (500 × 375) and ``large`` (4000 × 3000, 12 megapixels) are made
+from PHOTOS (a folder of photographs) and the textiles of conformal-clip-data in turn, JPEG at quality 90, each with a
+speck of its own from a fixed seed, so that no two have the same bytes; ``textiles`` are those textiles as they are.
+Side by side, in rounds that take turns:
 
 - ``wrapper``: Pillow, the published transform, eager torch in a ``DataLoader``; the best of 0, 1 and 2 workers.
 - ``tuned``: the same in inference mode and channels-last; the best of batch 1, 8 and 32 and of 0, 1 and 2 workers.
 - ``forward``, ``decode``: bare passes on the runtime, one core each on all cores, and bare decoding and resizing in
   as many threads; ``bound`` is 1 / (1 / forward + 1 / decode).
-- ``extract``: `featcache.extract` into a new store, with the graph kept from before.
+- ``extract``: `featcache.extract` into a new store, with the graph kept from before; of ``large`` pictures with
+  ``scaled``, decoding included in the bound.
 
 The settings of the first two are chosen once, on a quarter of the pictures. A cell (data × backbone × precision) is
 appended to results/extract.json when it is done; one that was measured at this commit before is skipped. For
@@ -39,36 +41,43 @@ from PIL import Image
 import featcache as fc
 from featcache.backbones import Backbone, get
 from featcache.backbones.runtimes.processor import cores, identity
-from featcache.images.decode import decode_rgb
 
 sys.path.insert(0, str(Path(__file__).parent))
 import recording
 
 SIZES = {"small": (500, 375), "large": (4000, 3000)}
-COUNTS = {"small": 320, "large": 48}
+COUNTS = {"small": 640, "textiles": 640, "large": 48}
+FEWER = 160
+"""Of the small pictures for the networks that are slower than Lite0."""
 BACKBONES = ("bundled:efficientnet_lite0", "torchvision:resnet18", "torchvision:resnet50", "timm:vit_small_patch16_224")
 
 
-def textiles() -> Path:
+def textiles() -> list[Path]:
     found = find_spec("conformal_clip_data")
     if found is None or not found.submodule_search_locations:
-        raise SystemExit("Give --photos FOLDER, or: pip install conformal-clip-data")
-    return Path(found.submodule_search_locations[0], "data", "textile_images", "simulated")
+        raise SystemExit("pip install conformal-clip-data")
+    folder = Path(found.submodule_search_locations[0], "data", "textile_images", "simulated")
+    return sorted(folder.glob("*/*.jpg"))
 
 
-def make(photos: Path, folder: Path, size: tuple[int, int], count: int) -> list[Path]:
-    """*count* JPEGs of one size; those that are there stay."""
-    sources = sorted(path for path in photos.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
-    if not sources:
+def pictures(data: str, photos: Path, folder: Path, count: int) -> list[Path]:
+    """*count* JPEGs; those that are there stay."""
+    others = sorted(path for path in photos.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    if not others:
         raise SystemExit(f"There are no photographs in {photos}.")
     folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(0)
     paths = [folder / f"{i:05}.jpg" for i in range(count)]
+    cloths, rng = textiles(), np.random.default_rng(0)
     for i, path in enumerate(paths):
         speck = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
         if path.exists():
             continue
-        with Image.open(sources[i % len(sources)]) as image:
+        if data == "textiles":
+            shutil.copy(cloths[i * len(cloths) // count], path)
+            continue
+        size = SIZES[data]
+        sources = (others, cloths)[i % 2]
+        with Image.open(sources[i // 2 % len(sources)]) as image:
             made = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
         made.paste(Image.fromarray(speck), (int(i * 7919 % (size[0] - 8)), int(i * 104729 % (size[1] - 8))))
         made.save(path, quality=90)
@@ -154,7 +163,7 @@ def decode(paths: Sequence[Path], backbone: Backbone) -> float:
     files = [path.read_bytes() for path in paths]
     with ThreadPoolExecutor(cores()) as threads:
         began = time.perf_counter()
-        for _ in threads.map(lambda data: backbone.prepare(decode_rgb(data)), files):
+        for _ in threads.map(lambda data: backbone.prepare(backbone.decode(data)), files):
             pass
         return len(paths) / (time.perf_counter() - began)
 
@@ -163,7 +172,7 @@ def forward(paths: Sequence[Path], backbone: Backbone) -> float:
     """Images a second that pass through the network, one core a pass."""
     layers = backbone.resolve_layers(["pooled"])
     passes = backbone.passes(at_once=cores(), cores=cores())
-    x = np.stack([backbone.prepare(decode_rgb(path.read_bytes())) for path in paths[: passes.images]])
+    x = np.stack([backbone.prepare(backbone.decode(path.read_bytes())) for path in paths[: passes.images]])
     passes.ready(x, layers)
     turns = -(-len(paths) // len(x))
     threads = cores() if passes.parallel else 1
@@ -187,6 +196,8 @@ def extract(photos: Path, backbone: Backbone, store: Path) -> tuple[float, Any]:
 def cell(folder: Path, data: str, paths: list[Path], name: str, precision: str, rounds: int) -> dict[str, Any]:
     backbone = network(name, folder, precision)
     plain = backbone.running(runtime="torch")
+    if data == "large":
+        backbone = backbone.scaled()
     some = paths[: max(8, len(paths) // 4)]
     wrapper, tuned = best(some, plain, [16], False), best(some, plain, [1, 8, 32], True)
     reports: list[Any] = []
@@ -247,26 +258,23 @@ def measured_before(wanted: dict[str, Any]) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--photos", type=Path)
-    parser.add_argument("--data", nargs="+", choices=SIZES, default=list(SIZES))
-    parser.add_argument("--backbones", nargs="+", default=list(BACKBONES))
+    parser.add_argument("--photos", type=Path, default=Path(os.environ.get("FEATCACHE_DATA", "."), "trashnet-480"))
+    parser.add_argument("--data", nargs="+", choices=COUNTS, default=list(COUNTS))
+    parser.add_argument("--backbones", nargs="+", help="all of them for small pictures, else the first alone")
     parser.add_argument("--precisions", nargs="+", choices=["float32", "bfloat16"], default=["float32"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--images", type=int, help="pictures a cell, for a quick look")
     options = parser.parse_args()
     for data in options.data:
-        count = options.images or COUNTS[data]
-        photos = options.photos or textiles()
-        paths = make(photos, options.folder / f"{data}-{photos.name}", SIZES[data], count)
-        for name in options.backbones:
+        for name in options.backbones or (BACKBONES if data == "small" else BACKBONES[:1]):
+            count = options.images or (COUNTS[data] if name == BACKBONES[0] else FEWER)
+            paths = pictures(data, options.photos, options.folder / f"{data}-{count}", count)
             for precision in options.precisions:
                 wanted = {
-                    "data": f"{data} of {photos.name}", "backbone": name, "precision": precision,
-                    "images": count, "rounds": options.rounds,
+                    "data": data, "backbone": name, "precision": precision, "images": count, "rounds": options.rounds,
                 }  # fmt: skip
                 if not measured_before(wanted):
-                    made = cell(options.folder, wanted["data"], paths, name, precision, options.rounds)
-                    recording.append("extract", made)
+                    recording.append("extract", cell(options.folder, data, paths, name, precision, options.rounds))
 
 
 if __name__ == "__main__":
