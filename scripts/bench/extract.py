@@ -60,6 +60,10 @@ def textiles() -> list[Path]:
     return sorted(folder.glob("*/*.jpg"))
 
 
+def photographs() -> Path:
+    return Path(os.environ.get("FEATCACHE_DATA", "."), "trashnet-480")
+
+
 def pictures(data: str, photos: Path, folder: Path, count: int) -> list[Path]:
     """*count* JPEGs; those that are there stay."""
     others = sorted(path for path in photos.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
@@ -258,7 +262,7 @@ def measured_before(wanted: dict[str, Any]) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--photos", type=Path, default=Path(os.environ.get("FEATCACHE_DATA", "."), "trashnet-480"))
+    parser.add_argument("--photos", type=Path, default=photographs())
     parser.add_argument("--data", nargs="+", choices=COUNTS, default=list(COUNTS))
     parser.add_argument("--backbones", nargs="+", help="all of them for small pictures, else the first alone")
     parser.add_argument("--precisions", nargs="+", choices=["float32", "bfloat16"], default=["float32"])
