@@ -6,56 +6,34 @@ refused.
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from featcache import bundle_file
+from featcache.backbones import get
+from featcache.backbones.own_weights import with_weights
 from featcache.embedding import ImageLike, backbone_for, embed, listed
-from featcache.errors import BundleError, RecipeMismatchError, StoreFormatError, UsageError
-from featcache.heads.forms import Classifier, Form, form_of, pack, unpack
+from featcache.errors import BundleError, RecipeMismatchError, UsageError
+from featcache.heads.forms import Classifier, Form, form_of
 from featcache.heads.matching_form import MatchingForm
+from featcache.layer_use import LayerUse, scale_layers
 from featcache.progress import Progress, choose
 from featcache.recipe import Recipe
+from featcache.suffix_form import SuffixForm
 
 if TYPE_CHECKING:
     from torch import nn
 
     from featcache.backbones import Backbone
 
-BUNDLE_FORMAT = 1
 _TASKS = {"sigmoid": "multilabel", "match": "match"}
-# Vectors are divided by the scales in float32, where smaller ones are 0 and larger ones infinite.
-_SMALLEST, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
-
-
-@dataclass(frozen=True, slots=True)
-class LayerUse:
-    """A layer that a head reads.
-
-    Attributes:
-        name: the layer.
-        shape: shape of one image's activations.
-        scale: its vectors are divided by this: their root mean square on the items the head was fitted
-            on, or 1 where the head reads one layer.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    scale: float
-
-    @property
-    def width(self) -> int:
-        """Numbers an image."""
-        return math.prod(self.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +55,10 @@ class Prediction:
 class Bundle:
     """A fitted head, its classes, and the recipe and layers that it needs.
 
+    There are three kinds: a head on the vectors of a frozen backbone; a `SuffixForm`, the trained last part of a
+    network, on the activations at its cut; and a head on the vectors of a network that was trained with it, whose
+    weights the bundle carries.
+
     Attributes:
         head: its name.
         classes: k labels.
@@ -85,6 +67,7 @@ class Bundle:
             predict from vectors only.
         form: what the head boils down to; None for an estimator that has no such form and cannot be saved.
         estimator: the fitted estimator, where `form` is None.
+        weights: the state of the network, by name, where it was trained with the head and is no published one.
         trained_on: (m, 32) uint8, the sorted SHA-256s of the images it was fitted on, each once; none where
             the vectors came from a file that does not say which images they are.
         fitted_on: items it was fitted on.
@@ -97,12 +80,13 @@ class Bundle:
     classes: tuple[str, ...]
     layers: tuple[LayerUse, ...]
     recipe: Recipe | None
-    form: Form | None
+    form: Form | SuffixForm | None
     trained_on: np.ndarray
     fitted_on: int = 0
     chosen: dict[str, Any] = field(default_factory=dict)
     report: dict[str, Any] = field(default_factory=dict)
     estimator: Any = None
+    weights: Mapping[str, np.ndarray] | None = None
     created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
 
     def __repr__(self) -> str:
@@ -118,7 +102,7 @@ class Bundle:
         return _TASKS.get("" if self.form is None else self.form.link, "classify")
 
     @property
-    def classifier(self) -> Classifier | None:
+    def classifier(self) -> Classifier | SuffixForm | None:
         """The form of a head that names labels; None where it has none.
 
         Raises:
@@ -220,8 +204,10 @@ class Bundle:
                 "This head was trained on vectors of unknown origin, so it cannot look at images. "
                 "Use predict_vectors with vectors of the same kind."
             )
+        if backbone is not None and isinstance(self.form, SuffixForm):
+            return replace(self, form=replace(self.form, backbone=backbone)).predict(images, top=top, progress=progress)
         found = listed(images)
-        network = backbone_for(self.recipe, backbone)
+        network = self.backbone(backbone)
         predictions = []
         with choose(progress) as shown:
             shown.start("predict", len(found), "images")
@@ -232,6 +218,28 @@ class Bundle:
                     predictions.append(Prediction(embedded.name, self._labels(embedded.vector, top)))
                 shown.advance()
         return predictions
+
+    def backbone(self, given: Backbone | None = None) -> Backbone:
+        """The network whose vectors or activations the head reads.
+
+        Args:
+            given: needed only where it was made of a module in Python.
+
+        Raises:
+            RecipeMismatchError: it does not follow the recipe, or the head was trained on vectors of unknown origin.
+        """
+        if self.recipe is None:
+            raise RecipeMismatchError("This head was trained on vectors of unknown origin, so it has no backbone.")
+        if self.weights is None:
+            return backbone_for(self.recipe, given)
+        return backbone_for(self.recipe, self._own_network if given is None else with_weights(given, self.weights))
+
+    @cached_property
+    def _own_network(self) -> Backbone:
+        assert self.recipe is not None
+        assert self.weights is not None
+        made = get(self.recipe.backbone, runtime=self.recipe.runtime or "auto", precision=self.recipe.precision)
+        return with_weights(made.following(self.recipe.pixels), self.weights)
 
     def require(self, recipe: Recipe) -> None:
         """Check that vectors of *recipe* are those that the head was fitted on.
@@ -272,7 +280,9 @@ class Bundle:
             raise RecipeMismatchError("This head was trained on vectors of unknown origin, so it has no backbone.")
         from featcache.joined import Joined
 
-        return Joined(backbone_for(self.recipe, backbone), form, [(use.name, use.scale) for use in self.layers])
+        if backbone is not None and isinstance(form, SuffixForm):
+            form = replace(form, backbone=backbone)
+        return Joined(self.backbone(backbone), form, [(use.name, use.scale) for use in self.layers])
 
     def save(self, path: str | Path) -> None:
         """Write the bundle.
@@ -286,23 +296,7 @@ class Bundle:
             raise BundleError(f"The head {self.head} cannot be saved.")
         target = Path(path)
         check_target(target)
-        kind, tensors, values = pack(self.form)
-        tensors["trained_on"] = np.asarray(self.trained_on, dtype=np.uint8).reshape(-1, 32)
-        data = {
-            "format": BUNDLE_FORMAT,
-            "kind": kind,
-            "head": self.head,
-            "classes": list(self.classes),
-            **values,
-            "layers": [{"name": use.name, "shape": list(use.shape), "scale": use.scale} for use in self.layers],
-            "recipe": None if self.recipe is None else self.recipe.to_json(),
-            "fitted_on": self.fitted_on,
-            "chosen": self.chosen,
-            "report": self.report,
-            "created": self.created,
-            "versions": {name: version(name) for name in ("featcache", "numpy", "scikit-learn")},
-        }
-        bundle_file.write(target, data, tensors)
+        bundle_file.write(target, *bundle_file.described(self))
 
     @classmethod
     def load(cls, path: str | Path) -> Bundle:
@@ -313,48 +307,7 @@ class Bundle:
             BundleError: it is no bundle, or its parts do not fit together.
             StoreFormatError: it was written by a newer featcache.
         """
-        source = Path(path)
-        data, tensors = bundle_file.read(source)
-        if data.get("format") != BUNDLE_FORMAT:
-            raise StoreFormatError(
-                f"{source} has bundle format {data.get('format')!r}; this featcache reads format {BUNDLE_FORMAT}. "
-                "Upgrade featcache to read it."
-            )
-        try:
-            uses = tuple(
-                LayerUse(str(use["name"]), tuple(int(n) for n in use["shape"]), float(use["scale"]))
-                for use in data["layers"]
-            )
-            classes = tuple(str(name) for name in data["classes"])
-            trained_on = tensors["trained_on"]
-            width = sum(use.width for use in uses)
-            form = unpack(data["kind"], tensors, data, classes, width)
-            bundle = cls(
-                head=str(data["head"]),
-                classes=classes,
-                layers=uses,
-                recipe=None if data["recipe"] is None else Recipe.from_json(data["recipe"]),
-                form=form,
-                trained_on=trained_on,
-                fitted_on=int(data["fitted_on"]),
-                chosen=dict(data["chosen"]),
-                report=dict(data["report"]),
-                created=str(data["created"]),
-            )
-        except BundleError as error:
-            raise BundleError(f"{source} is damaged: its tensors do not fit its description.") from error
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise BundleError(f"{source} is no bundle that can be read: {error!r}.") from error
-        fits = (
-            len(set(classes)) == len(classes) >= 2
-            and trained_on.dtype == np.uint8
-            and trained_on.ndim == 2
-            and trained_on.shape[1] == 32
-            and all(_SMALLEST <= use.scale <= _LARGEST and min(use.shape, default=0) > 0 for use in uses)
-        )
-        if not fits:
-            raise BundleError(f"{source} is damaged: its tensors do not fit its description.")
-        return bundle
+        return cls(**bundle_file.fields(*bundle_file.read(Path(path)), where=Path(path)))
 
     def _labels(self, vector: np.ndarray, top: int | None) -> list[tuple[str, float | None]]:
         probabilities = self.predict_proba_vectors(vector[None])
@@ -388,10 +341,3 @@ def check_target(path: Path) -> None:
         trial.unlink()
     except OSError as error:
         raise UsageError(f"The head cannot be written to {path}: {error.strerror}. Name another file.") from error
-
-
-def scale_layers(X: np.ndarray, layers: Sequence[LayerUse]) -> np.ndarray:
-    """Divide each layer's part of (n, d) vectors by its scale."""
-    if all(use.scale == 1.0 for use in layers):
-        return X
-    return X / np.repeat(np.array([u.scale for u in layers], np.float32), [u.width for u in layers])

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from featcache.bundle import Bundle, LayerUse, scale_layers
+from featcache.bundle import Bundle
 from featcache.errors import BundleError
 from featcache.evaluation.calibration import held_out_temperature
 from featcache.heads import head_name, make_head
@@ -18,6 +18,7 @@ from featcache.heads.loss_curve import loss_curve
 from featcache.heads.memory import check_memory
 from featcache.heads.stream import VectorStream
 from featcache.labelled_vectors import LabelledVectors
+from featcache.layer_use import LayerUse, scale_layers
 from featcache.progress import Progress, Silent
 
 _ROWS_AT_ONCE = 8192

@@ -12,6 +12,7 @@ from featcache.backbones.capture import activations
 from featcache.heads.forms import Classifier
 from featcache.heads.linear import LinearForm
 from featcache.heads.neighbours import SHARPNESS, NeighbourForm
+from featcache.suffix_form import SuffixForm
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -31,13 +32,13 @@ class Joined(nn.Module):
         classes: the labels of the logits.
     """
 
-    def __init__(self, backbone: Backbone, form: Classifier, layers: Sequence[tuple[str, float]]) -> None:
+    def __init__(self, backbone: Backbone, form: Classifier | SuffixForm, layers: Sequence[tuple[str, float]]) -> None:
         super().__init__()
         self._backbone = backbone
         self._layers = backbone.resolve_layers([name for name, _ in layers])
         self._axes = backbone.network.axes
         self.backbone = backbone.module
-        self.head = _linear(form) if isinstance(form, LinearForm) else Votes(form)
+        self.head = _module(form)
         self.scales = [scale for _, scale in layers]
         self.classes = form.classes
         self.eval()
@@ -77,6 +78,13 @@ class Votes(nn.Module):
         votes = weights.new_full((len(x), self.count), 1 / self.count)
         votes = votes.scatter_add(1, self.numbers[places], weights)
         return torch.log(votes / votes.sum(1, keepdim=True))
+
+
+def _module(form: Classifier | SuffixForm) -> nn.Module:
+    """From vectors, or activations flattened, (n, d) to logits (n, k)."""
+    if isinstance(form, SuffixForm):
+        return form.module
+    return _linear(form) if isinstance(form, LinearForm) else Votes(form)
 
 
 def _linear(form: LinearForm) -> nn.Linear:

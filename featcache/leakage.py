@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from featcache.bundle import scale_layers
 from featcache.evaluation import near_duplicates
 from featcache.evaluation.near_duplicates import NearDuplicates
 from featcache.fitting import layer_uses
 from featcache.labelled_vectors import LabelledVectors
+from featcache.layer_use import scale_layers
 from featcache.progress import Progress
 
 _EXAMPLES = 5

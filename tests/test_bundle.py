@@ -13,12 +13,13 @@ from safetensors.numpy import load_file, save_file
 from sklearn.ensemble import RandomForestClassifier
 
 import featcache as fc
-from featcache.bundle import Bundle, LayerUse
+from featcache.bundle import Bundle
 from featcache.errors import BundleError, RecipeMismatchError, StoreFormatError, UsageError
 from featcache.evaluation.score_calibration import Calibration
 from featcache.heads.linear import LinearForm
 from featcache.heads.matching_form import MatchingForm
 from featcache.heads.neighbours import NeighbourForm, normalised
+from featcache.layer_use import LayerUse
 from tests.store.making import keys, recipe, values
 
 CLASSES = ("ant", "bee", "čmelák")

@@ -38,6 +38,8 @@ ORDER = (
     "bundle",
     "bundle_file",
     "joined",
+    "suffix_form",
+    "layer_use",
     "embedding",
     "heads",
     "evaluation",

@@ -291,7 +291,11 @@ class Backbone:
 
     def layers(self) -> list[LayerInfo]:
         """The layers that can be chosen, in network order, ``pooled`` last. No weights are needed for this."""
-        return (self._network or self._blueprint()).layer_infos()
+        return self.blank().layer_infos()
+
+    def blank(self) -> Network:
+        """The network with whatever weights it has: those published where it was loaded before, else random ones."""
+        return self._network or self._blueprint()
 
     def decode(self, data: bytes) -> Decoded:
         """An image file's bytes as a picture, by the decoder of the recipe.

@@ -155,3 +155,16 @@ def load(name: str, weights: Path | None) -> Network:
     load_into(module, tensors, str(path), classifier="classifier")
     module.reset_classifier(0)
     return Network(module, digest_of(module), PixelPath(spec.transform), Axes("NCHW"), path, weights_state=before)
+
+
+def blueprint(name: str) -> Network:
+    """The same network without its weights."""
+    import timm
+
+    from featcache.backbones.capture import Axes
+    from featcache.backbones.network import Network
+
+    spec = spec_of(name)
+    module: Any = timm.create_model(spec.arch, pretrained=False)
+    module.reset_classifier(0)
+    return Network(module, "", PixelPath(spec.transform), Axes("NCHW"))

@@ -42,8 +42,8 @@ FAMILIES = {
     "timm": ("featcache.backbones.timm_family", "timm"),
     "torchvision": ("featcache.backbones.torchvision_family", "torchvision"),
 }
-"""For each family its module, with ``load(name, weights)`` and but for ``bundled`` ``blueprint(name)``, and the package
-that makes its networks."""
+"""For each family its module, with ``load(name, weights)`` and ``blueprint(name)``, and the package that makes its
+networks."""
 
 
 BFLOAT16_FLOORS: dict[str, float] = {}
@@ -111,10 +111,7 @@ def get(
         return maker(inner)
 
     cache = RecipeCache(name, None if path is None else str(path), library)
-    made = Backbone(
-        name, load, blueprint=None if family == "bundled" else blueprint, device=device, runtime=runtime,
-        precision=precision, cache=cache,
-    )  # fmt: skip
+    made = Backbone(name, load, blueprint=blueprint, device=device, runtime=runtime, precision=precision, cache=cache)
     made.origin = functools.partial(get, name, path, device, runtime=runtime, precision=precision)
     return made
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from featcache.bundle import Bundle, LayerUse, scale_layers
+from featcache.bundle import Bundle
 from featcache.errors import UnknownNameError, UsageError
 from featcache.evaluation.identity_pairs import pairs_within
 from featcache.evaluation.pair_metrics import cllr, cosine_scores, minimal_cllr, roc
@@ -30,6 +30,7 @@ from featcache.fitting import layer_uses
 from featcache.heads.matching_form import MatchingForm
 from featcache.heads.memory import check_memory
 from featcache.labelled_vectors import LabelledVectors
+from featcache.layer_use import LayerUse, scale_layers
 from featcache.progress import Progress, choose
 from featcache.store import FeatureStore
 
