@@ -18,6 +18,7 @@
     │       └── ImageMemoryError      there was not enough memory for it
     ├── WeightsError          weights that are absent, or do not fit the network
     ├── ConversionError       a network that a runtime cannot run as eager torch does
+    ├── TrainingError         a training that cannot go on: its loss, or its checkpoint
     ├── BundleError           a ``.fch`` file that is not a bundle, or a head that cannot be one
     └── MissingExtraError     an optional part that is not installed (also an ``ImportError``)
 
@@ -118,6 +119,10 @@ class WeightsError(FeatcacheError):
 
 class ConversionError(FeatcacheError):
     """A network that a runtime cannot run, or not so that it gives what eager torch gives."""
+
+
+class TrainingError(FeatcacheError):
+    """A training that cannot go on: its loss is no longer finite, or its checkpoint cannot be read or written."""
 
 
 class BundleError(FeatcacheError):

@@ -1,4 +1,4 @@
-"""Named steps of work on a store, at which tests end the process.
+"""Named steps of work on a store and of a training's checkpoint, at which tests end the process.
 
 The list is complete: whoever adds a step to the commit protocol adds it here, and the tests kill a
 process at every one. In normal use `reach` does nothing, and no option, variable or file changes that:
@@ -36,6 +36,8 @@ POINTS = (
     "repair: shard adopted",
     "backup: copied",
     "backup: renamed",
+    "checkpoint: file written",
+    "checkpoint: renamed",
 )
 
 on_reach: Callable[[str], None] | None = None

@@ -101,7 +101,7 @@ class Lines:
         rate = (self._done - self._done_then) / (now - self._said)
         text += f", {rate:.1f} {self._unit}/s"
         if self._total is not None and rate > 0:
-            text += f", {_duration((self._total - self._done) / rate)} left"
+            text += f", {duration((self._total - self._done) / rate)} left"
         return text
 
 
@@ -122,7 +122,7 @@ class Bar:
                     return Text(str(task.fields["unit"]))
                 text = f"{task.speed:.1f} {task.fields['unit']}/s"
                 if task.time_remaining is not None:
-                    text += f", {_duration(task.time_remaining)} left"
+                    text += f", {duration(task.time_remaining)} left"
                 return Text(text)
 
         self._bar = RichProgress(
@@ -183,7 +183,7 @@ def counted(n: int, unit: str) -> str:
     return f"{n:,} {unit.removesuffix('s') if n == 1 else unit}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """``0:07``, ``12:30``, ``1:02:05``."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -22,6 +22,7 @@ ORDER = (
     "demo",
     "checks",
     "faces",
+    "strategies",
     "comparison",
     "sweeping",
     "embedder",

@@ -1,0 +1,57 @@
+"""What a training measured after each epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """One pass over the training items, and what the network was worth after it.
+
+    Attributes:
+        number: from 1.
+        training_loss: mean cross-entropy of the items in nats, each as the network was when its batch came; with
+            label smoothing where there is any.
+        validation_loss: mean cross-entropy of the validation items in nats, without label smoothing.
+        accuracy: share of the validation items whose likeliest class is theirs.
+        rate: learning rate of the last stage at the last step.
+        seconds: of the pass and the validation.
+    """
+
+    number: int
+    training_loss: float
+    validation_loss: float
+    accuracy: float
+    rate: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A training, epoch by epoch.
+
+    Attributes:
+        epochs: in order, one or more.
+        ended: why there are no more: ``"epochs"``, all were done, or ``"patience"``, the validation loss did not
+            get better any more.
+    """
+
+    epochs: tuple[Epoch, ...]
+    ended: Literal["epochs", "patience"]
+
+    @property
+    def best(self) -> Epoch:
+        """The epoch whose weights were kept."""
+        return best_of(self.epochs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The curve as plain values, with ``best_epoch``."""
+        return {**asdict(self), "best_epoch": self.best.number}
+
+
+def best_of(epochs: Sequence[Epoch]) -> Epoch:
+    """The epoch of the least validation loss; the first of equal ones."""
+    return min(epochs, key=lambda epoch: epoch.validation_loss)
