@@ -203,7 +203,9 @@ def _places(network: Network, traced: Trace) -> list[tuple[str, int]]:
 
 def _stored(network: Network, paths: Iterable[str]) -> dict[str, str]:
     """For each module whose activations can be stored the layer that holds all of them."""
-    outputs = outputs_that_exist(network.module, set(paths), network.normalised(_noise(network)[:1]))
+    network.module.eval()
+    with torch.inference_mode():
+        outputs = outputs_that_exist(network.module, set(paths), network.normalised(_noise(network)[:1]))
     stored = {}
     for path in paths:
         output = outputs.get(path)
