@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import nn
 
+    from featcache.backbones.cut import Cut
     from featcache.backbones.network import Network
     from featcache.backbones.runtimes.graph import CompiledGraph
     from featcache.backbones.runtimes.passes import Passes
@@ -296,6 +297,12 @@ class Backbone:
     def blank(self) -> Network:
         """The network with whatever weights it has: those published where it was loaded before, else random ones."""
         return self._network or self._blueprint()
+
+    def cut(self, layer: str) -> Cut:
+        """The network in two where *layer* begins, the later part as a trainable copy; `featcache.backbones.cut`."""
+        from featcache.backbones.cut import cut
+
+        return cut(self.network, layer)
 
     def decode(self, data: bytes) -> Decoded:
         """An image file's bytes as a picture, by the decoder of the recipe.

@@ -59,6 +59,11 @@ class Network:
             return transform.crop
         return self.input_size or (224, 224)
 
+    @property
+    def device(self) -> torch.device:
+        """The torch device of its weights."""
+        return next(iter(self.module.parameters()), torch.empty(0)).device
+
     def to(self, device: str) -> None:
         """Move to a torch device, in the memory format that convolutions run fastest in."""
         if device != "cpu":
@@ -89,7 +94,7 @@ class Network:
 
     def normalised(self, batch: np.ndarray) -> Tensor:
         """The module's input (n, 3, h, w) float32 on its device."""
-        device = next(iter(self.module.parameters()), torch.empty(0)).device
+        device = self.device
         x = torch.from_numpy(np.ascontiguousarray(batch))
         if device.type == "cuda":
             # From pinned memory the copy runs while the processor goes on; not measured.
@@ -112,9 +117,9 @@ class Network:
 
     def layer_infos(self) -> list[LayerInfo]:
         """The modules that can be layers: those not inside a block, in network order, and ``pooled``."""
-        paths = self._blocks()
+        paths = self.blocks()
         with torch.inference_mode():
-            outputs = _outputs_that_exist(self.module, set(paths), self.normalised(self._zeros()))
+            outputs = outputs_that_exist(self.module, set(paths), self.normalised(self._zeros()))
         infos = []
         for path in paths:
             output = outputs.get(path)
@@ -130,7 +135,7 @@ class Network:
             infos.append(LayerInfo(POOLED, tuple(whole.shape[1:]), "C", 4 * whole.shape[1], 0))
         return infos
 
-    def _blocks(self) -> list[str]:
+    def blocks(self) -> list[str]:
         """Paths of the network's parts and of the blocks that they are lists of, but of nothing inside a block."""
         found: list[str] = []
 
@@ -153,7 +158,7 @@ class Network:
         return np.zeros((1, height, width, 3), np.uint8)
 
 
-def _outputs_that_exist(module: nn.Module, paths: set[str], x: Tensor) -> dict[str, Any]:
+def outputs_that_exist(module: nn.Module, paths: set[str], x: Tensor) -> dict[str, Any]:
     """`outputs_of` without those submodules that are run twice or never, which can be no layers."""
     seen: dict[str, int] = {}
     handles = [
