@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, Union
@@ -74,12 +74,15 @@ def backbone_for(recipe: Recipe, backbone: Backbone | None = None) -> Backbone:
 
 
 def embed(
-    images: Sequence[ImageLike], backbone: Backbone, layers: Sequence[str], batch_size: int = BATCH
+    images: Sequence[ImageLike | Callable[[], Decoded]],
+    backbone: Backbone,
+    layers: Sequence[str],
+    batch_size: int = BATCH,
 ) -> Iterator[Embedded]:
     """Vectors of images, in order.
 
     Args:
-        images: paths, PIL images or arrays.
+        images: paths, PIL images, arrays, or what makes a picture when its turn has come.
         backbone: the frozen network.
         layers: names of layers, in network order.
         batch_size: images in one pass.
@@ -147,7 +150,7 @@ def listed(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
     return found
 
 
-def picture_of(image: ImageLike, backbone: Extractor) -> Image | Decoded:
+def picture_of(image: ImageLike | Callable[[], Decoded], backbone: Extractor) -> Image | Decoded:
     """The upright picture of an image, a file decoded as the backbone wants it.
 
     Raises:
@@ -168,4 +171,6 @@ def picture_of(image: ImageLike, backbone: Extractor) -> Image | Decoded:
         return rgb_from(image)
     if isinstance(image, np.ndarray):
         return rgb_from_array(image)
+    if callable(image):
+        return image()
     raise UsageError(f"An image is a path, a PIL image or a NumPy array, not {type(image).__name__}.")

@@ -11,6 +11,7 @@ import numpy as np
 from featcache import multilabel
 from featcache.bundle import Bundle
 from featcache.errors import MissingVectorsError, RecipeMismatchError, UnknownNameError
+from featcache.image_vectors import image_vectors
 from featcache.labelled_vectors import LabelledVectors
 from featcache.store import FeatureStore
 
@@ -103,6 +104,8 @@ def vectors_for(
             "This head was trained on vectors of unknown origin, so none in a store are known to be of their kind. "
             "Use predict_vectors with vectors of the same kind."
         )
+    if bundle.weights is not None and space is None:
+        return image_vectors(bundle, store, source=source, labels=labels)
     if space is None:
         matching = [s for s in store.spaces if s.recipe == bundle.recipe]
         space = matching[0].fingerprint if matching else None

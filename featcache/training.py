@@ -17,14 +17,14 @@ import numpy as np
 from featcache import leakage, multilabel
 from featcache.bundle import Bundle
 from featcache.errors import UnknownNameError, UsageError
-from featcache.evaluation import metrics, multilabel_splits, splits
-from featcache.evaluation import multilabel as multilabel_metrics
-from featcache.evaluation.calibration import expected_calibration_error, tempered
+from featcache.evaluation import multilabel_splits, splits
+from featcache.evaluation.calibration import expected_calibration_error
 from featcache.fitting import answers, fit
 from featcache.heads import check_head, prepare, with_class_weight
 from featcache.labelled_vectors import LabelledVectors
 from featcache.parts import check_classes, learned_and_scored, of_split
 from featcache.progress import Progress, choose
+from featcache.score_report import described, scored, uncalibrated
 from featcache.store import FeatureStore
 
 
@@ -138,8 +138,8 @@ def train(
             bundle = fit(examples, learn, head, seed, progress=shown)
             fitting = time.monotonic() - fit_began
             probabilities, predicted = answers(bundle, examples, test)
-            sure = _uncalibrated(bundle, probabilities)
-        scores = _scored(examples, test, probabilities, predicted, bundle.classes, seed)
+            sure = uncalibrated(bundle, probabilities)
+        scores = scored(examples, test, probabilities, predicted, bundle.classes, seed)
         if refit_all and cv is None:
             bundle = fit(examples, np.union1d(learn, test), head, seed, progress=shown)
             protocol += "; the head saved was fitted once more on all items"
@@ -150,24 +150,12 @@ def train(
         right = predicted == examples.y[test]
         for name, p in (("ece_before", sure), ("ece_after", probabilities)):
             bundle.report["calibration"][name] = expected_calibration_error(p, right)
-    bundle.report.update(
-        {
-            "head": bundle.head,
-            "task": task,
-            "classes": list(bundle.classes),
-            "n": bundle.fitted_on,
-            "without_vectors": examples.without_vectors,
-            "without_labels": examples.without_labels,
-            "unscored": multilabel.unscored(examples, test, bundle.classes),
-            **scores,
-            "score": {**scores["score"], "n": len(test), "protocol": protocol},
-            "chosen": bundle.chosen,
-            "near_duplicates": {**guard.report(examples), "grouped": near is not None and near.note is None},
-            "predicts": _predicts(bundle),
-            "fit_seconds": fitting,
-            "seconds": time.monotonic() - began,
-        }
-    )
+    bundle.report |= described(bundle, examples, test, scores, protocol)
+    bundle.report |= {
+        "near_duplicates": {**guard.report(examples), "grouped": near is not None and near.note is None},
+        "fit_seconds": fitting,
+        "seconds": time.monotonic() - began,
+    }
     return bundle
 
 
@@ -214,7 +202,7 @@ def cross_validated(
         bundle = fit(examples, rows[learn], head, seed)
         p, said = answers(bundle, examples, rows[test])
         predicted[test] = said
-        sure[test] = _uncalibrated(bundle, p)
+        sure[test] = uncalibrated(bundle, p)
         if p is None or probabilities is None:
             probabilities = None
         else:
@@ -226,51 +214,8 @@ def cross_validated(
     return bundle, probabilities, predicted, sure, time.monotonic() - began
 
 
-def _uncalibrated(bundle: Bundle, probabilities: np.ndarray | None) -> np.ndarray:
-    """(m,) how sure of its answers the head would be without its temperature; NaN where it has none."""
-    fitted = bundle.report["calibration"]
-    if probabilities is None or fitted is None:
-        return np.full(1 if probabilities is None else len(probabilities), np.nan)
-    return np.asarray(tempered(probabilities, 1 / fitted["temperature"]).max(axis=1))
-
-
-def _scored(
-    examples: LabelledVectors,
-    rows: np.ndarray,
-    probabilities: np.ndarray | None,
-    predicted: np.ndarray,
-    classes: Sequence[str],
-    seed: int,
-) -> dict[str, Any]:
-    """The ``score`` that counts and the others, as the report has them."""
-    y, units = examples.y[rows], examples.units[rows]
-    if examples.labels is not None:
-        assert probabilities is not None
-        score, others = multilabel.reported(multilabel_metrics.score(y, probabilities, units=units, seed=seed))
-        return {"score": score, **others}
-    scores = metrics.score(y, probabilities, predicted, classes, units=units, seed=seed)
-    return {
-        "score": _interval(scores.accuracy, "accuracy"),
-        "balanced_accuracy": _interval(scores.balanced_accuracy),
-        "macro_f1": _interval(scores.macro_f1),
-        "log_loss": _interval(scores.log_loss),
-    }
-
-
-def _predicts(bundle: Bundle) -> str:
-    if bundle.recipe is None:
-        return "vectors"
-    return "images" if bundle.recipe.detection is None else "faces"
-
-
 def _check_weighed(examples: LabelledVectors, class_weight: Mapping[str, float]) -> None:
     names = sorted(set(examples.y.tolist()))
     unknown = sorted(map(str, class_weight.keys() - set(names)))
     if unknown:
         raise UnknownNameError.among("class in class_weight", unknown[0], names)
-
-
-def _interval(value: Any, name: str = "value") -> dict[str, Any]:
-    if value is None:
-        return {name: None, "low": None, "high": None}
-    return {name: value.value, "low": value.low, "high": value.high}

@@ -292,11 +292,11 @@ class Backbone:
 
     def layers(self) -> list[LayerInfo]:
         """The layers that can be chosen, in network order, ``pooled`` last. No weights are needed for this."""
-        return self.blank().layer_infos()
+        return (self._network or self._blueprint()).layer_infos()
 
     def blank(self) -> Network:
-        """The network with whatever weights it has: those published where it was loaded before, else random ones."""
-        return self._network or self._blueprint()
+        """The network with random weights, made anew; one made of a module is that module with its own."""
+        return self._blueprint()
 
     def cut(self, layer: str) -> Cut:
         """The network in two where *layer* begins, the later part as a trainable copy; `featcache.backbones.cut`."""

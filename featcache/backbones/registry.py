@@ -39,6 +39,7 @@ class ModelInfo:
 FAMILIES = {
     "bundled": ("featcache.backbones.bundled", "timm"),
     "dlib": ("featcache.backbones.dlib_family", "torch"),
+    "scratch": ("featcache.backbones.small_cnn", "torch"),
     "timm": ("featcache.backbones.timm_family", "timm"),
     "torchvision": ("featcache.backbones.torchvision_family", "torchvision"),
 }
@@ -89,7 +90,7 @@ def get(
         )
     if not colon or family not in FAMILIES:
         known = [f"bundled:{n}" for n in BUNDLED] + [f"dlib:{n}" for n in dlib_family.NAMES]
-        known += [f"{f}:NAME" for f in FAMILIES if f not in ("bundled", "dlib")]
+        known += [f"{f}:NAME" for f in FAMILIES if f not in ("bundled", "dlib", "scratch")]
         if not colon and (full := [repr(info.name) for info in available(f"*:{name}")]):
             raise UnknownNameError(f"No backbone is called {name!r}. Did you mean {' or '.join(full[:3])}?")
         raise UnknownNameError.among("backbone", name, known, "`featcache models` lists them.")

@@ -53,7 +53,9 @@ def stages_of(suffix: fx.GraphModule) -> tuple[tuple[str, nn.Module], ...]:
             continue
         name = str(node.target)
         part = attrgetter(name)(suffix) if node.op == "get_attr" else suffix.get_submodule(name)
-        own = [part] if isinstance(part, nn.Parameter) else list(part.parameters()) if isinstance(part, nn.Module) else []
+        own = (
+            [part] if isinstance(part, nn.Parameter) else list(part.parameters()) if isinstance(part, nn.Module) else []
+        )
         new = [parameter for parameter in own if parameter not in seen]
         if not new:
             continue

@@ -8,24 +8,23 @@ runtime and precision made what is stored.
 from __future__ import annotations
 
 import hashlib
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from featcache.bundle import Bundle
 from featcache.checks.reference import published, reference_of
-from featcache.errors import MissingVectorsError, SourceError, UnusableImageError, UsageError
+from featcache.errors import MissingVectorsError, UnusableImageError, UsageError
 from featcache.images.content import picture_sha256
 from featcache.images.entry import Entry
+from featcache.known_images import known_images
 from featcache.progress import Progress, choose
 from featcache.store import FeatureStore, Item
 from featcache.store.commit import places
-from featcache.store.source_records import IN_PYTHON, PATHS
 from featcache.store.view_names import VIEW_0
 
 if TYPE_CHECKING:
@@ -178,7 +177,7 @@ def check_live(
     checking = _Checking(opened, chosen, reference, report, bundle)
     with choose(progress) as shown:
         shown.start("check", len(drawn), "images")
-        entries = _entries(opened.sources()[name], name, images, drawn, report.notes)
+        entries = known_images(opened, name, drawn, report.notes, images)
         for start in range(0, len(drawn), _BATCH):
             batch = drawn[start : start + _BATCH]
             checking.batch(batch, entries)
@@ -309,55 +308,6 @@ def _draw(
         if len(drawn) >= n:
             break
     return [distinct[at] for at in sorted(drawn[:n])]
-
-
-def _entries(
-    root: str,
-    name: str,
-    images: str | Path | Source | Dataset | Mapping[str, Dataset] | None,
-    items: Sequence[Item],
-    notes: list[str],
-) -> dict[str, Entry]:
-    """The source's images by URI, as far as they are there."""
-    from featcache.images.sources import Source, open_source
-    from featcache.images.tar import TarSource
-
-    if images is not None:
-        given = images if isinstance(images, Source) else open_source(images, name=name)
-        return {entry.uri: entry for entry in given.entries()}
-    if name == PATHS:
-        return {entry.uri: entry for entry in _single_files(root, items)}
-    if not root or root.startswith(IN_PYTHON):
-        raise UsageError(
-            f"The images of the source {name!r} were given in Python, and only Python can give them again: "
-            "featcache.check_live(store, images=…). Or choose another --source."
-        )
-    found: dict[str, Entry] = {}
-    tars = _tars(root, items)
-    sources: list[Callable[[], Source]] = [lambda: TarSource(list(tars.values()), name=name)] if tars else []
-    if any(item.uri.split("/")[0] not in tars for item in items):
-        sources.append(lambda: open_source(root))
-    for opened in sources:
-        try:
-            found.update((entry.uri, entry) for entry in opened().entries())
-        except SourceError as error:
-            notes.append(str(error))
-    return found
-
-
-def _tars(root: str, items: Sequence[Item]) -> dict[str, Path]:
-    """The tar files that these items are in, by the beginning of their URIs; other files may lie beside them."""
-    names = {item.uri.split("/")[0] for item in items if "/" in item.uri}
-    paths = {name: Path(root, name) for name in sorted(names) if name.lower().endswith(".tar")}
-    return {name: path for name, path in paths.items() if path.is_file()}
-
-
-def _single_files(root: str, items: Sequence[Item]) -> Iterator[Entry]:
-    """Files that were given one by one; their root is that of the file system, which nobody wants listed."""
-    for item in items:
-        parts = PurePosixPath(item.uri).parts
-        if ".." not in parts and parts[:1] != ("/",):
-            yield Entry(item.uri, os.path.join(root, *parts), None, None, None)
 
 
 def _tolerance(space: Space, reference: Extractor) -> tuple[float, float]:

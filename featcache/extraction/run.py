@@ -104,7 +104,8 @@ class Run:
         unseen = tuple(incomplete)
         gone = {uri for uri in self._known.keys() - scanned if not uri.startswith(unseen)}
         self.records.remove(gone)
-        self._judged |= gone | (self.records.in_quarantine(self.space.id) - scanned)
+        unusable = self.records.in_quarantine(self.space.id) - scanned
+        self._judged |= gone | {uri for uri in unusable if not uri.startswith(unseen)}
         self.report.removed = len(gone)
 
     def over(self, entries: Sequence[Entry], passes: Passes, workers: int, shown: Progress) -> None:

@@ -232,9 +232,7 @@ class Plain(nn.Module):
         return self.fc2(x) * self.scale.exp()
 
 
-@pytest.mark.parametrize(
-    ("layer", "cached"), [("conv2", "conv1:none"), ("fc1", "conv2:none"), ("fc2", "fc1:mean")]
-)
+@pytest.mark.parametrize(("layer", "cached"), [("conv2", "conv1:none"), ("fc1", "conv2:none"), ("fc2", "fc1:mean")])
 def test_functions_in_forward(layer: str, cached: str) -> None:
     net = of(randomised(Plain()), 32)
     made = cut(net, layer)
@@ -300,7 +298,10 @@ def test_stored_activations_are_those_of_extraction(tmp_path: Path, photos: Path
 @pytest.mark.parametrize(
     ("layer", "message"),
     [
-        ("layer3.0.conv2", r"skip connection crosses .*'layer3.0.downsample'.* at 'layer3' before it and at 'layer3.1'"),
+        (
+            "layer3.0.conv2",
+            r"skip connection crosses .*'layer3.0.downsample'.* at 'layer3' before it and at 'layer3.1'",
+        ),
         ("layer4.1.conv2", r"skip connection crosses .*'layer4.0'.* at 'layer4.1' before it\.$"),
         ("conv1", r"takes the picture itself.* at 'layer1' after it\.$"),
         ("layer1.0.relu", r"'layer1.0.relu': it is run more than once.* at 'layer1' before it and at 'layer1.1'"),

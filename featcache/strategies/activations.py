@@ -1,0 +1,139 @@
+"""The activations at a cut: how much room they need, and putting them into the store."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from featcache.backbones import Backbone
+from featcache.errors import DiskFullError, MissingVectorsError
+from featcache.extraction import extract
+from featcache.images.augmentation import views_beside
+from featcache.known_images import KnownSource, known_images
+from featcache.progress import Progress
+from featcache.store import FeatureStore
+from featcache.store.commit import places
+from featcache.store.view_names import VIEW_0
+
+_BYTES = {"float16": 2, "float32": 4}
+_LEFT_FREE = 0.05
+"""Share of the free room that is left to others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Activations:
+    """Activations of one layer of a source's images.
+
+    Attributes:
+        layer: name of the stored layer, such as ``blocks.4:none``.
+        shape: of one image's activations.
+        dtype: as which they are stored.
+        images: labelled images of the source.
+        views: of each image.
+        stored: (image, view) rows that are in the store.
+        bytes: what the others will take.
+        free: bytes free where the store lies.
+    """
+
+    layer: str
+    shape: tuple[int, ...]
+    dtype: str
+    images: int
+    views: int
+    stored: int
+    bytes: int
+    free: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain values."""
+        return asdict(self)
+
+
+def needed(
+    store: FeatureStore,
+    backbone: Backbone,
+    layer: str,
+    *,
+    views: int = 1,
+    seed: int = 0,
+    source: str | None = None,
+    space: str | None = None,
+) -> Activations:
+    """What has to be stored before a layer's activations can be trained on.
+
+    Args:
+        store: the store.
+        backbone: of the space.
+        layer: name of the layer to be stored.
+        views: of each image, view 0 among them.
+        seed: of the views.
+        source: which source.
+        space: which space.
+
+    Raises:
+        UnknownNameError: no such layer, source or space.
+        UsageError: the layer cannot be pooled so.
+    """
+    (found,) = backbone.resolve_layers([layer])
+    labelled = {item.sha256 for item in store.items(source=source) if item.label is not None}
+    names = [VIEW_0, *(view.name for view in views_beside(views, seed))]
+    column = store.space(space).layers.get(layer)
+    stored = 0
+    if column is not None:
+        for name in set(names) & set(column.views):
+            stored += len(places(store.catalogue, store.column(layer, space, name).column, sorted(labelled)))
+    row = math.prod(found.shape) * _BYTES[found.default_dtype]
+    return Activations(
+        layer, found.shape, found.default_dtype, len(labelled), views, stored,
+        (len(labelled) * views - stored) * row, shutil.disk_usage(store.path).free,
+    )  # fmt: skip
+
+
+def store_activations(
+    store: FeatureStore,
+    backbone: Backbone,
+    wanted: Activations,
+    *,
+    seed: int,
+    source: str | None,
+    progress: Progress,
+) -> None:
+    """Compute the activations that are not in the store yet.
+
+    Args:
+        store: the store.
+        backbone: of the space.
+        wanted: as `needed` gives it.
+        seed: of the views.
+        source: which source.
+        progress: is told of the extraction.
+
+    Raises:
+        DiskFullError: they would not fit on the disk; nothing was written.
+        MissingVectorsError: none of the images is where the store knows it.
+        UsageError: the images can be given by a Python program alone.
+    """
+    if wanted.bytes > (1 - _LEFT_FREE) * wanted.free:
+        raise DiskFullError(
+            f"The activations {wanted.layer} of {wanted.images:,} images in {wanted.views} views need "
+            f"{wanted.bytes / 1e9:,.1f} GB, but {wanted.free / 1e9:,.1f} GB are free at {store.path}. Train fewer "
+            "layers (a later one makes smaller activations), take fewer --views, or make room."
+        )
+    if not wanted.bytes:
+        return
+    name = store.source(source)
+    notes: list[str] = []
+    items = [item for item in store.items(source=name) if item.label is not None]
+    known = KnownSource(name, store.sources()[name], items, known_images(store, name, items, notes))
+    for note in notes:
+        progress.note(note)
+    if not known.entries():
+        raise MissingVectorsError(
+            f"None of the images of source {name!r} is at {known.root} any more, so their activations cannot be "
+            "computed. If they were moved: featcache extract NEW-PLACE -o STORE --moved."
+        )
+    extract(
+        known, store.path, backbone=backbone, layers=[wanted.layer], views=wanted.views, seed=seed, progress=progress
+    )

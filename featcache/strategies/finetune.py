@@ -1,0 +1,235 @@
+"""`finetune`: the whole network trains, from images; it begins with pretrained weights, or with random ones."""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from featcache import leakage
+from featcache.backbones import Layer, get
+from featcache.backbones.layers import POOLED
+from featcache.backbones.own_weights import with_weights
+from featcache.bundle import Bundle
+from featcache.embedding import backbone_for
+from featcache.errors import MissingVectorsError, UnknownNameError, UsageError
+from featcache.fitting import answers
+from featcache.image_vectors import image_vectors
+from featcache.known_images import known_images
+from featcache.labelled_vectors import LabelledVectors
+from featcache.layer_use import LayerUse
+from featcache.parts import check_classes, learned_and_scored
+from featcache.progress import Progress, choose
+from featcache.score_report import described, scored
+from featcache.store import FeatureStore
+from featcache.strategies import loop
+from featcache.strategies.output import linear_form, probed
+from featcache.strategies.picture_batches import PictureBatches, Pictures, in_order
+from featcache.strategies.schedule import Schedule
+from featcache.strategies.stages import stages_of
+from featcache.strategies.training_items import items_digest
+from featcache.strategies.validation_rows import validation_rows
+
+if TYPE_CHECKING:
+    from featcache.backbones import Backbone
+    from featcache.backbones.network import Network
+
+INITS = ("pretrained", "scratch")
+PRETRAINED = Schedule(epochs=15, rate=3e-4)
+SCRATCH = Schedule(epochs=60, rate=2e-3, layer_decay=1.0, patience=12, label_smoothing=0.1)
+_DROPOUT = 0.2
+
+
+class Whole(nn.Module):
+    """From pictures (n, h, w, 3) uint8 to scores (n, k): a network and an output.
+
+    Args:
+        network: the network, whose module trains.
+        output: from its vectors to the classes.
+        dropout: share of the vector that is left out in a training step.
+    """
+
+    def __init__(self, network: Network, output: nn.Linear, dropout: float = 0.0) -> None:
+        super().__init__()
+        self._scaled = network.scaled
+        self.network, self.dropout, self.output = network.module, nn.Dropout(dropout), output
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.output(self.dropout(self.network(self._scaled(x))))
+        return scores
+
+
+def finetune(
+    store: str | Path,
+    *,
+    init: str = "pretrained",
+    arch: str | None = None,
+    schedule: Schedule | None = None,
+    split: str | None = None,
+    labels: str | Path | None = None,
+    source: str | None = None,
+    space: str | None = None,
+    seed: int = 0,
+    precision: str = "float32",
+    device: str | None = None,
+    checkpoint: str | Path | None = None,
+    backbone: Backbone | None = None,
+    progress: Progress | bool | None = None,
+) -> Bundle:
+    """Train a whole network on the images of a store's source.
+
+    Each epoch sees every image in a view of its own, cut out, mirrored and coloured at random. With
+    ``init="pretrained"`` the output begins with what the path solver finds on the stored vectors.
+
+    Args:
+        store: a store with the source's vectors; its images are read where the store knows them.
+        init: ``pretrained``, or ``scratch`` for random weights.
+        arch: another network than that of the vectors, by its full name; for ``scratch`` alone.
+            ``scratch:small_cnn`` is meant for pictures of few pixels (32 × 32).
+        schedule: of the training; by default `PRETRAINED` or `SCRATCH`. Its seed gives way to *seed*.
+        split, labels, source, space: as for `featcache.train`.
+        seed: of the weights, the hold-out, the validation part, the augmentation and the order.
+        precision: ``float32``, or ``bfloat16`` for products so where the machine has it; weights stay in float32.
+        device: torch device; that of the backbone by default.
+        checkpoint: a file that is written after each epoch and that the same call goes on from after a kill.
+        backbone: needed only where the vectors were made by a module given in Python.
+        progress: as for `featcache.train`.
+
+    Returns:
+        A `Bundle` that carries the network's weights; ``report["curve"]`` has the epochs.
+
+    Raises:
+        UnknownNameError: no such way to begin, network or split.
+        UsageError: *arch* without ``scratch``, a backbone whose pictures are aligned or transformed by a callable, or
+            as for `featcache.train`.
+        MissingVectorsError: the images are not where the store knows them.
+        UnusableImageError: an image is no longer the one that the store knows.
+        TrainingError: the loss is no longer finite.
+    """
+    if init not in INITS:
+        raise UnknownNameError.among("way to begin", init, INITS)
+    if arch is not None and init != "scratch":
+        raise UsageError(
+            f"Pretrained weights are those of the vectors' own backbone. Leave {arch!r} away, or begin from scratch."
+        )
+    began = time.monotonic()
+    opened = FeatureStore.open(Path(store))
+    chosen_space = opened.space(space)
+    if chosen_space.recipe.detection is not None:
+        raise UsageError("The pictures of this space are aligned faces, on which no whole network is trained here.")
+    schedule = replace(schedule or (PRETRAINED if init == "pretrained" else SCRATCH), seed=seed)
+    base = backbone_for(chosen_space.recipe, backbone) if arch is None else get(arch)
+    with choose(progress) as shown:
+        examples = LabelledVectors.from_store(
+            opened, "pooled", labels=labels, source=source, space=chosen_space.fingerprint
+        )
+        check_classes(examples)
+        notes: list[str] = []
+        there = known_images(opened, examples.items[0].source, examples.items, notes)
+        absent = [item.uri for item in examples.items if item.uri not in there]
+        if absent:
+            raise MissingVectorsError(
+                f"{len(absent)} of {len(examples.items)} images are not where the store knows them (first: "
+                f"{absent[0]}). {' '.join(notes)} Run `featcache extract` again, so that it forgets those that are "
+                "gone, or with --moved, if they lie elsewhere now."
+            )
+        learn, test, protocol = learned_and_scored(examples, split, seed, Path(store), shown)
+        fit, validation = validation_rows(examples, learn, test, seed, shown)
+        guard = leakage.guard(examples, [learn, test], scored=test, seed=seed, progress=shown)
+        fit_began = time.monotonic()
+        names, numbers = np.unique(examples.y, return_inverse=True)
+        classes = tuple(str(name) for name in names)
+        chosen: dict[str, object] = {}
+        if init == "pretrained":
+            base.load()
+            shown.start("fit the output on the frozen vectors", None, "items")
+            output, chosen = probed(examples.read(fit), examples.y[fit], examples.units[fit], seed)
+            shown.finish()
+        network = beginning(base, init, seed)
+        network.to(device or base.device)
+        if init == "scratch":
+            (width,) = network.shapes_of([Layer(POOLED, 0, ())])[POOLED]
+            output = nn.Linear(width, len(classes))
+            nn.init.zeros_(output.weight)  # all classes are equally likely at first
+            nn.init.zeros_(output.bias)
+        model = Whole(network, output.to(device or base.device), _DROPOUT if init == "scratch" else 0.0)
+        pictures = Pictures(base, examples.items, [there[item.uri] for item in examples.items], seed)
+        curve = loop.train(
+            model,
+            [*stages_of(network.module), ("output", list(output.parameters()))],
+            PictureBatches(pictures, fit, numbers[fit], schedule.batch_size, seed),
+            lambda: in_order(pictures, validation, numbers[validation], schedule.batch_size),
+            schedule,
+            checkpoint=None if checkpoint is None else Path(checkpoint),
+            task={
+                "init": init, "network": base.name, "recipe": chosen_space.fingerprint, "classes": classes,
+                "items": items_digest(examples, fit, validation),
+            },
+            precision=precision,
+            progress=shown,
+        )  # fmt: skip
+        weights = {name: t.detach().cpu().numpy().copy() for name, t in network.module.state_dict().items()}
+        own = with_weights(base, weights)
+        contents = sorted({examples.items[row].sha256 for row in learn})
+        bundle = Bundle(
+            head="finetune",
+            classes=classes,
+            layers=(LayerUse(POOLED, (output.in_features,), 1.0),),
+            recipe=own.recipe,
+            form=linear_form(output, classes),
+            trained_on=np.frombuffer(b"".join(contents), dtype=np.uint8).reshape(-1, 32),
+            fitted_on=len(learn),
+            chosen={"epoch": curve.best.number, **{f"output_{name}": value for name, value in chosen.items()}},
+            weights=weights,
+        )
+        fitting = time.monotonic() - fit_began
+        shown.start("score", None, "items")
+        pictured = image_vectors(
+            bundle, opened, source=examples.items[0].source, labels=labels, backbone=None if backbone is None else own
+        )
+        place = {item.uri: row for row, item in enumerate(pictured.items)}
+        at = np.array([place[examples.items[row].uri] for row in test], dtype=np.int64)
+        probabilities, predicted = answers(bundle, pictured, at)
+        scores = scored(pictured, at, probabilities, predicted, classes, seed)
+        shown.finish()
+    bundle.report = described(bundle, examples, test, scores, protocol) | {
+        "strategy": "finetune",
+        "init": init,
+        "network": base.name,
+        "validation": len(validation),
+        "curve": curve.to_dict(),
+        "schedule": schedule.to_dict(),
+        "calibration": None,
+        "near_duplicates": {**guard.report(examples), "grouped": False},
+        "fit_seconds": fitting,
+        "seconds": time.monotonic() - began,
+    }
+    return bundle
+
+
+def beginning(backbone: Backbone, init: str, seed: int) -> Network:
+    """A copy of a network that trains, with its pretrained weights or with random ones.
+
+    Raises:
+        UsageError: random weights for a module that was given in Python, which has none but its own.
+    """
+    if init == "pretrained":
+        network = copy.copy(backbone.network)
+        network.module = copy.deepcopy(network.module)
+    elif backbone.made_in_python:
+        raise UsageError(
+            f"How the weights of {backbone.name} begin only its own code knows, so it cannot be trained from scratch "
+            "here. Take a network that is known by its name (--arch)."
+        )
+    else:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            network = backbone.blank()
+    network.module.requires_grad_(True)
+    return network

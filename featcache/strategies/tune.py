@@ -1,0 +1,237 @@
+"""`tune`: the first layers stay frozen and cached, the later ones train.
+
+The frozen part runs once over the images. What it gives at the cut is kept in the store, in several views of each
+image, and the rest trains on that again and again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+
+from featcache import leakage
+from featcache.backbones.cut import Cut
+from featcache.bundle import Bundle
+from featcache.embedding import backbone_for
+from featcache.errors import UnknownNameError
+from featcache.fitting import answers, layer_uses
+from featcache.heads import make_head
+from featcache.labelled_vectors import LabelledVectors
+from featcache.parts import check_classes, learned_and_scored
+from featcache.progress import Progress, choose
+from featcache.score_report import described, scored
+from featcache.store import FeatureStore
+from featcache.strategies import loop
+from featcache.strategies.activations import Activations, needed, store_activations
+from featcache.strategies.cached_batches import CachedBatches, in_order
+from featcache.strategies.output import linear_form, probed
+from featcache.strategies.schedule import Schedule
+from featcache.strategies.training_items import items_digest
+from featcache.strategies.validation_rows import validation_rows
+from featcache.suffix_form import SuffixForm
+from featcache.training import train
+
+if TYPE_CHECKING:
+    from featcache.backbones import Backbone
+
+INITS = ("pretrained", "new")
+VIEWS = 4
+SCHEDULE = Schedule(rate=3e-4)
+_AT_ONCE = 64
+
+
+def tune(
+    store: str | Path,
+    from_layer: str,
+    *,
+    init: str = "pretrained",
+    views: int = VIEWS,
+    hidden: Sequence[int] = (512,),
+    dropout: float = 0.2,
+    schedule: Schedule = SCHEDULE,
+    split: str | None = None,
+    labels: str | Path | None = None,
+    source: str | None = None,
+    space: str | None = None,
+    seed: int = 0,
+    checkpoint: str | Path | None = None,
+    backbone: Backbone | None = None,
+    progress: Progress | bool | None = None,
+) -> Bundle:
+    """Train the later layers of a backbone, or layers of one's own in their place, on cached activations.
+
+    With ``init="pretrained"`` the layers from *from_layer* on go on from their pretrained weights: the activations at
+    the cut are cached (`activations_needed` says how much room they take), the output begins with what the path solver
+    finds on the frozen vectors, and earlier layers learn at lower rates (`Schedule`). With ``init="new"`` they are
+    replaced by hidden layers on the mean over the picture of what the frozen part gives: the head ``mlp``.
+
+    Args:
+        store: a store with the vectors of some backbone.
+        from_layer: the first layer that trains, as `featcache.backbones.cut.places` lists them; with ``new`` it may
+            be ``pooled``, for hidden layers behind the whole network.
+        init: ``pretrained`` or ``new``.
+        views: of each image that are cached and learned from, see `featcache.extract`.
+        hidden: units of each hidden layer; for ``new`` alone.
+        dropout: share of the units that is left out in a step; for ``new`` alone.
+        schedule: of the training; its seed gives way to *seed*.
+        split, labels, source, space: as for `featcache.train`.
+        seed: of the views, the hold-out, the validation part and the training.
+        checkpoint: a file that is written after each epoch and that the same call goes on from after a kill.
+        backbone: needed only where the vectors were made by a module given in Python.
+        progress: as for `featcache.train`.
+
+    Returns:
+        A `Bundle` that predicts and is evaluated like any other; ``report["curve"]`` has the epochs.
+
+    Raises:
+        UnknownNameError: no such layer or way to begin.
+        UsageError: the network cannot be cut there, or as for `featcache.train`.
+        DiskFullError: the activations do not fit on the disk.
+        MissingVectorsError: the images are not where the store knows them.
+        TrainingError: the loss is no longer finite.
+    """
+    if init not in INITS:
+        raise UnknownNameError.among("way to begin", init, INITS)
+    began = time.monotonic()
+    opened = FeatureStore.open(Path(store))
+    recipe = opened.space(space).recipe
+    network = backbone_for(recipe, backbone)
+    fingerprint = opened.space(space).fingerprint
+    with choose(progress) as shown:
+        if init == "new":
+            layer = "pooled" if from_layer == "pooled" else _mean(network.cut(from_layer))
+            _store(opened, network, layer, views, seed, source, fingerprint, shown)
+            head = make_head("mlp", seed, "classify").set_params(hidden=tuple(hidden), dropout=dropout)
+            made = train(
+                store, head, layers=layer, split=split, labels=labels, source=source, space=fingerprint, seed=seed,
+                progress=shown,
+            )  # fmt: skip
+            made.report |= {"strategy": "tune", "init": init, "from_layer": from_layer}
+            return made
+        cut = network.cut(from_layer)
+        _store(opened, network, cut.cached, views, seed, source, fingerprint, shown)
+        opened = FeatureStore.open(Path(store))
+        examples = LabelledVectors.from_store(
+            opened, cut.cached, labels=labels, source=source, space=fingerprint, views=views > 1
+        )
+        check_classes(examples)
+        learn, test, protocol = learned_and_scored(examples, split, seed, Path(store), shown)
+        fit, validation = validation_rows(examples, learn, test, seed, shown)
+        guard = leakage.guard(examples, [learn, test], scored=test, seed=seed, progress=shown)
+        fit_began = time.monotonic()
+        names, numbers = np.unique(examples.y, return_inverse=True)
+        classes = tuple(str(name) for name in names)
+        shown.start("fit the output on the frozen vectors", None, "items")
+        output, chosen = probed(_vectors(cut, examples, fit), examples.y[fit], examples.units[fit], seed)
+        shown.finish()
+        schedule = replace(schedule, seed=seed)
+        model = nn.Sequential(nn.Unflatten(1, cut.shape), cut.suffix, output)
+        curve = loop.train(
+            model,
+            [*((name, list(part.parameters())) for name, part in cut.stages), ("output", list(output.parameters()))],
+            CachedBatches(examples, fit, numbers[fit], schedule.batch_size, seed),
+            lambda: in_order(examples, validation, numbers[validation], schedule.batch_size),
+            schedule,
+            checkpoint=None if checkpoint is None else Path(checkpoint),
+            task={
+                "recipe": fingerprint, "from_layer": from_layer, "views": list(examples.views), "classes": classes,
+                "items": items_digest(examples, fit, validation),
+            },
+            progress=shown,
+        )  # fmt: skip
+        form = SuffixForm(
+            from_layer,
+            cut.shape,
+            {name: tensor.detach().cpu().numpy().copy() for name, tensor in cut.suffix.state_dict().items()},
+            linear_form(output, classes),
+            recipe,
+            backbone,
+        )
+        contents = sorted({examples.items[row].sha256 for row in learn})
+        bundle = Bundle(
+            head="tune",
+            classes=classes,
+            layers=layer_uses(examples, learn),
+            recipe=recipe,
+            form=form,
+            trained_on=np.frombuffer(b"".join(contents), dtype=np.uint8).reshape(-1, 32),
+            fitted_on=len(learn),
+            chosen={"epoch": curve.best.number, **{f"output_{name}": value for name, value in chosen.items()}},
+        )
+        fitting = time.monotonic() - fit_began
+        shown.start("score", None, "items")
+        probabilities, predicted = answers(bundle, examples, test)
+        scores = scored(examples, test, probabilities, predicted, classes, seed)
+        shown.finish()
+    if len(examples.views) > 1:
+        protocol += f"; learned from {len(examples.views)} views of each image, scored on view 0"
+    bundle.report = described(bundle, examples, test, scores, protocol) | {
+        "strategy": "tune",
+        "init": init,
+        "from_layer": from_layer,
+        "views": list(examples.views),
+        "validation": len(validation),
+        "curve": curve.to_dict(),
+        "schedule": schedule.to_dict(),
+        "calibration": None,
+        "near_duplicates": {**guard.report(examples), "grouped": False},
+        "fit_seconds": fitting,
+        "seconds": time.monotonic() - began,
+    }
+    return bundle
+
+
+def activations_needed(
+    store: str | Path,
+    from_layer: str,
+    *,
+    init: str = "pretrained",
+    views: int = VIEWS,
+    seed: int = 0,
+    source: str | None = None,
+    space: str | None = None,
+    backbone: Backbone | None = None,
+) -> Activations:
+    """What `tune` with the same arguments will put into the store first; see there for arguments and errors."""
+    opened = FeatureStore.open(Path(store))
+    network = backbone_for(opened.space(space).recipe, backbone)
+    layer = from_layer
+    if init != "new" or from_layer != "pooled":
+        cut = network.cut(from_layer)
+        layer = _mean(cut) if init == "new" else cut.cached
+    return needed(opened, network, layer, views=views, seed=seed, source=source, space=space)
+
+
+def _mean(cut: Cut) -> str:
+    return cut.cached.rpartition(":")[0] + ":mean"
+
+
+def _store(
+    store: FeatureStore,
+    network: Backbone,
+    layer: str,
+    views: int,
+    seed: int,
+    source: str | None,
+    space: str,
+    shown: Progress,
+) -> None:
+    wanted = needed(store, network, layer, views=views, seed=seed, source=source, space=space)
+    store_activations(store, network, wanted, seed=seed, source=source, progress=shown)
+
+
+def _vectors(cut: Cut, examples: LabelledVectors, rows: np.ndarray) -> np.ndarray:
+    """What the suffix gives of view 0 of some rows before it is trained, (m, d) float32: ``pooled``."""
+    parts = []
+    with torch.inference_mode():
+        for start in range(0, len(rows), _AT_ONCE):
+            X = torch.from_numpy(examples.read(rows[start : start + _AT_ONCE]))
+            parts.append(cut.suffix(X.reshape(-1, *cut.shape)).float().numpy())
+    return np.concatenate(parts)
