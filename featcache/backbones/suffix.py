@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Set
+from collections.abc import Iterable
 from operator import attrgetter
 
 from torch import fx, nn
@@ -11,7 +11,7 @@ from torch import fx, nn
 from featcache.backbones.tracing import Trace
 
 
-def follow_up(traced: Trace, source: fx.Node, nodes: Set[fx.Node], *, copies: bool = False) -> fx.GraphModule:
+def follow_up(traced: Trace, source: fx.Node, nodes: frozenset[fx.Node], *, copies: bool = False) -> fx.GraphModule:
     """A module of some nodes of a graph, with weights of its own.
 
     Args:
@@ -27,7 +27,9 @@ def follow_up(traced: Trace, source: fx.Node, nodes: Set[fx.Node], *, copies: bo
     start = graph.placeholder("x")
     made = {source: graph.call_method("clone", (start,)) if copies else start}
     for node in traced.graph.nodes:
-        if node in nodes:
+        if node in traced.batch_sizes and not nodes.isdisjoint(node.users):
+            made[node] = graph.call_method("size", (start, 0))
+        elif node in nodes:
             made[node] = graph.node_copy(node, made.__getitem__)
     graph.output(fx.node.map_arg(traced.output.args[0], made.__getitem__))
     graph.lint()
@@ -52,8 +54,9 @@ def stages_of(suffix: fx.GraphModule) -> tuple[tuple[str, nn.Module], ...]:
         if node.op not in ("call_module", "get_attr"):
             continue
         name = str(node.target)
-        part = attrgetter(name)(suffix) if node.op == "get_attr" else suffix.get_submodule(name)
-        own = [part] if isinstance(part, nn.Parameter) else list(part.parameters()) if isinstance(part, nn.Module) else []
+        part = attrgetter(name)(suffix)
+        # A constant or a buffer is neither.
+        own = list(part.parameters()) if isinstance(part, nn.Module) else [part] * isinstance(part, nn.Parameter)
         new = [parameter for parameter in own if parameter not in seen]
         if not new:
             continue
