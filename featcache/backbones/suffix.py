@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterable
 from operator import attrgetter
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from featcache.backbones.tracing import Trace
 
@@ -35,6 +35,13 @@ def follow_up(traced: Trace, source: fx.Node, nodes: frozenset[fx.Node], *, copi
     graph.lint()
     # The trace shares its weights with the frozen network, the copy does not.
     suffix = copy.deepcopy(fx.GraphModule(traced.root, graph))
+    saved = traced.root.state_dict().keys()
+    for node in suffix.graph.nodes:
+        value = attrgetter(str(node.target))(suffix) if node.op == "get_attr" else None
+        if isinstance(value, Tensor) and node.target not in saved:
+            # A constant of the code, which every cut makes again, is no weight.
+            owner, _, name = str(node.target).rpartition(".")
+            suffix.get_submodule(owner).register_buffer(name, value, persistent=False)
     for parameter in suffix.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     return suffix.eval()

@@ -135,7 +135,7 @@ def trace(module: nn.Module, needed: set[str], wished: set[str]) -> Trace:
                 continue
             where = f"the code of {stuck!r}" if stuck else "the network's own code"
             reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-            raise UsageError(f"torch.fx cannot follow {where}: {reason}") from error
+            raise UsageError(f"torch.fx cannot follow {where}: {reason.rstrip('.')}.") from error
         break
     _reconcile(root, graph, training)
     return Trace(root, graph, tracer.called)
@@ -188,7 +188,7 @@ def _sharing_copy(module: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(module, shared)
     except Exception as error:  # modules may hold what they like
-        raise UsageError(f"The network cannot be copied: {error}") from error
+        raise UsageError(f"The network cannot be copied: {error}.") from error
 
 
 class Mode(nn.Module):
