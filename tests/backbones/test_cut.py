@@ -229,7 +229,7 @@ class Plain(nn.Module):
         n = x.shape[0]
         x = F.relu(self.conv1(x))
         x = F.relu(self.conv2(x), inplace=True)
-        x = x.view(n, -1)
+        x = x.reshape(n, -1)
         x = F.dropout(F.relu(self.fc1(x)), 0.5, self.training)
         return self.fc2(x) * self.scale.exp()
 
