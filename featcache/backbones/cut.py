@@ -162,7 +162,7 @@ def _sources(traced: Trace, entry: fx.Node, *, through: bool) -> set[fx.Node]:
     found, todo = set(), [entry]
     while todo:
         node = todo.pop()
-        if node.target == MODE:
+        if node.target == MODE or node in traced.batch_sizes:
             continue
         made = traced.modules_of.get(node, [])
         idle = through and made and isinstance(traced.root.get_submodule(made[-1]), _IDENTITIES)
@@ -175,12 +175,12 @@ def _sources(traced: Trace, entry: fx.Node, *, through: bool) -> set[fx.Node]:
 
 def _from(traced: Trace, nodes: Iterable[fx.Node]) -> str:
     """Where values come from, in words."""
-    names = {}
-    for node in (source for node in nodes for source in _sources(traced, node, through=False)):
-        made = traced.modules_of.get(node)
-        name = f"the output of {made[0]!r}" if made else "the picture" if node is traced.image else repr(node.target)
-        names[name] = node
-    return " and ".join(names)
+    names = set()
+    for source in (source for node in nodes for source in _sources(traced, node, through=False)):
+        made = traced.modules_of.get(source)
+        other = "the picture" if source is traced.image else repr(source.target)
+        names.add(f"the output of {made[0]!r}" if made else other)
+    return " and ".join(sorted(names))
 
 
 def _lists(network: Network) -> set[str]:

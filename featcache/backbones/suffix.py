@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Set
+from collections.abc import Iterable
 from operator import attrgetter
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from featcache.backbones.tracing import Trace
 
 
-def follow_up(traced: Trace, source: fx.Node, nodes: Set[fx.Node], *, copies: bool = False) -> fx.GraphModule:
+def follow_up(traced: Trace, source: fx.Node, nodes: frozenset[fx.Node], *, copies: bool = False) -> fx.GraphModule:
     """A module of some nodes of a graph, with weights of its own.
 
     Args:
@@ -27,12 +27,21 @@ def follow_up(traced: Trace, source: fx.Node, nodes: Set[fx.Node], *, copies: bo
     start = graph.placeholder("x")
     made = {source: graph.call_method("clone", (start,)) if copies else start}
     for node in traced.graph.nodes:
-        if node in nodes:
+        if node in traced.batch_sizes and not nodes.isdisjoint(node.users):
+            made[node] = graph.call_method("size", (start, 0))
+        elif node in nodes:
             made[node] = graph.node_copy(node, made.__getitem__)
     graph.output(fx.node.map_arg(traced.output.args[0], made.__getitem__))
     graph.lint()
     # The trace shares its weights with the frozen network, the copy does not.
     suffix = copy.deepcopy(fx.GraphModule(traced.root, graph))
+    saved = traced.root.state_dict().keys()
+    for node in suffix.graph.nodes:
+        value = attrgetter(str(node.target))(suffix) if node.op == "get_attr" else None
+        if isinstance(value, Tensor) and node.target not in saved:
+            # A constant of the code, which every cut makes again, is no weight.
+            owner, _, name = str(node.target).rpartition(".")
+            suffix.get_submodule(owner).register_buffer(name, value, persistent=False)
     for parameter in suffix.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     return suffix.eval()
@@ -52,10 +61,9 @@ def stages_of(suffix: fx.GraphModule) -> tuple[tuple[str, nn.Module], ...]:
         if node.op not in ("call_module", "get_attr"):
             continue
         name = str(node.target)
-        part = attrgetter(name)(suffix) if node.op == "get_attr" else suffix.get_submodule(name)
-        own = (
-            [part] if isinstance(part, nn.Parameter) else list(part.parameters()) if isinstance(part, nn.Module) else []
-        )
+        part = attrgetter(name)(suffix)
+        # A constant or a buffer is neither.
+        own = list(part.parameters()) if isinstance(part, nn.Module) else [part] * isinstance(part, nn.Parameter)
         new = [parameter for parameter in own if parameter not in seen]
         if not new:
             continue

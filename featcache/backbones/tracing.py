@@ -8,9 +8,9 @@ opened. All others are one node each, so it does not matter what Python code doe
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import Any
 
 from torch import fx, nn
@@ -58,16 +58,20 @@ class Trace:
                 self.modules_of.setdefault(call.output, []).append(call.path)
         for paths in self.modules_of.values():
             paths.sort(key=lambda path: path.count("."))
+        self.batch_sizes = {node for node in graph.nodes if _is_batch_size(node, self.image)}
+        """Nodes that only tell how many pictures there are, which every activation tells as well."""
 
     @property
     def image(self) -> fx.Node:
         """The node of the network's input."""
-        return next(iter(self.graph.nodes))
+        first: fx.Node = next(iter(self.graph.nodes))
+        return first
 
     @property
     def output(self) -> fx.Node:
         """The node that stands for the end; its arguments are what the network gives."""
-        return next(iter(reversed(self.graph.nodes)))
+        last: fx.Node = next(iter(reversed(self.graph.nodes)))
+        return last
 
     def downstream(self, start: fx.Node) -> set[fx.Node]:
         """All nodes that depend on one, and itself."""
@@ -78,11 +82,11 @@ class Trace:
         return found
 
     def upstream(self, stop: fx.Node) -> set[fx.Node]:
-        """All nodes that the end depends on, those that it does by way of *stop* alone left out; neither is in it."""
+        """All nodes that the end depends on, but for *stop*, `batch_sizes`, and what only these depend on."""
         found: set[fx.Node] = set()
         todo = [self.output]
         while todo:
-            new = set(todo.pop().all_input_nodes) - found - {stop}
+            new = set(todo.pop().all_input_nodes) - found - {stop} - self.batch_sizes
             found |= new
             todo.extend(new)
         return found
@@ -91,7 +95,17 @@ class Trace:
         """Whether a node is, or is a call of a module with, parameters."""
         if node.op == "call_module":
             return next(self.root.get_submodule(str(node.target)).parameters(), None) is not None
-        return node.op == "get_attr" and isinstance(attrgetter(str(node.target))(self.root), nn.Parameter)
+        return node.op == "get_attr" and isinstance(operator.attrgetter(str(node.target))(self.root), nn.Parameter)
+
+
+def _is_batch_size(node: fx.Node, image: fx.Node) -> bool:
+    """Whether it is ``x.shape[0]``, ``x.size(0)`` or ``x.size()[0]`` of the pictures x."""
+    if node.target == "size":
+        return node.args == (image, 0)
+    if node.target is not operator.getitem or node.args[1] != 0 or not isinstance(node.args[0], fx.Node):
+        return False
+    whole = node.args[0]
+    return (whole.target, whole.args) in ((getattr, (image, "shape")), ("size", (image,)))
 
 
 def trace(module: nn.Module, needed: set[str], wished: set[str]) -> Trace:
@@ -121,7 +135,7 @@ def trace(module: nn.Module, needed: set[str], wished: set[str]) -> Trace:
                 continue
             where = f"the code of {stuck!r}" if stuck else "the network's own code"
             reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-            raise UsageError(f"torch.fx cannot follow {where}: {reason}") from error
+            raise UsageError(f"torch.fx cannot follow {where}: {reason.rstrip('.')}.") from error
         break
     _reconcile(root, graph, training)
     return Trace(root, graph, tracer.called)
@@ -172,9 +186,9 @@ def _sharing_copy(module: nn.Module) -> nn.Module:
     """A copy of the modules with the very same tensors: to trace means to change modes and to add constants."""
     shared = {id(tensor): tensor for tensor in [*module.parameters(), *module.buffers()]}
     try:
-        return copy.deepcopy(module, shared)  # type: ignore[arg-type]
+        return copy.deepcopy(module, shared)
     except Exception as error:  # modules may hold what they like
-        raise UsageError(f"The network cannot be copied: {error}") from error
+        raise UsageError(f"The network cannot be copied: {error}.") from error
 
 
 class Mode(nn.Module):

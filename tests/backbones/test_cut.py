@@ -207,11 +207,13 @@ def test_training_mode_is_that_of_torchs_own_modules() -> None:
         torch.testing.assert_close(got[0], got[1], rtol=1e-5, atol=1e-6)
         random.append(got[0])
     assert not torch.allclose(random[0], random[1])
-    state = {name.split(".", 1)[1]: value for name, value in plain.state_dict().items()}
-    mine = {name.split(".", 2)[2]: value for name, value in made.suffix.state_dict().items()}
-    assert len(state) == len(mine) > 100
-    for mean in (name for name in state if name.endswith("running_mean")):
-        torch.testing.assert_close(mine[mean], state[mean], rtol=1e-4, atol=1e-6)
+    mine, before = made.suffix.state_dict(), net.module.state_dict()
+    assert len(mine) == len(plain.state_dict())
+    for name, value in plain.state_dict().items():
+        number, _, rest = name.partition(".")
+        own = f"features.{int(number) + 6}.{rest}"
+        torch.testing.assert_close(mine[own], value, rtol=1e-4, atol=1e-6)
+        assert torch.equal(mine[own], before[own]) == ("running" not in name and "tracked" not in name)
 
 
 class Plain(nn.Module):
@@ -227,7 +229,7 @@ class Plain(nn.Module):
         n = x.shape[0]
         x = F.relu(self.conv1(x))
         x = F.relu(self.conv2(x), inplace=True)
-        x = x.view(n, -1)
+        x = x.reshape(n, -1)
         x = F.dropout(F.relu(self.fc1(x)), 0.5, self.training)
         return self.fc2(x) * self.scale.exp()
 
@@ -300,7 +302,7 @@ def test_stored_activations_are_those_of_extraction(tmp_path: Path, photos: Path
     [
         (
             "layer3.0.conv2",
-            r"skip connection crosses .*'layer3.0.downsample'.* at 'layer3' before it and at 'layer3.1'",
+            r"skip connection crosses .*'layer3.0.downsample'.*'layer3' before it and at 'layer3.1'",
         ),
         ("layer4.1.conv2", r"skip connection crosses .*'layer4.0'.* at 'layer4.1' before it\.$"),
         ("conv1", r"takes the picture itself.* at 'layer1' after it\.$"),
@@ -328,22 +330,11 @@ def test_axes_that_are_not_declared() -> None:
     module = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), nn.Conv2d(4, 4, 3), nn.Flatten())
     with pytest.raises(UsageError, match="not declared which axis of '0'"):
         cut(of(module, axes=None), "1")
-    assert places(of(module, axes=None)) == ["0.0"] * 0
-
-
-class Choosing(nn.Module):
-    """Python decides on values."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.head = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(x if x.mean() > 0 else -self.conv(x)[:, :3])
+    assert places(of(module, axes=None)) == []
 
 
 class Pooling(nn.Module):
-    def __init__(self, *parts: nn.Module, whole: type[nn.Module] | None = None) -> None:
+    def __init__(self, *parts: nn.Module) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, 4, 1)
         self.parts = nn.Sequential(*parts)
@@ -373,7 +364,7 @@ class Choice(nn.Module):
 def test_code_that_cannot_be_followed() -> None:
     net = of(Branching(nn.Conv2d(4, 4, 1)), 16)
     for act in (lambda: cut(net, "last"), lambda: places(net)):
-        with pytest.raises(UsageError, match="torch.fx cannot follow the network's own code: symbolically traced"):
+        with pytest.raises(UsageError, match=r"torch\.fx cannot follow the network's own code: symbolically"):
             act()
     net = of(randomised(Pooling(Choice(), Choice())), 16)
     assert places(net) == ["parts", "parts.1", "last"]
@@ -396,13 +387,6 @@ class Behind(Pooling):
         return self.last(self.parts(x)).mean((2, 3))
 
 
-class Aside(Pooling):
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.stem(x)
-        z = y.relu_()
-        return self.last(self.parts(y)).mean((2, 3)) + 0 * z.mean()
-
-
 def test_code_that_computes_something_else_in_training() -> None:
     with pytest.raises(UsageError, match="In training mode the network's own code computes something else"):
         cut(of(Louder(nn.Conv2d(4, 4, 1)), 16), "last")
@@ -423,7 +407,7 @@ class Sum(Pooling):
 
 def test_an_input_made_of_two_outputs() -> None:
     net = of(Sum(nn.Conv2d(4, 4, 1)), 16)
-    with pytest.raises(UsageError, match=r"not the output of one module, but made of .*'stem' and .*'parts'"):
+    with pytest.raises(UsageError, match=r"not the output of one module, but made of .*'parts' and .*'stem'"):
         cut(net, "last")
     assert places(net) == ["parts"]
     made = cut(net, "parts")
