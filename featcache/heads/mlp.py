@@ -57,8 +57,6 @@ class MLPHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
         losses_: (epochs, decays) held-out log-loss after each epoch, decays from small to large, NaN where training had
             stopped; without held-out rows that of the learning.
         loss_curve_: (epochs,) its column of the chosen decay, as far as it goes.
-        converged_: whether the held-out loss had all but stopped falling: it fell by less than a hundredth in the
-            last tenth of the epochs; None where nothing could be held out.
         held_out_rows_: (m,) the rows held out.
         held_out_logits_: (m, k) float32, for each of them the logits by weights that neither learned from it nor
             were chosen by it; None where fewer than 50 rows are held out or they cannot be halved.
@@ -190,18 +188,12 @@ class MLPHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
         self.losses_ = losses
         if choice is None:
             self.chosen_ = {"weight_decay": decays[0], "epochs": len(losses)}
-            self.chosen_by_, self.loss_curve_, self.converged_ = (
-                "given, as no group can be held out",
-                losses[:, 0],
-                None,
-            )
+            self.chosen_by_, self.loss_curve_ = "given, as no group can be held out", losses[:, 0]
             return
         self.chosen_ = {"weight_decay": choice.decay, "epochs": choice.epoch}
         self.chosen_by_ = f"the log-loss of {choice.rows:,} rows held out"
         curve = losses[:, decays.index(choice.decay)]
         self.loss_curve_ = curve[np.isfinite(curve)]
-        before = self.loss_curve_[: -max(1, len(self.loss_curve_) // 10)]
-        self.converged_ = bool(len(before) and self.loss_curve_.min() > 0.99 * before.min())
 
     def _fold(self, layers: Layers, mean: np.ndarray, scale: np.ndarray) -> None:
         """Keep the layers as they are for vectors that are not standardised."""
@@ -216,7 +208,7 @@ class MLPHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
         parameters = sum((a + 1) * b for a, b in pairwise(widths))
         # The weights, their gradient, two moments and the best so far; the vectors that are kept, those held out, and
         # what a step has of each layer.
-        vectors = min(4 * n * d, _KEPT_BYTES) + 4 * min(n // 5, HELD_OUT_ROWS) * d
+        vectors = 4 * d * ((n if 4 * n * d <= _KEPT_BYTES else 0) + min(n // 5, HELD_OUT_ROWS))
         return 4 * 5 * parameters + vectors + 4 * min(n, self.batch_size) * sum(widths)
 
     def form(self) -> MLPForm:
