@@ -204,7 +204,7 @@ class MLPHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
 
     def memory_needed(self, n: int, d: int, k: int) -> int:
         """Bytes that a fit holds at least, of n float32 vectors of d numbers in k classes, read piece by piece."""
-        widths = [d, *np.atleast_1d(np.asarray(self.hidden)).tolist(), k]
+        widths = [d, *self._checked_parameters(), k]
         parameters = sum((a + 1) * b for a, b in pairwise(widths))
         # The weights, their gradient, two moments and the best so far; the vectors that are kept, those held out, and
         # what a step has of each layer.
