@@ -101,7 +101,8 @@ class MLPHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
     def fit_stream(self, stream: VectorStream) -> MLPHead:
         """Fit on vectors that need not fit in memory, in a new order each pass."""
         widths = [stream.width, *self._checked_parameters(), len(stream.classes)]
-        vars(self).pop("weights_", None)  # if the training fails, no earlier one may answer in its place
+        if hasattr(self, "weights_"):
+            del self.weights_  # if the training fails, no earlier one may answer in its place
         # Where all are of one group it tells nothing apart.
         groups = stream.groups if len(np.unique(stream.groups)) > 1 else np.arange(len(stream))
         learn, held_out = hold_out(stream.numbers, groups, _HELD_OUT, self.random_state)
@@ -266,7 +267,7 @@ def _once_read(stream: VectorStream) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= 1
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(value >= 1)
 
 
 def _is_number(value: Any) -> bool:
