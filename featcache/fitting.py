@@ -16,6 +16,7 @@ from featcache.heads.forms import form_of
 from featcache.heads.linear import LinearForm
 from featcache.heads.loss_curve import loss_curve
 from featcache.heads.memory import check_memory
+from featcache.heads.mlp_form import MLPForm
 from featcache.heads.stream import VectorStream
 from featcache.labelled_vectors import LabelledVectors
 from featcache.layer_use import LayerUse, scale_layers
@@ -81,7 +82,7 @@ def fit(
         form = None
     classes = examples.labels or tuple(str(c) for c in estimator.classes_)
     temperature = None
-    if isinstance(form, LinearForm):
+    if isinstance(form, LinearForm | MLPForm):
         if examples.labels is not None:
             form = replace(form, classes=classes)
         elif form.link == "softmax":

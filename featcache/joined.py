@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -38,7 +39,7 @@ class Joined(nn.Module):
         self._layers = backbone.resolve_layers([name for name, _ in layers])
         self._axes = backbone.network.axes
         self.backbone = backbone.module
-        self.head = _module(form)
+        self.head = head_module(form)
         self.scales = [scale for _, scale in layers]
         self.classes = form.classes
         self.eval()
@@ -80,16 +81,21 @@ class Votes(nn.Module):
         return torch.log(votes / votes.sum(1, keepdim=True))
 
 
-def _module(form: Classifier | SuffixForm) -> nn.Module:
-    """From vectors, or activations flattened, (n, d) to logits (n, k)."""
+def head_module(form: Classifier | SuffixForm) -> nn.Module:
+    """A head as a module from vectors, or activations flattened, (n, d) float32 to logits (n, k)."""
     if isinstance(form, SuffixForm):
         return form.module
-    return _linear(form) if isinstance(form, LinearForm) else Votes(form)
+    if isinstance(form, NeighbourForm):
+        return Votes(form)
+    if isinstance(form, LinearForm):
+        return _linear(form.weight, form.bias)
+    first, *others = (_linear(weight, bias) for weight, bias in zip(form.weights, form.biases, strict=True))
+    return nn.Sequential(first, *(module for layer in others for module in (nn.ReLU(), layer)))
 
 
-def _linear(form: LinearForm) -> nn.Linear:
-    linear = nn.Linear(form.weight.shape[1], form.weight.shape[0])
+def _linear(weight: np.ndarray, bias: np.ndarray) -> nn.Linear:
+    linear = nn.Linear(weight.shape[1], weight.shape[0])
     with torch.no_grad():
-        linear.weight.copy_(torch.from_numpy(form.weight))
-        linear.bias.copy_(torch.from_numpy(form.bias))
+        linear.weight.copy_(torch.from_numpy(weight))
+        linear.bias.copy_(torch.from_numpy(bias))
     return linear

@@ -44,11 +44,12 @@ def train(
     head: Annotated[
         str,
         typer.Option(
-            metavar="softmax|ridge|knn|centroid|torch|logreg",
+            metavar="softmax|ridge|knn|centroid|mlp|torch|logreg",
             help="softmax: multinomial logistic regression, its C chosen by cross-validation over the whole path;"
             " ridge: ridge regression, in a second or two, also for caches larger than memory; knn: the nearest"
-            " vectors vote; centroid: the nearest class mean; torch: a softmax layer trained by mini-batches, for"
-            " caches larger than memory; logreg: scikit-learn's logistic regression on standardised vectors.",
+            " vectors vote; centroid: the nearest class mean; mlp: hidden layers of its own (--hidden), where no linear"
+            " head tells the classes apart; torch: a softmax layer trained by mini-batches, for caches larger than"
+            " memory; logreg: scikit-learn's logistic regression on standardised vectors.",
         ),
     ] = "softmax",
     task: Annotated[
@@ -94,6 +95,14 @@ def train(
         str,
         typer.Option(metavar="all|first", help="Learn from all views that are stored, or from view 0 alone."),
     ] = "all",
+    hidden: Annotated[
+        str | None,
+        typer.Option(metavar="N,N,…", help="Of --head mlp: how wide each hidden layer is, with commas between; 512."),
+    ] = None,
+    dropout: Annotated[
+        float | None,
+        typer.Option(metavar="P", help="Of --head mlp: the share of hidden values that a step does without; 0.2."),
+    ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> Answer:
@@ -104,6 +113,7 @@ def train(
     Example: featcache train pets.fcache -o pets.fch
     """
     from featcache.bundle import check_target
+    from featcache.heads import with_hidden_layers
     from featcache.heads.grid_edge import GridEdgeWarning
     from featcache.training import train as run
 
@@ -114,7 +124,7 @@ def train(
         warnings.simplefilter("ignore", GridEdgeWarning)  # told by the report
         bundle = run(
             store,
-            head,
+            head if hidden is None and dropout is None else with_hidden_layers(head, hidden, dropout, seed),
             task=task,
             layers=layer_list(context, layers) or None,
             cv=cv,

@@ -72,7 +72,7 @@ def held_out_temperature(estimator: Any, y: np.ndarray, views: int = 1) -> float
         estimator: a fitted head; one with ``held_out_logits_`` (n·views, k), for each row of its training the
             logits of a fit that had not seen it (NaN where there was none), columns as in ``classes_``. Rows
             with a value that is not finite take no part: a fit that never saw a class says nothing of how sure
-            one is that saw all.
+            one is that saw all. With ``held_out_rows_`` (m,) besides, the logits are (m, k), of these rows alone.
         y: (n,) labels of the items.
         views: so many rows of each item follow one another. The first one counts, as answers are asked for it.
 
@@ -83,7 +83,9 @@ def held_out_temperature(estimator: Any, y: np.ndarray, views: int = 1) -> float
     logits = getattr(estimator, "held_out_logits_", None)
     if logits is None or getattr(estimator, "class_weight", None) is not None:
         return None
-    logits = logits[::views]
+    rows = getattr(estimator, "held_out_rows_", np.arange(len(logits)))
+    first = rows % views == 0
+    logits, y = logits[first], y[rows[first] // views]
     place = {str(name): i for i, name in enumerate(estimator.classes_)}
     truth = np.array([place[str(label)] for label in y])
     usable = np.isfinite(logits).all(axis=1)

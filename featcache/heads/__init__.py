@@ -26,6 +26,7 @@ HEADS = {
     "ridge": "featcache.heads.ridge:RidgeHead",
     "knn": "featcache.heads.knn:KnnHead",
     "centroid": "featcache.heads.centroid:CentroidHead",
+    "mlp": "featcache.heads.mlp:MLPHead",
 }
 """For each name its class; it is imported when it is used."""
 
@@ -143,6 +144,33 @@ def with_class_weight(head: Any, class_weight: Any, seed: int = 0, task: str = "
     if name not in made.get_params():
         raise _cannot_weigh(head)
     return made.set_params(**{name: class_weight})
+
+
+def with_hidden_layers(head: str, hidden: str | None, dropout: float | None, seed: int = 0) -> Any:
+    """An unfitted head ``mlp`` with layers of one's own.
+
+    Args:
+        head: a name in `HEADS`.
+        hidden: how wide each hidden layer is, with commas between (``512,256``); None for what the head has.
+        dropout: the share of hidden values that a step does without; None for what the head has.
+        seed: of the head.
+
+    Raises:
+        UsageError: it is another head, *hidden* are not whole numbers from 1 on, or *dropout* is not from 0 to
+            less than 1.
+    """
+    check_head(head)
+    if head != "mlp":
+        raise UsageError(f"--hidden and --dropout are for --head mlp; the head {head} has no hidden layers.")
+    widths = [] if hidden is None else hidden.split(",")
+    if not all(width.strip().isascii() and width.strip().isdecimal() and int(width) >= 1 for width in widths):
+        raise UsageError(f"--hidden are whole numbers from 1 on with commas between, as in 512,256, not {hidden!r}.")
+    if dropout is not None and not 0 <= dropout < 1:
+        raise UsageError(f"--dropout is a number from 0 to less than 1, not {dropout:g}.")
+    made = make_head(head, seed)
+    if widths:
+        made.set_params(hidden=tuple(int(width) for width in widths))
+    return made if dropout is None else made.set_params(dropout=dropout)
 
 
 def _cannot_weigh(head: Any) -> UsageError:

@@ -1,7 +1,7 @@
 """What a fitted head boils down to, and how that is written down as named arrays.
 
-A head that can be saved has one of three forms. A `LinearForm` and a `NeighbourForm` name labels: both have
-``classes``, ``link``, ``probabilities(X)`` and ``predict(X)``. A `MatchingForm` compares two images. Packed, a
+A head that can be saved has one of four forms. A `LinearForm`, an `MLPForm` and a `NeighbourForm` name labels: they
+have ``classes``, ``link``, ``probabilities(X)`` and ``predict(X)``. A `MatchingForm` compares two images. Packed, a
 form is a kind, arrays and plain values.
 """
 
@@ -18,12 +18,14 @@ from featcache.errors import BundleError
 from featcache.evaluation.score_calibration import Calibration
 from featcache.heads.linear import LINKS, LinearForm, linear_form
 from featcache.heads.matching_form import MatchingForm
+from featcache.heads.mlp_form import MLPForm
 from featcache.heads.neighbours import NeighbourForm
 
-Classifier: TypeAlias = LinearForm | NeighbourForm
+Classifier: TypeAlias = LinearForm | MLPForm | NeighbourForm
 Form: TypeAlias = Classifier | MatchingForm
 
 LINEAR = "linear head on vectors"
+PERCEPTRON = "multilayer perceptron on vectors"
 NEIGHBOURS = "neighbours by vectors"
 MATCHING = "projection for matching"
 
@@ -44,6 +46,10 @@ def pack(form: Form) -> tuple[str, dict[str, np.ndarray], dict[str, Any]]:
     if isinstance(form, LinearForm):
         arrays = {"weight": form.weight.astype(np.float32), "bias": form.bias.astype(np.float32)}
         return LINEAR, arrays, {"link": form.link}
+    if isinstance(form, MLPForm):
+        arrays = {f"weight.{i}": weight.astype(np.float32) for i, weight in enumerate(form.weights)}
+        arrays |= {f"bias.{i}": bias.astype(np.float32) for i, bias in enumerate(form.biases)}
+        return PERCEPTRON, arrays, {"link": form.link, "depth": len(form.weights)}
     if isinstance(form, MatchingForm):
         arrays = {"mean": form.mean.astype(np.float32)}
         if form.projection is not None:
@@ -84,6 +90,8 @@ def unpack(
             np.isfinite(weight).all() and np.isfinite(bias).all(),
         )
         return LinearForm(weight, bias, classes, link)
+    if kind == PERCEPTRON:
+        return _perceptron(arrays, values, classes, width)
     if kind == MATCHING:
         return _matching(arrays, values, classes, width)
     _check(kind == NEIGHBOURS)
@@ -99,6 +107,25 @@ def unpack(
         len(numbers) > 0 and numbers.min() >= 0 and numbers.max() < len(classes),
     )
     return NeighbourForm(vectors, numbers, k, classes)
+
+
+def _perceptron(
+    arrays: Mapping[str, np.ndarray], values: Mapping[str, Any], classes: tuple[str, ...], width: int
+) -> MLPForm:
+    depth, layered = values["depth"], [name for name in arrays if name.startswith(("weight", "bias"))]
+    # Two arrays a layer and no others, so that a lost layer is not taken for none.
+    _check(values["link"] == "softmax", type(depth) is int and depth >= 2)
+    _check(len(layered) == 2 * depth)
+    weights, biases = (tuple(arrays[f"{part}.{i}"] for i in range(depth)) for part in ("weight", "bias"))
+    for place, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        _check(weight.ndim == 2 and weight.shape[0] >= 1 and weight.dtype == np.float32)
+        _check(
+            weight.shape[1] == (len(weights[place - 1]) if place else width),
+            bias.shape == weight.shape[:1] and bias.dtype == np.float32,
+            np.isfinite(weight).all() and np.isfinite(bias).all(),
+        )
+    _check(len(weights[-1]) == len(classes))
+    return MLPForm(weights, biases, classes)
 
 
 def _matching(

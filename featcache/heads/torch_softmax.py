@@ -10,8 +10,7 @@ held-out tenth, at most some thousand rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,17 +19,12 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from featcache.evaluation import splits
 from featcache.evaluation.temperature import softmax
+from featcache.heads.mini_batches import HELD_OUT_ROWS, Batches, hold_out, moments, threads_for
 from featcache.heads.stream import VectorStream
 from featcache.heads.validation import check_finite, to_answer, to_fit
 
-Batches = Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]]
-"""Starts a pass: yields vectors (b, d) and class numbers (b,)."""
-
-_HELD_OUT_ROWS = 4096
 _STEPS = 1200
-_SMALL_STEP = 20_000_000
 
 
 class TorchSoftmaxHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
@@ -94,19 +88,19 @@ class TorchSoftmaxHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
                 yield vectors, stream.numbers[rows]
 
         kept = stream.read(held_out), stream.numbers[held_out]
-        with _threads_for(self.batch_size * stream.width * len(stream.classes) * len(self.Cs)):
+        with threads_for(self.batch_size * stream.width * len(stream.classes) * len(self.Cs)):
             return self._fit_batches(batches, stream.classes, stream.width, kept)
 
     def memory_needed(self, n: int, d: int, k: int) -> int:
         """Bytes that a fit holds at least, of n float32 vectors of d numbers in k classes, read piece by piece."""
         # For each C the weights, their gradient, Adam's two moments and the best ones so far; the held-out vectors.
-        return 4 * (5 * len(self.Cs) * k * d + min(n // 10, _HELD_OUT_ROWS) * d)
+        return 4 * (5 * len(self.Cs) * k * d + min(n // 10, HELD_OUT_ROWS) * d)
 
     def _fit_batches(
         self, batches: Batches, classes: Sequence[Any] | np.ndarray, width: int, held_out: tuple[np.ndarray, np.ndarray]
     ) -> TorchSoftmaxHead:
         self.classes_, self.n_features_in_ = np.asarray(classes), width
-        mean, scale, counts, steps = _moments(batches, width, len(self.classes_))
+        mean, scale, counts, steps = moments(batches, width, len(self.classes_))
         rows = int(counts.sum())
         class_weights = torch.from_numpy(_class_weights(self.class_weight, self.classes_, counts)).float()
         epochs = self.epochs or max(5, -(-_STEPS // max(1, steps)))
@@ -163,35 +157,13 @@ class TorchSoftmaxHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
         return np.asarray(self.classes_[self.decision_function(X).argmax(1)])
 
 
-@contextmanager
-def _threads_for(products: int) -> Iterator[None]:
-    """One torch thread for steps so small that threads would mostly wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1 if products < _SMALL_STEP else before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def held_out_rows(numbers: np.ndarray, groups: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows to learn from, and at most some thousand rows of other groups that decide when to stop.
 
     Where no class has two groups, all rows serve for both.
     """
-    parts = splits.draw_holdout([str(n) for n in numbers], [str(g) for g in groups], fraction=0.1, seed=seed)
-    is_test = np.array([parts[str(g)] == "test" for g in groups])
-    if not is_test.any() or len(np.unique(numbers[~is_test])) < len(np.unique(numbers)):
-        return np.arange(len(numbers)), np.arange(len(numbers))[:_HELD_OUT_ROWS]
-    if is_test.sum() > _HELD_OUT_ROWS:
-        # Whole groups, as many as fit; the others are learned from.
-        _, inverse, sizes = np.unique(groups[is_test], return_inverse=True, return_counts=True)
-        order = np.random.default_rng(seed).permutation(len(sizes))
-        fits = np.zeros(len(sizes), dtype=bool)
-        fits[order] = np.cumsum(sizes[order]) <= _HELD_OUT_ROWS
-        fits[order[0]] = True
-        is_test[is_test] = fits[inverse]
-    return np.flatnonzero(~is_test), np.flatnonzero(is_test)
+    learn, held_out = hold_out(numbers, groups, 0.1, seed)
+    return (learn, held_out) if len(held_out) else (learn, learn[:HELD_OUT_ROWS])
 
 
 def _class_weights(class_weight: Any, classes: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -203,21 +175,3 @@ def _class_weights(class_weight: Any, classes: np.ndarray, counts: np.ndarray) -
     if class_weight != "balanced":
         raise ValueError(f"class_weight is 'balanced', a dictionary or None, not {class_weight!r}.")
     return np.asarray(counts.sum() / (len(counts) * np.maximum(counts, 1)))
-
-
-def _moments(batches: Batches, width: int, k: int) -> tuple[Tensor, Tensor, np.ndarray, int]:
-    """Mean and deviation of each feature, summed in float64; rows of each class (k,) and batches of a pass."""
-    counts, steps = np.zeros(k, dtype=np.int64), 0
-    total, squares = np.zeros(width), np.zeros(width)
-    for vectors, numbers in batches():
-        exact = vectors.astype(np.float64)
-        total += exact.sum(0)
-        squares += (exact**2).sum(0)
-        counts += np.bincount(numbers, minlength=k)
-        steps += 1
-    count = counts.sum()
-    mean = total / max(count, 1)
-    deviation = np.sqrt(np.maximum(squares / max(count, 1) - mean**2, 0))
-    # A feature that never varies says nothing; dividing by 1 leaves it at zero.
-    deviation[deviation <= 1e-6 * np.maximum(np.abs(mean), 1)] = 1.0
-    return torch.from_numpy(mean).float(), torch.from_numpy(deviation).float(), counts, steps

@@ -72,3 +72,8 @@ def test_every_head_is_named_by_train():
     option = next(p for p in GROUP.commands["train"].params if p.name == "head")
     assert sorted(option.metavar.split("|")) == sorted(HEADS)
     assert all(f"{name}:" in option.help for name in HEADS)
+
+
+def test_options_of_one_head_say_whose_they_are():
+    options = {p.name: p for p in GROUP.commands["train"].params}
+    assert all("Of --head mlp:" in options[name].help for name in ("hidden", "dropout"))

@@ -202,6 +202,21 @@ def test_evaluate_draws_the_confusion_matrix_and_compares(trained, tmp_path, run
     assert not (tmp_path / "d.fch").exists()
 
 
+def test_hidden_layers_are_for_the_head_that_has_them(trained, tmp_path, run, capsys):
+    store, head = trained / "pets.fcache", tmp_path / "m.fch"
+    code, report = run("train", store, "-o", head, "--head", "mlp", "--hidden", "8,4", "--dropout", "0.1")
+    assert (code, report["head"]) == (0, "mlp")
+    assert report["chosen"].keys() == {"weight_decay", "epochs"}
+    assert [weight.shape for weight in fc.load(head).form.weights] == [(8, 1280), (4, 8), (2, 4)]
+    assert run("evaluate", head, store)[1]["accuracy"] == report["score"]["accuracy"]
+    capsys.readouterr()
+    assert main(["train", str(store), "-o", str(tmp_path / "n.fch"), "--hidden", "8"]) == 2
+    assert "for --head mlp; the head softmax has no hidden layers" in " ".join(capsys.readouterr().err.split())
+    assert run("train", store, "-o", tmp_path / "n.fch", "--head", "mlp", "--hidden", "wide")[0] == 2
+    assert run("train", store, "-o", tmp_path / "n.fch", "--head", "mlp", "--dropout", "1")[0] == 2
+    assert not (tmp_path / "n.fch").exists()
+
+
 def test_which_head_is_better_is_said_in_words(capsys):
     from featcache.cli.heads import _show_against
 

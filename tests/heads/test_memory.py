@@ -52,9 +52,9 @@ def test_what_is_needed_and_what_there_is_are_told(small: LabelledVectors) -> No
     assert fit(small, np.arange(40), "softmax", 0, available_memory=needed).fitted_on == 40
 
 
-@pytest.mark.parametrize("head", ["ridge", "torch"])
+@pytest.mark.parametrize("head", ["ridge", "torch", "mlp"])
 def test_heads_that_read_piece_by_piece_are_refused_for_what_they_hold_alone(small: LabelledVectors, head: str) -> None:
-    assert [name for name in HEADS if hasattr(make_head(name), "fit_stream")] == ["torch", "ridge"]
+    assert [name for name in HEADS if hasattr(make_head(name), "fit_stream")] == ["torch", "ridge", "mlp"]
     made = make_head(head)
     # A million vectors more are none that they hold.
     assert made.memory_needed(2_000_000, 1280, 10) == made.memory_needed(1_000_000, 1280, 10) < 4 * 1_000_000 * 1280

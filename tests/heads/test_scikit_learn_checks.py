@@ -9,6 +9,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from featcache.heads.centroid import CentroidHead
 from featcache.heads.knn import KnnHead
+from featcache.heads.mlp import MLPHead
 from featcache.heads.ridge import RidgeHead
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -22,6 +23,9 @@ def known(estimator: Any) -> dict[str, str]:
     return {}
 
 
-@parametrize_with_checks([RidgeHead(), KnnHead(), CentroidHead()], expected_failed_checks=known)
+SMALL = MLPHead(hidden=(16,), epochs=60, lr=0.01, decays=(0.1,))
+
+
+@parametrize_with_checks([RidgeHead(), KnnHead(), CentroidHead(), SMALL], expected_failed_checks=known)
 def test_scikit_learns_checks(estimator: Any, check: Any) -> None:
     check(estimator)

@@ -1,0 +1,274 @@
+"""The head ``mlp``: hidden layers of its own and an output layer, trained by mini-batches.
+
+Vectors are standardised by mean and deviation of the rows that are learned from. A part of the rows, whole groups of
+every class that has two, is held out. For each weight decay the layers are trained from the same start on the same
+batches (see `featcache.heads.mlp_training`) until the held-out log-loss has not fallen for some epochs, and the
+weights of the decay and the epoch of the least held-out loss are kept. Half by half they also serve for the
+temperature, see `featcache.heads.held_out_choice`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from featcache.errors import UsageError
+from featcache.heads.held_out_choice import HeldOutChoice
+from featcache.heads.mini_batches import HELD_OUT_ROWS, hold_out, moments, threads_for
+from featcache.heads.mlp_form import MLPForm
+from featcache.heads.mlp_training import Layers, trained
+from featcache.heads.stream import VectorStream
+from featcache.heads.validation import check_finite, to_answer, to_fit
+
+_STEPS, _FEWEST_EPOCHS = 1000, 20
+_HELD_OUT = 0.2
+_KEPT_BYTES = 2**28
+"""Vectors that take no more are read once; others are read again in each epoch."""
+
+
+class MLPHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
+    """A multilayer perceptron with rectifiers and a softmax.
+
+    Args:
+        hidden: how wide each hidden layer is, from the input to the output.
+        dropout: the share of values behind each hidden layer that a step does without, from 0 to less than 1.
+        epochs: at most so many passes for each weight decay; by default enough for 1,000 steps, at least 20.
+        batch_size: rows a step.
+        lr: the highest learning rate.
+        decays: weight decays to choose from.
+        patience: epochs without a better held-out loss after which training stops; by default a quarter of *epochs*,
+            at least 5.
+        random_state: of the first weights, the dropout, the order of the rows and the held-out part.
+
+    Attributes:
+        classes_: (k,) labels.
+        weights_: of each layer, (h, d), …, (k, h) float32, for the vectors as they are given.
+        biases_: of each layer, (h,), …, (k,) float32.
+        chosen_: ``{"weight_decay": …, "epochs": …}`` of the least held-out loss; where nothing could be held out the
+            largest decay and all epochs.
+        chosen_by_: how, in words.
+        losses_: (epochs, decays) held-out log-loss after each epoch, decays from small to large, NaN where training had
+            stopped; without held-out rows that of the learning.
+        loss_curve_: (epochs,) its column of the chosen decay, as far as it goes.
+        held_out_rows_: (m,) the rows held out.
+        held_out_logits_: (m, k) float32, for each of them the logits by weights that neither learned from it nor
+            were chosen by it; None where fewer than 50 rows are held out or they cannot be halved.
+        on_progress: a function that is called while `fit` runs with how many epochs are done and how many there are
+            over all decays; it ends with all. None by default; no parameter, so it is not cloned.
+    """
+
+    on_progress: Callable[[int, int], None] | None = None
+
+    def __init__(
+        self,
+        hidden: Sequence[int] = (512,),
+        dropout: float = 0.2,
+        epochs: int | None = None,
+        batch_size: int = 128,
+        lr: float = 1e-3,
+        decays: Sequence[float] = (0.01, 1.0),
+        patience: int | None = None,
+        random_state: int = 0,
+    ) -> None:
+        self.hidden = hidden
+        self.dropout = dropout
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.lr = lr
+        self.decays = decays
+        self.patience = patience
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any, groups: Any = None) -> MLPHead:
+        """Fit on arrays: (n, d) vectors, (n,) labels, (n,) groups that the held-out part keeps together.
+
+        Raises:
+            UsageError: a value is not finite in float32 (the row is named), there is one class only, *groups* has
+                another length, a parameter is out of range, or the training diverges.
+        """
+        vectors, classes, numbers, groups = to_fit(self, X, y, groups)
+        narrow = vectors.astype(np.float32, copy=False)
+        check_finite(narrow)
+        return self.fit_stream(VectorStream(lambda rows: narrow[rows], numbers, groups, classes, narrow.shape[1]))
+
+    def fit_stream(self, stream: VectorStream) -> MLPHead:
+        """Fit on vectors that need not fit in memory, in a new order each pass."""
+        widths = [stream.width, *self._checked_parameters(), len(stream.classes)]
+        if hasattr(self, "weights_"):
+            del self.weights_  # if the training fails, no earlier one may answer in its place
+        # Where all are of one group it tells nothing apart.
+        groups = stream.groups if len(np.unique(stream.groups)) > 1 else np.arange(len(stream))
+        learn, held_out = hold_out(stream.numbers, groups, _HELD_OUT, self.random_state)
+        numbers = np.asarray(stream.numbers, dtype=np.int64)
+        with threads_for(self.batch_size * max(a * b for a, b in pairwise(widths))):
+            read = _once_read(stream)
+            blocks = VectorStream(read, numbers, groups, stream.classes, stream.width).blocks
+            mean, scale, *_ = moments(
+                lambda: ((X, numbers[rows]) for rows, X in blocks(learn)), stream.width, len(stream.classes)
+            )
+
+            def standardised(rows: np.ndarray) -> Tensor:
+                return (torch.from_numpy(read(rows)) - mean) / scale
+
+            choice = None
+            if len(held_out):
+                choice = HeldOutChoice(
+                    standardised(held_out), numbers[held_out], groups[held_out], widths[-1], self.random_state
+                )
+            layers = self._train(standardised, numbers, learn, widths, choice)
+        self.held_out_rows_, self.held_out_logits_ = held_out, None if choice is None else choice.logits
+        self.classes_, self.n_features_in_ = np.asarray(stream.classes), stream.width
+        self._fold(layers, mean.double().numpy(), scale.double().numpy())
+        return self
+
+    def _train(
+        self,
+        standardised: Callable[[np.ndarray], Tensor],
+        numbers: np.ndarray,
+        learn: np.ndarray,
+        widths: list[int],
+        choice: HeldOutChoice | None,
+    ) -> Layers:
+        """Train with each decay; the layers that are chosen, for standardised vectors."""
+        targets = torch.from_numpy(numbers)
+        steps = -(-len(learn) // self.batch_size)
+        epochs = int(self.epochs or max(_FEWEST_EPOCHS, -(-_STEPS // steps)))
+        patience = self.patience or max(5, epochs // 4)
+        decays = sorted(float(decay) for decay in self.decays)
+        if choice is None:
+            decays = decays[-1:]
+        losses = np.full((epochs, len(decays)), np.nan)
+        tell = self.on_progress or (lambda done, of: None)
+        layers: Layers = []
+        for column, decay in enumerate(decays):
+            order = np.random.default_rng(self.random_state)
+
+            def batches(order: np.random.Generator = order) -> Iterator[tuple[Tensor, Tensor]]:
+                shuffled = order.permutation(learn)
+                for start in range(0, len(learn), self.batch_size):
+                    rows = shuffled[start : start + self.batch_size]
+                    yield standardised(rows), targets[rows]
+
+            tell(column * epochs, len(decays) * epochs)
+            for epoch, (loss, layers) in enumerate(
+                trained(
+                    batches,
+                    widths,
+                    decay=decay,
+                    dropout=self.dropout,
+                    lr=self.lr,
+                    epochs=epochs,
+                    steps=steps,
+                    seed=self.random_state,
+                )
+            ):
+                if choice is not None and np.isfinite(loss):
+                    loss = choice.judge(layers, decay, epoch + 1)
+                if not np.isfinite(loss):
+                    raise UsageError(
+                        f"The training diverged: in epoch {epoch + 1}, at the weight decay {decay:g}, the loss is no "
+                        f"finite number any more, and no weights are kept. Take a smaller lr than {self.lr:g}."
+                    )
+                losses[epoch, column] = loss
+                tell(column * epochs + epoch + 1, len(decays) * epochs)
+                if choice is not None and epoch - np.nanargmin(losses[:, column]) >= patience:
+                    break
+        tell(len(decays) * epochs, len(decays) * epochs)
+        self._describe(losses, decays, choice)
+        return layers if choice is None else choice.layers
+
+    def _describe(self, losses: np.ndarray, decays: list[float], choice: HeldOutChoice | None) -> None:
+        """Set what is told of the choice."""
+        self.losses_ = losses
+        if choice is None:
+            self.chosen_ = {"weight_decay": decays[0], "epochs": len(losses)}
+            self.chosen_by_, self.loss_curve_ = "given, as no group can be held out", losses[:, 0]
+            return
+        self.chosen_ = {"weight_decay": choice.decay, "epochs": choice.epoch}
+        self.chosen_by_ = f"the log-loss of {choice.rows:,} rows held out"
+        curve = losses[:, decays.index(choice.decay)]
+        self.loss_curve_ = curve[np.isfinite(curve)]
+
+    def _fold(self, layers: Layers, mean: np.ndarray, scale: np.ndarray) -> None:
+        """Keep the layers as they are for vectors that are not standardised."""
+        weights, biases = ([part.detach().double().numpy() for part in parts] for parts in zip(*layers, strict=True))
+        weights[0] = weights[0] / scale
+        biases[0] = biases[0] - weights[0] @ mean
+        self.weights_, self.biases_ = (tuple(a.astype(np.float32) for a in parts) for parts in (weights, biases))
+
+    def memory_needed(self, n: int, d: int, k: int) -> int:
+        """Bytes that a fit holds at least, of n float32 vectors of d numbers in k classes, read piece by piece."""
+        widths = [d, *self._checked_parameters(), k]
+        parameters = sum((a + 1) * b for a, b in pairwise(widths))
+        # The weights, their gradient, two moments and the best so far; the vectors that are kept, those held out, and
+        # what a step has of each layer.
+        vectors = 4 * d * ((n if 4 * n * d <= _KEPT_BYTES else 0) + min(n // 5, HELD_OUT_ROWS))
+        return 4 * 5 * parameters + vectors + 4 * min(n, self.batch_size) * sum(widths)
+
+    def form(self) -> MLPForm:
+        """What is saved and turned into torch: labels as text."""
+        check_is_fitted(self)
+        return MLPForm(self.weights_, self.biases_, tuple(str(c) for c in self.classes_))
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """(n, k) probabilities in the order of ``classes_``."""
+        return self.form().probabilities(to_answer(self, X))
+
+    def predict(self, X: Any) -> np.ndarray:
+        """(n,) the likeliest label."""
+        places = self.form().scores(to_answer(self, X)).argmax(axis=1)
+        return np.asarray(self.classes_[places])
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "weights_")
+
+    def _checked_parameters(self) -> list[int]:
+        """The widths of the hidden layers.
+
+        Raises:
+            UsageError: a parameter is out of range; it is named.
+        """
+        hidden, decays = np.atleast_1d(np.asarray(self.hidden)), np.atleast_1d(np.asarray(self.decays))
+        whole = "a whole number from 1 on"
+        for name, holds, asked in (
+            (
+                "hidden",
+                hidden.ndim == 1 and len(hidden) > 0 and hidden.dtype.kind in "iu" and hidden.min() >= 1,
+                f"{whole} for each hidden layer, one or more (without any it would be the head softmax)",
+            ),
+            ("dropout", _is_number(self.dropout) and 0 <= self.dropout < 1, "a number from 0 to less than 1"),
+            ("epochs", self.epochs is None or _is_count(self.epochs), f"{whole}, or None"),
+            ("batch_size", _is_count(self.batch_size), whole),
+            ("lr", _is_number(self.lr) and 0 < self.lr < np.inf, "a number above 0"),
+            ("decays", all(_is_number(v) and 0 <= v < np.inf for v in decays) and len(decays), "numbers from 0 on"),
+            ("patience", self.patience is None or _is_count(self.patience), f"{whole}, or None"),
+        ):
+            if not holds:
+                given = getattr(self, name)
+                raise UsageError(f"The parameter {name} of the head mlp is {given!r}; it must be {asked}.")
+        return [int(width) for width in hidden]
+
+
+def _once_read(stream: VectorStream) -> Callable[[np.ndarray], np.ndarray]:
+    """From row numbers to vectors (m, d) float32, out of memory where they are few."""
+    if 4 * len(stream) * stream.width > _KEPT_BYTES:
+        return lambda rows: stream.read(rows).astype(np.float32, copy=False)
+    vectors = np.empty((len(stream), stream.width), np.float32)
+    for rows, block in stream.blocks():
+        vectors[rows] = block
+    return lambda rows: vectors[rows]
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(value >= 1)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
