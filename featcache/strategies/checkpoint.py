@@ -115,14 +115,15 @@ def read(path: Path, settings: Mapping[str, Any], weights: Mapping[str, Tensor])
         if metadata["sha256"] != _digest(text, tensors):
             raise ValueError("its content is not what was written")
         data = json.loads(text)
+        version, there = data["format"], data.get("settings")
+        epochs = tuple(Epoch(**epoch) for epoch in data["epochs"]) if version == _FORMAT else ()
     except (SafetensorError, KeyError, ValueError, TypeError, OSError, RecursionError) as error:
         raise TrainingError(f"{path} is damaged or no checkpoint of a training: {error}. {anew}") from error
-    if data.get("format") != _FORMAT:
+    if version != _FORMAT:
         raise UsageError(f"The checkpoint {path} was written by another version of featcache. {anew}")
-    differing = _differences(data["settings"], json.loads(json.dumps(settings)))
+    differing = _differences(there, json.loads(json.dumps(settings)))
     if differing:
         raise UsageError(f"The checkpoint {path} is that of another training: {'; '.join(differing)}. {anew}")
-    epochs = tuple(Epoch(**epoch) for epoch in data["epochs"])
     last = _of("weights/", tensors)
     if _forms(last) != _forms(weights):
         raise UsageError(f"The checkpoint {path} is that of another network: its tensors are others. {anew}")
