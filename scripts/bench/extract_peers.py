@@ -1,8 +1,9 @@
 """How fast featcache extracts beside other packages that turn images into vectors.
 
-    python scripts/bench/extract_peers.py FOLDER PYTHON [--rounds 3]
+    python scripts/bench/extract_peers.py FOLDER PYTHON [--thingsvision PYTHON] [--rounds 3]
 
-PYTHON is the interpreter of an environment of its own with ``pip install thingsvision embetter img2vec_pytorch``.
+PYTHON is the interpreter of an environment of its own with ``pip install embetter[vision] img2vec_pytorch``.
+thingsvision needs a release of torch that img2vec cannot run with, hence an environment of its own.
 FOLDER takes the pictures (160 JPEGs of 500 × 375) and the store. Each package is used as its documentation shows, on
 ResNet-18 with random weights; it runs in a process that stays, so that neither imports nor the making of the network
 are timed, and all take turns. `featcache.extract` makes a new store each time, with the graph kept from before.
@@ -62,7 +63,7 @@ from sklearn.pipeline import make_pipeline
 def prepare():
     return make_pipeline(ImageLoader(), TimmEncoder(name="resnet18"))
 def run(pipeline):
-    return pipeline.transform(sorted(glob.glob(sys.argv[1] + "/*.jpg")))
+    return pipeline.fit_transform(sorted(glob.glob(sys.argv[1] + "/*.jpg")))
 """,
     "img2vec": """
 import glob, sys
@@ -71,7 +72,7 @@ version = of("img2vec_pytorch")
 from PIL import Image
 from img2vec_pytorch import Img2Vec
 def prepare():
-    return Img2Vec(model="resnet-18")
+    return Img2Vec(model="resnet18")
 def run(img2vec):
     paths, vectors = sorted(glob.glob(sys.argv[1] + "/*.jpg")), []
     for start in range(0, len(paths), 32):
@@ -96,6 +97,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("python", type=Path)
+    parser.add_argument("--thingsvision", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     photos = options.folder / "small-160"
@@ -107,8 +109,11 @@ def main() -> None:
     processes, versions = {}, {}
     with tempfile.TemporaryDirectory() as out:
         for name, code in PEERS.items():
+            python = options.thingsvision if name == "thingsvision" else options.python
+            if python is None:
+                continue
             processes[name] = process = subprocess.Popen(
-                [options.python, "-c", code + SERVE, photos, out],
+                [python, "-c", code + SERVE, photos, out],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
             )  # fmt: skip
             assert process.stdout is not None
