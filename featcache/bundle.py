@@ -232,14 +232,16 @@ class Bundle:
             raise RecipeMismatchError("This head was trained on vectors of unknown origin, so it has no backbone.")
         if self.weights is None:
             return backbone_for(self.recipe, given)
-        return backbone_for(self.recipe, self._own_network if given is None else with_weights(given, self.weights))
+        if given is None:
+            return self._own_network
+        return backbone_for(self.recipe, with_weights(given, self.weights, self.recipe.pixels))
 
     @cached_property
     def _own_network(self) -> Backbone:
         assert self.recipe is not None
         assert self.weights is not None
         made = get(self.recipe.backbone, runtime=self.recipe.runtime or "auto", precision=self.recipe.precision)
-        return with_weights(made.following(self.recipe.pixels), self.weights)
+        return backbone_for(self.recipe, with_weights(made, self.weights, self.recipe.pixels))
 
     def require(self, recipe: Recipe) -> None:
         """Check that vectors of *recipe* are those that the head was fitted on.

@@ -131,7 +131,7 @@ def write(target: Path, data: Mapping[str, Any], tensors: Mapping[str, np.ndarra
     partial = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        rows = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+        rows = {name: np.array(tensor, order="C") for name, tensor in tensors.items()}
         save_file(rows, partial, metadata={"featcache": json.dumps(data)})
         with partial.open("rb") as file:
             os.fsync(file.fileno())

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from featcache.backbones.backbone import Backbone
+from featcache.recipe import PixelPath
 
 if TYPE_CHECKING:
     from featcache.backbones.network import Network
 
 
-def with_weights(backbone: Backbone, tensors: Mapping[str, np.ndarray]) -> Backbone:
+def with_weights(backbone: Backbone, tensors: Mapping[str, np.ndarray], pixels: PixelPath | None = None) -> Backbone:
     """The same network and pixels with these weights; the backbone itself stays as it is.
 
     Nothing is downloaded: of a network that is known by its name only the architecture is made.
@@ -23,6 +24,7 @@ def with_weights(backbone: Backbone, tensors: Mapping[str, np.ndarray]) -> Backb
     Args:
         backbone: gives the architecture, the pixels, the device, the runtime and the precision.
         tensors: all tensors of the state of the network without its classifier, by name.
+        pixels: names the code that decodes and resizes, see `Backbone.following`; by default the newest.
 
     Returns:
         A backbone whose recipe has the digest of these weights.
@@ -53,4 +55,4 @@ def with_weights(backbone: Backbone, tensors: Mapping[str, np.ndarray]) -> Backb
         precision=backbone.precision,
     )
     made.origin = functools.partial(with_weights, backbone, dict(tensors))
-    return made.following(backbone.recipe.pixels)
+    return made if pixels is None else made.following(pixels)

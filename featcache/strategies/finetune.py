@@ -159,7 +159,9 @@ def finetune(
             nn.init.zeros_(output.weight)  # all classes are equally likely at first
             nn.init.zeros_(output.bias)
         model = Whole(network, output.to(device or base.device), _DROPOUT if init == "scratch" else 0.0)
-        pictures = Pictures(base, examples.items, [there[item.uri] for item in examples.items], seed)
+        pixels = None if arch is not None else chosen_space.recipe.pixels
+        reader = with_weights(base, _state(network), pixels)
+        pictures = Pictures(reader, examples.items, [there[item.uri] for item in examples.items], seed)
         curve = loop.train(
             model,
             [*stages_of(network.module), ("output", list(output.parameters()))],
@@ -174,8 +176,8 @@ def finetune(
             precision=precision,
             progress=shown,
         )  # fmt: skip
-        weights = {name: t.detach().cpu().numpy().copy() for name, t in network.module.state_dict().items()}
-        own = with_weights(base, weights)
+        weights = _state(network)
+        own = with_weights(base, weights, pixels)
         contents = sorted({examples.items[row].sha256 for row in learn})
         bundle = Bundle(
             head="finetune",
@@ -211,6 +213,10 @@ def finetune(
         "seconds": time.monotonic() - began,
     }
     return bundle
+
+
+def _state(network: Network) -> dict[str, np.ndarray]:
+    return {name: t.detach().cpu().numpy().copy() for name, t in network.module.state_dict().items()}
 
 
 def beginning(backbone: Backbone, init: str, seed: int) -> Network:
