@@ -337,8 +337,10 @@ def warn_of_near_duplicates(found: Mapping[str, Any] | None) -> None:
     """Say how many near-duplicates stand on both sides, as a report has them, if any do."""
     if found and found["across"]:
         first = found["examples"][0]
+        one = found["across"] == 1
         screen.say(
-            f"Beware: {found['across']:,} pairs of images that are nearly the same stand on both sides "
+            f"Beware: {counted(found['across'], 'pairs')} of images that are nearly the same "
+            f"{'stands' if one else 'stand'} on both sides "
             f"(first: {first['a']}, {first['b']})."
         )
 
