@@ -46,7 +46,6 @@ def layers(
     Example: featcache layers bundled:efficientnet_lite0
     """
     from featcache import backbones
-
     from featcache.backbones.cut import places_if_any
 
     network = backbones.get(backbone)
