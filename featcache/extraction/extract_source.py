@@ -154,7 +154,7 @@ def extract(
             try:
                 try:
                     if not one_by_one:
-                        run.forget_removed({entry.uri for entry in listed}, images.incomplete)
+                        run.forget_removed({entry.uri for entry in listed}, images.incomplete, images.within)
                     threads = workers or cores()
                     at_once = min(threads, cores())  # more threads read a slow disk, but do not compute faster
                     passes = passes_of(network, at_once=at_once, cores=at_once, images=batch_size)

@@ -37,6 +37,8 @@ class Source(Protocol):
         root: absolute path that URIs are relative to, or what stands for it where the images are in no file.
         ignored: files found by `entries` that are no images.
         incomplete: beginnings of URIs of which `entries` could not list all.
+        within: beginnings of the URIs that `entries` looks at, ``("",)`` where it looks at the whole source. What it
+            does not look at is not judged to be gone.
     """
 
     @property
@@ -47,6 +49,8 @@ class Source(Protocol):
     def ignored(self) -> int: ...
     @property
     def incomplete(self) -> tuple[str, ...]: ...
+    @property
+    def within(self) -> tuple[str, ...]: ...
 
     def entries(self) -> list[Entry]:
         """List the images, each URI once, in an order that depends on nothing else and is good to read in."""
@@ -88,7 +92,7 @@ def _opened(place: Path, name: str | None) -> Source:
     if os.path.isdir(place):
         tars = _only_tars(place)
         if tars:
-            return TarSource(tars, name=name or place.resolve().name or "root")
+            return TarSource(tars, name=name or place.resolve().name or "root", is_all=True)
         return FolderSource(place, name=name)
     if os.path.isfile(place):
         if place.suffix.lower() == ".csv":
@@ -150,6 +154,10 @@ class _Described:
     @property
     def incomplete(self) -> tuple[str, ...]:
         return self.inner.incomplete
+
+    @property
+    def within(self) -> tuple[str, ...]:
+        return self.inner.within
 
     def entries(self) -> list[Entry]:
         entries = self.inner.entries()

@@ -75,14 +75,17 @@ class TarSource:
     Args:
         tars: the files; the source's root is their folder.
         name: the source's name.
+        is_all: these are all the tar files of the folder. Otherwise those that are not named may have been extracted
+            before, or will be, and nothing of theirs is judged to be gone.
     """
 
-    def __init__(self, tars: Sequence[Path], *, name: str) -> None:
+    def __init__(self, tars: Sequence[Path], *, name: str, is_all: bool = False) -> None:
         self._tars = [str(tar) for tar in tars]
         self.root = as_text(os.path.dirname(self._tars[0]))
         self.name = as_text(name)
         self.ignored = 0
         self.incomplete: tuple[str, ...] = ()
+        self.within = ("",) if is_all else tuple(f"{as_text(os.path.basename(tar))}/" for tar in self._tars)
 
     def entries(self) -> list[Entry]:
         """List the images in the order in which they lie in the tars, one tar after another.

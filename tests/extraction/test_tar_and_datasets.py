@@ -86,6 +86,26 @@ def test_of_a_tar_that_was_cut_off_nothing_is_forgotten(tmp_path: Path, net: Bac
     assert extract(path, store, net).removed == 4
 
 
+@pytest.mark.parametrize("named", ["train-{000..001}.tar", "train-00[01].tar", "train-001.tar"])
+def test_of_tars_that_are_not_named_nothing_is_forgotten(tmp_path: Path, net: Backbone, named: str) -> None:
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    for i in range(3):
+        inside: list[tuple[str, bytes | str]] = [("a.png", picture(2 * i)), ("b.png", picture(2 * i + 1))]
+        write_tar(shards / f"train-{i:03}.tar", [*inside, ("bad.png", b"no picture")])
+    store = tmp_path / "s.fcache"
+    assert extract(shards / "train-{000..002}.tar", store, net, name="shards").quarantined == 3
+    write_tar(shards / "train-001.tar", [("a.png", picture(2))])
+    (shards / "train-002.tar").unlink()  # whoever extracts in portions may have no room for all
+    assert extract(shards / named, store, net, name="shards").removed == 2
+    kept = [f"train-000.tar/{name}.png" for name in ("a", "b", "bad")]
+    missing = [f"train-002.tar/{name}.png" for name in ("a", "b", "bad")]
+    assert [item.uri for item in fc.open(store).items()] == [*kept, "train-001.tar/a.png", *missing]
+    assert [uri for uri, _ in fc.open(store).quarantine()] == [kept[2], missing[2]]
+    assert extract(shards, store, net).removed == 3  # the folder is all there is
+    assert [uri for uri, _ in fc.open(store).quarantine()] == [kept[2]]
+
+
 def test_tars_are_not_predicted_from(tmp_path: Path, net: Backbone) -> None:
     from featcache.embedding import listed
 
