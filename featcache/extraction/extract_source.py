@@ -15,7 +15,7 @@ from featcache.extraction.report import ExtractionInterrupted, ExtractReport, No
 from featcache.extraction.run import Run
 from featcache.images.augmentation import views_beside
 from featcache.images.given import GivenImages
-from featcache.progress import Progress, choose
+from featcache.progress import Progress, choose, counted
 from featcache.recipe import Recipe, StandardTransform
 from featcache.store.compaction import merge_small_shards
 from featcache.store.source_records import GIVEN, SourceRecords
@@ -143,6 +143,12 @@ def extract(
         )  # fmt: skip
         with StoreWriter(Path(store)) as writer:
             records = SourceRecords(writer.catalogue, images.name, images.root, moved=moved)
+            if records.is_new:
+                for other, count in records.doubled({entry.uri for entry in listed}).items():
+                    shown.note(
+                        f"{counted(count, 'images')} of {images.name} are in the source {other} too. To have "
+                        f"one source, make the store anew with --name {other}."
+                    )
             space = writer.space(recipe)
             for layer in chosen:
                 for view in (VIEW_0, *(view.name for view in beside)):

@@ -23,7 +23,7 @@ from featcache.images.entry import EXTENSIONS, Content, Entry
 from featcache.images.folder import FolderSource
 from featcache.images.manifest import ManifestSource, read_column
 from featcache.images.tar import TarSource
-from featcache.images.tar_names import is_tar_pattern, tars_of
+from featcache.images.tar_names import is_tar_pattern, tar_source_name, tars_of
 
 __all__ = ["Content", "Entry", "Source", "open_source", "read_labels"]
 
@@ -74,8 +74,9 @@ def open_source(
         split: ``folder`` (the default), a CSV file (``path,split``), or fractions, ``0.8/0.2`` (train,
             test) or ``train=0.7,val=0.1,test=0.2``. Fractions are drawn by ranking the SHA-256 of each
             URI, or group, within its label, so the same names give the same split.
-        name: the source's name; the folder's own, or the file's without its suffix, by default. A dataset
-            needs one.
+        name: the source's name; the folder's own, or the file's without its suffix, by default. A tar file that is
+            numbered as one of several (``train-000.tar``) has its folder's name, as all of them together have. A
+            dataset needs one.
 
     Raises:
         SourceError: there is nothing at *path*, or it cannot be a source.
@@ -99,7 +100,7 @@ def _opened(place: Path, name: str | None) -> Source:
             return ManifestSource(place, name=name)
         if place.suffix.lower() == ".tar":
             place = place.resolve()
-            return TarSource([place], name=name or place.stem)
+            return TarSource([place], name=name or tar_source_name(place))
     elif is_tar_pattern(str(place)):
         tars = tars_of(str(place))
         return TarSource(tars, name=name or tars[0].parent.name or "root")

@@ -11,8 +11,19 @@ from featcache.errors import SourceError
 
 MOST = 100_000
 
+_NUMBERED = re.compile(r"(?<!\d)(0\d+|\d{3}|\d{5,6})(-of-\d+)?$")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
+
+
+def tar_source_name(tar: Path) -> str:
+    """What the source of one tar file is called: its folder if it is numbered as shards are, else as itself.
+
+    Args:
+        tar: absolute path. Only its own name counts, not what else lies there: that may change, the name must not.
+            The number begins with 0 or has three, five or six digits: four may be a year, eight a date.
+    """
+    return (tar.parent.name or "root") if _NUMBERED.search(tar.stem) else tar.stem
 
 
 def is_tar_pattern(name: str) -> bool:

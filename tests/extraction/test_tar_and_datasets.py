@@ -106,6 +106,34 @@ def test_of_tars_that_are_not_named_nothing_is_forgotten(tmp_path: Path, net: Ba
     assert [uri for uri, _ in fc.open(store).quarantine()] == [kept[2]]
 
 
+def test_one_shard_and_all_of_them_are_one_source(tmp_path: Path, net: Backbone) -> None:
+    (tmp_path / "shards").mkdir()
+    for i in range(2):
+        write_tar(tmp_path / "shards" / f"train-{i:03}.tar", members()[8 * i : 8 * i + 8])
+    store = tmp_path / "s.fcache"
+    extract(tmp_path / "shards", store, net)
+    report = extract(tmp_path / "shards" / "train-000.tar", store, net)
+    assert (report.computed, report.reused, report.removed) == (0, 4, 0)
+    assert list(fc.open(store).sources()) == ["shards"]
+    assert len(fc.open(store).items()) == 8
+
+
+def test_a_second_source_of_the_same_images_is_told(
+    tmp_path: Path, net: Backbone, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "shards").mkdir()
+    write_tar(tmp_path / "shards" / "pets.tar", members())
+    write_tar(tmp_path / "shards" / "cars.tar", [("a.png", picture(50))])
+    store = tmp_path / "s.fcache"
+    for source, said in (("pets.tar", ""), ("cars.tar", ""), ("", "8 images of shards are in the source pets too")):
+        fc.extract(tmp_path / "shards" / source, store, backbone=net, progress=True)
+        assert ("are in the source" in (told := capsys.readouterr().err)) == bool(said)
+        assert said in told
+    assert "--name pets" in told
+    fc.extract(tmp_path / "shards", store, backbone=net, progress=True)
+    assert "are in the source" not in capsys.readouterr().err
+
+
 def test_tars_are_not_predicted_from(tmp_path: Path, net: Backbone) -> None:
     from featcache.embedding import listed
 

@@ -202,6 +202,27 @@ def test_several_tars(tmp_path: Path) -> None:
         open_source(folder / "t.tar")
 
 
+@pytest.mark.parametrize(
+    ("tar", "name"),
+    [
+        ("train-000.tar", "shards"),
+        ("train-017.tar", "shards"),
+        ("00012.tar", "shards"),
+        ("val-123456.tar", "shards"),
+        ("data-00003-of-00010.tar", "shards"),
+        ("pets.tar", "pets"),
+        ("photos-2024.tar", "photos-2024"),
+        ("backup-20240131.tar", "backup-20240131"),
+        ("v2.tar", "v2"),
+    ],
+)
+def test_one_of_several_tars_is_of_the_source_of_all(tmp_path: Path, tar: str, name: str) -> None:
+    (tmp_path / "shards").mkdir()
+    path = write_tar(tmp_path / "shards" / tar, [("a.jpg", b"x")])
+    assert open_source(path).name == name
+    assert open_source(tmp_path / "shards").name == "shards"
+
+
 def test_one_bad_tar_does_not_stop_the_others(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", [("a.jpg", b"x")])
     (tmp_path / "b.tar").write_bytes(b"")
