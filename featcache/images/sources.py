@@ -124,7 +124,8 @@ def _only_tars(folder: Path) -> list[Path]:
     endings = {os.path.splitext(entry.name)[1].lower() for entry in inside}
     if endings & EXTENSIONS:
         return []
-    return [folder.resolve() / name for name in sorted(e.name for e in inside) if name.lower().endswith(".tar")]
+    tars = [e.name for e in inside if e.name.lower().endswith(".tar") and os.path.isfile(e)]  # a pipe would block
+    return [folder.resolve() / name for name in sorted(tars)]
 
 
 def read_labels(path: Path) -> dict[str, str]:

@@ -21,6 +21,8 @@ from featcache.images.tar_labels import LABEL_ENDINGS, SampleLabels
 from featcache.progress import counted
 
 _BLOCK = 512
+_END = 2 * _BLOCK + tarfile.RECORDSIZE
+"""At most so many zeros are the end of a tar: two blocks, and what fills up the last record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +207,9 @@ class _Listing:
             self.damage = f"it is cut off after {counted(count, 'members')}"
         elif tail.strip(b"\0"):
             self.damage = f"it is damaged after {counted(count, 'members')}"
+        elif size - end > _END or os.pread(handle, _END, end).strip(b"\0"):
+            # Zeros in the midst of a tar look like its end: of a download into room made before, or of two tars in one.
+            self.damage = f"something follows its end after {counted(count, 'members')}"
         if self.damage is not None:
             self.damage += "; what followed is not known. Copy or make it anew"
 

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -142,6 +143,58 @@ def test_of_a_tar_cut_off_anywhere_what_is_whole_counts_and_the_rest_is_told(tmp
     assert f"cut off after {headers} member" in reason(entries[-1])
     assert len(entries) == headers + 1
     assert source.incomplete == ("a.tar/",)
+
+
+def zeroed(content: bytes, start: int, length: int) -> bytes:
+    return content[:start] + bytes(length) + content[start + length :]
+
+
+SIX = {f"{i}.jpg": bytes([i + 1]) * 600 for i in range(6)}
+
+
+@pytest.mark.parametrize(
+    ("change", "left"),
+    [
+        (lambda content: zeroed(content, 2 * 1536, 512), 2),
+        (lambda content: zeroed(content, 2 * 1536, len(content) - 2 * 1536), 2),
+        (lambda content: content + content, 6),
+        (lambda content: content + b"\0" * 9999 + b"x", 6),
+    ],
+    ids=["a header", "the rest", "two tars in one", "a byte"],
+)
+def test_zeros_in_the_midst_are_not_the_end(
+    tmp_path: Path, change: Callable[[bytes], bytes], left: int
+) -> None:
+    filled = SIX | {"big.jpg": b"x" * 20_000}
+    path = write_tar(tmp_path / "a.tar", (filled if left == 2 else SIX).items())
+    path.write_bytes(change(path.read_bytes()))
+    source = open_source(path)
+    *good, last = source.entries()
+    assert [entry.uri for entry in good] == [f"a.tar/{i}.jpg" for i in range(left)]
+    assert last.uri == "a.tar"
+    assert f"something follows its end after {left} members" in reason(last)
+    assert source.incomplete == ("a.tar/",)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(sizes=st.lists(st.integers(1, 6000), min_size=1, max_size=12), unfilled=st.booleans())
+def test_a_whole_tar_is_not_damaged(tmp_path: Path, sizes: list[int], unfilled: bool) -> None:
+    """Filled up to a record, as Python and GNU tar leave it, or with the two blocks alone, as Go does."""
+    path = write_tar(tmp_path / "a.tar", [(f"{i}.jpg", b"x" * size) for i, size in enumerate(sizes)])
+    if unfilled:
+        path.write_bytes(path.read_bytes().rstrip(b"\0") + bytes(-len(path.read_bytes().rstrip(b"\0")) % 512 + 1024))
+    source = open_source(path)
+    assert len(source.entries()) == len(sizes)
+    assert source.incomplete == ()
+
+
+def test_a_pipe_is_no_tar(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", [("a.jpg", b"x")])
+    os.mkfifo(tmp_path / "b.tar")
+    assert list(listed(tmp_path)) == ["a.tar/a.jpg"]
+    os.unlink(tmp_path / "a.tar")
+    with pytest.raises(SourceError, match="No image was found"):
+        open_source(tmp_path).entries()
 
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
