@@ -82,28 +82,31 @@ def open_source(
         SourceError: there is nothing at *path*, or it cannot be a source.
         UsageError: a dataset without a name, or one that cannot be a source.
     """
-    found = _opened(Path(path), name) if isinstance(path, (str, os.PathLike)) else DatasetSource(path, name=name)
+    if isinstance(path, (str, os.PathLike)):
+        found = _opened(Path(path), name, labels in (None, "folder"))
+    else:
+        found = DatasetSource(path, name=name)
     if labels in (None, "folder") and split in (None, "folder"):
         return found
     return _Described(found, labels, split)
 
 
-def _opened(place: Path, name: str | None) -> Source:
+def _opened(place: Path, name: str | None, wants_labels: bool) -> Source:
     # os.path answers where Path raises: names that are too long, folders that may not be entered.
     if os.path.isdir(place):
         tars = _only_tars(place)
         if tars:
-            return TarSource(tars, name=name or place.resolve().name or "root", is_all=True)
+            return TarSource(tars, name=name or place.resolve().name or "root", labels=wants_labels, is_all=True)
         return FolderSource(place, name=name)
     if os.path.isfile(place):
         if place.suffix.lower() == ".csv":
             return ManifestSource(place, name=name)
         if place.suffix.lower() == ".tar":
             place = place.resolve()
-            return TarSource([place], name=name or tar_source_name(place))
+            return TarSource([place], name=name or tar_source_name(place), labels=wants_labels)
     elif is_tar_pattern(str(place)):
         tars = tars_of(str(place))
-        return TarSource(tars, name=name or tars[0].parent.name or "root")
+        return TarSource(tars, name=name or tars[0].parent.name or "root", labels=wants_labels)
     if os.path.exists(place):
         raise SourceError(
             f"{place} is neither a folder of images nor a CSV manifest (NAME.csv) nor a tar file (NAME.tar). "

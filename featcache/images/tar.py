@@ -77,16 +77,18 @@ class TarSource:
     Args:
         tars: the files; the source's root is their folder.
         name: the source's name.
+        labels: whether the labels that lie in the tars are wanted. If not, one that cannot be read harms no image.
         is_all: these are all the tar files of the folder. Otherwise those that are not named may have been extracted
             before, or will be, and nothing of theirs is judged to be gone.
     """
 
-    def __init__(self, tars: Sequence[Path], *, name: str, is_all: bool = False) -> None:
+    def __init__(self, tars: Sequence[Path], *, name: str, labels: bool = True, is_all: bool = False) -> None:
         self._tars = [str(tar) for tar in tars]
         self.root = as_text(os.path.dirname(self._tars[0]))
         self.name = as_text(name)
         self.ignored = 0
         self.incomplete: tuple[str, ...] = ()
+        self._wants_labels = labels
         self.within = ("",) if is_all else tuple(f"{as_text(os.path.basename(tar))}/" for tar in self._tars)
 
     def entries(self) -> list[Entry]:
@@ -98,7 +100,7 @@ class TarSource:
         self.ignored, self.incomplete = 0, ()
         entries: list[Entry] = []
         for tar in self._tars:
-            listing = _Listing(tar, as_text(os.path.basename(tar)))
+            listing = _Listing(tar, as_text(os.path.basename(tar)), self._wants_labels)
             entries += listing.entries()
             self.ignored += listing.ignored
             if listing.damage is not None:
@@ -118,6 +120,7 @@ class _Listing:
 
     tar: str
     name: str
+    wants_labels: bool
     ignored: int = 0
     damage: str | None = None
     _images: dict[str, tuple[str, bool, Content]] = field(default_factory=dict)
@@ -137,7 +140,7 @@ class _Listing:
             if key in plain and not is_plain:
                 self.ignored += 1
                 continue
-            label, split, group, problem = self._labels.of(key)
+            label, split, group, problem = self._labels.of(key, labels=self.wants_labels)
             if problem is not None and isinstance(content, Member):
                 content = Unusable(problem)
             found.append(Entry(uri, self.tar, label, split, group, None, content))

@@ -120,6 +120,39 @@ def test_a_label_that_cannot_be_read_is_no_missing_label(
     assert entries["a.tar/ok.jpg"].read()[0] == b"x"
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.txt", b"caf\xe9"), ("a.cls", b"caf\xe9"), ("a.txt", b"x" * (1 << 20 | 1)),
+     ("a.json", b'{"label": 0.73, "split": "test"}')],
+)  # fmt: skip
+def test_a_label_that_is_not_wanted_harms_no_image(tmp_path: Path, name: str, content: bytes) -> None:
+    path = write_tar(tmp_path / "a.tar", [("a.jpg", b"x"), (name, content)])
+    (tmp_path / "labels.csv").write_text("path,label\na.tar/a.jpg,cat\n")
+    for labels, expected in (("none", None), (str(tmp_path / "labels.csv"), "cat")):
+        (entry,) = open_source(path, labels=labels).entries()
+        assert (entry.label, entry.split) == (expected, "test" if name == "a.json" else None)
+        assert entry.read()[0] == b"x"
+
+
+def test_a_caption_beside_a_label_harms_no_image(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", [("a.txt", b"caf\xe9"), ("a.jpg", b"x"), ("a.cls", b"3")])
+    (entry,) = open_source(path).entries()
+    assert (entry.label, entry.read()[0]) == ("3", b"x")
+
+
+@pytest.mark.parametrize("content", [b"{", b'{"split": 0.5}', b'{"label": 0.5, "group": {}}'])
+def test_a_split_that_cannot_be_read_is_no_missing_split(tmp_path: Path, content: bytes) -> None:
+    path = write_tar(tmp_path / "a.tar", [("ok.jpg", b"x"), ("a.jpg", b"x"), ("a.json", content)])
+    entries = {entry.uri: entry for entry in open_source(path, labels="none").entries()}
+    assert "a.json" in reason(entries["a.tar/a.jpg"])
+
+
+def test_of_two_labels_of_one_name_the_later_counts(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", [("a.cls", b"caf\xe9"), ("a.jpg", b"x"), ("a.cls", b"3")])
+    (entry,) = open_source(path).entries()
+    assert (entry.label, entry.read()[0]) == ("3", b"x")
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(length=st.integers(1, 6 * 1536))
 def test_of_a_tar_cut_off_anywhere_what_is_whole_counts_and_the_rest_is_told(tmp_path: Path, length: int) -> None:
