@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -113,7 +113,7 @@ def extract(
         raise UsageError(f"An image may take a number of seconds above 0, not {image_timeout}.")
     if views < 1 or seed < 0:
         raise UsageError(f"There are 1 view or more and a seed from 0 on, not {views} views and the seed {seed}.")
-    began, started = time.monotonic(), datetime.now(timezone.utc)
+    began, started = time.monotonic(), datetime.now(UTC)
     one_by_one = isinstance(source, GivenImages)
     images: Source = (
         source if isinstance(source, Source) else open_source(source, labels=labels, split=split, name=name)

@@ -94,9 +94,7 @@ class Run:
         self._unsaved: list[Record] = []
         self._todo = self._complete = 0
 
-    def forget_removed(
-        self, scanned: set[str], incomplete: Sequence[str] = (), within: Sequence[str] = ("",)
-    ) -> None:
+    def forget_removed(self, scanned: set[str], incomplete: Sequence[str] = (), within: Sequence[str] = ("",)) -> None:
         """Take those images out of the catalogue that the source does not list any more.
 
         Args:

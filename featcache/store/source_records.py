@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 from featcache.errors import UsageError
 from featcache.store.catalogue import Catalogue
@@ -171,7 +171,7 @@ class SourceRecords:
         new = [r for r in wanted.values() if current.get(r.uri) != (r.sha256, r.reason, versions)]
         if not gone and not new:
             return
-        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        now = datetime.now(UTC).isoformat(timespec="seconds")
         with self._catalogue.transaction() as connection:
             connection.executemany(
                 "DELETE FROM quarantine WHERE source_id = ? AND space_id = ? AND uri = ?",

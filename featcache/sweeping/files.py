@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from contextlib import suppress
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 
@@ -30,7 +30,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 def free_stem(folder: Path) -> str:
     """``sweep-`` and the time in UTC, and a number where another sweep ended in the same second."""
-    stem = name = datetime.now(timezone.utc).strftime("sweep-%Y%m%dT%H%M%SZ")
+    stem = name = datetime.now(UTC).strftime("sweep-%Y%m%dT%H%M%SZ")
     number = 1
     while (folder / f"{name}.json").exists():
         number += 1

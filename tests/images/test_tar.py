@@ -195,9 +195,7 @@ SIX = {f"{i}.jpg": bytes([i + 1]) * 600 for i in range(6)}
     ],
     ids=["a header", "the rest", "two tars in one", "a byte"],
 )
-def test_zeros_in_the_midst_are_not_the_end(
-    tmp_path: Path, change: Callable[[bytes], bytes], left: int
-) -> None:
+def test_zeros_in_the_midst_are_not_the_end(tmp_path: Path, change: Callable[[bytes], bytes], left: int) -> None:
     filled = SIX | {"big.jpg": b"x" * 20_000}
     path = write_tar(tmp_path / "a.tar", (filled if left == 2 else SIX).items())
     path.write_bytes(change(path.read_bytes()))
