@@ -59,8 +59,8 @@ def extract(
     """Compute and keep the vectors of all images of a source that are not in the store yet.
 
     Args:
-        source: a folder of images, a CSV manifest (``path,label,split,group``) or tar files in WebDataset layout;
-            a torchvision or Hugging Face dataset, or several by split (``{"train": …, "test": …}``), see
+        source: a folder of images, a CSV manifest (``path,label,split,group``) or tar files in WebDataset layout
+            (one, a pattern, or a list of paths); a torchvision or Hugging Face dataset, or several by split (``{"train": …, "test": …}``), see
             `featcache.images.datasets.DatasetSource`; images given one by one; or a `Source` that was opened before,
             for which *labels*, *split* and *name* mean nothing.
         store: the store's folder, made where there is none.

@@ -23,7 +23,7 @@ from featcache.images.entry import EXTENSIONS, Content, Entry
 from featcache.images.folder import FolderSource
 from featcache.images.manifest import ManifestSource, read_column
 from featcache.images.tar import TarSource
-from featcache.images.tar_names import is_tar_pattern, tar_source_name, tars_of
+from featcache.images.tar_names import is_tar_pattern, tar_source_name, tars_named, tars_of
 
 __all__ = ["Content", "Entry", "Source", "open_source", "read_labels"]
 
@@ -68,8 +68,8 @@ def open_source(
     Args:
         path: a folder with images, in class folders or flat, with or without ``train/ val/ test/``
             above them; a CSV file with the columns ``path,label,split,group``; a tar file, several
-            (``shard-{000..009}.tar``, ``shard-*.tar``), or a folder with tar files and neither images nor
-            folders in it; or a dataset as for `DatasetSource`.
+            (``shard-{000..009}.tar``, ``shard-*.tar``, or a list of their paths), or a folder with tar files and
+            neither images nor folders in it; or a dataset as for `DatasetSource`.
         labels: ``folder`` (the default), ``none``, or a CSV file (``path,label``).
         split: ``folder`` (the default), a CSV file (``path,split``), or fractions, ``0.8/0.2`` (train,
             test) or ``train=0.7,val=0.1,test=0.2``. Fractions are drawn by ranking the SHA-256 of each
@@ -80,10 +80,16 @@ def open_source(
 
     Raises:
         SourceError: there is nothing at *path*, or it cannot be a source.
-        UsageError: a dataset without a name, or one that cannot be a source.
+        UsageError: a dataset without a name, or one that cannot be a source; paths in a list that are not those of
+            tar files in one folder.
     """
+    found: Source
+    wants_labels = labels in (None, "folder")
     if isinstance(path, (str, os.PathLike)):
-        found = _opened(Path(path), name, labels in (None, "folder"))
+        found = _opened(Path(path), name, wants_labels)
+    elif isinstance(path, (list, tuple)) and any(isinstance(one, (str, os.PathLike)) for one in path):
+        tars = tars_named(path)
+        found = TarSource(tars, name=name or tars[0].parent.name or "root", labels=wants_labels)
     else:
         found = DatasetSource(path, name=name)
     if labels in (None, "folder") and split in (None, "folder"):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import glob
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from featcache.errors import SourceError
+from featcache.errors import SourceError, UsageError
 
 MOST = 100_000
 
@@ -59,6 +61,32 @@ def tars_of(pattern: str) -> list[Path]:
             "Fetch what is missing, or give a narrower range."
         )
     return [Path(path) for path in sorted(found)]
+
+
+def tars_named(paths: Sequence[Any]) -> list[Path]:
+    """Tar files that are named one by one, each once, sorted, as absolute paths.
+
+    Raises:
+        UsageError: these are no paths of tar files, or not in one folder.
+        SourceError: one of them is missing.
+    """
+    others = [str(path) for path in paths if not str(path).lower().endswith(".tar")]
+    if others:
+        raise UsageError(
+            f"A list is taken as one source where it names tar files, which {others[0]!r} is not. Give the folder of "
+            "the images, or a CSV file that lists them (path,label)."
+        )
+    tars = sorted({Path(os.path.realpath(path)) for path in paths})
+    missing = [str(tar) for tar in tars if not os.path.isfile(tar)]
+    if missing:
+        raise SourceError(f"{len(missing)} of {len(tars)} tar files are not there: {', '.join(missing[:5])}.")
+    folders = sorted({str(tar.parent) for tar in tars})
+    if len(folders) > 1:
+        raise UsageError(
+            f"The tar files of one source lie in one folder, these are in {len(folders)}: {', '.join(folders[:5])}. "
+            "Extract each folder by itself, with a name of its own."
+        )
+    return tars
 
 
 def _expanded(name: str) -> list[str]:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from featcache.errors import SourceError, UnusableImageError
+from featcache.errors import SourceError, UnusableImageError, UsageError
 from featcache.images.entry import Entry, Unusable
 from featcache.images.sources import open_source
 from featcache.images.tar import Member, TarSource
@@ -284,6 +284,25 @@ def test_several_tars(tmp_path: Path) -> None:
         open_source(folder / "s-{0..99999999}.tar")
     with pytest.raises(SourceError, match="There is nothing at"):
         open_source(folder / "t.tar")
+
+
+def test_a_list_of_tars_is_one_source(tmp_path: Path) -> None:
+    folder, other = tmp_path / "shards", tmp_path / "other"
+    for place in (folder, other):
+        place.mkdir()
+        for i in range(3):
+            write_tar(place / f"s-{i:03}.tar", [("a.jpg", b"x")])
+    chosen = [str(folder / "s-002.tar"), folder / "s-000.tar", folder / ".." / "shards" / "s-000.tar"]
+    source = open_source(chosen)
+    assert (source.name, source.root, source.within) == ("shards", str(folder), ("s-000.tar/", "s-002.tar/"))
+    assert [entry.uri for entry in source.entries()] == ["s-000.tar/a.jpg", "s-002.tar/a.jpg"]
+    assert open_source(tuple(chosen), name="mine").name == "mine"
+    with pytest.raises(SourceError, match=r"1 of 2 tar files are not there: .*s-009"):
+        open_source([folder / "s-000.tar", folder / "s-009.tar"])
+    with pytest.raises(UsageError, match="in one folder, these are in 2"):
+        open_source([folder / "s-000.tar", other / "s-000.tar"])
+    with pytest.raises(UsageError, match=r"'cats/a\.jpg' is not.* CSV file"):
+        open_source(["cats/a.jpg", "cats/b.jpg"], name="cats")
 
 
 @pytest.mark.parametrize(
