@@ -13,7 +13,7 @@ from PIL import Image
 
 import featcache as fc
 from featcache.backbones import Backbone, tiny_backbone
-from featcache.errors import SourceError, UnusableImageError
+from featcache.errors import UnusableImageError
 from featcache.extraction import ExtractReport
 from tests.images.making_datasets import ImageFeature, Pairs, Table
 from tests.images.tars import picture, write_tar
@@ -132,15 +132,6 @@ def test_a_second_source_of_the_same_images_is_told(
     assert "--name pets" in told
     fc.extract(tmp_path / "shards", store, backbone=net, progress=True)
     assert "are in the source" not in capsys.readouterr().err
-
-
-def test_tars_are_not_predicted_from(tmp_path: Path, net: Backbone) -> None:
-    from featcache.embedding import listed
-
-    (tmp_path / "shards").mkdir()
-    write_tar(tmp_path / "shards" / "a.tar", members())
-    with pytest.raises(SourceError, match="extract them into a store"):
-        listed(tmp_path / "shards")
 
 
 def test_a_dataset_of_pictures(tmp_path: Path, net: Backbone) -> None:
