@@ -15,7 +15,7 @@ from featcache.extraction.report import ExtractionInterrupted, ExtractReport, No
 from featcache.extraction.run import Run
 from featcache.images.augmentation import views_beside
 from featcache.images.given import GivenImages
-from featcache.progress import Progress, choose, counted
+from featcache.progress import Progress, choose, counted, phase_if_slow
 from featcache.recipe import Recipe, StandardTransform
 from featcache.store.compaction import merge_small_shards
 from featcache.store.source_records import GIVEN, SourceRecords
@@ -60,9 +60,9 @@ def extract(
 
     Args:
         source: a folder of images, a CSV manifest (``path,label,split,group``) or tar files in WebDataset layout
-            (one, a pattern, or a list of paths); a torchvision or Hugging Face dataset, or several by split (``{"train": …, "test": …}``), see
-            `featcache.images.datasets.DatasetSource`; images given one by one; or a `Source` that was opened before,
-            for which *labels*, *split* and *name* mean nothing.
+            (one, a pattern, or a list of paths); a torchvision or Hugging Face dataset, or several by split
+            (``{"train": …, "test": …}``), see `featcache.images.datasets.DatasetSource`; images given one by one; or a
+            `Source` that was opened before, for which *labels*, *split* and *name* mean nothing.
         store: the store's folder, made where there is none.
         backbone: full name, a `Backbone`, or another `Extractor`.
         layers: ``pooled`` and/or ``<module path>:<mean|mean_std|none>``; globs stay within one part of
@@ -123,7 +123,8 @@ def extract(
             f"The name {images.name!r} is kept for images that are given in Python. Give another one: --name NAME."
         )
     with choose(progress) as shown:
-        listed = images.entries()
+        with phase_if_slow(shown, "list", "images"):
+            listed = images.entries()
         entries = limited(listed, limit)
         network: Extractor
         if isinstance(backbone, str):

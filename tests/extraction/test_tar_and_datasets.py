@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ import featcache as fc
 from featcache.backbones import Backbone, tiny_backbone
 from featcache.errors import UnusableImageError
 from featcache.extraction import ExtractReport
+from featcache.images.entry import Entry
+from featcache.images.tar import TarSource
+from featcache.progress import Silent
 from tests.images.making_datasets import ImageFeature, Pairs, Table
 from tests.images.tars import picture, write_tar
 
@@ -49,6 +53,39 @@ def test_a_tar_gives_the_vectors_of_its_files(tmp_path: Path, net: Backbone) -> 
     again = extract(tmp_path / "files", store, net)
     assert (again.computed, again.reused) == (0, 8)
     np.testing.assert_array_equal(fc.open(store).arrays(source="files")[0], X)
+
+
+class Slow(TarSource):
+    """Lists nothing before a person is told that it is being listed."""
+
+    def __init__(self, tar: Path, told: threading.Event) -> None:
+        super().__init__([tar], name="a")
+        self.told = told
+
+    def entries(self) -> list[Entry]:
+        assert self.told.wait(30)
+        return super().entries()
+
+
+class Phases(Silent):
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.listing = threading.Event()
+
+    def start(self, what: str, total: int | None, unit: str) -> None:
+        self.calls.append(what)
+        self.listing.set()
+
+    def finish(self) -> None:
+        self.calls.append("finish")
+
+
+def test_a_long_listing_is_told(tmp_path: Path, net: Backbone) -> None:
+    shown = Phases()
+    source = Slow(write_tar(tmp_path / "a.tar", members()), shown.listing)
+    report = fc.extract(source, tmp_path / "s.fcache", backbone=net, progress=shown)
+    assert report.computed == 8
+    assert shown.calls[:3] == ["list", "finish", "extract"]
 
 
 def test_of_an_unchanged_tar_no_image_is_read(tmp_path: Path, net: Backbone) -> None:
