@@ -54,6 +54,8 @@ def tars_of(pattern: str) -> list[Path]:
         found |= set(files)
         if not files:
             missing.append(os.path.basename(name))
+    if not found:
+        raise SourceError(f"No file in {folder} has a name like {last}. Look there what the tar files are called.")
     if missing:
         shown = ", ".join(missing[:5]) + (" …" if len(missing) > 5 else "")
         raise SourceError(

@@ -280,6 +280,9 @@ def test_several_tars(tmp_path: Path) -> None:
     assert [e.uri for e in open_source(folder / "s-00{8..9}.tar").entries()] == expected[:2]
     with pytest.raises(SourceError, match=r"2 of 5 names .*s-011\.tar, s-012\.tar"):
         open_source(folder / "s-{008..012}.tar")
+    for nothing in ("nope-*.tar", "nope-{000..002}.tar"):
+        with pytest.raises(SourceError, match=r"No file in .*shards has a name like nope-"):
+            open_source(folder / nothing)
     with pytest.raises(SourceError, match="stands for more than"):
         open_source(folder / "s-{0..99999999}.tar")
     with pytest.raises(SourceError, match="There is nothing at"):
