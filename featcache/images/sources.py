@@ -70,8 +70,9 @@ def open_source(
             above them; a CSV file with the columns ``path,label,split,group``; a tar file, several
             (``shard-{000..009}.tar``, ``shard-*.tar``, or a list of their paths), or a folder with tar files and
             neither images nor folders in it; or a dataset as for `DatasetSource`.
-        labels: ``folder`` (the default), ``none``, or a CSV file (``path,label``).
-        split: ``folder`` (the default), a CSV file (``path,split``), or fractions, ``0.8/0.2`` (train,
+        labels: ``folder``, ``none``, or a CSV file (``path,label``); by default folders, or what a manifest, a tar
+            file or a dataset says by itself.
+        split: ``folder``, by default as for labels, a CSV file (``path,split``), or fractions, ``0.8/0.2`` (train,
             test) or ``train=0.7,val=0.1,test=0.2``. Fractions are drawn by ranking the SHA-256 of each
             URI, or group, within its label, so the same names give the same split.
         name: the source's name; the folder's own, or the file's without its suffix, by default. A tar file that is
@@ -81,7 +82,7 @@ def open_source(
     Raises:
         SourceError: there is nothing at *path*, or it cannot be a source.
         UsageError: a dataset without a name, or one that cannot be a source; paths in a list that are not those of
-            tar files in one folder.
+            tar files in one folder; ``folder`` for tar files.
     """
     found: Source
     wants_labels = labels in (None, "folder")
@@ -92,6 +93,12 @@ def open_source(
         found = TarSource(tars, name=name or tars[0].parent.name or "root", labels=wants_labels)
     else:
         found = DatasetSource(path, name=name)
+    if "folder" in (labels, split) and isinstance(found, TarSource):
+        option, files = ("labels", "KEY.cls, KEY.json or KEY.txt") if labels == "folder" else ("split", "KEY.json")
+        raise UsageError(
+            f"The folders inside a tar file are no {option}. Leave --{option} away to take what stands in {files} "
+            f"beside the images, or give a CSV file (path,{option.removesuffix('s')})."
+        )
     if labels in (None, "folder") and split in (None, "folder"):
         return found
     return _Described(found, labels, split)

@@ -8,6 +8,7 @@ import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -287,6 +288,14 @@ def test_several_tars(tmp_path: Path) -> None:
         open_source(folder / "s-{0..99999999}.tar")
     with pytest.raises(SourceError, match="There is nothing at"):
         open_source(folder / "t.tar")
+
+
+@pytest.mark.parametrize("option", ["labels", "split"])
+def test_folders_inside_a_tar_are_not_asked_for(tmp_path: Path, option: Any) -> None:
+    path = write_tar(tmp_path / "a.tar", [("train/cats/a.jpg", b"x")])
+    for given_path in (path, tmp_path, tmp_path / "*.tar", [path]):
+        with pytest.raises(UsageError, match=rf"inside a tar file are no {option}.*--{option}"):
+            open_source(given_path, **{option: "folder"})
 
 
 def test_a_list_of_tars_is_one_source(tmp_path: Path) -> None:
