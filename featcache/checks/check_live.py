@@ -323,7 +323,7 @@ def _entries(
     from featcache.images.tar import TarSource
 
     if images is not None:
-        given = images if isinstance(images, Source) else open_source(images, name=name)
+        given = images if isinstance(images, Source) else open_source(images, labels="none", name=name)
         return {entry.uri: entry for entry in given.entries()}
     if name == PATHS:
         return {entry.uri: entry for entry in _single_files(root, items)}
@@ -334,9 +334,11 @@ def _entries(
         )
     found: dict[str, Entry] = {}
     tars = _tars(root, items)
-    sources: list[Callable[[], Source]] = [lambda: TarSource(list(tars.values()), name=name)] if tars else []
+    sources: list[Callable[[], Source]] = (
+        [lambda: TarSource(list(tars.values()), name=name, labels=False)] if tars else []
+    )
     if any(item.uri.split("/")[0] not in tars for item in items):
-        sources.append(lambda: open_source(root))
+        sources.append(lambda: open_source(root, labels="none"))
     for opened in sources:
         try:
             found.update((entry.uri, entry) for entry in opened().entries())
