@@ -37,8 +37,14 @@ def layer_list(context: typer.Context, layers: Sequence[str] | None) -> list[str
     """The layers that were named, with those that followed the first without a ``--layers`` of their own.
 
     Raises:
-        UsageError: words are left over although no ``--layers`` was given.
+        UsageError: words are left over although no ``--layers`` was given, or are names of tar files.
     """
+    tars = [word for word in context.args if word.lower().endswith(".tar")]
+    if tars:  # no layer, but what the shell made of a pattern
+        raise UsageError(
+            f"What is {tars[0]!r} for? `{context.command_path}` takes one source. Several tar files are one pattern, "
+            "in quotes so that the shell leaves it as it is: 'shards/train-*.tar'."
+        )
     if context.args and not layers:
         raise UsageError(
             f"What is {' '.join(map(repr, context.args))} for? "

@@ -15,7 +15,7 @@ from featcache.extraction.report import ExtractionInterrupted, ExtractReport, No
 from featcache.extraction.run import Run
 from featcache.images.augmentation import views_beside
 from featcache.images.given import GivenImages
-from featcache.progress import Progress, choose
+from featcache.progress import Progress, choose, counted, phase_if_slow
 from featcache.recipe import Recipe, StandardTransform
 from featcache.store.compaction import merge_small_shards
 from featcache.store.source_records import GIVEN, SourceRecords
@@ -59,10 +59,10 @@ def extract(
     """Compute and keep the vectors of all images of a source that are not in the store yet.
 
     Args:
-        source: a folder of images, a CSV manifest (``path,label,split,group``) or tar files in WebDataset layout;
-            a torchvision or Hugging Face dataset, or several by split (``{"train": …, "test": …}``), see
-            `featcache.images.datasets.DatasetSource`; images given one by one; or a `Source` that was opened before,
-            for which *labels*, *split* and *name* mean nothing.
+        source: a folder of images, a CSV manifest (``path,label,split,group``) or tar files in WebDataset layout
+            (one, a pattern, or a list of paths); a torchvision or Hugging Face dataset, or several by split
+            (``{"train": …, "test": …}``), see `featcache.images.datasets.DatasetSource`; images given one by one; or a
+            `Source` that was opened before, for which *labels*, *split* and *name* mean nothing.
         store: the store's folder, made where there is none.
         backbone: full name, a `Backbone`, or another `Extractor`.
         layers: ``pooled`` and/or ``<module path>:<mean|mean_std|none>``; globs stay within one part of
@@ -123,7 +123,8 @@ def extract(
             f"The name {images.name!r} is kept for images that are given in Python. Give another one: --name NAME."
         )
     with choose(progress) as shown:
-        listed = images.entries()
+        with phase_if_slow(shown, "list", "images"):
+            listed = images.entries()
         entries = limited(listed, limit)
         network: Extractor
         if isinstance(backbone, str):
@@ -143,6 +144,12 @@ def extract(
         )  # fmt: skip
         with StoreWriter(Path(store)) as writer:
             records = SourceRecords(writer.catalogue, images.name, images.root, moved=moved)
+            if records.is_new:
+                for other, count in records.doubled({entry.uri for entry in listed}).items():
+                    shown.note(
+                        f"{counted(count, 'images')} of {images.name} are in the source {other} too. To have "
+                        f"one source, make the store anew with --name {other}."
+                    )
             space = writer.space(recipe)
             for layer in chosen:
                 for view in (VIEW_0, *(view.name for view in beside)):
@@ -154,7 +161,7 @@ def extract(
             try:
                 try:
                     if not one_by_one:
-                        run.forget_removed({entry.uri for entry in listed}, images.incomplete)
+                        run.forget_removed({entry.uri for entry in listed}, images.incomplete, images.within)
                     threads = workers or cores()
                     at_once = min(threads, cores())  # more threads read a slow disk, but do not compute faster
                     passes = passes_of(network, at_once=at_once, cores=at_once, images=batch_size)

@@ -94,18 +94,23 @@ class Run:
         self._unsaved: list[Record] = []
         self._todo = self._complete = 0
 
-    def forget_removed(self, scanned: set[str], incomplete: Sequence[str] = ()) -> None:
+    def forget_removed(self, scanned: set[str], incomplete: Sequence[str] = (), within: Sequence[str] = ("",)) -> None:
         """Take those images out of the catalogue that the source does not list any more.
 
         Args:
             scanned: the URIs it lists.
             incomplete: beginnings of URIs of which it could not list all; nothing there is judged to be gone.
+            within: beginnings of the URIs that it looked at; nothing elsewhere is.
         """
-        unseen = tuple(incomplete)
-        gone = {uri for uri in self._known.keys() - scanned if not uri.startswith(unseen)}
+        seen, unseen = tuple(within), tuple(incomplete)
+
+        def missed(uris: set[str]) -> set[str]:
+            # With its slash, a tar file that stands in quarantine itself is within what it holds.
+            return {uri for uri in uris - scanned if f"{uri}/".startswith(seen) and not f"{uri}/".startswith(unseen)}
+
+        gone = missed(set(self._known))
         self.records.remove(gone)
-        unusable = self.records.in_quarantine(self.space.id) - scanned
-        self._judged |= gone | {uri for uri in unusable if not uri.startswith(unseen)}
+        self._judged |= gone | missed(self.records.in_quarantine(self.space.id))
         self.report.removed = len(gone)
 
     def over(self, entries: Sequence[Entry], passes: Passes, workers: int, shown: Progress) -> None:

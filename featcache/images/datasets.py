@@ -69,6 +69,7 @@ class DatasetSource:
         self.name = as_text(name)
         self.ignored = 0
         self.incomplete: tuple[str, ...] = ()
+        self.within = ("",)
 
     def entries(self) -> list[Entry]:
         """List the images in the order of the dataset.

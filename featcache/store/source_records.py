@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -56,6 +57,9 @@ class SourceRecords:
         root: where its images lie, as an absolute path.
         moved: take *root* as the new place of a source that is known at another one.
 
+    Attributes:
+        is_new: the store did not know the source before.
+
     Raises:
         UsageError: a source of that name is known at another root.
     """
@@ -65,6 +69,7 @@ class SourceRecords:
         self.name = name
         with catalogue.transaction() as connection:
             known = connection.execute("SELECT id, root FROM sources WHERE name = ?", (name,)).fetchone()
+            self.is_new = known is None
             if known is None:
                 self.id = int(
                     connection.execute(
@@ -91,6 +96,16 @@ class SourceRecords:
             (self.id,),
         )
         return {row[0]: Record(*row) for row in rows}
+
+    def doubled(self, uris: Collection[str]) -> dict[str, int]:
+        """How many of these images other sources with the same root list too, by the sources' names."""
+        rows = self._catalogue.query(
+            "tt",
+            "SELECT o.name, i.uri FROM sources s JOIN sources o ON o.root = s.root AND o.id != s.id "
+            "JOIN items i ON i.source_id = o.id WHERE s.id = ?",
+            (self.id,),
+        )
+        return dict(Counter(name for name, uri in rows if uri in uris))
 
     def save(self, records: Sequence[Record]) -> None:
         """Add these records, or bring them up to date."""

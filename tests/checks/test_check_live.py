@@ -172,6 +172,16 @@ def test_images_in_tar_files_also_beside_other_files(tmp_path: Path, net: Backbo
     assert {one.uri for one in report.worst} == {f"b.tar/{i}.png" for i in range(3)}
 
 
+def test_labels_that_nobody_asked_for_make_no_image_unusable(tmp_path: Path, net: Backbone) -> None:
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    write_tar(shards / "a.tar", [("0.png", picture(0)), ("0.txt", b"caf\xe9")])
+    fc.extract(shards, tmp_path / "s.fcache", backbone=net, labels="none", progress=False)
+    for images in (None, shards):
+        report = fc.check_live(tmp_path / "s.fcache", backbone=net, images=images, progress=False)
+        assert (report.compared, report.unusable) == (1, 0)
+
+
 def test_a_manifest_that_is_given_again(tmp_path: Path, net: Backbone) -> None:
     (tmp_path / "odd.bin").write_bytes(picture(0))
     (tmp_path / "list.csv").write_text("path,label\nodd.bin,a\n")

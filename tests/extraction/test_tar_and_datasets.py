@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,11 @@ from PIL import Image
 
 import featcache as fc
 from featcache.backbones import Backbone, tiny_backbone
-from featcache.errors import SourceError, UnusableImageError
+from featcache.errors import UnusableImageError
 from featcache.extraction import ExtractReport
+from featcache.images.entry import Entry
+from featcache.images.tar import TarSource
+from featcache.progress import Silent
 from tests.images.making_datasets import ImageFeature, Pairs, Table
 from tests.images.tars import picture, write_tar
 
@@ -49,6 +53,39 @@ def test_a_tar_gives_the_vectors_of_its_files(tmp_path: Path, net: Backbone) -> 
     again = extract(tmp_path / "files", store, net)
     assert (again.computed, again.reused) == (0, 8)
     np.testing.assert_array_equal(fc.open(store).arrays(source="files")[0], X)
+
+
+class Slow(TarSource):
+    """Lists nothing before a person is told that it is being listed."""
+
+    def __init__(self, tar: Path, told: threading.Event) -> None:
+        super().__init__([tar], name="a")
+        self.told = told
+
+    def entries(self) -> list[Entry]:
+        assert self.told.wait(30)
+        return super().entries()
+
+
+class Phases(Silent):
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.listing = threading.Event()
+
+    def start(self, what: str, total: int | None, unit: str) -> None:
+        self.calls.append(what)
+        self.listing.set()
+
+    def finish(self) -> None:
+        self.calls.append("finish")
+
+
+def test_a_long_listing_is_told(tmp_path: Path, net: Backbone) -> None:
+    shown = Phases()
+    source = Slow(write_tar(tmp_path / "a.tar", members()), shown.listing)
+    report = fc.extract(source, tmp_path / "s.fcache", backbone=net, progress=shown)
+    assert report.computed == 8
+    assert shown.calls[:3] == ["list", "finish", "extract"]
 
 
 def test_of_an_unchanged_tar_no_image_is_read(tmp_path: Path, net: Backbone) -> None:
@@ -86,13 +123,52 @@ def test_of_a_tar_that_was_cut_off_nothing_is_forgotten(tmp_path: Path, net: Bac
     assert extract(path, store, net).removed == 4
 
 
-def test_tars_are_not_predicted_from(tmp_path: Path, net: Backbone) -> None:
-    from featcache.embedding import listed
+@pytest.mark.parametrize("named", ["train-{000..001}.tar", "train-00[01].tar", "train-001.tar"])
+def test_of_tars_that_are_not_named_nothing_is_forgotten(tmp_path: Path, net: Backbone, named: str) -> None:
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    for i in range(3):
+        inside: list[tuple[str, bytes | str]] = [("a.png", picture(2 * i)), ("b.png", picture(2 * i + 1))]
+        write_tar(shards / f"train-{i:03}.tar", [*inside, ("bad.png", b"no picture")])
+    store = tmp_path / "s.fcache"
+    assert extract(shards / "train-{000..002}.tar", store, net, name="shards").quarantined == 3
+    write_tar(shards / "train-001.tar", [("a.png", picture(2))])
+    (shards / "train-002.tar").unlink()  # whoever extracts in portions may have no room for all
+    assert extract(shards / named, store, net, name="shards").removed == 2
+    kept = [f"train-000.tar/{name}.png" for name in ("a", "b", "bad")]
+    missing = [f"train-002.tar/{name}.png" for name in ("a", "b", "bad")]
+    assert [item.uri for item in fc.open(store).items()] == [*kept, "train-001.tar/a.png", *missing]
+    assert [uri for uri, _ in fc.open(store).quarantine()] == [kept[2], missing[2]]
+    assert extract(shards, store, net).removed == 3  # the folder is all there is
+    assert [uri for uri, _ in fc.open(store).quarantine()] == [kept[2]]
 
+
+def test_one_shard_and_all_of_them_are_one_source(tmp_path: Path, net: Backbone) -> None:
     (tmp_path / "shards").mkdir()
-    write_tar(tmp_path / "shards" / "a.tar", members())
-    with pytest.raises(SourceError, match="extract them into a store"):
-        listed(tmp_path / "shards")
+    for i in range(2):
+        write_tar(tmp_path / "shards" / f"train-{i:03}.tar", members()[8 * i : 8 * i + 8])
+    store = tmp_path / "s.fcache"
+    extract(tmp_path / "shards", store, net)
+    report = extract(tmp_path / "shards" / "train-000.tar", store, net)
+    assert (report.computed, report.reused, report.removed) == (0, 4, 0)
+    assert list(fc.open(store).sources()) == ["shards"]
+    assert len(fc.open(store).items()) == 8
+
+
+def test_a_second_source_of_the_same_images_is_told(
+    tmp_path: Path, net: Backbone, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "shards").mkdir()
+    write_tar(tmp_path / "shards" / "pets.tar", members())
+    write_tar(tmp_path / "shards" / "cars.tar", [("a.png", picture(50))])
+    store = tmp_path / "s.fcache"
+    for source, said in (("pets.tar", ""), ("cars.tar", ""), ("", "8 images of shards are in the source pets too")):
+        fc.extract(tmp_path / "shards" / source, store, backbone=net, progress=True)
+        assert ("are in the source" in (told := capsys.readouterr().err)) == bool(said)
+        assert said in told
+    assert "--name pets" in told
+    fc.extract(tmp_path / "shards", store, backbone=net, progress=True)
+    assert "are in the source" not in capsys.readouterr().err
 
 
 def test_a_dataset_of_pictures(tmp_path: Path, net: Backbone) -> None:
