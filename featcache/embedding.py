@@ -123,7 +123,7 @@ def embed(
                 yield Embedded(name, None, f"the backbone {backbone.name} gives values that are not finite")
 
 
-def _name(image: ImageLike | Entry, place: int) -> str:
+def _name(image: ImageLike | Entry | Callable[[], Decoded], place: int) -> str:
     if isinstance(image, Entry):
         return image.uri
     return str(image) if isinstance(image, (str, Path)) else f"image {place}"
