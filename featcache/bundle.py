@@ -230,6 +230,8 @@ class Bundle:
         """
         if self.recipe is None:
             raise RecipeMismatchError("This head was trained on vectors of unknown origin, so it has no backbone.")
+        if given is None and isinstance(self.form, SuffixForm):
+            return self.form.frozen  # once in memory serves the layers before the cut and those behind it
         if self.weights is None:
             return backbone_for(self.recipe, given)
         if given is None:

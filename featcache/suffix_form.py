@@ -60,6 +60,15 @@ class SuffixForm:
         return self.output.link
 
     @cached_property
+    def frozen(self) -> Backbone:
+        """The frozen network that the suffix was cut from.
+
+        Raises:
+            RecipeMismatchError: it cannot be had, or follows another recipe.
+        """
+        return backbone_for(self.recipe, self.backbone)
+
+    @cached_property
     def module(self) -> nn.Module:
         """From activations (n, d), flattened, to logits (n, k), in eval mode.
 
@@ -73,7 +82,7 @@ class SuffixForm:
         from featcache.backbones.cut import cut
         from featcache.backbones.weights import load_into
 
-        suffix = cut(backbone_for(self.recipe, self.backbone).network, self.layer).suffix
+        suffix = cut(self.frozen.network, self.layer).suffix
         load_into(suffix, {name: torch.from_numpy(np.array(t)) for name, t in self.tensors.items()}, "the bundle")
         output = nn.Linear(self.output.weight.shape[1], len(self.classes))
         with torch.no_grad():
