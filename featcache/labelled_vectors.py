@@ -82,7 +82,7 @@ class LabelledVectors:
         split: str | None = None,
         source: str | None = None,
         space: str | None = None,
-        views: bool = False,
+        views: bool | Sequence[str] = False,
     ) -> LabelledVectors:
         """The labelled items of a source that have vectors.
 
@@ -93,13 +93,15 @@ class LabelledVectors:
             split: only this split.
             source: which source.
             space: which space.
-            views: learn from all views that are stored of these layers, not from view 0 alone.
+            views: learn from all views that are stored of these layers, not from view 0 alone; or from view 0 and
+                those of these names.
 
         Raises:
             MissingVectorsError: no labelled item has vectors, or some lack a layer or a view.
             UsageError: *labels* names paths that are no images of the source.
         """
-        rows = ItemRows.of(store, layers, split=split, source=source, space=space, views=views)
+        chosen = views if isinstance(views, bool) else [VIEW_0, *views]
+        rows = ItemRows.of(store, layers, split=split, source=source, space=space, views=chosen)
         items = rows.items
         given: dict[str, str] | None = None
         if labels is not None:

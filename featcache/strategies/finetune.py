@@ -33,7 +33,7 @@ from featcache.strategies.output import linear_form, probed
 from featcache.strategies.picture_batches import PictureBatches, Pictures, in_order
 from featcache.strategies.schedule import Schedule
 from featcache.strategies.stages import stages_of
-from featcache.strategies.training_items import items_digest
+from featcache.strategies.training_items import class_numbers, contents, items_digest
 from featcache.strategies.validation_rows import validation_rows
 
 if TYPE_CHECKING:
@@ -143,8 +143,7 @@ def finetune(
         fit, validation = validation_rows(examples, learn, test, seed, shown)
         guard = leakage.guard(examples, [learn, test], scored=test, seed=seed, progress=shown)
         fit_began = time.monotonic()
-        names, numbers = np.unique(examples.y, return_inverse=True)
-        classes = tuple(str(name) for name in names)
+        classes, numbers = class_numbers(examples.y, learn)
         chosen: dict[str, object] = {}
         if init == "pretrained":
             base.load()
@@ -178,14 +177,13 @@ def finetune(
         )  # fmt: skip
         weights = _state(network)
         own = with_weights(base, weights, pixels)
-        contents = sorted({examples.items[row].sha256 for row in learn})
         bundle = Bundle(
             head="finetune",
             classes=classes,
             layers=(LayerUse(POOLED, (output.in_features,), 1.0),),
             recipe=own.recipe,
             form=linear_form(output, classes),
-            trained_on=np.frombuffer(b"".join(contents), dtype=np.uint8).reshape(-1, 32),
+            trained_on=contents(examples, np.union1d(learn, validation)),
             fitted_on=len(learn),
             chosen={"epoch": curve.best.number, **{f"output_{name}": value for name, value in chosen.items()}},
             weights=weights,

@@ -29,11 +29,11 @@ from featcache.progress import Progress, choose
 from featcache.score_report import described, scored
 from featcache.store import FeatureStore
 from featcache.strategies import loop
-from featcache.strategies.activations import Activations, needed, store_activations
+from featcache.strategies.activations import Activations, needed, store_activations, view_names
 from featcache.strategies.cached_batches import CachedBatches, in_order
 from featcache.strategies.output import linear_form, probed
 from featcache.strategies.schedule import Schedule
-from featcache.strategies.training_items import items_digest
+from featcache.strategies.training_items import class_numbers, contents, items_digest
 from featcache.strategies.validation_rows import validation_rows
 from featcache.suffix_form import SuffixForm
 from featcache.training import train
@@ -107,27 +107,26 @@ def tune(
     with choose(progress) as shown:
         if init == "new":
             layer = "pooled" if from_layer == "pooled" else _mean(network.cut(from_layer))
-            _store(opened, network, layer, views, seed, source, fingerprint, shown)
+            _store(opened, network, layer, views, seed, labels, source, fingerprint, shown)
             head = make_head("mlp", seed, "classify").set_params(hidden=tuple(hidden), dropout=dropout)
             made = train(
                 store, head, layers=layer, split=split, labels=labels, source=source, space=fingerprint, seed=seed,
-                progress=shown,
+                views=view_names(views, seed), progress=shown,
             )  # fmt: skip
             made.report |= {"strategy": "tune", "init": init, "from_layer": from_layer}
             return made
         cut = network.cut(from_layer)
-        _store(opened, network, cut.cached, views, seed, source, fingerprint, shown)
+        _store(opened, network, cut.cached, views, seed, labels, source, fingerprint, shown)
         opened = FeatureStore.open(Path(store))
         examples = LabelledVectors.from_store(
-            opened, cut.cached, labels=labels, source=source, space=fingerprint, views=views > 1
+            opened, cut.cached, labels=labels, source=source, space=fingerprint, views=view_names(views, seed)
         )
         check_classes(examples)
         learn, test, protocol = learned_and_scored(examples, split, seed, Path(store), shown)
         fit, validation = validation_rows(examples, learn, test, seed, shown)
         guard = leakage.guard(examples, [learn, test], scored=test, seed=seed, progress=shown)
         fit_began = time.monotonic()
-        names, numbers = np.unique(examples.y, return_inverse=True)
-        classes = tuple(str(name) for name in names)
+        classes, numbers = class_numbers(examples.y, learn)
         shown.start("fit the output on the frozen vectors", None, "items")
         output, chosen = probed(_vectors(cut, examples, fit), examples.y[fit], examples.units[fit], seed)
         shown.finish()
@@ -154,14 +153,13 @@ def tune(
             recipe,
             backbone,
         )
-        contents = sorted({examples.items[row].sha256 for row in learn})
         bundle = Bundle(
             head="tune",
             classes=classes,
             layers=layer_uses(examples, learn),
             recipe=recipe,
             form=form,
-            trained_on=np.frombuffer(b"".join(contents), dtype=np.uint8).reshape(-1, 32),
+            trained_on=contents(examples, np.union1d(learn, validation)),
             fitted_on=len(learn),
             chosen={"epoch": curve.best.number, **{f"output_{name}": value for name, value in chosen.items()}},
         )
@@ -195,6 +193,7 @@ def activations_needed(
     init: str = "pretrained",
     views: int = VIEWS,
     seed: int = 0,
+    labels: str | Path | None = None,
     source: str | None = None,
     space: str | None = None,
     backbone: Backbone | None = None,
@@ -206,7 +205,7 @@ def activations_needed(
     if init != "new" or from_layer != "pooled":
         cut = network.cut(from_layer)
         layer = _mean(cut) if init == "new" else cut.cached
-    return needed(opened, network, layer, views=views, seed=seed, source=source, space=space)
+    return needed(opened, network, layer, views=views, seed=seed, labels=labels, source=source, space=space)
 
 
 def _mean(cut: Cut) -> str:
@@ -219,12 +218,13 @@ def _store(
     layer: str,
     views: int,
     seed: int,
+    labels: str | Path | None,
     source: str | None,
     space: str,
     shown: Progress,
 ) -> None:
-    wanted = needed(store, network, layer, views=views, seed=seed, source=source, space=space)
-    store_activations(store, network, wanted, seed=seed, source=source, progress=shown)
+    wanted = needed(store, network, layer, views=views, seed=seed, labels=labels, source=source, space=space)
+    store_activations(store, network, wanted, seed=seed, labels=labels, source=source, progress=shown)
 
 
 def _vectors(cut: Cut, examples: LabelledVectors, rows: np.ndarray) -> np.ndarray:
