@@ -36,6 +36,8 @@ class LabelledVectors:
             in quarantine are not counted.
         without_labels: images of the source that have vectors but no label, so are not among the items.
         labels: the k labels of the columns of ``y``, where an item can have several.
+        narrow: from row numbers to (rows, e) vectors by which near-duplicates are looked for, where those of ``read``
+            are whole activation maps.
         links: (m, 2) row numbers of pairs that were linked, see `linked`.
     """
 
@@ -52,6 +54,7 @@ class LabelledVectors:
     labels: tuple[str, ...] | None = None
     views: tuple[str, ...] = (VIEW_0,)
     read_views: Callable[[np.ndarray], np.ndarray] | None = None
+    narrow: Callable[[np.ndarray], np.ndarray] | None = None
     links: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.int64))
 
     def linked(self, pairs: np.ndarray) -> LabelledVectors:

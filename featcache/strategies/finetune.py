@@ -26,6 +26,7 @@ from featcache.labelled_vectors import LabelledVectors
 from featcache.layer_use import LayerUse
 from featcache.parts import check_classes, learned_and_scored
 from featcache.progress import Progress, choose
+from featcache.recipe import StandardTransform
 from featcache.score_report import described, scored
 from featcache.store import FeatureStore
 from featcache.strategies import loop
@@ -97,7 +98,9 @@ def finetune(
         seed: of the weights, the hold-out, the validation part, the augmentation and the order.
         precision: ``float32``, or ``bfloat16`` for products so where the machine has it; weights stay in float32.
         device: torch device; that of the backbone by default.
-        checkpoint: a file that is written after each epoch and that the same call goes on from after a kill.
+        checkpoint: a file that is written after each epoch and that the same call goes on from after a kill. It stays
+            when the training is done, since the bundle is not saved yet: `featcache.strategies.checkpoint.remove`
+            removes it.
         backbone: needed only where the vectors were made by a module given in Python.
         progress: as for `featcache.train`.
 
@@ -123,6 +126,12 @@ def finetune(
     chosen_space = opened.space(space)
     if chosen_space.recipe.detection is not None:
         raise UsageError("The pictures of this space are aligned faces, on which no whole network is trained here.")
+    if arch is None and not isinstance(chosen_space.recipe.pixels.transform, StandardTransform):
+        raise UsageError(
+            f"The transform of {chosen_space.recipe.backbone} is a callable, so it is not known how it would treat the "
+            "parts of pictures that are cut out in each epoch. Give the backbone a StandardTransform, or train layers "
+            "of it with tune and one view."
+        )
     schedule = replace(schedule or (PRETRAINED if init == "pretrained" else SCRATCH), seed=seed)
     base = backbone_for(chosen_space.recipe, backbone) if arch is None else get(arch)
     with choose(progress) as shown:
