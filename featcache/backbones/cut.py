@@ -118,6 +118,14 @@ def places(network: Network) -> list[str]:
     return [path for path, _ in _places(network, trace(network.module, set(), _lists(network)))]
 
 
+def places_if_any(network: Network) -> list[str]:
+    """The same; none where torch.fx cannot follow the network's own code."""
+    try:
+        return places(network)
+    except UsageError:
+        return []
+
+
 @dataclass(frozen=True, slots=True)
 class _Place:
     """Where a network can be cut: the module whose output is stored, its node, and the nodes that follow."""

@@ -41,15 +41,17 @@ def layers(
     as_json: Json = False,
     debug: Debug = False,
 ) -> Answer:
-    """List a backbone's layers with the shape and size of one image's vector.
+    """List a backbone's layers with the shape and size of one image's vector, and where `tune` can begin.
 
     Example: featcache layers bundled:efficientnet_lite0
     """
     from featcache import backbones
+    from featcache.backbones.cut import places_if_any
 
-    found = backbones.get(backbone).layers()
+    network = backbones.get(backbone)
+    found, cuts = network.layers(), places_if_any(network.blank())
     listed = [dataclasses.asdict(layer) for layer in found]
-    return Answer({"backbone": backbone, "layers": listed}, lambda: _show_layers(found))
+    return Answer({"backbone": backbone, "layers": listed, "cuts": cuts}, lambda: _show_layers(found, cuts))
 
 
 def _show_models(found: list[ModelInfo], pattern: str | None) -> None:
@@ -67,7 +69,7 @@ def _show_models(found: list[ModelInfo], pattern: str | None) -> None:
         screen.say("  featcache models 'timm:*resnet*'")
 
 
-def _show_layers(found: list[LayerInfo]) -> None:
+def _show_layers(found: list[LayerInfo], cuts: list[str]) -> None:
     screen.table(
         ["layer", "shape", "axes", "with :mean", "with :none"],
         [
@@ -84,3 +86,8 @@ def _show_layers(found: list[LayerInfo]) -> None:
     )
     screen.say("Bytes an image. :mean and :mean_std pool to a vector (mean_std: twice as long), :none keeps the map.")
     screen.say("Take several with globs: --layers 'blocks.*:mean'.")
+    screen.say(
+        f"`featcache tune --from-layer` can begin at: {', '.join(cuts)}."
+        if cuts
+        else "`featcache tune` cannot cut this network: torch.fx cannot follow its code."
+    )

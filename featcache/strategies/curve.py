@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -47,9 +47,18 @@ class Curve:
         """The epoch whose weights were kept."""
         return best_of(self.epochs)
 
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Curve:
+        """The curve of `to_dict`."""
+        return cls(tuple(Epoch(**epoch) for epoch in data["epochs"]), data["ended"])
+
     def to_dict(self) -> dict[str, Any]:
         """The curve as plain values, with ``best_epoch``."""
-        return {**asdict(self), "best_epoch": self.best.number}
+        return {
+            "epochs": [asdict(epoch) for epoch in self.epochs],
+            "ended": self.ended,
+            "best_epoch": self.best.number,
+        }
 
 
 def best_of(epochs: Sequence[Epoch]) -> Epoch:

@@ -1,0 +1,226 @@
+"""What caching the frozen part saves: an epoch of the later layers from the cache, and with the first ones recomputed.
+
+    python scripts/bench/tune.py speed STORE [--from-layers blocks.5 blocks.6] [--rounds 3] [--items 320]
+    python scripts/bench/tune.py accuracy STORE [--from-layer blocks.6] [--epochs 10]
+
+STORE has the Lite0 vectors of a source whose images are where it knows them.
+
+``speed``: both sides are eager torch in channels-last and float32, the same suffix, output, AdamW and batches of 32.
+Bare parts are measured in the same rounds: ``decode`` (decoding and augmenting in threads), ``prefix`` (the frozen
+part on pictures in memory) and ``suffix`` (training steps on activations in memory); ``bound`` is (decode + prefix +
+suffix) / suffix, ``gain`` is the epoch with all recomputed over the epoch from the cache.
+
+``accuracy``: the same layers tuned from four cached views, and from images in a new view every epoch, scored on the
+same items; the difference has a paired bootstrap interval over the items.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import featcache as fc
+from featcache.backbones import for_recipe
+from featcache.backbones.cut import Cut
+from featcache.known_images import known_images
+from featcache.labelled_vectors import LabelledVectors
+from featcache.parts import learned_and_scored
+from featcache.progress import Silent
+from featcache.strategies import loop
+from featcache.strategies.cached_batches import CachedBatches
+from featcache.strategies.output import probed
+from featcache.strategies.picture_batches import PictureBatches, Pictures, in_order
+from featcache.strategies.tune import SCHEDULE
+from featcache.strategies.validation_rows import validation_rows
+
+sys.path.insert(0, str(Path(__file__).parent))
+import recording
+
+BATCH = 32
+
+
+class _Reached(Exception):
+    """The prefix has been run."""
+
+
+class Prefix(nn.Module):
+    """The frozen part of a network and nothing behind it."""
+
+    def __init__(self, network: Any, cut: Cut) -> None:
+        super().__init__()
+        self.network, self.scaled = network.module, network.scaled
+        self.found: Tensor | None = None
+        network.module.get_submodule(cut.cached.rpartition(":")[0]).register_forward_hook(self._keep)
+
+    def _keep(self, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        self.found = output
+        raise _Reached
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.inference_mode(), contextlib.suppress(_Reached):
+            self.network(self.scaled(x))
+        assert self.found is not None
+        return self.found.clone()
+
+
+def stepper(cut: Cut, classes: int) -> Callable[[Tensor, Tensor], None]:
+    """One training step of the suffix and an output on activations."""
+    with torch.inference_mode():
+        width = cut.suffix(torch.zeros(2, *cut.shape)).shape[1]
+    output = nn.Linear(width, classes)
+    model = nn.Sequential(cut.suffix.to(memory_format=torch.channels_last), output).train()
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-5)
+
+    def step(x: Tensor, y: Tensor) -> None:
+        optimiser.zero_grad()
+        x = x.reshape(-1, *cut.shape)
+        loss = nn.functional.cross_entropy(model(x.contiguous(memory_format=torch.channels_last)), y)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+
+    return step
+
+
+def drained(batches: Iterable[Any]) -> None:
+    for _ in batches:
+        pass
+
+
+def opened(store: Path, layer: str) -> tuple[Any, Any, Cut, LabelledVectors]:
+    found = fc.open(store)
+    backbone = for_recipe(found.space().recipe)
+    cut = backbone.cut(layer)
+    return found, backbone, cut, LabelledVectors.from_store(found, cut.cached, views=True)
+
+
+def pictures_of(found: Any, backbone: Any, examples: LabelledVectors) -> Pictures:
+    there = known_images(found, examples.items[0].source, examples.items, [])
+    return Pictures(backbone, examples.items, [there[item.uri] for item in examples.items], 0)
+
+
+def speed(store: Path, layer: str, rounds: int, items: int) -> dict[str, Any]:
+    fc.tune(store, layer, schedule=fc.Schedule(epochs=1), progress=False)  # puts the activations into the store
+    found, backbone, cut, examples = opened(store, layer)
+    rows = np.arange(len(examples.y))[:items]
+    numbers = np.unique(examples.y, return_inverse=True)[1][rows]
+    step = stepper(cut, len(set(examples.y.tolist())))
+    cached = CachedBatches(examples, rows, numbers, BATCH, 0)
+    decoded = PictureBatches(pictures_of(found, backbone, examples), rows, numbers, BATCH, 0)
+    prefix = Prefix(backbone.network, cut)
+    pixels, activations = next(decoded(1)), next(cached(1))
+    step(*activations)
+
+    def recomputed(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for x, y in decoded(epoch):
+            yield prefix(x), y
+
+    taken: dict[str, list[float]] = {name: [] for name in ("decode", "prefix", "suffix", "cached", "recomputed")}
+    work: dict[str, Callable[[int], Iterable[Any]]] = {
+        "decode": decoded,
+        "prefix": lambda _: (prefix(pixels[0]) for _ in range(cached.steps)),
+        "suffix": lambda _: (step(*activations) for _ in range(cached.steps)),
+        "cached": lambda epoch: (step(x, y) for x, y in cached(epoch)),
+        "recomputed": lambda epoch: (step(x, y) for x, y in recomputed(epoch)),
+    }
+    for turn in range(1, rounds + 1):
+        for name, made in work.items():
+            began = time.perf_counter()
+            drained(made(turn))
+            taken[name].append(time.perf_counter() - began)
+    median = {name: statistics.median(values) for name, values in taken.items()}
+    bound = (median["decode"] + median["prefix"] + median["suffix"]) / median["suffix"]
+    gain = median["recomputed"] / median["cached"]
+    return {
+        "problem": "speed", "from_layer": layer, "items": len(rows), "rounds": rounds, "seconds": taken,
+        "bound": round(bound, 2), "gain": round(gain, 2), "of_the_bound": round(gain / bound, 3),
+    }  # fmt: skip
+
+
+def accuracy(store: Path, layer: str, epochs: int) -> dict[str, Any]:
+    from dataclasses import replace
+
+    schedule = replace(SCHEDULE, epochs=epochs, patience=epochs)
+    bundle = fc.tune(store, layer, schedule=schedule)
+    found, backbone, cut, examples = opened(store, layer)
+    learn, test, _ = learned_and_scored(examples, None, 0, store, Silent())
+    fit, validation = validation_rows(examples, learn, test, 0, Silent())
+    names, numbers = np.unique(examples.y, return_inverse=True)
+    prefix, pictures = Prefix(backbone.network, cut), pictures_of(found, backbone, examples)
+    with torch.inference_mode():
+        X = np.concatenate([cut.suffix(prefix(x)).numpy() for x, _ in in_order(pictures, fit, numbers[fit], BATCH)])
+    output, _ = probed(X, examples.y[fit], examples.units[fit], 0)
+    model = nn.Sequential(prefix, cut.suffix, output)
+    for parameter in prefix.parameters():
+        parameter.requires_grad_(False)
+    stages = [(name, list(part.parameters())) for name, part in cut.stages]
+    loop.train(
+        _PrefixFrozen(model),
+        [*stages, ("output", list(output.parameters()))],
+        PictureBatches(pictures, fit, numbers[fit], schedule.batch_size, 0),
+        lambda: in_order(pictures, validation, numbers[validation], schedule.batch_size),
+        schedule,
+    )
+    model.eval()
+    with torch.inference_mode():
+        said = np.concatenate([model(x).argmax(1).numpy() for x, _ in in_order(pictures, test, numbers[test], BATCH)])
+    cached = bundle.predict_vectors(examples.read(test)) == examples.y[test]
+    images = names[said] == examples.y[test]
+    rng = np.random.default_rng(0)
+    draws = rng.integers(0, len(test), (10_000, len(test)))
+    differences = (cached.astype(float) - images)[draws].mean(axis=1)
+    return {
+        "problem": "accuracy", "source": examples.items[0].source, "from_layer": layer, "epochs": epochs,
+        "tested": len(test), "cached": float(cached.mean()), "images": float(images.mean()),
+        "difference": float(cached.mean() - images.mean()),
+        "interval": [float(v) for v in np.quantile(differences, [0.025, 0.975])],
+    }  # fmt: skip
+
+
+class _PrefixFrozen(nn.Module):
+    """Keeps the first part in eval mode whatever the rest does."""
+
+    def __init__(self, model: nn.Sequential) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.model(x)
+        return found
+
+    def train(self, mode: bool = True) -> _PrefixFrozen:
+        super().train(mode)
+        self.model[0].eval()
+        return self
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("problem", choices=["speed", "accuracy"])
+    parser.add_argument("store", type=Path)
+    parser.add_argument("--from-layers", nargs="+", default=["blocks.5", "blocks.6"])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--items", type=int, default=320)
+    parser.add_argument("--epochs", type=int, default=10)
+    options = parser.parse_args()
+    for layer in options.from_layers:
+        if options.problem == "speed":
+            made = speed(options.store, layer, options.rounds, options.items)
+        else:
+            made = accuracy(options.store, layer, options.epochs)
+        recording.append("tune", made | {"load": round(os.getloadavg()[0], 1)})
+
+
+if __name__ == "__main__":
+    main()
