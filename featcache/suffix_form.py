@@ -76,16 +76,25 @@ class SuffixForm:
         Raises:
             RecipeMismatchError: the backbone cannot be had, or follows another recipe.
             WeightsError: the weights do not fit the backbone's suffix.
+            BundleError: the activations or the output are of another shape than there.
         """
         import torch
         from torch import nn
 
         from featcache.backbones.cut import cut
+        from featcache.backbones.layers import POOLED
         from featcache.backbones.weights import load_into
 
         # The answers are computed where the arrays are, wherever the frozen network is.
-        suffix = cut(self.frozen.network, self.layer).suffix.cpu()
+        made = cut(self.frozen.network, self.layer)
+        suffix = made.suffix.cpu()
         load_into(suffix, {name: torch.from_numpy(np.array(t)) for name, t in self.tensors.items()}, "the bundle")
+        ((width,),) = (layer.shape for layer in self.frozen.resolve_layers([POOLED]))
+        if (made.shape, width) != (tuple(self.shape), self.output.weight.shape[1]):
+            raise BundleError(
+                f"The bundle does not fit its backbone, which gives {made.shape} at the cut before {self.layer!r} and "
+                f"{width} numbers at its end, not {tuple(self.shape)} and {self.output.weight.shape[1]}."
+            )
         output = nn.Linear(self.output.weight.shape[1], len(self.classes))
         with torch.no_grad():
             output.weight.copy_(torch.from_numpy(self.output.weight))

@@ -234,4 +234,6 @@ def test_a_suffix_packs_and_unpacks() -> None:
     with torch.inference_mode():
         module = tiny_backbone(1).module
         by_hand = module.pool(module.body(torch.from_numpy(X).reshape(-1, *SHAPE)))
-    np.testing.assert_allclose(form.scores(X), by_hand.numpy() @ output().weight.T + output().bias, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        form.scores(X), by_hand.numpy() @ output().weight.T + output().bias, rtol=1e-4, atol=1e-4
+    )

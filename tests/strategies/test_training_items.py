@@ -87,7 +87,7 @@ def test_no_unit_is_trained_on_and_validated_on(rows: list[Any], seed: int) -> N
 
 def test_a_part_of_each_class_is_set_aside() -> None:
     those = examples([("a", None, None)] * 40 + [("b", None, None)] * 20)
-    fit, validation = validation_rows(those, np.arange(60), np.zeros(0, np.int64), 0, Silent())
+    _, validation = validation_rows(those, np.arange(60), np.zeros(0, np.int64), 0, Silent())
     assert np.unique(those.y[validation], return_counts=True)[1].tolist() == [6, 3]
     other = validation_rows(those, np.arange(60), np.zeros(0, np.int64), 1, Silent())[1]
     assert other.tolist() != validation.tolist()
