@@ -173,7 +173,7 @@ def test_a_suffix_that_is_none_of_its_backbone(
 def test_a_cut_of_another_layer_or_shape_is_told(tmp_path: Path, layers: list[dict[str, Any]]) -> None:
     suffix().save(tmp_path / "a.fch")
     rewrite(tmp_path / "a.fch", layers=layers)
-    with pytest.raises(BundleError, match="cut"):
+    with pytest.raises((BundleError, RecipeMismatchError), match=r"at the cut|reads vectors \(n, 2176\)"):
         Bundle.load(tmp_path / "a.fch").predict(picture(), backbone=tiny_backbone())
 
 
@@ -213,10 +213,9 @@ def test_own_weights_leave_the_backbone_as_it_is() -> None:
     assert backbone.recipe == before
     assert digest_of(backbone.module) == before.weights
     assert not any(parameter.requires_grad for parameter in made.module.parameters())
-    with pytest.raises(WeightsError, match="1 missing"):
-        with_weights(backbone, state(1) | {}).blank() and with_weights(
-            backbone, {name: t for name, t in state(1).items() if name != "stem.0.bias"}
-        ).load()
+    lacking = with_weights(backbone, {name: t for name, t in state(1).items() if name != "stem.0.bias"})
+    with pytest.raises(WeightsError, match=r"1 missing \(stem\.0\.bias\)"):
+        lacking.load()
 
 
 def test_a_suffix_packs_and_unpacks() -> None:

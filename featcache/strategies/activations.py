@@ -130,7 +130,7 @@ def store_activations(
     if wanted.bytes > (1 - _LEFT_FREE) * wanted.free:
         raise DiskFullError(
             f"The activations {wanted.layer} of {wanted.images:,} images in {wanted.views} views need "
-            f"{wanted.bytes / 1e9:,.1f} GB, but {wanted.free / 1e9:,.1f} GB are free at {store.path}. Train fewer "
+            f"{_size(wanted.bytes)}, but {_size(wanted.free)} are free at {store.path}. Train fewer "
             "layers (a later one makes smaller activations), take fewer --views, or make room."
         )
     if wanted.bytes:
@@ -179,6 +179,10 @@ def extract_known(
             "computed. If they were moved: featcache extract NEW-PLACE -o STORE --moved."
         )
     extract(known, store.path, backbone=backbone, layers=layers, views=views, seed=seed, progress=progress)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
 
 
 def _labelled(store: FeatureStore, source: str | None, labels: str | Path | None) -> list[Item]:
