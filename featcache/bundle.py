@@ -205,7 +205,7 @@ class Bundle:
                 "Use predict_vectors with vectors of the same kind."
             )
         if backbone is not None and isinstance(self.form, SuffixForm):
-            return replace(self, form=replace(self.form, backbone=backbone)).predict(images, top=top, progress=progress)
+            return self.on(backbone).predict(images, top=top, progress=progress)
         found = listed(images)
         network = self.backbone(backbone)
         predictions = []
@@ -230,6 +230,8 @@ class Bundle:
         """
         if self.recipe is None:
             raise RecipeMismatchError("This head was trained on vectors of unknown origin, so it has no backbone.")
+        if given is None and isinstance(self.form, SuffixForm):
+            return self.form.frozen  # once in memory serves the layers before the cut and those behind it
         if self.weights is None:
             return backbone_for(self.recipe, given)
         if given is None:
@@ -242,6 +244,10 @@ class Bundle:
         assert self.weights is not None
         made = get(self.recipe.backbone, runtime=self.recipe.runtime or "auto", precision=self.recipe.precision)
         return backbone_for(self.recipe, with_weights(made, self.weights, self.recipe.pixels))
+
+    def on(self, backbone: Backbone) -> Bundle:
+        """The same bundle; of a suffix the one that is cut from this backbone, where no name leads to it."""
+        return replace(self, form=replace(self.form, backbone=backbone)) if isinstance(self.form, SuffixForm) else self
 
     def require(self, recipe: Recipe) -> None:
         """Check that vectors of *recipe* are those that the head was fitted on.
@@ -283,7 +289,7 @@ class Bundle:
         from featcache.joined import Joined
 
         if backbone is not None and isinstance(form, SuffixForm):
-            form = replace(form, backbone=backbone)
+            return self.on(backbone).to_torch()
         return Joined(self.backbone(backbone), form, [(use.name, use.scale) for use in self.layers])
 
     def save(self, path: str | Path) -> None:

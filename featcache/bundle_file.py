@@ -113,6 +113,7 @@ def fields(data: Mapping[str, Any], tensors: Mapping[str, np.ndarray], *, where:
         and trained_on.shape[1] == 32
         and all(_SMALLEST <= use.scale <= _LARGEST and min(use.shape, default=0) > 0 for use in uses)
         and (weights is None or (recipe is not None and type(count) is int and len(weights) == count > 0))
+        and (weights is None or kind != suffix_form.SUFFIX)
     )
     if not fits:
         raise BundleError(f"{where} is damaged: its tensors do not fit its description.")

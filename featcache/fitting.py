@@ -23,6 +23,8 @@ from featcache.layer_use import LayerUse, scale_layers
 from featcache.progress import Progress, Silent
 
 _ROWS_AT_ONCE = 8192
+_NUMBERS_AT_ONCE = 2**26
+"""Of whole activation maps fewer rows: 8192 of them may take many gigabytes."""
 _STREAMING = "Take --head torch or --head ridge, which read the vectors piece by piece, or fewer layers."
 
 
@@ -134,8 +136,9 @@ def answers(bundle: Bundle, examples: LabelledVectors, rows: np.ndarray) -> tupl
     With several labels an item the latter are (m, k) bool.
     """
     probabilities, predicted = [], []
-    for start in range(0, len(rows), _ROWS_AT_ONCE):
-        X = examples.read(rows[start : start + _ROWS_AT_ONCE])
+    at_once = max(1, min(_ROWS_AT_ONCE, _NUMBERS_AT_ONCE // bundle.width))
+    for start in range(0, len(rows), at_once):
+        X = examples.read(rows[start : start + at_once])
         p = bundle.predict_proba_vectors(X)
         probabilities.append(p)
         if bundle.task == "multilabel" or p is None:

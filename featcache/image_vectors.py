@@ -31,6 +31,8 @@ def image_vectors(
 ) -> LabelledVectors:
     """All labelled items of a source that have an image, with what a network that was trained gives of it.
 
+    Images in quarantine are left out, as those of stored vectors are.
+
     Args:
         bundle: a head with the network it was trained with.
         store: knows the items and where they are.
@@ -43,7 +45,8 @@ def image_vectors(
         UsageError: the images can be given by a Python program alone.
     """
     name = store.source(source)
-    items = store.items(source=name)
+    unusable = {uri for uri, _ in store.quarantine(name)}
+    items = [item for item in store.items(source=name) if item.uri not in unusable]
     if labels is not None:
         given = read_labels(Path(labels))
         items = [replace(item, label=given.get(item.uri)) for item in items]

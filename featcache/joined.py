@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -84,7 +85,8 @@ class Votes(nn.Module):
 def head_module(form: Classifier | SuffixForm) -> nn.Module:
     """A head as a module from vectors, or activations flattened, (n, d) float32 to logits (n, k)."""
     if isinstance(form, SuffixForm):
-        return form.module
+        # A copy: whoever trains the module on, or moves it, leaves the head as it is.
+        return copy.deepcopy(form.module).requires_grad_(True)
     if isinstance(form, NeighbourForm):
         return Votes(form)
     if isinstance(form, LinearForm):

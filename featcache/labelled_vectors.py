@@ -36,6 +36,8 @@ class LabelledVectors:
             in quarantine are not counted.
         without_labels: images of the source that have vectors but no label, so are not among the items.
         labels: the k labels of the columns of ``y``, where an item can have several.
+        narrow: from row numbers to (rows, e) vectors by which near-duplicates are looked for, where those of ``read``
+            are whole activation maps.
         links: (m, 2) row numbers of pairs that were linked, see `linked`.
     """
 
@@ -52,6 +54,7 @@ class LabelledVectors:
     labels: tuple[str, ...] | None = None
     views: tuple[str, ...] = (VIEW_0,)
     read_views: Callable[[np.ndarray], np.ndarray] | None = None
+    narrow: Callable[[np.ndarray], np.ndarray] | None = None
     links: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.int64))
 
     def linked(self, pairs: np.ndarray) -> LabelledVectors:
@@ -82,7 +85,7 @@ class LabelledVectors:
         split: str | None = None,
         source: str | None = None,
         space: str | None = None,
-        views: bool = False,
+        views: bool | Sequence[str] = False,
     ) -> LabelledVectors:
         """The labelled items of a source that have vectors.
 
@@ -93,13 +96,15 @@ class LabelledVectors:
             split: only this split.
             source: which source.
             space: which space.
-            views: learn from all views that are stored of these layers, not from view 0 alone.
+            views: learn from all views that are stored of these layers, not from view 0 alone; or from view 0 and
+                those of these names.
 
         Raises:
             MissingVectorsError: no labelled item has vectors, or some lack a layer or a view.
             UsageError: *labels* names paths that are no images of the source.
         """
-        rows = ItemRows.of(store, layers, split=split, source=source, space=space, views=views)
+        chosen = views if isinstance(views, bool) else [VIEW_0, *views]
+        rows = ItemRows.of(store, layers, split=split, source=source, space=space, views=chosen)
         items = rows.items
         given: dict[str, str] | None = None
         if labels is not None:

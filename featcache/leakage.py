@@ -74,10 +74,16 @@ def search(
     for row in np.sort(rows).tolist():
         first.setdefault(examples.items[row].sha256, row)
     contents = np.array(list(first.values()), dtype=np.int64)
-    uses = layer_uses(examples, contents)
+    uses = layer_uses(examples, contents) if examples.narrow is None else ()
+
+    def read(at: np.ndarray) -> np.ndarray:
+        if examples.narrow is not None:
+            return examples.narrow(contents[at])
+        return scale_layers(examples.read(contents[at]), uses)
+
     asked = None if scored is None else {examples.items[row].sha256 for row in scored}
     found = near_duplicates.find(
-        lambda at: scale_layers(examples.read(contents[at]), uses),
+        read,
         examples.units[contents],
         scored=None if asked is None else np.array([sha256 in asked for sha256 in first]),
         seed=seed,

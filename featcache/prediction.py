@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from featcache.fitting import answers
 from featcache.progress import Progress, choose
 from featcache.scorable import scorable
 from featcache.store import FeatureStore
+
+if TYPE_CHECKING:
+    from featcache.backbones import Backbone
 
 __all__ = ["EvaluateReport", "Prediction", "evaluate", "predict"]
 
@@ -94,6 +97,7 @@ def evaluate(
     source: str | None = None,
     space: str | None = None,
     labels: str | Path | None = None,
+    backbone: Backbone | None = None,
     progress: Progress | bool | None = None,
 ) -> EvaluateReport | multilabel.MultilabelReport:
     """Score a head on items of a store.
@@ -108,6 +112,7 @@ def evaluate(
         source: which source.
         space: which space; by default the one whose recipe the head needs.
         labels: a CSV file (``path,label``) whose labels take the place of the stored ones.
+        backbone: needed only for a network that was trained, in part or whole, and that a module given in Python made.
         progress: as for `featcache.extract`, while near-duplicates are looked for.
 
     Raises:
@@ -116,8 +121,10 @@ def evaluate(
         UnknownNameError: no such split, or the head's layers are not stored.
     """
     bundle = head if isinstance(head, Bundle) else Bundle.load(head)
+    if backbone is not None:
+        bundle = bundle.on(backbone)
     opened = store if isinstance(store, FeatureStore) else FeatureStore.open(store)
-    on = scorable(bundle, opened, split=split, source=source, space=space, labels=labels)
+    on = scorable(bundle, opened, split=split, source=source, space=space, labels=labels, backbone=backbone)
     examples, rows, knows = on.examples, on.rows, bool(len(bundle.trained_on))
     probabilities, predicted = answers(bundle, examples, rows)
     y, units = examples.y[rows], examples.units[rows]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,6 +15,10 @@ from featcache.errors import MissingVectorsError, RecipeMismatchError, UnknownNa
 from featcache.image_vectors import image_vectors
 from featcache.labelled_vectors import LabelledVectors
 from featcache.store import FeatureStore
+from featcache.suffix_form import SuffixForm
+
+if TYPE_CHECKING:
+    from featcache.backbones import Backbone
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,7 @@ def scorable(
     space: str | None = None,
     labels: str | Path | None = None,
     others: Sequence[Bundle] = (),
+    backbone: Backbone | None = None,
 ) -> Scorable:
     """The items of a store to score a head on.
 
@@ -54,6 +60,7 @@ def scorable(
         space: which space; by default the one whose recipe the head needs.
         labels: a CSV file (``path,label``) whose labels take the place of the stored ones.
         others: heads that must not have been trained on the items either.
+        backbone: needed only for a network that was trained and that a module given in Python made.
 
     Raises:
         RecipeMismatchError: the store's vectors were made by another recipe; the fields are named.
@@ -62,7 +69,7 @@ def scorable(
         UsageError: a head compares two images and names no labels.
     """
     _ = [head.classifier for head in (bundle, *others)]
-    examples = vectors_for(bundle, store, source=source, space=space, labels=labels)
+    examples = vectors_for(bundle, store, source=source, space=space, labels=labels, backbone=backbone)
     seen, taken = (
         np.array([any(head.overlap([item.sha256]) for head in heads) for item in examples.items], dtype=bool)
         for heads in ([bundle], [bundle, *others])
@@ -97,6 +104,7 @@ def vectors_for(
     source: str | None = None,
     space: str | None = None,
     labels: str | Path | None = None,
+    backbone: Backbone | None = None,
 ) -> LabelledVectors:
     """All labelled items of a source with the vectors that a head needs; arguments and errors as in `scorable`."""
     if bundle.recipe is None:
@@ -105,11 +113,13 @@ def vectors_for(
             "Use predict_vectors with vectors of the same kind."
         )
     if bundle.weights is not None and space is None:
-        return image_vectors(bundle, store, source=source, labels=labels)
+        return image_vectors(bundle, store, source=source, labels=labels, backbone=backbone)
     if space is None:
         matching = [s for s in store.spaces if s.recipe == bundle.recipe]
         space = matching[0].fingerprint if matching else None
     bundle.require(store.space(space).recipe)
     names = [use.name for use in bundle.layers]
     examples = LabelledVectors.from_store(store, names, labels=labels, source=source, space=space)
+    if isinstance(bundle.form, SuffixForm):
+        return replace(examples, narrow=bundle.form.frozen_vectors(examples.read))
     return multilabel.several_labels(examples, bundle.classes) if bundle.task == "multilabel" else examples

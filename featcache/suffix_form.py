@@ -6,7 +6,7 @@ Only weights are kept, no code: the suffix is cut out of its backbone again (`fe
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from featcache.backbones import Backbone
+    from featcache.backbones.cut import Cut
 
 SUFFIX = "suffix on activations"
 _PREFIX = "suffix."
@@ -60,21 +61,40 @@ class SuffixForm:
         return self.output.link
 
     @cached_property
+    def frozen(self) -> Backbone:
+        """The frozen network that the suffix was cut from.
+
+        Raises:
+            RecipeMismatchError: it cannot be had, or follows another recipe.
+        """
+        return backbone_for(self.recipe, self.backbone)
+
+    @cached_property
     def module(self) -> nn.Module:
         """From activations (n, d), flattened, to logits (n, k), in eval mode.
 
         Raises:
             RecipeMismatchError: the backbone cannot be had, or follows another recipe.
             WeightsError: the weights do not fit the backbone's suffix.
+            BundleError: the activations or the output are of another shape than there.
         """
         import torch
         from torch import nn
 
         from featcache.backbones.cut import cut
+        from featcache.backbones.layers import POOLED
         from featcache.backbones.weights import load_into
 
-        suffix = cut(backbone_for(self.recipe, self.backbone).network, self.layer).suffix
+        # The answers are computed where the arrays are, wherever the frozen network is.
+        made = cut(self.frozen.network, self.layer)
+        suffix = made.suffix.cpu()
         load_into(suffix, {name: torch.from_numpy(np.array(t)) for name, t in self.tensors.items()}, "the bundle")
+        ((width,),) = (layer.shape for layer in self.frozen.resolve_layers([POOLED]))
+        if (made.shape, width) != (tuple(self.shape), self.output.weight.shape[1]):
+            raise BundleError(
+                f"The bundle does not fit its backbone, which gives {made.shape} at the cut before {self.layer!r} and "
+                f"{width} numbers at its end, not {tuple(self.shape)} and {self.output.weight.shape[1]}."
+            )
         output = nn.Linear(self.output.weight.shape[1], len(self.classes))
         with torch.no_grad():
             output.weight.copy_(torch.from_numpy(self.output.weight))
@@ -98,9 +118,40 @@ class SuffixForm:
         """(n,) labels."""
         return np.asarray(np.array(self.classes)[self.scores(X).argmax(axis=1)])
 
+    def frozen_vectors(self, read: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+        """The vectors of the frozen network from the activations at the cut, see `frozen_vectors`."""
+        return frozen_vectors(self.frozen.cut(self.layer), read)
+
     def tempered(self, temperature: float) -> SuffixForm:
         """The form whose logits are divided by a temperature; it predicts the same labels."""
         return replace(self, output=self.output.tempered(temperature))
+
+
+def frozen_vectors(cut: Cut, read: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+    """What a suffix gives before it is trained, computed once for each row.
+
+    Args:
+        cut: as it was made.
+        read: from row numbers (m,) to activations (m, d), flattened.
+
+    Returns:
+        From row numbers (m,) to (m, e) float32, what ``pooled`` of the frozen network is.
+    """
+    import torch
+
+    device = next(cut.suffix.parameters()).device
+    known: dict[int, np.ndarray] = {}
+
+    def vectors(rows: np.ndarray) -> np.ndarray:
+        missing = np.array([row for row in dict.fromkeys(rows.tolist()) if row not in known], dtype=np.int64)
+        for start in range(0, len(missing), _AT_ONCE):
+            part = missing[start : start + _AT_ONCE]
+            X = torch.from_numpy(read(part)).reshape(-1, *cut.shape).to(device)
+            with torch.inference_mode():
+                known.update(zip(part.tolist(), cut.suffix(X).float().cpu().numpy(), strict=True))
+        return np.stack([known[row] for row in rows.tolist()])
+
+    return vectors
 
 
 def pack(form: SuffixForm) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -43,7 +43,7 @@ def train(
     refit_all: bool = False,
     class_weight: str | Mapping[str, float] | None = None,
     group_near_duplicates: bool = False,
-    views: str = "all",
+    views: str | Sequence[str] = "all",
     progress: Progress | bool | None = None,
 ) -> Bundle:
     """Train a head on stored vectors and score it on items it has not seen.
@@ -74,7 +74,8 @@ def train(
         group_near_duplicates: keep near-duplicates (`featcache.evaluation.near_duplicates`) on one side
             of every split and fold. If the hold-out of earlier heads tears some apart, this head gets one of its
             own, which the protocol says. Otherwise those that stand on both sides are counted in the report.
-        views: ``all`` that are stored of the layers, or ``first`` for view 0 alone.
+        views: ``all`` that are stored of the layers, ``first`` for view 0 alone, or the names of those to learn from
+            beside view 0.
         progress: True for a bar, False for none, None for a bar on a terminal, or an object that is told.
 
     Returns:
@@ -91,8 +92,9 @@ def train(
     began = time.monotonic()
     if task not in ("classify", "multilabel"):
         raise UnknownNameError.among("task", task, ("classify", "multilabel"))
-    if views not in ("all", "first"):
+    if isinstance(views, str) and views not in ("all", "first"):
         raise UnknownNameError.among("choice of views", views, ("all", "first"))
+    learned = views == "all" if isinstance(views, str) else list(views)
     if class_weight is not None:
         head = with_class_weight(head, class_weight, seed, task)
     check_head(head, task)  # a misspelt name should not wait for the vectors to be read
@@ -102,7 +104,7 @@ def train(
             examples = LabelledVectors.from_file(path)
         else:
             examples = LabelledVectors.from_store(
-                FeatureStore.open(path), layers, labels=labels, source=source, space=space, views=views == "all"
+                FeatureStore.open(path), layers, labels=labels, source=source, space=space, views=learned
             )
         if task == "multilabel":
             examples = multilabel.several_labels(examples)

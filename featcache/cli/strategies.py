@@ -121,13 +121,15 @@ def tune(
     head = with_hidden_layers("mlp", hidden, dropout, seed)
     check_target(output)
     _check_curve(curve)
-    needed = activations_needed(store, from_layer, init=init, views=views, seed=seed, source=source, space=space)
+    needed = activations_needed(
+        store, from_layer, init=init, views=views, seed=seed, labels=labels, source=source, space=space
+    )
     _confirm(needed, yes)
     checkpoint = output.with_name(output.name + ".checkpoint")
     bundle = run(
         store, from_layer, init=init, views=views, hidden=head.hidden, dropout=head.dropout,
-        schedule=_schedule(SCHEDULE, epochs, rate, batch_size), split=split, labels=labels, source=source, space=space,
-        seed=seed, checkpoint=checkpoint, progress=True,
+        schedule=None if init == "new" else _schedule(SCHEDULE, epochs, rate, batch_size), split=split, labels=labels,
+        source=source, space=space, seed=seed, checkpoint=None if init == "new" else checkpoint, progress=True,
     )  # fmt: skip
     bundle.save(output)
     checkpoints.remove(checkpoint)

@@ -15,6 +15,7 @@ from featcache.extraction.report import ExtractionInterrupted, ExtractReport, No
 from featcache.extraction.run import Run
 from featcache.images.augmentation import views_beside
 from featcache.images.given import GivenImages
+from featcache.known_images import KnownSource
 from featcache.progress import Progress, choose, counted, phase_if_slow
 from featcache.recipe import Recipe, StandardTransform
 from featcache.store.compaction import merge_small_shards
@@ -114,11 +115,12 @@ def extract(
     if views < 1 or seed < 0:
         raise UsageError(f"There are 1 view or more and a seed from 0 on, not {views} views and the seed {seed}.")
     began, started = time.monotonic(), datetime.now(timezone.utc)
-    one_by_one = isinstance(source, GivenImages)
+    # Nobody lists these sources in full, so none of their images is judged to be gone.
+    in_part = isinstance(source, (GivenImages, KnownSource))
     images: Source = (
         source if isinstance(source, Source) else open_source(source, labels=labels, split=split, name=name)
     )
-    if images.name in GIVEN and not one_by_one:
+    if images.name in GIVEN and not in_part:
         raise UsageError(
             f"The name {images.name!r} is kept for images that are given in Python. Give another one: --name NAME."
         )
@@ -160,7 +162,7 @@ def extract(
             )  # fmt: skip
             try:
                 try:
-                    if not one_by_one:
+                    if not in_part:
                         run.forget_removed({entry.uri for entry in listed}, images.incomplete, images.within)
                     threads = workers or cores()
                     at_once = min(threads, cores())  # more threads read a slow disk, but do not compute faster

@@ -6,15 +6,17 @@ import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from featcache.backbones import Backbone
 from featcache.errors import DiskFullError, MissingVectorsError
 from featcache.extraction import extract
 from featcache.images.augmentation import views_beside
+from featcache.images.sources import read_labels
 from featcache.known_images import KnownSource, known_images
 from featcache.progress import Progress
-from featcache.store import FeatureStore
+from featcache.store import FeatureStore, Item
 from featcache.store.commit import places
 from featcache.store.view_names import VIEW_0
 
@@ -52,6 +54,11 @@ class Activations:
         return asdict(self)
 
 
+def view_names(views: int, seed: int) -> list[str]:
+    """The names of so many views of a seed, view 0 first."""
+    return [VIEW_0, *(view.name for view in views_beside(views, seed))]
+
+
 def needed(
     store: FeatureStore,
     backbone: Backbone,
@@ -59,6 +66,7 @@ def needed(
     *,
     views: int = 1,
     seed: int = 0,
+    labels: str | Path | None = None,
     source: str | None = None,
     space: str | None = None,
 ) -> Activations:
@@ -70,6 +78,7 @@ def needed(
         layer: name of the layer to be stored.
         views: of each image, view 0 among them.
         seed: of the views.
+        labels: a CSV file whose labels take the place of the stored ones.
         source: which source.
         space: which space.
 
@@ -78,8 +87,8 @@ def needed(
         UsageError: the layer cannot be pooled so.
     """
     (found,) = backbone.resolve_layers([layer])
-    labelled = {item.sha256 for item in store.items(source=source) if item.label is not None}
-    names = [VIEW_0, *(view.name for view in views_beside(views, seed))]
+    labelled = {item.sha256 for item in _labelled(store, source, labels)}
+    names = view_names(views, seed)
     column = store.space(space).layers.get(layer)
     stored = 0
     if column is not None:
@@ -98,6 +107,7 @@ def store_activations(
     wanted: Activations,
     *,
     seed: int,
+    labels: str | Path | None = None,
     source: str | None,
     progress: Progress,
 ) -> None:
@@ -108,6 +118,7 @@ def store_activations(
         backbone: of the space.
         wanted: as `needed` gives it.
         seed: of the views.
+        labels: as for `needed`.
         source: which source.
         progress: is told of the extraction.
 
@@ -119,11 +130,14 @@ def store_activations(
     if wanted.bytes > (1 - _LEFT_FREE) * wanted.free:
         raise DiskFullError(
             f"The activations {wanted.layer} of {wanted.images:,} images in {wanted.views} views need "
-            f"{wanted.bytes / 1e9:,.1f} GB, but {wanted.free / 1e9:,.1f} GB are free at {store.path}. Train fewer "
+            f"{_size(wanted.bytes)}, but {_size(wanted.free)} are free at {store.path}. Train fewer "
             "layers (a later one makes smaller activations), take fewer --views, or make room."
         )
     if wanted.bytes:
-        extract_known(store, backbone, [wanted.layer], views=wanted.views, seed=seed, source=source, progress=progress)
+        extract_known(
+            store, backbone, [wanted.layer], views=wanted.views, seed=seed, labels=labels, source=source,
+            progress=progress,
+        )  # fmt: skip
 
 
 def extract_known(
@@ -133,6 +147,7 @@ def extract_known(
     *,
     views: int = 1,
     seed: int = 0,
+    labels: str | Path | None = None,
     source: str | None,
     progress: Progress,
 ) -> None:
@@ -143,6 +158,8 @@ def extract_known(
         backbone: of the space.
         layers: names of layers.
         views, seed: as for `featcache.extract`.
+        labels: a CSV file (``path,label``) that tells which images are labelled in place of the stored labels; these
+            stay as they are.
         source: which source.
         progress: is told of the extraction.
 
@@ -152,7 +169,7 @@ def extract_known(
     """
     name = store.source(source)
     notes: list[str] = []
-    items = [item for item in store.items(source=name) if item.label is not None]
+    items = _labelled(store, name, labels)
     known = KnownSource(name, store.sources()[name], items, known_images(store, name, items, notes))
     for note in notes:
         progress.note(note)
@@ -162,3 +179,15 @@ def extract_known(
             "computed. If they were moved: featcache extract NEW-PLACE -o STORE --moved."
         )
     extract(known, store.path, backbone=backbone, layers=layers, views=views, seed=seed, progress=progress)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
+
+
+def _labelled(store: FeatureStore, source: str | None, labels: str | Path | None) -> list[Item]:
+    """The labelled images of a source, as the store describes them, without those that could not be used."""
+    unusable = {uri for uri, _ in store.quarantine(source)}
+    items = [item for item in store.items(source=source) if item.uri not in unusable]
+    given = None if labels is None else read_labels(Path(labels))
+    return [item for item in items if (item.label if given is None else given.get(item.uri)) is not None]

@@ -54,7 +54,11 @@ class Curve:
 
     def to_dict(self) -> dict[str, Any]:
         """The curve as plain values, with ``best_epoch``."""
-        return {**asdict(self), "best_epoch": self.best.number}
+        return {
+            "epochs": [asdict(epoch) for epoch in self.epochs],
+            "ended": self.ended,
+            "best_epoch": self.best.number,
+        }
 
 
 def best_of(epochs: Sequence[Epoch]) -> Epoch:

@@ -26,6 +26,7 @@ from featcache.labelled_vectors import LabelledVectors
 from featcache.layer_use import LayerUse
 from featcache.parts import check_classes, learned_and_scored
 from featcache.progress import Progress, choose
+from featcache.recipe import StandardTransform
 from featcache.score_report import described, scored
 from featcache.store import FeatureStore
 from featcache.strategies import loop
@@ -33,7 +34,7 @@ from featcache.strategies.output import linear_form, probed
 from featcache.strategies.picture_batches import PictureBatches, Pictures, in_order
 from featcache.strategies.schedule import Schedule
 from featcache.strategies.stages import stages_of
-from featcache.strategies.training_items import items_digest
+from featcache.strategies.training_items import class_numbers, contents, items_digest
 from featcache.strategies.validation_rows import validation_rows
 
 if TYPE_CHECKING:
@@ -97,7 +98,9 @@ def finetune(
         seed: of the weights, the hold-out, the validation part, the augmentation and the order.
         precision: ``float32``, or ``bfloat16`` for products so where the machine has it; weights stay in float32.
         device: torch device; that of the backbone by default.
-        checkpoint: a file that is written after each epoch and that the same call goes on from after a kill.
+        checkpoint: a file that is written after each epoch and that the same call goes on from after a kill. It stays
+            when the training is done, since the bundle is not saved yet: `featcache.strategies.checkpoint.remove`
+            removes it.
         backbone: needed only where the vectors were made by a module given in Python.
         progress: as for `featcache.train`.
 
@@ -123,6 +126,12 @@ def finetune(
     chosen_space = opened.space(space)
     if chosen_space.recipe.detection is not None:
         raise UsageError("The pictures of this space are aligned faces, on which no whole network is trained here.")
+    if arch is None and not isinstance(chosen_space.recipe.pixels.transform, StandardTransform):
+        raise UsageError(
+            f"The transform of {chosen_space.recipe.backbone} is a callable, so it is not known how it would treat the "
+            "parts of pictures that are cut out in each epoch. Give the backbone a StandardTransform, or train layers "
+            "of it with tune and one view."
+        )
     schedule = replace(schedule or (PRETRAINED if init == "pretrained" else SCRATCH), seed=seed)
     base = backbone_for(chosen_space.recipe, backbone) if arch is None else get(arch)
     with choose(progress) as shown:
@@ -143,8 +152,7 @@ def finetune(
         fit, validation = validation_rows(examples, learn, test, seed, shown)
         guard = leakage.guard(examples, [learn, test], scored=test, seed=seed, progress=shown)
         fit_began = time.monotonic()
-        names, numbers = np.unique(examples.y, return_inverse=True)
-        classes = tuple(str(name) for name in names)
+        classes, numbers = class_numbers(examples.y, learn)
         chosen: dict[str, object] = {}
         if init == "pretrained":
             base.load()
@@ -178,14 +186,13 @@ def finetune(
         )  # fmt: skip
         weights = _state(network)
         own = with_weights(base, weights, pixels)
-        contents = sorted({examples.items[row].sha256 for row in learn})
         bundle = Bundle(
             head="finetune",
             classes=classes,
             layers=(LayerUse(POOLED, (output.in_features,), 1.0),),
             recipe=own.recipe,
             form=linear_form(output, classes),
-            trained_on=np.frombuffer(b"".join(contents), dtype=np.uint8).reshape(-1, 32),
+            trained_on=contents(examples, np.union1d(learn, validation)),
             fitted_on=len(learn),
             chosen={"epoch": curve.best.number, **{f"output_{name}": value for name, value in chosen.items()}},
             weights=weights,

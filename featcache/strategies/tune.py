@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from torch import nn
 
 from featcache import leakage
 from featcache.backbones.cut import Cut
 from featcache.bundle import Bundle
 from featcache.embedding import backbone_for
-from featcache.errors import UnknownNameError
+from featcache.errors import UnknownNameError, UsageError
 from featcache.fitting import answers, layer_uses
 from featcache.heads import make_head
 from featcache.labelled_vectors import LabelledVectors
@@ -29,13 +28,13 @@ from featcache.progress import Progress, choose
 from featcache.score_report import described, scored
 from featcache.store import FeatureStore
 from featcache.strategies import loop
-from featcache.strategies.activations import Activations, needed, store_activations
+from featcache.strategies.activations import Activations, needed, store_activations, view_names
 from featcache.strategies.cached_batches import CachedBatches, in_order
 from featcache.strategies.output import linear_form, probed
 from featcache.strategies.schedule import Schedule
-from featcache.strategies.training_items import items_digest
+from featcache.strategies.training_items import class_numbers, contents, items_digest
 from featcache.strategies.validation_rows import validation_rows
-from featcache.suffix_form import SuffixForm
+from featcache.suffix_form import SuffixForm, frozen_vectors
 from featcache.training import train
 
 if TYPE_CHECKING:
@@ -44,7 +43,6 @@ if TYPE_CHECKING:
 INITS = ("pretrained", "new")
 VIEWS = 4
 SCHEDULE = Schedule(rate=3e-4)
-_AT_ONCE = 64
 
 
 def tune(
@@ -55,7 +53,7 @@ def tune(
     views: int = VIEWS,
     hidden: Sequence[int] = (512,),
     dropout: float = 0.2,
-    schedule: Schedule = SCHEDULE,
+    schedule: Schedule | None = None,
     split: str | None = None,
     labels: str | Path | None = None,
     source: str | None = None,
@@ -80,10 +78,13 @@ def tune(
         views: of each image that are cached and learned from, see `featcache.extract`.
         hidden: units of each hidden layer; for ``new`` alone.
         dropout: share of the units that is left out in a step; for ``new`` alone.
-        schedule: of the training; its seed gives way to *seed*.
+        schedule: of the training, `SCHEDULE` by default; its seed gives way to *seed*. For ``pretrained`` alone, as
+            the head ``mlp`` has its own.
         split, labels, source, space: as for `featcache.train`.
         seed: of the views, the hold-out, the validation part and the training.
-        checkpoint: a file that is written after each epoch and that the same call goes on from after a kill.
+        checkpoint: a file that is written after each epoch and that the same call goes on from after a kill. It stays
+            when the training is done, since the bundle is not saved yet: `featcache.strategies.checkpoint.remove`
+            removes it. For ``pretrained`` alone.
         backbone: needed only where the vectors were made by a module given in Python.
         progress: as for `featcache.train`.
 
@@ -92,13 +93,19 @@ def tune(
 
     Raises:
         UnknownNameError: no such layer or way to begin.
-        UsageError: the network cannot be cut there, or as for `featcache.train`.
+        UsageError: the network cannot be cut there, an argument for the other way to begin, or as for
+            `featcache.train`.
         DiskFullError: the activations do not fit on the disk.
         MissingVectorsError: the images are not where the store knows them.
         TrainingError: the loss is no longer finite.
     """
     if init not in INITS:
         raise UnknownNameError.among("way to begin", init, INITS)
+    if init == "new" and (schedule is not None or checkpoint is not None):
+        raise UsageError(
+            "Layers of one's own (init 'new') are trained as the head mlp is, which has neither a schedule nor a "
+            "checkpoint to give. Leave them away."
+        )
     began = time.monotonic()
     opened = FeatureStore.open(Path(store))
     recipe = opened.space(space).recipe
@@ -107,31 +114,33 @@ def tune(
     with choose(progress) as shown:
         if init == "new":
             layer = "pooled" if from_layer == "pooled" else _mean(network.cut(from_layer))
-            _store(opened, network, layer, views, seed, source, fingerprint, shown)
+            _store(opened, network, layer, views, seed, labels, source, fingerprint, shown)
             head = make_head("mlp", seed, "classify").set_params(hidden=tuple(hidden), dropout=dropout)
             made = train(
                 store, head, layers=layer, split=split, labels=labels, source=source, space=fingerprint, seed=seed,
-                progress=shown,
+                views=view_names(views, seed), progress=shown,
             )  # fmt: skip
             made.report |= {"strategy": "tune", "init": init, "from_layer": from_layer}
             return made
         cut = network.cut(from_layer)
-        _store(opened, network, cut.cached, views, seed, source, fingerprint, shown)
+        _store(opened, network, cut.cached, views, seed, labels, source, fingerprint, shown)
         opened = FeatureStore.open(Path(store))
         examples = LabelledVectors.from_store(
-            opened, cut.cached, labels=labels, source=source, space=fingerprint, views=views > 1
+            opened, cut.cached, labels=labels, source=source, space=fingerprint, views=view_names(views, seed)
         )
         check_classes(examples)
         learn, test, protocol = learned_and_scored(examples, split, seed, Path(store), shown)
         fit, validation = validation_rows(examples, learn, test, seed, shown)
+        vectors = frozen_vectors(cut, examples.read)
+        examples = replace(examples, narrow=vectors)
         guard = leakage.guard(examples, [learn, test], scored=test, seed=seed, progress=shown)
         fit_began = time.monotonic()
-        names, numbers = np.unique(examples.y, return_inverse=True)
-        classes = tuple(str(name) for name in names)
+        classes, numbers = class_numbers(examples.y, learn)
         shown.start("fit the output on the frozen vectors", None, "items")
-        output, chosen = probed(_vectors(cut, examples, fit), examples.y[fit], examples.units[fit], seed)
+        output, chosen = probed(vectors(fit), examples.y[fit], examples.units[fit], seed)
         shown.finish()
-        schedule = replace(schedule, seed=seed)
+        output.to(next(cut.suffix.parameters()).device)
+        schedule = replace(schedule or SCHEDULE, seed=seed)
         model = nn.Sequential(nn.Unflatten(1, cut.shape), cut.suffix, output)
         curve = loop.train(
             model,
@@ -154,14 +163,13 @@ def tune(
             recipe,
             backbone,
         )
-        contents = sorted({examples.items[row].sha256 for row in learn})
         bundle = Bundle(
             head="tune",
             classes=classes,
             layers=layer_uses(examples, learn),
             recipe=recipe,
             form=form,
-            trained_on=np.frombuffer(b"".join(contents), dtype=np.uint8).reshape(-1, 32),
+            trained_on=contents(examples, np.union1d(learn, validation)),
             fitted_on=len(learn),
             chosen={"epoch": curve.best.number, **{f"output_{name}": value for name, value in chosen.items()}},
         )
@@ -195,6 +203,7 @@ def activations_needed(
     init: str = "pretrained",
     views: int = VIEWS,
     seed: int = 0,
+    labels: str | Path | None = None,
     source: str | None = None,
     space: str | None = None,
     backbone: Backbone | None = None,
@@ -206,7 +215,7 @@ def activations_needed(
     if init != "new" or from_layer != "pooled":
         cut = network.cut(from_layer)
         layer = _mean(cut) if init == "new" else cut.cached
-    return needed(opened, network, layer, views=views, seed=seed, source=source, space=space)
+    return needed(opened, network, layer, views=views, seed=seed, labels=labels, source=source, space=space)
 
 
 def _mean(cut: Cut) -> str:
@@ -219,19 +228,10 @@ def _store(
     layer: str,
     views: int,
     seed: int,
+    labels: str | Path | None,
     source: str | None,
     space: str,
     shown: Progress,
 ) -> None:
-    wanted = needed(store, network, layer, views=views, seed=seed, source=source, space=space)
-    store_activations(store, network, wanted, seed=seed, source=source, progress=shown)
-
-
-def _vectors(cut: Cut, examples: LabelledVectors, rows: np.ndarray) -> np.ndarray:
-    """What the suffix gives of view 0 of some rows before it is trained, (m, d) float32: ``pooled``."""
-    parts = []
-    with torch.inference_mode():
-        for start in range(0, len(rows), _AT_ONCE):
-            X = torch.from_numpy(examples.read(rows[start : start + _AT_ONCE]))
-            parts.append(cut.suffix(X.reshape(-1, *cut.shape)).float().numpy())
-    return np.concatenate(parts)
+    wanted = needed(store, network, layer, views=views, seed=seed, labels=labels, source=source, space=space)
+    store_activations(store, network, wanted, seed=seed, labels=labels, source=source, progress=shown)

@@ -17,9 +17,9 @@ def validation_rows(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rows to train on, and rows to validate on.
 
-    The source's own split ``val`` validates where it is neither learned from nor scored on; else a part of the rows
-    to learn from is set aside, in each class the same share and whole units. A unit that is trained on is not
-    validated on.
+    The source's own split ``val`` validates where it is neither learned from nor scored on, but for its items of
+    classes that nobody learns; else a part of the rows to learn from is set aside, in each class the same share and
+    whole units. A unit that is trained on is not validated on.
 
     Args:
         examples: labelled items.
@@ -33,12 +33,16 @@ def validation_rows(
     """
     own = np.array([i for i, item in enumerate(examples.items) if item.split == "val"], dtype=np.int64)
     own = np.setdiff1d(own[~np.isin(examples.units[own], examples.units[scored])], learn)
+    own = own[np.isin(examples.y[own], examples.y[learn])]
     if len(own):
         fit, validation = learn[~np.isin(examples.units[learn], examples.units[own])], own
     else:
         keys = [str(unit) for unit in examples.units[learn]]
         parts = draw_holdout(examples.y[learn], keys, fraction=SHARE, seed=seed)
         aside = np.array([parts[key] == "test" for key in keys])
+        # A unit of several classes may hold all items of one of them; then it is trained on.
+        alone = ~np.isin(examples.y[learn], examples.y[learn[~aside]])
+        aside &= ~np.isin(examples.units[learn], examples.units[learn[alone]])
         fit, validation = learn[~aside], learn[aside]
     if not len(validation) or not len(fit):
         raise UsageError(

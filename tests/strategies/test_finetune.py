@@ -1,0 +1,271 @@
+"""Whole networks that train from images, and the bundles that carry them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+import featcache as fc
+from featcache.backbones import Backbone, get, tiny_backbone
+from featcache.bundle import Bundle
+from featcache.errors import (
+    MissingVectorsError,
+    RecipeMismatchError,
+    TrainingError,
+    UnknownNameError,
+    UnusableImageError,
+    UsageError,
+)
+from featcache.images.augmentation import views_beside
+from featcache.known_images import known_images
+from featcache.strategies.finetune import finetune
+from featcache.strategies.picture_batches import PictureBatches, Pictures, in_order
+from featcache.strategies.schedule import Schedule
+from featcache.strategies.tune import tune
+from tests.backbones.making import randomised, saved
+from tests.strategies import finetune_child
+from tests.strategies.stores import colour_blind, contents, draw_hues, extracted, labelled
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+SHORT = Schedule(epochs=1, rate=1e-3, batch_size=16)
+
+
+@pytest.fixture(scope="module")
+def hues(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with the vectors of a network that cannot tell its 60 pictures apart; not to be written to."""
+    root = draw_hues(tmp_path_factory.mktemp("hues") / "photos")
+    store = extracted(root, root.parent / "s.fcache", colour_blind())
+    fc.train(store, progress=False)  # keeps the hold-out
+    return store
+
+
+def run(store: Path, **options: Any) -> Bundle:
+    return finetune(store, **({"schedule": SHORT, "backbone": colour_blind(), "progress": False} | options))
+
+
+def learned(bundle: Bundle) -> dict[str, bytes]:
+    assert bundle.weights is not None
+    return {name: np.asarray(tensor).tobytes() for name, tensor in bundle.weights.items()}
+
+
+def answers(bundle: Bundle, paths: list[Path], backbone: Backbone | None = None) -> np.ndarray:
+    """(n, k) probabilities."""
+    predictions = bundle.predict(paths, backbone=backbone)
+    return np.array([[dict(p.labels)[name] for name in bundle.classes] for p in predictions])
+
+
+@pytest.fixture(scope="module")
+def trained(hues: Path) -> Bundle:
+    return run(hues, schedule=Schedule(epochs=8, rate=1e-2, batch_size=12, layer_decay=1.0))
+
+
+def test_it_beats_its_frozen_start_where_that_sees_nothing(hues: Path, trained: Bundle) -> None:
+    frozen = fc.train(hues, progress=False)
+    assert frozen.report["score"]["accuracy"] <= 0.75
+    assert trained.report["score"]["accuracy"] >= 0.9
+    assert trained.trained_on.tobytes() == frozen.trained_on.tobytes()
+    assert trained.report["score"]["n"] == frozen.report["score"]["n"]
+    shared = {"head", "task", "classes", "n", "score", "chosen", "balanced_accuracy", "macro_f1", "log_loss"}
+    shared |= {"views", "calibration", "near_duplicates", "fit_seconds", "seconds", "predicts", "unscored"}
+    assert shared <= set(frozen.report)
+    assert shared - {"views"} <= set(trained.report)
+    assert json.loads(json.dumps(trained.report, allow_nan=False)) == trained.report
+
+
+def test_it_answers_as_torch_does(hues: Path, trained: Bundle, tmp_path: Path) -> None:
+    """Evaluation, prediction, the saved file and one torch module agree with the network run by hand."""
+    root = Path(fc.open(hues).sources()["photos"])
+    paths = sorted(root.rglob("*.png"))
+    module = tiny_backbone().module
+    assert trained.weights is not None
+    module.load_state_dict({name: torch.from_numpy(np.array(t)) for name, t in trained.weights.items()})
+    module.eval()
+    backbone = colour_blind()
+    pixels = np.stack([backbone.prepare(backbone.decode(path.read_bytes())) for path in paths])
+    x = (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
+    form: Any = trained.form
+    with torch.no_grad():
+        expected = (module(x) @ torch.from_numpy(form.weight).T + torch.from_numpy(form.bias)).softmax(1).numpy()
+    got = answers(trained, paths, backbone)
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+    with torch.no_grad():
+        np.testing.assert_allclose(trained.to_torch(backbone)(x).softmax(1).numpy(), expected, atol=1e-5)
+
+    trained.save(tmp_path / "a.fch")
+    back = Bundle.load(tmp_path / "a.fch")
+    assert learned(back) == learned(trained)
+    assert back.report == trained.report
+    assert answers(back, paths, backbone).tolist() == got.tolist()
+    report = fc.evaluate(back, hues, backbone=backbone, progress=False)
+    seen = {row.tobytes() for row in back.trained_on}
+    test = np.array([hashlib.sha256(path.read_bytes()).digest() not in seen for path in paths])
+    right = np.array([path.parent.name for path in paths]) == np.array(back.classes)[got.argmax(1)]
+    assert report.n == test.sum()
+    assert report.accuracy == right[test].mean() == trained.report["score"]["accuracy"]
+    # The backbone gives the architecture alone: another with the same names and shapes does as well.
+    assert answers(back, paths, colour_blind()).tolist() == got.tolist()
+    with pytest.raises(RecipeMismatchError, match="backbone is"):
+        back.predict(paths, backbone=tiny_backbone(3))
+    with pytest.raises(UsageError, match="made from a module in Python"):
+        back.predict(paths)
+
+
+def test_it_leaves_the_backbone_and_the_store_as_they_are(hues: Path, tmp_path: Path) -> None:
+    store = shutil.copytree(hues, tmp_path / "s.fcache")
+    backbone, before = colour_blind(), contents(store)
+    digest = backbone.recipe.weights
+    state = torch.get_rng_state()
+    first = run(store, backbone=backbone)
+    assert colour_blind().recipe.weights == digest == backbone.recipe.weights
+    reference = colour_blind().module.state_dict()
+    assert all(torch.equal(tensor, reference[name]) for name, tensor in backbone.module.state_dict().items())
+    assert contents(store) == before
+    torch.set_rng_state(state)
+    torch.rand(7)  # what others drew before changes nothing
+    assert learned(run(store)) == learned(first)
+    assert learned(run(store, seed=1)) != learned(first)
+
+
+def test_killed_it_goes_on_to_the_same_bundle(hues: Path, tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    for folder in (whole, broken):
+        folder.mkdir()
+    assert finetune_child.run(hues, whole) == 0
+    assert finetune_child.run(hues, broken, kill_after=2) == -signal.SIGKILL
+    assert sorted(path.name for path in broken.iterdir()) == ["c.ckpt"]
+    assert finetune_child.run(hues, broken) == 0
+    assert (broken / "curve.json").read_text() == (whole / "curve.json").read_text()
+    a, b = Bundle.load(whole / "a.fch"), Bundle.load(broken / "a.fch")
+    assert learned(a) == learned(b)
+    assert a.form.weight.tobytes() == b.form.weight.tobytes()  # type: ignore[union-attr]
+    assert (whole / "c.ckpt").exists()  # until whoever made the bundle has saved it
+    with pytest.raises(UsageError, match=r'task\.init was "pretrained" and is now null'):
+        tune(
+            shutil.copytree(hues, tmp_path / "s.fcache"), "body.0", views=1, schedule=finetune_child.SCHEDULE,
+            checkpoint=whole / "c.ckpt", backbone=colour_blind(), progress=False,
+        )  # fmt: skip
+
+
+def test_augmented_views_are_those_that_are_stored(tmp_path: Path) -> None:
+    backbone = tiny_backbone()
+    store = extracted(draw_hues(tmp_path / "photos", each=3), tmp_path / "s.fcache", backbone, views=3, seed=7)
+    opened = fc.open(store)
+    items = list(labelled(store).values())
+    there = known_images(opened, "photos", items, [])
+    pictures = Pictures(backbone, items, [there[item.uri] for item in items], seed=7)
+    layers = backbone.resolve_layers(["pooled"])
+    X, _, stored = opened.arrays(views=True)
+    assert [item.uri for item in stored[::3]] == [item.uri for item in items]
+    for place, epoch in enumerate((None, 1, 2)):
+        pixels = np.stack([pictures.pixels(row, epoch) for row in range(len(items))])
+        np.testing.assert_allclose(X[place::3], backbone.forward(pixels, layers)["pooled"], rtol=1e-3, atol=1e-4)
+    assert views_beside(3, 7)[1].name == opened.view_names()[2]
+    batches = PictureBatches(pictures, np.arange(6), np.arange(6), 4, seed=0)
+    seen = [(x.numpy(), y.tolist()) for x, y in batches(2)]
+    assert [len(y) for _, y in seen] == [3, 3]
+    for x, y in seen:
+        np.testing.assert_array_equal(x, [pictures.pixels(row, 2) for row in y])
+    (first, _), _ = in_order(pictures, np.arange(6), np.arange(6), 4)
+    np.testing.assert_array_equal(first.numpy(), [pictures.pixels(row) for row in range(4)])
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A store of this test's own, of 16 pictures in ``photos`` beside it."""
+    return extracted(draw_hues(tmp_path / "photos", each=8), tmp_path / "s.fcache", colour_blind())
+
+
+def test_a_picture_that_was_changed(own: Path, tmp_path: Path) -> None:
+    for path in sorted((tmp_path / "photos").rglob("*.png")):
+        Image.new("RGB", (40, 40), (1, 2, len(path.name))).save(path)
+    with pytest.raises(UnusableImageError, match=r"another picture than when it was extracted; run `featcache extract"):
+        run(own)
+
+
+def test_pictures_that_are_gone(own: Path, tmp_path: Path) -> None:
+    (tmp_path / "photos" / "red" / "03.png").unlink()
+    with pytest.raises(MissingVectorsError, match=r"1 of 16 images are not where.*red/03\.png.*featcache extract"):
+        run(own)
+    shutil.rmtree(tmp_path / "photos")
+    with pytest.raises(MissingVectorsError, match=r"16 of 16 images.*There is nothing at .*photos"):
+        run(own)
+
+
+def test_one_in_quarantine_is_passed_over(own: Path, tmp_path: Path) -> None:
+    (tmp_path / "photos" / "red" / "99.png").write_bytes(b"no picture")
+    extracted(tmp_path / "photos", own, colour_blind())
+    bundle = run(own)
+    report = fc.evaluate(bundle, own, backbone=colour_blind(), progress=False)
+    assert report.n == bundle.report["score"]["n"]
+    assert bundle.fitted_on + report.n == 16
+    assert report.without_vectors == 0
+
+
+def test_what_cannot_be_finetuned(own: Path, tmp_path: Path, draw_pictures: Callable[..., Path]) -> None:
+    with pytest.raises(UnknownNameError, match="way to begin"):
+        run(own, init="new")
+    with pytest.raises(UsageError, match="Leave 'scratch:small_cnn' away"):
+        run(own, arch="scratch:small_cnn")
+    with pytest.raises(UsageError, match=r"only its own code knows.*--arch"):
+        run(own, init="scratch")
+    with pytest.raises(TrainingError, match="Try a lower rate"):
+        run(own, schedule=Schedule(epochs=2, rate=1e30, batch_size=8))
+
+    def transform(image: Image.Image) -> np.ndarray:
+        return np.asarray(image.resize((32, 32)), np.float32).transpose(2, 0, 1)
+
+    custom = Backbone.from_module(tiny_backbone().module, transform=transform, name="own", version="1", axes="NCHW")
+    store = extracted(draw_pictures(tmp_path / "others"), tmp_path / "c.fcache", custom)
+    with pytest.raises(UsageError, match="is a callable"):
+        run(store, backbone=custom)
+
+
+def test_a_small_network_learns_from_nothing(hues: Path, tmp_path: Path) -> None:
+    schedule = Schedule(epochs=8, rate=2e-3, batch_size=12, layer_decay=1.0)
+    bundle = run(hues, init="scratch", arch="scratch:small_cnn", schedule=schedule, backbone=None)
+    assert bundle.report["score"]["accuracy"] >= 0.9
+    assert bundle.recipe is not None
+    assert bundle.recipe.backbone == "scratch:small_cnn"
+    bundle.save(tmp_path / "a.fch")
+    back = Bundle.load(tmp_path / "a.fch")
+    paths = sorted(Path(fc.open(hues).sources()["photos"]).rglob("*.png"))
+    assert answers(back, paths).tolist() == answers(bundle, paths).tolist()
+    assert fc.evaluate(back, hues, progress=False).accuracy == bundle.report["score"]["accuracy"]
+    assert get("scratch:small_cnn").blank() is not None
+
+
+def test_a_bundle_needs_no_published_weights(
+    tmp_path: Path, draw_pictures: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole network is in the file: where nobody has the weights that it began with it answers all the same."""
+    name, root = "timm:test_resnet.r160_in1k", draw_pictures(tmp_path / "photos", each=5)
+    weights = saved(randomised(timm.create_model("test_resnet", pretrained=False)), tmp_path / "w.pth")
+    os.utime(weights, (1e9, 1e9))
+    store = tmp_path / "s.fcache"
+    fc.extract(root, store, backbone=name, weights=weights, runtime="torch", progress=False)
+    schedule = Schedule(epochs=1, rate=1e-4, batch_size=8)
+    bundle = finetune(store, schedule=schedule, backbone=get(name, weights), progress=False)
+    bundle.save(tmp_path / "a.fch")
+    paths = sorted(root.rglob("*.jpg"))
+    expected = answers(bundle, paths, get(name, weights))
+    weights.unlink()
+    monkeypatch.setenv("FEATCACHE_CACHE", str(tmp_path / "empty"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "empty"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "empty"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    back = Bundle.load(tmp_path / "a.fch")
+    np.testing.assert_allclose(answers(back, paths), expected, atol=1e-5)
+    report = fc.evaluate(back, store, progress=False)
+    assert report.accuracy == bundle.report["score"]["accuracy"]
