@@ -136,7 +136,7 @@ def _locate(
 ) -> tuple[list[Item], dict[tuple[str, str], np.ndarray]]:
     """The items that have vectors, and for each layer and view their (n, 2) pairs of shard and row.
 
-    Of several views an image in quarantine may lack some; it is then left out.
+    An image in quarantine may lack some of the layers or views; it is then left out.
 
     Raises:
         MissingVectorsError: no item has vectors, or some have only part of the layers or views.
@@ -155,7 +155,7 @@ def _locate(
         places.append({uri: (shard, row) for uri, shard, row in found})
     having = [item for item in items if any(item.uri in p for p in places)]
     partial = [item for item in having if not all(item.uri in p for p in places)]
-    if partial and len(views) > 1:
+    if partial:
         unusable = store.catalogue.query(
             "t",
             "SELECT q.uri FROM quarantine q JOIN sources s ON s.id = q.source_id JOIN spaces p ON p.id = q.space_id "
