@@ -1,4 +1,4 @@
-"""Values that are not finite cost the layer and the view they stand in, and nothing else, in whatever order it is asked."""
+"""Values that are not finite cost the layer and the view they stand in, and nothing else, in any order."""
 
 from __future__ import annotations
 
