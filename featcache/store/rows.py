@@ -10,6 +10,7 @@ import numpy as np
 
 from featcache.errors import MissingVectorsError, ShardGoneError
 from featcache.store.items import Item
+from featcache.store.source_records import judged
 from featcache.store.vectors import ColumnReader
 
 if TYPE_CHECKING:
@@ -157,12 +158,16 @@ def _locate(
     partial = [item for item in having if not all(item.uri in p for p in places)]
     if partial:
         unusable = store.catalogue.query(
-            "t",
-            "SELECT q.uri FROM quarantine q JOIN sources s ON s.id = q.source_id JOIN spaces p ON p.id = q.space_id "
-            "WHERE s.name = ? AND p.fingerprint = ?",
+            "tt",
+            "SELECT q.uri, q.versions FROM quarantine q JOIN sources s ON s.id = q.source_id "
+            "JOIN spaces p ON p.id = q.space_id WHERE s.name = ? AND p.fingerprint = ?",
             (name, store.space(space).fingerprint),
         )
-        lost = {item.uri for item in partial} & {uri for (uri,) in unusable}
+        lost = set()
+        for uri, versions in unusable:
+            _, bad = judged(versions)
+            if not bad or any(column in bad and uri not in p for column, p in zip(columns, places, strict=True)):
+                lost.add(uri)
         having = [item for item in having if item.uri not in lost]
         partial = [item for item in partial if item.uri not in lost]
     if partial:
