@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import os
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from featcache.errors import ImageMemoryError, UnusableImageError, UsageError
 from featcache.images.decode import rgb_from, rgb_from_array
 from featcache.images.entry import Content, Entry, Unusable, as_text
 from featcache.images.reading import FileStat, read_image_file
+from featcache.images.turns import Turn
 from featcache.store.source_records import IN_PYTHON
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class DatasetSource:
     A URI is the index in eight digits, with the file's name where the dataset tells it: ``00000042-tabby.jpg``; with
     several datasets the split stands before it. Labels are the names of the classes, or the class's number where
     they have none. An item that the dataset fails to give, whatever it raises, is an image that cannot be used.
+    Items are loaded one at a time. One that takes too long is given up, and goes on beside those after it.
 
     - torchvision: an item is ``(image, target)`` with a PIL image or an array as for `rgb_from_array`. Targets are
       read from ``targets``, ``labels`` or ``_labels`` where there is one, else every item is loaded once for them.
@@ -123,10 +124,10 @@ class _Row:
     dataset: Any
     column: str
     place: int
-    lock: threading.Lock
+    turn: Turn
 
     def read(self) -> tuple[bytes, FileStat]:
-        with _reading(), self.lock:  # whether a dataset may be asked by two threads at once is nowhere promised
+        with _reading(), self.turn:  # whether a dataset may be asked by two threads at once is nowhere promised
             value = self.dataset[self.place][self.column]
         if value is None:
             raise UnusableImageError("the row has no image")
@@ -152,9 +153,9 @@ def _rows(dataset: Any) -> Iterator[_Item]:
     # Without decoding, a row gives the bytes of the image's file, or its path.
     plain = dataset.with_format(None).cast_column(column, type(dataset.features[column])(decode=False))
     plain = plain.select_columns([column])
-    lock = threading.Lock()
+    turn = Turn()
     for place, label in enumerate(labels):
-        yield _Item(place, label, content=_Row(plain, column, place, lock))
+        yield _Item(place, label, content=_Row(plain, column, place, turn))
 
 
 def _one(columns: Sequence[str], what: str, kinds: Mapping[str, str]) -> str:
@@ -177,7 +178,7 @@ def _pairs(dataset: Any) -> Iterator[_Item]:
     classes = getattr(dataset, "classes", None)
     targets = _targets(dataset)
     files = _files(dataset)
-    lock = threading.Lock()
+    turn = Turn()
     for place, target in enumerate(targets):
         if isinstance(target, Unusable):
             yield _Item(place, None, content=target)
@@ -186,7 +187,7 @@ def _pairs(dataset: Any) -> Iterator[_Item]:
         if files is not None:
             yield _Item(place, label, file=files[place], is_file=True)
         else:
-            yield _Item(place, label, picture=functools.partial(_picture, dataset, place, lock))
+            yield _Item(place, label, picture=functools.partial(_picture, dataset, place, turn))
 
 
 def _targets(dataset: Any) -> list[Any]:
@@ -222,10 +223,10 @@ def _files(dataset: Any) -> list[str] | None:
     return [os.path.abspath(path) for path, _ in samples]
 
 
-def _picture(dataset: Any, place: int, lock: threading.Lock) -> Image:
+def _picture(dataset: Any, place: int, turn: Turn) -> Image:
     from PIL import Image as pil
 
-    with _reading(), lock:  # many datasets read one open file from wherever it stands
+    with _reading(), turn:  # many datasets read one open file from wherever it stands
         item = dataset[place]
     image = item[0] if isinstance(item, (tuple, list)) else item
     if isinstance(image, pil.Image):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,48 @@ def test_an_item_that_exits_does_not_end_the_run(tmp_path: Path, net: Backbone) 
     report = extract(Own({2: SystemExit(3)}, [0, 1] * 3), tmp_path / "s.fcache", net, name="own")
     assert report.computed == 5
     assert report.quarantine == [("00000002", "the source fails: SystemExit(3)")]
+
+
+@pytest.mark.parametrize("kind", ["pairs", "table"])
+def test_an_item_that_hangs_takes_no_other_with_it(tmp_path: Path, net: Backbone, kind: str) -> None:
+    gate = threading.Event()
+
+    def slow(i: int) -> None:
+        if i == 5:
+            gate.wait(60)
+
+    class SlowTable(Table):
+        def select_columns(self, columns: list[str]) -> Table:
+            return SlowTable(self.rows, super().select_columns(columns).features)
+
+        def __getitem__(self, key: int | str) -> Any:
+            if isinstance(key, int):
+                slow(key)
+            return super().__getitem__(key)
+
+        def with_format(self, kind: str | None) -> Table:
+            return self
+
+        def cast_column(self, column: str, feature: Any) -> Table:
+            return SlowTable(self.rows, self.features | {column: feature})
+
+    class SlowPairs(Pairs):
+        targets = [0] * 30
+
+        def __getitem__(self, place: int) -> tuple[Any, Any]:
+            slow(place)
+            return super().__getitem__(place)
+
+    dataset: Any
+    if kind == "pairs":
+        dataset = SlowPairs([(Image.fromarray(np.full((20, 30, 3), 8 * i, np.uint8)), 0) for i in range(30)])
+    else:
+        rows = [{"image": {"bytes": picture(i), "path": None}} for i in range(30)]
+        dataset = SlowTable(rows, {"image": ImageFeature()})
+    report = extract(dataset, tmp_path / "s.fcache", net, name="slow", image_timeout=1, workers=4)
+    gate.set()
+    assert [uri for uri, _ in report.quarantine] == ["00000005"]
+    assert report.computed == 29
 
 
 def test_a_folder_with_a_loader_of_its_own_and_a_cut_off_file(tmp_path: Path, net: Backbone) -> None:
