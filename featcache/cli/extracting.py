@@ -132,10 +132,13 @@ def _show(report: ExtractReport, source: str | None) -> None:
     counts = {"new": report.added, "changed": report.changed, "no longer there": report.removed}
     since = ", ".join(f"{n:,} {word}" for word, n in counts.items() if n)
     screen.say(counted(report.items, "images") + (f" ({since})" if since else ""))
-    done, rate = ("views of images computed", "views/s") if report.views > 1 else ("computed", "images/s")
+    several = report.views > 1
+    done = f"{counted(report.computed, 'views')} of images" if several else f"{report.computed:,}"
+    rate = "views/s" if several else "images/s"
     pace = f" at {report.images_per_second:.1f} {rate}" if report.computed else ""
     there = "there already, or copies of others" if report.computed else "there already"
-    screen.say(f"  {report.computed:,} {done}{pace}, {report.reused:,} {'images ' * (report.views > 1)}{there}")
+    reused = counted(report.reused, "images") if several else f"{report.reused:,}"
+    screen.say(f"  {done} computed{pace}, {reused} {there}")
     if source is None and report.left > 0:
         screen.say(f"  {report.left:,} still to do")
     if report.ignored:

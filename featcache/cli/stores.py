@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from featcache.cli import screen
 from featcache.cli.conduct import Answer, Debug, Json, verb
 from featcache.cli.options import Layers, Source, Space, Split, StorePath, layer_list
-
-if TYPE_CHECKING:
-    from featcache.store import FeatureStore
 
 
 @verb(interrupted="Nothing was changed.")
@@ -25,7 +22,7 @@ def status(store: StorePath, as_json: Json = False, debug: Debug = False) -> Ans
 
     opened = FeatureStore.open(store)
     found = opened.status()
-    return Answer(found, lambda: _show_status(opened, found))
+    return Answer(found, lambda: _show_status(found))
 
 
 @verb(interrupted="The file was not written.")
@@ -51,13 +48,14 @@ def export(
     return Answer(made, lambda: _show_export(made))
 
 
-def _show_status(store: FeatureStore, found: dict[str, Any]) -> None:
+def _show_status(found: dict[str, Any]) -> None:
     screen.say(f"{found['items']:,} items, {found['quarantined']:,} in quarantine")
     for source in found["sources"]:
         origin = f"from {source['root']}" if source["root"] else "given in memory"
         screen.say(f"Source {source['name']}: {source['items']:,} items {origin}")
-        for uri, reason in store.quarantine(source["name"]):
-            screen.say(f"  cannot be used: {uri}: {reason}")
+        for bad in found["quarantine"]:
+            if bad["source"] == source["name"]:
+                screen.say(f"  cannot be used: {bad['uri']}: {bad['reason']}")
     if not found["spaces"]:
         screen.say("No vectors yet.")
         return

@@ -82,7 +82,7 @@ def extract(
             agrees with eager torch.
         precision: ``float32``, or ``bfloat16`` where the processor or GPU has it; its vectors are a space of their own.
         batch_size: images in one pass; by default what the runtime is best with.
-        workers: threads that read, decode and, in OpenVINO, compute; by default one for each core.
+        workers: threads that read, decode and, in OpenVINO, compute; by default, and for 0, one for each core.
         dtype: ``float32`` or ``float16`` storage; by default float32 for vectors and float16 for whole
             maps. Asking for float32 computes again what is stored as float16.
         scaled: decode large JPEG photographs at half, a quarter or an eighth of their size, which is quicker and
@@ -93,10 +93,10 @@ def extract(
         progress: True for a bar, False for none, None for a bar on a terminal, or an object that is told.
 
     Raises:
-        UsageError: a time-out that is not above 0, ``scaled`` with a callable transform, a name that is kept for
-            images given in Python, a dataset that has no name or cannot be a source, a runtime or precision that this
-            machine does not have, fewer views than one, or several of a backbone whose transform is a callable or whose
-            images are aligned first.
+        UsageError: a time-out that is not above 0, a limit or batch below 1, workers below 0, ``scaled`` with a
+            callable transform, a name that is kept for images given in Python, a dataset that has no name or cannot
+            be a source, a runtime or precision that this machine does not have, fewer views than one, or several of
+            a backbone whose transform is a callable or whose images are aligned first.
         ConversionError: the network does not run on the runtime asked for as it does in torch.
         FeatcacheError: dozens of images hang at one time, so the disk or the transform does.
         SourceError: the source cannot be read as one.
@@ -114,6 +114,9 @@ def extract(
         raise UsageError(f"An image may take a number of seconds above 0, not {image_timeout}.")
     if views < 1 or seed < 0:
         raise UsageError(f"There are 1 view or more and a seed from 0 on, not {views} views and the seed {seed}.")
+    for option, number, least in (("limit", limit, 1), ("batch_size", batch_size, 1), ("workers", workers, 0)):
+        if number is not None and number < least:
+            raise UsageError(f"{option} is a whole number from {least} on, not {number}.")
     began, started = time.monotonic(), datetime.now(timezone.utc)
     # Nobody lists these sources in full, so none of their images is judged to be gone.
     in_part = isinstance(source, (GivenImages, KnownSource))

@@ -14,9 +14,10 @@ def status(store: FeatureStore) -> dict[str, Any]:
     """Count what is in the catalogue; no shard is opened.
 
     Returns:
-        ``store, items, quarantined, sources: [{name, root, items}]`` and ``spaces: [{fingerprint,
-        backbone, layers, views, rows, bytes}]``; ``rows`` are vectors over all layers and views, ``bytes``
-        the size of the shard files.
+        ``store, items, quarantined, quarantine: [{source, uri, reason}], sources: [{name, root, items}]`` and
+        ``spaces: [{fingerprint, backbone, layers, views, rows, bytes}]``. ``quarantined`` counts images, and one with
+        several reasons, for several spaces, stands several times in ``quarantine``; ``rows`` are vectors over all
+        layers and views, ``bytes`` the size of the shard files.
     """
     items = dict(
         store.catalogue.query(
@@ -37,6 +38,11 @@ def status(store: FeatureStore) -> dict[str, Any]:
         "store": str(store.path),
         "items": sum(items.values()),
         "quarantined": quarantined,
+        "quarantine": [
+            {"source": name, "uri": uri, "reason": reason}
+            for name in store.sources()
+            for uri, reason in store.quarantine(name)
+        ],
         "sources": [
             {"name": name, "root": root, "items": items.get(name, 0)} for name, root in store.sources().items()
         ],

@@ -71,6 +71,11 @@ def test_a_bad_picture_is_told_and_the_rest_goes_on(photos, tmp_path, capsys):
     assert "cats/text.jpg: " in capsys.readouterr().out
     assert main(["status", str(tmp_path / "s.fcache")]) == 0
     assert "cats/text.jpg: " in capsys.readouterr().out
+    assert main(["status", str(tmp_path / "s.fcache"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    (bad,) = found["quarantine"]
+    assert (found["quarantined"], bad["source"], bad["uri"]) == (1, "photos", "cats/text.jpg")
+    assert "not an image" in bad["reason"]
 
 
 def words_of_next(out):
@@ -144,6 +149,13 @@ def test_views_from_the_folder_to_the_head(photos, tmp_path, run, capsys):
     capsys.readouterr()
     assert main(["extract", str(photos), "-o", str(store), "--views", "3", "--seed", "5"]) == 0
     assert "24 views of images computed at" in capsys.readouterr().out
+
+
+def test_one_is_no_plural(capsys):
+    _shown(ExtractReport("s.fcache", "f" * 64, "bundled:x", items=2, views=2, computed=1, reused=1), None)()
+    out = capsys.readouterr().out
+    assert "  1 view of images computed at" in out
+    assert ", 1 image there already, or copies of others\n" in out
 
 
 def test_after_ctrl_c_what_is_left_is_told(capsys):

@@ -210,3 +210,103 @@ def test_one_bad_item_does_not_stop_a_dataset(tmp_path: Path, net: Backbone) -> 
     rows.append({"image": {"bytes": picture(0), "path": "x"}})
     report = extract(Table(rows, {"image": ImageFeature()}), tmp_path / "t.fcache", net, name="table")
     assert (report.computed, report.quarantined) == (1, 2)
+
+
+class Own:
+    """A dataset of 6 pictures that fails at some places, as one does whose files are damaged."""
+
+    def __init__(self, failing: dict[int, BaseException], targets: list[int] | None = None) -> None:
+        self.failing = failing
+        if targets is not None:
+            self.targets = targets
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, place: int) -> tuple[Image.Image, int]:
+        if place in self.failing:
+            raise self.failing[place]
+        return Image.fromarray(np.full((20, 30, 3), 40 * place, np.uint8)), place % 2
+
+
+@pytest.mark.parametrize("targets", [None, [0, 1] * 3])
+def test_whatever_an_item_raises_the_others_are_used(tmp_path: Path, net: Backbone, targets: list[int] | None) -> None:
+    store, failing = tmp_path / "s.fcache", {3: OSError("image file is truncated"), 4: MemoryError()}
+    for _ in range(2):
+        report = extract(Own(failing, targets), store, net, name="own")
+        assert report.computed + report.reused == 4
+        assert dict(report.quarantine) == {
+            "00000003": "the dataset fails: OSError('image file is truncated')",
+            "00000004": "there was not enough memory to load it",
+        }
+    assert set(fc.open(store).arrays()[1]) == {"0", "1"}
+    mended = extract(Own({}, targets), store, net, name="own")
+    assert (mended.computed, mended.reused, mended.quarantined) == (2, 4, 0)
+    assert list(fc.open(store).arrays()[1]) == ["0", "1"] * 3
+
+
+def test_an_item_that_exits_does_not_end_the_run(tmp_path: Path, net: Backbone) -> None:
+    report = extract(Own({2: SystemExit(3)}, [0, 1] * 3), tmp_path / "s.fcache", net, name="own")
+    assert report.computed == 5
+    assert report.quarantine == [("00000002", "the source fails: SystemExit(3)")]
+
+
+@pytest.mark.parametrize("kind", ["pairs", "table"])
+def test_an_item_that_hangs_takes_no_other_with_it(tmp_path: Path, net: Backbone, kind: str) -> None:
+    gate = threading.Event()
+
+    def slow(i: int) -> None:
+        if i == 5:
+            gate.wait(60)
+
+    class SlowTable(Table):
+        def select_columns(self, columns: list[str]) -> Table:
+            return SlowTable(self.rows, super().select_columns(columns).features)
+
+        def __getitem__(self, key: int | str) -> Any:
+            if isinstance(key, int):
+                slow(key)
+            return super().__getitem__(key)
+
+        def with_format(self, kind: str | None) -> Table:
+            return self
+
+        def cast_column(self, column: str, feature: Any) -> Table:
+            return SlowTable(self.rows, self.features | {column: feature})
+
+    class SlowPairs(Pairs):
+        targets = [0] * 30
+
+        def __getitem__(self, place: int) -> tuple[Any, Any]:
+            slow(place)
+            return super().__getitem__(place)
+
+    dataset: Any
+    if kind == "pairs":
+        dataset = SlowPairs([(Image.fromarray(np.full((20, 30, 3), 8 * i, np.uint8)), 0) for i in range(30)])
+    else:
+        rows = [{"image": {"bytes": picture(i), "path": None}} for i in range(30)]
+        dataset = SlowTable(rows, {"image": ImageFeature()})
+    report = extract(dataset, tmp_path / "s.fcache", net, name="slow", image_timeout=1, workers=4)
+    gate.set()
+    assert [uri for uri, _ in report.quarantine] == ["00000005"]
+    assert report.computed == 29
+
+
+def test_a_folder_with_a_loader_of_its_own_and_a_cut_off_file(tmp_path: Path, net: Backbone) -> None:
+    from torchvision.datasets import ImageFolder
+
+    for i in range(6):
+        path = tmp_path / "files" / ("cats" if i % 2 else "dogs") / f"{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((140, 130), 40 + i).save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+    def load(path: str) -> Image.Image:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+
+    dataset = ImageFolder(str(tmp_path / "files"), loader=load)
+    report = extract(dataset, tmp_path / "s.fcache", net, name="own")
+    assert (report.computed, report.quarantined) == (5, 1)
+    assert "truncated" in report.quarantine[0][1]
