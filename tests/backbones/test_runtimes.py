@@ -77,9 +77,79 @@ class Odd(nn.Module):
 class Looks(nn.Module):
     """Computes one thing or another, by what it sees."""
 
+    def __init__(self, look: Callable[[torch.Tensor], Any] = lambda mean: mean.sum() > 0) -> None:
+        super().__init__()
+        self.look = look
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         mean = x.mean((2, 3))
-        return mean * 2 if mean.sum() > 0 else mean * 3
+        return mean * 2 if self.look(mean) else mean * 3
+
+
+LOOKS: dict[str, Callable[[torch.Tensor], Any]] = {
+    "item": lambda mean: mean.sum().item() > 0,
+    "equal": lambda mean: torch.equal(mean, mean.abs()),
+    "allclose": lambda mean: torch.allclose(mean, mean.abs()),
+    "nonzero": lambda mean: (mean > 0).nonzero().shape[0] > 4,
+    "where": lambda mean: len(torch.where(mean > 0)[0]) > 4,
+    "mask": lambda mean: mean[mean > 0].shape[0] > 4,
+    "masked_select": lambda mean: mean.masked_select(mean > 0).numel() > 4,
+    "unique": lambda mean: torch.unique(mean.sign()).numel() > 1,
+    "unique of rows": lambda mean: torch.unique(mean.sign(), dim=0).shape[0] > 1,
+    "tolist": lambda mean: mean.tolist()[0][0] > 0,
+    "numpy": lambda mean: mean.detach().cpu().numpy().sum() > 0,
+    "asarray": lambda mean: np.asarray(mean).sum() > 0,
+    "dlpack": lambda mean: np.from_dlpack(mean).sum() > 0,
+    "index": lambda mean: [0, 1, 1][int(mean[0].argmax())],
+}
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_a_network_that_looks_at_values_is_no_graph(look: str) -> None:
+    """On dark pictures the graph of a trace would agree with torch; it is wrong on the others."""
+    backbone = made(Looks(LOOKS[look]))
+    layers, x = backbone.resolve_layers(["pooled"]), pictures(backbone)
+    passes = backbone.passes()
+    passes.ready(x, layers)
+    assert (passes.runtime, len(passes.notes)) == ("torch", 1)
+    assert "looks at in Python" in passes.notes[0]
+
+
+class Harmless(nn.Module):
+    """Asks for shapes, counts tokens, and takes rows by number, by a mask that changes no shape, and by halves."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[2] % 2 or len(x) == 0:
+            raise ValueError
+        tokens = x.flatten(2)[:, :, torch.arange(0, x.shape[2] * 4)].mean(-1)
+        tokens[tokens > 0.5] = 0.5
+        first, second = x.mean((2, 3)).chunk(2, dim=1)
+        return torch.cat([torch.where(tokens > 0, tokens, 2 * tokens), first, second], dim=1)
+
+
+def test_shapes_may_be_looked_at() -> None:
+    backbone = made(Harmless())
+    layers, x = backbone.resolve_layers(["pooled"]), pictures(backbone)
+    passes = backbone.passes()
+    passes.ready(x, layers)
+    assert (passes.runtime, passes.notes) == ("openvino", [])
+    more = pictures(backbone, 5, seed=1)
+    assert relative(passes.forward(more, layers)["pooled"], backbone.forward(more, layers)["pooled"]) <= 1e-4
+
+
+def test_a_graph_is_compared_on_pictures_of_another_kind_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run's first images are all dark here, and the noise that is traced is no lighter than grey."""
+    from featcache.backbones.runtimes import watching
+
+    # No look is known that goes unseen, so here none is seen.
+    monkeypatch.setattr(watching, "looks_at_values", lambda run: False)
+    backbone = made(Looks(lambda mean: mean.max() > 2))
+    layers, dark = backbone.resolve_layers(["pooled"]), pictures(backbone) // 8
+    passes = backbone.passes()
+    passes.ready(dark, layers)
+    assert passes.runtime == "torch"
+    assert "differs from eager torch" in passes.notes[0]
+    assert cached_files() == []
 
 
 @pytest.mark.parametrize(("module", "reason"), [(Odd(), r"aten::special_i0"), (Looks(), "looks at in Python")])
