@@ -242,6 +242,17 @@ def test_an_image_with_nan_inside_goes_to_quarantine(photos: Path, tmp_path: Pat
     assert "not finite" in report.quarantine[0][1]
 
 
+def test_an_image_with_nan_among_the_first_changes_no_runtime(photos: Path, tmp_path: Path) -> None:
+    """NaN behind the stem, which torch has whole: of that image alone is nothing compared."""
+    Image.new("RGB", (40, 40)).save(photos / "cats" / "a-dark.png")
+    transform = StandardTransform((32,), (32, 32), "bilinear", (0.5,) * 3, (0.2,) * 3)
+    backbone = Backbone.from_module(NaNInside(nn.ReLU()), transform=transform, name="nan", axes="NCHW")
+    report = fc.extract(
+        photos, tmp_path / "s.fcache", backbone=backbone, layers=["stem:mean", "pooled"], progress=False
+    )
+    assert (report.runtime, report.notes, report.computed, report.quarantined) == ("openvino", [], 24, 1)
+
+
 @pytest.fixture
 def kept() -> tuple[Callable[..., GraphPasses], Path]:
     """Makes passes as a new process would, and the file that keeps their graph."""
@@ -396,6 +407,23 @@ def test_what_is_no_agreement(got: list[list[float]], message: str) -> None:
     assert check_agreement(reference, reference, "float32") == {"pooled": 0.0}
     with pytest.raises(ConversionError, match=message):
         check_agreement({"pooled": np.array(got, np.float32)}, reference, "float32")
+
+
+def test_agreement_leaves_out_images_that_the_reference_loses() -> None:
+    """A graph tells of NaN anywhere on the way, so of all layers at once; torch has it behind the place alone."""
+    before, behind = np.ones((3, 4), np.float32), np.ones((3, 2), np.float32)
+    behind[1] = np.nan
+    lost = before.copy()
+    lost[1] = np.nan
+    reference = {"before": before, "behind": behind}
+    assert check_agreement({"before": lost, "behind": behind}, reference, "float32") == {"before": 0.0, "behind": 0.0}
+    assert check_agreement(reference, reference, "float32") == {"before": 0.0, "behind": 0.0}
+    also = lost.copy()
+    also[2] = np.nan
+    with pytest.raises(ConversionError, match="not finite"):
+        check_agreement({"before": also, "behind": behind}, reference, "float32")
+    with pytest.raises(ConversionError, match="not finite"):
+        check_agreement({"before": before, "behind": np.ones((3, 2), np.float32)}, reference, "float32")
 
 
 def test_agreement_is_asked_of_every_image_and_needs_one_that_is_finite() -> None:
