@@ -242,6 +242,45 @@ def test_an_image_with_nan_inside_goes_to_quarantine(photos: Path, tmp_path: Pat
     assert "not finite" in report.quarantine[0][1]
 
 
+class Overflows(nn.Module):
+    """Infinities for bright pictures, NaN of them, and what makes a number of NaN."""
+
+    def __init__(self, makes: str, hides: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.makes, self.hides = makes, hides
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a, b = x.exp(), (x + 1).exp()
+        if self.makes == "subtract":
+            made = a - b
+        elif self.makes == "add":
+            made = a + (1 - b)
+        elif self.makes == "multiply":
+            made = a * (x.abs() - x)
+        elif self.makes == "zero":
+            made = a * torch.tensor([0.0, 1.0, 1.0]).view(1, 3, 1, 1)
+        else:
+            made = torch.cat([a, 1 - b], dim=3).mean((2, 3), keepdim=True)
+        return self.hides(made).mean((2, 3)) + x.mean((2, 3))
+
+
+@pytest.mark.parametrize("makes", ["subtract", "add", "multiply", "zero", "mean"])
+@pytest.mark.parametrize(
+    "hides", [nn.ReLU(), nn.ReLU6(), nn.Hardtanh(), nn.Hardsigmoid(), nn.MaxPool2d(1)], ids=lambda m: type(m).__name__
+)
+def test_nan_of_an_overflow_is_not_hidden(makes: str, hides: nn.Module) -> None:
+    """exp(100) is above what float32 holds."""
+    transform = StandardTransform((32,), (32, 32), "bilinear", (0.5,) * 3, (0.005,) * 3)
+    backbone = Backbone.from_module(Overflows(makes, hides), transform=transform, name="overflow")
+    layers = backbone.resolve_layers(["pooled"])
+    x = np.repeat(np.array([120, 255, 130, 255], np.uint8), 32 * 32 * 3).reshape(4, 32, 32, 3)
+    passes = backbone.running(runtime="openvino").passes(images=4, cores=1)
+    passes.ready(x[::2], layers)
+    got, expected = (run(x, layers)["pooled"] for run in (passes.forward, backbone.forward))
+    assert np.isnan(expected).any(axis=1).tolist() == [False, True, False, True]
+    assert np.isnan(got).any(axis=1).tolist() == [False, True, False, True]
+
+
 def test_an_image_with_nan_among_the_first_changes_no_runtime(photos: Path, tmp_path: Path) -> None:
     """NaN behind the stem, which torch has whole: of that image alone is nothing compared."""
     Image.new("RGB", (40, 40)).save(photos / "cats" / "a-dark.png")
