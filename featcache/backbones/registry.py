@@ -73,13 +73,14 @@ def get(
         name: ``bundled:…``, ``dlib:face_resnet``, ``timm:…`` or ``torchvision:…``.
         weights: a file of weights instead of the published ones (.safetensors, .pth); for ``dlib:face_resnet`` the
             published file itself (.dat) where it is not installed.
-        device: torch device, ``cpu`` by default.
+        device: ``cpu`` (by default), ``cuda``, ``cuda:1``, …, see `featcache.backbones.devices`.
         runtime: ``auto``, ``torch`` or ``openvino``, see `featcache.backbones.runtimes`.
         precision: ``float32`` or ``bfloat16``.
 
     Raises:
         UnknownNameError: no such family, bundled backbone, network of dlib, runtime or precision.
-        UsageError: the file of weights is not there, or this machine does not have the runtime or precision.
+        UsageError: the file of weights is not there, or this machine does not have the device, runtime
+            or precision.
     """
     family, colon, inner = name.partition(":")
     if family == "module":
