@@ -424,6 +424,15 @@ def test_a_graph_that_cannot_be_read_is_no_graph(kept: Any, monkeypatch: pytest.
     assert done == [1]
 
 
+@pytest.mark.parametrize("runtime", ["auto", "openvino"])
+def test_a_batch_too_large_is_told_to_be_that(photos: Path, tmp_path: Path, runtime: str) -> None:
+    """Lack of memory is no fault of the network, and torch would lack it too."""
+    with pytest.raises(UsageError, match=r"not enough memory for passes of 10,000,000,000 images.*--batch-size"):
+        fc.extract(
+            photos, tmp_path / "s.fcache", backbone=tiny_backbone(), runtime=runtime, batch_size=10**10, progress=False
+        )
+
+
 def test_for_a_few_images_nothing_is_converted(monkeypatch: pytest.MonkeyPatch) -> None:
     done = conversions(monkeypatch)
     backbone = tiny_backbone()

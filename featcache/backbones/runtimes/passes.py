@@ -17,7 +17,7 @@ from featcache.backbones.runtimes import openvino_library
 from featcache.backbones.runtimes.agreement import check_agreement
 from featcache.backbones.runtimes.graph import CompiledGraph, Graph
 from featcache.backbones.runtimes.graph_cache import GraphCache, Proven
-from featcache.errors import ConversionError
+from featcache.errors import ConversionError, UsageError
 
 if TYPE_CHECKING:
     from featcache.backbones.backbone import Backbone
@@ -133,6 +133,7 @@ class GraphPasses:
 
         Raises:
             ConversionError: the network cannot be run by OpenVINO as it runs in torch, and *must* is set.
+            UsageError: so many images in a pass were asked for that there is not enough memory.
         """
         key = _key(batch, layers)
         if key in self._graphs or self._torch is not None:
@@ -145,6 +146,13 @@ class GraphPasses:
         except ConversionError as error:
             self._take_torch(str(error), error)
             return
+        except MemoryError as error:
+            if self._asked is None:
+                raise
+            # Torch would need no less of it.
+            raise UsageError(
+                f"There is not enough memory for passes of {self._asked:,} images. Give a smaller --batch-size."
+            ) from error
         if found is None:
             self._torch = TorchPasses(self._backbone, self._asked)
         else:
