@@ -25,7 +25,7 @@ from featcache.heads import check_head, prepare, with_class_weight
 from featcache.labelled_vectors import LabelledVectors
 from featcache.parts import check_classes, learned_and_scored, of_split
 from featcache.progress import Progress, choose
-from featcache.store import FeatureStore
+from featcache.store import FeatureStore, view_names
 
 
 def train(
@@ -145,7 +145,7 @@ def train(
             protocol += "; the head saved was fitted once more on all items"
         shown.finish()
     if len(examples.views) > 1:
-        protocol += f"; learned from {len(examples.views)} views of each image, scored on view 0"
+        protocol += f"; learned from {_views(examples.views)} of each image, scored on view 0"
     if bundle.report["calibration"] is not None and probabilities is not None:
         right = predicted == examples.y[test]
         for name, p in (("ece_before", sure), ("ece_after", probabilities)):
@@ -255,6 +255,12 @@ def _scored(
         "macro_f1": _interval(scores.macro_f1),
         "log_loss": _interval(scores.log_loss),
     }
+
+
+def _views(views: Sequence[str]) -> str:
+    """``3 views (seed 0)``: what other runs of `extract` added to the store tells itself by its seed."""
+    of = view_names.seeds(views)
+    return f"{len(views)} views" + (f" ({'seeds' if len(of) > 1 else 'seed'} {', '.join(map(str, of))})" if of else "")
 
 
 def _predicts(bundle: Bundle) -> str:
