@@ -90,8 +90,10 @@ def get(
         )
     if not colon or family not in FAMILIES:
         known = [f"bundled:{n}" for n in BUNDLED] + [f"dlib:{n}" for n in dlib_family.NAMES]
+        # The other families take seconds to be imported, so they are asked only where ours have no such name.
+        own = [repr(full) for full in known if full.endswith(f":{name}")]
         known += [f"{f}:NAME" for f in FAMILIES if f not in ("bundled", "dlib")]
-        if not colon and (full := [repr(info.name) for info in available(f"*:{name}")]):
+        if not colon and (full := own or [repr(info.name) for info in available(f"*:{name}")]):
             raise UnknownNameError(f"No backbone is called {name!r}. Did you mean {' or '.join(full[:3])}?")
         raise UnknownNameError.among("backbone", name, known, "`featcache models` lists them.")
     if family == "bundled":
