@@ -433,6 +433,37 @@ def test_a_batch_too_large_is_told_to_be_that(photos: Path, tmp_path: Path, runt
         )
 
 
+def test_the_precision_is_asked_of_openvino(kept: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Left alone it takes bfloat16 where the processor has it; and what it takes is not always what was asked for."""
+    import openvino
+
+    from featcache.backbones.runtimes import graph as module
+
+    proven = place_of(tiny_backbone()).read()
+    assert proven is not None
+
+    def compiled(precision: str) -> module.CompiledGraph:
+        return module.CompiledGraph(proven.graph, ["pooled"], images=1, at_once=1, cores=1, precision=precision)
+
+    assert compiled("float32")._compiled.get_property("INFERENCE_PRECISION_HINT") == openvino.Type.f32
+    real = module.core()
+
+    class Float32Only:
+        """A processor that has no bfloat16, as OpenVINO treats it: float32 is taken without a word."""
+
+        read_model = staticmethod(real.read_model)
+
+        @staticmethod
+        def compile_model(model: Any, device: str, properties: dict[str, str]) -> Any:
+            return real.compile_model(model, device, properties | {"INFERENCE_PRECISION_HINT": "f32"})
+
+    # Whether this machine's processor has bfloat16 must not decide what is tested.
+    monkeypatch.setattr(module, "core", Float32Only)
+    compiled("float32")
+    with pytest.raises(ConversionError, match=r"would compute as .*f(loat)?32.*, not as bf16"):
+        compiled("bfloat16")
+
+
 def test_for_a_few_images_nothing_is_converted(monkeypatch: pytest.MonkeyPatch) -> None:
     done = conversions(monkeypatch)
     backbone = tiny_backbone()
