@@ -10,7 +10,7 @@ import typer
 
 from featcache.cli import screen
 from featcache.cli.conduct import Answer, Debug, Json, verb
-from featcache.cli.options import Layers, layer_list
+from featcache.cli.options import Device, Layers, Precision, Runtime, Weights, layer_list
 from featcache.progress import counted
 
 if TYPE_CHECKING:
@@ -30,9 +30,7 @@ def extract(
     backbone: Annotated[
         str, typer.Option(metavar="B", help="The frozen network; `featcache models` lists them.")
     ] = "bundled:efficientnet_lite0",
-    weights: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The network's weights: .safetensors or .pth.")
-    ] = None,
+    weights: Weights = None,
     layers: Layers = None,
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Use only N images, all classes alike.")] = None,
     views: Annotated[
@@ -42,14 +40,9 @@ def extract(
         ),
     ] = 1,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the views; another one gives others.")] = 0,
-    device: Annotated[str | None, typer.Option(metavar="D", help="Where the network runs: cpu, cuda, cuda:1.")] = None,
-    runtime: Annotated[
-        str,
-        typer.Option(metavar="auto|torch|openvino", help="What computes; auto: the fastest that agrees with torch."),
-    ] = "auto",
-    precision: Annotated[
-        str, typer.Option(metavar="float32|bfloat16", help="bfloat16 is faster where the processor or GPU has it.")
-    ] = "float32",
+    device: Device = None,
+    runtime: Runtime = "auto",
+    precision: Precision = "float32",
     batch_size: Annotated[int | None, typer.Option(min=1, metavar="N", help="Images in one pass.")] = None,
     workers: Annotated[int | None, typer.Option(min=0, metavar="N", help="Threads; by default one a core.")] = None,
     dtype: Annotated[str | None, typer.Option(metavar="float32|float16", help="How vectors are stored.")] = None,

@@ -29,6 +29,22 @@ Labels = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="A CSV file (path,label) to use instead of the store's labels."),
 ]
+Weights = Annotated[
+    Path | None, typer.Option("--weights", metavar="FILE", help="The network's weights: .safetensors or .pth.")
+]
+Device = Annotated[str | None, typer.Option("--device", metavar="D", help="Where the network runs: cpu, cuda, cuda:1.")]
+Runtime = Annotated[
+    str,
+    typer.Option(
+        "--runtime", metavar="auto|torch|openvino", help="What computes; auto: the fastest that agrees with torch."
+    ),
+]
+Precision = Annotated[
+    str,
+    typer.Option(
+        "--precision", metavar="float32|bfloat16", help="bfloat16 is faster where the processor or GPU has it."
+    ),
+]
 StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="A store that `featcache extract` made.")]
 HeadPath = Annotated[Path, typer.Argument(metavar="HEAD.fch", help="A head that `featcache train` saved.")]
 

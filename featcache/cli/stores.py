@@ -10,6 +10,7 @@ import typer
 from featcache.cli import screen
 from featcache.cli.conduct import Answer, Debug, Json, verb
 from featcache.cli.options import Layers, Source, Space, Split, StorePath, layer_list
+from featcache.progress import counted
 
 
 @verb(interrupted="Nothing was changed.")
@@ -64,9 +65,9 @@ def _show_status(found: dict[str, Any]) -> None:
         [
             (
                 space["fingerprint"][:12],
-                space["backbone"],
+                "\n".join(filter(None, [space["backbone"], space["differs"]])),
                 "\n".join(space["layers"]),
-                f"{len(space['views']):,}",
+                "\n".join(filter(None, [f"{len(space['views']):,}", _seeds(space["seeds"])])),
                 f"{space['rows']:,}",
                 screen.size(space["bytes"]),
             )
@@ -76,6 +77,12 @@ def _show_status(found: dict[str, Any]) -> None:
     )
 
 
+def _seeds(seeds: list[int]) -> str:
+    return f"{'seeds' if len(seeds) > 1 else 'seed'} {', '.join(map(str, seeds))}" if seeds else ""
+
+
 def _show_export(made: dict[str, Any]) -> None:
     screen.say(f"{made['n']:,} vectors of length {made['d']:,} ({' + '.join(made['layers'])})")
+    if made["views_left_out"]:
+        screen.say(f"  of view 0 alone; {counted(made['views_left_out'], 'other views')} stay in the store")
     screen.say(f"File: {made['path']}")
