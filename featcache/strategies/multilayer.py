@@ -6,6 +6,7 @@ trained on; the price is one extraction (G. Evci et al., "Head2Toe", ICML 2022, 
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,6 +48,7 @@ def multilayer(
         UsageError: no layer of the network can be pooled, or as for `featcache.train`.
         MissingVectorsError: the images are not where the store knows them, though layers are missing.
     """
+    began = time.monotonic()
     opened = FeatureStore.open(Path(store))
     chosen = opened.space(space)
     network = backbone_for(chosen.recipe, backbone)
@@ -58,5 +60,5 @@ def multilayer(
             store, layers=layers, cv=cv, split=split, labels=labels, source=source, space=chosen.fingerprint, seed=seed,
             views="first", progress=shown,
         )  # fmt: skip
-    bundle.report |= {"strategy": "multilayer", "layers": layers}
+    bundle.report |= {"strategy": "multilayer", "layers": layers, "seconds": time.monotonic() - began}
     return bundle

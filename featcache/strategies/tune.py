@@ -121,6 +121,7 @@ def tune(
                 views=view_names(views, seed), progress=shown,
             )  # fmt: skip
             made.report |= {"strategy": "tune", "init": init, "from_layer": from_layer}
+            made.report["seconds"] = time.monotonic() - began
             return made
         cut = network.cut(from_layer)
         _store(opened, network, cut.cached, views, seed, labels, source, fingerprint, shown)
