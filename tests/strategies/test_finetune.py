@@ -14,17 +14,12 @@ import numpy as np
 import pytest
 import timm
 import torch
-from PIL import Image
 
 import featcache as fc
 from featcache.backbones import Backbone, get, tiny_backbone
 from featcache.bundle import Bundle
 from featcache.errors import (
-    MissingVectorsError,
     RecipeMismatchError,
-    TrainingError,
-    UnknownNameError,
-    UnusableImageError,
     UsageError,
 )
 from featcache.images.augmentation import views_beside
@@ -157,57 +152,6 @@ def test_augmented_views_are_those_that_are_stored(tmp_path: Path) -> None:
         np.testing.assert_array_equal(x, [pictures.pixels(row, 2) for row in y])
     (first, _), _ = in_order(pictures, np.arange(6), np.arange(6), 4)
     np.testing.assert_array_equal(first.numpy(), [pictures.pixels(row) for row in range(4)])
-
-
-@pytest.fixture
-def own(tmp_path: Path) -> Path:
-    """A store of this test's own, of 16 pictures in ``photos`` beside it."""
-    return extracted(draw_hues(tmp_path / "photos", each=8), tmp_path / "s.fcache", colour_blind())
-
-
-def test_a_picture_that_was_changed(own: Path, tmp_path: Path) -> None:
-    for path in sorted((tmp_path / "photos").rglob("*.png")):
-        Image.new("RGB", (40, 40), (1, 2, len(path.name))).save(path)
-    with pytest.raises(UnusableImageError, match=r"another picture than when it was extracted; run `featcache extract"):
-        run(own)
-
-
-def test_pictures_that_are_gone(own: Path, tmp_path: Path) -> None:
-    (tmp_path / "photos" / "red" / "03.png").unlink()
-    with pytest.raises(MissingVectorsError, match=r"1 of 16 images are not where.*red/03\.png.*featcache extract"):
-        run(own)
-    shutil.rmtree(tmp_path / "photos")
-    with pytest.raises(MissingVectorsError, match=r"16 of 16 images.*There is nothing at .*photos"):
-        run(own)
-
-
-def test_one_in_quarantine_is_passed_over(own: Path, tmp_path: Path) -> None:
-    (tmp_path / "photos" / "red" / "99.png").write_bytes(b"no picture")
-    extracted(tmp_path / "photos", own, colour_blind())
-    bundle = run(own)
-    report = fc.evaluate(bundle, own, backbone=colour_blind(), progress=False)
-    assert report.n == bundle.report["score"]["n"]
-    assert bundle.fitted_on + report.n == 16
-    assert report.without_vectors == 0
-
-
-def test_what_cannot_be_finetuned(own: Path, tmp_path: Path, draw_pictures: Callable[..., Path]) -> None:
-    with pytest.raises(UnknownNameError, match="way to begin"):
-        run(own, init="new")
-    with pytest.raises(UsageError, match="Leave 'scratch:small_cnn' away"):
-        run(own, arch="scratch:small_cnn")
-    with pytest.raises(UsageError, match=r"only its own code knows.*--arch"):
-        run(own, init="scratch")
-    with pytest.raises(TrainingError, match="Try a lower rate"):
-        run(own, schedule=Schedule(epochs=2, rate=1e30, batch_size=8))
-
-    def transform(image: Image.Image) -> np.ndarray:
-        return np.asarray(image.resize((32, 32)), np.float32).transpose(2, 0, 1)
-
-    custom = Backbone.from_module(tiny_backbone().module, transform=transform, name="own", version="1", axes="NCHW")
-    store = extracted(draw_pictures(tmp_path / "others"), tmp_path / "c.fcache", custom)
-    with pytest.raises(UsageError, match="is a callable"):
-        run(store, backbone=custom)
 
 
 def test_a_small_network_learns_from_nothing(hues: Path, tmp_path: Path) -> None:
