@@ -41,7 +41,7 @@ class Prediction:
     """What a head says of one image.
 
     Attributes:
-        uri: the path as given, or the image's place in the list.
+        uri: the path as given, or the image's place in the list; of an image in a tar file ``NAME.tar/MEMBER``.
         labels: (label, probability) pairs, the likeliest first; probability None where the head has none.
         problem: why the image could not be used; then there are no labels.
     """
@@ -184,7 +184,7 @@ class Bundle:
         """Say what is in images.
 
         Args:
-            images: one or several paths of files or folders, PIL images or arrays.
+            images: one or several paths of files or folders, tar files or patterns of them, PIL images or arrays.
             top: how many labels for each image; by default 5, and for the task ``multilabel`` all those that
                 are likelier than not.
             backbone: needed only where the vectors were made by a module given in Python.

@@ -11,6 +11,7 @@ import numpy as np
 
 from featcache.backbones.runtimes import passes_of
 from featcache.errors import RecipeMismatchError, SourceError, UnusableImageError, UsageError
+from featcache.images.entry import Entry
 from featcache.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ class Embedded:
     """One image's vector, or why there is none.
 
     Attributes:
-        name: the path as it was given, or the image's place in the list.
+        name: the path as it was given, or the image's place in the list; of an image in a tar file
+            ``NAME.tar/MEMBER``.
         vector: (d,) float32, the layers one after another; None where the image cannot be used.
         reason: why the image cannot be used.
     """
@@ -74,7 +76,7 @@ def backbone_for(recipe: Recipe, backbone: Backbone | None = None) -> Backbone:
 
 
 def embed(
-    images: Sequence[ImageLike | Callable[[], Decoded]],
+    images: Sequence[ImageLike | Entry | Callable[[], Decoded]],
     backbone: Backbone,
     layers: Sequence[str],
     batch_size: int = BATCH,
@@ -82,7 +84,7 @@ def embed(
     """Vectors of images, in order.
 
     Args:
-        images: paths, PIL images, arrays, or what makes a picture when its turn has come.
+        images: paths, PIL images, arrays, what `listed` gives, or what makes a picture when its turn has come.
         backbone: the frozen network.
         layers: names of layers, in network order.
         batch_size: images in one pass.
@@ -98,7 +100,7 @@ def embed(
     for start in range(0, len(images), batch_size):
         names, pixels, reasons = [], [], {}
         for place, image in enumerate(images[start : start + batch_size], start):
-            names.append(str(image) if isinstance(image, (str, Path)) else f"image {place}")
+            names.append(_name(image, place))
             try:
                 pixels.append(backbone.prepare(picture_of(image, backbone)))
             except UnusableImageError as error:
@@ -121,36 +123,38 @@ def embed(
                 yield Embedded(name, None, f"the backbone {backbone.name} gives values that are not finite")
 
 
-def listed(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
-    """The images that are meant: a folder stands for all images below it.
+def _name(image: ImageLike | Entry | Callable[[], Decoded], place: int) -> str:
+    if isinstance(image, Entry):
+        return image.uri
+    return str(image) if isinstance(image, (str, Path)) else f"image {place}"
+
+
+def listed(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike | Entry]:
+    """The images that are meant: a folder stands for all images below it, a tar file for all images in it.
 
     Args:
-        images: one or several paths of files or folders, PIL images or arrays.
+        images: one or several paths of files or folders, tar files and patterns of them (``shard-*.tar``), PIL
+            images or arrays.
 
     Raises:
-        SourceError: a folder holds no image, or tar files only.
+        SourceError: a folder or tar file holds no image, or there is no such tar file.
     """
     from PIL import Image as pil
 
     from featcache.images.sources import open_source
 
     several = [images] if isinstance(images, (str, Path, np.ndarray, pil.Image)) else list(images)
-    found: list[ImageLike] = []
+    found: list[ImageLike | Entry] = []
     for image in several:
-        if isinstance(image, (str, Path)) and Path(image).is_dir():
+        if isinstance(image, (str, Path)) and (Path(image).is_dir() or str(image).lower().endswith(".tar")):
             entries = open_source(image, labels="none").entries()
-            if any(entry.content is not None for entry in entries):
-                raise SourceError(
-                    f"{image} holds tar files, whose images are no files of their own. Unpack them, or extract them "
-                    "into a store and ask the store."
-                )
-            found += [entry.path for entry in entries]
+            found += [entry.path if entry.content is None else entry for entry in entries]
         else:
             found.append(image)
     return found
 
 
-def picture_of(image: ImageLike | Callable[[], Decoded], backbone: Extractor) -> Image | Decoded:
+def picture_of(image: ImageLike | Entry | Callable[[], Decoded], backbone: Extractor) -> Image | Decoded:
     """The upright picture of an image, a file decoded as the backbone wants it.
 
     Raises:
@@ -163,6 +167,8 @@ def picture_of(image: ImageLike | Callable[[], Decoded], backbone: Extractor) ->
     from featcache.images.decode import rgb_from, rgb_from_array
     from featcache.images.reading import read_image_file
 
+    if isinstance(image, Entry):
+        return backbone.decode(image.read()[0])
     if isinstance(image, (str, Path)):
         if not Path(image).exists():
             raise SourceError(f"There is no image {image}.")

@@ -45,7 +45,7 @@ def known_images(
     """
     root = store.sources()[source]
     if images is not None:
-        given = images if isinstance(images, Source) else open_source(images, name=source)
+        given = images if isinstance(images, Source) else open_source(images, labels="none", name=source)
         return {entry.uri: entry for entry in given.entries()}
     if source == PATHS:
         return {entry.uri: entry for entry in _single_files(root, items)}
@@ -57,9 +57,11 @@ def known_images(
         )
     found: dict[str, Entry] = {}
     tars = _tars(root, items)
-    sources: list[Callable[[], Source]] = [lambda: TarSource(list(tars.values()), name=source)] if tars else []
+    sources: list[Callable[[], Source]] = (
+        [lambda: TarSource(list(tars.values()), name=source, labels=False)] if tars else []
+    )
     if any(item.uri.split("/")[0] not in tars for item in items):
-        sources.append(lambda: open_source(root))
+        sources.append(lambda: open_source(root, labels="none"))
     for opened in sources:
         try:
             found.update((entry.uri, entry) for entry in opened().entries())
@@ -89,7 +91,11 @@ class KnownSource:
 
     @property
     def incomplete(self) -> tuple[str, ...]:
-        return ("",)
+        return ()
+
+    @property
+    def within(self) -> tuple[str, ...]:
+        return ()
 
     def entries(self) -> list[Entry]:
         """The images that are there, with what the store knows of them."""

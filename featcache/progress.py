@@ -178,6 +178,27 @@ def choose(progress: Progress | bool | None) -> Iterator[Progress]:
         shown.finish()
 
 
+@contextmanager
+def phase_if_slow(shown: Progress, what: str, unit: str, seconds: float = 1.0) -> Iterator[None]:
+    """A phase of work that mostly is done in no time, and which does not count: told only after *seconds*."""
+    begun = threading.Event()
+
+    def begin() -> None:
+        begun.set()
+        shown.start(what, None, unit)
+
+    waiting = threading.Timer(seconds, begin)
+    waiting.daemon = True
+    waiting.start()
+    try:
+        yield
+    finally:
+        waiting.cancel()
+        waiting.join()  # a phase that began just now is not to begin in the midst of the next
+        if begun.is_set():
+            shown.finish()
+
+
 def counted(n: int, unit: str) -> str:
     """``1 image``, ``2,000 images``; *unit* is a plural in s."""
     return f"{n:,} {unit.removesuffix('s') if n == 1 else unit}"

@@ -13,6 +13,7 @@ from featcache.evaluation import metrics
 from featcache.evaluation import multilabel as multilabel_metrics
 from featcache.evaluation.calibration import tempered
 from featcache.labelled_vectors import LabelledVectors
+from featcache.store import view_names
 
 
 def described(
@@ -71,6 +72,12 @@ def scored(
         "macro_f1": _interval(scores.macro_f1),
         "log_loss": _interval(scores.log_loss),
     }
+
+
+def views_told(views: Sequence[str]) -> str:
+    """``3 views (seed 0)``: what other runs of `extract` added to the store tells itself by its seed."""
+    of = view_names.seeds(views)
+    return f"{len(views)} views" + (f" ({'seeds' if len(of) > 1 else 'seed'} {', '.join(map(str, of))})" if of else "")
 
 
 def _predicts(bundle: Bundle) -> str:

@@ -24,7 +24,7 @@ from featcache.heads import check_head, prepare, with_class_weight
 from featcache.labelled_vectors import LabelledVectors
 from featcache.parts import check_classes, learned_and_scored, of_split
 from featcache.progress import Progress, choose
-from featcache.score_report import described, scored, uncalibrated
+from featcache.score_report import described, scored, uncalibrated, views_told
 from featcache.store import FeatureStore
 
 
@@ -147,7 +147,7 @@ def train(
             protocol += "; the head saved was fitted once more on all items"
         shown.finish()
     if len(examples.views) > 1:
-        protocol += f"; learned from {len(examples.views)} views of each image, scored on view 0"
+        protocol += f"; learned from {views_told(examples.views)} of each image, scored on view 0"
     if bundle.report["calibration"] is not None and probabilities is not None:
         right = predicted == examples.y[test]
         for name, p in (("ece_before", sure), ("ece_after", probabilities)):

@@ -11,8 +11,8 @@ if [ -f "$stamp" ] && cmp -s pyproject.toml "$stamp"; then
   exit 0
 fi
 if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
-  if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
-    echo "error: featcache needs Python 3.10 or newer. Name one: PYTHON=/path/to/python3 bash $0 $extra" >&2
+  if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+    echo "error: featcache needs Python 3.11 or newer. Name one: PYTHON=/path/to/python3 bash $0 $extra" >&2
     exit 1
   fi
   echo "==> Making a virtual environment in $PWD/.venv"

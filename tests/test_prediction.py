@@ -27,6 +27,7 @@ from featcache.errors import (
     UsageError,
 )
 from featcache.heads import HEADS
+from tests.images.tars import write_tar
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -100,6 +101,31 @@ def test_a_folder_stands_for_the_images_in_it(place: Path, bundle: Bundle, net: 
         check(bundle, answer, wanted[Path(answer.uri).relative_to(place / "photos").as_posix()])
     mixed = say(bundle, [place / "photos/dogs/dog-00.jpg", place / "photos/cats"], net)
     assert [Path(answer.uri).name for answer in mixed] == ["dog-00.jpg", *(f"cat-{i:02}.jpg" for i in range(8))]
+
+
+def test_a_tar_stands_for_the_images_in_it(place: Path, bundle: Bundle, net: Backbone, tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    wanted = stored(place, bundle)
+    inside = {f"train-{i:03}.tar": names for i, names in enumerate((sorted(wanted)[:9], sorted(wanted)[9:]))}
+    for tar, names in inside.items():
+        files: list[tuple[str, bytes | str]] = [(name, (place / "photos" / name).read_bytes()) for name in names]
+        write_tar(shards / tar, [*files, ("z/bad.jpg", b"no picture"), ("cats/cat-01.txt", b"caf\xe9")])
+    for given in (shards, shards / "train-*.tar", [str(shards / tar) for tar in inside]):
+        answers = say(bundle, given, net)
+        names = [f"{tar}/{name}" for tar in inside for name in [*inside[tar], "z/bad.jpg"]]
+        assert [answer.uri for answer in answers] == names
+        for answer in answers:
+            name = answer.uri.partition("/")[2]
+            if name == "z/bad.jpg":
+                assert "not an image" in str(answer.problem)
+            else:
+                check(bundle, answer, wanted[name])
+    photo = place / "photos" / "cats" / "cat-01.jpg"
+    mixed = say(bundle, [photo, shards / "train-000.tar"], net)
+    assert [answer.uri for answer in mixed[:2]] == [str(photo), f"train-000.tar/{inside['train-000.tar'][0]}"]
+    with pytest.raises(SourceError, match=r"nothing at .*none\.tar"):
+        say(bundle, tmp_path / "none.tar", net)
 
 
 def test_top_limits_the_labels(place: Path, bundle: Bundle, net: Backbone) -> None:

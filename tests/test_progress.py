@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+import threading
 
 import pytest
 
-from featcache.progress import Bar, Lines, Silent, choose, counted
+from featcache.progress import Bar, Lines, Silent, choose, counted, phase_if_slow
 
 
 def report(shown, total=40):
@@ -47,6 +48,29 @@ def test_lines_tell_the_pace_and_the_time_left():
     assert "extract: 20 of 40 images, " in said.getvalue()
     assert "images/s, " in said.getvalue()
     assert said.getvalue().endswith(" left\n")
+
+
+def test_what_is_done_in_no_time_is_no_phase():
+    said = io.StringIO()
+    with phase_if_slow(Lines(said), "list", "images", seconds=3600):
+        pass
+    with pytest.raises(KeyError), phase_if_slow(Lines(said), "list", "images", seconds=3600):
+        raise KeyError
+    assert said.getvalue() == ""
+
+
+def test_a_phase_without_a_count_is_told():
+    told = threading.Event()
+
+    class Told(Lines):
+        def note(self, text):
+            super().note(text)
+            told.set()
+
+    said = io.StringIO()
+    with phase_if_slow(Told(said), "list", "images", seconds=0):
+        assert told.wait(30)
+    assert said.getvalue() == "list …\n"
 
 
 def test_loading_a_network_is_no_pace():

@@ -40,13 +40,13 @@ class Backbone:
         name: full name, ``family:name``.
         load: loads the network.
         blueprint: makes the network without its weights, where that is quicker.
-        device: torch device, ``cpu`` by default.
+        device: ``cpu`` (by default), ``cuda``, ``cuda:1``, …, see `featcache.backbones.devices`.
         runtime: ``auto``, ``torch`` or ``openvino``, see `featcache.backbones.runtimes`.
         precision: ``float32`` or ``bfloat16``.
         cache: where what was learned of this backbone is kept for later processes.
 
     Raises:
-        UnknownNameError: no such runtime or precision.
+        UnknownNameError: no such runtime, precision or kind of device.
         UsageError: this machine does not have them.
     """
 
@@ -63,7 +63,7 @@ class Backbone:
     ) -> None:
         self.name = name
         self.conditions = ""  # what can be decoded can be used
-        self.device = device or "cpu"
+        self.device = "cpu" if device is None else device
         check_choice(runtime, precision, self.device)
         self.runtime, self.precision = runtime, precision
         self.compiled: dict[tuple[Any, ...], CompiledGraph] = {}
@@ -150,7 +150,7 @@ class Backbone:
         """The same backbone on another runtime, or at another precision.
 
         Raises:
-            UnknownNameError: no such runtime or precision.
+            UnknownNameError: no such runtime, precision or kind of device.
             UsageError: this machine does not have them.
         """
         if (runtime, precision) == (self.runtime, self.precision):

@@ -74,13 +74,14 @@ def get(
         name: ``bundled:…``, ``dlib:face_resnet``, ``timm:…`` or ``torchvision:…``.
         weights: a file of weights instead of the published ones (.safetensors, .pth); for ``dlib:face_resnet`` the
             published file itself (.dat) where it is not installed.
-        device: torch device, ``cpu`` by default.
+        device: ``cpu`` (by default), ``cuda``, ``cuda:1``, …, see `featcache.backbones.devices`.
         runtime: ``auto``, ``torch`` or ``openvino``, see `featcache.backbones.runtimes`.
         precision: ``float32`` or ``bfloat16``.
 
     Raises:
         UnknownNameError: no such family, bundled backbone, network of dlib, runtime or precision.
-        UsageError: the file of weights is not there, or this machine does not have the runtime or precision.
+        UsageError: the file of weights is not there, or this machine does not have the device, runtime
+            or precision.
     """
     family, colon, inner = name.partition(":")
     if family == "module":
@@ -90,8 +91,10 @@ def get(
         )
     if not colon or family not in FAMILIES:
         known = [f"bundled:{n}" for n in BUNDLED] + [f"dlib:{n}" for n in dlib_family.NAMES]
+        # The other families take seconds to be imported, so they are asked only where ours have no such name.
+        own = [repr(full) for full in known if full.endswith(f":{name}")]
         known += [f"{f}:NAME" for f in FAMILIES if f not in ("bundled", "dlib", "scratch")]
-        if not colon and (full := [repr(info.name) for info in available(f"*:{name}")]):
+        if not colon and (full := own or [repr(info.name) for info in available(f"*:{name}")]):
             raise UnknownNameError(f"No backbone is called {name!r}. Did you mean {' or '.join(full[:3])}?")
         raise UnknownNameError.among("backbone", name, known, "`featcache models` lists them.")
     if family == "bundled":

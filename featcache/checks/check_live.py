@@ -127,6 +127,7 @@ def check_live(
     seed: int = 0,
     images: str | Path | Source | Dataset | Mapping[str, Dataset] | None = None,
     backbone: Backbone | None = None,
+    weights: str | Path | None = None,
     progress: Progress | bool | None = None,
 ) -> CheckLiveReport:
     """Compute random vectors of a store once more by the reference, and compare: all stored layers of view 0.
@@ -143,6 +144,8 @@ def check_live(
         images: where the source's images are now, as for `featcache.extract`; by default the root that the store
             knows. Needed for a manifest with other images than those that its folder lists, and for datasets.
         backbone: needed only where the vectors were made by a module given in Python.
+        weights: the file of weights that the vectors were made with; by default the one that was last given for them
+            on this machine, or the published ones.
         progress: as for `featcache.extract`.
 
     Raises:
@@ -169,7 +172,7 @@ def check_live(
             f"No image of the source {name!r} has a vector in the space {chosen.fingerprint[:12]} of {opened.path}. "
             "Run `featcache extract` first, or choose another --space."
         )
-    reference = reference_of(opened, chosen.recipe, backbone)
+    reference = reference_of(opened, chosen.recipe, backbone, weights)
     report = CheckLiveReport(
         str(opened.path), name, chosen.fingerprint, chosen.recipe.backbone, chosen.recipe.precision, layers,
         _words(reference), len(drawn), *_tolerance(chosen, reference), flips=None if bundle is None else 0,

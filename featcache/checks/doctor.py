@@ -110,19 +110,29 @@ class DoctorReport:
         return asdict(self)
 
 
-def doctor(backbone: str = DEFAULT_BACKBONE, *, progress: Progress | bool | None = None) -> DoctorReport:
+def doctor(
+    backbone: str = DEFAULT_BACKBONE,
+    *,
+    weights: str | Path | None = None,
+    device: str | None = None,
+    runtime: str = "auto",
+    precision: str = "float32",
+    progress: Progress | bool | None = None,
+) -> DoctorReport:
     """Find out what works here, and how many images a second extraction will do.
 
     Args:
         backbone: full name of the one that is measured, for some five seconds, on JPEGs of 500 × 375 pixels that are
             made for it.
-        progress: as for `featcache.extract`.
+        weights, device, runtime, precision, progress: as for `featcache.extract`.
 
     Raises:
-        UnknownNameError: no such backbone. What is only missing or broken is in the report's ``problems``.
+        UnknownNameError: no such backbone, device, runtime or precision.
+        UsageError: there is no such file of weights, or this machine does not have the device, runtime or precision.
+            Whatever else is missing or broken is in the report's ``problems``.
     """
     began = time.monotonic()
-    network = get(backbone)
+    network = get(backbone, weights, device, runtime=runtime, precision=precision)
     with choose(progress) as shown:
         shown.start("look around", None, "parts")
         runtimes = [_torch(), _openvino()]

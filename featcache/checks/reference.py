@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from featcache.backbones import get
 from featcache.embedding import backbone_for
 from featcache.errors import RecipeMismatchError, UsageError
 from featcache.recipe import PixelPath, Recipe, StandardTransform
@@ -17,7 +19,9 @@ PILLOW = "pillow/1"
 """The decoder and the resizing that are equal to those of timm and torchvision, to the last grey level."""
 
 
-def reference_of(store: FeatureStore, recipe: Recipe, backbone: Backbone | None = None) -> Extractor:
+def reference_of(
+    store: FeatureStore, recipe: Recipe, backbone: Backbone | None = None, weights: str | Path | None = None
+) -> Extractor:
     """What the vectors of a recipe are compared with; its ``forward`` is eager torch.
 
     The recipe's sizes, mean and so on stay; decoding and resizing are done by `PILLOW`. Photographs decoded at a
@@ -27,12 +31,19 @@ def reference_of(store: FeatureStore, recipe: Recipe, backbone: Backbone | None 
         store: where the detections of aligned faces are.
         recipe: of a space of it.
         backbone: needed only where the vectors were made by a module given in Python.
+        weights: a file of weights for the recipe's backbone; by default the one that was last given for it here, or
+            the published ones.
 
     Raises:
         MissingVectorsError: the detections of aligned faces are not in the store.
         RecipeMismatchError: the backbone does not follow the recipe at float32; the message names the fields.
-        UsageError: the recipe is that of a detection, which no network made.
+        UsageError: the recipe is that of a detection, which no network made; there is no such file; or there are
+            both, a backbone and weights.
     """
+    if backbone is not None and weights is not None:
+        raise UsageError("A backbone brings its weights. Give one of the two, backbone or weights.")
+    if weights is not None and not recipe.backbone.startswith("module:") and recipe.backbone != _detector():
+        backbone = get(recipe.backbone, weights).following(recipe.pixels)
     exact = replace(recipe, precision="float32", runtime=None)
     if backbone is not None:
         backbone = backbone.running(runtime="torch", precision="float32")

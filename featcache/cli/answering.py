@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 @verb(interrupted="Nothing was written.")
 def predict(
     head: HeadPath,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE|FOLDER", help="Images and folders.")],
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE|FOLDER", help="Images, folders, and tar files of images.")
+    ],
     top: Annotated[
         int | None,
         typer.Option(

@@ -9,7 +9,7 @@ import typer
 
 from featcache.cli import screen
 from featcache.cli.conduct import Answer, Debug, Json, verb
-from featcache.cli.options import Source, Space, StorePath
+from featcache.cli.options import Device, Precision, Runtime, Source, Space, StorePath, Weights
 from featcache.progress import counted
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def check_live(
         Path | None, typer.Option(metavar="HEAD.fch", help="Count the predictions of this head that flip.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, metavar="S", help="Seed of the draw.")] = 0,
+    weights: Weights = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> Answer:
@@ -38,7 +39,7 @@ def check_live(
     """
     from featcache.checks.check_live import check_live as run
 
-    report = run(store, n, source=source, space=space, head=head, seed=seed, progress=True)
+    report = run(store, n, source=source, space=space, head=head, seed=seed, weights=weights, progress=True)
     return Answer(report.to_dict(), lambda: _show_check(report), 0 if report.ok else 1)
 
 
@@ -47,6 +48,10 @@ def doctor(
     backbone: Annotated[
         str, typer.Option(metavar="B", help="The backbone to measure; `featcache models` lists them.")
     ] = "bundled:efficientnet_lite0",
+    weights: Weights = None,
+    device: Device = None,
+    runtime: Runtime = "auto",
+    precision: Precision = "float32",
     as_json: Json = False,
     debug: Debug = False,
 ) -> Answer:
@@ -56,7 +61,7 @@ def doctor(
     """
     from featcache.checks.doctor import doctor as run
 
-    report = run(backbone, progress=True)
+    report = run(backbone, weights=weights, device=device, runtime=runtime, precision=precision, progress=True)
     return Answer(report.to_dict(), lambda: _show_doctor(report), 1 if report.problems else 0)
 
 

@@ -10,7 +10,7 @@ import typer
 
 from featcache.cli import screen
 from featcache.cli.conduct import Answer, Debug, Json, verb
-from featcache.cli.options import Layers, layer_list
+from featcache.cli.options import Device, Layers, Precision, Runtime, Weights, layer_list
 from featcache.progress import counted
 
 if TYPE_CHECKING:
@@ -30,9 +30,7 @@ def extract(
     backbone: Annotated[
         str, typer.Option(metavar="B", help="The frozen network; `featcache models` lists them.")
     ] = "bundled:efficientnet_lite0",
-    weights: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The network's weights: .safetensors or .pth.")
-    ] = None,
+    weights: Weights = None,
     layers: Layers = None,
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Use only N images, all classes alike.")] = None,
     views: Annotated[
@@ -42,14 +40,9 @@ def extract(
         ),
     ] = 1,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the views; another one gives others.")] = 0,
-    device: Annotated[str | None, typer.Option(metavar="D", help="Where the network runs: cpu, cuda, cuda:1.")] = None,
-    runtime: Annotated[
-        str,
-        typer.Option(metavar="auto|torch|openvino", help="What computes; auto: the fastest that agrees with torch."),
-    ] = "auto",
-    precision: Annotated[
-        str, typer.Option(metavar="float32|bfloat16", help="bfloat16 is faster where the processor or GPU has it.")
-    ] = "float32",
+    device: Device = None,
+    runtime: Runtime = "auto",
+    precision: Precision = "float32",
     batch_size: Annotated[int | None, typer.Option(min=1, metavar="N", help="Images in one pass.")] = None,
     workers: Annotated[int | None, typer.Option(min=0, metavar="N", help="Threads; by default one a core.")] = None,
     dtype: Annotated[str | None, typer.Option(metavar="float32|float16", help="How vectors are stored.")] = None,
@@ -132,10 +125,13 @@ def _show(report: ExtractReport, source: str | None) -> None:
     counts = {"new": report.added, "changed": report.changed, "no longer there": report.removed}
     since = ", ".join(f"{n:,} {word}" for word, n in counts.items() if n)
     screen.say(counted(report.items, "images") + (f" ({since})" if since else ""))
-    done, rate = ("views of images computed", "views/s") if report.views > 1 else ("computed", "images/s")
+    several = report.views > 1
+    done = f"{counted(report.computed, 'views')} of images" if several else f"{report.computed:,}"
+    rate = "views/s" if several else "images/s"
     pace = f" at {report.images_per_second:.1f} {rate}" if report.computed else ""
     there = "there already, or copies of others" if report.computed else "there already"
-    screen.say(f"  {report.computed:,} {done}{pace}, {report.reused:,} {'images ' * (report.views > 1)}{there}")
+    reused = counted(report.reused, "images") if several else f"{report.reused:,}"
+    screen.say(f"  {done} computed{pace}, {reused} {there}")
     if source is None and report.left > 0:
         screen.say(f"  {report.left:,} still to do")
     if report.ignored:

@@ -9,7 +9,7 @@ import typer
 
 from featcache.cli import screen
 from featcache.cli.conduct import Answer, Debug, Json, verb
-from featcache.cli.options import Layers, Source, Space, Split, layer_list
+from featcache.cli.options import Device, Layers, Source, Space, Split, layer_list
 from featcache.progress import counted
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def extract(
         ),
     ] = False,
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Use only N images, all people alike.")] = None,
-    device: Annotated[str | None, typer.Option(metavar="D", help="Where the network runs: cpu, cuda, cuda:1.")] = None,
+    device: Device = None,
     batch_size: Annotated[int | None, typer.Option(min=1, metavar="N", help="Pictures in one pass.")] = None,
     workers: Annotated[int | None, typer.Option(min=0, metavar="N", help="Threads that read and look.")] = None,
     labels: Annotated[

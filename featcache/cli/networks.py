@@ -25,6 +25,8 @@ def models(
 ) -> Answer:
     """List backbones: those whose weights are pip packages, or those whose names match a pattern.
 
+    Ends with 1 where no name matches.
+
     Example: featcache models
 
     Example: featcache models 'timm:*convnext*'
@@ -32,7 +34,8 @@ def models(
     from featcache import backbones
 
     found = backbones.available(pattern)
-    return Answer({"models": [dataclasses.asdict(model) for model in found]}, lambda: _show_models(found, pattern))
+    listed = [dataclasses.asdict(model) for model in found]
+    return Answer({"models": listed}, lambda: _show_models(found, pattern), 0 if found else 1)
 
 
 @verb(interrupted="")
@@ -62,7 +65,8 @@ def _show_models(found: list[ModelInfo], pattern: str | None) -> None:
         about += [word for word in (model.licence, model.weights) if word and word != "download"]
         screen.say(f"{model.name}  ({', '.join(about)})" if about else model.name)
     if not found:
-        screen.say(f"No backbone matches {pattern!r}.")
+        screen.say(f"No backbone matches {pattern!r}. A pattern means the whole name; stars stand for any letters:")
+        screen.say("  featcache models 'timm:*convnext*'")
     if pattern is None:
         screen.say("And all classification networks of torchvision and timm, which download their weights:")
         screen.say("  featcache models 'torchvision:*'")

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from featcache.cli import screen
 from featcache.cli.conduct import Answer, Debug, Json, verb
 from featcache.cli.options import Layers, Source, Space, Split, StorePath, layer_list
-
-if TYPE_CHECKING:
-    from featcache.store import FeatureStore
+from featcache.progress import counted
 
 
 @verb(interrupted="Nothing was changed.")
@@ -25,7 +23,7 @@ def status(store: StorePath, as_json: Json = False, debug: Debug = False) -> Ans
 
     opened = FeatureStore.open(store)
     found = opened.status()
-    return Answer(found, lambda: _show_status(opened, found))
+    return Answer(found, lambda: _show_status(found))
 
 
 @verb(interrupted="The file was not written.")
@@ -51,13 +49,14 @@ def export(
     return Answer(made, lambda: _show_export(made))
 
 
-def _show_status(store: FeatureStore, found: dict[str, Any]) -> None:
+def _show_status(found: dict[str, Any]) -> None:
     screen.say(f"{found['items']:,} items, {found['quarantined']:,} in quarantine")
     for source in found["sources"]:
         origin = f"from {source['root']}" if source["root"] else "given in memory"
         screen.say(f"Source {source['name']}: {source['items']:,} items {origin}")
-        for uri, reason in store.quarantine(source["name"]):
-            screen.say(f"  cannot be used: {uri}: {reason}")
+        for bad in found["quarantine"]:
+            if bad["source"] == source["name"]:
+                screen.say(f"  cannot be used: {bad['uri']}: {bad['reason']}")
     if not found["spaces"]:
         screen.say("No vectors yet.")
         return
@@ -66,9 +65,9 @@ def _show_status(store: FeatureStore, found: dict[str, Any]) -> None:
         [
             (
                 space["fingerprint"][:12],
-                space["backbone"],
+                "\n".join(filter(None, [space["backbone"], space["differs"]])),
                 "\n".join(space["layers"]),
-                f"{len(space['views']):,}",
+                "\n".join(filter(None, [f"{len(space['views']):,}", _seeds(space["seeds"])])),
                 f"{space['rows']:,}",
                 screen.size(space["bytes"]),
             )
@@ -78,6 +77,12 @@ def _show_status(store: FeatureStore, found: dict[str, Any]) -> None:
     )
 
 
+def _seeds(seeds: list[int]) -> str:
+    return f"{'seeds' if len(seeds) > 1 else 'seed'} {', '.join(map(str, seeds))}" if seeds else ""
+
+
 def _show_export(made: dict[str, Any]) -> None:
     screen.say(f"{made['n']:,} vectors of length {made['d']:,} ({' + '.join(made['layers'])})")
+    if made["views_left_out"]:
+        screen.say(f"  of view 0 alone; {counted(made['views_left_out'], 'other views')} stay in the store")
     screen.say(f"File: {made['path']}")

@@ -16,7 +16,7 @@ from featcache.extraction.run import Run
 from featcache.images.augmentation import views_beside
 from featcache.images.given import GivenImages
 from featcache.known_images import KnownSource
-from featcache.progress import Progress, choose
+from featcache.progress import Progress, choose, counted, phase_if_slow
 from featcache.recipe import Recipe, StandardTransform
 from featcache.store.compaction import merge_small_shards
 from featcache.store.source_records import GIVEN, SourceRecords
@@ -60,10 +60,10 @@ def extract(
     """Compute and keep the vectors of all images of a source that are not in the store yet.
 
     Args:
-        source: a folder of images, a CSV manifest (``path,label,split,group``) or tar files in WebDataset layout;
-            a torchvision or Hugging Face dataset, or several by split (``{"train": …, "test": …}``), see
-            `featcache.images.datasets.DatasetSource`; images given one by one; or a `Source` that was opened before,
-            for which *labels*, *split* and *name* mean nothing.
+        source: a folder of images, a CSV manifest (``path,label,split,group``) or tar files in WebDataset layout
+            (one, a pattern, or a list of paths); a torchvision or Hugging Face dataset, or several by split
+            (``{"train": …, "test": …}``), see `featcache.images.datasets.DatasetSource`; images given one by one; or a
+            `Source` that was opened before, for which *labels*, *split* and *name* mean nothing.
         store: the store's folder, made where there is none.
         backbone: full name, a `Backbone`, or another `Extractor`.
         layers: ``pooled`` and/or ``<module path>:<mean|mean_std|none>``; globs stay within one part of
@@ -82,7 +82,7 @@ def extract(
             agrees with eager torch.
         precision: ``float32``, or ``bfloat16`` where the processor or GPU has it; its vectors are a space of their own.
         batch_size: images in one pass; by default what the runtime is best with.
-        workers: threads that read, decode and, in OpenVINO, compute; by default one for each core.
+        workers: threads that read, decode and, in OpenVINO, compute; by default, and for 0, one for each core.
         dtype: ``float32`` or ``float16`` storage; by default float32 for vectors and float16 for whole
             maps. Asking for float32 computes again what is stored as float16.
         scaled: decode large JPEG photographs at half, a quarter or an eighth of their size, which is quicker and
@@ -93,10 +93,10 @@ def extract(
         progress: True for a bar, False for none, None for a bar on a terminal, or an object that is told.
 
     Raises:
-        UsageError: a time-out that is not above 0, ``scaled`` with a callable transform, a name that is kept for
-            images given in Python, a dataset that has no name or cannot be a source, a runtime or precision that this
-            machine does not have, fewer views than one, or several of a backbone whose transform is a callable or whose
-            images are aligned first.
+        UsageError: a time-out that is not above 0, a limit or batch below 1, workers below 0, ``scaled`` with a
+            callable transform, a name that is kept for images given in Python, a dataset that has no name or cannot
+            be a source, a runtime or precision that this machine does not have, fewer views than one, or several of
+            a backbone whose transform is a callable or whose images are aligned first.
         ConversionError: the network does not run on the runtime asked for as it does in torch.
         FeatcacheError: dozens of images hang at one time, so the disk or the transform does.
         SourceError: the source cannot be read as one.
@@ -114,6 +114,9 @@ def extract(
         raise UsageError(f"An image may take a number of seconds above 0, not {image_timeout}.")
     if views < 1 or seed < 0:
         raise UsageError(f"There are 1 view or more and a seed from 0 on, not {views} views and the seed {seed}.")
+    for option, number, least in (("limit", limit, 1), ("batch_size", batch_size, 1), ("workers", workers, 0)):
+        if number is not None and number < least:
+            raise UsageError(f"{option} is a whole number from {least} on, not {number}.")
     began, started = time.monotonic(), datetime.now(timezone.utc)
     # Nobody lists these sources in full, so none of their images is judged to be gone.
     in_part = isinstance(source, (GivenImages, KnownSource))
@@ -125,7 +128,8 @@ def extract(
             f"The name {images.name!r} is kept for images that are given in Python. Give another one: --name NAME."
         )
     with choose(progress) as shown:
-        listed = images.entries()
+        with phase_if_slow(shown, "list", "images"):
+            listed = images.entries()
         entries = limited(listed, limit)
         network: Extractor
         if isinstance(backbone, str):
@@ -145,6 +149,12 @@ def extract(
         )  # fmt: skip
         with StoreWriter(Path(store)) as writer:
             records = SourceRecords(writer.catalogue, images.name, images.root, moved=moved)
+            if records.is_new:
+                for other, count in records.doubled({entry.uri for entry in listed}).items():
+                    shown.note(
+                        f"{counted(count, 'images')} of {images.name} are in the source {other} too. To have "
+                        f"one source, make the store anew with --name {other}."
+                    )
             space = writer.space(recipe)
             for layer in chosen:
                 for view in (VIEW_0, *(view.name for view in beside)):
@@ -156,7 +166,7 @@ def extract(
             try:
                 try:
                     if not in_part:
-                        run.forget_removed({entry.uri for entry in listed}, images.incomplete)
+                        run.forget_removed({entry.uri for entry in listed}, images.incomplete, images.within)
                     threads = workers or cores()
                     at_once = min(threads, cores())  # more threads read a slow disk, but do not compute faster
                     passes = passes_of(network, at_once=at_once, cores=at_once, images=batch_size)

@@ -154,6 +154,8 @@ class _Reading:
             sha256, stat, decode = _opened(entry, self.reader.network, self.reader.stages)
         except UnusableImageError as error:
             return ReadImage(entry, None, reason=str(error))
+        except BaseException as error:  # a source given by the user may raise anything, in a thread even an exit
+            return ReadImage(entry, None, reason=f"the source fails: {error!r}", passing=True)
         record = Record(
             uri=entry.uri,
             sha256=sha256,

@@ -20,7 +20,8 @@ class ExtractReport:
         views: versions of each image that were asked for, view 0 among them.
         computed: image × view rows whose vectors were computed in this run (several layers of a pass count once).
         reused: images whose vectors were all there already, or that have the same content as another one.
-        quarantined: images that could not be used.
+        quarantined: images that could not be used, or whose values are not finite at a layer or view asked for; what
+            is finite of such an image is kept, and counts as computed.
         left: images whose turn did not come before the run ended.
         added, changed, removed: images new to the source, with other content, no longer there.
         ignored: files of the source that are no images.

@@ -5,16 +5,19 @@
 - Whatever happens to one image, the others go on; it is put into quarantine with the reason. A later run
   does not try it again while the file is the same, unless the reason may have passed (time, memory, a transform
   that failed).
+- Values that are not finite cost an image the layers and views they stand in. It is in quarantine for these alone:
+  all else of it is stored, and tried when asked for, so neither batches nor the order of runs decide what is there.
 - Stopping (Ctrl-C, SIGTERM) seals what is done. The same call goes on from there.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
+from dataclasses import replace
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
@@ -27,7 +30,7 @@ from featcache.extraction.stages import Stages
 from featcache.extraction.workers import Crew
 from featcache.images.reading import FileStat
 from featcache.interrupts import stop_when_safe
-from featcache.progress import Progress
+from featcache.progress import Progress, counted
 from featcache.store.source_records import Record, Rejected, SourceRecords
 from featcache.store.view_names import VIEW_0
 from featcache.store.writer import SpaceWriter
@@ -85,27 +88,38 @@ class Run:
         self._versions = f"featcache {version('featcache')}; pillow {version('pillow')}"
         if network.conditions:
             self._versions += f"; {network.conditions}"
+        self._wished = {(name, view) for name in self.layers for view in (VIEW_0, *(view.name for view in views))}
         self._known = records.known()
+        self._before = records.rejected(space.id, self._versions)
+        self._lost_before = {r.sha256: r.columns for r in self._before.values() if r.sha256 is not None and r.columns}
         self._judged: set[str] = set()
         self._rejected: dict[str, Rejected] = {}
+        self._lost: dict[str, tuple[Record, set[tuple[str, str]]]] = {}
         self._passing: dict[bytes, str] = {}
         self._shape: tuple[int, ...] | None = None
         self._twins: list[Record] = []
         self._unsaved: list[Record] = []
         self._todo = self._complete = 0
 
-    def forget_removed(self, scanned: set[str], incomplete: Sequence[str] = ()) -> None:
+    def forget_removed(self, scanned: set[str], incomplete: Sequence[str] = (), within: Sequence[str] = ("",)) -> None:
         """Take those images out of the catalogue that the source does not list any more.
 
         Args:
             scanned: the URIs it lists.
             incomplete: beginnings of URIs of which it could not list all; nothing there is judged to be gone.
+            within: beginnings of the URIs that it looked at; nothing elsewhere is.
         """
-        unseen = tuple(incomplete)
-        gone = {uri for uri in self._known.keys() - scanned if not uri.startswith(unseen)}
+        seen, unseen = tuple(within), tuple(incomplete)
+
+        def missed(uris: set[str]) -> set[str]:
+            # With its slash, a tar file that stands in quarantine itself is within what it holds.
+            return {uri for uri in uris - scanned if f"{uri}/".startswith(seen) and not f"{uri}/".startswith(unseen)}
+
+        gone = missed(set(self._known))
         self.records.remove(gone)
-        unusable = self.records.in_quarantine(self.space.id) - scanned
-        self._judged |= gone | {uri for uri in unusable if not uri.startswith(unseen)}
+        self._judged |= gone | missed(self.records.in_quarantine(self.space.id))
+        for uri in self._judged:
+            self._before.pop(uri, None)
         self.report.removed = len(gone)
 
     def over(self, entries: Sequence[Entry], passes: Passes, workers: int, shown: Progress) -> None:
@@ -148,11 +162,13 @@ class Run:
         """Seal and record what was done, however the run ended."""
         with self.stages.measured("write"):
             self.space.seal()
-        reasons = {r.sha256: r.reason for r in self._rejected.values() if r.sha256 is not None}
+        for record, columns in self._lost.values():
+            self._book(self._not_finite(record.uri, record.sha256, columns))
+        rejected = {r.sha256: r for r in self._rejected.values() if r.sha256 is not None}
         absent = self._absent({record.sha256 for record in self._twins})
         for record in self._twins:
-            if record.sha256 in reasons:
-                self._book(Rejected(record.uri, record.sha256, reasons[record.sha256]))
+            if record.sha256 in rejected:
+                self._book(replace(rejected[record.sha256], uri=record.uri))
             elif record.sha256 in self._passing:
                 self._book(Rejected(record.uri, None, self._passing[record.sha256]))
             elif record.sha256 in absent:
@@ -162,7 +178,17 @@ class Run:
         self._twins = []
         self.report.left = self.report.items - self.report.reused - self.report.quarantined - self._complete
         self._save()
+        self._keep_lost_before()
         self.records.quarantine(self.space.id, self._versions, list(self._rejected.values()), among=self._judged)
+
+    def _keep_lost_before(self) -> None:
+        """What earlier runs found not to be finite, and this one did not ask for, stays in quarantine."""
+        for uri, before in self._before.items():
+            rest = before.columns - self._wished
+            now = self._rejected.get(uri)
+            if uri in self._judged and rest and (now is None or now.columns):
+                columns = rest | (now.columns if now else frozenset())
+                self._rejected[uri] = self._not_finite(uri, before.sha256, columns)
 
     def room_needed(self) -> str:
         """What to tell a person when the disk is full: how much is safe, and how much room the rest needs."""
@@ -178,7 +204,6 @@ class Run:
 
     def _settle_unchanged(self, entries: Sequence[Entry]) -> list[Entry]:
         """Deal with the files that need not be read; return the others."""
-        before = self.records.rejected(self.space.id, self._versions)
         same: dict[str, Record] = {}
         todo: list[Entry] = []
         for entry in entries:
@@ -191,31 +216,37 @@ class Run:
         absent = self._absent({record.sha256 for record in same.values()})
         for entry in entries:
             record = same.get(entry.uri)
-            rejected = before.get(entry.uri)
+            rejected = self._before.get(entry.uri)
             if record is None:
                 todo.append(entry)
-            elif rejected is not None and rejected.sha256 == record.sha256:
+            elif rejected is not None and rejected.sha256 == record.sha256 and not rejected.columns:
                 self._judged.add(entry.uri)
                 self._reject(rejected)
             elif record.sha256 in absent:
                 todo.append(entry)
+            elif lost := self._wished & self._lost_before.get(record.sha256, frozenset()):
+                self._judged.add(entry.uri)
+                self._lose(record, lost)
             else:
                 self._judged.add(entry.uri)
                 self.report.reused += 1
         return todo
 
     def _absent(self, sha256s: set[bytes]) -> set[bytes]:
-        wanted = list(sha256s)
+        """Those that lack a vector which might be computed."""
+        wanted, nowhere = list(sha256s), frozenset[tuple[str, str]]()
         absent: set[bytes] = set()
-        for name in self.layers:
-            for view in (VIEW_0, *(view.name for view in self.views)):
-                absent |= sha256s - self.space.present(name, view, wanted, at_least=self._at_least)
+        for name, view in self._wished:
+            lacking = sha256s - self.space.present(name, view, wanted, at_least=self._at_least)
+            absent |= {sha256 for sha256 in lacking if (name, view) not in self._lost_before.get(sha256, nowhere)}
         return absent
 
     def _settle(self, read: ReadImage) -> Sequence[Picture]:
         """Book one image; returns its views whose vectors have to be computed."""
         entry, record = read.entry, read.record
         self._judged.add(entry.uri)
+        if entry.uri in self._before and (record is None or record.sha256 != self._before[entry.uri].sha256):
+            del self._before[entry.uri]  # that was another picture
         if record is not None:
             before = self._known.get(entry.uri)
             if before is None:
@@ -264,25 +295,34 @@ class Run:
     def _keep(self, batches: Batches, most: int) -> None:
         """Give the store the vectors of all batches but the last *most*, but for those that are not finite."""
         for batch, vectors in batches.done(most):
-            for row, picture in enumerate(batch):
-                if not all(np.isfinite(vectors[name][row]).all() for name in picture.missing):
-                    self._reject_not_finite(picture.record)
             groups: dict[tuple[str, tuple[str, ...]], list[int]] = {}
             for row, picture in enumerate(batch):
-                if picture.record.uri not in self._rejected:
-                    groups.setdefault((picture.view, picture.missing), []).append(row)
-                    self._complete += picture.last
-            for (view, missing), rows in groups.items():
+                finite = tuple(name for name in picture.missing if np.isfinite(vectors[name][row]).all())
+                if finite:
+                    groups.setdefault((picture.view, finite), []).append(row)
+                if finite != picture.missing:
+                    self._lose(picture.record, {(name, picture.view) for name in picture.missing if name not in finite})
+                self._complete += picture.last and picture.record.uri not in self._lost
+            for (view, finite), rows in groups.items():
                 sha256s = [batch[row].record.sha256 for row in rows]
                 with self.stages.measured("write"):
-                    self.space.append(sha256s, {(name, view): vectors[name][rows] for name in missing})
+                    self.space.append(sha256s, {(name, view): vectors[name][rows] for name in finite})
                 self.report.computed += len(rows)
 
-    def _reject_not_finite(self, record: Record) -> None:
-        """Reject an image because of a view; of its other views no more is kept."""
-        if record.uri not in self._rejected:
-            reason = f"the backbone {self.network.name} gives values that are not finite"
-            self._reject(Rejected(record.uri, record.sha256, reason))
+    def _lose(self, record: Record, columns: Iterable[tuple[str, str]]) -> None:
+        """Note layers and views of an image that are not finite; it is booked when all of them are known."""
+        self._lost.setdefault(record.uri, (record, set()))[1].update(columns)
+        if self.strict:
+            self._raise(self._not_finite(record.uri, record.sha256, self._lost[record.uri][1]))
+
+    def _not_finite(self, uri: str, sha256: bytes | None, columns: Iterable[tuple[str, str]]) -> Rejected:
+        lost = frozenset(columns)
+        layers = [name for name in self.layers if any(name == layer for layer, _ in lost)]
+        layers += sorted({layer for layer, _ in lost}.difference(layers))
+        views = {view for _, view in lost}
+        where = " and ".join(layers) + ("" if views == {VIEW_0} else f" in {counted(len(views), 'views')}")
+        reason = f"the backbone {self.network.name} gives values that are not finite at {where}"
+        return Rejected(uri, sha256, reason, lost)
 
     def _book(self, rejected: Rejected) -> None:
         self._rejected[rejected.uri] = rejected
@@ -292,10 +332,12 @@ class Run:
     def _reject(self, rejected: Rejected) -> None:
         self._book(rejected)
         if self.strict:
-            raise UnusableImageError(
-                f"{rejected.uri}: {rejected.reason}. "
-                "Without --strict it would go into quarantine and the run would go on."
-            )
+            self._raise(rejected)
+
+    def _raise(self, rejected: Rejected) -> NoReturn:
+        raise UnusableImageError(
+            f"{rejected.uri}: {rejected.reason}. Without --strict it would go into quarantine and the run would go on."
+        )
 
     def _save(self) -> None:
         self.records.save(self._unsaved)

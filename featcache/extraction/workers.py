@@ -5,6 +5,8 @@
 - Results come in the order of the tasks; so many tasks at most are handed out before their turn.
 - A task that takes too long is given up. Nothing can end a thread, so it goes on, but its result is dropped
   and another thread takes its place. Urgent work has no such limit.
+- Where tasks take turns at something, the time in which one waits for the others is not its own, and one that is given
+  up during its turn keeps nobody from theirs.
 - The threads are daemons: neither closing the generator nor the end of the process waits for a stuck one.
 
 Time can only be taken while other threads run: C code that never lets go of the interpreter stops everything.
@@ -12,13 +14,17 @@ Time can only be taken while other threads run: C code that never lets go of the
 
 from __future__ import annotations
 
+import functools
+import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Generic, Protocol, TypeVar
 
 from featcache.errors import FeatcacheError
+from featcache.images.turns import WAITING, Turn
 
 MOST_STUCK = 64
 """Threads that may hang at one time. Each holds an image's memory, so their number needs a bound."""
@@ -78,6 +84,7 @@ class Job(Generic[R]):
         self.do, self.give_up = do, give_up
         self.began = 0.0
         self.thread: threading.Thread | None = None
+        self.turn: Turn | None = None
         self.done = False
         self.results: list[R] = []
         self.error: BaseException | None = None
@@ -94,7 +101,7 @@ class Crew:
 
     Args:
         workers: threads that work at one time.
-        seconds: how long a task may take, counted from when a thread began with it.
+        seconds: how long a task may take, counted from when a thread began with it, or from when it had its turn.
     """
 
     def __init__(self, workers: int, seconds: float) -> None:
@@ -185,6 +192,7 @@ class Crew:
                 job = self._todo.popleft()
                 job.began, job.thread = time.monotonic(), me
                 self._running.add(job)
+            WAITING.set(functools.partial(self._off_the_clock, job))
             result: list[Any] = []
             error: BaseException | None = None
             try:
@@ -199,6 +207,19 @@ class Crew:
                 self._running.remove(job)
                 self._work_done.notify()
 
+    @contextmanager
+    def _off_the_clock(self, job: Job[Any], turn: Turn) -> Iterator[None]:
+        """While *job* waits for its turn no time passes for it; from then on it has all its seconds."""
+        with self._lock:
+            if job.done:
+                raise TimeoutError("it was given up before it had its turn")
+            job.began, job.turn = math.inf, turn
+        try:
+            yield
+        finally:
+            with self._lock:
+                job.began = time.monotonic()
+
     def _give_up(self, job: Job[Any]) -> None:
         assert job.thread is not None
         assert job.give_up is not None
@@ -206,6 +227,8 @@ class Crew:
         self._threads.remove(job.thread)
         self._stuck += 1
         job.results, job.done = [job.give_up()], True
+        if job.turn is not None:
+            job.turn.pass_on(job.thread)
         if self._stuck >= MOST_STUCK:
             raise FeatcacheError(
                 f"Reading hangs: {self._stuck} images were each begun {self._seconds:g} s ago or earlier and are not "

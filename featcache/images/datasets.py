@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import functools
 import os
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Protocol
 
-from featcache.errors import UnusableImageError, UsageError
+from featcache.errors import ImageMemoryError, UnusableImageError, UsageError
 from featcache.images.decode import rgb_from, rgb_from_array
-from featcache.images.entry import Entry, as_text
+from featcache.images.entry import Content, Entry, Unusable, as_text
 from featcache.images.reading import FileStat, read_image_file
+from featcache.images.turns import Turn
 from featcache.store.source_records import IN_PYTHON
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ class DatasetSource:
 
     A URI is the index in eight digits, with the file's name where the dataset tells it: ``00000042-tabby.jpg``; with
     several datasets the split stands before it. Labels are the names of the classes, or the class's number where
-    they have none.
+    they have none. An item that the dataset fails to give, whatever it raises, is an image that cannot be used.
+    Items are loaded one at a time. One that takes too long is given up, and goes on beside those after it.
 
     - torchvision: an item is ``(image, target)`` with a PIL image or an array as for `rgb_from_array`. Targets are
       read from ``targets``, ``labels`` or ``_labels`` where there is one, else every item is loaded once for them.
@@ -69,6 +71,7 @@ class DatasetSource:
         self.name = as_text(name)
         self.ignored = 0
         self.incomplete: tuple[str, ...] = ()
+        self.within = ("",)
 
     def entries(self) -> list[Entry]:
         """List the images in the order of the dataset.
@@ -100,7 +103,7 @@ class _Item:
     file: str | None = None
     is_file: bool = False
     picture: Callable[[], Image] | None = None
-    content: _Row | None = None
+    content: Content | None = None
 
 
 def _items_of(dataset: Any) -> Iterator[_Item]:
@@ -122,10 +125,10 @@ class _Row:
     dataset: Any
     column: str
     place: int
-    lock: threading.Lock
+    turn: Turn
 
     def read(self) -> tuple[bytes, FileStat]:
-        with self.lock:  # whether a dataset may be asked by two threads at once is nowhere promised
+        with _reading(), self.turn:  # whether a dataset may be asked by two threads at once is nowhere promised
             value = self.dataset[self.place][self.column]
         if value is None:
             raise UnusableImageError("the row has no image")
@@ -151,9 +154,9 @@ def _rows(dataset: Any) -> Iterator[_Item]:
     # Without decoding, a row gives the bytes of the image's file, or its path.
     plain = dataset.with_format(None).cast_column(column, type(dataset.features[column])(decode=False))
     plain = plain.select_columns([column])
-    lock = threading.Lock()
+    turn = Turn()
     for place, label in enumerate(labels):
-        yield _Item(place, label, content=_Row(plain, column, place, lock))
+        yield _Item(place, label, content=_Row(plain, column, place, turn))
 
 
 def _one(columns: Sequence[str], what: str, kinds: Mapping[str, str]) -> str:
@@ -176,17 +179,20 @@ def _pairs(dataset: Any) -> Iterator[_Item]:
     classes = getattr(dataset, "classes", None)
     targets = _targets(dataset)
     files = _files(dataset)
-    lock = threading.Lock()
+    turn = Turn()
     for place, target in enumerate(targets):
+        if isinstance(target, Unusable):
+            yield _Item(place, None, content=target)
+            continue
         label = _named(target, classes)
         if files is not None:
             yield _Item(place, label, file=files[place], is_file=True)
         else:
-            yield _Item(place, label, picture=functools.partial(_picture, dataset, place, lock))
+            yield _Item(place, label, picture=functools.partial(_picture, dataset, place, turn))
 
 
 def _targets(dataset: Any) -> list[Any]:
-    """The targets of all items; without loading the images where the dataset keeps them."""
+    """The targets of all items, or why an item has none; without loading the images where the dataset keeps them."""
     if getattr(dataset, "target_transform", None) is None:
         for name in ("targets", "labels", "_labels"):
             kept = getattr(dataset, name, None)
@@ -194,10 +200,16 @@ def _targets(dataset: Any) -> list[Any]:
                 kept = kept.tolist() if hasattr(kept, "tolist") else list(kept)
                 if all(isinstance(target, (int, str)) for target in kept):
                     return kept
-    return [_target(dataset[place]) for place in range(len(dataset))]
+    return [_loaded_target(dataset, place) for place in range(len(dataset))]
 
 
-def _target(item: Any) -> Any:
+def _loaded_target(dataset: Any, place: int) -> Any:
+    """An item that fails now might be read later, and would then stand there without its label: it is not read."""
+    try:
+        with _reading():
+            item = dataset[place]
+    except UnusableImageError as error:
+        return Unusable(str(error))
     if isinstance(item, (tuple, list)):
         return item[1] if len(item) > 1 else None
     return None
@@ -212,10 +224,10 @@ def _files(dataset: Any) -> list[str] | None:
     return [os.path.abspath(path) for path, _ in samples]
 
 
-def _picture(dataset: Any, place: int, lock: threading.Lock) -> Image:
+def _picture(dataset: Any, place: int, turn: Turn) -> Image:
     from PIL import Image as pil
 
-    with lock:  # many datasets read one open file from wherever it stands
+    with _reading(), turn:  # many datasets read one open file from wherever it stands
         item = dataset[place]
     image = item[0] if isinstance(item, (tuple, list)) else item
     if isinstance(image, pil.Image):
@@ -223,6 +235,19 @@ def _picture(dataset: Any, place: int, lock: threading.Lock) -> Image:
     if type(image).__module__ == "numpy" and hasattr(image, "shape"):
         return rgb_from_array(image)
     raise UnusableImageError(f"the dataset gives a {type(image).__name__}; an image is a PIL image or a NumPy array")
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """Whatever a dataset raises says that this item cannot be used; nothing is promised of its kind."""
+    try:
+        yield
+    except UnusableImageError:
+        raise
+    except MemoryError as error:
+        raise ImageMemoryError("there was not enough memory to load it") from error
+    except Exception as error:
+        raise UnusableImageError(f"the dataset fails: {error!r}") from error
 
 
 def _named(target: Any, names: Sequence[Any] | None) -> str | None:

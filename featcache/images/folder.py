@@ -40,6 +40,7 @@ class FolderSource:
         self.name = as_text(name or resolved.name or "root")
         self.ignored = 0
         self.incomplete: tuple[str, ...] = ()
+        self.within = ("",)
 
     def entries(self) -> list[Entry]:
         """List the images, sorted by URI.

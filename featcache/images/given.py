@@ -63,6 +63,10 @@ class GivenImages:
     def incomplete(self) -> tuple[str, ...]:
         return ()
 
+    @property
+    def within(self) -> tuple[str, ...]:
+        return ()
+
     def entries(self) -> list[Entry]:
         """The images, sorted by URI."""
         return sorted((one.entry for one in self.given), key=lambda entry: entry.uri)

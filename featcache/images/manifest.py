@@ -30,6 +30,7 @@ class ManifestSource:
         self.name = as_text(name or self.path.stem)
         self.ignored = 0
         self.incomplete: tuple[str, ...] = ()
+        self.within = ("",)
 
     def entries(self) -> list[Entry]:
         """List the images, sorted by URI.

@@ -23,7 +23,7 @@ from featcache.images.entry import EXTENSIONS, Content, Entry
 from featcache.images.folder import FolderSource
 from featcache.images.manifest import ManifestSource, read_column
 from featcache.images.tar import TarSource
-from featcache.images.tar_names import is_tar_pattern, tars_of
+from featcache.images.tar_names import is_tar_pattern, tar_source_name, tars_named, tars_of
 
 __all__ = ["Content", "Entry", "Source", "open_source", "read_labels"]
 
@@ -37,6 +37,8 @@ class Source(Protocol):
         root: absolute path that URIs are relative to, or what stands for it where the images are in no file.
         ignored: files found by `entries` that are no images.
         incomplete: beginnings of URIs of which `entries` could not list all.
+        within: beginnings of the URIs that `entries` looks at, ``("",)`` where it looks at the whole source. What it
+            does not look at is not judged to be gone.
     """
 
     @property
@@ -47,6 +49,8 @@ class Source(Protocol):
     def ignored(self) -> int: ...
     @property
     def incomplete(self) -> tuple[str, ...]: ...
+    @property
+    def within(self) -> tuple[str, ...]: ...
 
     def entries(self) -> list[Entry]:
         """List the images, each URI once, in an order that depends on nothing else and is good to read in."""
@@ -64,41 +68,58 @@ def open_source(
     Args:
         path: a folder with images, in class folders or flat, with or without ``train/ val/ test/``
             above them; a CSV file with the columns ``path,label,split,group``; a tar file, several
-            (``shard-{000..009}.tar``, ``shard-*.tar``), or a folder with tar files and neither images nor
-            folders in it; or a dataset as for `DatasetSource`.
-        labels: ``folder`` (the default), ``none``, or a CSV file (``path,label``).
-        split: ``folder`` (the default), a CSV file (``path,split``), or fractions, ``0.8/0.2`` (train,
+            (``shard-{000..009}.tar``, ``shard-*.tar``, or a list of their paths), or a folder with tar files and
+            neither images nor folders in it; or a dataset as for `DatasetSource`.
+        labels: ``folder``, ``none``, or a CSV file (``path,label``); by default folders, or what a manifest, a tar
+            file or a dataset says by itself.
+        split: ``folder``, by default as for labels, a CSV file (``path,split``), or fractions, ``0.8/0.2`` (train,
             test) or ``train=0.7,val=0.1,test=0.2``. Fractions are drawn by ranking the SHA-256 of each
             URI, or group, within its label, so the same names give the same split.
-        name: the source's name; the folder's own, or the file's without its suffix, by default. A dataset
-            needs one.
+        name: the source's name; the folder's own, or the file's without its suffix, by default. A tar file that is
+            numbered as one of several (``train-000.tar``) has its folder's name, as all of them together have. A
+            dataset needs one.
 
     Raises:
         SourceError: there is nothing at *path*, or it cannot be a source.
-        UsageError: a dataset without a name, or one that cannot be a source.
+        UsageError: a dataset without a name, or one that cannot be a source; paths in a list that are not those of
+            tar files in one folder; ``folder`` for tar files.
     """
-    found = _opened(Path(path), name) if isinstance(path, (str, os.PathLike)) else DatasetSource(path, name=name)
+    found: Source
+    wants_labels = labels in (None, "folder")
+    if isinstance(path, (str, os.PathLike)):
+        found = _opened(Path(path), name, wants_labels)
+    elif isinstance(path, (list, tuple)) and any(isinstance(one, (str, os.PathLike)) for one in path):
+        tars = tars_named(path)
+        found = TarSource(tars, name=name or tars[0].parent.name or "root", labels=wants_labels)
+    else:
+        found = DatasetSource(path, name=name)
+    if "folder" in (labels, split) and isinstance(found, TarSource):
+        option, files = ("labels", "KEY.cls, KEY.json or KEY.txt") if labels == "folder" else ("split", "KEY.json")
+        raise UsageError(
+            f"The folders inside a tar file are no {option}. Leave --{option} away to take what stands in {files} "
+            f"beside the images, or give a CSV file (path,{option.removesuffix('s')})."
+        )
     if labels in (None, "folder") and split in (None, "folder"):
         return found
     return _Described(found, labels, split)
 
 
-def _opened(place: Path, name: str | None) -> Source:
+def _opened(place: Path, name: str | None, wants_labels: bool) -> Source:
     # os.path answers where Path raises: names that are too long, folders that may not be entered.
     if os.path.isdir(place):
         tars = _only_tars(place)
         if tars:
-            return TarSource(tars, name=name or place.resolve().name or "root")
+            return TarSource(tars, name=name or place.resolve().name or "root", labels=wants_labels, is_all=True)
         return FolderSource(place, name=name)
     if os.path.isfile(place):
         if place.suffix.lower() == ".csv":
             return ManifestSource(place, name=name)
         if place.suffix.lower() == ".tar":
             place = place.resolve()
-            return TarSource([place], name=name or place.stem)
+            return TarSource([place], name=name or tar_source_name(place), labels=wants_labels)
     elif is_tar_pattern(str(place)):
         tars = tars_of(str(place))
-        return TarSource(tars, name=name or tars[0].parent.name or "root")
+        return TarSource(tars, name=name or tars[0].parent.name or "root", labels=wants_labels)
     if os.path.exists(place):
         raise SourceError(
             f"{place} is neither a folder of images nor a CSV manifest (NAME.csv) nor a tar file (NAME.tar). "
@@ -119,7 +140,8 @@ def _only_tars(folder: Path) -> list[Path]:
     endings = {os.path.splitext(entry.name)[1].lower() for entry in inside}
     if endings & EXTENSIONS:
         return []
-    return [folder.resolve() / name for name in sorted(e.name for e in inside) if name.lower().endswith(".tar")]
+    tars = [e.name for e in inside if e.name.lower().endswith(".tar") and os.path.isfile(e)]  # a pipe would block
+    return [folder.resolve() / name for name in sorted(tars)]
 
 
 def read_labels(path: Path) -> dict[str, str]:
@@ -150,6 +172,10 @@ class _Described:
     @property
     def incomplete(self) -> tuple[str, ...]:
         return self.inner.incomplete
+
+    @property
+    def within(self) -> tuple[str, ...]:
+        return self.inner.within
 
     def entries(self) -> list[Entry]:
         entries = self.inner.entries()

@@ -21,6 +21,8 @@ from featcache.images.tar_labels import LABEL_ENDINGS, SampleLabels
 from featcache.progress import counted
 
 _BLOCK = 512
+_END = 2 * _BLOCK + tarfile.RECORDSIZE
+"""At most so many zeros are the end of a tar: two blocks, and what fills up the last record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +77,19 @@ class TarSource:
     Args:
         tars: the files; the source's root is their folder.
         name: the source's name.
+        labels: whether the labels that lie in the tars are wanted. If not, one that cannot be read harms no image.
+        is_all: these are all the tar files of the folder. Otherwise those that are not named may have been extracted
+            before, or will be, and nothing of theirs is judged to be gone.
     """
 
-    def __init__(self, tars: Sequence[Path], *, name: str) -> None:
+    def __init__(self, tars: Sequence[Path], *, name: str, labels: bool = True, is_all: bool = False) -> None:
         self._tars = [str(tar) for tar in tars]
         self.root = as_text(os.path.dirname(self._tars[0]))
         self.name = as_text(name)
         self.ignored = 0
         self.incomplete: tuple[str, ...] = ()
+        self._wants_labels = labels
+        self.within = ("",) if is_all else tuple(f"{as_text(os.path.basename(tar))}/" for tar in self._tars)
 
     def entries(self) -> list[Entry]:
         """List the images in the order in which they lie in the tars, one tar after another.
@@ -93,7 +100,7 @@ class TarSource:
         self.ignored, self.incomplete = 0, ()
         entries: list[Entry] = []
         for tar in self._tars:
-            listing = _Listing(tar, as_text(os.path.basename(tar)))
+            listing = _Listing(tar, as_text(os.path.basename(tar)), self._wants_labels)
             entries += listing.entries()
             self.ignored += listing.ignored
             if listing.damage is not None:
@@ -113,6 +120,7 @@ class _Listing:
 
     tar: str
     name: str
+    wants_labels: bool
     ignored: int = 0
     damage: str | None = None
     _images: dict[str, tuple[str, bool, Content]] = field(default_factory=dict)
@@ -132,7 +140,7 @@ class _Listing:
             if key in plain and not is_plain:
                 self.ignored += 1
                 continue
-            label, split, group, problem = self._labels.of(key)
+            label, split, group, problem = self._labels.of(key, labels=self.wants_labels)
             if problem is not None and isinstance(content, Member):
                 content = Unusable(problem)
             found.append(Entry(uri, self.tar, label, split, group, None, content))
@@ -202,6 +210,9 @@ class _Listing:
             self.damage = f"it is cut off after {counted(count, 'members')}"
         elif tail.strip(b"\0"):
             self.damage = f"it is damaged after {counted(count, 'members')}"
+        elif size - end > _END or os.pread(handle, _END, end).strip(b"\0"):
+            # Zeros in the midst of a tar look like its end: of a download into room made before, or of two tars in one.
+            self.damage = f"something follows its end after {counted(count, 'members')}"
         if self.damage is not None:
             self.damage += "; what followed is not known. Copy or make it anew"
 

@@ -173,7 +173,8 @@ def _columns_first(size: tuple[int, int], resized: tuple[int, int]) -> bool:
     """Whether Pillow (13.0) resizes the columns before the rows; found by trial, and the same for every filter.
 
     It rounds to 8 bits between the two, so noise differs by up to 60 levels: the crop alone must be computed in the
-    order in which the whole picture is. Older versions always begin with the rows.
+    order in which the whole picture is. Older versions always begin with the rows, which is another picture under the
+    same name, so featcache asks for 13.0 at least.
 
     Args:
         size: width and height of the image; what part of it is resized does not count.

@@ -22,7 +22,7 @@ from featcache.errors import (
 )
 from featcache.progress import Progress
 from featcache.recipe import Recipe
-from featcache.store import export, layer_names, status, verify, view_names
+from featcache.store import export, layer_names, space_words, status, verify, view_names
 from featcache.store.catalogue import Catalogue
 from featcache.store.commit import places
 from featcache.store.folder import CATALOGUE, has_catalogue, lost_catalogue, no_store
@@ -126,8 +126,9 @@ class FeatureStore:
             names = [s.fingerprint[:12] for s in spaces] + [s.recipe.backbone for s in spaces]
             raise UnknownNameError.among("space", str(space), names)
         if len(found) > 1:
-            listed = "; ".join(f"{s.fingerprint[:12]} ({s.recipe.backbone})" for s in found)
-            raise UsageError(f"{self.path} holds several spaces that match: {listed}. Choose one with --space.")
+            raise UsageError(
+                f"{self.path} holds several spaces that match: {space_words.named(found)}. Choose one with --space."
+            )
         return found[0]
 
     def sources(self) -> dict[str, str]:
@@ -336,15 +337,17 @@ class FeatureStore:
         source: str | None = None,
         space: str | None = None,
     ) -> dict[str, Any]:
-        """Write one plain file, ``.h5`` or ``.npz`` by its suffix, with features, labels, uris and classes.
+        """Write one plain file, ``.h5`` or ``.npz`` by its suffix, with features, labels, uris and classes of view 0.
 
         Returns:
-            ``path``, ``n``, ``d`` and ``layers`` of what was written.
+            ``path``, ``n``, ``d`` and ``layers`` of what was written; ``views_left_out``, how many other views are
+            stored of these layers.
         """
-        names = self.layer_names(layers, space)
+        names, chosen = self.layer_names(layers, space), self.space(space)
         X, y, items = self.arrays(split, names, source=source, space=space)
-        export.write(Path(path), X, y, items, self.space(space).recipe, names)
-        return {"path": str(path), "n": len(X), "d": X.shape[1], "layers": names}
+        export.write(Path(path), X, y, items, chosen.recipe, names)
+        others = {view for name in names for view in chosen.layers[name].views} - {VIEW_0}
+        return {"path": str(path), "n": len(X), "d": X.shape[1], "layers": names, "views_left_out": len(others)}
 
     def column(self, layer: str, space: str | None = None, view: str = VIEW_0) -> ColumnReader:
         """The reader of one stored layer and view."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from featcache.errors import MissingVectorsError, ShardGoneError
 from featcache.store.items import Item
+from featcache.store.source_records import judged
 from featcache.store.vectors import ColumnReader
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ def _locate(
 ) -> tuple[list[Item], dict[tuple[str, str], np.ndarray]]:
     """The items that have vectors, and for each layer and view their (n, 2) pairs of shard and row.
 
-    Of several views an image in quarantine may lack some; it is then left out.
+    An image in quarantine may lack some of the layers or views; it is then left out.
 
     Raises:
         MissingVectorsError: no item has vectors, or some have only part of the layers or views.
@@ -155,14 +156,18 @@ def _locate(
         places.append({uri: (shard, row) for uri, shard, row in found})
     having = [item for item in items if any(item.uri in p for p in places)]
     partial = [item for item in having if not all(item.uri in p for p in places)]
-    if partial and len(views) > 1:
+    if partial:
         unusable = store.catalogue.query(
-            "t",
-            "SELECT q.uri FROM quarantine q JOIN sources s ON s.id = q.source_id JOIN spaces p ON p.id = q.space_id "
-            "WHERE s.name = ? AND p.fingerprint = ?",
+            "tt",
+            "SELECT q.uri, q.versions FROM quarantine q JOIN sources s ON s.id = q.source_id "
+            "JOIN spaces p ON p.id = q.space_id WHERE s.name = ? AND p.fingerprint = ?",
             (name, store.space(space).fingerprint),
         )
-        lost = {item.uri for item in partial} & {uri for (uri,) in unusable}
+        lost = set()
+        for uri, versions in unusable:
+            _, bad = judged(versions)
+            if not bad or any(column in bad and uri not in p for column, p in zip(columns, places, strict=True)):
+                lost.add(uri)
         having = [item for item in having if item.uri not in lost]
         partial = [item for item in partial if item.uri not in lost]
     if partial:

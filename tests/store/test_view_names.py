@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featcache.errors import UnknownNameError, UsageError
-from featcache.store.view_names import VIEW_0, choose, in_order, view_name
+from featcache.store.view_names import VIEW_0, choose, in_order, seeds, view_name
 
 POLICY = "ab" * 32
 NAMES = st.builds(view_name, st.sampled_from([POLICY, "c" * 64]), st.integers(0, 300), st.integers(1, 300))
@@ -26,6 +26,11 @@ def test_the_order_does_not_depend_on_the_order_given(names: list[str], random) 
     assert in_order(names) == in_order(shuffled)
     assert in_order(names) == sorted(in_order(names), key=in_order(names).index)
     assert in_order([*names, VIEW_0])[0] == VIEW_0
+
+
+def test_seeds() -> None:
+    assert seeds([VIEW_0, view_name(POLICY, 10, 1), view_name("c" * 64, 2, 1), view_name(POLICY, 10, 2)]) == [2, 10]
+    assert seeds([VIEW_0, "of-another-kind", "unnumbered"]) == []
 
 
 def test_choices() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from featcache.backbones.devices import check_device
 from featcache.backbones.runtimes import openvino_library, processor
 from featcache.errors import UnknownNameError, UsageError
 from featcache.recipe import PRECISIONS
@@ -21,12 +22,12 @@ def check_choice(runtime: str, precision: str, device: str) -> None:
     Args:
         runtime: one of `RUNTIMES`.
         precision: ``float32`` or ``bfloat16``.
-        device: torch device.
+        device: torch device, see `featcache.backbones.devices`.
 
     Raises:
-        UnknownNameError: no such runtime or precision.
-        UsageError: OpenVINO is asked for on another device than the processor, or the processor or GPU does not
-            compute in bfloat16.
+        UnknownNameError: no such runtime, precision or kind of device.
+        UsageError: OpenVINO is asked for on another device than the processor, there is no such device, or the
+            processor or GPU does not compute in bfloat16.
     """
     if runtime not in RUNTIMES:
         raise UnknownNameError.among("runtime", runtime, RUNTIMES)
@@ -35,6 +36,7 @@ def check_choice(runtime: str, precision: str, device: str) -> None:
     on_processor = device == "cpu"
     if runtime == "openvino" and not on_processor:
         raise UsageError(f"OpenVINO runs here on the processor, not on {device}: leave --device out, or --runtime.")
+    check_device(device)
     if precision == "bfloat16" and not (processor.has_bfloat16() if on_processor else _gpu_has_bfloat16(device)):
         lacks = (
             "This processor does not compute in bfloat16 (it has none of AVX512_BF16, AMX and ARM's BF16)"

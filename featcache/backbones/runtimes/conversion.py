@@ -37,13 +37,13 @@ def convert(network: Network, layers: Sequence[Layer], example: np.ndarray) -> G
 
     Raises:
         ConversionError: torch cannot trace it, OpenVINO has no such operation (it is named where that is known), or
-            Python code inside looks at values of the activations, which a trace cannot follow.
+            Python code inside looks at values, or at shapes that depend on them, which a trace cannot follow.
     """
     import torch
     from torch import Tensor, nn
-    from torch.utils._python_dispatch import TorchDispatchMode
 
     from featcache.backbones.capture import activations
+    from featcache.backbones.runtimes.watching import looks_at_values
 
     class Pass(nn.Module):
         def __init__(self) -> None:
@@ -54,21 +54,12 @@ def convert(network: Network, layers: Sequence[Layer], example: np.ndarray) -> G
             got = activations(self.inner, layers, network.axes, network.scaled(x))
             return tuple(got[layer.name].float() for layer in layers)
 
-    class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch gives it no types
-        looked = False
-
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            # Outside of a trace shapes are plain numbers, so this is a look at the pictures' own values.
-            self.looked |= func is torch.ops.aten._local_scalar_dense.default
-            return func(*args, **(kwargs or {}))
-
     x = torch.from_numpy(example)
     with warnings.catch_warnings(), torch.no_grad():
-        # Tracing is called deprecated, and warns of every shape that the network looks at.
+        # Tracing is called deprecated. It warns of every look at a shape as of one at a value; of these the pass before
+        # tells them apart.
         warnings.simplefilter("ignore")
-        with Watch() as watch:  # type: ignore[no-untyped-call]  # torch gives it no types
-            Pass().eval()(x)
-        if watch.looked:
+        if looks_at_values(lambda: Pass().eval()(x)):
             raise ConversionError(
                 "what it computes may depend on values that it looks at in Python on its way, and a graph has one way"
             )

@@ -40,6 +40,7 @@ class CompiledGraph:
 
     Raises:
         ConversionError: OpenVINO cannot read or compile it, or would compute at another precision.
+        MemoryError: there is not enough memory for passes of so many images.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class CompiledGraph:
                 raise ConversionError(f"OpenVINO would compute as {taken}, not as {hint}")
             requests = [self._compiled.create_infer_request() for _ in range(at_once)]
         except RuntimeError as error:
-            raise ConversionError(f"OpenVINO cannot compile it: {_last_line(error)}") from error
+            raise _foreign("OpenVINO cannot compile it", error) from error
         self._outputs = len(model.outputs)
         self._free: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for request in requests:
@@ -80,6 +81,10 @@ class CompiledGraph:
 
         Returns:
             For each layer's name (n, …) float32, all NaN for an image with NaN anywhere on the way.
+
+        Raises:
+            ConversionError: OpenVINO cannot compute it.
+            MemoryError: there is not enough memory.
         """
         request = self._free.get()
         try:
@@ -97,7 +102,7 @@ class CompiledGraph:
         try:
             request.infer({0: np.ascontiguousarray(some)}, share_inputs=True)
         except RuntimeError as error:
-            raise ConversionError(f"OpenVINO fails at a pass: {_last_line(error)}") from error
+            raise _foreign("OpenVINO fails at a pass", error) from error
         # The request's own memory is written over by the next pass.
         got = [np.array(request.get_output_tensor(i).data[:n], np.float32) for i in range(self._outputs)]
         lost = got.pop() != 0 if self._outputs > len(self.names) else np.zeros(n, bool)
@@ -106,6 +111,12 @@ class CompiledGraph:
         for array in got:
             array[lost] = np.nan
         return got
+
+
+def _foreign(what: str, error: Exception) -> Exception:
+    """OpenVINO's error as one of ours; it has one kind for all, and lack of memory says nothing of the graph."""
+    text = _last_line(error)
+    return MemoryError(text) if "bad_alloc" in text else ConversionError(f"{what}: {text}")
 
 
 def _last_line(error: Exception) -> str:

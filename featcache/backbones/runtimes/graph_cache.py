@@ -23,7 +23,8 @@ from featcache.backbones.runtimes import processor
 from featcache.backbones.runtimes.graph import Graph
 from featcache.recipe import weights_digest
 
-_FORMAT = 1
+_FORMAT = 2
+"""Another number where more is asked of a graph than before."""
 _KEPT = 32
 """Graphs that are kept; those that were not used for the longest time go."""
 

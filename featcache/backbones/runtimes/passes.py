@@ -17,7 +17,7 @@ from featcache.backbones.runtimes import openvino_library
 from featcache.backbones.runtimes.agreement import check_agreement
 from featcache.backbones.runtimes.graph import CompiledGraph, Graph
 from featcache.backbones.runtimes.graph_cache import GraphCache, Proven
-from featcache.errors import ConversionError
+from featcache.errors import ConversionError, UsageError
 
 if TYPE_CHECKING:
     from featcache.backbones.backbone import Backbone
@@ -91,9 +91,10 @@ class PlainPasses:
 class GraphPasses:
     """Passes in OpenVINO, once the graph has proved for its layers that it gives what eager torch gives.
 
-    The proof of a new graph is a comparison on the images given to `ready`. A graph that an earlier process has
-    proved is compared again on pictures made from a seed, with what torch gave for them then; the network of a
-    backbone made in Python is at hand, so for it the run's own images are compared every time.
+    The proof of a new graph is a comparison on the images given to `ready`, on the negatives of two of them, and on
+    noise made from a seed. A graph that an earlier process has proved is compared on that noise again, with what
+    torch gave for it then; the network of a backbone made in Python is at hand, so for it the run's own images are
+    compared every time.
 
     Args:
         backbone: runs on ``cpu``.
@@ -132,6 +133,7 @@ class GraphPasses:
 
         Raises:
             ConversionError: the network cannot be run by OpenVINO as it runs in torch, and *must* is set.
+            UsageError: so many images in a pass were asked for that there is not enough memory.
         """
         key = _key(batch, layers)
         if key in self._graphs or self._torch is not None:
@@ -144,6 +146,13 @@ class GraphPasses:
         except ConversionError as error:
             self._take_torch(str(error), error)
             return
+        except MemoryError as error:
+            if self._asked is None:
+                raise
+            # Torch would need no less of it.
+            raise UsageError(
+                f"There is not enough memory for passes of {self._asked:,} images. Give a smaller --batch-size."
+            ) from error
         if found is None:
             self._torch = TorchPasses(self._backbone, self._asked)
         else:
@@ -181,9 +190,12 @@ class GraphPasses:
         pictures = _pictures(batch)
         made = convert(self._backbone.network, layers, pictures)
         graph = self._compiled(made, key)
-        errors = check_agreement(graph.forward(batch), self._reference(batch, layers), self._backbone.precision)
+        # Negatives too: a run's first images are often of one kind, and a graph may be right for that kind alone.
+        images = np.concatenate([batch, _negatives(batch)])
+        errors = check_agreement(graph.forward(images), self._reference(images, layers), self._backbone.precision)
         expected = self._reference(pictures, layers)
         if all(np.isfinite(array).all() for array in expected.values()):
+            check_agreement(graph.forward(pictures), expected, self._backbone.precision)
             self._cache(key).write(Proven(made, pictures, expected, errors))
         return self._keep(key, graph)
 
@@ -222,6 +234,11 @@ class GraphPasses:
 
 def _key(batch: np.ndarray, layers: Sequence[Layer]) -> Key:
     return tuple(layer.name for layer in layers), batch.shape[1:]
+
+
+def _negatives(batch: np.ndarray) -> np.ndarray:
+    """The first two inputs of a batch with light and dark exchanged."""
+    return 255 - batch[:2] if batch.dtype == np.uint8 else -batch[:2]
 
 
 def _pictures(batch: np.ndarray) -> np.ndarray:
