@@ -15,9 +15,8 @@ from featcache.embedding import embed
 from featcache.errors import MissingVectorsError, UnusableImageError
 from featcache.evaluation import splits
 from featcache.images.entry import Entry
-from featcache.images.sources import read_labels
 from featcache.known_images import known_images, picture_of_item
-from featcache.labelled_vectors import LabelledVectors
+from featcache.labelled_vectors import LabelledVectors, labels_of
 from featcache.store import FeatureStore, Item
 
 
@@ -31,7 +30,7 @@ def image_vectors(
 ) -> LabelledVectors:
     """All labelled items of a source that have an image, with what a network that was trained gives of it.
 
-    Images in quarantine are left out, as those of stored vectors are.
+    Images in quarantine of all spaces are left out.
 
     Args:
         bundle: a head with the network it was trained with.
@@ -42,13 +41,16 @@ def image_vectors(
 
     Raises:
         MissingVectorsError: no labelled item has an image where the store knows it.
-        UsageError: the images can be given by a Python program alone.
+        UsageError: the images can be given by a Python program alone, or *labels* names paths that are no images of
+            the source.
     """
     name = store.source(source)
-    unusable = {uri for uri, _ in store.quarantine(name)}
+    # An image that one network alone cannot use may be seen by another.
+    refused = [{uri for uri, _ in store.quarantine(name, known.fingerprint)} for known in store.spaces]
+    unusable = set.intersection(*refused) if refused else set()
     items = [item for item in store.items(source=name) if item.uri not in unusable]
     if labels is not None:
-        given = read_labels(Path(labels))
+        given = labels_of(store, name, labels)
         items = [replace(item, label=given.get(item.uri)) for item in items]
     labelled = [item for item in items if item.label is not None]
     notes: list[str] = []

@@ -52,7 +52,8 @@ def known_images(
     if not root or root.startswith(IN_PYTHON):
         raise UsageError(
             f"The images of the source {source!r} were given in Python, and only Python can give them again: "
-            "call the function of the same name in Python with images=…, or choose another --source."
+            "call the function of the same name in Python with images=…, where it has that, or choose another "
+            "--source, or extract them from files."
         )
     found: dict[str, Entry] = {}
     tars = _tars(root, items)

@@ -108,17 +108,7 @@ class LabelledVectors:
         items = rows.items
         given: dict[str, str] | None = None
         if labels is not None:
-            from featcache.images.sources import read_labels
-
-            given = read_labels(Path(labels))
-            name = items[0].source
-            # An image in quarantine may be named; what is no image of the source was misspelt.
-            unknown = sorted(given.keys() - {item.uri for item in store.items(source=name)})
-            if unknown:
-                raise UsageError(
-                    f"{labels} gives {len(given)} paths a label, of which {len(unknown)} are no images of source "
-                    f"{name!r} (first: {unknown[0]}). Paths are relative to {store.sources()[name]}."
-                )
+            given = labels_of(store, items[0].source, labels)
             items = [replace(item, label=given.get(item.uri)) for item in items]
         kept = np.array([i for i, item in enumerate(items) if item.label is not None], dtype=np.int64)
         if not len(kept):
@@ -182,6 +172,26 @@ class LabelledVectors:
             knows_images=plain.sha256s is not None,
             without_labels=len(plain.y) - len(kept),
         )
+
+
+def labels_of(store: FeatureStore, source: str, labels: str | Path) -> dict[str, str]:
+    """Labels by URI from a CSV file (``path,label``).
+
+    Raises:
+        SourceError: as `featcache.images.sources.read_labels`.
+        UsageError: paths are no images of the source.
+    """
+    from featcache.images.sources import read_labels
+
+    given = read_labels(Path(labels))
+    # An image in quarantine may be named; what is no image of the source was misspelt.
+    unknown = sorted(given.keys() - {item.uri for item in store.items(source=source)})
+    if unknown:
+        raise UsageError(
+            f"{labels} gives {len(given)} paths a label, of which {len(unknown)} are no images of source "
+            f"{source!r} (first: {unknown[0]}). Paths are relative to {store.sources()[source]}."
+        )
+    return given
 
 
 def _without_vectors(

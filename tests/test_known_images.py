@@ -78,26 +78,30 @@ class Part:
     name: str = "photos"
     root: str = ""
     ignored: int = 0
-    incomplete: tuple[str, ...] = ("",)
+    incomplete: tuple[str, ...] = ()
+    within: tuple[str, ...] = ("",)
 
     def entries(self) -> list[Entry]:
         return self.whole
 
 
-@pytest.mark.parametrize("incomplete", [("",), ("dogs/",)])
+@pytest.mark.parametrize(
+    ("listed", "all_stay"),
+    [({"incomplete": ("",)}, True), ({"within": ()}, True), ({"incomplete": ("dogs/",)}, False)],
+)
 def test_of_a_source_that_was_listed_in_part_nothing_is_gone(
-    photos: Path, tmp_path: Path, incomplete: tuple[str, ...]
+    photos: Path, tmp_path: Path, listed: dict[str, tuple[str, ...]], all_stay: bool
 ) -> None:
     for name in ("cats/broken.jpg", "dogs/broken.jpg"):
         (photos / name).write_bytes(name.encode())
     store = tmp_path / "s.fcache"
     fc.extract(photos, store, backbone=BACKBONE, progress=False)
     entries = open_source(photos).entries()
-    part = Part([e for e in entries if e.uri.startswith("cats/cat")], root=str(photos), incomplete=incomplete)
+    part = Part([e for e in entries if e.uri.startswith("cats/cat")], root=str(photos), **listed)
     report = fc.extract(part, store, backbone=BACKBONE, progress=False)
     opened = fc.open(store)
     left = [uri for uri, _ in opened.quarantine("photos")]
-    if incomplete == ("",):
+    if all_stay:
         assert report.removed == 0
         assert left == ["cats/broken.jpg", "dogs/broken.jpg"]
         assert len(opened.items()) == 26

@@ -308,14 +308,19 @@ class FeatureStore:
         """What the store holds, as `featcache.store.status.status` describes it."""
         return status.status(self)
 
-    def quarantine(self, source: str | None = None) -> list[tuple[str, str]]:
-        """The images that could not be used, as (URI, reason)."""
-        name = self.source(source)
+    def quarantine(self, source: str | None = None, space: str | None = None) -> list[tuple[str, str]]:
+        """The images that could not be used, as (URI, reason).
+
+        Args:
+            source: the source's name; may be left out where there is one.
+            space: only those of this space; by default of all.
+        """
+        name, only = self.source(source), None if space is None else self.space(space).fingerprint
         rows = self.catalogue.query(
             "tt",
             "SELECT DISTINCT q.uri, q.reason FROM quarantine q JOIN sources s ON s.id = q.source_id "
-            "WHERE s.name = ? ORDER BY q.uri",
-            (name,),
+            "JOIN spaces p ON p.id = q.space_id WHERE s.name = ? AND (? IS NULL OR p.fingerprint = ?) ORDER BY q.uri",
+            (name, only, only),
         )
         return [(str(uri), str(reason)) for uri, reason in rows]
 

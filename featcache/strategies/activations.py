@@ -13,8 +13,8 @@ from featcache.backbones import Backbone
 from featcache.errors import DiskFullError, MissingVectorsError
 from featcache.extraction import extract
 from featcache.images.augmentation import views_beside
-from featcache.images.sources import read_labels
 from featcache.known_images import KnownSource, known_images
+from featcache.labelled_vectors import labels_of
 from featcache.progress import Progress
 from featcache.store import FeatureStore, Item
 from featcache.store.commit import places
@@ -87,7 +87,7 @@ def needed(
         UsageError: the layer cannot be pooled so.
     """
     (found,) = backbone.resolve_layers([layer])
-    labelled = {item.sha256 for item in _labelled(store, source, labels)}
+    labelled = {item.sha256 for item in _labelled(store, source, store.space(space).fingerprint, labels)}
     names = view_names(views, seed)
     column = store.space(space).layers.get(layer)
     stored = 0
@@ -169,7 +169,7 @@ def extract_known(
     """
     name = store.source(source)
     notes: list[str] = []
-    items = _labelled(store, name, labels)
+    items = _labelled(store, name, backbone.recipe.fingerprint, labels)
     known = KnownSource(name, store.sources()[name], items, known_images(store, name, items, notes))
     for note in notes:
         progress.note(note)
@@ -185,9 +185,9 @@ def _size(count: int) -> str:
     return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
 
 
-def _labelled(store: FeatureStore, source: str | None, labels: str | Path | None) -> list[Item]:
-    """The labelled images of a source, as the store describes them, without those that could not be used."""
-    unusable = {uri for uri, _ in store.quarantine(source)}
+def _labelled(store: FeatureStore, source: str | None, space: str, labels: str | Path | None) -> list[Item]:
+    """The labelled images of a source, as the store describes them, without those that the space cannot use."""
+    unusable = {uri for uri, _ in store.quarantine(source, space)}
     items = [item for item in store.items(source=source) if item.uri not in unusable]
-    given = None if labels is None else read_labels(Path(labels))
+    given = None if labels is None else labels_of(store, store.source(source), labels)
     return [item for item in items if (item.label if given is None else given.get(item.uri)) is not None]

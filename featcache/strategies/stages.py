@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from torch import nn
+
+_LISTS = (nn.Sequential, nn.ModuleList)
 
 
 def stages_of(module: nn.Module) -> list[tuple[str, list[nn.Parameter]]]:
@@ -14,15 +18,9 @@ def stages_of(module: nn.Module) -> list[tuple[str, list[nn.Parameter]]]:
     Args:
         module: the network.
     """
-    parts: list[tuple[str, nn.Module]] = []
-    for name, part in module.named_children():
-        if isinstance(part, (nn.Sequential, nn.ModuleList)):
-            parts += [(f"{name}.{inner}", block) for inner, block in part.named_children()]
-        else:
-            parts.append((name, part))
     stages: list[tuple[str, list[nn.Parameter]]] = []
     seen: set[nn.Parameter] = set()
-    for name, part in parts:
+    for name, part in _parts(module):
         new = [parameter for parameter in part.parameters() if parameter not in seen]
         seen.update(new)
         if stages and not any(parameter.ndim > 1 for parameter in new):
@@ -35,3 +33,15 @@ def stages_of(module: nn.Module) -> list[tuple[str, list[nn.Parameter]]]:
     elif rest:
         stages.append(("network", rest))
     return stages
+
+
+def _parts(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """The parts, with the blocks of those that are lists of them or hold such a list, as encoders do."""
+    for name, part in module.named_children():
+        inner = f"{path}{name}"
+        if isinstance(part, _LISTS):
+            yield from ((f"{inner}.{number}", block) for number, block in part.named_children())
+        elif not path and any(isinstance(held, _LISTS) for held in part.children()):
+            yield from _parts(part, f"{inner}.")
+        else:
+            yield inner, part

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from featcache import failpoints
+from featcache.heads import make_head
 from featcache.strategies.finetune import finetune
 from featcache.strategies.schedule import Schedule
 from tests.strategies.stores import colour_blind
@@ -18,6 +19,7 @@ from tests.strategies.stores import colour_blind
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.strategies.finetune_child"])
 
+make_head("softmax", 0, "classify")  # what is imported here is there in every process that is forked
 SCHEDULE = Schedule(epochs=4, rate=1e-2, batch_size=16, patience=4)
 
 

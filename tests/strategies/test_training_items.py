@@ -206,3 +206,9 @@ def test_each_parameter_is_in_one_stage(module: nn.Module) -> None:
     assert all(any(parameter.ndim > 1 for parameter in parameters) for _, parameters in stages)
     assert len({name for name, _ in stages}) == len(stages)
     assert len(stages) >= (1 if isinstance(module, nn.Linear) else 3)
+
+
+def test_an_encoder_is_taken_apart() -> None:
+    names = [name for name, _ in stages_of(torchvision.models.VisionTransformer(32, 8, 2, 2, 16, 32))]
+    layers = [f"encoder.layers.encoder_layer_{number}" for number in range(2)]
+    assert names == ["conv_proj", *layers, "heads.head"]

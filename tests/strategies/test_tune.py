@@ -206,26 +206,6 @@ def test_a_checkpoint_stays_and_gives_the_same(store: Path, tmp_path: Path) -> N
     assert not path.exists()
 
 
-@pytest.mark.parametrize("layer", ["body.0", "pooled"])
-def test_layers_of_ones_own(store: Path, tmp_path: Path, layer: str) -> None:
-    bundle = run(store, layer, init="new", hidden=(8,))
-    assert bundle.head == "mlp"
-    assert [use.name for use in bundle.layers] == ["stem:mean" if layer == "body.0" else "pooled"]
-    assert (bundle.report["strategy"], bundle.report["init"]) == ("tune", "new")
-    assert len(bundle.report["views"]) == 2
-    # Other views that lie there are not learned from.
-    run(store, layer, init="new", hidden=(8,), seed=3)
-    again = run(store, layer, init="new", hidden=(8,))
-    X = fc.open(store).arrays(layers=bundle.layers[0].name)[0]
-    p, same = bundle.predict_proba_vectors(X), again.predict_proba_vectors(X)
-    assert p is not None
-    assert same is not None
-    assert p.tobytes() == same.tobytes()
-    for wrong in ({"checkpoint": tmp_path / "c"}, {"schedule": SHORT}):
-        with pytest.raises(UsageError, match="neither a schedule nor a checkpoint"):
-            run(store, layer, init="new", **wrong)
-
-
 def test_what_cannot_be_tuned(store: Path) -> None:
     with pytest.raises(UnknownNameError, match="body"):
         run(store, "bodi.0")
