@@ -210,6 +210,8 @@ def activations_needed(
     backbone: Backbone | None = None,
 ) -> Activations:
     """What `tune` with the same arguments will put into the store first; see there for arguments and errors."""
+    if init not in INITS:
+        raise UnknownNameError.among("way to begin", init, INITS)
     opened = FeatureStore.open(Path(store))
     network = backbone_for(opened.space(space).recipe, backbone)
     layer = from_layer
