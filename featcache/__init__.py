@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from featcache.store.garbage import gc
     from featcache.store.repair import repair
     from featcache.store.verify import verify
+    from featcache.strategies.finetune import finetune
+    from featcache.strategies.multilayer import multilayer
+    from featcache.strategies.schedule import Schedule
+    from featcache.strategies.tune import activations_needed, tune
     from featcache.sweeping import sweep
     from featcache.training import train
 
@@ -51,7 +55,9 @@ __all__ = [
     "FeatcacheError",
     "FeatureStore",
     "Recipe",
+    "Schedule",
     "__version__",
+    "activations_needed",
     "backbones",
     "check_live",
     "compact",
@@ -60,13 +66,16 @@ __all__ = [
     "evaluate",
     "extract",
     "faces",
+    "finetune",
     "gc",
     "load",
+    "multilayer",
     "open",
     "repair",
     "similar",
     "sweep",
     "train",
+    "tune",
     "verify",
 ]
 
@@ -81,6 +90,8 @@ _HOMES = {
     "FeatcacheError": "featcache.errors:FeatcacheError",
     "FeatureStore": "featcache.store:FeatureStore",
     "Recipe": "featcache.recipe:Recipe",
+    "Schedule": "featcache.strategies.schedule:Schedule",
+    "activations_needed": "featcache.strategies.tune:activations_needed",
     "backbones": "featcache.backbones",
     "check_live": "featcache.checks.check_live:check_live",
     "compact": "featcache.store.compaction:compact",
@@ -89,13 +100,16 @@ _HOMES = {
     "evaluate": "featcache.prediction:evaluate",
     "extract": "featcache.extraction:extract",
     "faces": "featcache.faces",
+    "finetune": "featcache.strategies.finetune:finetune",
     "gc": "featcache.store.garbage:gc",
     "load": "featcache.bundle:Bundle.load",
+    "multilayer": "featcache.strategies.multilayer:multilayer",
     "open": "featcache.store:FeatureStore.open",
     "repair": "featcache.store.repair:repair",
     "similar": "featcache.similarity:similar",
     "sweep": "featcache.sweeping:sweep",
     "train": "featcache.training:train",
+    "tune": "featcache.strategies.tune:tune",
     "verify": "featcache.store.verify:verify",
 }
 

@@ -24,6 +24,7 @@ from featcache.cli import (
     heads,
     networks,
     stores,
+    strategies,
     sweeping,
     upkeep,
 )
@@ -40,6 +41,7 @@ _PANELS: dict[str, list[Callable[..., None]]] = {
     "First steps": [demonstration.demo],
     "Images to vectors": [extracting.extract],
     "Heads": [heads.train, sweeping.sweep, heads.evaluate],
+    "Less frozen": [strategies.multilayer, strategies.tune, strategies.finetune],
     "Answers": [answering.predict, answering.similar],
     "The store": [stores.status, stores.export, upkeep.verify, upkeep.repair, upkeep.compact, upkeep.gc],
     "Backbones": [networks.models, networks.layers],

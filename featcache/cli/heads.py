@@ -141,7 +141,7 @@ def train(
         )
     bundle.save(output)
     report = {**bundle.report, "path": str(output)}
-    return Answer(report, lambda: _show_train(report))
+    return Answer(report, lambda: show_train(report))
 
 
 @verb(interrupted="Nothing was changed.")
@@ -215,7 +215,8 @@ def _other(path: Path) -> Bundle:
     return other
 
 
-def _show_train(report: dict[str, Any]) -> None:
+def show_train(report: dict[str, Any]) -> None:
+    """Show the report of a head that was trained and saved."""
     score = report["score"]
     screen.say(f"Head: {report['head']}, {len(report['classes'])} classes, trained on {report['n']:,} items")
     if report["task"] == "multilabel":

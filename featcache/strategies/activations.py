@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -121,8 +122,34 @@ def store_activations(
             f"{wanted.bytes / 1e9:,.1f} GB, but {wanted.free / 1e9:,.1f} GB are free at {store.path}. Train fewer "
             "layers (a later one makes smaller activations), take fewer --views, or make room."
         )
-    if not wanted.bytes:
-        return
+    if wanted.bytes:
+        extract_known(store, backbone, [wanted.layer], views=wanted.views, seed=seed, source=source, progress=progress)
+
+
+def extract_known(
+    store: FeatureStore,
+    backbone: Backbone,
+    layers: Sequence[str],
+    *,
+    views: int = 1,
+    seed: int = 0,
+    source: str | None,
+    progress: Progress,
+) -> None:
+    """Extract more layers or views of the labelled images of a source, whose labels and splits stay as they are.
+
+    Args:
+        store: the store.
+        backbone: of the space.
+        layers: names of layers.
+        views, seed: as for `featcache.extract`.
+        source: which source.
+        progress: is told of the extraction.
+
+    Raises:
+        MissingVectorsError: none of the images is where the store knows it.
+        UsageError: the images can be given by a Python program alone.
+    """
     name = store.source(source)
     notes: list[str] = []
     items = [item for item in store.items(source=name) if item.label is not None]
@@ -134,6 +161,4 @@ def store_activations(
             f"None of the images of source {name!r} is at {known.root} any more, so their activations cannot be "
             "computed. If they were moved: featcache extract NEW-PLACE -o STORE --moved."
         )
-    extract(
-        known, store.path, backbone=backbone, layers=[wanted.layer], views=wanted.views, seed=seed, progress=progress
-    )
+    extract(known, store.path, backbone=backbone, layers=layers, views=views, seed=seed, progress=progress)

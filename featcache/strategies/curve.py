@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -46,6 +46,11 @@ class Curve:
     def best(self) -> Epoch:
         """The epoch whose weights were kept."""
         return best_of(self.epochs)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Curve:
+        """The curve of `to_dict`."""
+        return cls(tuple(Epoch(**epoch) for epoch in data["epochs"]), data["ended"])
 
     def to_dict(self) -> dict[str, Any]:
         """The curve as plain values, with ``best_epoch``."""
