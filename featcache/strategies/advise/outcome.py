@@ -142,9 +142,7 @@ def compare(a: Outcome, b: Outcome, units: np.ndarray, *, confidence: float = 0.
     low, high = (found.difference, found.difference) if math.isnan(found.low) else (found.low, found.high)
     numbers = np.unique(groups, return_inverse=True)[1]
     gains = np.bincount(numbers, right_a - right_b)
-    return Compared(
-        a.name, b.name, len(rows), len(gains), found.difference, low, high, confidence, sign_test(gains)
-    )
+    return Compared(a.name, b.name, len(rows), len(gains), found.difference, low, high, confidence, sign_test(gains))
 
 
 def sign_test(gains: np.ndarray) -> float:

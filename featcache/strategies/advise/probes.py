@@ -32,7 +32,7 @@ def probe(
     share: float = 1.0,
     draws: int = 1,
 ) -> Outcome:
-    """Answers to every item by a head that did not learn from it.
+    """Answers to the items of some folds by a head that did not learn from them.
 
     Args:
         name: of the outcome.
@@ -49,23 +49,24 @@ def probe(
     shown.start(name, draws * len(folds), "fits")
     for draw in range(draws):
         for number, (learn, test) in enumerate(folds):
-            rows = learn
+            chosen = learn
             if share < 1:
                 rng = np.random.default_rng([seed, draw, number])
-                rows = learn[shared(examples.y[learn], examples.units[learn], share, rng)]
+                chosen = learn[shared(examples.y[learn], examples.units[learn], share, rng)]
             with warnings.catch_warnings():
                 # Whether the grid of C is wide enough is told when the head is trained that is kept.
                 warnings.simplefilter("ignore", GridEdgeWarning)
-                bundle = fit(examples, rows, head, seed)
+                bundle = fit(examples, chosen, head, seed)
             probabilities, said = answers(bundle, examples, test)
             hits, missed = right_and_losses(examples.y[test], probabilities, said, bundle.classes)
             right[test] += hits / draws
             losses[test] += np.nan if missed is None else missed / draws
-            learned += len(rows)
+            learned += len(chosen)
             shown.advance()
     shown.finish()
     fits = draws * len(folds)
-    return Outcome(name, np.arange(count), right, losses, learned / fits, time.monotonic() - began, fits)
+    rows = np.sort(np.concatenate([test for _, test in folds]))
+    return Outcome(name, rows, right[rows], losses[rows], learned / fits, time.monotonic() - began, fits)
 
 
 def curve_seconds(whole: Outcome) -> float:
@@ -83,7 +84,9 @@ def learning_curve(
         examples, folds, seed, shown: as for `probe`.
     """
     return [
-        probe(f"softmax, {_said(share)} of the items", examples, folds, "softmax", seed, shown, share=share, draws=draws)
+        probe(
+            f"softmax, {_said(share)} of the items", examples, folds, "softmax", seed, shown, share=share, draws=draws
+        )
         for share, draws in CURVE
     ] + [whole]
 
