@@ -65,7 +65,7 @@ def extraction_rate(
     found = [item for item in items if item.uri in there]
     if not found:
         raise MissingVectorsError(f"None of the images of source {name!r} is where the store knows it any more.")
-    seconds, counts = [], []
+    seconds, counts = list[float](), list[int]()
     with tempfile.TemporaryDirectory(prefix="featcache-") as folder:
         for count in (min(_FEW, len(found)), min(_MORE, len(found))):
             chosen = found[:: max(1, len(found) // count)][:count]

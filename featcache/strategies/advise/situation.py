@@ -121,15 +121,15 @@ class Situation:
             if seconds is None:
                 self.budget.leave_out(what, f"its layers are not stored, and: {self.budget.parts[-1].reason}")
                 return False
-            done = self.budget.run(
-                f"extraction for {what}",
-                seconds,
-                lambda: extract_known(
+
+            def extracted() -> bool:
+                extract_known(
                     self.store, backbone, layers,
                     views=views, seed=self.seed, source=self.source, progress=self.shown,
-                ) is None,
-            )  # fmt: skip
-            if not done:
+                )  # fmt: skip
+                return True
+
+            if self.budget.run(f"extraction for {what}", seconds, extracted) is None:
                 self.budget.leave_out(what, "its layers could not be extracted, see there")
                 return False
         if not self._there(layers):

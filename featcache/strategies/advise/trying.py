@@ -98,9 +98,9 @@ def _first(at: Situation, trial: _Trial) -> tuple[Outcome, int] | None:
     epoch = epoch_seconds(trial.item, len(fold[0]))
     output = at.whole.seconds / at.whole.fits
     fewest = FEWEST_EPOCHS[trial.kind]
-    views, note, storing = VIEWS, None, 0.0
+    views, storing = VIEWS, 0.0
     if trial.cached is not None:
-        for views, note in ((VIEWS, None), (1, "learned from the pictures themselves alone, not from views of them")):
+        for views in (VIEWS, 1):
             seconds = at.extraction_seconds([trial.cached], views)
             if seconds is None:
                 at.budget.leave_out(trial.name, f"its activations are not stored: {at.budget.parts[-1].reason}")
@@ -125,8 +125,8 @@ def _first(at: Situation, trial: _Trial) -> tuple[Outcome, int] | None:
     )
     if made is None:
         return None
-    notes = "; ".join(text for text in (made.note, note) if text)
-    return replace(made, note=notes or None), epochs
+    few = None if views == VIEWS else "learned from the pictures themselves alone, not from views of them"
+    return replace(made, note="; ".join(text for text in (made.note, few) if text) or None), epochs
 
 
 def _tunes(at: Situation, backbone: Backbone) -> list[_Trial]:
@@ -243,11 +243,9 @@ def frozen_costs(at: Situation, outcomes: Sequence[Outcome]) -> list[Cost]:
         seconds = outcome.seconds / outcome.fits * count / outcome.learned
         costs.append(Cost(outcome.name, seconds, 0, f"measured: {outcome.fits} fits"))
     if "multilayer" not in {outcome.name for outcome in outcomes}:
-        seconds = at.extraction_seconds(at.layers) if len(at.layers) > 1 else None
-        room = at.missing(at.layers)[1] if seconds is not None else None
-        if seconds is not None:
-            seconds += 3 * at.whole.seconds / at.whole.fits
-        costs.append(Cost("multilayer", seconds, room, "estimated by the softmax on pooled"))
-    for name in {"knn", "mlp"} - {outcome.name for outcome in outcomes}:
-        costs.append(Cost(name, None, 0, "not measured"))
-    return costs
+        storing = at.extraction_seconds(at.layers) if len(at.layers) > 1 else None
+        room = None if storing is None else at.missing(at.layers)[1]
+        total = None if storing is None else storing + 3 * at.whole.seconds / at.whole.fits
+        costs.append(Cost("multilayer", total, room, "estimated by the softmax on pooled"))
+    missing = sorted({"knn", "mlp"} - {outcome.name for outcome in outcomes})
+    return costs + [Cost(name, None, 0, "not measured") for name in missing]
