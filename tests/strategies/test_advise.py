@@ -113,7 +113,7 @@ def test_equal_strategies_leave_the_softmax_and_no_claim(tmp_path: Path) -> None
 
 
 def test_what_an_early_block_alone_knows_asks_for_all_blocks(early: tuple[Path, Advice]) -> None:
-    path, found = early
+    found = early[1]
     assert found.recommendation == "multilayer"
     decided = next(c for c in found.comparisons if {c["a"], c["b"]} == {"multilayer", "softmax"})
     assert decided["better"] == "multilayer"
