@@ -106,7 +106,7 @@ def test_equal_strategies_leave_the_softmax_and_no_claim(tmp_path: Path) -> None
     found = advise(path, budget=LONG, progress=False)
     assert names_of(found) == ["softmax", "multilayer", "mlp", "knn"]
     assert found.recommendation == "softmax"
-    assert [c for c in found.comparisons if c["better"]] == []
+    assert {c["better"] for c in found.comparisons} <= {None, "softmax"}
     assert "none of the 3 others is better beyond chance" in found.reasons[0]
     assert found.runner_up in ("multilayer", "mlp", "knn")
     assert found.command == f"featcache train {path} -o HEAD.fch --head softmax"
@@ -207,7 +207,7 @@ def test_few_items_are_left_out_one_by_one(tmp_path: Path, each: int) -> None:
 def test_a_class_of_one_item_is_refused(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     path = store_of(tmp_path / "s.fcache", ["a"] * 8 + ["b"] * 2, {"pooled": rng.normal(size=(10, 4))})
-    with pytest.raises(UsageError, match="'b' has one independent image alone among the 8"):
+    with pytest.raises(UsageError, match="'b' has one independent image alone among the 7"):
         advise(path, progress=False)
     path = store_of(tmp_path / "t.fcache", ["a"] * 8, {"pooled": rng.normal(size=(8, 4))})
     with pytest.raises(UsageError, match="one class"):
@@ -240,9 +240,7 @@ def test_everything_is_tried_where_there_is_time(tried: tuple[Path, Advice]) -> 
     assert fc.open(path).verify().ok
 
 
-def test_missing_images_leave_parts_out(
-    tried: tuple[Path, Advice], draw_pictures: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_missing_images_leave_parts_out(draw_pictures: Callable[..., Path], tmp_path: Path) -> None:
     root = draw_pictures(tmp_path / "photos", each=6)
     fc.extract(root, tmp_path / "s.fcache", backbone=tiny_backbone(), progress=False)
     shutil.rmtree(root)
@@ -340,13 +338,10 @@ def test_the_rule_claims_only_what_its_intervals_show(outcomes: list[Outcome], t
         assert against.low > 0
         assert against.p < 0.05
         assert choice.over == against
-        for name in names:
-            if name != choice.name:
-                assert (
-                    name == "softmax"
-                    or compared(name, "softmax").better != name
-                    or (compared(name, choice.name).better != name)
-                )
+        cheaper = in_order(names)[1 : in_order(names).index(choice.name)]
+        for name in cheaper:  # each is no better than the softmax beyond doubt, or worse than another
+            rivals = [compared(other, name).better for other in names if other != name]
+            assert compared(name, "softmax").better != name or set(rivals) & (set(names) - {name})
     told = reasons(choice, in_order(names), [c for c in made if c is not None], None, None, {})
     assert ("better than" in told[0]) == (choice.over is not None)
     if choice.second is not None:

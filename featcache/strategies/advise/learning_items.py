@@ -42,10 +42,21 @@ class LearningItems:
         Raises:
             MissingVectorsError: these are not the same items.
         """
+        self.check(whole)
+        return part(whole, self.rows)
+
+    def check(self, whole: LabelledVectors) -> None:
+        """Refuse vectors of other items.
+
+        Args:
+            whole: all labelled items with some layers.
+
+        Raises:
+            MissingVectorsError: these are not the same items.
+        """
         kept = [whole.items[row].sha256 for row in self.rows if row < len(whole.items)]
         if kept != [item.sha256 for item in self.examples.items]:
             raise MissingVectorsError(f"Not all items have vectors of {', '.join(whole.layers)}.")
-        return part(whole, self.rows)
 
 
 def learning_items(examples: LabelledVectors, learn: np.ndarray, seed: int) -> LearningItems:

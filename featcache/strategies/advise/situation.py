@@ -39,6 +39,7 @@ class Situation:
         shown: progress.
         whole: the softmax on ``pooled``, learned from all items.
         layers: all blocks and ``pooled``, in network order.
+        no_rate: why it is not known how fast images are extracted, once that was asked.
     """
 
     path: Path
@@ -53,6 +54,7 @@ class Situation:
     shown: Progress
     whole: Outcome
     layers: list[str]
+    no_rate: str = ""
     _rate: ExtractionRate | None = field(default=None)
     _rate_known: bool = field(default=False)
 
@@ -67,10 +69,11 @@ class Situation:
         Raises:
             UnknownNameError, MissingVectorsError: not all are in the store.
         """
-        return self.items.of(
-            LabelledVectors.from_store(
-                self.store, list(layers), labels=self.labels, source=self.source, space=self.space, views=views
-            )
+        return self.items.of(self._all(layers, views))
+
+    def _all(self, layers: Sequence[str], views: bool = False) -> LabelledVectors:
+        return LabelledVectors.from_store(
+            self.store, list(layers), labels=self.labels, source=self.source, space=self.space, views=views
         )
 
     def missing(self, layers: Sequence[str], views: int = 1) -> tuple[int, int]:
@@ -93,6 +96,7 @@ class Situation:
                 _GUESSED_RATE,
                 lambda: extraction_rate(self.store, backbone, self.layers, self.source, self.shown),
             )
+            self.no_rate = self.budget.parts[-1].reason or ""
         return self._rate
 
     def extraction_seconds(self, layers: Sequence[str], views: int = 1) -> float | None:
@@ -119,7 +123,9 @@ class Situation:
         if passes:
             seconds = self.extraction_seconds(layers, views)
             if seconds is None:
-                self.budget.leave_out(what, f"its layers are not stored, and: {self.budget.parts[-1].reason}")
+                self.budget.leave_out(
+                    what, f"its layers are not stored, and how long that takes is not known: {self.no_rate}"
+                )
                 return False
 
             def extracted() -> bool:
@@ -139,7 +145,7 @@ class Situation:
 
     def _there(self, layers: Sequence[str]) -> bool:
         try:
-            self.vectors(layers)
+            self.items.check(self._all(layers))
         except (MissingVectorsError, UnknownNameError):
             return False
         return True

@@ -103,7 +103,9 @@ def _first(at: Situation, trial: _Trial) -> tuple[Outcome, int] | None:
         for views in (VIEWS, 1):
             seconds = at.extraction_seconds([trial.cached], views)
             if seconds is None:
-                at.budget.leave_out(trial.name, f"its activations are not stored: {at.budget.parts[-1].reason}")
+                at.budget.leave_out(
+                    trial.name, f"its activations are not stored, and how long that takes is not known: {at.no_rate}"
+                )
                 return None
             storing = seconds
             if storing + fewest * epoch + output <= at.budget.left:
@@ -175,8 +177,9 @@ def _wholes(at: Situation, backbone: Backbone) -> list[_Trial]:
 
     prepared = at.budget.run("speed of fine-tuning", _GUESSED_STEP, prepare)
     if prepared is None:
+        reason = at.budget.parts[-1].reason
         for kind in ("finetune", "scratch"):
-            at.budget.leave_out(kind, f"its speed is not known: {at.budget.parts[-1].reason}")
+            at.budget.leave_out(kind, f"its speed is not known: {reason}")
         return []
     entries, item = prepared
     kinds = {"finetune": "pretrained"}
