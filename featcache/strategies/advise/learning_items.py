@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -98,7 +98,7 @@ def part(examples: LabelledVectors, rows: np.ndarray) -> LabelledVectors:
     return replace(made, read=lambda at: X[at])
 
 
-def _of_views(examples: LabelledVectors, rows: np.ndarray):  # type: ignore[no-untyped-def]
+def _of_views(examples: LabelledVectors, rows: np.ndarray) -> Callable[[np.ndarray], np.ndarray] | None:
     read, k = examples.read_views, len(examples.views)
     if read is None:
         return None

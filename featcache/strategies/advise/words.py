@@ -116,11 +116,12 @@ def _decision(choice: Choice, measured: Sequence[str]) -> str:
 def _little(compared: Sequence[Compared]) -> list[str]:
     if not compared:
         return []
-    widest = max(compared, key=lambda found: found.items)
-    units = widest.units
+    most = max(compared, key=lambda found: (found.items, found.width))
+    units = most.units
     seen = (
-        f"on {widest.items:,} items a difference of less than about {100 * widest.width:.1f} points cannot be told "
-        "from chance"
+        f"on {most.items:,} items a difference of less than about {100 * most.width:.1f} points cannot be told from chance"
+        if most.width
+        else f"on {most.items:,} items all strategies gave equally good answers"
     )
     if units < FEW:
         return [f"Little is known from {units} independent items: {seen}. More labelled images would tell more."]
