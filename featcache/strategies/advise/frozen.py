@@ -11,8 +11,9 @@ from featcache.strategies.advise.probes import curve_seconds, learning_curve, pr
 from featcache.strategies.advise.situation import Situation
 
 _MLP_STEPS, _MLP_BATCH, _HIDDEN = 2000, 128, 512
-_PRODUCTS = 2e10
-"""Multiplications a second that any machine does: only the first fold of the head ``mlp`` is estimated by it."""
+_PRODUCTS, _STEP = 2e10, 1e-3
+"""Multiplications a second that any machine does, and seconds that a step takes besides: only the first fold of the
+head ``mlp`` is estimated by them."""
 
 
 def measured_curve(at: Situation) -> list[Outcome]:
@@ -75,7 +76,8 @@ def _mlp(at: Situation, examples: LabelledVectors) -> Outcome | None:
     folds = at.items.folds
     widths = [_width(at), _HIDDEN, len(set(examples.y.tolist()))]
     # Forwards once and backwards twice.
-    guess = 3 * _MLP_STEPS * min(_MLP_BATCH, len(folds[0][0])) * sum(a * b for a, b in pairwise(widths)) / _PRODUCTS
+    products = 3 * min(_MLP_BATCH, len(folds[0][0])) * sum(a * b for a, b in pairwise(widths))
+    guess = _MLP_STEPS * (products / _PRODUCTS + _STEP)
     first = at.budget.run(
         f"mlp, fold 1 of {len(folds)}",
         guess,

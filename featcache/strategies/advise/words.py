@@ -119,7 +119,8 @@ def _little(compared: Sequence[Compared]) -> list[str]:
     most = max(compared, key=lambda found: (found.items, found.width))
     units = most.units
     seen = (
-        f"on {most.items:,} items a difference of less than about {100 * most.width:.1f} points cannot be told from chance"
+        f"on {most.items:,} items a difference of less than about {100 * most.width:.1f} points cannot be told from "
+        "chance"
         if most.width
         else f"on {most.items:,} items all strategies gave equally good answers"
     )
