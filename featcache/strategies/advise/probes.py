@@ -17,8 +17,10 @@ from featcache.progress import Progress
 from featcache.strategies.advise.learning_items import Folds, shared
 from featcache.strategies.advise.outcome import Outcome
 
-CURVE: tuple[tuple[float, int], ...] = ((1 / 8, 4), (1 / 4, 2), (1 / 2, 2))
+CURVE: tuple[tuple[float, int], ...] = ((1 / 8, 3), (1 / 4, 2), (1 / 2, 2))
 """Shares of the learned items, and how often each is drawn; all of them are learned from besides."""
+_FEW, _MARGIN = 400, 1.2
+"""Of fewer items, as of shorter vectors, a fit takes no less time; estimates are so many times what was measured."""
 
 
 def probe(
@@ -70,8 +72,9 @@ def probe(
 
 
 def curve_seconds(whole: Outcome) -> float:
-    """About how long a learning curve takes, by the time that all items took; a fit of few items is not for nothing."""
-    return sum(draws * max(share, 0.3) for share, draws in CURVE) * whole.seconds
+    """About how long a learning curve takes, by the time that all items took."""
+    floor = min(1.0, _FEW / len(whole.rows))
+    return _MARGIN * sum(draws * max(share, floor) for share, draws in CURVE) * whole.seconds
 
 
 def learning_curve(
@@ -97,4 +100,4 @@ def _said(share: float) -> str:
 
 def seconds_for(whole: Outcome, width: int, widths: Sequence[int]) -> float:
     """About how long softmax probes on vectors of other widths take, by the time of one on vectors of *width*."""
-    return sum(whole.seconds * max(0.3, other / width) for other in widths)
+    return _MARGIN * sum(whole.seconds * max(1.0, other / width) for other in widths)
