@@ -67,7 +67,7 @@ def reasons(
 
 
 def points(found: Compared) -> str:
-    """A difference of accuracies in words: ``+2.1 points (95 % interval +0.4 to +3.8, sign test 0.02) on 384 items``."""
+    """A difference of accuracies in words: ``+2.1 points (95 % interval +0.4 to +3.8, sign test 0.02) on 9 items``."""
     return (
         f"{100 * found.difference:+.1f} points ({100 * found.confidence:.3g} % interval {100 * found.low:+.1f} to "
         f"{100 * found.high:+.1f}, sign test {found.p:.2g}) on {found.items:,} items"
