@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from featcache.store.garbage import gc
     from featcache.store.repair import repair
     from featcache.store.verify import verify
+    from featcache.strategies.advise import Advice, advise
     from featcache.strategies.finetune import finetune
     from featcache.strategies.multilayer import multilayer
     from featcache.strategies.schedule import Schedule
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Advice",
     "Backbone",
     "Bundle",
     "CachedEmbedder",
@@ -58,6 +60,7 @@ __all__ = [
     "Schedule",
     "__version__",
     "activations_needed",
+    "advise",
     "backbones",
     "check_live",
     "compact",
@@ -81,6 +84,7 @@ __all__ = [
 
 # Public name → "module" or "module:attribute.path".
 _HOMES = {
+    "Advice": "featcache.strategies.advise:Advice",
     "Backbone": "featcache.backbones:Backbone",
     "Bundle": "featcache.bundle:Bundle",
     "CachedEmbedder": "featcache.embedder:CachedEmbedder",
@@ -92,6 +96,7 @@ _HOMES = {
     "Recipe": "featcache.recipe:Recipe",
     "Schedule": "featcache.strategies.schedule:Schedule",
     "activations_needed": "featcache.strategies.tune:activations_needed",
+    "advise": "featcache.strategies.advise:advise",
     "backbones": "featcache.backbones",
     "check_live": "featcache.checks.check_live:check_live",
     "compact": "featcache.store.compaction:compact",

@@ -16,6 +16,7 @@ from typer.main import get_command
 
 import featcache
 from featcache.cli import (
+    advising,
     answering,
     checking,
     demonstration,
@@ -41,7 +42,7 @@ _PANELS: dict[str, list[Callable[..., None]]] = {
     "First steps": [demonstration.demo],
     "Images to vectors": [extracting.extract],
     "Heads": [heads.train, sweeping.sweep, heads.evaluate],
-    "Less frozen": [strategies.multilayer, strategies.tune, strategies.finetune],
+    "Less frozen": [advising.advise, strategies.multilayer, strategies.tune, strategies.finetune],
     "Answers": [answering.predict, answering.similar],
     "The store": [stores.status, stores.export, upkeep.verify, upkeep.repair, upkeep.compact, upkeep.gc],
     "Backbones": [networks.models, networks.layers],

@@ -24,7 +24,7 @@ class Difference:
     Attributes:
         a, b: the score of each.
         difference: a - b.
-        low, high: its 95 % interval; NaN where all resamples are equal and so say nothing: both heads do equally
+        low, high: its interval, by default of 95 %; NaN where all resamples are equal and say nothing: both do equally
             well on every unit, or one is as much better on each, or there is but one unit.
         better: share of the resamples in which A is better, those where they are equal counted half.
     """
@@ -49,6 +49,7 @@ def paired(
     larger_is_better: bool = True,
     seed: int = 0,
     resamples: int = 1000,
+    confidence: float = 0.95,
 ) -> Difference:
     """Compare two heads by the mean of one number an item.
 
@@ -59,6 +60,7 @@ def paired(
         larger_is_better: false for losses.
         seed: of the bootstrap.
         resamples: of the bootstrap; fewer, but at least 100, where there are more than 200,000 units.
+        confidence: of the interval.
 
     Raises:
         UsageError: there is nothing to compare on.
@@ -78,7 +80,9 @@ def paired(
     value = float(a.mean() - b.mean())
     gains = drawn if larger_is_better else -drawn
     better = float((gains > 0).mean() + (gains == 0).mean() / 2)
-    low, high = np.percentile(drawn, [2.5, 97.5]) if np.ptp(drawn) > 1e-12 * abs(value) else (math.nan, math.nan)
+    half = 50 * confidence
+    ends = np.percentile(drawn, [50 - half, 50 + half])
+    low, high = ends if np.ptp(drawn) > 1e-12 * abs(value) else (math.nan, math.nan)
     # It holds the value; of few resamples the percentiles could miss it. Of a NaN it stays one.
     low, high = np.minimum(low, value), np.maximum(high, value)
     return Difference(float(a.mean()), float(b.mean()), value, float(low), float(high), better)

@@ -1,0 +1,254 @@
+"""Which trials are made, how long each may be, and what every strategy would cost in full."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from featcache.backbones import Backbone
+from featcache.backbones.cut import places
+from featcache.errors import FeatcacheError, MissingVectorsError, UsageError
+from featcache.images.entry import Entry
+from featcache.known_images import known_images
+from featcache.progress import duration
+from featcache.recipe import StandardTransform
+from featcache.strategies.advise.costs import Cost
+from featcache.strategies.advise.outcome import Outcome
+from featcache.strategies.advise.rates import step_seconds
+from featcache.strategies.advise.situation import Situation
+from featcache.strategies.advise.trials import (
+    FEWEST_EPOCHS,
+    SCHEDULES,
+    Fold,
+    epoch_seconds,
+    finetune_trial,
+    tune_trial,
+    whole_network,
+)
+from featcache.strategies.tune import VIEWS
+
+_CUTS = 2
+"""So many of the last blocks are tried."""
+_GUESSED_CUT, _GUESSED_STEP = 8.0, 20.0
+"""Seconds to measure the speed of a training, before anything is known of it."""
+_IMAGES, _ACTIVATIONS = 8, 16
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """A strategy that can be tried.
+
+    Attributes:
+        name: of the strategy.
+        kind: ``tune``, ``finetune`` or ``scratch``.
+        item: seconds that a step takes for one item.
+        run: tries it on a fold for some epochs at most.
+        cached: the layer that has to be stored first.
+    """
+
+    name: str
+    kind: str
+    item: float
+    run: Callable[[Fold, int], Outcome]
+    cached: str | None = None
+
+
+def tried(at: Situation) -> tuple[list[Outcome], list[Cost]]:
+    """Trials as far as the budget goes, each on as many folds as fit; and the costs of what can be tried."""
+    if at.backbone is None:
+        for kind in ("tune", "finetune", "scratch"):
+            at.budget.leave_out(kind, at.why_not)
+        return [], [Cost(kind, None, None, "not known") for kind in ("tune", "finetune", "scratch")]
+    trials = [*_tunes(at, at.backbone), *_wholes(at, at.backbone)]
+    found: dict[str, Outcome] = {}
+    epochs: dict[str, int] = {}
+    for trial in trials:
+        first = _first(at, trial)
+        if first is not None:
+            found[trial.name], epochs[trial.name] = first
+    running = [trial for trial in trials if trial.name in found]
+    for number, fold in list(enumerate(at.items.folds, 1))[1:]:
+        for trial in list(running):
+            name = trial.name
+            so_far = found[name]
+            more = at.budget.run(
+                f"{name}, fold {number} of {len(at.items.folds)}",
+                1.1 * so_far.seconds / so_far.fits,
+                lambda trial=trial, fold=fold: trial.run(fold, epochs[trial.name]),  # type: ignore[misc]
+            )
+            if more is None:
+                running.remove(trial)
+            else:
+                found[name] = so_far.joined(more)
+    costs = [_cost(at, trial) for trial in trials]
+    costs += [
+        Cost(kind, None, None, "not measured")
+        for kind in ("tune", "finetune", "scratch")
+        if kind not in {trial.kind for trial in trials}
+    ]
+    return list(found.values()), costs
+
+
+def _first(at: Situation, trial: _Trial) -> tuple[Outcome, int] | None:
+    """The trial on the first fold, and its epochs."""
+    fold = at.items.folds[0]
+    epoch = epoch_seconds(trial.item, len(fold[0]))
+    output = at.whole.seconds / at.whole.fits
+    fewest = FEWEST_EPOCHS[trial.kind]
+    views, storing = VIEWS, 0.0
+    if trial.cached is not None:
+        for views in (VIEWS, 1):
+            seconds = at.extraction_seconds([trial.cached], views)
+            if seconds is None:
+                at.budget.leave_out(
+                    trial.name, f"its activations are not stored, and how long that takes is not known: {at.no_rate}"
+                )
+                return None
+            storing = seconds
+            if storing + fewest * epoch + output <= at.budget.left:
+                break
+    wanted = storing + fewest * epoch + output
+    if wanted > at.budget.left:
+        at.budget.leave_out(
+            trial.name,
+            f"even {fewest} epochs on one fold would take about {duration(wanted)}, {at.budget.said_left()}",
+            wanted,
+        )
+        return None
+    if trial.cached is not None and not at.provide(trial.name, [trial.cached], views):
+        return None
+    # Half of what is left, so that the other strategies have their turn.
+    epochs = min(SCHEDULES[trial.kind].epochs, max(fewest, int(at.budget.left / 2 / epoch)))
+    made = at.budget.run(
+        f"{trial.name}, fold 1 of {len(at.items.folds)}", epochs * epoch + output, lambda: trial.run(fold, epochs)
+    )
+    if made is None:
+        return None
+    few = None if views == VIEWS else "learned from the pictures themselves alone, not from views of them"
+    return replace(made, note="; ".join(text for text in (made.note, few) if text) or None), epochs
+
+
+def _tunes(at: Situation, backbone: Backbone) -> list[_Trial]:
+    """The last blocks at which the network can be cut, the latest first."""
+    found = []
+    named = at.budget.run("places to cut the network", _GUESSED_CUT, lambda: places(backbone.network)) or []
+    blocks = {layer.rpartition(":")[0] for layer in at.layers}
+    chosen = [place for place in named if place in blocks] or named
+    for layer in chosen[: -_CUTS - 1 : -1]:
+        trial = at.budget.run(
+            f"speed of tuning from {layer}",
+            _GUESSED_CUT,
+            lambda layer=layer: _tune(at, backbone, layer),  # type: ignore[misc]
+        )
+        if trial is not None:
+            found.append(trial)
+    return found
+
+
+def _tune(at: Situation, backbone: Backbone, layer: str) -> _Trial:
+    cut = backbone.cut(layer)
+    x = torch.randn(_ACTIVATIONS, *cut.shape, generator=torch.Generator().manual_seed(at.seed)).abs()
+    classes = len(set(at.items.examples.y.tolist()))
+    width = sum(at.items.examples.widths)
+    item = step_seconds(nn.Sequential(cut.suffix, nn.Linear(width, classes)), x, classes)
+    name = f"tune {layer}"
+
+    def run(fold: Fold, epochs: int) -> Outcome:
+        activations = at.vectors([cut.cached], views=True)
+        return tune_trial(name, backbone.cut(layer), at.items.examples, activations, fold, epochs, at.seed, at.shown)
+
+    return _Trial(name, "tune", item, run, cut.cached)
+
+
+def _wholes(at: Situation, backbone: Backbone) -> list[_Trial]:
+    """The whole network, from its own weights and from random ones."""
+
+    def prepare() -> tuple[list[Entry], float]:
+        entries = _entries(at, backbone)
+        classes = len(set(at.items.examples.y.tolist()))
+        model = whole_network("pretrained", backbone, classes, at.seed)
+        height, width = backbone.network.size
+        generator = torch.Generator().manual_seed(at.seed)
+        x = torch.randint(0, 256, (_IMAGES, height, width, 3), dtype=torch.uint8, generator=generator)
+        return entries, step_seconds(model, x.to(backbone.device), classes)
+
+    prepared = at.budget.run("speed of fine-tuning", _GUESSED_STEP, prepare)
+    if prepared is None:
+        reason = at.budget.parts[-1].reason
+        for kind in ("finetune", "scratch"):
+            at.budget.leave_out(kind, f"its speed is not known: {reason}")
+        return []
+    entries, item = prepared
+    kinds = {"finetune": "pretrained"}
+    if backbone.made_in_python:
+        at.budget.leave_out("scratch", f"how the weights of {backbone.name} begin only its own code knows")
+    else:
+        kinds["scratch"] = "scratch"
+    return [
+        _Trial(
+            kind,
+            kind,
+            item,
+            lambda fold, epochs, init=init: finetune_trial(  # type: ignore[misc]
+                init, backbone, entries, at.items.examples, fold, epochs, at.seed, at.shown
+            ),
+        )
+        for kind, init in kinds.items()
+    ]
+
+
+def _entries(at: Situation, backbone: Backbone) -> list[Entry]:
+    """Where the images are.
+
+    Raises:
+        MissingVectorsError: some are not where the store knows them.
+        UsageError: the network does not train on the pictures themselves.
+    """
+    recipe = backbone.recipe
+    if recipe.detection is not None or not isinstance(recipe.pixels.transform, StandardTransform):
+        raise UsageError("the pictures are aligned faces, or transformed by a callable, on which no network is trained")
+    notes: list[str] = []
+    items = at.items.examples.items
+    there = known_images(at.store, at.source, items, notes)
+    absent = [item.uri for item in items if item.uri not in there]
+    if absent:
+        raise MissingVectorsError(
+            f"{len(absent)} of {len(items)} images are not where the store knows them (first: {absent[0]})"
+        )
+    return [there[item.uri] for item in items]
+
+
+def _cost(at: Situation, trial: _Trial) -> Cost:
+    epochs, count = SCHEDULES[trial.kind].epochs, len(at.items.rows)
+    seconds: float | None = epochs * epoch_seconds(trial.item, count)
+    how = f"{epochs} epochs at most, {1000 * trial.item:.3g} ms an image measured"
+    if trial.cached is None:
+        return Cost(trial.name, seconds, 0, how)
+    try:
+        passes, room = at.missing([trial.cached], VIEWS)
+    except FeatcacheError as error:
+        return Cost(trial.name, None, None, str(error))
+    rate = at.rate() if passes else None
+    if passes and seconds is not None:
+        seconds = None if rate is None else seconds + rate.seconds(passes)
+        how += f", after {passes:,} activations are stored"
+    return Cost(trial.name, seconds, room, how)
+
+
+def frozen_costs(at: Situation, outcomes: Sequence[Outcome]) -> list[Cost]:
+    """What the heads on frozen vectors cost, measured, and of ``multilayer`` estimated where it was not."""
+    count = len(at.items.rows)
+    costs = []
+    for outcome in outcomes:
+        seconds = outcome.seconds / outcome.fits * count / outcome.learned
+        costs.append(Cost(outcome.name, seconds, 0, f"measured: {outcome.fits} fits"))
+    if "multilayer" not in {outcome.name for outcome in outcomes}:
+        storing = at.extraction_seconds(at.layers) if len(at.layers) > 1 else None
+        room = None if storing is None else at.missing(at.layers)[1]
+        total = None if storing is None else storing + 3 * at.whole.seconds / at.whole.fits
+        costs.append(Cost("multilayer", total, room, "estimated by the softmax on pooled"))
+    missing = sorted({"knn", "mlp"} - {outcome.name for outcome in outcomes})
+    return costs + [Cost(name, None, 0, "not measured") for name in missing]

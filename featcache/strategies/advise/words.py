@@ -1,0 +1,158 @@
+"""The advice in sentences: each number in them is one that was measured, with its interval."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+
+from featcache.strategies.advise.depth import Depth
+from featcache.strategies.advise.outcome import Compared
+from featcache.strategies.advise.rule import Choice
+
+FEW = 100
+"""With fewer independent items the words begin with how little is known."""
+
+_CALLED = {
+    "softmax": "the softmax on the frozen network's vectors",
+    "multilayer": "the softmax on all blocks together",
+    "mlp": "hidden layers on the frozen network's vectors",
+    "tune": "tuning the network from {} on",
+    "finetune": "fine-tuning the whole network",
+    "scratch": "the whole network from random weights",
+    "knn": "the nearest neighbours",
+}
+
+
+def called(name: str) -> str:
+    """A strategy in words."""
+    kind, _, layer = name.partition(" ")
+    return _CALLED[kind].format(layer)
+
+
+def reasons(
+    choice: Choice,
+    measured: Sequence[str],
+    compared: Sequence[Compared],
+    more_data: Compared | None,
+    depth: Depth | None,
+    notes: Mapping[str, str | None],
+) -> list[str]:
+    """Why this is recommended, and what is not known.
+
+    Args:
+        choice: what is recommended.
+        measured: names of all strategies that were measured, from cheap to dear.
+        compared: all comparisons that were made.
+        more_data: all items compared with half of them.
+        depth: probes by depth.
+        notes: of a strategy what was special about its measurement.
+    """
+    said = [_decision(choice, measured)]
+    said += _little(compared)
+    said += [
+        f"{_begin(called(found.b))} is less accurate than {called(found.a)}: {points(found.reversed())}."
+        for found in choice.worse
+        if found != choice.over
+    ]
+    if choice.second is not None and choice.runner_up is not None:
+        known = choice.second.better is not None
+        told = "" if known else "; that may be chance"
+        said.append(f"The runner-up is {called(choice.runner_up)}: {points(choice.second)}{told}.")
+    said += [f"{_begin(called(name))}: {note}." for name, note in notes.items() if note]
+    if more_data is not None:
+        said.append(_data(more_data))
+    if depth is not None:
+        said += _depth(depth)
+    return said
+
+
+def points(found: Compared) -> str:
+    """A difference of accuracies in words: ``+2.1 points (95 % interval +0.4 to +3.8, sign test 0.02) on 9 items``."""
+    return (
+        f"{100 * found.difference:+.1f} points ({100 * found.confidence:.3g} % interval {100 * found.low:+.1f} to "
+        f"{100 * found.high:+.1f}, sign test {found.p:.2g}) on {found.items:,} items"
+    )
+
+
+def command(name: str, store: str, layers: Sequence[str], options: Mapping[str, object]) -> str:
+    """The command that does what is recommended.
+
+    Args:
+        name: of the strategy.
+        store: its path.
+        layers: of the strategy ``multilayer`` where these are not all blocks, else none.
+        options: that were given and have to be given again; those that are None are left out.
+    """
+    kind, _, layer = name.partition(" ")
+    words: list[object] = ["featcache"]
+    if kind == "tune":
+        words += ["tune", store, "-o", "HEAD.fch", "--from-layer", layer, "--yes"]
+    elif kind in ("finetune", "scratch"):
+        words += ["finetune", store, "-o", "HEAD.fch", "--init", "pretrained" if kind == "finetune" else "scratch"]
+    elif kind == "multilayer" and not layers:
+        words += ["multilayer", store, "-o", "HEAD.fch"]
+    else:
+        words += ["train", store, "-o", "HEAD.fch", "--head", "softmax" if kind == "multilayer" else kind]
+    words += [word for option, value in options.items() if value is not None for word in (option, value)]
+    if kind == "multilayer" and layers:
+        words += ["--layers", *layers]
+    return shlex.join(str(word) for word in words)
+
+
+def _decision(choice: Choice, measured: Sequence[str]) -> str:
+    name = called(choice.name)
+    if len(measured) == 1:
+        return f"{_begin(name)}: nothing else was measured, so nothing is known to be better."
+    if choice.contradictory:
+        return (
+            f"{_begin(name)}, as it costs least: others were better on their items, but each of them was worse than "
+            "another on other items, so the comparisons contradict each other."
+        )
+    if choice.over is None:
+        return f"{_begin(name)}: it costs least, and none of the {len(measured) - 1} others is better beyond chance."
+    return f"{_begin(name)}: better than {called(choice.over.b)} by {points(choice.over)}."
+
+
+def _little(compared: Sequence[Compared]) -> list[str]:
+    if not compared:
+        return []
+    most = max(compared, key=lambda found: (found.items, found.width))
+    units = most.units
+    seen = (
+        f"on {most.items:,} items a difference of less than about {100 * most.width:.1f} points cannot be told from "
+        "chance"
+        if most.width
+        else f"on {most.items:,} items all strategies gave equally good answers"
+    )
+    if units < FEW:
+        return [f"Little is known from {units} independent items: {seen}. More labelled images would tell more."]
+    return [f"{_begin(seen)}."]
+
+
+def _data(found: Compared) -> str:
+    if found.better == found.a:
+        return f"Twice the images helped ({points(found)}), so still more may help again."
+    return f"Whether twice the images help is not known: {points(found)}."
+
+
+def _depth(depth: Depth) -> list[str]:
+    share = f"{100 * depth.similarity:.0f} %"
+    said = [
+        f"At {share} of its depth the frozen network has given what it can: its most accurate layer is not better than "
+        "the one there beyond chance."
+        if depth.similarity < 1
+        else "The last layer of the frozen network is better than each block before it beyond chance."
+    ]
+    late = depth.late_gain
+    if late is not None and late.better == late.a:
+        said.append(f"Its last layer is ahead of its middle ({points(late)}), as on images like those it learned from.")
+    elif late is not None and late.better == late.b:
+        said.append(
+            f"Its middle is ahead of its last layer ({points(late.reversed())}): these images are unlike those that it "
+            "learned from."
+        )
+    return said
+
+
+def _begin(text: str) -> str:
+    return text[:1].upper() + text[1:]
