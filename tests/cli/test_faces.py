@@ -73,7 +73,7 @@ def test_extract_takes_the_options_of_the_network(people, tmp_path, run):
     assert code == 1
     assert "no.dat" in err
     code, _, err = run(*words, "--device", "nowhere")
-    assert code == 1
+    assert code == 2
     assert "nowhere" in err
     assert run(*words, "--batch-size", 0)[0] == 2
     code, _, err = run(*words, "--image-timeout", 0)

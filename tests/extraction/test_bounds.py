@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
-import gc
+import threading
 import time
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +16,8 @@ from PIL import Image
 
 from featcache.backbones import Layer, tiny_backbone
 from featcache.extraction import ExtractReport
-from featcache.extraction.reader import Picture
 from featcache.extraction.run import Run
-from featcache.images.augmentation import views_beside
+from featcache.images.augmentation import AugmentedView, views_beside
 from featcache.images.entry import Entry
 from featcache.progress import Silent
 from featcache.store import StoreWriter
@@ -29,13 +30,53 @@ AHEAD = 4 * IN_A_PASS
 """Pictures that may be read before their turn: four passes of them."""
 
 
+class Alive:
+    """Counts the pictures that anything still holds."""
+
+    def __init__(self) -> None:
+        self.count, self._lock = 0, threading.Lock()
+
+    def watched(self, pixels: np.ndarray) -> np.ndarray:
+        with self._lock:
+            self.count += 1
+        weakref.finalize(pixels, self._gone)
+        return pixels
+
+    def _gone(self) -> None:
+        with self._lock:
+            self.count -= 1
+
+
+class Watching:
+    """The tiny backbone, whose pictures are counted."""
+
+    def __init__(self, alive: Alive) -> None:
+        self._inner, self._alive = tiny_backbone(), alive
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def prepare(self, image: Any, sha256: bytes | None = None) -> np.ndarray:
+        return self._alive.watched(self._inner.prepare(image, sha256))
+
+
+class WatchedView:
+    """A view whose pictures are counted."""
+
+    def __init__(self, view: AugmentedView, alive: Alive) -> None:
+        self.name, self._view, self._alive = view.name, view, alive
+
+    def pixels(self, *arguments: Any) -> np.ndarray:
+        return self._alive.watched(self._view.pixels(*arguments))
+
+
 class Slow:
-    """Passes that take their time, while whoever may reads on, and count the pictures that anything holds then."""
+    """Passes that take their time, while whoever may reads on, and note how many pictures anything holds then."""
 
     runtime, images = "own", IN_A_PASS
 
-    def __init__(self, parallel: bool) -> None:
-        self.parallel, self.most = parallel, 0
+    def __init__(self, parallel: bool, alive: Alive) -> None:
+        self.parallel, self.alive, self.most = parallel, alive, 0
         self.notes: list[str] = []
 
     def ready(self, batch: np.ndarray, layers: Sequence[Layer]) -> None:
@@ -43,7 +84,7 @@ class Slow:
 
     def forward(self, batch: np.ndarray, layers: Sequence[Layer]) -> dict[str, np.ndarray]:
         time.sleep(0.05)
-        self.most = max(self.most, sum(type(o) is Picture for o in gc.get_objects()))
+        self.most = max(self.most, self.alive.count)
         return {layer.name: batch.mean((2, 3)) for layer in layers}
 
 
@@ -56,7 +97,9 @@ def noise(seed: int) -> Image.Image:
 def test_only_so_many_pictures_are_in_memory(tmp_path: Path, parallel: bool, views: int) -> None:
     count = 120 // views
     entries = [Entry(f"{i:03}", f"{i:03}", None, None, None, functools.partial(noise, i)) for i in range(count)]
-    net, passes, beside = tiny_backbone(), Slow(parallel), views_beside(views, 0)
+    alive = Alive()
+    net, passes = Watching(alive), Slow(parallel, alive)
+    beside: Any = [WatchedView(view, alive) for view in views_beside(views, 0)]
     layers, report = net.resolve_layers(["pooled"]), ExtractReport("", "", "", count, views)
     with StoreWriter(tmp_path / "s.fcache") as writer:
         records, space = SourceRecords(writer.catalogue, "noise", "/noise"), writer.space(net.recipe)
