@@ -124,7 +124,8 @@ def tune(
     needed = activations_needed(
         store, from_layer, init=init, views=views, seed=seed, labels=labels, source=source, space=space
     )
-    _confirm(needed, yes)
+    if not _confirmed(needed, yes):
+        return Answer({"trained": False}, lambda: screen.say("Nothing was stored and nothing trained."), exit_code=1)
     checkpoint = output.with_name(output.name + ".checkpoint")
     bundle = run(
         store, from_layer, init=init, views=views, hidden=head.hidden, dropout=head.dropout,
@@ -213,25 +214,24 @@ def _schedule(usual: Schedule, epochs: int | None, rate: float | None, batch_siz
     return replace(usual, **changes)
 
 
-def _confirm(needed: Activations, yes: bool) -> None:
+def _confirmed(needed: Activations, yes: bool) -> bool:
     """Say how much room the activations take, and ask.
 
     Raises:
         UsageError: nobody is there to be asked.
-        Exit: the answer is no.
     """
     if not needed.bytes:
-        return
+        return True
     text = (
         f"The activations {needed.layer} of {needed.images:,} images in {needed.views} views take "
         f"{screen.size(needed.bytes)}; {screen.size(needed.free)} are free."
     )
     if yes:
         print(text, file=sys.stderr)
-    elif not sys.stdin.isatty():
+        return True
+    if not sys.stdin.isatty():
         raise UsageError(f"{text} Say --yes to store them.")
-    elif not typer.confirm(f"{text} Store them?", err=True):
-        raise typer.Exit(0)
+    return typer.confirm(f"{text} Store them?", err=True)
 
 
 def _check_curve(path: Path | None) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -95,3 +98,22 @@ def test_words_that_do_not_go_together(
     assert main([words[0], str(store), "-o", str(tmp_path / "x.fch"), *words[1:]]) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "x.fch").exists()
+
+
+@pytest.mark.parametrize("answer", ["n", "y"])
+def test_on_a_terminal_tune_asks(store: Path, tmp_path: Path, answer: str) -> None:
+    """A terminal of its own, with the question's answer typed in."""
+    words = ["tune", str(store), "-o", str(tmp_path / "q.fch"), "--from-layer", "conv_head", "--views", "1"]
+    parent, child = os.openpty()
+    done = subprocess.Popen(
+        [sys.executable, "-m", "featcache", *words, "--epochs", "1"],
+        stdin=child, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    os.write(parent, f"{answer}\n".encode())
+    out, _ = done.communicate(timeout=300)
+    os.close(parent)
+    os.close(child)
+    assert "Store them?" in out
+    assert done.returncode == (0 if answer == "y" else 1)
+    assert (tmp_path / "q.fch").exists() == (answer == "y")
+    assert ("Nothing was stored" in out) == (answer == "n")
