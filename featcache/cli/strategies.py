@@ -133,7 +133,8 @@ def tune(
         source=source, space=space, seed=seed, checkpoint=None if init == "new" else checkpoint, progress=True,
     )  # fmt: skip
     bundle.save(output)
-    checkpoints.remove(checkpoint)
+    if init == "pretrained":
+        checkpoints.remove(checkpoint)
     report = {**bundle.report, "path": str(output), "activations": needed.to_dict()}
     return _answer(report, curve)
 

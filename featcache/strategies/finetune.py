@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 INITS = ("pretrained", "scratch")
 PRETRAINED = Schedule(epochs=15, rate=3e-4)
 SCRATCH = Schedule(epochs=60, rate=2e-3, layer_decay=1.0, patience=12, label_smoothing=0.1)
-_DROPOUT = 0.2
+DROPOUT = 0.2
 
 
 class Whole(nn.Module):
@@ -166,7 +166,7 @@ def finetune(
             output = nn.Linear(width, len(classes))
             nn.init.zeros_(output.weight)  # all classes are equally likely at first
             nn.init.zeros_(output.bias)
-        model = Whole(network, output.to(device or base.device), _DROPOUT if init == "scratch" else 0.0)
+        model = Whole(network, output.to(device or base.device), DROPOUT if init == "scratch" else 0.0)
         pixels = None if arch is not None else chosen_space.recipe.pixels
         reader = with_weights(base, _state(network), pixels)
         pictures = Pictures(reader, examples.items, [there[item.uri] for item in examples.items], seed)

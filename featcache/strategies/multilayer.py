@@ -14,7 +14,7 @@ from featcache.bundle import Bundle
 from featcache.embedding import backbone_for
 from featcache.progress import Progress, choose
 from featcache.store import FeatureStore
-from featcache.strategies.activations import extract_known
+from featcache.strategies.activations import extract_known, needed
 from featcache.strategies.block_layers import block_layers
 from featcache.training import train
 
@@ -54,8 +54,11 @@ def multilayer(
     network = backbone_for(chosen.recipe, backbone)
     layers = block_layers(network)
     with choose(progress) as shown:
-        if not set(layers) <= chosen.layers.keys():
-            extract_known(opened, network, layers, source=source, progress=shown)
+        wanted = (
+            needed(opened, network, layer, labels=labels, source=source, space=chosen.fingerprint) for layer in layers
+        )
+        if any(one.bytes for one in wanted):
+            extract_known(opened, network, layers, labels=labels, source=source, progress=shown)
         bundle = train(
             store, layers=layers, cv=cv, split=split, labels=labels, source=source, space=chosen.fingerprint, seed=seed,
             views="first", progress=shown,

@@ -58,7 +58,7 @@ def extraction_rate(
         UsageError: the images can be given by a Python program alone.
     """
     name, notes = store.source(source), list[str]()
-    items = [item for item in store.items(source=name) if item.label is not None]
+    items = store.items(source=name)
     there = known_images(store, name, items, notes)
     for note in notes:
         shown.note(note)

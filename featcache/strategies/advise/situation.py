@@ -82,7 +82,16 @@ class Situation:
             return 0, 0
         store = self.store
         wanted = [
-            needed(store, self.backbone, layer, views=views, seed=self.seed, source=self.source, space=self.space)
+            needed(
+                store,
+                self.backbone,
+                layer,
+                views=views,
+                seed=self.seed,
+                labels=self.labels,
+                source=self.source,
+                space=self.space,
+            )
             for layer in layers
         ]
         return max(w.images * w.views - w.stored for w in wanted), sum(w.bytes for w in wanted)
@@ -131,7 +140,7 @@ class Situation:
             def extracted() -> bool:
                 extract_known(
                     self.store, backbone, layers,
-                    views=views, seed=self.seed, source=self.source, progress=self.shown,
+                    views=views, seed=self.seed, labels=self.labels, source=self.source, progress=self.shown,
                 )  # fmt: skip
                 return True
 

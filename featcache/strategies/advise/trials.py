@@ -23,7 +23,7 @@ from featcache.progress import Progress
 from featcache.strategies import loop, picture_batches
 from featcache.strategies.advise.outcome import Outcome
 from featcache.strategies.cached_batches import CachedBatches, in_order
-from featcache.strategies.finetune import PRETRAINED, SCRATCH, Whole, beginning
+from featcache.strategies.finetune import DROPOUT, PRETRAINED, SCRATCH, Whole, beginning
 from featcache.strategies.output import probed
 from featcache.strategies.picture_batches import PictureBatches, Pictures
 from featcache.strategies.schedule import Schedule
@@ -137,7 +137,7 @@ def whole_network(init: str, backbone: Backbone, classes: int, seed: int, output
         output = nn.Linear(width, classes)
         nn.init.zeros_(output.weight)
         nn.init.zeros_(output.bias)
-    return Whole(network, output.to(backbone.device))
+    return Whole(network, output.to(backbone.device), DROPOUT if init == "scratch" else 0.0)
 
 
 def _numbered(examples: LabelledVectors) -> tuple[np.ndarray, tuple[str, ...]]:

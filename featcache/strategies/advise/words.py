@@ -138,8 +138,8 @@ def _data(found: Compared) -> str:
 def _depth(depth: Depth) -> list[str]:
     share = f"{100 * depth.similarity:.0f} %"
     said = [
-        f"At {share} of its depth the frozen network has given what it can: its most accurate layer is not better than "
-        "the one there beyond chance."
+        f"No layer of the frozen network is shown to be better than the one at {share} of its depth. With few images "
+        "that is for want of them; with many, the later layers help no more."
         if depth.similarity < 1
         else "The last layer of the frozen network is better than each block before it beyond chance."
     ]
