@@ -164,7 +164,7 @@ class _Tracer(fx.Tracer):
         path, position = self.path_of_module(m), len(self.graph.nodes)
         try:
             output = super().call_module(m, forward, args, kwargs)
-        except Exception:
+        except Exception:  # whatever the network's own code raises; it goes on its way
             self.stuck = self.stuck or path
             raise
         inputs = tuple(dict.fromkeys(_proxied((args, kwargs))))

@@ -118,7 +118,7 @@ def extract(
         if number is not None and number < least:
             raise UsageError(f"{option} is a whole number from {least} on, not {number}.")
     began, started = time.monotonic(), datetime.now(timezone.utc)
-    # Nobody lists these sources in full, so none of their images is judged to be gone.
+    # These may bear the names that are kept for images given in Python.
     in_part = isinstance(source, (GivenImages, KnownSource))
     images: Source = (
         source if isinstance(source, Source) else open_source(source, labels=labels, split=split, name=name)
@@ -165,8 +165,7 @@ def extract(
             )  # fmt: skip
             try:
                 try:
-                    if not in_part:
-                        run.forget_removed({entry.uri for entry in listed}, images.incomplete, images.within)
+                    run.forget_removed({entry.uri for entry in listed}, images.incomplete, images.within)
                     threads = workers or cores()
                     at_once = min(threads, cores())  # more threads read a slow disk, but do not compute faster
                     passes = passes_of(network, at_once=at_once, cores=at_once, images=batch_size)

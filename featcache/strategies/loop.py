@@ -178,7 +178,7 @@ class _Run:
             value = loss.item()
             _check_finite("loss", value, number, step, rate)
             self.optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
             parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
             length = nn.utils.clip_grad_norm_(parameters, _LONGEST_GRADIENT).item()
             _check_finite("length of the gradient", length, number, step, rate)

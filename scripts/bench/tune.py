@@ -86,7 +86,7 @@ def stepper(cut: Cut, classes: int) -> Callable[[Tensor, Tensor], None]:
         optimiser.zero_grad()
         x = x.reshape(-1, *cut.shape)
         loss = nn.functional.cross_entropy(model(x.contiguous(memory_format=torch.channels_last)), y)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
 

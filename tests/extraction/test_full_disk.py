@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shutil
 import subprocess
 import sys
 import textwrap
@@ -19,9 +18,9 @@ from featcache import failpoints
 from featcache.backbones import tiny_backbone
 from featcache.progress import Silent
 from featcache.store import writer
+from tests.small_disk import IN_A_NAMESPACE, skip_where_there_is_none
 
 ROOT = Path(__file__).parents[2]
-IN_A_NAMESPACE = ["unshare", "--map-root-user", "--mount"]
 
 SCRIPT = """
 import json, subprocess, sys
@@ -63,11 +62,7 @@ print(json.dumps(found))
 
 @pytest.fixture(scope="module")
 def can_mount() -> None:
-    if shutil.which("unshare") is None:
-        pytest.skip("unshare is not installed, so no small disk can be made")
-    tried = subprocess.run([*IN_A_NAMESPACE, "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True, check=False)
-    if tried.returncode:
-        pytest.skip(f"this system allows no mount: {tried.stderr.decode().strip()}")
+    skip_where_there_is_none()
 
 
 def run(photos: Path, disk: Path, size: str) -> dict[str, object]:

@@ -180,6 +180,7 @@ def test_a_stream_gives_the_head_of_the_arrays(monkeypatch: pytest.MonkeyPatch) 
     X, y = gaussians(300, 3)
     head = quick().fit(X, y)
     classes, numbers = np.unique(y, return_inverse=True)
+    # As with a cache larger than what is kept in memory, which a test cannot have: 256 MiB of vectors.
     monkeypatch.setattr(mlp, "_KEPT_BYTES", 0)
     most = 0
 

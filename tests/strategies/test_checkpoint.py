@@ -163,6 +163,7 @@ def test_a_damaged_one_is_refused(training: Callable[..., Any], tmp_path: Path) 
 def test_one_of_another_version_is_refused(
     training: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # There is no later version yet whose file could be taken; only its number is another.
     monkeypatch.setattr(checkpoint, "_FORMAT", 2)
     interrupted(training)
     monkeypatch.undo()

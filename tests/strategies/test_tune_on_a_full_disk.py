@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 import textwrap
@@ -12,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.small_disk import IN_A_NAMESPACE, skip_where_there_is_none
+
 ROOT = Path(__file__).parents[2]
-IN_A_NAMESPACE = ["unshare", "--map-root-user", "--mount"]
 
 SCRIPT = """
 import json, subprocess, sys
@@ -54,11 +54,7 @@ print(json.dumps(found))
 
 @pytest.fixture(scope="module")
 def can_mount() -> None:
-    if shutil.which("unshare") is None:
-        pytest.skip("unshare is not installed, so no small disk can be made")
-    tried = subprocess.run([*IN_A_NAMESPACE, "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True, check=False)
-    if tried.returncode:
-        pytest.skip(f"this system allows no mount: {tried.stderr.decode().strip()}")
+    skip_where_there_is_none()
 
 
 def test_too_little_room_is_told_before_anything_is_written(
