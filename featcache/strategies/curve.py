@@ -30,6 +30,21 @@ class Epoch:
 
 
 @dataclass(frozen=True, slots=True)
+class Beginning:
+    """What a network was worth before it was trained.
+
+    Attributes:
+        validation_loss: as of an `Epoch`.
+        accuracy: as of an `Epoch`.
+        kept: its weights were kept, since training made nothing better beyond chance.
+    """
+
+    validation_loss: float
+    accuracy: float
+    kept: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Curve:
     """A training, epoch by epoch.
 
@@ -37,27 +52,41 @@ class Curve:
         epochs: in order, one or more.
         ended: why there are no more: ``"epochs"``, all were done, or ``"patience"``, the validation loss did not
             get better any more.
+        beginning: of a network that knew something; None where the training was not compared with it.
     """
 
     epochs: tuple[Epoch, ...]
     ended: Literal["epochs", "patience"]
+    beginning: Beginning | None = None
 
     @property
     def best(self) -> Epoch:
-        """The epoch whose weights were kept."""
+        """The epoch of the least validation loss."""
         return best_of(self.epochs)
+
+    @property
+    def kept(self) -> int:
+        """The number of the epoch whose weights were kept; 0 for those of the beginning."""
+        return 0 if self.beginning is not None and self.beginning.kept else self.best.number
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Curve:
         """The curve of `to_dict`."""
-        return cls(tuple(Epoch(**epoch) for epoch in data["epochs"]), data["ended"])
+        beginning = data.get("beginning")
+        return cls(
+            tuple(Epoch(**epoch) for epoch in data["epochs"]),
+            data["ended"],
+            None if beginning is None else Beginning(**beginning),
+        )
 
     def to_dict(self) -> dict[str, Any]:
-        """The curve as plain values, with ``best_epoch``."""
+        """The curve as plain values, with ``best_epoch`` and ``kept_epoch``."""
         return {
             "epochs": [asdict(epoch) for epoch in self.epochs],
             "ended": self.ended,
+            "beginning": None if self.beginning is None else asdict(self.beginning),
             "best_epoch": self.best.number,
+            "kept_epoch": self.kept,
         }
 
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
 from featcache import leakage
-from featcache.backbones import Layer, get
+from featcache.backbones import get
 from featcache.backbones.layers import POOLED
 from featcache.backbones.own_weights import with_weights
 from featcache.bundle import Bundle
@@ -29,41 +26,20 @@ from featcache.progress import Progress, choose
 from featcache.recipe import StandardTransform
 from featcache.score_report import described, scored
 from featcache.store import FeatureStore
-from featcache.strategies import loop
-from featcache.strategies.output import linear_form, probed
-from featcache.strategies.picture_batches import PictureBatches, Pictures, in_order
+from featcache.strategies.network_training import beginning, train_network
+from featcache.strategies.output import linear_form
+from featcache.strategies.picture_batches import Pictures
 from featcache.strategies.schedule import Schedule
-from featcache.strategies.stages import stages_of
-from featcache.strategies.training_items import class_numbers, contents, items_digest
-from featcache.strategies.validation_rows import validation_rows
+from featcache.strategies.training_items import contents
 
 if TYPE_CHECKING:
     from featcache.backbones import Backbone
     from featcache.backbones.network import Network
 
 INITS = ("pretrained", "scratch")
-PRETRAINED = Schedule(epochs=15, rate=3e-4)
+PRETRAINED = Schedule(epochs=12, rate=3e-4, patience=6, label_smoothing=0.1)
 SCRATCH = Schedule(epochs=60, rate=2e-3, layer_decay=1.0, patience=12, label_smoothing=0.1)
 DROPOUT = 0.2
-
-
-class Whole(nn.Module):
-    """From pictures (n, h, w, 3) uint8 to scores (n, k): a network and an output.
-
-    Args:
-        network: the network, whose module trains.
-        output: from its vectors to the classes.
-        dropout: share of the vector that is left out in a training step.
-    """
-
-    def __init__(self, network: Network, output: nn.Linear, dropout: float = 0.0) -> None:
-        super().__init__()
-        self._scaled = network.scaled
-        self.network, self.dropout, self.output = network.module, nn.Dropout(dropout), output
-
-    def forward(self, x: Tensor) -> Tensor:
-        scores: Tensor = self.output(self.dropout(self.network(self._scaled(x))))
-        return scores
 
 
 def finetune(
@@ -149,52 +125,30 @@ def finetune(
                 "gone, or with --moved, if they lie elsewhere now."
             )
         learn, test, protocol = learned_and_scored(examples, split, seed, Path(store), shown)
-        fit, validation = validation_rows(examples, learn, test, seed, shown)
         guard = leakage.guard(examples, [learn, test], scored=test, seed=seed, progress=shown)
         fit_began = time.monotonic()
-        classes, numbers = class_numbers(examples.y, learn)
-        chosen: dict[str, object] = {}
-        if init == "pretrained":
-            base.load()
-            shown.start("fit the output on the frozen vectors", None, "items")
-            output, chosen = probed(examples.read(fit), examples.y[fit], examples.units[fit], seed)
-            shown.finish()
         network = beginning(base, init, seed)
         network.to(device or base.device)
-        if init == "scratch":
-            (width,) = network.shapes_of([Layer(POOLED, 0, ())])[POOLED]
-            output = nn.Linear(width, len(classes))
-            nn.init.zeros_(output.weight)  # all classes are equally likely at first
-            nn.init.zeros_(output.bias)
-        model = Whole(network, output.to(device or base.device), DROPOUT if init == "scratch" else 0.0)
         pixels = None if arch is not None else chosen_space.recipe.pixels
         reader = with_weights(base, _state(network), pixels)
-        pictures = Pictures(reader, examples.items, [there[item.uri] for item in examples.items], seed)
-        curve = loop.train(
-            model,
-            [*stages_of(network.module), ("output", list(output.parameters()))],
-            PictureBatches(pictures, fit, numbers[fit], schedule.batch_size, seed),
-            lambda: in_order(pictures, validation, numbers[validation], schedule.batch_size),
-            schedule,
+        trained = train_network(
+            network, Pictures(reader, examples.items, [there[item.uri] for item in examples.items], seed), init,
+            examples, learn, test, schedule,
             checkpoint=None if checkpoint is None else Path(checkpoint),
-            task={
-                "init": init, "network": base.name, "recipe": chosen_space.fingerprint, "classes": classes,
-                "items": items_digest(examples, fit, validation),
-            },
-            precision=precision,
-            progress=shown,
+            task={"init": init, "network": base.name, "recipe": chosen_space.fingerprint},
+            precision=precision, progress=shown,
         )  # fmt: skip
         weights = _state(network)
         own = with_weights(base, weights, pixels)
         bundle = Bundle(
             head="finetune",
-            classes=classes,
-            layers=(LayerUse(POOLED, (output.in_features,), 1.0),),
+            classes=trained.classes,
+            layers=(LayerUse(POOLED, (trained.output.in_features,), 1.0),),
             recipe=own.recipe,
-            form=linear_form(output, classes),
-            trained_on=contents(examples, np.union1d(learn, validation)),
+            form=linear_form(trained.output, trained.classes),
+            trained_on=contents(examples, np.union1d(learn, trained.validation)),
             fitted_on=len(learn),
-            chosen={"epoch": curve.best.number, **{f"output_{name}": value for name, value in chosen.items()}},
+            chosen=dict(trained.chosen),
             weights=weights,
         )
         fitting = time.monotonic() - fit_began
@@ -205,14 +159,14 @@ def finetune(
         place = {item.uri: row for row, item in enumerate(pictured.items)}
         at = np.array([place[examples.items[row].uri] for row in test], dtype=np.int64)
         probabilities, predicted = answers(bundle, pictured, at)
-        scores = scored(pictured, at, probabilities, predicted, classes, seed)
+        scores = scored(pictured, at, probabilities, predicted, trained.classes, seed)
         shown.finish()
     bundle.report = described(bundle, examples, test, scores, protocol) | {
         "strategy": "finetune",
         "init": init,
         "network": base.name,
-        "validation": len(validation),
-        "curve": curve.to_dict(),
+        "validation": len(trained.validation),
+        "curve": trained.curve.to_dict(),
         "schedule": schedule.to_dict(),
         "calibration": None,
         "near_duplicates": {**guard.report(examples), "grouped": False},
@@ -224,25 +178,3 @@ def finetune(
 
 def _state(network: Network) -> dict[str, np.ndarray]:
     return {name: t.detach().cpu().numpy().copy() for name, t in network.module.state_dict().items()}
-
-
-def beginning(backbone: Backbone, init: str, seed: int) -> Network:
-    """A copy of a network that trains, with its pretrained weights or with random ones.
-
-    Raises:
-        UsageError: random weights for a module that was given in Python, which has none but its own.
-    """
-    if init == "pretrained":
-        network = copy.copy(backbone.network)
-        network.module = copy.deepcopy(network.module)
-    elif backbone.made_in_python:
-        raise UsageError(
-            f"How the weights of {backbone.name} begin only its own code knows, so it cannot be trained from scratch "
-            "here. Take a network that is known by its name (--arch)."
-        )
-    else:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            network = backbone.blank()
-    network.module.requires_grad_(True)
-    return network

@@ -13,7 +13,7 @@ def draw_learning_curve(curve: Curve, path: str | Path) -> None:
     """Write training loss, validation loss and validation accuracy over the epochs as a PNG.
 
     Args:
-        curve: the training; the epoch whose weights were kept is marked.
+        curve: the training; its best epoch is marked, and what the network was worth at the beginning.
         path: the file, ``*.png``.
 
     Raises:
@@ -40,6 +40,10 @@ def draw_learning_curve(curve: Curve, path: str | Path) -> None:
     for axes in (above, below):
         axes.axvline(best.number, color="0.6", linewidth=0.8, linestyle="--", label=f"best: epoch {best.number}")
         axes.grid(which="major", alpha=0.3)
+    if curve.beginning is not None:
+        name = "beginning (kept)" if curve.beginning.kept else "beginning"
+        above.axhline(curve.beginning.validation_loss, color="C1", linewidth=0.8, linestyle=":", label=name)
+        below.axhline(curve.beginning.accuracy, color="C1", linewidth=0.8, linestyle=":", label=name)
     below.plot([best.number], [best.accuracy], "o", color="C3", zorder=3, label=f"accuracy {best.accuracy:.4f}")
     above.legend(fontsize=8)
     below.legend(fontsize=8)

@@ -21,6 +21,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm  # what all batch normalisations are
 
 from featcache.backbones.runtimes.choice import check_choice
 from featcache.errors import TrainingError, UsageError
@@ -66,6 +67,7 @@ def train(
     checkpoint: Path | None = None,
     task: Mapping[str, Any] | None = None,
     precision: str = "float32",
+    keep_statistics: bool = False,
     progress: Progress | bool | None = None,
 ) -> Curve:
     """Train a network to tell classes apart, by AdamW on the cross-entropy.
@@ -86,6 +88,8 @@ def train(
             is left in its place, also at the end: ``checkpoint.remove`` removes it when it is needed no more.
         task: what is trained on what, as plain values, so that a checkpoint of something else is recognised.
         precision: ``float32``, or ``bfloat16`` for products in bfloat16 with weights in float32.
+        keep_statistics: batch normalisations go on with the means and variances that they have, and only their scale
+            and shift train.
         progress: what to report the steps to, as for `featcache.progress.choose`.
 
     Raises:
@@ -97,7 +101,7 @@ def train(
     device = _device_of(model)
     check_choice("torch", precision, str(device))
     optimiser = torch.optim.AdamW(_groups(model, stages, schedule))
-    run = _Run(model, optimiser, schedule, batches, validation, device, precision)
+    run = _Run(model, optimiser, schedule, batches, validation, device, precision, keep_statistics)
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     settings = {
         "task": dict(task or {}),
@@ -105,6 +109,7 @@ def train(
         "steps": batches.steps,
         "stages": [name for name, _ in stages],
         "precision": precision,
+        "keep_statistics": keep_statistics,
     }
     epochs: list[Epoch] = []
     best = _copy(model)
@@ -152,6 +157,7 @@ class _Run:
     validation: Validation
     device: torch.device
     precision: str
+    keep_statistics: bool
 
     def epoch(self, number: int, shown: Progress) -> Epoch:
         """Train one epoch and validate."""
@@ -167,13 +173,17 @@ class _Run:
         steps = self.batches.steps
         total, items, rate, step = 0.0, 0, math.nan, 0
         self.model.train()
+        if self.keep_statistics:
+            for part in self.model.modules():
+                if isinstance(part, _BatchNorm):
+                    part.eval()
         for step, (x, y) in enumerate(self.batches(number), 1):
             if step > steps:
                 break
             rate = self.schedule.rate_at((number - 1) * steps + step - 1, self.schedule.epochs * steps)
             for group in self.optimiser.param_groups:
                 group["lr"] = rate * group["share"]
-            scores, target = self._scores(x, y)
+            scores, target = _scores(self.model, x, y, self.device, self.precision)
             loss = nn.functional.cross_entropy(scores, target, label_smoothing=self.schedule.label_smoothing)
             value = loss.item()
             _check_finite("loss", value, number, step, rate)
@@ -192,26 +202,37 @@ class _Run:
 
     def _validate(self, number: int, rate: float) -> tuple[float, float]:
         """Mean loss of the validation items, and the share that is right."""
-        total, right, items = 0.0, 0, 0
-        self.model.eval()
-        # Not inference_mode: what a network keeps for later passes, such as a mask, must allow gradients then.
-        with torch.no_grad():
-            for x, y in self.validation():
-                scores, target = self._scores(x, y)
-                total += nn.functional.cross_entropy(scores, target, reduction="sum").item()
-                right += int((scores.argmax(1) == target).sum())
-                items += len(target)
-        if not items:
+        found, right = losses(self.model, self.validation, self.precision)
+        if not len(found):
             raise UsageError("There is no item to validate on: without any, nobody knows when to stop.")
-        _check_finite("validation loss", total, number, self.batches.steps, rate)
-        return total / items, right / items
+        _check_finite("validation loss", found.sum().item(), number, self.batches.steps, rate)
+        return found.mean().item(), right.double().mean().item()
 
-    def _scores(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores in float32 or wider, and class numbers, both on the device."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            scores = self.model(x.to(self.device, non_blocking=True))
-        wide = scores if scores.dtype == torch.float64 else scores.float()
-        return wide, y.to(self.device, non_blocking=True)
+
+def losses(model: nn.Module, validation: Validation, precision: str) -> tuple[Tensor, Tensor]:
+    """What a network, set to evaluation mode, is worth on each validation item.
+
+    Returns:
+        (n,) float64 cross-entropies in nats, and (n,) bool, whether the likeliest class is the item's; on the CPU.
+    """
+    device = _device_of(model)
+    found, right = [torch.zeros(0, dtype=torch.float64)], [torch.zeros(0, dtype=torch.bool)]
+    model.eval()
+    # Not inference_mode: what a network keeps for later passes, such as a mask, must allow gradients then.
+    with torch.no_grad():
+        for x, y in validation():
+            scores, target = _scores(model, x, y, device, precision)
+            found.append(nn.functional.cross_entropy(scores, target, reduction="none").double().cpu())
+            right.append((scores.argmax(1) == target).cpu())
+    return torch.cat(found), torch.cat(right)
+
+
+def _scores(model: nn.Module, x: Tensor, y: Tensor, device: torch.device, precision: str) -> tuple[Tensor, Tensor]:
+    """Scores in float32 or wider, and class numbers, both on the device."""
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        scores = model(x.to(device, non_blocking=True))
+    wide = scores if scores.dtype == torch.float64 else scores.float()
+    return wide, y.to(device, non_blocking=True)
 
 
 class _NotFiniteError(Exception):

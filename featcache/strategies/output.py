@@ -7,6 +7,8 @@ fine-tuning).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import nn
@@ -14,25 +16,54 @@ from torch import nn
 from featcache.heads import make_head
 from featcache.heads.forms import form_of
 from featcache.heads.linear import LinearForm
+from featcache.labelled_vectors import LabelledVectors
+from featcache.progress import Progress
 
 
-def probed(X: np.ndarray, y: np.ndarray, units: np.ndarray, seed: int) -> tuple[nn.Linear, dict[str, object]]:
-    """A linear layer from vectors to the classes in sorted order, and what was chosen for it.
+def outset(
+    frozen: Callable[[np.ndarray], np.ndarray],
+    examples: LabelledVectors,
+    rows: np.ndarray,
+    seed: int,
+    progress: Progress,
+) -> tuple[nn.Linear, dict[str, object]]:
+    """A linear layer from the frozen network's vectors to the classes in sorted order, and what was chosen for it.
 
     Args:
-        X: (n, d) float32 vectors.
-        y: (n,) labels.
-        units: (n,) numbers; rows of one unit stay in one fold.
+        frozen: from row numbers (m,) to vectors (m, d) float32.
+        examples: the items; those of one unit stay in one fold.
+        rows: (m,) to learn from.
         seed: of the folds.
+        progress: is told of the fit.
     """
-    head = make_head("softmax", seed, "classify").fit(X, y, groups=units)
+    progress.start("fit the output on the frozen vectors", None, "items")
+    head = make_head("softmax", seed, "classify").fit(frozen(rows), examples.y[rows], groups=examples.units[rows])
+    progress.finish()
     form = form_of(head)
     assert isinstance(form, LinearForm)
-    output = nn.Linear(X.shape[1], len(form.classes))
+    output = nn.Linear(form.weight.shape[1], len(form.classes))
     with torch.no_grad():
         output.weight.copy_(torch.from_numpy(form.weight))
         output.bias.copy_(torch.from_numpy(form.bias))
-    return output, dict(head.chosen_)
+    return output, {f"output_{name}": value for name, value in head.chosen_.items()}
+
+
+def refit(
+    output: nn.Linear,
+    frozen: Callable[[np.ndarray], np.ndarray],
+    examples: LabelledVectors,
+    rows: np.ndarray,
+    seed: int,
+    progress: Progress,
+) -> dict[str, object]:
+    """Give an output what `outset` finds on other rows: with no epoch to be chosen, validation items teach as well.
+
+    Returns:
+        What was chosen.
+    """
+    again, chosen = outset(frozen, examples, rows, seed, progress)
+    output.load_state_dict(again.state_dict())
+    return chosen
 
 
 def linear_form(output: nn.Linear, classes: tuple[str, ...]) -> LinearForm:

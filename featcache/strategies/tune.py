@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import nn
 
 from featcache import leakage
 from featcache.backbones.cut import Cut
@@ -27,13 +26,11 @@ from featcache.parts import check_classes, learned_and_scored
 from featcache.progress import Progress, choose
 from featcache.score_report import described, scored, views_told
 from featcache.store import FeatureStore
-from featcache.strategies import loop
 from featcache.strategies.activations import Activations, needed, store_activations, view_names
-from featcache.strategies.cached_batches import CachedBatches, in_order
-from featcache.strategies.output import linear_form, probed
+from featcache.strategies.output import linear_form
 from featcache.strategies.schedule import Schedule
-from featcache.strategies.training_items import class_numbers, contents, items_digest
-from featcache.strategies.validation_rows import validation_rows
+from featcache.strategies.suffix_training import train_suffix
+from featcache.strategies.training_items import contents
 from featcache.suffix_form import SuffixForm, frozen_vectors
 from featcache.training import train
 
@@ -42,7 +39,7 @@ if TYPE_CHECKING:
 
 INITS = ("pretrained", "new")
 VIEWS = 4
-SCHEDULE = Schedule(rate=3e-4)
+SCHEDULE = Schedule(epochs=12, rate=3e-4, patience=6, label_smoothing=0.1)
 
 
 def tune(
@@ -131,53 +128,38 @@ def tune(
         )
         check_classes(examples)
         learn, test, protocol = learned_and_scored(examples, split, seed, Path(store), shown)
-        fit, validation = validation_rows(examples, learn, test, seed, shown)
         vectors = frozen_vectors(cut, examples.read)
         examples = replace(examples, narrow=vectors)
         guard = leakage.guard(examples, [learn, test], scored=test, seed=seed, progress=shown)
         fit_began = time.monotonic()
-        classes, numbers = class_numbers(examples.y, learn)
-        shown.start("fit the output on the frozen vectors", None, "items")
-        output, chosen = probed(vectors(fit), examples.y[fit], examples.units[fit], seed)
-        shown.finish()
-        output.to(next(cut.suffix.parameters()).device)
         schedule = replace(schedule or SCHEDULE, seed=seed)
-        model = nn.Sequential(nn.Unflatten(1, cut.shape), cut.suffix, output)
-        curve = loop.train(
-            model,
-            [*((name, list(part.parameters())) for name, part in cut.stages), ("output", list(output.parameters()))],
-            CachedBatches(examples, fit, numbers[fit], schedule.batch_size, seed),
-            lambda: in_order(examples, validation, numbers[validation], schedule.batch_size),
-            schedule,
+        trained = train_suffix(
+            cut, examples, vectors, learn, test, schedule,
             checkpoint=None if checkpoint is None else Path(checkpoint),
-            task={
-                "recipe": fingerprint, "from_layer": from_layer, "views": list(examples.views), "classes": classes,
-                "items": items_digest(examples, fit, validation),
-            },
-            progress=shown,
+            task={"recipe": fingerprint, "from_layer": from_layer}, progress=shown,
         )  # fmt: skip
         form = SuffixForm(
             from_layer,
             cut.shape,
             {name: tensor.detach().cpu().numpy().copy() for name, tensor in cut.suffix.state_dict().items()},
-            linear_form(output, classes),
+            linear_form(trained.output, trained.classes),
             recipe,
             backbone,
         )
         bundle = Bundle(
             head="tune",
-            classes=classes,
+            classes=trained.classes,
             layers=layer_uses(examples, learn),
             recipe=recipe,
             form=form,
-            trained_on=contents(examples, np.union1d(learn, validation)),
+            trained_on=contents(examples, np.union1d(learn, trained.validation)),
             fitted_on=len(learn),
-            chosen={"epoch": curve.best.number, **{f"output_{name}": value for name, value in chosen.items()}},
+            chosen=dict(trained.chosen),
         )
         fitting = time.monotonic() - fit_began
         shown.start("score", None, "items")
         probabilities, predicted = answers(bundle, examples, test)
-        scores = scored(examples, test, probabilities, predicted, classes, seed)
+        scores = scored(examples, test, probabilities, predicted, trained.classes, seed)
         shown.finish()
     if len(examples.views) > 1:
         protocol += f"; learned from {views_told(examples.views)} of each image, scored on view 0"
@@ -186,8 +168,8 @@ def tune(
         "init": init,
         "from_layer": from_layer,
         "views": list(examples.views),
-        "validation": len(validation),
-        "curve": curve.to_dict(),
+        "validation": len(trained.validation),
+        "curve": trained.curve.to_dict(),
         "schedule": schedule.to_dict(),
         "calibration": None,
         "near_duplicates": {**guard.report(examples), "grouped": False},

@@ -27,10 +27,25 @@ def colour_blind(seed: int = 0) -> Backbone:
     return Backbone.from_module(module, transform=TRANSFORM, name=f"blind{seed}", axes="NCHW")
 
 
-def draw_hues(folder: Path, each: int = 30) -> Path:
+def blind_behind_stem() -> Backbone:
+    """The tiny network, whose first layer gives the colours and whose later ones see their sum until they train."""
+    module = copy.deepcopy(tiny_backbone().module)
+    weight = module.get_parameter("body.0.0.weight")
+    with torch.no_grad():
+        module.get_parameter("stem.0.weight").zero_()
+        for channel in range(3):
+            module.get_parameter("stem.0.weight")[channel, channel, 1, 1] = 1.0
+        module.get_buffer("stem.1.running_mean").fill_(-1.0)
+        for name, value in (("stem.1.weight", 1.0), ("stem.1.bias", 0.0)):
+            module.get_parameter(name).fill_(value)
+        weight.copy_(weight.mean(dim=1, keepdim=True).expand_as(weight))
+    return Backbone.from_module(module, transform=TRANSFORM, name="sums", axes="NCHW")
+
+
+def draw_hues(folder: Path, each: int = 30, names: tuple[str, str] = ("red", "green")) -> Path:
     """Pictures of two classes that differ in hue, while the sum of red, green and blue tells nothing."""
     rng = np.random.default_rng(0)
-    for name, channel in (("red", 0), ("green", 1)):
+    for channel, name in enumerate(names):
         (folder / name).mkdir(parents=True)
         for i in range(each):
             grey = rng.integers(60, 120, (40, 40, 1))

@@ -315,7 +315,14 @@ def test_an_epoch_in_bfloat16_is_that_in_float32_within_its_precision() -> None:
         model = perceptron(4, 3)
         optimiser = torch.optim.AdamW([{"params": list(model.parameters()), "share": 1.0}])
         run = loop._Run(
-            model, optimiser, Schedule(), Rows(x.float(), y, 40), whole(x.float(), y), torch.device("cpu"), precision
+            model,
+            optimiser,
+            Schedule(),
+            Rows(x.float(), y, 40),
+            whole(x.float(), y),
+            torch.device("cpu"),
+            precision,
+            keep_statistics=False,
         )
         found[precision] = run.epoch(1, Silent())
         assert {p.dtype for p in model.parameters()} == {torch.float32}

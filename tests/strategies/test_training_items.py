@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,12 +15,13 @@ from torch import nn
 from featcache.backbones import tiny_backbone
 from featcache.errors import UsageError
 from featcache.evaluation import splits
+from featcache.heads import make_head
 from featcache.labelled_vectors import LabelledVectors
 from featcache.progress import Silent
 from featcache.store import Item
 from featcache.strategies.batches import batch_count, shuffled
 from featcache.strategies.cached_batches import CachedBatches, in_order
-from featcache.strategies.output import linear_form, probed
+from featcache.strategies.output import linear_form, outset, refit
 from featcache.strategies.stages import stages_of
 from featcache.strategies.training_items import class_numbers, contents, items_digest
 from featcache.strategies.validation_rows import validation_rows
@@ -180,13 +182,20 @@ def test_the_digest_tells_items_labels_and_parts_apart() -> None:
 
 def test_the_output_begins_as_the_path_solver_ends() -> None:
     rng = np.random.default_rng(0)
-    y = np.array(list("ab"))[np.arange(40) % 2]
-    X = (rng.normal(size=(40, 5)) + 2 * (y == "b")[:, None]).astype(np.float32)
-    output, chosen = probed(X, y, np.arange(40), 0)
+    given = examples([("ab"[i % 2], None, None) for i in range(40)])
+    X = (rng.normal(size=(40, 5)) + 2 * (given.y == "b")[:, None]).astype(np.float32)
+    rows = np.arange(5, 40)
+    output, chosen = outset(lambda at: X[at], given, rows, 0, Silent())
+    path = make_head("softmax", 0, "classify").fit(X[rows], given.y[rows], groups=given.units[rows])
     form = linear_form(output, ("a", "b"))
-    assert (form.predict(X) == y).mean() >= 0.95
-    assert set(chosen)
+    np.testing.assert_allclose(form.probabilities(X), path.predict_proba(X), atol=1e-6)
+    assert chosen == {f"output_{name}": value for name, value in path.chosen_.items()}
     assert output.weight.requires_grad
+    before = output.weight.detach().clone()
+    refit(output, lambda at: X[at], given, np.arange(40), 0, Silent())
+    assert not torch.equal(output.weight, before)
+    path.fit(X, given.y, groups=given.units)
+    np.testing.assert_allclose(linear_form(output, ("a", "b")).probabilities(X), path.predict_proba(X), atol=1e-6)
 
 
 @pytest.mark.parametrize(

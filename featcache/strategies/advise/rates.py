@@ -86,19 +86,28 @@ def step_seconds(model: nn.Module, x: Tensor, classes: int) -> float:
 
     Args:
         model: from inputs (b, …) to scores (b, classes); its weights are changed.
-        x: (b, …) inputs.
+        x: (b, …) inputs, wherever they are.
         classes: how many.
     """
-    y = torch.arange(len(x)) % classes
+    device = next(model.parameters()).device
+    x, y = x.to(device), (torch.arange(len(x)) % classes).to(device)
     optimiser = torch.optim.AdamW(parameter for parameter in model.parameters() if parameter.requires_grad)
     model.train()
     began = time.monotonic()
     for step in range(1 + _STEPS):
         if step == 1:
+            _finish(device)
             began = time.monotonic()  # the first one also makes room
-        loss = nn.functional.cross_entropy(model(x), y.to(x.device))
+        loss = nn.functional.cross_entropy(model(x), y)
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
         optimiser.step()
+    _finish(device)
     model.eval()
     return _MARGIN * (time.monotonic() - began) / (_STEPS * len(x))
+
+
+def _finish(device: torch.device) -> None:
+    """Wait for what a GPU was told to do, which it does while the program goes on."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -26,7 +26,7 @@ from featcache.strategies.advise.probes import probe
 from featcache.strategies.advise.report import Advice
 from featcache.strategies.advise.rule import ORDER, confidence_for, in_order, recommend
 from featcache.strategies.advise.situation import Situation
-from featcache.strategies.advise.trying import frozen_costs, tried
+from featcache.strategies.advise.trials import frozen_costs, tried
 from featcache.strategies.block_layers import block_layers
 
 if TYPE_CHECKING:

@@ -1,175 +1,270 @@
-"""Short trials of what trains more than a head, scored on the items of a fold that the probes answered too."""
+"""Which trials are made, how long each may be, and what every strategy would cost in full."""
 
 from __future__ import annotations
 
 import time
-import warnings
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from featcache.backbones import Backbone, Layer
-from featcache.backbones.cut import Cut
-from featcache.backbones.layers import POOLED
-from featcache.evaluation.comparison import right_and_losses
-from featcache.evaluation.temperature import softmax
-from featcache.heads.grid_edge import GridEdgeWarning
+from featcache.backbones import Backbone
+from featcache.backbones.cut import places
+from featcache.backbones.runtimes.processor import cores
+from featcache.errors import FeatcacheError, MissingVectorsError, UsageError
 from featcache.images.entry import Entry
-from featcache.labelled_vectors import LabelledVectors
-from featcache.progress import Progress
-from featcache.strategies import loop, picture_batches
+from featcache.known_images import known_images
+from featcache.progress import duration
+from featcache.recipe import StandardTransform
+from featcache.strategies.advise.costs import Cost
 from featcache.strategies.advise.outcome import Outcome
-from featcache.strategies.cached_batches import CachedBatches, in_order
-from featcache.strategies.finetune import DROPOUT, PRETRAINED, SCRATCH, Whole, beginning
-from featcache.strategies.output import probed
-from featcache.strategies.picture_batches import PictureBatches, Pictures
-from featcache.strategies.schedule import Schedule
-from featcache.strategies.stages import stages_of
-from featcache.strategies.tune import SCHEDULE
-from featcache.strategies.validation_rows import SHARE, validation_rows
+from featcache.strategies.advise.rates import step_seconds
+from featcache.strategies.advise.situation import Situation
+from featcache.strategies.advise.trial import FEWEST_EPOCHS, SCHEDULES, Fold, Trial, try_network, try_suffix
+from featcache.strategies.network_training import Whole, beginning, blank_output
+from featcache.strategies.picture_batches import Pictures
+from featcache.strategies.tune import VIEWS
+from featcache.strategies.validation_rows import SHARE
 
-Fold = tuple[np.ndarray, np.ndarray]
-Pass = Callable[[np.ndarray], Iterable[tuple[Tensor, Tensor]]]
-
-SCHEDULES = {"tune": SCHEDULE, "finetune": PRETRAINED, "scratch": SCRATCH}
-FEWEST_EPOCHS = {"tune": 5, "finetune": 3, "scratch": 15}
-"""A trial of fewer epochs would say nothing of the strategy."""
+_CUTS = 2
+"""So many of the last blocks are tried."""
+_GUESSED_CUT, _GUESSED_STEP = 8.0, 20.0
+"""Seconds to measure the speed of a training, before anything is known of it."""
+_IMAGES, _ACTIVATIONS = 8, 16
 
 
-def epoch_seconds(item: float, items: int) -> float:
-    """Of an epoch, by the seconds that a step takes for an item; validation is a pass without its way back."""
-    return item * items * (1 - SHARE + SHARE / 3)
+@dataclass
+class _Candidate:
+    """A strategy that can be tried.
 
-
-def tune_trial(
-    name: str,
-    cut: Cut,
-    frozen: LabelledVectors,
-    activations: LabelledVectors,
-    fold: Fold,
-    epochs: int,
-    seed: int,
-    shown: Progress,
-) -> Outcome:
-    """Train the layers behind a cut on what one fold learns from, and answer for the others.
-
-    Args:
-        name: of the outcome.
-        cut: a new one, since its suffix is trained.
-        frozen: the items to learn from with ``pooled``.
-        activations: the same items with the activations at the cut.
-        fold: rows to learn from, and to answer for.
-        epochs: at most.
-        seed: of the training.
-        shown: is told of the epochs.
+    Attributes:
+        name: of the strategy.
+        kind: ``tune``, ``finetune`` or ``scratch``.
+        epoch: seconds of an epoch for each item to learn from; of the last trial, once there was one.
+        run: tries it on a fold for some epochs at most.
+        cached: the layer that has to be stored first.
+        tried: whether *epoch* is that of a trial.
     """
-    began = time.monotonic()
-    numbers, classes = _numbered(frozen)
-    fit, validation = validation_rows(frozen, *fold, seed, shown)
-    output = _output(frozen, fit, seed)
-    schedule = replace(SCHEDULE, epochs=min(epochs, SCHEDULE.epochs), seed=seed)
-    model = nn.Sequential(nn.Unflatten(1, cut.shape), cut.suffix, output)
 
-    def read(rows: np.ndarray) -> Iterable[tuple[Tensor, Tensor]]:
-        return in_order(activations, rows, numbers[rows], schedule.batch_size)
+    name: str
+    kind: str
+    epoch: float
+    run: Callable[[Fold, int], Trial]
+    cached: str | None = None
+    tried: bool = False
 
-    loop.train(
-        model,
-        [*((stage, list(part.parameters())) for stage, part in cut.stages), ("output", list(output.parameters()))],
-        CachedBatches(activations, fit, numbers[fit], schedule.batch_size, seed),
-        lambda: read(validation),
-        schedule,
-        progress=shown,
+
+def tried(at: Situation) -> tuple[list[Outcome], list[Cost]]:
+    """Trials as far as the budget goes, each on as many folds as fit; and the costs of what can be tried."""
+    if at.backbone is None:
+        for kind in ("tune", "finetune", "scratch"):
+            at.budget.leave_out(kind, at.why_not)
+        return [], [Cost(kind, None, None, "not known") for kind in ("tune", "finetune", "scratch")]
+    candidates = [*_tunes(at, at.backbone), *_wholes(at, at.backbone)]
+    found: dict[str, Outcome] = {}
+    epochs: dict[str, int] = {}
+    for candidate in candidates:
+        first = _first(at, candidate)
+        if first is not None:
+            found[candidate.name], epochs[candidate.name] = first
+    running = [candidate for candidate in candidates if candidate.name in found]
+    for number, fold in list(enumerate(at.items.folds, 1))[1:]:
+        for candidate in list(running):
+            name = candidate.name
+            so_far = found[name]
+            more = at.budget.run(
+                f"{name}, fold {number} of {len(at.items.folds)}",
+                1.1 * so_far.seconds / so_far.fits,
+                lambda candidate=candidate, fold=fold: candidate.run(fold, epochs[candidate.name]),  # type: ignore[misc]
+            )
+            if more is None:
+                running.remove(candidate)
+            else:
+                found[name] = so_far.joined(more.outcome)
+    costs = [_cost(at, candidate) for candidate in candidates]
+    costs += [
+        Cost(kind, None, None, "not measured")
+        for kind in ("tune", "finetune", "scratch")
+        if kind not in {candidate.kind for candidate in candidates}
+    ]
+    return list(found.values()), costs
+
+
+def _first(at: Situation, candidate: _Candidate) -> tuple[Outcome, int] | None:
+    """The trial on the first fold, and its epochs."""
+    fold = at.items.folds[0]
+    epoch = candidate.epoch * len(fold[0])
+    output = at.whole.seconds / at.whole.fits
+    fewest = FEWEST_EPOCHS[candidate.kind]
+    views, storing = VIEWS, 0.0
+    if candidate.cached is not None:
+        for views in (VIEWS, 1):
+            seconds = at.extraction_seconds([candidate.cached], views)
+            if seconds is None:
+                at.budget.leave_out(
+                    candidate.name,
+                    f"its activations are not stored, and how long that takes is not known: {at.no_rate}",
+                )
+                return None
+            storing = seconds
+            if storing + fewest * epoch + output <= at.budget.left:
+                break
+    wanted = storing + fewest * epoch + output
+    if wanted > at.budget.left:
+        at.budget.leave_out(
+            candidate.name,
+            f"even {fewest} epochs on one fold would take about {duration(wanted)}, {at.budget.said_left()}",
+            wanted,
+        )
+        return None
+    if candidate.cached is not None and not at.provide(candidate.name, [candidate.cached], views):
+        return None
+    # Half of what is left, so that the other strategies have their turn.
+    epochs = min(SCHEDULES[candidate.kind].epochs, max(fewest, int(at.budget.left / 2 / epoch)))
+    made = at.budget.run(
+        f"{candidate.name}, fold 1 of {len(at.items.folds)}",
+        epochs * epoch + output,
+        lambda: candidate.run(fold, epochs),
     )
-    return _outcome(name, model, read, frozen, fold, classes, schedule, SCHEDULE, began)
+    if made is None:
+        return None
+    candidate.epoch, candidate.tried = made.epoch, True
+    few = None if views == VIEWS else "learned from the pictures themselves alone, not from views of them"
+    outcome = made.outcome
+    return replace(outcome, note="; ".join(text for text in (outcome.note, few) if text) or None), epochs
 
 
-def finetune_trial(
-    init: str,
-    backbone: Backbone,
-    entries: Sequence[Entry],
-    frozen: LabelledVectors,
-    fold: Fold,
-    epochs: int,
-    seed: int,
-    shown: Progress,
-) -> Outcome:
-    """Train a whole network on what one fold learns from, and answer for the others.
+def _tunes(at: Situation, backbone: Backbone) -> list[_Candidate]:
+    """The last blocks at which the network can be cut, the latest first."""
+    found = []
+    named = at.budget.run("places to cut the network", _GUESSED_CUT, lambda: places(backbone.network)) or []
+    blocks = {layer.rpartition(":")[0] for layer in at.layers}
+    chosen = [place for place in named if place in blocks] or named
+    for layer in chosen[: -_CUTS - 1 : -1]:
+        candidate = at.budget.run(
+            f"speed of tuning from {layer}",
+            _GUESSED_CUT,
+            lambda layer=layer: _tune(at, backbone, layer),  # type: ignore[misc]
+        )
+        if candidate is not None:
+            found.append(candidate)
+    return found
 
-    Args:
-        init: ``pretrained`` or ``scratch``.
-        backbone: the network.
-        entries: where the image of each item is.
-        frozen, fold, epochs, seed, shown: as for `tune_trial`.
+
+def _tune(at: Situation, backbone: Backbone, layer: str) -> _Candidate:
+    cut = backbone.cut(layer)
+    x = torch.randn(_ACTIVATIONS, *cut.shape, generator=torch.Generator().manual_seed(at.seed)).abs()
+    classes = len(set(at.items.examples.y.tolist()))
+    model = nn.Sequential(cut.suffix, blank_output(backbone.network, classes)).to(backbone.device)
+    item = step_seconds(model, x, classes)
+    name = f"tune {layer}"
+
+    def run(fold: Fold, epochs: int) -> Trial:
+        activations = at.vectors([cut.cached], views=True)
+        return try_suffix(name, backbone.cut(layer), at.items.examples, activations, fold, epochs, at.seed, at.shown)
+
+    return _Candidate(name, "tune", _epoch(item, 0.0), run, cut.cached)
+
+
+def _wholes(at: Situation, backbone: Backbone) -> list[_Candidate]:
+    """The whole network, from its own weights and from random ones."""
+
+    def prepare() -> tuple[list[Entry], float]:
+        entries = _entries(at, backbone)
+        classes = len(set(at.items.examples.y.tolist()))
+        network = beginning(backbone, "pretrained", at.seed)
+        model = Whole(network, blank_output(network, classes).to(backbone.device))
+        pictures = Pictures(backbone, at.items.examples.items, entries, at.seed)
+        rows = np.arange(len(entries))[:: max(1, len(entries) // _IMAGES)][:_IMAGES]
+        began = time.monotonic()
+        x = np.stack([pictures.pixels(int(row), epoch=1) for row in rows])
+        picture = (time.monotonic() - began) / len(rows) / cores()
+        return entries, _epoch(step_seconds(model, torch.from_numpy(x), classes), picture)
+
+    prepared = at.budget.run("speed of fine-tuning", _GUESSED_STEP, prepare)
+    if prepared is None:
+        reason = at.budget.parts[-1].reason
+        for kind in ("finetune", "scratch"):
+            at.budget.leave_out(kind, f"its speed is not known: {reason}")
+        return []
+    entries, epoch = prepared
+    kinds = {"finetune": "pretrained"}
+    if backbone.made_in_python:
+        at.budget.leave_out("scratch", f"how the weights of {backbone.name} begin only its own code knows")
+    else:
+        kinds["scratch"] = "scratch"
+    return [
+        _Candidate(
+            kind,
+            kind,
+            epoch,
+            lambda fold, epochs, init=init: try_network(  # type: ignore[misc]
+                init, backbone, entries, at.items.examples, fold, epochs, at.seed, at.shown
+            ),
+        )
+        for kind, init in kinds.items()
+    ]
+
+
+def _epoch(step: float, picture: float) -> float:
+    """Seconds of an epoch for each item to learn from: validation is a pass without its way back."""
+    return picture + step * (1 - SHARE + SHARE / 3)
+
+
+def _entries(at: Situation, backbone: Backbone) -> list[Entry]:
+    """Where the images are.
+
+    Raises:
+        MissingVectorsError: some are not where the store knows them.
+        UsageError: the network does not train on the pictures themselves.
     """
-    began = time.monotonic()
-    name = "finetune" if init == "pretrained" else "scratch"
-    usual = SCHEDULES[name]
-    numbers, classes = _numbered(frozen)
-    fit, validation = validation_rows(frozen, *fold, seed, shown)
-    schedule = replace(usual, epochs=min(epochs, usual.epochs), seed=seed)
-    model = whole_network(init, backbone, len(classes), seed, None if init == "scratch" else _output(frozen, fit, seed))
-    pictures = Pictures(backbone, frozen.items, entries, seed)
-
-    def read(rows: np.ndarray) -> Iterable[tuple[Tensor, Tensor]]:
-        return picture_batches.in_order(pictures, rows, numbers[rows], schedule.batch_size)
-
-    loop.train(
-        model,
-        [*stages_of(model.network), ("output", list(model.output.parameters()))],
-        PictureBatches(pictures, fit, numbers[fit], schedule.batch_size, seed),
-        lambda: read(validation),
-        schedule,
-        progress=shown,
-    )
-    return _outcome(name, model, read, frozen, fold, classes, schedule, usual, began)
+    recipe = backbone.recipe
+    if recipe.detection is not None or not isinstance(recipe.pixels.transform, StandardTransform):
+        raise UsageError("the pictures are aligned faces, or transformed by a callable, on which no network is trained")
+    notes: list[str] = []
+    items = at.items.examples.items
+    there = known_images(at.store, at.source, items, notes)
+    absent = [item.uri for item in items if item.uri not in there]
+    if absent:
+        raise MissingVectorsError(
+            f"{len(absent)} of {len(items)} images are not where the store knows them (first: {absent[0]})"
+        )
+    return [there[item.uri] for item in items]
 
 
-def whole_network(init: str, backbone: Backbone, classes: int, seed: int, output: nn.Linear | None = None) -> Whole:
-    """A network that trains, with an output of zeros where none is given, on the backbone's device."""
-    network = beginning(backbone, init, seed)
-    network.to(backbone.device)
-    if output is None:
-        (width,) = network.shapes_of([Layer(POOLED, 0, ())])[POOLED]
-        output = nn.Linear(width, classes)
-        nn.init.zeros_(output.weight)
-        nn.init.zeros_(output.bias)
-    return Whole(network, output.to(backbone.device), DROPOUT if init == "scratch" else 0.0)
+def _cost(at: Situation, candidate: _Candidate) -> Cost:
+    epochs, count = SCHEDULES[candidate.kind].epochs, len(at.items.rows)
+    # The output is fitted before the training, and again where the beginning is kept.
+    fits = 0.0 if candidate.kind == "scratch" else 2 * at.whole.seconds / at.whole.fits
+    seconds: float | None = epochs * candidate.epoch * count + fits
+    known = "of a trial" if candidate.tried else "by a few steps"
+    how = f"{epochs} epochs at most, {1000 * candidate.epoch:.3g} ms an image in each, {known}"
+    if candidate.cached is None:
+        return Cost(candidate.name, seconds, 0, how)
+    try:
+        passes, room = at.missing([candidate.cached], VIEWS)
+    except FeatcacheError as error:
+        return Cost(candidate.name, None, None, str(error))
+    rate = at.rate() if passes else None
+    if passes and seconds is not None:
+        seconds = None if rate is None else seconds + rate.seconds(passes)
+        how += f", after {passes:,} activations are stored"
+    return Cost(candidate.name, seconds, room, how)
 
 
-def _numbered(examples: LabelledVectors) -> tuple[np.ndarray, tuple[str, ...]]:
-    names, numbers = np.unique(examples.y, return_inverse=True)
-    return numbers, tuple(str(name) for name in names)
-
-
-def _output(frozen: LabelledVectors, fit: np.ndarray, seed: int) -> nn.Linear:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", GridEdgeWarning)
-        return probed(frozen.read(fit), frozen.y[fit], frozen.units[fit], seed)[0]
-
-
-def _outcome(
-    name: str,
-    model: nn.Module,
-    read: Pass,
-    frozen: LabelledVectors,
-    fold: Fold,
-    classes: tuple[str, ...],
-    schedule: Schedule,
-    usual: Schedule,
-    began: float,
-) -> Outcome:
-    learn, test = fold
-    device = next(model.parameters()).device
-    with torch.inference_mode():
-        scores = torch.cat([model(x.to(device)).double().cpu() for x, _ in read(test)]).numpy()
-    said = np.array(classes)[scores.argmax(1)]
-    right, losses = right_and_losses(frozen.y[test], softmax(scores), said, classes)
-    assert losses is not None
-    note = None
-    if schedule.epochs < usual.epochs:
-        note = f"a trial of {schedule.epochs} epochs at most, of {usual.epochs}"
-    return Outcome(name, test, right.astype(np.float64), losses, len(learn), time.monotonic() - began, 1, note)
+def frozen_costs(at: Situation, outcomes: Sequence[Outcome]) -> list[Cost]:
+    """What the heads on frozen vectors cost, measured, and of ``multilayer`` estimated where it was not."""
+    count = len(at.items.rows)
+    costs = []
+    for outcome in outcomes:
+        seconds = outcome.seconds / outcome.fits * count / outcome.learned
+        costs.append(Cost(outcome.name, seconds, 0, f"measured: {outcome.fits} fits"))
+    if "multilayer" not in {outcome.name for outcome in outcomes}:
+        storing = at.extraction_seconds(at.layers) if len(at.layers) > 1 else None
+        room = None if storing is None else at.missing(at.layers)[1]
+        total = None if storing is None else storing + 3 * at.whole.seconds / at.whole.fits
+        costs.append(Cost("multilayer", total, room, "estimated by the softmax on pooled"))
+    missing = sorted({"knn", "mlp"} - {outcome.name for outcome in outcomes})
+    return costs + [Cost(name, None, 0, "not measured") for name in missing]

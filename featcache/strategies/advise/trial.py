@@ -1,0 +1,146 @@
+"""A short trial of what trains more than a head, scored on the items of a fold that the probes answered too."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from featcache.backbones import Backbone
+from featcache.backbones.cut import Cut
+from featcache.evaluation.comparison import right_and_losses
+from featcache.evaluation.temperature import softmax
+from featcache.heads.grid_edge import GridEdgeWarning
+from featcache.images.entry import Entry
+from featcache.labelled_vectors import LabelledVectors
+from featcache.progress import Progress
+from featcache.strategies import cached_batches, picture_batches
+from featcache.strategies.advise.outcome import Outcome
+from featcache.strategies.finetune import PRETRAINED, SCRATCH
+from featcache.strategies.network_training import beginning, train_network
+from featcache.strategies.picture_batches import Pictures
+from featcache.strategies.schedule import Schedule
+from featcache.strategies.suffix_training import train_suffix
+from featcache.strategies.trained import Trained
+from featcache.strategies.tune import SCHEDULE
+
+Fold = tuple[np.ndarray, np.ndarray]
+Pass = Callable[[np.ndarray], Iterable[tuple[Tensor, Tensor]]]
+
+SCHEDULES = {"tune": SCHEDULE, "finetune": PRETRAINED, "scratch": SCRATCH}
+FEWEST_EPOCHS = {"tune": 5, "finetune": 3, "scratch": 15}
+"""A trial of fewer epochs would say nothing of the strategy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What a trial gave.
+
+    Attributes:
+        outcome: the answers.
+        epoch: seconds of an epoch for each item that the fold learns from, validation included.
+        epochs: how many were run.
+    """
+
+    outcome: Outcome
+    epoch: float
+    epochs: int
+
+
+def try_suffix(
+    name: str,
+    cut: Cut,
+    frozen: LabelledVectors,
+    activations: LabelledVectors,
+    fold: Fold,
+    epochs: int,
+    seed: int,
+    shown: Progress,
+) -> Trial:
+    """Train the layers behind a cut on what one fold learns from, and answer for the others.
+
+    Args:
+        name: of the outcome.
+        cut: a new one, since its suffix is trained.
+        frozen: the items to learn from with ``pooled``.
+        activations: the same items with the activations at the cut.
+        fold: rows to learn from, and to answer for.
+        epochs: at most.
+        seed: of the training.
+        shown: is told of the epochs.
+    """
+    began = time.monotonic()
+    schedule = replace(SCHEDULE, epochs=min(epochs, SCHEDULE.epochs), seed=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", GridEdgeWarning)
+        trained = train_suffix(cut, activations, frozen.read, *fold, schedule, progress=shown)
+
+    def read(rows: np.ndarray) -> Iterable[tuple[Tensor, Tensor]]:
+        return cached_batches.in_order(activations, rows, np.zeros(len(rows), np.int64), schedule.batch_size)
+
+    return _trial(name, trained, read, frozen, fold, schedule, SCHEDULE, began)
+
+
+def try_network(
+    init: str,
+    backbone: Backbone,
+    entries: Sequence[Entry],
+    frozen: LabelledVectors,
+    fold: Fold,
+    epochs: int,
+    seed: int,
+    shown: Progress,
+) -> Trial:
+    """Train a whole network on what one fold learns from, and answer for the others.
+
+    Args:
+        init: ``pretrained`` or ``scratch``.
+        backbone: the network.
+        entries: where the image of each item is.
+        frozen, fold, epochs, seed, shown: as for `try_suffix`.
+    """
+    began = time.monotonic()
+    name = "finetune" if init == "pretrained" else "scratch"
+    usual = SCHEDULES[name]
+    schedule = replace(usual, epochs=min(epochs, usual.epochs), seed=seed)
+    pictures = Pictures(backbone, frozen.items, entries, seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", GridEdgeWarning)
+        trained = train_network(
+            beginning(backbone, init, seed), pictures, init, frozen, *fold, schedule, progress=shown
+        )
+
+    def read(rows: np.ndarray) -> Iterable[tuple[Tensor, Tensor]]:
+        return picture_batches.in_order(pictures, rows, np.zeros(len(rows), np.int64), schedule.batch_size)
+
+    return _trial(name, trained, read, frozen, fold, schedule, usual, began)
+
+
+def _trial(
+    name: str,
+    trained: Trained,
+    read: Pass,
+    frozen: LabelledVectors,
+    fold: Fold,
+    schedule: Schedule,
+    usual: Schedule,
+    began: float,
+) -> Trial:
+    learn, test = fold
+    device = next(trained.model.parameters()).device
+    with torch.inference_mode():
+        scores = torch.cat([trained.model(x.to(device)).double().cpu() for x, _ in read(test)]).numpy()
+    said = np.array(trained.classes)[scores.argmax(1)]
+    right, losses = right_and_losses(frozen.y[test], softmax(scores), said, trained.classes)
+    assert losses is not None
+    note = None
+    if schedule.epochs < usual.epochs:
+        note = f"a trial of {schedule.epochs} epochs at most, of {usual.epochs}"
+    outcome = Outcome(name, test, right.astype(np.float64), losses, len(learn), time.monotonic() - began, 1, note)
+    epochs = trained.curve.epochs
+    return Trial(outcome, sum(epoch.seconds for epoch in epochs) / (len(epochs) * len(learn)), len(epochs))

@@ -1,0 +1,71 @@
+"""How the layers behind a cut are trained on cached activations: for `tune`, and for the trials of `advise`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from featcache.backbones.cut import Cut
+from featcache.labelled_vectors import LabelledVectors
+from featcache.progress import Progress
+from featcache.strategies.beginning import train_on
+from featcache.strategies.cached_batches import CachedBatches, in_order
+from featcache.strategies.output import outset, refit
+from featcache.strategies.schedule import Schedule
+from featcache.strategies.trained import Trained
+from featcache.strategies.training_items import class_numbers, items_digest
+from featcache.strategies.validation_rows import validation_rows
+
+
+def train_suffix(
+    cut: Cut,
+    examples: LabelledVectors,
+    frozen: Callable[[np.ndarray], np.ndarray],
+    learn: np.ndarray,
+    scored: np.ndarray,
+    schedule: Schedule,
+    *,
+    checkpoint: Path | None = None,
+    task: Mapping[str, Any] | None = None,
+    progress: Progress,
+) -> Trained:
+    """Train what follows a cut, with an output that begins as the path solver's softmax on the frozen vectors.
+
+    Args:
+        cut: a new one, since its suffix is trained where it stands.
+        examples: the items, with the activations at the cut as their only layer.
+        frozen: from row numbers (m,) to the frozen network's vectors (m, d).
+        learn, scored: rows to learn from, and rows that the result is scored on.
+        schedule: of the training; its seed is that of all that is drawn.
+        checkpoint: as for `featcache.strategies.loop.train`.
+        task: what the training is, beside its classes, views and items.
+        progress: is told of the epochs.
+
+    Raises:
+        UsageError, TrainingError: as for `featcache.strategies.loop.train`.
+    """
+    fit, validation = validation_rows(examples, learn, scored, schedule.seed, progress)
+    classes, numbers = class_numbers(examples.y, learn)
+    output, chosen = outset(frozen, examples, fit, schedule.seed, progress)
+    output.to(next(cut.suffix.parameters()).device)
+    model = nn.Sequential(nn.Unflatten(1, cut.shape), cut.suffix, output)
+    curve = train_on(
+        model,
+        [*((name, list(part.parameters())) for name, part in cut.stages), ("output", list(output.parameters()))],
+        CachedBatches(examples, fit, numbers[fit], schedule.batch_size, schedule.seed),
+        lambda: in_order(examples, validation, numbers[validation], schedule.batch_size),
+        schedule,
+        checkpoint=checkpoint,
+        task={
+            **(task or {}), "views": list(examples.views), "classes": classes,
+            "items": items_digest(examples, fit, validation),
+        },
+        progress=progress,
+    )  # fmt: skip
+    if curve.kept == 0:
+        chosen = refit(output, frozen, examples, learn, schedule.seed, progress)
+    return Trained(model, output, classes, curve, fit, validation, {"epoch": curve.kept, **chosen})
