@@ -144,11 +144,13 @@ def usable_k(y: np.ndarray, units: np.ndarray, k: int) -> int:
     return min(k, fewest) if fewest >= 2 else 0
 
 
-def folds(y: np.ndarray, units: np.ndarray, k: int = 5, seed: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
+def folds(
+    y: np.ndarray, units: np.ndarray, k: int = 5, seed: int = 0, *, fewest: int | None = None
+) -> list[tuple[np.ndarray, np.ndarray]]:
     """Stratified folds with whole units.
 
-    Where every item is a unit, these are scikit-learn's. Otherwise the largest units come first, each into
-    the fold that has least of its classes (Graham's 1969 rule for scheduling). scikit-learn's
+    Where every item is a unit and no class has too few, these are scikit-learn's. Otherwise the largest units come
+    first, each into the fold that has least of its classes (Graham's 1969 rule for scheduling). scikit-learn's
     StratifiedGroupKFold does the like in time items × folds × classes, 5 s for 10,000 items.
 
     Args:
@@ -156,25 +158,26 @@ def folds(y: np.ndarray, units: np.ndarray, k: int = 5, seed: int = 0) -> list[t
         units: (n,) int64.
         k: how many.
         seed: of the shuffle.
+        fewest: units that each class needs, k by default. A class of fewer than k is not tested in every fold.
 
     Returns:
         k pairs of row numbers: to learn from, to test on. Every row is tested on once.
 
     Raises:
-        UsageError: fewer than two folds, or a class has fewer units than folds.
+        UsageError: fewer than two folds, or a class has fewer units than it needs.
     """
     if k < 2:
         raise UsageError(f"Folds are two or more, not {k}.")
-    for label in np.unique(y):
-        found = len(np.unique(units[y == label]))
-        if found < k:
+    counts = {label: len(np.unique(units[y == label])) for label in np.unique(y)}
+    for label, found in counts.items():
+        if found < (k if fewest is None else fewest):
             raise UsageError(
                 f"Class {str(label)!r} has {found} independent item{'s' if found != 1 else ''}, too few for {k} folds. "
                 f"Take {found} folds or more images of it." if found > 1 else
                 f"Class {str(label)!r} has only one independent item, so it cannot be both learned from and tested on. "
                 "Add images of it or leave it out."
             )  # fmt: skip
-    if len(np.unique(units)) == len(units):
+    if len(np.unique(units)) == len(units) and min(counts.values()) >= k:
         from sklearn.model_selection import StratifiedKFold
 
         return list(StratifiedKFold(k, shuffle=True, random_state=seed).split(units, y))

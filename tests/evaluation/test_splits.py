@@ -263,3 +263,17 @@ def test_a_class_with_one_unit_cannot_be_cross_validated() -> None:
     with pytest.raises(UsageError, match=r"'rare' has only one independent item.*Add images of it or leave it out"):
         folds(y, rows, 2)
     assert usable_k(y, rows, 5) == 0
+
+
+@settings(deadline=None)
+@given(UNITS_OF_ONE_CLASS, st.integers(2, 5), st.integers(0, 9))
+def test_rare_classes_are_allowed_where_that_is_said(sizes: list[tuple[int, int]], k: int, seed: int) -> None:
+    y = np.concatenate([np.full(n, "abc"[c]) for c, n in sizes])
+    rows = np.repeat(np.arange(len(sizes)), [n for _, n in sizes])
+    parts = folds(y, rows, k, seed, fewest=1)
+    assert sorted(np.concatenate([test for _, test in parts]).tolist()) == list(range(len(y)))
+    for label in np.unique(y):
+        units = len(np.unique(rows[y == label]))
+        assert sum(label in y[test] for _, test in parts) == min(units, k)
+    with pytest.raises(UsageError, match="independent"):
+        folds(y, rows, k, seed, fewest=len(sizes) + 1)

@@ -36,7 +36,7 @@ def test_equal_strategies_leave_the_softmax_and_no_claim(tmp_path: Path) -> None
         ("knn", "pooled", "centroid"),
     ):
         examples = LabelledVectors.from_store(fc.open(path), layers)
-        items = learning_items(examples, np.arange(60), 0)
+        items = learning_items(examples, np.arange(60), 0, Silent())
         outcomes[name] = probe(name, items.examples, items.folds, head, 0, Silent())
     units = items.examples.units
     choice = recommend(list(outcomes), lambda a, b: compare(outcomes[a], outcomes[b], units))

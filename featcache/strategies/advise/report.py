@@ -18,6 +18,9 @@ class Advice:
         units: independent ones among them.
         held_out: items of the hold-out, which took no part.
         folds: of the cross-validation.
+        rare_classes: of each class that has fewer independent items than there are folds, how many it has.
+        near_duplicates: ``pairs`` among the items, ``across`` folds, ``threshold``, ``examples``, ``note``, and
+            ``grouped``: whether they count as one item, see `featcache.strategies.advise.learning_items`.
         seed: of all that was drawn.
         budget, seconds: that were allowed, and that were spent.
         learning_curve: of the softmax on ``pooled``: ``learned``, ``accuracy`` and ``log_loss`` (each with ``value``,
@@ -42,6 +45,8 @@ class Advice:
     units: int
     held_out: int
     folds: int
+    rare_classes: dict[str, int]
+    near_duplicates: dict[str, Any]
     seed: int
     budget: float
     seconds: float

@@ -83,7 +83,7 @@ def advise(
         examples = LabelledVectors.from_store(opened, "pooled", labels=labels, source=source, space=chosen.fingerprint)
         check_classes(examples)
         learn, held_out, _ = learned_and_scored(examples, None, seed, path, shown)
-        items = learning_items(examples, learn, seed)
+        items = learning_items(examples, learn, seed, shown)
         whole = time.run("softmax", None, lambda: probe("softmax", items.examples, items.folds, "softmax", seed, shown))
         assert whole is not None
         network, why_not = _network(opened, chosen.fingerprint, backbone)
@@ -134,6 +134,8 @@ def advise(
         units=len(np.unique(units)),
         held_out=len(held_out),
         folds=len(items.folds),
+        rare_classes=items.rare,
+        near_duplicates=items.near_duplicates,
         seed=seed,
         budget=budget,
         seconds=time.spent,
@@ -146,7 +148,10 @@ def advise(
         parts=[part.to_dict() for part in time.parts],
         recommendation=choice.name,
         runner_up=choice.runner_up,
-        reasons=words.reasons(choice, names, comparisons, more, depth, {name: by_name[name].note for name in names}),
+        reasons=[
+            *words.reasons(choice, names, comparisons, more, depth, {name: by_name[name].note for name in names}),
+            *words.of_items(items),
+        ],
         command=words.command(choice.name, str(store), [] if network is not None else layers, given),
     )
 

@@ -6,11 +6,14 @@ import shlex
 from collections.abc import Mapping, Sequence
 
 from featcache.strategies.advise.depth import Depth
+from featcache.strategies.advise.learning_items import FOLDS, LearningItems
 from featcache.strategies.advise.outcome import Compared
 from featcache.strategies.advise.rule import Choice
 
 FEW = 100
 """With fewer independent items the words begin with how little is known."""
+
+_NAMED = 3
 
 _CALLED = {
     "softmax": "the softmax on the frozen network's vectors",
@@ -63,6 +66,28 @@ def reasons(
         said.append(_data(more_data))
     if depth is not None:
         said += _depth(depth)
+    return said
+
+
+def of_items(items: LearningItems) -> list[str]:
+    """What the items do not allow, and what was found among them."""
+    k, said = len(items.folds), list[str]()
+    rare = sorted(items.rare, key=lambda name: (items.rare[name], name))
+    if k < FOLDS:
+        said.append(f"{k} folds instead of {FOLDS}, as most images are of classes with too few for more.")
+    if rare:
+        named = ", ".join(f"{name!r}: {items.rare[name]}" for name in rare[:_NAMED]) + (" …" if rare[_NAMED:] else "")
+        said.append(
+            f"{len(rare)} class{'es have' if rare[1:] else ' has'} fewer independent images than the {k} folds "
+            f"({named}), so of {'these' if rare[1:] else 'this one'} little is known."
+        )
+    near = items.near_duplicates
+    if near["pairs"]:
+        first = near["examples"][0]
+        said.append(
+            f"{near['pairs']:,} pair{'s' if near['pairs'] > 1 else ''} of near-duplicates (first: {first['a']} and "
+            f"{first['b']}) among the images: they stay in one fold and count as one."
+        )
     return said
 
 
