@@ -69,7 +69,10 @@ def test_what_an_early_block_alone_knows_asks_for_all_blocks(early: tuple[Path, 
     assert "better than the softmax on the frozen network's vectors by +" in found.reasons[0]
     assert found.depth is not None
     assert found.depth["best"] == "b.0:mean_std"
-    assert found.depth["similarity"] == pytest.approx(1 / 3)
+    # The 32 items cannot show that later blocks are no better.
+    assert found.depth["similarity"] is None
+    assert found.depth["similarity_at_least"] == pytest.approx(1 / 3)
+    assert "on 32 items" in found.depth["similarity_unknown"]
     # Nobody has the network, so the blocks that are stored are named.
     assert shlex.split(found.command)[-4:] == ["--layers", "b.0:mean_std", "b.1:mean_std", "pooled"]
     words = shlex.split(found.command)[1:]

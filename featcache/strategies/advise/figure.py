@@ -65,9 +65,9 @@ def _depth(axes: Axes, advice: Advice) -> None:
         return
     layers = advice.depth["layers"]
     _errorbar(axes, [layer["depth"] for layer in layers], [layer["accuracy"] for layer in layers], "C2")
-    axes.axvline(
-        advice.depth["similarity"], color="0.5", linewidth=0.9, linestyle="--", label="none shown to be better"
-    )
+    at_least, known = advice.depth["similarity_at_least"], advice.depth["similarity"] is not None
+    label = "later layers help no more" if known else "later layers may help more"
+    axes.axvline(at_least, color="0.5", linewidth=0.9, linestyle="--", label=label)
     axes.set_xlim(0, 1.05)
     axes.legend(fontsize=8, loc="lower right")
     axes.grid(alpha=0.3)

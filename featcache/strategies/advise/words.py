@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 
-from featcache.strategies.advise.depth import Depth
+from featcache.strategies.advise.depth import MARGIN, Depth
 from featcache.strategies.advise.learning_items import FOLDS, LearningItems
 from featcache.strategies.advise.outcome import Compared
 from featcache.strategies.advise.rule import Choice
@@ -161,13 +161,19 @@ def _data(found: Compared) -> str:
 
 
 def _depth(depth: Depth) -> list[str]:
-    share = f"{100 * depth.similarity:.0f} %"
-    said = [
-        f"No layer of the frozen network is shown to be better than the one at {share} of its depth. With few images "
-        "that is for want of them; with many, the later layers help no more."
-        if depth.similarity < 1
-        else "The last layer of the frozen network is better than each block before it beyond chance."
-    ]
+    share = f"{100 * depth.at_least:.0f} %"
+    if depth.unknown is not None:
+        said = [
+            f"How early the frozen network stops to help is not known, only that it is between {share} and 100 % of "
+            f"its depth: {depth.unknown}."
+        ]
+    elif depth.at_least < 1:
+        said = [
+            f"After {share} of its depth the frozen network helps no more: no later layer is better by more than "
+            f"{100 * MARGIN:.0f} points."
+        ]
+    else:
+        said = ["The last layer of the frozen network is better than each block before it beyond chance."]
     late = depth.late_gain
     if late is not None and late.better == late.a:
         said.append(f"Its last layer is ahead of its middle ({points(late)}), as on images like those it learned from.")
