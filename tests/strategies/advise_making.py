@@ -46,3 +46,11 @@ def synthetic(path: Path, each: int, *, early: float, last: float, d: int = 6) -
 
     vectors = {"b.0:mean_std": cloud(early), "b.1:mean_std": cloud((early + last) / 2), "pooled": cloud(last)}
     return store_of(path, ["ab"[number] for number in y], vectors)
+
+
+def differing(name: str, n: int, above: int, below: int) -> tuple[Outcome, Outcome]:
+    """Two strategies on n items: on *above* the first one alone is right, on *below* the softmax alone."""
+    right, other = np.ones(n), np.ones(n)
+    other[:above] = 0
+    right[above : above + below] = 0
+    return outcome(name, right), outcome("softmax", other)

@@ -20,7 +20,7 @@ from featcache.strategies.advise.probes import probe
 from featcache.strategies.advise.rule import confidence_for, in_order, recommend
 from featcache.strategies.advise.words import reasons
 
-from .advise_making import outcome, synthetic
+from .advise_making import differing, outcome, synthetic
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -148,14 +148,6 @@ def test_only_items_that_both_answered_are_compared() -> None:
     assert found is not None
     assert (found.items, found.difference) == (5, 1.0)
     assert compare(a, outcome("mlp", np.ones(3), np.arange(12, 15)), np.arange(20)) is None
-
-
-def differing(name: str, n: int, above: int, below: int) -> tuple[Outcome, Outcome]:
-    """Two strategies on n items: on *above* the first one alone is right, on *below* the softmax alone."""
-    right, other = np.ones(n), np.ones(n)
-    other[:above] = 0
-    right[above : above + below] = 0
-    return outcome(name, right), outcome("softmax", other)
 
 
 def test_what_would_convince_alone_does_not_among_many() -> None:

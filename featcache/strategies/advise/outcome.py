@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -90,6 +90,8 @@ class Compared:
         low, high: its interval (bootstrap over units); equal to *difference* where all resamples are.
         confidence: of the interval.
         p: of the two-sided sign test over units. The bootstrap alone trusts a handful of units too much.
+        detectable: about the smallest difference that the interval and the sign test would both have told from
+            chance, if A and B gave different answers on as many units as here; None where no difference could be.
     """
 
     a: str
@@ -101,6 +103,7 @@ class Compared:
     high: float
     confidence: float
     p: float
+    detectable: float | None
 
     @property
     def better(self) -> str | None:
@@ -109,16 +112,9 @@ class Compared:
             return None
         return self.a if self.low > 0 else self.b
 
-    @property
-    def width(self) -> float:
-        """Half the width of the interval: about the smallest difference that could have been seen."""
-        return (self.high - self.low) / 2
-
     def reversed(self) -> Compared:
         """B compared with A."""
-        return Compared(
-            self.b, self.a, self.items, self.units, -self.difference, -self.high, -self.low, self.confidence, self.p
-        )
+        return replace(self, a=self.b, b=self.a, difference=-self.difference, low=-self.high, high=-self.low)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain values, and which is ``better``."""
@@ -142,7 +138,11 @@ def compare(a: Outcome, b: Outcome, units: np.ndarray, *, confidence: float = 0.
     low, high = (found.difference, found.difference) if math.isnan(found.low) else (found.low, found.high)
     numbers = np.unique(groups, return_inverse=True)[1]
     gains = np.bincount(numbers, right_a - right_b)
-    return Compared(a.name, b.name, len(rows), len(gains), found.difference, low, high, confidence, sign_test(gains))
+    convincing = _convincing(gains, 1 - confidence)
+    detectable = None if convincing is None else max(convincing / len(rows), (high - low) / 2)
+    return Compared(
+        a.name, b.name, len(rows), len(gains), found.difference, low, high, confidence, sign_test(gains), detectable
+    )
 
 
 def sign_test(gains: np.ndarray) -> float:
@@ -157,6 +157,26 @@ def sign_test(gains: np.ndarray) -> float:
     if not above + below:
         return 1.0
     return float(min(1.0, 2 * binom.cdf(min(above, below), above + below, 0.5)))
+
+
+def _convincing(gains: np.ndarray, doubt: float) -> float | None:
+    """The smallest sum of gains for which the sign test has p < *doubt*, where as many units differ as in *gains*.
+
+    Where even all of these would not be enough, as many as are. None where there are not so many units at all.
+    """
+    from scipy.stats import binom
+
+    differ = np.abs(gains) > 1e-12
+    # All of m in one direction have p = 2 / 2^m.
+    fewest = math.floor(math.log2(2 / doubt)) + 1
+    if fewest > len(gains):
+        return None
+    n = max(int(differ.sum()), fewest)
+    below = np.arange(n // 2 + 1)
+    # The most units that may speak against it; 0 of *fewest* always may.
+    against = int(below[2 * binom.cdf(below, n, 0.5) < doubt].max())
+    size = np.abs(gains[differ]).mean() if differ.any() else 1.0
+    return float((n - 2 * against) * size)
 
 
 def plain(found: Interval) -> dict[str, float | None]:

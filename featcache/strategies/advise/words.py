@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 
@@ -14,6 +15,7 @@ FEW = 100
 """With fewer independent items the words begin with how little is known."""
 
 _NAMED = 3
+_SHORT = re.compile(r"a trial of (\d+) epochs")
 
 _CALLED = {
     "softmax": "the softmax on the frozen network's vectors",
@@ -52,11 +54,7 @@ def reasons(
     """
     said = [_decision(choice, measured)]
     said += _little(compared)
-    said += [
-        f"{_begin(called(found.b))} is less accurate than {called(found.a)}: {points(found.reversed())}."
-        for found in choice.worse
-        if found != choice.over
-    ]
+    said += [_worse(found, notes.get(found.b)) for found in choice.worse if found != choice.over]
     if choice.second is not None and choice.runner_up is not None:
         known = choice.second.better is not None
         told = "" if known else "; that may be chance"
@@ -138,19 +136,28 @@ def _decision(choice: Choice, measured: Sequence[str]) -> str:
     return f"{_begin(name)}: better than {called(choice.over.b)} by {points(choice.over)}."
 
 
+def _worse(found: Compared, note: str | None) -> str:
+    # A training that was cut short says nothing of the whole one.
+    short = _SHORT.search(note or "")
+    was = f": its trial of {short[1]} epochs was" if short else " is"
+    return f"{_begin(called(found.b))}{was} less accurate than {called(found.a)}: {points(found.reversed())}."
+
+
 def _little(compared: Sequence[Compared]) -> list[str]:
     if not compared:
         return []
-    most = max(compared, key=lambda found: (found.items, found.width))
-    units = most.units
-    seen = (
-        f"on {most.items:,} items a difference of less than about {100 * most.width:.1f} points cannot be told from "
-        "chance"
-        if most.width
-        else f"on {most.items:,} items all strategies gave equally good answers"
-    )
-    if units < FEW:
-        return [f"Little is known from {units} independent items: {seen}. More labelled images would tell more."]
+    most = max(compared, key=lambda found: (found.items, found.high - found.low))
+    if most.low == most.high == 0:
+        seen = f"on {most.items:,} items all strategies gave equally good answers"
+    elif most.detectable is None:
+        seen = f"on {most.items:,} items no difference at all could be told from chance"
+    else:
+        seen = (
+            f"on {most.items:,} items a difference has to be about {100 * most.detectable:.1f} points or more to be "
+            "told from chance by its interval and by the sign test"
+        )
+    if most.units < FEW:
+        return [f"Little is known from {most.units} independent items: {seen}. More labelled images would tell more."]
     return [f"{_begin(seen)}."]
 
 
