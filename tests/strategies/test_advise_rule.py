@@ -17,7 +17,7 @@ from featcache.progress import Silent
 from featcache.strategies.advise.learning_items import learning_items
 from featcache.strategies.advise.outcome import Compared, Outcome, compare, sign_test
 from featcache.strategies.advise.probes import probe
-from featcache.strategies.advise.rule import confidence_for, in_order, recommend
+from featcache.strategies.advise.rule import cheapest_first, confidence_for, recommend
 from featcache.strategies.advise.words import reasons
 
 from .advise_making import differing, outcome, synthetic
@@ -91,11 +91,11 @@ def test_the_rule_claims_only_what_its_intervals_show(outcomes: list[Outcome], t
         assert against.low > 0
         assert against.p < 0.05
         assert choice.over == against
-        cheaper = in_order(names)[1 : in_order(names).index(choice.name)]
+        cheaper = cheapest_first(names)[1 : cheapest_first(names).index(choice.name)]
         for name in cheaper:  # each is no better than the softmax beyond doubt, or worse than another
             rivals = [compared(other, name).better for other in names if other != name]
             assert compared(name, "softmax").better != name or set(rivals) & (set(names) - {name})
-    told = reasons(choice, in_order(names), [c for c in made if c is not None], None, None, {})
+    told = reasons(choice, cheapest_first(names), [c for c in made if c is not None], None, None, {})
     assert ("better than" in told[0]) == (choice.over is not None)
     if choice.second is not None:
         assert choice.runner_up != choice.name
@@ -110,17 +110,63 @@ def test_of_equally_good_ones_the_cheaper_is_taken() -> None:
     base, good = rng.random(300) < 0.6, rng.random(300) < 0.95
     better = good.copy()
     better[np.flatnonzero(~good)[:2]] = True
-    given = {"softmax": base, "multilayer": base, "tune b.1": good, "finetune": better, "knn": better}
+    given = {"softmax": base, "multilayer": base, "tune b.1": good, "finetune": better, "knn": base}
     by_name = {name: outcome(name, right) for name, right in given.items()}
     choice = recommend(list(given), lambda a, b: compare(by_name[a], by_name[b], np.arange(300)))
     assert choice.name == "tune b.1"
     assert choice.runner_up == "finetune"
-    assert {found.b for found in choice.worse} == {"softmax", "multilayer"}
+    assert {found.b for found in choice.worse} == {"softmax", "multilayer", "knn"}
+
+
+def test_neighbours_cost_less_to_use_than_a_network_of_their_own() -> None:
+    rng = np.random.default_rng(0)
+    base, good = rng.random(300) < 0.6, rng.random(300) < 0.95
+    by_name = {"softmax": outcome("softmax", base), "tune b.1": outcome("tune b.1", good), "knn": outcome("knn", good)}
+    choice = recommend(list(by_name), lambda a, b: compare(by_name[a], by_name[b], np.arange(300)))
+    assert choice.name == "knn"
+    assert choice.runner_up == "tune b.1"
+
+
+def test_trials_on_different_items_may_contradict_each_other() -> None:
+    # Each is better than the softmax on its own 60 items, and worse than the next one where the two overlap.
+    rows = {"mlp": np.r_[0:60], "tune b.1": np.r_[30:90], "finetune": np.r_[60:90, 0:30]}
+    right = {
+        "softmax": np.zeros(90),
+        "mlp": np.r_[np.ones(30), np.zeros(30)],
+        "tune b.1": np.r_[np.ones(30), np.zeros(30)],
+        "finetune": np.r_[np.ones(30), np.zeros(30)],
+    }
+    by_name = {
+        name: outcome(name, right[name][np.argsort(at)], np.sort(at))
+        for name, at in ({"softmax": np.arange(90)} | rows).items()
+    }
+    choice = recommend(list(by_name), lambda a, b: compare(by_name[a], by_name[b], np.arange(90)))
+    assert choice.name == "softmax"
+    assert choice.over is None
+    assert choice.contradictory
+    told = reasons(choice, list(by_name), [], None, None, {})
+    assert "the comparisons contradict each other" in told[0]
+    # Without the third one there is no circle.
+    two = recommend(["softmax", "mlp", "tune b.1"], lambda a, b: compare(by_name[a], by_name[b], np.arange(90)))
+    assert two.name == "tune b.1"
+    assert not two.contradictory
+
+
+def test_what_shares_no_item_is_not_worse() -> None:
+    by_name = {
+        "softmax": outcome("softmax", np.zeros(80)),
+        "mlp": outcome("mlp", np.r_[np.ones(20), np.zeros(20)], np.arange(40)),
+        "finetune": outcome("finetune", np.ones(40), np.arange(40, 80)),
+    }
+    choice = recommend(list(by_name), lambda a, b: compare(by_name[a], by_name[b], np.arange(80)))
+    assert choice.name == "mlp"
+    assert {found.b for found in choice.worse} == {"softmax"}
+    assert choice.runner_up != "finetune"
 
 
 def test_the_order_is_from_cheap_to_dear() -> None:
-    assert in_order(["knn", "tune b.1", "finetune", "softmax", "tune b.0", "multilayer"]) == [
-        "softmax", "multilayer", "tune b.1", "tune b.0", "finetune", "knn",
+    assert cheapest_first(["scratch", "tune b.1", "finetune", "softmax", "tune b.0", "knn", "multilayer"]) == [
+        "softmax", "multilayer", "knn", "tune b.1", "tune b.0", "finetune", "scratch",
     ]  # fmt: skip
 
 

@@ -1,9 +1,15 @@
-"""Which strategy is recommended: the cheapest that nothing measured speaks against.
+"""Which strategy is recommended: the one that costs least to use and that nothing measured speaks against.
 
-The cheapest strategy stays unless another is better beyond doubt on the items that both answered. Then, of those that
-are better than it beyond doubt and are not worse than any other beyond doubt, the cheapest is taken. So what is
-recommended instead of the cheapest always has a paired interval to it that lies above 0. All comparisons with one
-strategy hold together at 95 %: each interval is that much wider (Bonferroni's inequality).
+The first in `ORDER` stays unless another is better beyond doubt. Then, of those that are better than it beyond doubt
+and not worse than another one of them beyond doubt, the first is taken. So what is recommended instead of the cheapest
+always has a paired interval to it that lies above 0. All comparisons with one strategy hold together at 95 %: each
+interval is that much wider (Bonferroni's inequality).
+
+Two strategies are compared on the items that both answered. A trial that the budget ended after some folds answered the
+items of these alone, so three comparisons may be about three sets of items and need not agree: each of those that are
+better than the cheapest may be worse than another of them on other items. Then the cheapest stays, and the choice is
+called contradictory; among strategies that answered the same items that cannot be. Two that share no item are not
+compared, and neither counts as worse than the other.
 """
 
 from __future__ import annotations
@@ -13,8 +19,15 @@ from dataclasses import dataclass
 
 from featcache.strategies.advise.outcome import Compared
 
-ORDER = ("softmax", "multilayer", "mlp", "tune", "finetune", "scratch", "knn")
-"""From cheap to dear; knn last, since it keeps all vectors and is worth that only where it is really better."""
+ORDER = ("softmax", "multilayer", "mlp", "knn", "tune", "finetune", "scratch")
+"""From cheap to dear by what an answer of the finished head costs, not by how long it takes to train.
+
+The first four answer from the frozen network's vectors, which one pass gives for all heads and which the store keeps:
+``softmax`` by one product with ``pooled``, ``multilayer`` by one with the vectors of all blocks, ``mlp`` by two
+products, ``knn`` by the distance to every vector that it learned from, all of which its file holds. Behind them each
+head has layers of its own, through which every image passes again for this head alone: the last ones for ``tune``, the
+whole network for ``finetune`` and ``scratch``. These two cost the same to use; ``scratch`` is last as it trains longer.
+"""
 
 Compare = Callable[[str, str], "Compared | None"]
 """From two names to their comparison; None where no item was answered by both."""
@@ -41,7 +54,7 @@ class Choice:
     contradictory: bool = False
 
 
-def in_order(names: Sequence[str]) -> list[str]:
+def cheapest_first(names: Sequence[str]) -> list[str]:
     """Names from cheap to dear; of several cuts those that train least come first, as they are given."""
     return sorted(names, key=lambda name: ORDER.index(name.partition(" ")[0]))
 
@@ -58,7 +71,7 @@ def recommend(names: Sequence[str], compare: Compare) -> Choice:
         names: of the strategies that were measured, one or more.
         compare: compares two of them.
     """
-    ordered = in_order(names)
+    ordered = cheapest_first(names)
     cheapest = ordered[0]
     ahead = {name: found for name in ordered[1:] if _better(found := compare(name, cheapest), name)}
     worse: list[Compared] = []

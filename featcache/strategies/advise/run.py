@@ -24,7 +24,7 @@ from featcache.strategies.advise.learning_items import learning_items
 from featcache.strategies.advise.outcome import Compared, Outcome, compare, plain
 from featcache.strategies.advise.probes import probe
 from featcache.strategies.advise.report import Advice
-from featcache.strategies.advise.rule import ORDER, confidence_for, in_order, recommend
+from featcache.strategies.advise.rule import ORDER, cheapest_first, confidence_for, recommend
 from featcache.strategies.advise.situation import Situation
 from featcache.strategies.advise.trials import frozen_costs, tried
 from featcache.strategies.block_layers import block_layers
@@ -107,7 +107,7 @@ def advise(
         shown.finish()
     units = items.examples.units
     by_name = {outcome.name: outcome for outcome in outcomes}
-    names = in_order(list(by_name))
+    names = cheapest_first(list(by_name))
 
     @cache
     def compared(a: str, b: str) -> Compared | None:

@@ -128,11 +128,12 @@ def _decision(choice: Choice, measured: Sequence[str]) -> str:
         return f"{_begin(name)}: nothing else was measured, so nothing is known to be better."
     if choice.contradictory:
         return (
-            f"{_begin(name)}, as it costs least: others were better on their items, but each of them was worse than "
-            "another on other items, so the comparisons contradict each other."
+            f"{_begin(name)}, as it costs least to use: others were better on their items, but each of them was worse "
+            "than another on other items, so the comparisons contradict each other."
         )
     if choice.over is None:
-        return f"{_begin(name)}: it costs least, and none of the {len(measured) - 1} others is better beyond chance."
+        others = f"none of the {len(measured) - 1} others is better beyond chance"
+        return f"{_begin(name)}: it costs least to use, and {others}."
     return f"{_begin(name)}: better than {called(choice.over.b)} by {points(choice.over)}."
 
 
