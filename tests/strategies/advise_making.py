@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from featcache.store import StoreWriter
 from featcache.store.source_records import Record, SourceRecords
+from featcache.store.view_names import VIEW_0, view_name
+from featcache.strategies.advise import Advice
 from featcache.strategies.advise.outcome import Outcome
 
 from ..store.making import keys, recipe
@@ -18,15 +21,20 @@ def outcome(name: str, right: np.ndarray, rows: np.ndarray | None = None) -> Out
     return Outcome(name, rows, np.asarray(right, float), np.zeros(len(right)), 1.0, 1.0, 1)
 
 
-def store_of(path: Path, y: list[str], vectors: dict[str, np.ndarray]) -> Path:
-    """A store with these vectors, whose network and images nobody has."""
+def store_of(path: Path, y: list[str], vectors: dict[str, np.ndarray], views: Sequence[np.ndarray] = ()) -> Path:
+    """A store with these vectors and these further views of ``pooled``; nobody has its network and its images.
+
+    Each layer is in a shard of its own.
+    """
     contents = keys(len(y))
+    columns = {(name, VIEW_0): X for name, X in vectors.items()}
+    columns |= {("pooled", view_name("a" * 16, 0, number)): X for number, X in enumerate(views, 1)}
     with StoreWriter(path) as writer:
         space = writer.space(recipe())
-        for position, name in enumerate(vectors):
-            space.declare(name, "0", position, "float32")
-        space.append(contents, {(name, "0"): X.astype(np.float32) for name, X in vectors.items()})
-        space.seal()
+        for (name, view), X in columns.items():
+            space.declare(name, view, list(vectors).index(name), "float32")
+            space.append(contents, {(name, view): X.astype(np.float32)})
+            space.seal()
         SourceRecords(writer.catalogue, "pictures", "/nowhere").save(
             [
                 Record(f"{i:05}.jpg", key, label, None, None, 1, 2, 3, 4, 5)
@@ -36,16 +44,21 @@ def store_of(path: Path, y: list[str], vectors: dict[str, np.ndarray]) -> Path:
     return path
 
 
-def synthetic(path: Path, each: int, *, early: float, last: float, d: int = 6) -> Path:
-    """Two classes of *each* items, whose means are so many deviations apart in an early block and in ``pooled``."""
+def synthetic(
+    path: Path, each: int, *, early: float, last: float, classes: int = 2, d: int = 6, views: Sequence[float] = ()
+) -> Path:
+    """Classes of *each* items, whose means are so many deviations from the first one's, early and in ``pooled``.
+
+    *views* are the same distances in further views of ``pooled``.
+    """
     rng = np.random.default_rng(0)
-    y = np.arange(2 * each) % 2
+    y = np.arange(classes * each) % classes
 
     def cloud(apart: float) -> np.ndarray:
-        return np.hstack([(apart * y)[:, None], np.zeros((len(y), d - 1))]) + rng.normal(size=(len(y), d))
+        return apart * np.eye(classes, d, -1)[y] + rng.normal(size=(len(y), d))
 
     vectors = {"b.0:mean_std": cloud(early), "b.1:mean_std": cloud((early + last) / 2), "pooled": cloud(last)}
-    return store_of(path, ["ab"[number] for number in y], vectors)
+    return store_of(path, ["abcd"[number] for number in y], vectors, [cloud(apart) for apart in views])
 
 
 def differing(name: str, n: int, above: int, below: int) -> tuple[Outcome, Outcome]:
@@ -54,3 +67,11 @@ def differing(name: str, n: int, above: int, below: int) -> tuple[Outcome, Outco
     other[:above] = 0
     right[above : above + below] = 0
     return outcome(name, right), outcome("softmax", other)
+
+
+def reason_of(advice: Advice, name: str) -> str:
+    return next(part["reason"] for part in advice.parts if part["name"] == name and part["reason"])
+
+
+def names_of(advice: Advice) -> list[str]:
+    return [measured["name"] for measured in advice.strategies]

@@ -127,7 +127,7 @@ def ceiling(found: Compared) -> float:
     to a share q of all units is not seen among n with probability (1 - q)^n (for 95 % that makes q about 3 / n:
     J. Hanley and A. Lippman-Hand, "If nothing goes wrong, is everything all right?", JAMA 249, 1983).
     """
-    return max(found.high, 1 - ((1 - found.confidence) / 2) ** (1 / found.units))
+    return float(max(found.high, 1 - ((1 - found.confidence) / 2) ** (1 / found.units)))
 
 
 def _unknown(later: Sequence[Compared | None]) -> str | None:

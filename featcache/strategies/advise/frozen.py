@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 from featcache.labelled_vectors import LabelledVectors
+from featcache.strategies.advise.costs import Cost
 from featcache.strategies.advise.depth import Depth, by_depth, probed_blocks
 from featcache.strategies.advise.outcome import Outcome
 from featcache.strategies.advise.probes import curve_seconds, learning_curve, probe, seconds_for
@@ -28,7 +30,7 @@ def measured_curve(at: Situation) -> list[Outcome]:
 
 
 def measured_depth(at: Situation) -> Depth | None:
-    """Probes of the blocks."""
+    """Probes of the blocks and of ``pooled``, all in view 0."""
     what = "accuracy by depth"
     blocks, depths = probed_blocks([layer for layer in at.layers if layer != "pooled"])
     if not blocks:
@@ -36,16 +38,19 @@ def measured_depth(at: Situation) -> Depth | None:
         return None
     if not at.provide(what, at.layers):
         return None
+    # Blocks have no other views, so they are compared with what pooled gives without them.
+    several = len(at.items.examples.views) > 1
+    fitted = [*blocks, "pooled"] if several else blocks
 
     def measure() -> Depth:
         outcomes = [
             probe(f"softmax on {layer}", at.vectors([layer]), at.items.folds, "softmax", at.seed, at.shown)
-            for layer in blocks
+            for layer in fitted
         ]
-        return by_depth([*blocks, "pooled"], [*depths, 1.0], [*outcomes, at.whole], at.items.examples.units, at.seed)
+        outcomes += [] if several else [at.whole]
+        return by_depth([*blocks, "pooled"], [*depths, 1.0], outcomes, at.items.examples.units, at.seed)
 
-    widths = [sum(at.vectors([layer]).widths) for layer in blocks]
-    return at.budget.run(what, seconds_for(at.whole, _width(at), widths), measure)
+    return at.budget.run(what, seconds_for(at.whole, _width(at), at.widths(fitted)), measure)
 
 
 def measured_heads(at: Situation) -> list[Outcome]:
@@ -56,12 +61,11 @@ def measured_heads(at: Situation) -> list[Outcome]:
     if not several:
         at.budget.leave_out("multilayer", at.why_not or "the network has no blocks")
     elif at.provide("multilayer", at.layers):
-        wide = at.vectors(at.layers)
         found.append(
             at.budget.run(
                 "multilayer",
-                seconds_for(at.whole, _width(at), [sum(wide.widths)]),
-                lambda: probe("multilayer", wide, folds, "softmax", at.seed, at.shown),
+                seconds_for(at.whole, _width(at), [sum(at.widths(at.layers))]),
+                lambda: probe("multilayer", at.vectors(at.layers), folds, "softmax", at.seed, at.shown),
             )
         )
     found.append(
@@ -74,13 +78,9 @@ def measured_heads(at: Situation) -> list[Outcome]:
 def _mlp(at: Situation, examples: LabelledVectors) -> Outcome | None:
     """The head ``mlp``: one fold, which tells how long the others take, and these."""
     folds = at.items.folds
-    widths = [_width(at), _HIDDEN, len(set(examples.y.tolist()))]
-    # Forwards once and backwards twice.
-    products = 3 * min(_MLP_BATCH, len(folds[0][0])) * sum(a * b for a, b in pairwise(widths))
-    guess = _MLP_STEPS * (products / _PRODUCTS + _STEP)
     first = at.budget.run(
         f"mlp, fold 1 of {len(folds)}",
-        guess,
+        _mlp_seconds(at, len(folds[0][0])),
         lambda: probe("mlp", examples, folds[:1], "mlp", at.seed, at.shown),
     )
     if first is None:
@@ -91,6 +91,40 @@ def _mlp(at: Situation, examples: LabelledVectors) -> Outcome | None:
         lambda: probe("mlp", examples, folds[1:], "mlp", at.seed, at.shown),
     )
     return first if rest is None else first.joined(rest)
+
+
+def _mlp_seconds(at: Situation, learned: int) -> float:
+    """A guess of how long the head ``mlp`` takes to learn from so many items."""
+    widths = [_width(at), _HIDDEN, len(set(at.items.examples.y.tolist()))]
+    # Forwards once and backwards twice.
+    products = 3 * min(_MLP_BATCH, learned) * sum(a * b for a, b in pairwise(widths))
+    return _MLP_STEPS * (products / _PRODUCTS + _STEP)
+
+
+def frozen_costs(at: Situation, outcomes: Sequence[Outcome]) -> list[Cost]:
+    """What the heads on frozen vectors cost: measured where they were tried, else estimated.
+
+    Args:
+        at: what is measured on.
+        outcomes: of the heads that were tried.
+    """
+    count = len(at.items.rows)
+    costs = []
+    for outcome in outcomes:
+        seconds = outcome.seconds / outcome.fits * count / outcome.learned
+        costs.append(Cost(outcome.name, seconds, 0, f"measured: {outcome.fits} fits"))
+    tried = {outcome.name for outcome in outcomes}
+    softmax = at.whole.seconds / at.whole.fits * count / at.whole.learned
+    if "multilayer" not in tried:
+        storing = at.extraction_seconds(at.layers) if len(at.layers) > 1 else None
+        room = None if storing is None else at.missing(at.layers)[1]
+        total = None if storing is None else storing + 3 * softmax
+        costs.append(Cost("multilayer", total, room, "estimated by the softmax on pooled"))
+    if "mlp" not in tried:
+        costs.append(Cost("mlp", _mlp_seconds(at, count), 0, f"estimated by the products of {_MLP_STEPS:,} steps"))
+    if "knn" not in tried:
+        costs.append(Cost("knn", softmax, 0, "estimated by the softmax on pooled, which takes no less"))
+    return costs
 
 
 def _width(at: Situation) -> int:

@@ -18,6 +18,7 @@ class Advice:
         units: independent ones among them.
         held_out: items of the hold-out, which took no part.
         folds: of the cross-validation.
+        views: of ``pooled`` that heads on it learned from.
         rare_classes: of each class that has fewer independent items than there are folds, how many it has.
         near_duplicates: ``pairs`` among the items, ``across`` folds, ``threshold``, ``examples``, ``note``, and
             ``grouped``: whether they count as one item, see `featcache.strategies.advise.learning_items`.
@@ -45,6 +46,7 @@ class Advice:
     units: int
     held_out: int
     folds: int
+    views: list[str]
     rare_classes: dict[str, int]
     near_duplicates: dict[str, Any]
     seed: int

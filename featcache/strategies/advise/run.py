@@ -19,14 +19,14 @@ from featcache.store import FeatureStore
 from featcache.strategies.advise import words
 from featcache.strategies.advise.budget import Budget
 from featcache.strategies.advise.costs import Cost
-from featcache.strategies.advise.frozen import measured_curve, measured_depth, measured_heads
+from featcache.strategies.advise.frozen import frozen_costs, measured_curve, measured_depth, measured_heads
 from featcache.strategies.advise.learning_items import learning_items
 from featcache.strategies.advise.outcome import Compared, Outcome, compare, plain
 from featcache.strategies.advise.probes import probe
 from featcache.strategies.advise.report import Advice
 from featcache.strategies.advise.rule import ORDER, cheapest_first, confidence_for, recommend
 from featcache.strategies.advise.situation import Situation
-from featcache.strategies.advise.trials import frozen_costs, tried
+from featcache.strategies.advise.trials import tried
 from featcache.strategies.block_layers import block_layers
 
 if TYPE_CHECKING:
@@ -51,9 +51,11 @@ def advise(
     All is measured by cross-validation on the items to learn from; the hold-out (or split ``test``) of the store takes
     no part, so that the score of what is trained afterwards is honest. Cheapest first: a learning curve of the head
     ``softmax`` on ``pooled``, the accuracy of each block, all blocks together, ``knn``, ``mlp``; then short trials of
-    `featcache.tune` from the last blocks and of `featcache.finetune`. A part whose estimate does not fit what is left
-    of the budget is left out with the reason; only the first softmax is always measured. Layers and activations that
-    are missing are extracted into the store, where its images are still there, and serve what is trained afterwards.
+    `featcache.tune` from the last blocks and of `featcache.finetune`. Heads on ``pooled`` learn from all of its stored
+    views, as `featcache.train` does; blocks, alone or together, from view 0, as `featcache.multilayer` does. A part
+    whose estimate does not fit what is left of the budget is left out with the reason; only the first softmax is always
+    measured. Layers and activations that are missing are extracted into the store, where its images are still there,
+    and serve what is trained afterwards.
     How the recommendation follows is said in `featcache.strategies.advise.rule`.
 
     Args:
@@ -71,7 +73,7 @@ def advise(
 
     Raises:
         UsageError: a budget that is not above 0, fewer than two classes, or one of a single independent item.
-        MissingVectorsError: no labelled item has ``pooled`` vectors.
+        MissingVectorsError: no labelled item has ``pooled`` vectors, or some lack a view that others have.
     """
     if not 0 < budget < math.inf:
         raise UsageError(f"The budget is a number of seconds above 0, not {budget}.")
@@ -80,7 +82,9 @@ def advise(
     opened = FeatureStore.open(path)
     chosen = opened.space(space)
     with choose(progress) as shown:
-        examples = LabelledVectors.from_store(opened, "pooled", labels=labels, source=source, space=chosen.fingerprint)
+        examples = LabelledVectors.from_store(
+            opened, "pooled", labels=labels, source=source, space=chosen.fingerprint, views=True
+        )
         check_classes(examples)
         learn, held_out, _ = learned_and_scored(examples, None, seed, path, shown)
         items = learning_items(examples, learn, seed, shown)
@@ -125,7 +129,7 @@ def advise(
     choice = recommend(names, noted)
     more = compare(curve[-1], curve[-2], units, seed=seed) if len(curve) > 1 else None
     comparisons = list(made.values())
-    given = {"--source": source, "--space": space, "--labels": labels, "--seed": seed or None}
+    given = {"source": source, "space": space, "labels": labels, "seed": seed or None}
     return Advice(
         store=str(store),
         backbone=chosen.recipe.backbone,
@@ -134,6 +138,7 @@ def advise(
         units=len(np.unique(units)),
         held_out=len(held_out),
         folds=len(items.folds),
+        views=list(examples.views),
         rare_classes=items.rare,
         near_duplicates=items.near_duplicates,
         seed=seed,
@@ -152,7 +157,14 @@ def advise(
             *words.reasons(choice, names, comparisons, more, depth, {name: by_name[name].note for name in names}),
             *words.of_items(items),
         ],
-        command=words.command(choice.name, str(store), [] if network is not None else layers, given),
+        command=words.command(
+            choice.name,
+            str(store),
+            given,
+            [] if network is not None else layers,
+            several_views=any(len(chosen.layers[name].views) > 1 for name in layers if name in chosen.layers),
+            in_python=network is not None and network.made_in_python,
+        ),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -75,6 +76,11 @@ class Situation:
         return LabelledVectors.from_store(
             self.store, list(layers), labels=self.labels, source=self.source, space=self.space, views=views
         )
+
+    def widths(self, layers: Sequence[str]) -> list[int]:
+        """How many numbers a vector of each of these stored layers has; no vector is read for that."""
+        columns = self.store.space(self.space).layers
+        return [math.prod(columns[layer].shape) for layer in layers]
 
     def missing(self, layers: Sequence[str], views: int = 1) -> tuple[int, int]:
         """(Image, view) passes that the network has to do for these layers, and bytes that they will take."""

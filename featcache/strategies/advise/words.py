@@ -15,6 +15,7 @@ FEW = 100
 """With fewer independent items the words begin with how little is known."""
 
 _NAMED = 3
+_INITS = {"finetune": "pretrained", "scratch": "scratch"}
 _SHORT = re.compile(r"a trial of (\d+) epochs")
 
 _CALLED = {
@@ -71,6 +72,9 @@ def of_items(items: LearningItems) -> list[str]:
     """What the items do not allow, and what was found among them."""
     k, said = len(items.folds), list[str]()
     rare = sorted(items.rare, key=lambda name: (items.rare[name], name))
+    views = len(items.examples.views)
+    if views > 1:
+        said.append(f"Heads on pooled learned from all {views} stored views of each image, as train does.")
     if k < FOLDS:
         said.append(f"{k} folds instead of {FOLDS}, as most images are of classes with too few for more.")
     if rare:
@@ -97,29 +101,58 @@ def points(found: Compared) -> str:
     )
 
 
-def command(name: str, store: str, layers: Sequence[str], options: Mapping[str, object]) -> str:
+def command(
+    name: str,
+    store: str,
+    given: Mapping[str, object],
+    layers: Sequence[str] = (),
+    *,
+    several_views: bool = False,
+    in_python: bool = False,
+) -> str:
     """The command that does what is recommended.
 
     Args:
         name: of the strategy.
         store: its path.
+        given: arguments that were given and have to be given again; those that are None are left out.
         layers: of the strategy ``multilayer`` where these are not all blocks, else none.
-        options: that were given and have to be given again; those that are None are left out.
+        several_views: whether there are several of any of these layers, of which view 0 alone was learned from.
+        in_python: whether the network was made in Python, so that no command can have it: a strategy that needs it is
+            then a line of Python, in which it is called ``backbone``.
     """
+    if in_python and name not in ("softmax", "mlp", "knn"):
+        return _line_of_python(name, store, given)
     kind, _, layer = name.partition(" ")
     words: list[object] = ["featcache"]
     if kind == "tune":
         words += ["tune", store, "-o", "HEAD.fch", "--from-layer", layer, "--yes"]
     elif kind in ("finetune", "scratch"):
-        words += ["finetune", store, "-o", "HEAD.fch", "--init", "pretrained" if kind == "finetune" else "scratch"]
+        words += ["finetune", store, "-o", "HEAD.fch", "--init", _INITS[kind]]
     elif kind == "multilayer" and not layers:
         words += ["multilayer", store, "-o", "HEAD.fch"]
     else:
         words += ["train", store, "-o", "HEAD.fch", "--head", "softmax" if kind == "multilayer" else kind]
-    words += [word for option, value in options.items() if value is not None for word in (option, value)]
+    words += [word for name, value in given.items() if value is not None for word in (f"--{name}", value)]
     if kind == "multilayer" and layers:
-        words += ["--layers", *layers]
+        words += [*(["--views", "first"] if several_views else []), "--layers", *layers]
     return shlex.join(str(word) for word in words)
+
+
+def _line_of_python(name: str, store: str, given: Mapping[str, object]) -> str:
+    kind, _, layer = name.partition(" ")
+    arguments = [repr(store)]
+    if kind == "tune":
+        arguments.append(repr(layer))
+    elif kind in _INITS:
+        arguments.append(f"init={_INITS[kind]!r}")
+    arguments += [
+        f"{name}={value if isinstance(value, int) else str(value)!r}"
+        for name, value in given.items()
+        if value is not None
+    ]
+    called = "finetune" if kind == "scratch" else kind
+    return f"fc.{called}({', '.join(arguments)}, backbone=backbone).save('HEAD.fch')"
 
 
 def _decision(choice: Choice, measured: Sequence[str]) -> str:

@@ -1,0 +1,105 @@
+"""`advise` on pictures whose network is there: everything is tried, and what is advised can be done."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import featcache as fc
+from featcache.backbones import tiny_backbone
+from featcache.cli import main
+from featcache.errors import UsageError
+from featcache.strategies.advise import Advice, advise
+from featcache.strategies.advise.figure import draw_advice
+from featcache.strategies.advise.words import command
+
+from .advise_making import names_of, reason_of
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+LONG = 10_000.0
+
+
+@pytest.fixture(scope="module")
+def tried(tmp_path_factory: pytest.TempPathFactory, draw_pictures: Callable[..., Path]) -> tuple[Path, Advice]:
+    """Pictures with a network, all strategies tried, and the advice for them."""
+    root = draw_pictures(tmp_path_factory.mktemp("pictures") / "photos", each=4)
+    path = root.parent / "s.fcache"
+    fc.extract(root, path, backbone=tiny_backbone(), progress=False)
+    return path, advise(path, budget=LONG, backbone=tiny_backbone(), progress=False)
+
+
+def test_everything_is_tried_where_there_is_time(tried: tuple[Path, Advice]) -> None:
+    path, found = tried
+    assert names_of(found) == ["softmax", "multilayer", "mlp", "knn", "tune body.1", "finetune"]
+    # Every fold was tried, so all answered the same items.
+    assert {measured["items"] for measured in found.strategies} == {found.items} == {6}
+    assert "only its own code knows" in reason_of(found, "scratch")
+    # What was extracted serves what is trained next.
+    layers = fc.open(path).space().layers
+    assert layers["body.0:mean_std"].rows == 8
+    assert len(layers["body.0:none"].views) == 4
+    assert [point["learned"] for point in found.learning_curve] == sorted(
+        point["learned"] for point in found.learning_curve
+    )
+    for cost in found.costs:
+        if cost["strategy"] != "scratch":
+            assert cost["seconds"] is not None
+            assert cost["seconds"] > 0
+    assert fc.open(path).verify().ok
+
+
+def test_missing_images_leave_parts_out(draw_pictures: Callable[..., Path], tmp_path: Path) -> None:
+    root = draw_pictures(tmp_path / "photos", each=3)
+    fc.extract(root, tmp_path / "s.fcache", backbone=tiny_backbone(), progress=False)
+    shutil.rmtree(root)
+    found = advise(tmp_path / "s.fcache", budget=LONG, backbone=tiny_backbone(), progress=False)
+    assert names_of(found) == ["softmax", "mlp", "knn"]
+    assert "where the store knows it" in reason_of(found, "multilayer")
+    assert "where the store knows" in reason_of(found, "finetune")
+    assert "tune body.1" not in names_of(found)
+    assert found.depth is None
+
+
+def test_json_is_complete_and_plain(tried: tuple[Path, Advice]) -> None:
+    told = json.loads(json.dumps(tried[1].to_dict(), allow_nan=False))
+    assert set(told) == set(Advice.__dataclass_fields__)
+    strategies = {measured["name"] for measured in told["strategies"]}
+    assert {told["recommendation"], told["runner_up"]} <= strategies
+    assert strategies <= {cost["strategy"] for cost in told["costs"]}
+
+
+def test_the_figure_is_drawn(tried: tuple[Path, Advice], tmp_path: Path) -> None:
+    _, found = tried
+    draw_advice(found, tmp_path / "advice.png")
+    with Image.open(tmp_path / "advice.png") as picture:
+        assert picture.format == "PNG"
+        assert min(picture.size) > 500
+    with pytest.raises(UsageError, match="PNG"):
+        draw_advice(found, tmp_path / "advice.jpg")
+
+
+def test_what_is_advised_can_be_done(
+    tried: tuple[Path, Advice], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, found = tried
+    monkeypatch.chdir(tmp_path)
+    # No command has the network, so what needs it is a line of Python.
+    given = {"source": "photos", "space": None, "labels": None, "seed": 3}
+    expected = {"multilayer": "softmax", "tune body.1": "tune", "finetune": "finetune"}
+    for name, head in expected.items():
+        line = command(name, str(path), given, in_python=True)
+        bundle = eval(line, {"fc": fc, "backbone": tiny_backbone()})
+        assert bundle is None  # saved
+        assert fc.load("HEAD.fch").head == head
+        Path("HEAD.fch").unlink()
+    # A head on what is stored needs no network.
+    assert found.recommendation == "softmax"
+    assert main(shlex.split(found.command)[1:]) == 0
+    assert fc.load("HEAD.fch").head == "softmax"
