@@ -21,7 +21,7 @@ from featcache.store.commit import places
 from featcache.store.view_names import VIEW_0
 
 _BYTES = {"float16": 2, "float32": 4}
-_LEFT_FREE = 0.05
+LEFT_FREE = 0.05
 """Share of the free room that is left to others."""
 
 
@@ -127,7 +127,7 @@ def store_activations(
         MissingVectorsError: none of the images is where the store knows it.
         UsageError: the images can be given by a Python program alone.
     """
-    if wanted.bytes > (1 - _LEFT_FREE) * wanted.free:
+    if wanted.bytes > (1 - LEFT_FREE) * wanted.free:
         raise DiskFullError(
             f"The activations {wanted.layer} of {wanted.images:,} images in {wanted.views} views need "
             f"{_size(wanted.bytes)}, but {_size(wanted.free)} are free at {store.path}. Train fewer "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,18 +52,6 @@ def test_everything_is_tried_where_there_is_time(tried: tuple[Path, Advice]) -> 
             assert cost["seconds"] is not None
             assert cost["seconds"] > 0
     assert fc.open(path).verify().ok
-
-
-def test_missing_images_leave_parts_out(draw_pictures: Callable[..., Path], tmp_path: Path) -> None:
-    root = draw_pictures(tmp_path / "photos", each=3)
-    fc.extract(root, tmp_path / "s.fcache", backbone=tiny_backbone(), progress=False)
-    shutil.rmtree(root)
-    found = advise(tmp_path / "s.fcache", budget=LONG, backbone=tiny_backbone(), progress=False)
-    assert names_of(found) == ["softmax", "mlp", "knn"]
-    assert "where the store knows it" in reason_of(found, "multilayer")
-    assert "where the store knows" in reason_of(found, "finetune")
-    assert "tune body.1" not in names_of(found)
-    assert found.depth is None
 
 
 def test_json_is_complete_and_plain(tried: tuple[Path, Advice]) -> None:

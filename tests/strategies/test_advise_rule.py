@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,7 @@ def test_the_rule_claims_only_what_its_intervals_show(outcomes: list[Outcome], t
     names = list(by_name)
     made = []
 
+    @cache
     def compared(a: str, b: str):
         found = compare(by_name[a], by_name[b], units, confidence=confidence_for(len(names)))
         made.append(found)
@@ -107,12 +109,12 @@ def test_the_rule_claims_only_what_its_intervals_show(outcomes: list[Outcome], t
 
 def test_of_equally_good_ones_the_cheaper_is_taken() -> None:
     rng = np.random.default_rng(0)
-    base, good = rng.random(300) < 0.6, rng.random(300) < 0.95
+    base, good = rng.random(150) < 0.6, rng.random(150) < 0.95
     better = good.copy()
     better[np.flatnonzero(~good)[:2]] = True
     given = {"softmax": base, "multilayer": base, "tune b.1": good, "finetune": better, "knn": base}
     by_name = {name: outcome(name, right) for name, right in given.items()}
-    choice = recommend(list(given), lambda a, b: compare(by_name[a], by_name[b], np.arange(300)))
+    choice = recommend(list(given), lambda a, b: compare(by_name[a], by_name[b], np.arange(150)))
     assert choice.name == "tune b.1"
     assert choice.runner_up == "finetune"
     assert {found.b for found in choice.worse} == {"softmax", "multilayer", "knn"}
@@ -120,9 +122,9 @@ def test_of_equally_good_ones_the_cheaper_is_taken() -> None:
 
 def test_neighbours_cost_less_to_use_than_a_network_of_their_own() -> None:
     rng = np.random.default_rng(0)
-    base, good = rng.random(300) < 0.6, rng.random(300) < 0.95
+    base, good = rng.random(150) < 0.6, rng.random(150) < 0.95
     by_name = {"softmax": outcome("softmax", base), "tune b.1": outcome("tune b.1", good), "knn": outcome("knn", good)}
-    choice = recommend(list(by_name), lambda a, b: compare(by_name[a], by_name[b], np.arange(300)))
+    choice = recommend(list(by_name), lambda a, b: compare(by_name[a], by_name[b], np.arange(150)))
     assert choice.name == "knn"
     assert choice.runner_up == "tune b.1"
 

@@ -13,7 +13,7 @@ from featcache.errors import MissingVectorsError, UnknownNameError
 from featcache.labelled_vectors import LabelledVectors
 from featcache.progress import Progress
 from featcache.store import FeatureStore
-from featcache.strategies.activations import extract_known, needed
+from featcache.strategies.activations import LEFT_FREE, extract_known, needed
 from featcache.strategies.advise.budget import Budget
 from featcache.strategies.advise.learning_items import LearningItems
 from featcache.strategies.advise.outcome import Outcome
@@ -21,7 +21,6 @@ from featcache.strategies.advise.rates import ExtractionRate, extraction_rate
 
 _GUESSED_RATE = 15.0
 """Seconds that it may take to load a network and measure its speed, before anything is known of it."""
-_LEFT_FREE = 0.05
 
 
 @dataclass
@@ -132,7 +131,7 @@ class Situation:
         backbone = self.backbone
         passes, room = self.missing(layers, views)
         free = shutil.disk_usage(self.path).free
-        if room > (1 - _LEFT_FREE) * free:
+        if room > (1 - LEFT_FREE) * free:
             self.budget.leave_out(what, f"it needs {room / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free")
             return False
         if passes:

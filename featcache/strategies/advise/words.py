@@ -18,7 +18,7 @@ _NAMED = 3
 _INITS = {"finetune": "pretrained", "scratch": "scratch"}
 _SHORT = re.compile(r"a trial of (\d+) epochs")
 
-_CALLED = {
+_IN_WORDS = {
     "softmax": "the softmax on the frozen network's vectors",
     "multilayer": "the softmax on all blocks together",
     "mlp": "hidden layers on the frozen network's vectors",
@@ -32,7 +32,7 @@ _CALLED = {
 def called(name: str) -> str:
     """A strategy in words."""
     kind, _, layer = name.partition(" ")
-    return _CALLED[kind].format(layer)
+    return _IN_WORDS[kind].format(layer)
 
 
 def reasons(
