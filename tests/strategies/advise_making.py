@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from featcache.recipe import Recipe
 from featcache.store import StoreWriter
 from featcache.store.source_records import Record, SourceRecords
 from featcache.store.view_names import VIEW_0, view_name
@@ -21,8 +22,14 @@ def outcome(name: str, right: np.ndarray, rows: np.ndarray | None = None) -> Out
     return Outcome(name, rows, np.asarray(right, float), np.zeros(len(right)), 1.0, 1.0, 1)
 
 
-def store_of(path: Path, y: list[str], vectors: dict[str, np.ndarray], views: Sequence[np.ndarray] = ()) -> Path:
-    """A store with these vectors and these further views of ``pooled``; nobody has its network and its images.
+def store_of(
+    path: Path,
+    y: list[str],
+    vectors: dict[str, np.ndarray],
+    views: Sequence[np.ndarray] = (),
+    made_by: Recipe | None = None,
+) -> Path:
+    """A store with these vectors and these further views of ``pooled``; nobody has its images, nor its network.
 
     Each layer is in a shard of its own.
     """
@@ -30,7 +37,7 @@ def store_of(path: Path, y: list[str], vectors: dict[str, np.ndarray], views: Se
     columns = {(name, VIEW_0): X for name, X in vectors.items()}
     columns |= {("pooled", view_name("a" * 16, 0, number)): X for number, X in enumerate(views, 1)}
     with StoreWriter(path) as writer:
-        space = writer.space(recipe())
+        space = writer.space(made_by or recipe())
         for (name, view), X in columns.items():
             space.declare(name, view, list(vectors).index(name), "float32")
             space.append(contents, {(name, view): X.astype(np.float32)})
