@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from featcache.strategies.advise.budget import Budget
+from featcache.strategies.advise.probes import seconds_for
+
+from .advise_making import outcome
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -28,3 +34,14 @@ def test_no_part_begins_whose_estimate_does_not_fit(parts: list[tuple[float, flo
         assert (budget.parts[-1].reason is None) == (done is True)
         assert budget.parts[-1].seconds == (pytest.approx(takes) if done else None)
     assert len(budget.parts) == len(parts)
+
+
+def test_probes_of_one_view_take_a_part_of_the_time_of_all_views() -> None:
+    many, few = (replace(outcome("softmax", np.ones(n)), seconds=10.0) for n in (4000, 50))
+    one = seconds_for(many, 64, [64, 128, 32])
+    # Twice as wide takes twice as long, narrower no less; 12 s are the 10 s with a margin.
+    assert one == pytest.approx(12 * (1 + 2 + 1))
+    assert seconds_for(many, 64, [64, 128, 32], 4) == pytest.approx(one / 4)
+    # Of few rows a fit takes no less time than of 400: 200 rows in 4 views are as good as 50.
+    assert seconds_for(few, 64, [64, 128, 32], 4) == pytest.approx(one)
+    assert seconds_for(few, 64, [64], 16) == pytest.approx(12 * 400 / (16 * 50))

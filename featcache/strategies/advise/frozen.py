@@ -39,7 +39,8 @@ def measured_depth(at: Situation) -> Depth | None:
     if not at.provide(what, at.layers):
         return None
     # Blocks have no other views, so they are compared with what pooled gives without them.
-    several = len(at.items.examples.views) > 1
+    views = len(at.items.examples.views)
+    several = views > 1
     fitted = [*blocks, "pooled"] if several else blocks
 
     def measure() -> Depth:
@@ -50,7 +51,7 @@ def measured_depth(at: Situation) -> Depth | None:
         outcomes += [] if several else [at.whole]
         return by_depth([*blocks, "pooled"], [*depths, 1.0], outcomes, at.items.examples.units, at.seed)
 
-    return at.budget.run(what, seconds_for(at.whole, _width(at), at.widths(fitted)), measure)
+    return at.budget.run(what, seconds_for(at.whole, _width(at), at.widths(fitted), views), measure)
 
 
 def measured_heads(at: Situation) -> list[Outcome]:
@@ -64,7 +65,7 @@ def measured_heads(at: Situation) -> list[Outcome]:
         found.append(
             at.budget.run(
                 "multilayer",
-                seconds_for(at.whole, _width(at), [sum(at.widths(at.layers))]),
+                seconds_for(at.whole, _width(at), [sum(at.widths(at.layers))], len(examples.views)),
                 lambda: probe("multilayer", at.vectors(at.layers), folds, "softmax", at.seed, at.shown),
             )
         )

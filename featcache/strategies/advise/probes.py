@@ -98,6 +98,14 @@ def _said(share: float) -> str:
     return f"1/{round(1 / share)}"
 
 
-def seconds_for(whole: Outcome, width: int, widths: Sequence[int]) -> float:
-    """About how long softmax probes on vectors of other widths take, by the time of one on vectors of *width*."""
-    return _MARGIN * sum(whole.seconds * max(1.0, other / width) for other in widths)
+def seconds_for(whole: Outcome, width: int, widths: Sequence[int], views: int = 1) -> float:
+    """About how long softmax probes on view 0 of vectors of other widths take.
+
+    Args:
+        whole: a probe that learned from all items, in *views* of each.
+        width: of its vectors.
+        widths: of the others.
+        views: how many.
+    """
+    share = max(1 / views, min(1.0, _FEW / (views * len(whole.rows))))
+    return _MARGIN * share * sum(whole.seconds * max(1.0, other / width) for other in widths)
