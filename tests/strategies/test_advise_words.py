@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -79,8 +81,8 @@ def test_a_trial_cut_short_is_not_the_strategy() -> None:
     by_name = {name: outcome(name, right) for name, right in rights.items()}
     choice = recommend(list(rights), lambda a, b: compare(by_name[a], by_name[b], np.arange(90)))
     assert choice.name == "mlp"
-    notes = {"softmax": None, "mlp": None, "tune b.1": None, "finetune": "a trial of 3 epochs at most, of 30"}
-    told = reasons(choice, list(rights), [], None, None, notes)
+    by_name["finetune"] = replace(by_name["finetune"], shortened=3)
+    told = reasons(choice, list(rights), [], None, None, by_name)
     better = "less accurate than hidden layers on the frozen network's vectors: -66.7 points"
     assert any(text.startswith(f"Fine-tuning the whole network: its trial of 3 epochs was {better}") for text in told)
     assert any(text.startswith(f"Tuning the network from b.1 on is {better}") for text in told)

@@ -28,6 +28,7 @@ class Outcome:
         seconds: that all fits and answers took.
         fits: how many there were.
         note: what is special about it, in words.
+        shortened: epochs at most of a trial that the budget cut short; None of what was done in full.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Outcome:
     seconds: float
     fits: int
     note: str | None = None
+    shortened: int | None = None
 
     def accuracy(self, units: np.ndarray, seed: int) -> Interval:
         """Share of right answers with its 95 % interval over units; *units* (n,) of all items."""
@@ -63,6 +65,7 @@ class Outcome:
             self.seconds + other.seconds,
             self.fits + other.fits,
             self.note,
+            self.shortened,
         )
 
     def to_dict(self, units: np.ndarray, seed: int) -> dict[str, Any]:
@@ -76,6 +79,7 @@ class Outcome:
             "fits": self.fits,
             "seconds": self.seconds,
             "note": self.note,
+            "shortened": self.shortened,
         }
 
 

@@ -154,7 +154,7 @@ def advise(
         recommendation=choice.name,
         runner_up=choice.runner_up,
         reasons=[
-            *words.reasons(choice, names, comparisons, more, depth, {name: by_name[name].note for name in names}),
+            *words.reasons(choice, names, comparisons, more, depth, {name: by_name[name] for name in names}),
             *words.of_items(items),
         ],
         command=words.command(

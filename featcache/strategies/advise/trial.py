@@ -138,9 +138,11 @@ def _trial(
     said = np.array(trained.classes)[scores.argmax(1)]
     right, losses = right_and_losses(frozen.y[test], softmax(scores), said, trained.classes)
     assert losses is not None
-    note = None
+    note = shortened = None
     if schedule.epochs < usual.epochs:
         note = f"a trial of {schedule.epochs} epochs at most, of {usual.epochs}"
-    outcome = Outcome(name, test, right.astype(np.float64), losses, len(learn), time.monotonic() - began, 1, note)
+        shortened = schedule.epochs
+    seconds = time.monotonic() - began
+    outcome = Outcome(name, test, right.astype(np.float64), losses, len(learn), seconds, 1, note, shortened)
     epochs = trained.curve.epochs
     return Trial(outcome, sum(epoch.seconds for epoch in epochs) / (len(epochs) * len(learn)), len(epochs))

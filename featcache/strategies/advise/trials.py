@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -252,19 +252,3 @@ def _cost(at: Situation, candidate: _Candidate) -> Cost:
         seconds = None if rate is None else seconds + rate.seconds(passes)
         how += f", after {passes:,} activations are stored"
     return Cost(candidate.name, seconds, room, how)
-
-
-def frozen_costs(at: Situation, outcomes: Sequence[Outcome]) -> list[Cost]:
-    """What the heads on frozen vectors cost, measured, and of ``multilayer`` estimated where it was not."""
-    count = len(at.items.rows)
-    costs = []
-    for outcome in outcomes:
-        seconds = outcome.seconds / outcome.fits * count / outcome.learned
-        costs.append(Cost(outcome.name, seconds, 0, f"measured: {outcome.fits} fits"))
-    if "multilayer" not in {outcome.name for outcome in outcomes}:
-        storing = at.extraction_seconds(at.layers) if len(at.layers) > 1 else None
-        room = None if storing is None else at.missing(at.layers)[1]
-        total = None if storing is None else storing + 3 * at.whole.seconds / at.whole.fits
-        costs.append(Cost("multilayer", total, room, "estimated by the softmax on pooled"))
-    missing = sorted({"knn", "mlp"} - {outcome.name for outcome in outcomes})
-    return costs + [Cost(name, None, 0, "not measured") for name in missing]

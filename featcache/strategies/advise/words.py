@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 
 from featcache.strategies.advise.depth import MARGIN, Depth
 from featcache.strategies.advise.learning_items import FOLDS, LearningItems
-from featcache.strategies.advise.outcome import Compared
+from featcache.strategies.advise.outcome import Compared, Outcome
 from featcache.strategies.advise.rule import Choice
 
 FEW = 100
@@ -16,7 +15,6 @@ FEW = 100
 
 _NAMED = 3
 _INITS = {"finetune": "pretrained", "scratch": "scratch"}
-_SHORT = re.compile(r"a trial of (\d+) epochs")
 
 _IN_WORDS = {
     "softmax": "the softmax on the frozen network's vectors",
@@ -41,7 +39,7 @@ def reasons(
     compared: Sequence[Compared],
     more_data: Compared | None,
     depth: Depth | None,
-    notes: Mapping[str, str | None],
+    outcomes: Mapping[str, Outcome],
 ) -> list[str]:
     """Why this is recommended, and what is not known.
 
@@ -51,16 +49,16 @@ def reasons(
         compared: all comparisons that were made.
         more_data: all items compared with half of them.
         depth: probes by depth.
-        notes: of a strategy what was special about its measurement.
+        outcomes: of the strategies, by name.
     """
     said = [_decision(choice, measured)]
     said += _little(compared)
-    said += [_worse(found, notes.get(found.b)) for found in choice.worse if found != choice.over]
+    said += [_worse(found, outcomes.get(found.b)) for found in choice.worse if found != choice.over]
     if choice.second is not None and choice.runner_up is not None:
         known = choice.second.better is not None
         told = "" if known else "; that may be chance"
         said.append(f"The runner-up is {called(choice.runner_up)}: {points(choice.second)}{told}.")
-    said += [f"{_begin(called(name))}: {note}." for name, note in notes.items() if note]
+    said += [f"{_begin(called(name))}: {outcome.note}." for name, outcome in outcomes.items() if outcome.note]
     if more_data is not None:
         said.append(_data(more_data))
     if depth is not None:
@@ -170,10 +168,10 @@ def _decision(choice: Choice, measured: Sequence[str]) -> str:
     return f"{_begin(name)}: better than {called(choice.over.b)} by {points(choice.over)}."
 
 
-def _worse(found: Compared, note: str | None) -> str:
+def _worse(found: Compared, outcome: Outcome | None) -> str:
     # A training that was cut short says nothing of the whole one.
-    short = _SHORT.search(note or "")
-    was = f": its trial of {short[1]} epochs was" if short else " is"
+    short = None if outcome is None else outcome.shortened
+    was = " is" if short is None else f": its trial of {short} epochs was"
     return f"{_begin(called(found.b))}{was} less accurate than {called(found.a)}: {points(found.reversed())}."
 
 
