@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 
 from featcache.backbones.layers import POOLED, Layer
 from featcache.backbones.network import Network, outputs_that_exist
-from featcache.backbones.suffix import begins_stage, follow_up, stages_of
+from featcache.backbones.suffix import begins_stage, follow_up, suffix_stages
 from featcache.backbones.tracing import MODE, Trace, trace
 from featcache.errors import UnknownNameError, UsageError
 from featcache.recipe import StandardTransform
@@ -98,7 +98,7 @@ def cut(network: Network, layer: str) -> Cut:
             f"other vectors than the whole network of the pictures, up to {(away / lengths).max():.1e} of their norm. "
             "Its code may change activations in place behind a module, or decide by what a graph does not hold."
         )
-    return Cut(layer, cached.name, stored.shape[1:], suffix, stages_of(suffix))
+    return Cut(layer, cached.name, stored.shape[1:], suffix, suffix_stages(suffix))
 
 
 def places(network: Network) -> list[str]:

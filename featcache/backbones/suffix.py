@@ -47,7 +47,7 @@ def follow_up(traced: Trace, source: fx.Node, nodes: frozenset[fx.Node], *, copi
     return suffix.eval()
 
 
-def stages_of(suffix: fx.GraphModule) -> tuple[tuple[str, nn.Module], ...]:
+def suffix_stages(suffix: fx.GraphModule) -> tuple[tuple[str, nn.Module], ...]:
     """The parts that have parameters, in the order in which they are run; every parameter is in exactly one.
 
     A part whose parameters are all of one axis (of a normalisation, or a bias) goes with the part before it.

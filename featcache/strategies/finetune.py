@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,7 @@ from featcache.strategies.output import linear_form
 from featcache.strategies.picture_batches import Pictures
 from featcache.strategies.schedule import Schedule
 from featcache.strategies.training_items import contents
+from featcache.strategies.training_report import keep_record, of_training
 
 if TYPE_CHECKING:
     from featcache.backbones import Backbone
@@ -97,7 +99,7 @@ def finetune(
         raise UsageError(
             f"Pretrained weights are those of the vectors' own backbone. Leave {arch!r} away, or begin from scratch."
         )
-    began = time.monotonic()
+    began, started = time.monotonic(), datetime.now(timezone.utc)
     opened = FeatureStore.open(Path(store))
     chosen_space = opened.space(space)
     if chosen_space.recipe.detection is not None:
@@ -161,18 +163,15 @@ def finetune(
         probabilities, predicted = answers(bundle, pictured, at)
         scores = scored(pictured, at, probabilities, predicted, trained.classes, seed)
         shown.finish()
-    bundle.report = described(bundle, examples, test, scores, protocol) | {
-        "strategy": "finetune",
-        "init": init,
-        "network": base.name,
-        "validation": len(trained.validation),
-        "curve": trained.curve.to_dict(),
-        "schedule": schedule.to_dict(),
-        "calibration": None,
-        "near_duplicates": {**guard.report(examples), "grouped": False},
-        "fit_seconds": fitting,
-        "seconds": time.monotonic() - began,
-    }
+        bundle.report = {
+            **described(bundle, examples, test, scores, protocol),
+            **of_training(trained, schedule, guard, examples, init),
+            "strategy": "finetune",
+            "network": base.name,
+            "fit_seconds": fitting,
+            "seconds": time.monotonic() - began,
+        }
+        keep_record(Path(store), "finetune", started, bundle.report, shown)
     return bundle
 
 

@@ -21,7 +21,7 @@ from featcache.strategies.beginning import train_on
 from featcache.strategies.output import outset, refit
 from featcache.strategies.picture_batches import PictureBatches, Pictures, in_order
 from featcache.strategies.schedule import Schedule
-from featcache.strategies.stages import stages_of
+from featcache.strategies.stages import network_stages
 from featcache.strategies.trained import Trained
 from featcache.strategies.training_items import class_numbers, items_digest
 from featcache.strategies.validation_rows import validation_rows
@@ -117,7 +117,7 @@ def train_network(
     train = train_on if init == "pretrained" else loop.train
     curve = train(
         model,
-        [*stages_of(network.module), ("output", list(output.parameters()))],
+        [*network_stages(network.module), ("output", list(output.parameters()))],
         PictureBatches(pictures, fit, numbers[fit], schedule.batch_size, schedule.seed),
         lambda: in_order(pictures, validation, numbers[validation], schedule.batch_size),
         schedule,

@@ -9,7 +9,7 @@ from torch import nn
 _LISTS = (nn.Sequential, nn.ModuleList)
 
 
-def stages_of(module: nn.Module) -> list[tuple[str, list[nn.Parameter]]]:
+def network_stages(module: nn.Module) -> list[tuple[str, list[nn.Parameter]]]:
     """Names and parameters of a network's parts and of the blocks that they are lists of, in the order of their making.
 
     A part whose parameters are all of one axis (a normalisation) goes with the part before it; parameters of the

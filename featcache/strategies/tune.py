@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,7 @@ from featcache.strategies.output import linear_form
 from featcache.strategies.schedule import Schedule
 from featcache.strategies.suffix_training import train_suffix
 from featcache.strategies.training_items import contents
+from featcache.strategies.training_report import keep_record, of_training
 from featcache.suffix_form import SuffixForm, frozen_vectors
 from featcache.training import train
 
@@ -103,7 +105,7 @@ def tune(
             "Layers of one's own (init 'new') are trained as the head mlp is, which has neither a schedule nor a "
             "checkpoint to give. Leave them away."
         )
-    began = time.monotonic()
+    began, started = time.monotonic(), datetime.now(timezone.utc)
     opened = FeatureStore.open(Path(store))
     recipe = opened.space(space).recipe
     network = backbone_for(recipe, backbone)
@@ -161,21 +163,18 @@ def tune(
         probabilities, predicted = answers(bundle, examples, test)
         scores = scored(examples, test, probabilities, predicted, trained.classes, seed)
         shown.finish()
-    if len(examples.views) > 1:
-        protocol += f"; learned from {views_told(examples.views)} of each image, scored on view 0"
-    bundle.report = described(bundle, examples, test, scores, protocol) | {
-        "strategy": "tune",
-        "init": init,
-        "from_layer": from_layer,
-        "views": list(examples.views),
-        "validation": len(trained.validation),
-        "curve": trained.curve.to_dict(),
-        "schedule": schedule.to_dict(),
-        "calibration": None,
-        "near_duplicates": {**guard.report(examples), "grouped": False},
-        "fit_seconds": fitting,
-        "seconds": time.monotonic() - began,
-    }
+        if len(examples.views) > 1:
+            protocol += f"; learned from {views_told(examples.views)} of each image, scored on view 0"
+        bundle.report = {
+            **described(bundle, examples, test, scores, protocol),
+            **of_training(trained, schedule, guard, examples, init),
+            "strategy": "tune",
+            "from_layer": from_layer,
+            "views": list(examples.views),
+            "fit_seconds": fitting,
+            "seconds": time.monotonic() - began,
+        }
+        keep_record(Path(store), "tune", started, bundle.report, shown)
     return bundle
 
 

@@ -13,7 +13,7 @@ from featcache.backbones.small_cnn import SmallCNN
 from featcache.errors import UnknownNameError, WeightsError
 from featcache.strategies.loop import train
 from featcache.strategies.schedule import Schedule
-from featcache.strategies.stages import stages_of
+from featcache.strategies.stages import network_stages
 from tests.strategies.problems import Rows, whole
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -27,7 +27,7 @@ def test_it_learns_digits() -> None:
     torch.manual_seed(0)
     network = SmallCNN((16, 32, 64))
     model = nn.Sequential(network, nn.Linear(64, 10))
-    stages = [*stages_of(network), ("output", list(model[1].parameters()))]
+    stages = [*network_stages(network), ("output", list(model[1].parameters()))]
     schedule = Schedule(epochs=8, rate=3e-3, layer_decay=1.0)
     curve = train(model, stages, Rows(x[:1000], y[:1000], 32), whole(x[1000:1300], y[1000:1300]), schedule)
     with torch.no_grad():

@@ -22,7 +22,7 @@ from featcache.store import Item
 from featcache.strategies.batches import batch_count, shuffled
 from featcache.strategies.cached_batches import CachedBatches, in_order
 from featcache.strategies.output import linear_form, outset, refit
-from featcache.strategies.stages import stages_of
+from featcache.strategies.stages import network_stages
 from featcache.strategies.training_items import class_numbers, contents, items_digest
 from featcache.strategies.validation_rows import validation_rows
 
@@ -209,7 +209,7 @@ def test_the_output_begins_as_the_path_solver_ends() -> None:
     ids=["tiny", "shufflenet", "vit", "linear"],
 )
 def test_each_parameter_is_in_one_stage(module: nn.Module) -> None:
-    stages = stages_of(module)
+    stages = network_stages(module)
     inside = [id(parameter) for _, parameters in stages for parameter in parameters]
     assert sorted(inside) == sorted(id(parameter) for parameter in module.parameters())
     assert all(any(parameter.ndim > 1 for parameter in parameters) for _, parameters in stages)
@@ -218,6 +218,6 @@ def test_each_parameter_is_in_one_stage(module: nn.Module) -> None:
 
 
 def test_an_encoder_is_taken_apart() -> None:
-    names = [name for name, _ in stages_of(torchvision.models.VisionTransformer(32, 8, 2, 2, 16, 32))]
+    names = [name for name, _ in network_stages(torchvision.models.VisionTransformer(32, 8, 2, 2, 16, 32))]
     layers = [f"encoder.layers.encoder_layer_{number}" for number in range(2)]
     assert names == ["conv_proj", *layers, "heads.head"]

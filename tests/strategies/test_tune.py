@@ -6,6 +6,7 @@ import copy
 import csv
 import json
 import shutil
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,17 @@ def test_a_second_training_computes_no_activations_and_gives_the_same_bits(
     assert bits(run(store)) == bits(tuned[1])
     assert run(store).report["views"] == tuned[1].report["views"]
     assert bits(run(store, views=1)) != bits(tuned[1])
+
+
+def test_the_store_keeps_a_record_of_the_training(tuned: tuple[Path, Bundle], tmp_path: Path) -> None:
+    store, bundle = tuned
+    with sqlite3.connect(f"file:{store / 'catalog.sqlite'}?mode=ro", uri=True) as connection:
+        kept = connection.execute("SELECT record FROM runs WHERE verb = 'tune'").fetchall()
+    (record,) = (json.loads(text) for (text,) in kept)
+    assert record["curve"] == bundle.report["curve"]
+    assert len(record["curve"]["epochs"]) == SHORT.epochs
+    assert record["schedule"] == SHORT.to_dict()
+    assert record["score"] == json.loads(json.dumps(bundle.report["score"]))
 
 
 def test_what_is_needed(store: Path) -> None:

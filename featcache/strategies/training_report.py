@@ -1,0 +1,55 @@
+"""What a training of layers tells beside its scores, also kept in the store's record of runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from featcache.errors import FeatcacheError
+from featcache.labelled_vectors import LabelledVectors
+from featcache.leakage import Guard
+from featcache.progress import Progress
+from featcache.store.writer import StoreWriter
+from featcache.strategies.schedule import Schedule
+from featcache.strategies.trained import Trained
+
+
+def of_training(
+    trained: Trained, schedule: Schedule, guard: Guard, examples: LabelledVectors, init: str
+) -> dict[str, Any]:
+    """What the report says of a training.
+
+    Args:
+        trained: what came of it.
+        schedule: its settings.
+        guard: near-duplicates that were looked for.
+        examples: the items.
+        init: how it began.
+    """
+    return {
+        "init": init,
+        "validation": len(trained.validation),
+        "curve": trained.curve.to_dict(),
+        "schedule": schedule.to_dict(),
+        "calibration": None,
+        "near_duplicates": {**guard.report(examples), "grouped": False},
+    }
+
+
+def keep_record(store: Path, verb: str, started: datetime, report: Mapping[str, Any], progress: Progress) -> None:
+    """Keep a report in the store's table ``runs``; where that cannot be written, say so and lose nothing else.
+
+    Args:
+        store: the store.
+        verb: ``tune`` or ``finetune``.
+        started: when the training began.
+        report: plain values.
+        progress: is told what went wrong.
+    """
+    try:
+        with StoreWriter(store, create=False) as writer:
+            writer.record_run(verb, started, report)
+    except FeatcacheError as error:
+        progress.note(f"The training is done, but the store keeps no record of it: {error}")

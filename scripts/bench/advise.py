@@ -1,0 +1,110 @@
+"""Is what `advise` recommends as good as the best strategy? On the nine problems of strategies.py.
+
+    python scripts/bench/advise.py FOLDER [--data ...] [--per-class 10 40 0] [--budget 180]
+
+FOLDER takes the stores, one a problem: the items to learn from (as many of each class as strategies.py learns from with
+seed 0) and the test set, with ``pooled`` alone. What is recommended is trained, and its answers to the test items are
+compared in pairs with those of the best strategy of results/strategies.json with seed 0 (bootstrap over test items,
+10,000 resamples). A cell is appended to results/advise.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import recording
+import strategies
+
+import featcache as fc
+
+RESAMPLES = 10_000
+
+
+def problem(data: str, per_class: int, folder: Path) -> Path:
+    """A store of one problem."""
+    whole = strategies.store_of(data, folder / "whole")
+    strategies.split(data, whole, folder / "whole", per_class, seed=0)
+    photos = strategies.DATA[data](folder / "whole")
+    place = folder / f"{data}-{per_class}"
+    items = [item for item in fc.open(whole).items() if item.split]
+    for item in items:
+        (place / item.uri).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(photos / item.uri, place / item.uri)
+    with (place / "items.csv").open("w", newline="") as file:
+        rows = [(item.uri, item.label, item.split) for item in items]
+        csv.writer(file).writerows([("path", "label", "split"), *rows])
+    store = place / "s.fcache"
+    fc.extract(place / "items.csv", store, name=data, layers=["pooled"])
+    return store
+
+
+def trained(name: str, store: Path) -> fc.Bundle:
+    """What is recommended."""
+    kind, _, layer = name.partition(" ")
+    if kind == "tune":
+        return fc.tune(store, layer)
+    if kind in ("finetune", "scratch"):
+        return fc.finetune(store, init="pretrained" if kind == "finetune" else "scratch")
+    return fc.multilayer(store) if kind == "multilayer" else fc.train(store, kind, layers="pooled")
+
+
+def interval(chosen: str, best: str) -> list[float]:
+    """Accuracy of what is chosen less that of the best, and its 95 % interval."""
+    gains = np.array([int(a) - int(b) for a, b in zip(chosen, best, strict=True)])
+    drawn = np.random.default_rng(0).integers(0, len(gains), (RESAMPLES, len(gains)))
+    low, high = np.quantile(gains[drawn].mean(axis=1), [0.025, 0.975])
+    return [round(float(value), 4) for value in (gains.mean(), low, high)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--data", nargs="+", choices=strategies.DATA, default=list(strategies.DATA))
+    parser.add_argument("--per-class", nargs="+", type=int, default=[10, 40, 0])
+    parser.add_argument("--budget", type=float, default=180)
+    options = parser.parse_args()
+    (options.folder / "whole").mkdir(parents=True, exist_ok=True)
+    for per_class in options.per_class:
+        for data in options.data:
+            store = problem(data, per_class, options.folder)
+            began = time.monotonic()
+            advice = fc.advise(store, budget=options.budget)
+            seconds = time.monotonic() - began
+            wanted: dict[str, Any] = {"data": data, "per_class": per_class}
+            rivals = {
+                cell["strategy"]: cell["right"]
+                for cell in strategies.cells()
+                if cell["seed"] == 0 and all(cell[key] == value for key, value in wanted.items())
+            }
+            right = strategies.answers(trained(advice.recommendation, store), store, store.parent)
+            best = max(rivals, key=lambda name: rivals[name].count("1"))
+            recording.append(
+                "advise",
+                wanted
+                | {
+                    "budget": options.budget,
+                    "seconds": round(seconds, 1),
+                    "recommended": advice.recommendation,
+                    "runner_up": advice.runner_up,
+                    "measured": [found["name"] for found in advice.strategies],
+                    "reasons": advice.reasons,
+                    "accuracy": right.count("1") / len(right),
+                    "right": right,
+                    "best": best,
+                    "best_accuracy": rivals[best].count("1") / len(rivals[best]),
+                    "of": sorted(rivals),
+                    "less_than_best": interval(right, rivals[best]),
+                    "load": round(os.getloadavg()[0], 1),
+                },
+            )
+
+
+if __name__ == "__main__":
+    main()
