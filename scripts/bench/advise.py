@@ -3,9 +3,8 @@
     python scripts/bench/advise.py FOLDER [--data ...] [--per-class 10 40 0] [--budget 180]
 
 FOLDER takes the stores, one a problem: the items to learn from (as many of each class as strategies.py learns from with
-seed 0) and the test set, with ``pooled`` alone. What is recommended is trained, and its answers to the test items are
-compared in pairs with those of the best strategy of results/strategies.json with seed 0 (bootstrap over test items,
-10,000 resamples). A cell is appended to results/advise.json.
+seed 0) and the test set, with ``pooled`` alone. What is recommended is trained and answers the test items; a cell is
+appended to results/advise.json. ``strategies_report.py`` compares the answers with those of all strategies.
 """
 
 from __future__ import annotations
@@ -18,13 +17,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import recording
 import strategies
 
 import featcache as fc
-
-RESAMPLES = 10_000
 
 
 def problem(data: str, per_class: int, folder: Path) -> Path:
@@ -55,14 +51,6 @@ def trained(name: str, store: Path) -> fc.Bundle:
     return fc.multilayer(store) if kind == "multilayer" else fc.train(store, kind, layers="pooled")
 
 
-def interval(chosen: str, best: str) -> list[float]:
-    """Accuracy of what is chosen less that of the best, and its 95 % interval."""
-    gains = np.array([int(a) - int(b) for a, b in zip(chosen, best, strict=True)])
-    drawn = np.random.default_rng(0).integers(0, len(gains), (RESAMPLES, len(gains)))
-    low, high = np.quantile(gains[drawn].mean(axis=1), [0.025, 0.975])
-    return [round(float(value), 4) for value in (gains.mean(), low, high)]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
@@ -78,13 +66,7 @@ def main() -> None:
             advice = fc.advise(store, budget=options.budget)
             seconds = time.monotonic() - began
             wanted: dict[str, Any] = {"data": data, "per_class": per_class}
-            rivals = {
-                cell["strategy"]: cell["right"]
-                for cell in strategies.cells()
-                if cell["seed"] == 0 and all(cell[key] == value for key, value in wanted.items())
-            }
             right = strategies.answers(trained(advice.recommendation, store), store, store.parent)
-            best = max(rivals, key=lambda name: rivals[name].count("1"))
             recording.append(
                 "advise",
                 wanted
@@ -97,10 +79,6 @@ def main() -> None:
                     "reasons": advice.reasons,
                     "accuracy": right.count("1") / len(right),
                     "right": right,
-                    "best": best,
-                    "best_accuracy": rivals[best].count("1") / len(rivals[best]),
-                    "of": sorted(rivals),
-                    "less_than_best": interval(right, rivals[best]),
                     "load": round(os.getloadavg()[0], 1),
                 },
             )
