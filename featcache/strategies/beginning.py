@@ -3,8 +3,11 @@
 With few validation items the least loss of many epochs may be chance, and few images can undo what a network has
 learned from many. So what was trained is taken only where its validation loss is below that of the beginning by more
 than the standard error of their difference (the rule of one standard error: Breiman, Friedman, Olshen and Stone,
-"Classification and regression trees", 1984, section 3.4.3). Batch normalisations keep their statistics: those of a
-few augmented pictures are far from those of the pictures that are answered later.
+"Classification and regression trees", 1984, section 3.4.3). Both losses are at the temperature that suits each best:
+how sure a network is can be mended by one number (Guo et al., "On calibration of modern neural networks", ICML 2017).
+
+Batch normalisations keep their statistics: those of a few augmented pictures are far from those of the pictures that
+are answered later.
 """
 
 from __future__ import annotations
@@ -15,8 +18,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
+from featcache.evaluation.temperature import fit_temperature
 from featcache.progress import Progress
 from featcache.strategies import loop
 from featcache.strategies.curve import Beginning, Curve
@@ -47,14 +52,18 @@ def train_on(
         UsageError, TrainingError: as `loop.train` does.
     """
     weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-    before, right = loop.losses(model, validation, precision)
+    before, numbers = loop.validation_scores(model, validation, precision)
     curve = loop.train(
         model, stages, batches, validation, schedule, checkpoint=checkpoint, task=task, precision=precision,
         keep_statistics=True, progress=progress,
     )  # fmt: skip
-    after, _ = loop.losses(model, validation, precision)
-    kept = not _surely_positive(before - after)
-    beginning = Beginning(before.mean().item(), right.double().mean().item(), kept)
+    after, _ = loop.validation_scores(model, validation, precision)
+    kept = not _surely_positive(_tempered_losses(before, numbers) - _tempered_losses(after, numbers))
+    beginning = Beginning(
+        nn.functional.cross_entropy(before, numbers).item(),
+        (before.argmax(1) == numbers).double().mean().item(),
+        kept,
+    )
     if kept:
         model.load_state_dict(weights)
         progress.note(
@@ -65,6 +74,13 @@ def train_on(
     return replace(curve, beginning=beginning)
 
 
-def _surely_positive(gains: Tensor) -> bool:
+def _tempered_losses(scores: Tensor, numbers: Tensor) -> np.ndarray:
+    """(n,) cross-entropies in nats at the temperature of the least mean."""
+    temperature, _ = fit_temperature(scores.numpy(), numbers.numpy())
+    losses: np.ndarray = nn.functional.cross_entropy(scores / temperature, numbers, reduction="none").numpy()
+    return losses
+
+
+def _surely_positive(gains: np.ndarray) -> bool:
     """Whether the mean is above 0 by more than its standard error; one number alone has none."""
-    return len(gains) > 1 and gains.mean().item() > gains.std().item() / math.sqrt(len(gains))
+    return len(gains) > 1 and bool(gains.mean() > gains.std(ddof=1) / math.sqrt(len(gains)))

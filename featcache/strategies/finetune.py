@@ -165,7 +165,7 @@ def finetune(
         shown.finish()
         bundle.report = {
             **described(bundle, examples, test, scores, protocol),
-            **of_training(trained, schedule, guard, examples, init),
+            **of_training(trained, schedule, guard, examples, init, probabilities, predicted == pictured.y[at]),
             "strategy": "finetune",
             "network": base.name,
             "fit_seconds": fitting,

@@ -202,29 +202,30 @@ class _Run:
 
     def _validate(self, number: int, rate: float) -> tuple[float, float]:
         """Mean loss of the validation items, and the share that is right."""
-        found, right = losses(self.model, self.validation, self.precision)
-        if not len(found):
+        scores, numbers = validation_scores(self.model, self.validation, self.precision)
+        if not len(scores):
             raise UsageError("There is no item to validate on: without any, nobody knows when to stop.")
-        _check_finite("validation loss", found.sum().item(), number, self.batches.steps, rate)
-        return found.mean().item(), right.double().mean().item()
+        loss = nn.functional.cross_entropy(scores, numbers).item()
+        _check_finite("validation loss", loss, number, self.batches.steps, rate)
+        return loss, (scores.argmax(1) == numbers).double().mean().item()
 
 
-def losses(model: nn.Module, validation: Validation, precision: str) -> tuple[Tensor, Tensor]:
-    """What a network, set to evaluation mode, is worth on each validation item.
+def validation_scores(model: nn.Module, validation: Validation, precision: str) -> tuple[Tensor, Tensor]:
+    """What a network, set to evaluation mode, says of the validation items.
 
     Returns:
-        (n,) float64 cross-entropies in nats, and (n,) bool, whether the likeliest class is the item's; on the CPU.
+        (n, k) float64 scores and (n,) int64 class numbers, on the CPU.
     """
     device = _device_of(model)
-    found, right = [torch.zeros(0, dtype=torch.float64)], [torch.zeros(0, dtype=torch.bool)]
+    found, numbers = [], []
     model.eval()
     # Not inference_mode: what a network keeps for later passes, such as a mask, must allow gradients then.
     with torch.no_grad():
         for x, y in validation():
-            scores, target = _scores(model, x, y, device, precision)
-            found.append(nn.functional.cross_entropy(scores, target, reduction="none").double().cpu())
-            right.append((scores.argmax(1) == target).cpu())
-    return torch.cat(found), torch.cat(right)
+            scores, _ = _scores(model, x, y, device, precision)
+            found.append(scores.double().cpu())
+            numbers.append(y.cpu())
+    return (torch.cat(found), torch.cat(numbers)) if found else (torch.zeros(0, 0), torch.zeros(0, dtype=torch.int64))
 
 
 def _scores(model: nn.Module, x: Tensor, y: Tensor, device: torch.device, precision: str) -> tuple[Tensor, Tensor]:

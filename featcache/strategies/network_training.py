@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from featcache.labelled_vectors import LabelledVectors
 from featcache.progress import Progress
 from featcache.strategies import loop
 from featcache.strategies.beginning import train_on
-from featcache.strategies.output import outset, refit
+from featcache.strategies.output import outset, refit, temper
 from featcache.strategies.picture_batches import PictureBatches, Pictures, in_order
 from featcache.strategies.schedule import Schedule
 from featcache.strategies.stages import network_stages
@@ -115,20 +115,27 @@ def train_network(
     output.to(next(network.module.parameters()).device)
     model = Whole(network, output, 0.0 if init == "pretrained" else _DROPOUT)
     train = train_on if init == "pretrained" else loop.train
+
+    def held_out() -> Iterable[tuple[Tensor, Tensor]]:
+        return in_order(pictures, validation, numbers[validation], schedule.batch_size)
+
     curve = train(
         model,
         [*network_stages(network.module), ("output", list(output.parameters()))],
         PictureBatches(pictures, fit, numbers[fit], schedule.batch_size, schedule.seed),
-        lambda: in_order(pictures, validation, numbers[validation], schedule.batch_size),
+        held_out,
         schedule,
         checkpoint=checkpoint,
         task={**(task or {}), "classes": classes, "items": items_digest(examples, fit, validation)},
         precision=precision,
         progress=progress,
     )
-    if curve.kept == 0:
+    temperature = None
+    if curve.kept:
+        temperature = temper(output, *loop.validation_scores(model, held_out, precision))
+    else:
         chosen = refit(output, examples.read, examples, learn, schedule.seed, progress)
-    return Trained(model, output, classes, curve, fit, validation, {"epoch": curve.kept, **chosen})
+    return Trained(model, output, classes, curve, fit, validation, {"epoch": curve.kept, **chosen}, temperature)
 
 
 def blank_output(network: Network, classes: int) -> nn.Linear:

@@ -11,10 +11,12 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from featcache.evaluation.temperature import fit_temperature
 from featcache.heads import make_head
 from featcache.heads.forms import form_of
+from featcache.heads.held_out_choice import FEWEST_TO_TEMPER
 from featcache.heads.linear import LinearForm
 from featcache.labelled_vectors import LabelledVectors
 from featcache.progress import Progress
@@ -64,6 +66,29 @@ def refit(
     again, chosen = outset(frozen, examples, rows, seed, progress)
     output.load_state_dict(again.state_dict())
     return chosen
+
+
+def temper(output: nn.Linear, scores: Tensor, numbers: Tensor) -> float | None:
+    """Divide an output by the temperature that suits held-out items best.
+
+    Label smoothing, and training until the loss is low, leave a network less or more sure than it is right
+    (Guo et al., "On calibration of modern neural networks", ICML 2017).
+
+    Args:
+        output: the last layer, changed where it stands.
+        scores: (n, k) float64 that it gives of items that were not trained on.
+        numbers: (n,) their classes.
+
+    Returns:
+        The temperature; None, and the output stays as it is, for fewer than 50 items.
+    """
+    if len(scores) < FEWEST_TO_TEMPER:
+        return None
+    temperature, _ = fit_temperature(scores.numpy(), numbers.numpy())
+    with torch.no_grad():
+        output.weight.div_(temperature)
+        output.bias.div_(temperature)
+    return temperature
 
 
 def linear_form(output: nn.Linear, classes: tuple[str, ...]) -> LinearForm:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from featcache.backbones.cut import Cut
 from featcache.labelled_vectors import LabelledVectors
 from featcache.progress import Progress
+from featcache.strategies import loop
 from featcache.strategies.beginning import train_on
 from featcache.strategies.cached_batches import CachedBatches, in_order
-from featcache.strategies.output import outset, refit
+from featcache.strategies.output import outset, refit, temper
 from featcache.strategies.schedule import Schedule
 from featcache.strategies.trained import Trained
 from featcache.strategies.training_items import class_numbers, items_digest
@@ -53,11 +54,15 @@ def train_suffix(
     output, chosen = outset(frozen, examples, fit, schedule.seed, progress)
     output.to(next(cut.suffix.parameters()).device)
     model = nn.Sequential(nn.Unflatten(1, cut.shape), cut.suffix, output)
+
+    def held_out() -> Iterable[tuple[Tensor, Tensor]]:
+        return in_order(examples, validation, numbers[validation], schedule.batch_size)
+
     curve = train_on(
         model,
         [*((name, list(part.parameters())) for name, part in cut.stages), ("output", list(output.parameters()))],
         CachedBatches(examples, fit, numbers[fit], schedule.batch_size, schedule.seed),
-        lambda: in_order(examples, validation, numbers[validation], schedule.batch_size),
+        held_out,
         schedule,
         checkpoint=checkpoint,
         task={
@@ -66,6 +71,9 @@ def train_suffix(
         },
         progress=progress,
     )  # fmt: skip
-    if curve.kept == 0:
+    temperature = None
+    if curve.kept:
+        temperature = temper(output, *loop.validation_scores(model, held_out, "float32"))
+    else:
         chosen = refit(output, frozen, examples, learn, schedule.seed, progress)
-    return Trained(model, output, classes, curve, fit, validation, {"epoch": curve.kept, **chosen})
+    return Trained(model, output, classes, curve, fit, validation, {"epoch": curve.kept, **chosen}, temperature)

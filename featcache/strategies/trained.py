@@ -24,6 +24,7 @@ class Trained:
         validation: rows that decided when the training ended.
         chosen: ``epoch`` whose weights were kept (0: those of the beginning), and what was chosen for the output that
             the training began with.
+        temperature: that the output was divided by, fitted on the validation rows; None where it was not.
     """
 
     model: nn.Module
@@ -33,3 +34,4 @@ class Trained:
     fit: np.ndarray
     validation: np.ndarray
     chosen: Mapping[str, object]
+    temperature: float | None

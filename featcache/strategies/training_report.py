@@ -7,7 +7,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from featcache.errors import FeatcacheError
+from featcache.evaluation.calibration import expected_calibration_error, tempered
 from featcache.labelled_vectors import LabelledVectors
 from featcache.leakage import Guard
 from featcache.progress import Progress
@@ -17,7 +20,13 @@ from featcache.strategies.trained import Trained
 
 
 def of_training(
-    trained: Trained, schedule: Schedule, guard: Guard, examples: LabelledVectors, init: str
+    trained: Trained,
+    schedule: Schedule,
+    guard: Guard,
+    examples: LabelledVectors,
+    init: str,
+    probabilities: np.ndarray | None,
+    right: np.ndarray,
 ) -> dict[str, Any]:
     """What the report says of a training.
 
@@ -27,13 +36,23 @@ def of_training(
         guard: near-duplicates that were looked for.
         examples: the items.
         init: how it began.
+        probabilities: (m, k) of the scored items.
+        right: (m,) whether their likeliest class is theirs.
     """
+    calibration = None
+    if trained.temperature is not None and probabilities is not None:
+        before = tempered(probabilities, 1 / trained.temperature)
+        calibration = {
+            "temperature": trained.temperature,
+            "ece_before": expected_calibration_error(before, right),
+            "ece_after": expected_calibration_error(probabilities, right),
+        }
     return {
         "init": init,
         "validation": len(trained.validation),
         "curve": trained.curve.to_dict(),
         "schedule": schedule.to_dict(),
-        "calibration": None,
+        "calibration": calibration,
         "near_duplicates": {**guard.report(examples), "grouped": False},
     }
 

@@ -167,7 +167,7 @@ def tune(
             protocol += f"; learned from {views_told(examples.views)} of each image, scored on view 0"
         bundle.report = {
             **described(bundle, examples, test, scores, protocol),
-            **of_training(trained, schedule, guard, examples, init),
+            **of_training(trained, schedule, guard, examples, init, probabilities, predicted == examples.y[test]),
             "strategy": "tune",
             "from_layer": from_layer,
             "views": list(examples.views),
