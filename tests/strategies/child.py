@@ -19,7 +19,8 @@ from featcache.strategies.schedule import Schedule
 from tests.strategies.problems import Rows, clouds, perceptron, stages
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["tests.strategies.child"])
+# An optimiser imports `torch._dynamo` when it is first used, which takes longer than the training.
+_CONTEXT.set_forkserver_preload(["tests.strategies.child", "torch._dynamo"])
 
 EPOCHS = 6
 

@@ -17,7 +17,7 @@ from featcache.strategies.schedule import Schedule
 from tests.strategies.stores import colour_blind
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["tests.strategies.finetune_child"])
+_CONTEXT.set_forkserver_preload(["tests.strategies.finetune_child", "torch._dynamo"])
 
 make_head("softmax", 0, "classify")  # what is imported here is there in every process that is forked
 SCHEDULE = Schedule(epochs=4, rate=1e-2, batch_size=16, patience=4)
