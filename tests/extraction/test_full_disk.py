@@ -30,33 +30,37 @@ from featcache.backbones import tiny_backbone
 from featcache.errors import DiskFullError
 from featcache.store import writer
 
-photos, disk = Path(sys.argv[1]), Path(sys.argv[2])
-store = disk / "s.fcache"
+photos = Path(sys.argv[1])
 writer.SEAL_SECONDS = 0.0
 
-def mount(*options):
+def mount(disk, *options):
     subprocess.run(["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", str(disk)], check=True)
 
-def extract(layers):
-    return fc.extract(photos, store, backbone=tiny_backbone(), layers=layers, batch_size=4, progress=False)
+def run(disk, size):
+    store = disk / "s.fcache"
 
-mount("size=" + sys.argv[3])
-try:
-    extract(["stem:none"])
-    message = None
-except DiskFullError as error:
-    message = str(error)
-found = {"message": message}
-if (store / "catalog.sqlite").exists() and (store / "catalog.sqlite").stat().st_size:
-    report = fc.verify(store, progress=False)
-    opened = fc.open(store)
-    left = sorted(p.name for p in (store / "tmp").glob("*/*.h5"))
-    found |= {"ok": report.ok, "unnamed": report.unnamed, "rows": report.rows, "left": left}
-mount("remount", "size=64m")
-again = extract(["stem:none"])
-vectors = fc.open(store).arrays(layers="stem:none")[0]
-found |= {"computed": again.computed, "whole": fc.verify(store, progress=False).ok, "n": len(vectors)}
-print(json.dumps(found))
+    def extract():
+        return fc.extract(photos, store, backbone=tiny_backbone(), layers=["stem:none"], batch_size=4, progress=False)
+
+    disk.mkdir()
+    mount(disk, "size=" + size)
+    try:
+        extract()
+        message = None
+    except DiskFullError as error:
+        message = str(error)
+    found = {"message": message}
+    if (store / "catalog.sqlite").exists() and (store / "catalog.sqlite").stat().st_size:
+        report = fc.verify(store, progress=False)
+        opened = fc.open(store)
+        left = sorted(p.name for p in (store / "tmp").glob("*/*.h5"))
+        found |= {"ok": report.ok, "unnamed": report.unnamed, "rows": report.rows, "left": left}
+    mount(disk, "remount", "size=64m")
+    again = extract()
+    vectors = fc.open(store).arrays(layers="stem:none")[0]
+    return found | {"computed": again.computed, "whole": fc.verify(store, progress=False).ok, "n": len(vectors)}
+
+print(json.dumps({size: run(Path(sys.argv[2]) / size, size) for size in sys.argv[3:]}))
 """
 
 
@@ -65,17 +69,19 @@ def can_mount() -> None:
     skip_where_there_is_none()
 
 
-def run(photos: Path, disk: Path, size: str) -> dict[str, object]:
-    disk.mkdir()
-    words = [*IN_A_NAMESPACE, sys.executable, "-c", textwrap.dedent(SCRIPT), str(photos), str(disk), size]
+def run(photos: Path, disks: Path, *sizes: str) -> dict[str, dict[str, object]]:
+    """What came of an extraction onto a disk of each size, one after the other in one process."""
+    disks.mkdir()
+    words = [*IN_A_NAMESPACE, sys.executable, "-c", textwrap.dedent(SCRIPT), str(photos), str(disks), *sizes]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False, timeout=240)
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    found: dict[str, dict[str, object]] = json.loads(done.stdout)
+    return found
 
 
 def test_full_in_the_middle(can_mount: None, tmp_path: Path, draw_pictures: Callable[..., Path]) -> None:
     photos = draw_pictures(tmp_path / "photos", each=60)
-    found = run(photos, tmp_path / "disk", "512k")
+    found = run(photos, tmp_path / "disks", "512k")["512k"]
     message = str(found["message"])
     assert "no room is left on its disk" in message
     assert f"What was sealed is kept ({found['rows']:,} images of this run)" in message
@@ -116,12 +122,21 @@ def test_a_disk_too_full_to_merge_shards_fails_no_run_that_is_done(
     assert fc.verify(store, progress=False).ok
 
 
-@pytest.mark.parametrize("size", ["4k", "16k", "64k", "100k", "160k"])
-def test_full_from_the_beginning(
-    can_mount: None, tmp_path: Path, draw_pictures: Callable[..., Path], size: str
-) -> None:
-    photos = draw_pictures(tmp_path / "photos", each=4)
-    found = run(photos, tmp_path / "disk", size)
+SIZES = ("4k", "16k", "64k", "100k", "160k")
+
+
+@pytest.fixture(scope="module")
+def on_small_disks(
+    can_mount: None, tmp_path_factory: pytest.TempPathFactory, draw_pictures: Callable[..., Path]
+) -> dict[str, dict[str, object]]:
+    """What came of 8 pictures on a disk of each size."""
+    folder = tmp_path_factory.mktemp("small")
+    return run(draw_pictures(folder / "photos", each=4), folder / "disks", *SIZES)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_full_from_the_beginning(on_small_disks: dict[str, dict[str, object]], size: str) -> None:
+    found = on_small_disks[size]
     assert found["message"] is None or "no room is left" in str(found["message"])
     assert found.get("ok", True)
     assert found["whole"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from featcache.extraction import ExtractReport
 from featcache.recipe import StandardTransform
 from featcache.store.source_records import judged
 
+ORDERS = ("pooled|a:mean", "a:mean|pooled", "pooled a:mean", "pooled|a:mean pooled")
 TRANSFORM = StandardTransform((32,), (32, 32), "bilinear", (0.5,) * 3, (0.5,) * 3)
 
 
@@ -58,11 +60,23 @@ def test_layers_are_trained_on_together_though_one_image_lacks_one(dark: Path, t
     assert fc.train(store, layers="a:mean+pooled", progress=False).classes == ("cats", "dogs")
 
 
-@pytest.mark.parametrize("order", ["pooled|a:mean", "a:mean|pooled", "pooled a:mean", "pooled|a:mean pooled"])
-def test_the_order_in_which_layers_are_asked_for_decides_nothing(dark: Path, tmp_path: Path, order: str) -> None:
-    store = tmp_path / "s.fcache"
-    shutil.copy(dark / "cats" / "dark.png", dark / "dogs" / "copy.png")
-    time.sleep(2.1)  # from now on the times of the files vouch for them
+@pytest.fixture(scope="module")
+def old_photos(tmp_path_factory: pytest.TempPathFactory, draw_pictures: Callable[..., Path]) -> dict[str, Path]:
+    """For each order of layers 24 pictures and two black ones, of which the files' times vouch for them."""
+    folder = tmp_path_factory.mktemp("old")
+    drawn = {order: draw_pictures(folder / str(number)) for number, order in enumerate(ORDERS)}
+    for photos in drawn.values():
+        Image.new("RGB", (40, 40)).save(photos / "cats" / "dark.png")
+        shutil.copy(photos / "cats" / "dark.png", photos / "dogs" / "copy.png")
+    time.sleep(2.1)  # the time from which on they do
+    return drawn
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_the_order_in_which_layers_are_asked_for_decides_nothing(
+    old_photos: dict[str, Path], tmp_path: Path, order: str
+) -> None:
+    store, dark = tmp_path / "s.fcache", old_photos[order]
     for layers in order.split("|"):
         report = extract(dark, store, NaNPooledForDark(), layers=layers.split())
         assert report.quarantined == (2 if "pooled" in layers else 0)

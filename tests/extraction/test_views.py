@@ -162,9 +162,8 @@ class NaNBelow(torch.nn.Module):
         return torch.where(mean.mean(dim=1, keepdim=True) < self.level, torch.nan, mean)
 
 
-@pytest.fixture
-def bad(photos: Path) -> Backbone:
-    """A backbone, and ``cats/aa.png``, of which views 0 and 1 are finite and 2 and 3 are not."""
+def put_bad(photos: Path) -> Backbone:
+    """Put ``cats/aa.png`` there, of which views 0 and 1 are finite by the backbone returned and 2 and 3 are not."""
     transform = StandardTransform((32,), (32, 32), "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     for grey in range(20, 60):
         Image.new("RGB", (40, 40), (grey,) * 3).save(photos / "cats" / "aa.png")
@@ -174,6 +173,20 @@ def bad(photos: Path) -> Backbone:
         if means[0] >= grey > max(means[1:]) + 1:
             return Backbone.from_module(NaNBelow(grey - 0.5), transform=transform, name="nan")
     pytest.fail("no such picture")
+
+
+@pytest.fixture
+def bad(photos: Path) -> Backbone:
+    return put_bad(photos)
+
+
+@pytest.fixture(scope="module")
+def old_photos(tmp_path_factory: pytest.TempPathFactory, draw_pictures: Callable[..., Path]) -> tuple[Path, Backbone]:
+    """Such pictures and their backbone, after the time from which on the times of files vouch for them."""
+    photos = draw_pictures(tmp_path_factory.mktemp("old") / "photos")
+    backbone = put_bad(photos)
+    time.sleep(2.1)
+    return photos, backbone
 
 
 NOT_FINITE = "the backbone module:nan gives values that are not finite at pooled in 2 views"
@@ -194,15 +207,20 @@ def test_of_an_image_with_bad_views_the_others_are_kept(
 
 
 @pytest.mark.parametrize("order", [(4, 1), (1, 4), (2, 4, 1, 3), (3, 4), (4, 1, 4)])
-def test_the_order_of_runs_decides_nothing(run: Run, tmp_path: Path, bad: Backbone, order: tuple[int, ...]) -> None:
-    time.sleep(2.1)  # from now on the times of the files vouch for them
-    quarantined = [run(backbone=bad, views=views, runtime="torch").quarantined for views in order]
-    assert quarantined == [int(views > 2) for views in order]
+def test_the_order_of_runs_decides_nothing(
+    old_photos: tuple[Path, Backbone], tmp_path: Path, order: tuple[int, ...]
+) -> None:
+    photos, bad = old_photos
+
+    def run(views: int) -> ExtractReport:
+        return fc.extract(photos, tmp_path / "s.fcache", backbone=bad, views=views, runtime="torch", progress=False)
+
+    assert [run(views).quarantined for views in order] == [int(views > 2) for views in order]
     store = fc.open(tmp_path / "s.fcache")
     assert store.quarantine() == [("cats/aa.png", NOT_FINITE)]
     assert sum(column.rows for column in store.space().layers.values()) == 24 * 4 + 2
     assert len(store.arrays()[0]) == 25
-    again = run(backbone=bad, views=4, runtime="torch")
+    again = run(4)
     assert (again.computed, again.reused, again.quarantined, again.left) == (0, 24, 1, 0)
 
 
