@@ -11,8 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
+from safetensors.torch import save_file
 
+from featcache.backbones.recipe_cache import cache_folder
 from featcache.cli import main
+from tests.backbones.making import randomised
 
 
 @pytest.fixture(scope="module")
@@ -22,9 +26,13 @@ def photos(tmp_path_factory: pytest.TempPathFactory, draw_pictures: Callable[...
 
 @pytest.fixture(scope="module")
 def store(photos: Path) -> Path:
-    """Layers are added to it from test to test, in their order."""
-    assert main(["extract", str(photos), "-o", str(photos.parent / "s.fcache")]) == 0
-    return photos.parent / "s.fcache"
+    """Vectors of a small network with random weights; layers are added from test to test, in their order."""
+    weights = cache_folder() / "weights" / "timm_test_efficientnet.safetensors"  # where one puts them by hand
+    weights.parent.mkdir(parents=True, exist_ok=True)
+    save_file(randomised(timm.create_model("test_efficientnet")).state_dict(), weights)
+    store = photos.parent / "s.fcache"
+    assert main(["extract", str(photos), "-o", str(store), "--backbone", "timm:test_efficientnet"]) == 0
+    return store
 
 
 @pytest.fixture
@@ -41,14 +49,14 @@ def told(capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
 def test_multilayer_takes_all_blocks(store: Path, tmp_path: Path, told: Callable[..., dict[str, Any]]) -> None:
     report = told("multilayer", store, "-o", tmp_path / "m.fch")
     assert report["strategy"] == "multilayer"
-    assert report["layers"] == [f"blocks.{i}:mean_std" for i in range(7)] + ["pooled"]
+    assert report["layers"] == [f"blocks.{i}:mean_std" for i in range(5)] + ["pooled"]
     assert told("evaluate", tmp_path / "m.fch", store)["accuracy"] == report["score"]["accuracy"]
 
 
 def test_tune_asks_before_it_stores(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["tune", str(store), "-o", str(tmp_path / "t.fch"), "--from-layer", "blocks.6"]) == 2
+    assert main(["tune", str(store), "-o", str(tmp_path / "t.fch"), "--from-layer", "blocks.4"]) == 2
     said = capsys.readouterr().err
-    assert "blocks.5:none of 24 images in 4 views take" in said
+    assert "blocks.3:none of 24 images in 4 views take" in said
     assert "--yes" in said
     assert not (tmp_path / "t.fch").exists()
 
@@ -56,11 +64,11 @@ def test_tune_asks_before_it_stores(store: Path, tmp_path: Path, capsys: pytest.
 def test_tune_to_a_head_that_answers(
     store: Path, tmp_path: Path, photos: Path, told: Callable[..., dict[str, Any]]
 ) -> None:
-    words = ["tune", store, "-o", tmp_path / "t.fch", "--from-layer", "blocks.6", "--views", "2", "--epochs", "2"]
+    words = ["tune", store, "-o", tmp_path / "t.fch", "--from-layer", "blocks.4", "--views", "2", "--epochs", "2"]
     report = told(*words, "--yes", "--curve", tmp_path / "t.png")
     assert report["head"] == "tune"
     assert len(report["curve"]["epochs"]) == 2
-    assert report["activations"]["bytes"] == 24 * 2 * 7 * 7 * 192 * 2
+    assert report["activations"]["bytes"] == 24 * 2 * 10 * 10 * 48 * 2
     assert (tmp_path / "t.png").read_bytes()[:4] == b"\x89PNG"
     assert sorted(path.name for path in tmp_path.glob("t.*")) == ["t.fch", "t.png"]
     again = told(*words)  # stored by now, so nothing is asked
@@ -81,10 +89,10 @@ def test_finetune_from_scratch(store: Path, tmp_path: Path, photos: Path, told: 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["tune", "--from-layer", "blocks.6", "--hidden", "3"], "--hidden is of --init new"),
-        (["tune", "--from-layer", "blocks.6", "--init", "new", "--epochs", "3"], "--epochs is of --init pretrained"),
-        (["tune", "--from-layer", "blocks.6", "--init", "old"], "'old'"),
-        (["tune", "--from-layer", "blocks.9", "--yes"], "blocks.6"),
+        (["tune", "--from-layer", "blocks.4", "--hidden", "3"], "--hidden is of --init new"),
+        (["tune", "--from-layer", "blocks.4", "--init", "new", "--epochs", "3"], "--epochs is of --init pretrained"),
+        (["tune", "--from-layer", "blocks.4", "--init", "old"], "'old'"),
+        (["tune", "--from-layer", "blocks.9", "--yes"], "blocks.4"),
         (["finetune", "--arch", "scratch:small_cnn"], "--arch is of --init scratch"),
         (["finetune", "--init", "scratch", "--arch", "scratch:small"], "small_cnn"),
         (["finetune", "--rate", "0"], "rate"),
