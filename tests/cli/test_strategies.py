@@ -11,12 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import timm
-from safetensors.torch import save_file
 
-from featcache.backbones.recipe_cache import cache_folder
 from featcache.cli import main
-from tests.backbones.making import randomised
 
 
 @pytest.fixture(scope="module")
@@ -25,14 +21,10 @@ def photos(tmp_path_factory: pytest.TempPathFactory, draw_pictures: Callable[...
 
 
 @pytest.fixture(scope="module")
-def store(photos: Path) -> Path:
-    """Vectors of a small network with random weights; layers are added from test to test, in their order."""
-    weights = cache_folder() / "weights" / "timm_test_efficientnet.safetensors"  # where one puts them by hand
-    weights.parent.mkdir(parents=True, exist_ok=True)
-    save_file(randomised(timm.create_model("test_efficientnet")).state_dict(), weights)
-    store = photos.parent / "s.fcache"
-    assert main(["extract", str(photos), "-o", str(store), "--backbone", "timm:test_efficientnet"]) == 0
-    return store
+def store(photos: Path, small_network: str) -> Path:
+    """Layers are added to it from test to test, in their order."""
+    assert main(["extract", str(photos), "-o", str(photos.parent / "s.fcache"), "--backbone", small_network]) == 0
+    return photos.parent / "s.fcache"
 
 
 @pytest.fixture
