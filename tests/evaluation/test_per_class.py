@@ -41,7 +41,7 @@ def test_values_are_those_of_scikit_learn(rows: list[tuple[str, str, int]]) -> N
             assert got.recall is got.recall_low is got.recall_high is None
 
 
-@pytest.mark.parametrize("k", [2, 7, 100])
+@pytest.mark.parametrize("k", [2, 7, 40])  # from 22 on all cells are the smallest
 def test_the_picture_has_a_coloured_cell_for_each_count(k, tmp_path) -> None:
     counts = np.diag(np.arange(1, k + 1))
     draw_confusion(counts, [f"class $_{i}" for i in range(k)], tmp_path / "c.png")
