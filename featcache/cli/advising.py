@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +12,7 @@ import typer
 
 from featcache.cli import screen
 from featcache.cli.conduct import Answer, Debug, Json, verb
-from featcache.cli.options import Labels, Source, Space, StorePath
+from featcache.cli.options import Labels, Source, Space
 from featcache.errors import UsageError
 
 if TYPE_CHECKING:
@@ -22,7 +23,12 @@ _UNITS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600}
 
 @verb(interrupted="Layers that were extracted stay in the store.")
 def advise(
-    store: StorePath,
+    store: Annotated[
+        Path, typer.Argument(metavar="STORE|SOURCE", help="A store; or images, which -o says where to extract into.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="STORE", help="Extract SOURCE into this store first.")
+    ] = None,
     budget: Annotated[str, typer.Option(metavar="10m", help="Time to measure, such as 90s, 10m or 2h.")] = "10m",
     figure: Annotated[
         Path | None, typer.Option(metavar="FILE.png", help="Draw learning curve, depth, and all strategies.")
@@ -37,21 +43,44 @@ def advise(
     """Measure which strategy suits these images, and recommend one.
 
     Nothing is taken from the hold-out. What does not fit the budget is left out, and said. Blocks and activations that
-    are missing are extracted into the store, where its images are still there.
+    are missing are extracted into the store, where its images are still there. Of a SOURCE all blocks are extracted
+    first, in the time of the budget.
 
     Example: featcache advise pets.fcache --budget 10m --figure advice.png
     """
+    from featcache.errors import NotAStoreError
     from featcache.evaluation.figures import check_png
+    from featcache.store import FeatureStore
     from featcache.strategies.advise import advise as run
     from featcache.strategies.advise.figure import draw_advice
 
     seconds = seconds_of(budget)
     if figure is not None:
         check_png(figure)
+    if output is not None:
+        began = time.monotonic()
+        _extract(store, output, labels)
+        store, seconds = output, max(1.0, seconds - (time.monotonic() - began))
+    else:
+        try:
+            FeatureStore.open(store)
+        except NotAStoreError as error:
+            if not store.exists():
+                raise
+            raise UsageError(f"{error} Or are these images? Then say where to: -o {store.stem}.fcache.") from None
     found = run(store, budget=seconds, source=source, space=space, labels=labels, seed=seed, progress=True)
     if figure is not None:
         draw_advice(found, figure)
     return Answer({**found.to_dict(), "figure": None if figure is None else str(figure)}, lambda: _show(found, figure))
+
+
+def _extract(source: Path, store: Path, labels: Path | None) -> None:
+    from featcache.backbones import get
+    from featcache.extraction import DEFAULT_BACKBONE, extract
+    from featcache.strategies.block_layers import block_layers
+
+    layers = block_layers(get(DEFAULT_BACKBONE))
+    extract(source, store, layers=layers, labels=None if labels is None else "none", progress=True)
 
 
 def seconds_of(text: str) -> float:
