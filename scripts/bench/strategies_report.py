@@ -104,6 +104,8 @@ def draw(cells: list[dict[str, Any]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     data = [name for name in strategies.DATA if any(c["data"] == name and c["strategy"] == "scratch" for c in cells)]
+    if not data:
+        raise SystemExit("There is no cell of scratch yet, so no figure is drawn.")
     figure, axes = plt.subplots(3, len(data), figsize=(4 * len(data), 10), layout="constrained", squeeze=False)
     for column, name in enumerate(data):
         mine = [cell for cell in cells if cell["data"] == name]
