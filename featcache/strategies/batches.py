@@ -8,7 +8,7 @@ import numpy as np
 
 
 def batch_count(items: int, batch_size: int) -> int:
-    """Batches that hold *items*, each at most *batch_size*, none of a single item where there are two or more."""
+    """Batches that hold *items*: none of a single item where there are two or more, else each at most *batch_size*."""
     return max(1, min(-(-items // batch_size), items // 2))
 
 

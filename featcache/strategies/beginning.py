@@ -38,12 +38,14 @@ def train_on(
     checkpoint: Path | None = None,
     task: Mapping[str, Any] | None = None,
     precision: str = "float32",
+    units: np.ndarray,
     progress: Progress,
 ) -> Curve:
     """Train as `loop.train` does, and go back to the weights of the beginning where that was no better.
 
     Args:
         model, stages, batches, validation, schedule, checkpoint, task, precision, progress: as for `loop.train`.
+        units: (n,) unit of each validation item; items that are no independent evidence share one.
 
     Returns:
         The curve, whose ``beginning`` says which weights the network has.
@@ -58,18 +60,19 @@ def train_on(
         keep_statistics=True, progress=progress,
     )  # fmt: skip
     after, _ = loop.validation_scores(model, validation, precision)
-    kept = not _surely_positive(_tempered_losses(before, numbers) - _tempered_losses(after, numbers))
+    losses = _tempered_losses(before, numbers)
+    kept = not _surely_positive(losses - _tempered_losses(after, numbers), units)
     beginning = Beginning(
         nn.functional.cross_entropy(before, numbers).item(),
+        losses.mean().item(),
         (before.argmax(1) == numbers).double().mean().item(),
         kept,
     )
     if kept:
         model.load_state_dict(weights)
         progress.note(
-            f"On {len(before)} validation items no epoch is better than the beginning (loss "
-            f"{beginning.validation_loss:.4g}) beyond one standard error, so the weights of the beginning are kept. "
-            "More images may change that."
+            f"On {len(before)} validation items epoch {curve.best.number}, the best, is not better than the beginning "
+            "beyond one standard error, so the weights of the beginning are kept. More images may change that."
         )
     return replace(curve, beginning=beginning)
 
@@ -81,6 +84,15 @@ def _tempered_losses(scores: Tensor, numbers: Tensor) -> np.ndarray:
     return losses
 
 
-def _surely_positive(gains: np.ndarray) -> bool:
-    """Whether the mean is above 0 by more than its standard error; one number alone has none."""
-    return len(gains) > 1 and bool(gains.mean() > gains.std(ddof=1) / math.sqrt(len(gains)))
+def _surely_positive(gains: np.ndarray, units: np.ndarray) -> bool:
+    """Whether the mean is above 0 by more than its standard error over units; one unit alone has none.
+
+    The error is that of a mean of clusters (Cochran, "Sampling techniques", 3rd edition, equation 9A.4).
+    """
+    _, numbers = np.unique(units, return_inverse=True)
+    residuals = np.bincount(numbers, gains - gains.mean())
+    m = len(residuals)
+    if m < 2:
+        return False
+    error = math.sqrt(m / (m - 1) * float(residuals @ residuals)) / len(gains)
+    return bool(gains.mean() > error)

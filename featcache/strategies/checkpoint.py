@@ -25,7 +25,7 @@ from featcache.failpoints import reach
 from featcache.recipe import weights_digest
 from featcache.strategies.curve import Epoch, best_of
 
-_FORMAT = 1
+_FORMAT = 2
 _KEY = "featcache_checkpoint"
 
 

@@ -16,6 +16,8 @@ class Epoch:
         training_loss: mean cross-entropy of the items in nats, each as the network was when its batch came; with
             label smoothing where there is any.
         validation_loss: mean cross-entropy of the validation items in nats, without label smoothing.
+        tempered_loss: the same at the temperature that makes it least. It decides which epoch is the best, since label
+            smoothing makes a network less sure than it is right, which one number mends.
         accuracy: share of the validation items whose likeliest class is theirs.
         rate: learning rate of the last stage at the last step.
         seconds: of the pass and the validation.
@@ -24,6 +26,7 @@ class Epoch:
     number: int
     training_loss: float
     validation_loss: float
+    tempered_loss: float
     accuracy: float
     rate: float
     seconds: float
@@ -34,12 +37,12 @@ class Beginning:
     """What a network was worth before it was trained.
 
     Attributes:
-        validation_loss: as of an `Epoch`.
-        accuracy: as of an `Epoch`.
+        validation_loss, tempered_loss, accuracy: as of an `Epoch`.
         kept: its weights were kept, since training made nothing better beyond chance.
     """
 
     validation_loss: float
+    tempered_loss: float
     accuracy: float
     kept: bool
 
@@ -61,7 +64,7 @@ class Curve:
 
     @property
     def best(self) -> Epoch:
-        """The epoch of the least validation loss."""
+        """The epoch of the least tempered validation loss."""
         return best_of(self.epochs)
 
     @property
@@ -91,5 +94,5 @@ class Curve:
 
 
 def best_of(epochs: Sequence[Epoch]) -> Epoch:
-    """The epoch of the least validation loss; the first of equal ones."""
-    return min(epochs, key=lambda epoch: epoch.validation_loss)
+    """The epoch of the least tempered validation loss; the first of equal ones."""
+    return min(epochs, key=lambda epoch: epoch.tempered_loss)

@@ -14,6 +14,7 @@ from featcache import leakage
 from featcache.backbones import get
 from featcache.backbones.layers import POOLED
 from featcache.backbones.own_weights import with_weights
+from featcache.backbones.runtimes.choice import check_choice
 from featcache.bundle import Bundle
 from featcache.embedding import backbone_for
 from featcache.errors import MissingVectorsError, UnknownNameError, UsageError
@@ -29,7 +30,7 @@ from featcache.score_report import described, scored
 from featcache.store import FeatureStore
 from featcache.strategies.network_training import beginning, train_network
 from featcache.strategies.output import linear_form
-from featcache.strategies.picture_batches import Pictures
+from featcache.strategies.picture_batches import Pictures, in_order
 from featcache.strategies.schedule import Schedule
 from featcache.strategies.training_items import contents
 from featcache.strategies.training_report import keep_record, of_training
@@ -40,8 +41,8 @@ if TYPE_CHECKING:
 
 INITS = ("pretrained", "scratch")
 PRETRAINED = Schedule(epochs=12, rate=3e-4, patience=6, label_smoothing=0.1)
+_AT_ONCE = 32
 SCRATCH = Schedule(epochs=60, rate=2e-3, layer_decay=1.0, patience=12, label_smoothing=0.1)
-DROPOUT = 0.2
 
 
 def finetune(
@@ -99,6 +100,7 @@ def finetune(
         raise UsageError(
             f"Pretrained weights are those of the vectors' own backbone. Leave {arch!r} away, or begin from scratch."
         )
+    check_choice("torch", precision, device or "cpu")
     began, started = time.monotonic(), datetime.now(timezone.utc)
     opened = FeatureStore.open(Path(store))
     chosen_space = opened.space(space)
@@ -133,8 +135,10 @@ def finetune(
         network.to(device or base.device)
         pixels = None if arch is not None else chosen_space.recipe.pixels
         reader = with_weights(base, _state(network), pixels)
+        pictures = Pictures(reader, examples.items, [there[item.uri] for item in examples.items], seed)
+        _look_at(pictures, test, shown)
         trained = train_network(
-            network, Pictures(reader, examples.items, [there[item.uri] for item in examples.items], seed), init,
+            network, pictures, init,
             examples, learn, test, schedule,
             checkpoint=None if checkpoint is None else Path(checkpoint),
             task={"init": init, "network": base.name, "recipe": chosen_space.fingerprint},
@@ -149,7 +153,7 @@ def finetune(
             recipe=own.recipe,
             form=linear_form(trained.output, trained.classes),
             trained_on=contents(examples, np.union1d(learn, trained.validation)),
-            fitted_on=len(learn),
+            fitted_on=trained.learned,
             chosen=dict(trained.chosen),
             weights=weights,
         )
@@ -173,6 +177,14 @@ def finetune(
         }
         keep_record(Path(store), "finetune", started, bundle.report, shown)
     return bundle
+
+
+def _look_at(pictures: Pictures, rows: np.ndarray, shown: Progress) -> None:
+    """Read what is scored at the end, so that a picture that cannot be read ends the run before the training."""
+    shown.start("look at the pictures to be scored", len(rows), "items")
+    for _, numbers in in_order(pictures, rows, rows, _AT_ONCE):
+        shown.advance(len(numbers))
+    shown.finish()
 
 
 def _state(network: Network) -> dict[str, np.ndarray]:

@@ -31,6 +31,8 @@ def draw_learning_curve(curve: Curve, path: str | Path) -> None:
     # Dots, since one epoch alone makes no line.
     above.plot(numbers, [epoch.training_loss for epoch in curve.epochs], marker=".", label="training")
     above.plot(numbers, [epoch.validation_loss for epoch in curve.epochs], marker=".", label="validation")
+    tempered = [epoch.tempered_loss for epoch in curve.epochs]
+    above.plot(numbers, tempered, marker=".", color="C2", label="validation, at the temperature that suits it")
     above.set_ylabel("cross-entropy")
     below.plot(numbers, [epoch.accuracy for epoch in curve.epochs], marker=".", color="C1")
     below.set_ylabel("accuracy on the validation items")
@@ -42,7 +44,7 @@ def draw_learning_curve(curve: Curve, path: str | Path) -> None:
         axes.grid(which="major", alpha=0.3)
     if curve.beginning is not None:
         name = "beginning (kept)" if curve.beginning.kept else "beginning"
-        above.axhline(curve.beginning.validation_loss, color="C1", linewidth=0.8, linestyle=":", label=name)
+        above.axhline(curve.beginning.tempered_loss, color="C2", linewidth=0.8, linestyle=":", label=name)
         below.axhline(curve.beginning.accuracy, color="C1", linewidth=0.8, linestyle=":", label=name)
     below.plot([best.number], [best.accuracy], "o", color="C3", zorder=3, label=f"accuracy {best.accuracy:.4f}")
     above.legend(fontsize=8)

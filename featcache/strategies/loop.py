@@ -2,8 +2,8 @@
 
 What holds whatever happens:
 
-- The network ends with the weights of the epoch of the least validation loss, in evaluation mode; also when the
-  loss is no longer finite (then with an error).
+- The network ends with the weights of the epoch of the least validation loss (at the temperature that suits it), in
+  evaluation mode; also when the loss is no longer finite (then with an error).
 - On a processor two runs with the same arguments and the same number of threads give the same bits. All random
   numbers of an epoch come from the seed and its number, so a run that goes on from a checkpoint gives them too.
 - torch's own random state is as before when the loop is left.
@@ -25,6 +25,7 @@ from torch.nn.modules.batchnorm import _BatchNorm  # what all batch normalisatio
 
 from featcache.backbones.runtimes.choice import check_choice
 from featcache.errors import TrainingError, UsageError
+from featcache.evaluation.temperature import fit_temperature
 from featcache.progress import Progress, choose, duration
 from featcache.strategies import checkpoint as checkpoints
 from featcache.strategies.curve import Curve, Epoch, best_of
@@ -128,7 +129,7 @@ def train(
             except _NotFiniteError as error:
                 model.load_state_dict(best)
                 model.eval()
-                raise TrainingError(_advice(error, epochs, schedule, precision)) from None
+                raise TrainingError(_advice(error, epochs, schedule, precision, checkpoint)) from None
             shown.finish()
             if best_of(epochs) is epochs[-1]:
                 best = _copy(model)
@@ -165,8 +166,8 @@ class _Run:
         seed = np.random.SeedSequence([self.schedule.seed, number]).generate_state(1, np.uint64)
         torch.manual_seed(int(seed[0]))
         loss, rate = self._learn(number, shown)
-        validation_loss, accuracy = self._validate(number, rate)
-        return Epoch(number, loss, validation_loss, accuracy, rate, time.perf_counter() - began)
+        found = self._validate(number, rate)
+        return Epoch(number, loss, *found, rate, time.perf_counter() - began)
 
     def _learn(self, number: int, shown: Progress) -> tuple[float, float]:
         """Mean loss of the items, and the rate of the last step."""
@@ -200,14 +201,15 @@ class _Run:
             raise UsageError(f"Epoch {number} has {'more' if step > steps else step} batches, but should have {steps}.")
         return total / items, rate
 
-    def _validate(self, number: int, rate: float) -> tuple[float, float]:
-        """Mean loss of the validation items, and the share that is right."""
+    def _validate(self, number: int, rate: float) -> tuple[float, float, float]:
+        """Mean loss of the validation items, the same at its best temperature, and the share that is right."""
         scores, numbers = validation_scores(self.model, self.validation, self.precision)
         if not len(scores):
             raise UsageError("There is no item to validate on: without any, nobody knows when to stop.")
         loss = nn.functional.cross_entropy(scores, numbers).item()
         _check_finite("validation loss", loss, number, self.batches.steps, rate)
-        return loss, (scores.argmax(1) == numbers).double().mean().item()
+        _, tempered = fit_temperature(scores.numpy(), numbers.numpy())
+        return loss, tempered, (scores.argmax(1) == numbers).double().mean().item()
 
 
 def validation_scores(model: nn.Module, validation: Validation, precision: str) -> tuple[Tensor, Tensor]:
@@ -248,13 +250,17 @@ def _check_finite(what: str, value: float, epoch: int, step: int, rate: float) -
         raise _NotFiniteError(what, value, epoch, step, rate)
 
 
-def _advice(error: _NotFiniteError, epochs: Sequence[Epoch], schedule: Schedule, precision: str) -> str:
+def _advice(
+    error: _NotFiniteError, epochs: Sequence[Epoch], schedule: Schedule, precision: str, checkpoint: Path | None
+) -> str:
     kept = f"those of epoch {best_of(epochs).number}, the best" if epochs else "those from before the training"
     if (error.epoch, error.step, error.what) == (1, 1, "loss"):
         try_this = "No step was taken yet, so look for inputs or weights that are not finite."
     else:
         try_this = f"Try a lower rate, such as {schedule.rate / 5:.2g}, or a longer warm-up than {schedule.warmup:g}"
         try_this += " or float32." if precision == "bfloat16" else "."
+        if checkpoint is not None and epochs:
+            try_this += f" Remove {checkpoint} first, which is that of this training."
     return (
         f"The {error.what} is {error.value} in epoch {error.epoch} at step {error.step}, where the rate is "
         f"{error.rate:.3g}. The network's weights are {kept}, again. {try_this}"

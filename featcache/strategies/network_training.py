@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,7 +115,7 @@ def train_network(
         output = blank_output(network, len(classes))
     output.to(next(network.module.parameters()).device)
     model = Whole(network, output, 0.0 if init == "pretrained" else _DROPOUT)
-    train = train_on if init == "pretrained" else loop.train
+    train = partial(train_on, units=examples.units[validation]) if init == "pretrained" else loop.train
 
     def held_out() -> Iterable[tuple[Tensor, Tensor]]:
         return in_order(pictures, validation, numbers[validation], schedule.batch_size)
@@ -130,12 +131,13 @@ def train_network(
         precision=precision,
         progress=progress,
     )
-    temperature = None
     if curve.kept:
         temperature = temper(output, *loop.validation_scores(model, held_out, precision))
     else:
-        chosen = refit(output, examples.read, examples, learn, schedule.seed, progress)
-    return Trained(model, output, classes, curve, fit, validation, {"epoch": curve.kept, **chosen}, temperature)
+        chosen, temperature = refit(output, examples.read, examples, learn, schedule.seed, progress)
+    return Trained(
+        model, output, classes, curve, fit, validation, {"epoch": curve.kept, **chosen}, temperature, len(learn)
+    )
 
 
 def blank_output(network: Network, classes: int) -> nn.Linear:

@@ -69,11 +69,13 @@ def train_suffix(
             **(task or {}), "views": list(examples.views), "classes": classes,
             "items": items_digest(examples, fit, validation),
         },
+        units=examples.units[validation],
         progress=progress,
     )  # fmt: skip
-    temperature = None
     if curve.kept:
         temperature = temper(output, *loop.validation_scores(model, held_out, "float32"))
     else:
-        chosen = refit(output, frozen, examples, learn, schedule.seed, progress)
-    return Trained(model, output, classes, curve, fit, validation, {"epoch": curve.kept, **chosen}, temperature)
+        chosen, temperature = refit(output, frozen, examples, learn, schedule.seed, progress)
+    return Trained(
+        model, output, classes, curve, fit, validation, {"epoch": curve.kept, **chosen}, temperature, len(learn)
+    )

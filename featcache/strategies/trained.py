@@ -24,7 +24,8 @@ class Trained:
         validation: rows that decided when the training ended.
         chosen: ``epoch`` whose weights were kept (0: those of the beginning), and what was chosen for the output that
             the training began with.
-        temperature: that the output was divided by, fitted on the validation rows; None where it was not.
+        temperature: that the output was divided by; None where it was not.
+        refitted: items that the output learned from where the beginning was kept.
     """
 
     model: nn.Module
@@ -35,3 +36,9 @@ class Trained:
     validation: np.ndarray
     chosen: Mapping[str, object]
     temperature: float | None
+    refitted: int
+
+    @property
+    def learned(self) -> int:
+        """How many items taught what answers: with the weights of the beginning, those that validated as well."""
+        return len(self.fit) if self.curve.kept else self.refitted

@@ -155,7 +155,7 @@ def tune(
             recipe=recipe,
             form=form,
             trained_on=contents(examples, np.union1d(learn, trained.validation)),
-            fitted_on=len(learn),
+            fitted_on=trained.learned,
             chosen=dict(trained.chosen),
         )
         fitting = time.monotonic() - fit_began

@@ -76,6 +76,8 @@ def advised(cells: list[dict[str, Any]]) -> None:
             for other in cells
             if other["seed"] == 0 and (other["data"], other["per_class"]) == (cell["data"], cell["per_class"])
         }
+        if not rivals:
+            continue
         best = max(rivals, key=lambda name: rivals[name].count("1"))
         found = compared(cell["right"], rivals[best])
         worse += found[2] < 0

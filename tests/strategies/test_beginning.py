@@ -45,7 +45,7 @@ def trained(start: nn.Sequential, schedule: Schedule, seed: int, **options: obje
     x, y = clouds(300, 4, 3)
     seen, told = clouds(60, 4, 3, seed=seed)
     model = copy.deepcopy(start)
-    given = {"progress": Silent()} | options
+    given = {"progress": Silent(), "units": np.arange(60)} | options
     curve = train_on(
         model, stages(model), Rows(x.float(), y, 50), whole(seen.float(), told), schedule,
         **given,  # type: ignore[arg-type]
@@ -72,7 +72,8 @@ def test_training_that_does_not_help_is_undone() -> None:
     assert curve.to_dict()["kept_epoch"] == 0
     assert bits(model) == bits(start)
     assert not model.training
-    assert any("60 validation items no epoch is better than the beginning" in text for text in notes.told)
+    assert any("On 60 validation items epoch" in text for text in notes.told)
+    assert any("is not better than the beginning beyond one standard error" in text for text in notes.told)
 
 
 def temperature(scores: np.ndarray, numbers: np.ndarray) -> float:
@@ -114,6 +115,26 @@ def test_a_gain_within_its_standard_error_is_chance() -> None:
     assert {(True, True), (False, False), (False, True)} <= set(decided)
 
 
+def test_copies_of_items_are_no_further_evidence() -> None:
+    """Each validation item five times: the same decision with units, while as single items they look surer."""
+    start, _ = trained(perceptron(4, 3), LONG, seed=0)
+    brief = Schedule(epochs=1, rate=1e-3, batch_size=50)
+    x, y = clouds(300, 4, 3)
+    decided = []
+    for seed in range(12):
+        seen, told = clouds(60, 4, 3, seed=seed)
+        five = whole(seen.float().repeat(5, 1), told.repeat(5))
+        kept = []
+        for units in (np.tile(np.arange(60), 5), np.arange(300)):
+            model = copy.deepcopy(start)
+            rows = Rows(x.float(), y, 50)
+            kept.append(train_on(model, stages(model), rows, five, brief, units=units, progress=Silent()).kept > 0)
+        decided.append((trained(start, brief, seed=seed)[1].kept > 0, *kept))
+    # The temperature takes one row to be wrong, so it differs a little with the number of rows.
+    assert sum(once != units for once, units, _ in decided) <= 1
+    assert sum(single for _, _, single in decided) > sum(units for _, units, _ in decided)
+
+
 def test_normalisations_keep_their_statistics_and_learn_their_scale() -> None:
     start, _ = trained(perceptron(4, 3), LONG, seed=0)
     x, y = clouds(300, 4, 3)
@@ -145,7 +166,7 @@ def test_a_checkpoint_leads_to_the_same_decision(tmp_path: Path) -> None:
     with pytest.raises(CutOffError):
         train_on(
             model, stages(model), Rows(x.float(), y, 50, before=cut_off), whole(seen.float(), told), LONG,
-            checkpoint=path, progress=Silent(),
+            checkpoint=path, units=np.arange(60), progress=Silent(),
         )  # fmt: skip
     again, curve = trained(start, LONG, seed=0, checkpoint=path)
     assert bits(again) == bits(whole_model)

@@ -164,7 +164,7 @@ def test_one_of_another_version_is_refused(
     training: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # There is no later version yet whose file could be taken; only its number is another.
-    monkeypatch.setattr(checkpoint, "_FORMAT", 2)
+    monkeypatch.setattr(checkpoint, "_FORMAT", checkpoint._FORMAT + 1)
     interrupted(training)
     monkeypatch.undo()
     with pytest.raises(UsageError, match="written by another version of featcache"):

@@ -9,13 +9,14 @@ import pytest
 from PIL import Image
 
 from featcache.errors import UsageError
-from featcache.strategies.curve import Curve, Epoch
+from featcache.strategies.curve import Beginning, Curve, Epoch
 from featcache.strategies.learning_curve_figure import draw_learning_curve
 
 
 def curve(losses: list[float]) -> Curve:
-    epochs = (Epoch(n, loss / 2, loss, 1 / (1 + loss), rate=1e-3 / n, seconds=1.5) for n, loss in enumerate(losses, 1))
-    return Curve(tuple(epochs), "epochs")
+    """Its raw validation loss falls all the time: what counts is that at the best temperature."""
+    epochs = (Epoch(n, loss / 2, 9 / n, loss, 1 / (1 + loss), 1e-3 / n, 1.5) for n, loss in enumerate(losses, 1))
+    return Curve(tuple(epochs), "epochs", Beginning(1.0, 0.9, 0.5, kept=len(losses) > 3))
 
 
 @pytest.mark.parametrize("losses", [[0.7], [2.0, 1.0, 0.5, 0.6], [1.0 / n for n in range(1, 120)]])
@@ -31,6 +32,8 @@ def test_it_is_drawn(losses: list[float], tmp_path: Path) -> None:
 
 def test_the_best_epoch_is_the_first_of_the_least_loss() -> None:
     assert curve([2.0, 0.5, 0.6, 0.5]).best.number == 2
+    assert curve([2.0, 0.5, 0.6, 0.5]).kept == 0
+    assert curve([2.0, 0.5, 0.6]).kept == 2
 
 
 def test_places_and_names_that_are_refused(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,13 +17,15 @@ from torch import nn
 from featcache.backbones import tiny_backbone
 from featcache.errors import UsageError
 from featcache.evaluation import splits
+from featcache.evaluation.temperature import fit_temperature
+from featcache.fitting import fit
 from featcache.heads import make_head
 from featcache.labelled_vectors import LabelledVectors
 from featcache.progress import Silent
 from featcache.store import Item
 from featcache.strategies.batches import batch_count, shuffled
 from featcache.strategies.cached_batches import CachedBatches, in_order
-from featcache.strategies.output import linear_form, outset, refit
+from featcache.strategies.output import linear_form, outset, refit, temper
 from featcache.strategies.stages import network_stages
 from featcache.strategies.training_items import class_numbers, contents, items_digest
 from featcache.strategies.validation_rows import validation_rows
@@ -180,22 +184,51 @@ def test_the_digest_tells_items_labels_and_parts_apart() -> None:
     assert contents(examples(rows), np.array([2, 0, 2])).tolist() == [[0] * 32, [2] * 32]
 
 
-def test_the_output_begins_as_the_path_solver_ends() -> None:
+def overlapping(n: int) -> tuple[LabelledVectors, np.ndarray]:
     rng = np.random.default_rng(0)
-    given = examples([("ab"[i % 2], None, None) for i in range(40)])
-    X = (rng.normal(size=(40, 5)) + 2 * (given.y == "b")[:, None]).astype(np.float32)
-    rows = np.arange(5, 40)
+    given = examples([("ab"[i % 2], None, None) for i in range(n)])
+    return given, (rng.normal(size=(n, 5)) + 0.7 * (given.y == "b")[:, None]).astype(np.float32)
+
+
+def test_the_output_begins_as_the_path_solver_ends() -> None:
+    given, X = overlapping(60)
+    rows = np.arange(5, 60)
     output, chosen = outset(lambda at: X[at], given, rows, 0, Silent())
     path = make_head("softmax", 0, "classify").fit(X[rows], given.y[rows], groups=given.units[rows])
     form = linear_form(output, ("a", "b"))
     np.testing.assert_allclose(form.probabilities(X), path.predict_proba(X), atol=1e-6)
     assert chosen == {f"output_{name}": value for name, value in path.chosen_.items()}
     assert output.weight.requires_grad
-    before = output.weight.detach().clone()
-    refit(output, lambda at: X[at], given, np.arange(40), 0, Silent())
-    assert not torch.equal(output.weight, before)
-    path.fit(X, given.y, groups=given.units)
-    np.testing.assert_allclose(linear_form(output, ("a", "b")).probabilities(X), path.predict_proba(X), atol=1e-6)
+
+
+def test_refitted_it_is_the_head_of_train() -> None:
+    given, X = overlapping(60)
+    given = replace(given, read=lambda at: X[at], read_views=None, views=("0",), layers=("pooled",), shapes=((5,),))
+    output, _ = outset(given.read, given, np.arange(5, 60), 0, Silent())
+    rows = np.random.default_rng(1).permutation(60)
+    chosen, temperature = refit(output, given.read, given, rows, 0, Silent())
+    head = fit(given, rows, "softmax", 0)
+    assert temperature == head.report["calibration"]["temperature"] != 1
+    assert chosen == {f"output_{name}": value for name, value in head.chosen.items()}
+    np.testing.assert_allclose(
+        linear_form(output, ("a", "b")).probabilities(X), head.predict_proba_vectors(X), atol=1e-6
+    )
+
+
+def test_an_output_is_divided_by_the_temperature_of_fifty_items() -> None:
+    rng = np.random.default_rng(0)
+    numbers = torch.from_numpy(np.arange(50) % 3)
+    scores = torch.from_numpy(rng.normal(size=(50, 3)) + 2 * np.eye(3)[np.arange(50) % 3]) * 5
+    output = nn.Linear(4, 3)
+    before = copy.deepcopy(output)
+    assert temper(output, scores[:49], numbers[:49]) is None
+    assert torch.equal(output.weight, before.weight)
+    temperature = temper(output, scores, numbers)
+    assert temperature is not None
+    assert temperature > 2
+    assert temperature == pytest.approx(fit_temperature(scores.numpy(), numbers.numpy())[0])
+    x = torch.randn(7, 4)
+    torch.testing.assert_close(output(x) * temperature, before(x))
 
 
 @pytest.mark.parametrize(

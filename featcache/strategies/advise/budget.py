@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
+import torch
+
 from featcache.errors import FeatcacheError
 from featcache.progress import duration
 
@@ -78,7 +80,7 @@ class Budget:
         began = self._clock()
         try:
             result = work()
-        except FeatcacheError as error:
+        except (FeatcacheError, MemoryError, torch.OutOfMemoryError) as error:
             if estimate is None:
                 raise
             self.parts.append(Part(name, estimate, self._clock() - began, " ".join(str(error).split())))

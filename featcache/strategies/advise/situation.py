@@ -63,7 +63,7 @@ class Situation:
         """The store, opened again since it may have grown."""
         return FeatureStore.open(self.path)
 
-    def vectors(self, layers: Sequence[str], *, views: bool = False) -> LabelledVectors:
+    def vectors(self, layers: Sequence[str], *, views: bool | Sequence[str] = False) -> LabelledVectors:
         """The items to learn from with other layers.
 
         Raises:
@@ -71,7 +71,7 @@ class Situation:
         """
         return self.items.of(self._all(layers, views))
 
-    def _all(self, layers: Sequence[str], views: bool = False) -> LabelledVectors:
+    def _all(self, layers: Sequence[str], views: bool | Sequence[str] = False) -> LabelledVectors:
         return LabelledVectors.from_store(
             self.store, list(layers), labels=self.labels, source=self.source, space=self.space, views=views
         )

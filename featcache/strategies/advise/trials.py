@@ -18,6 +18,7 @@ from featcache.images.entry import Entry
 from featcache.known_images import known_images
 from featcache.progress import duration
 from featcache.recipe import StandardTransform
+from featcache.strategies.activations import view_names
 from featcache.strategies.advise.costs import Cost
 from featcache.strategies.advise.outcome import Outcome
 from featcache.strategies.advise.rates import step_seconds
@@ -43,17 +44,19 @@ class _Candidate:
         name: of the strategy.
         kind: ``tune``, ``finetune`` or ``scratch``.
         epoch: seconds of an epoch for each item to learn from; of the last trial, once there was one.
-        run: tries it on a fold for some epochs at most.
+        run: tries it on a fold for some epochs at most, with so many views of each item where they are cached.
         cached: the layer that has to be stored first.
         tried: whether *epoch* is that of a trial.
+        views: of each item that fit the budget.
     """
 
     name: str
     kind: str
     epoch: float
-    run: Callable[[Fold, int], Trial]
+    run: Callable[[Fold, int, int], Trial]
     cached: str | None = None
     tried: bool = False
+    views: int = VIEWS
 
 
 def tried(at: Situation) -> tuple[list[Outcome], list[Cost]]:
@@ -77,7 +80,7 @@ def tried(at: Situation) -> tuple[list[Outcome], list[Cost]]:
             more = at.budget.run(
                 f"{name}, fold {number} of {len(at.items.folds)}",
                 1.1 * so_far.seconds / so_far.fits,
-                lambda candidate=candidate, fold=fold: candidate.run(fold, epochs[candidate.name]),  # type: ignore[misc]
+                lambda candidate=candidate, fold=fold: candidate.run(fold, epochs[candidate.name], candidate.views),  # type: ignore[misc]
             )
             if more is None:
                 running.remove(candidate)
@@ -126,11 +129,11 @@ def _first(at: Situation, candidate: _Candidate) -> tuple[Outcome, int] | None:
     made = at.budget.run(
         f"{candidate.name}, fold 1 of {len(at.items.folds)}",
         epochs * epoch + output,
-        lambda: candidate.run(fold, epochs),
+        lambda: candidate.run(fold, epochs, views),
     )
     if made is None:
         return None
-    candidate.epoch, candidate.tried = made.epoch, True
+    candidate.epoch, candidate.tried, candidate.views = made.epoch, True, views
     few = None if views == VIEWS else "learned from the pictures themselves alone, not from views of them"
     outcome = made.outcome
     return replace(outcome, note="; ".join(text for text in (outcome.note, few) if text) or None), epochs
@@ -161,8 +164,8 @@ def _tune(at: Situation, backbone: Backbone, layer: str) -> _Candidate:
     item = step_seconds(model, x, classes)
     name = f"tune {layer}"
 
-    def run(fold: Fold, epochs: int) -> Trial:
-        activations = at.vectors([cut.cached], views=True)
+    def run(fold: Fold, epochs: int, views: int) -> Trial:
+        activations = at.vectors([cut.cached], views=view_names(views, at.seed))
         return try_suffix(name, backbone.cut(layer), at.items.examples, activations, fold, epochs, at.seed, at.shown)
 
     return _Candidate(name, "tune", _epoch(item, 0.0), run, cut.cached)
@@ -200,7 +203,7 @@ def _wholes(at: Situation, backbone: Backbone) -> list[_Candidate]:
             kind,
             kind,
             epoch,
-            lambda fold, epochs, init=init: try_network(  # type: ignore[misc]
+            lambda fold, epochs, _, init=init: try_network(  # type: ignore[misc]
                 init, backbone, entries, at.items.examples, fold, epochs, at.seed, at.shown
             ),
         )
