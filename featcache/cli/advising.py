@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,8 +16,6 @@ from featcache.errors import UsageError
 
 if TYPE_CHECKING:
     from featcache.strategies.advise import Advice
-
-_UNITS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600}
 
 
 @verb(interrupted="Layers that were extracted stay in the store.")
@@ -52,6 +49,7 @@ def advise(
     from featcache.evaluation.figures import check_png
     from featcache.store import FeatureStore
     from featcache.strategies.advise import advise as run
+    from featcache.strategies.advise.budget import seconds_of
     from featcache.strategies.advise.figure import draw_advice
 
     seconds = seconds_of(budget)
@@ -83,19 +81,6 @@ def _extract(source: Path, store: Path, labels: Path | None) -> None:
     extract(source, store, layers=layers, labels=None if labels is None else "none", progress=True)
 
 
-def seconds_of(text: str) -> float:
-    """A time such as ``90``, ``90s``, ``10m`` or ``1.5h`` in seconds.
-
-    Raises:
-        UsageError: it is no such time, or not above 0.
-    """
-    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(s|m|min|h)?\s*", text, flags=re.ASCII)
-    seconds = math.nan if found is None else float(found[1]) * _UNITS[found[2] or ""]
-    if not 0 < seconds < math.inf:
-        raise UsageError(f"The budget is a time above 0 such as 90s, 10m or 2h, not {text!r}.")
-    return seconds
-
-
 def _show(advice: Advice, figure: Path | None) -> None:
     known = {outcome["name"]: outcome for outcome in advice.strategies}
     screen.table(
@@ -115,9 +100,14 @@ def _show(advice: Advice, figure: Path | None) -> None:
     screen.say(
         f"{advice.items:,} items outside the hold-out, {advice.folds} folds; in brackets 95 % intervals. Time and disk:"
     )
-    screen.say("estimates for the whole training here, at most. Accuracies compare on equal items alone.")
+    screen.say("about what the whole training takes here, without the start. Accuracies compare on equal items alone.")
+    dear = [part for part in advice.parts if part["seconds"] is None and part["estimate"] is not None]
+    if dear:
+        listed = ", ".join(f"{part['name']} ({screen.span(part['estimate'])})" for part in dear)
+        enough = math.ceil((advice.seconds + sum(part["estimate"] for part in dear)) / 60)
+        screen.say(f"Not measured, as the budget is too small: {listed}. About --budget {enough}m would do.")
     for part in advice.parts:
-        if part["reason"] is not None:
+        if part["reason"] is not None and part not in dear:
             screen.say(f"Not measured: {part['name']}: {part['reason'].rstrip('.')}.")
     screen.say(f"\nRecommended: {advice.recommendation}")
     for reason in advice.reasons:

@@ -25,12 +25,17 @@ TrainSplit = Annotated[
     str | None, typer.Option(metavar="NAME", help="The split to learn from; train, where the source has splits.")
 ]
 Seed = Annotated[int, typer.Option(metavar="N", min=0, help="Seed of all that is drawn.")]
-Epochs = Annotated[int | None, typer.Option(metavar="N", min=1, help="Passes over the items, at most.")]
-Rate = Annotated[float | None, typer.Option(metavar="R", help="The highest learning rate, that of the output.")]
-BatchSize = Annotated[int | None, typer.Option(metavar="N", min=2, help="Items of a step.")]
-CurvePng = Annotated[
-    Path | None, typer.Option("--curve", metavar="FILE.png", help="Draw loss and accuracy of each epoch.")
-]
+_EPOCHS, _RATE = "Passes over the items, at most", "The highest learning rate, that of the output"
+_BATCH_SIZE, _CURVE = "Items of a step; 32.", "Draw loss and accuracy of each epoch."
+_PRETRAINED = "Of --init pretrained: "
+Epochs = Annotated[int | None, typer.Option(metavar="N", min=1, help=f"{_EPOCHS}; 12, from scratch 60.")]
+Rate = Annotated[float | None, typer.Option(metavar="R", help=f"{_RATE}; 3e-4, from scratch 2e-3.")]
+BatchSize = Annotated[int | None, typer.Option(metavar="N", min=2, help=_BATCH_SIZE)]
+CurvePng = Annotated[Path | None, typer.Option("--curve", metavar="FILE.png", help=_CURVE)]
+TuneEpochs = Annotated[int | None, typer.Option(metavar="N", min=1, help=f"{_PRETRAINED}{_EPOCHS.lower()}; 12.")]
+TuneRate = Annotated[float | None, typer.Option(metavar="R", help=f"{_PRETRAINED}{_RATE.lower()}; 3e-4.")]
+TuneBatchSize = Annotated[int | None, typer.Option(metavar="N", min=2, help=_PRETRAINED + _BATCH_SIZE.lower())]
+TuneCurvePng = Annotated[Path | None, typer.Option("--curve", metavar="FILE.png", help=_PRETRAINED + _CURVE.lower())]
 
 
 @verb(interrupted="No head was written. Layers that were extracted stay in the store.")
@@ -92,15 +97,15 @@ def tune(
         float | None,
         typer.Option(metavar="P", help="Of --init new: the share of hidden values that a step does without; 0.2."),
     ] = None,
-    epochs: Epochs = None,
-    rate: Rate = None,
-    batch_size: BatchSize = None,
+    epochs: TuneEpochs = None,
+    rate: TuneRate = None,
+    batch_size: TuneBatchSize = None,
     split: TrainSplit = None,
     labels: Labels = None,
     source: Source = None,
     space: Space = None,
     seed: Seed = 0,
-    curve: CurvePng = None,
+    curve: TuneCurvePng = None,
     yes: Annotated[bool, typer.Option("--yes", help="Store the activations without asking.")] = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -206,7 +211,7 @@ def _refuse_others(init: str, known: tuple[str, ...], foreign: Mapping[str, Mapp
     for option, value in foreign.get(init, {}).items():
         if value is not None:
             others = " or ".join(f"--init {other}" for other in known if other != init)
-            raise UsageError(f"{option} is of {others}. Leave it away, or begin so.")
+            raise UsageError(f"{option} does not go with --init {init}. Leave it away, or take {others}.")
 
 
 def _schedule(usual: Schedule, epochs: int | None, rate: float | None, batch_size: int | None) -> Schedule:
@@ -252,6 +257,8 @@ def _answer(report: dict[str, Any], curve: Path | None) -> Answer:
 
     def show() -> None:
         show_train(report)
+        if report["chosen"].get("epoch") == 0:
+            screen.say("No training was better beyond chance: this is the head of `train` on the frozen network.")
         if curve is not None:
             screen.say(f"Learning curve: {curve}")
 

@@ -70,9 +70,15 @@ def train_on(
     )
     if kept:
         model.load_state_dict(weights)
+        worse = _surely_positive(_tempered_losses(after, numbers) - losses, units)
+        found = (
+            f"is worse than the beginning. A lower rate than {schedule.rate:g} may change that"
+            if worse
+            else "is not better than the beginning beyond one standard error. More images may change that"
+        )
         progress.note(
-            f"On {len(before)} validation items epoch {curve.best.number}, the best, is not better than the beginning "
-            "beyond one standard error, so the weights of the beginning are kept. More images may change that."
+            f"On {len(before)} validation items epoch {curve.best.number}, the best, {found}; the weights of the "
+            "beginning are kept, and the output is what `train` finds on the frozen vectors."
         )
     return replace(curve, beginning=beginning)
 

@@ -100,7 +100,6 @@ def finetune(
         raise UsageError(
             f"Pretrained weights are those of the vectors' own backbone. Leave {arch!r} away, or begin from scratch."
         )
-    check_choice("torch", precision, device or "cpu")
     began, started = time.monotonic(), datetime.now(timezone.utc)
     opened = FeatureStore.open(Path(store))
     chosen_space = opened.space(space)
@@ -114,6 +113,7 @@ def finetune(
         )
     schedule = replace(schedule or (PRETRAINED if init == "pretrained" else SCRATCH), seed=seed)
     base = backbone_for(chosen_space.recipe, backbone) if arch is None else get(arch)
+    check_choice("torch", precision, str(device or base.device))
     with choose(progress) as shown:
         examples = LabelledVectors.from_store(
             opened, "pooled", labels=labels, source=source, space=chosen_space.fingerprint
@@ -125,8 +125,8 @@ def finetune(
         if absent:
             raise MissingVectorsError(
                 f"{len(absent)} of {len(examples.items)} images are not where the store knows them (first: "
-                f"{absent[0]}). {' '.join(notes)} Run `featcache extract` again, so that it forgets those that are "
-                "gone, or with --moved, if they lie elsewhere now."
+                f"{absent[0]}). {' '.join([*notes, 'Run'])} `featcache extract` again, so that it forgets those that "
+                "are gone, or with --moved, if they lie elsewhere now."
             )
         learn, test, protocol = learned_and_scored(examples, split, seed, Path(store), shown)
         guard = leakage.guard(examples, [learn, test], scored=test, seed=seed, progress=shown)

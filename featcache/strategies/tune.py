@@ -98,8 +98,7 @@ def tune(
         MissingVectorsError: the images are not where the store knows them.
         TrainingError: the loss is no longer finite.
     """
-    if init not in INITS:
-        raise UnknownNameError.among("way to begin", init, INITS)
+    _check_beginning(init, from_layer)
     if init == "new" and (schedule is not None or checkpoint is not None):
         raise UsageError(
             "Layers of one's own (init 'new') are trained as the head mlp is, which has neither a schedule nor a "
@@ -191,8 +190,7 @@ def activations_needed(
     backbone: Backbone | None = None,
 ) -> Activations:
     """What `tune` with the same arguments will put into the store first; see there for arguments and errors."""
-    if init not in INITS:
-        raise UnknownNameError.among("way to begin", init, INITS)
+    _check_beginning(init, from_layer)
     opened = FeatureStore.open(Path(store))
     network = backbone_for(opened.space(space).recipe, backbone)
     layer = from_layer
@@ -200,6 +198,16 @@ def activations_needed(
         cut = network.cut(from_layer)
         layer = _mean(cut) if init == "new" else cut.cached
     return needed(opened, network, layer, views=views, seed=seed, labels=labels, source=source, space=space)
+
+
+def _check_beginning(init: str, from_layer: str) -> None:
+    if init not in INITS:
+        raise UnknownNameError.among("way to begin", init, INITS)
+    if init == "pretrained" and from_layer == "pooled":
+        raise UsageError(
+            "Behind `pooled` the network has no layers that could go on from their weights. Take init 'new' (--init "
+            "new), for hidden layers there, or an earlier layer."
+        )
 
 
 def _mean(cut: Cut) -> str:

@@ -81,11 +81,18 @@ def test_finetune_from_scratch(store: Path, tmp_path: Path, photos: Path, told: 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["tune", "--from-layer", "blocks.4", "--hidden", "3"], "--hidden is of --init new"),
-        (["tune", "--from-layer", "blocks.4", "--init", "new", "--epochs", "3"], "--epochs is of --init pretrained"),
+        (
+            ["tune", "--from-layer", "blocks.4", "--hidden", "3"],
+            "--hidden does not go with --init pretr",
+        ),
+        (
+            ["tune", "--from-layer", "blocks.4", "--init", "new", "--epochs", "3"],
+            "--epochs does not go",
+        ),
         (["tune", "--from-layer", "blocks.4", "--init", "old"], "'old'"),
         (["tune", "--from-layer", "blocks.9", "--yes"], "blocks.4"),
-        (["finetune", "--arch", "scratch:small_cnn"], "--arch is of --init scratch"),
+        (["tune", "--from-layer", "pooled"], "Behind `pooled` the network has no layers"),
+        (["finetune", "--arch", "scratch:small_cnn"], "--arch does not go with --init pretrained"),
         (["finetune", "--init", "scratch", "--arch", "scratch:small"], "small_cnn"),
         (["finetune", "--rate", "0"], "rate"),
         (["finetune", "--curve", "a.jpg"], ".png"),

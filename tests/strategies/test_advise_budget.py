@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featcache.strategies.advise.budget import Budget
+from featcache.progress import Silent
+from featcache.strategies.advise.budget import Budget, Deadline
 from featcache.strategies.advise.probes import seconds_for
 
 from .advise_making import outcome
@@ -34,6 +36,45 @@ def test_no_part_begins_whose_estimate_does_not_fit(parts: list[tuple[float, flo
         assert (budget.parts[-1].reason is None) == (done is True)
         assert budget.parts[-1].seconds == (pytest.approx(takes) if done else None)
     assert len(budget.parts) == len(parts)
+
+
+def test_work_that_takes_longer_than_was_thought_ends_at_its_next_step() -> None:
+    now = 0.0
+    budget = Budget(10, lambda: now)
+    steps = []
+
+    class Seen(Silent):
+        ends = 0
+
+        def finish(self) -> None:
+            self.ends += 1
+
+    seen = Seen()
+    deadline = Deadline(budget, seen)
+
+    def work() -> bool:
+        nonlocal now
+        deadline.start("work", 5, "steps")
+        for step in range(5):
+            now += 4
+            deadline.advance()
+            steps.append(step)
+        return True
+
+    assert budget.run("long", 5, work) is None
+    assert steps == [0, 1]
+    assert seen.ends == 1
+    assert budget.parts[-1].seconds == 12
+    assert "ended as the budget was spent" in str(budget.parts[-1].reason)
+    # So does a part that finds no room in memory.
+    budget = Budget(10, lambda: now)
+    for error in (MemoryError("no room"), torch.OutOfMemoryError("CUDA out of memory")):
+
+        def fails(error: Exception = error) -> None:
+            raise error
+
+        assert budget.run("large", 1, fails) is None
+        assert budget.parts[-1].reason == str(error)
 
 
 def test_probes_of_one_view_take_a_part_of_the_time_of_all_views() -> None:

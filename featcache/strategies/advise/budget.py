@@ -1,7 +1,13 @@
-"""The time that advice may take: parts run while their estimate fits what is left, and all others say why not."""
+"""The time that advice may take: parts run while their estimate fits what is left, and all others say why not.
+
+An estimate may be wrong, above all where the machine does other work too. So a part that reports to a `Deadline` is
+ended at its next step once nothing is left.
+"""
 
 from __future__ import annotations
 
+import math
+import re
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -9,10 +15,11 @@ from typing import Any, TypeVar
 
 import torch
 
-from featcache.errors import FeatcacheError
-from featcache.progress import duration
+from featcache.errors import FeatcacheError, UsageError
+from featcache.progress import Progress, duration
 
 _T = TypeVar("_T")
+_UNITS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +41,10 @@ class Part:
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain values."""
         return asdict(self)
+
+
+class BudgetSpentError(FeatcacheError):
+    """A part was not done when nothing was left."""
 
 
 class Budget:
@@ -95,3 +106,51 @@ class Budget:
     def said_left(self) -> str:
         """What is left, in words."""
         return f"and {duration(self.left)} of {duration(self.seconds)} are left"
+
+
+class Deadline:
+    """Passes on what work reports, and ends the work when the budget is spent.
+
+    Args:
+        budget: the time.
+        shown: what is passed on to.
+    """
+
+    def __init__(self, budget: Budget, shown: Progress) -> None:
+        self._budget, self._shown = budget, shown
+
+    def start(self, what: str, total: int | None, unit: str) -> None:
+        """Pass it on."""
+        self._shown.start(what, total, unit)
+
+    def advance(self, n: int = 1) -> None:
+        """Pass it on.
+
+        Raises:
+            BudgetSpentError: nothing is left.
+        """
+        self._shown.advance(n)
+        if not self._budget.left:
+            self._shown.finish()
+            raise BudgetSpentError("it took longer than was thought, and was ended as the budget was spent")
+
+    def note(self, text: str) -> None:
+        """Pass it on."""
+        self._shown.note(text)
+
+    def finish(self) -> None:
+        """Pass it on."""
+        self._shown.finish()
+
+
+def seconds_of(text: str) -> float:
+    """A time such as ``90``, ``90s``, ``10m`` or ``1.5h`` in seconds.
+
+    Raises:
+        UsageError: it is no such time, or not above 0.
+    """
+    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(s|m|min|h)?\s*", text, flags=re.ASCII)
+    seconds = math.nan if found is None else float(found[1]) * _UNITS[found[2] or ""]
+    if not 0 < seconds < math.inf:
+        raise UsageError(f"The budget is a time above 0 such as 90s, 10m or 2h, not {text!r}.")
+    return seconds

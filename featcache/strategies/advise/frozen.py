@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+
+import torch
+from torch import nn
 
 from featcache.labelled_vectors import LabelledVectors
+from featcache.progress import Silent
+from featcache.strategies.advise.budget import Deadline
 from featcache.strategies.advise.costs import Cost
 from featcache.strategies.advise.depth import Depth, by_depth, probed_blocks
 from featcache.strategies.advise.outcome import Outcome
 from featcache.strategies.advise.probes import curve_seconds, learning_curve, probe, seconds_for
+from featcache.strategies.advise.rates import step_seconds
 from featcache.strategies.advise.situation import Situation
 
 _MLP_STEPS, _MLP_BATCH, _HIDDEN = 2000, 128, 512
-_PRODUCTS, _STEP = 2e10, 1e-3
-"""Multiplications a second that any machine does, and seconds that a step takes besides: only the first fold of the
-head ``mlp`` is estimated by them."""
 
 
 def measured_curve(at: Situation) -> list[Outcome]:
@@ -24,7 +26,7 @@ def measured_curve(at: Situation) -> list[Outcome]:
     found = at.budget.run(
         "learning curve",
         curve_seconds(at.whole),
-        lambda: learning_curve(at.whole, examples, folds, at.seed, at.shown),
+        lambda: learning_curve(at.whole, examples, folds, at.seed, at.watched),
     )
     return found or [at.whole]
 
@@ -45,7 +47,7 @@ def measured_depth(at: Situation) -> Depth | None:
 
     def measure() -> Depth:
         outcomes = [
-            probe(f"softmax on {layer}", at.vectors([layer]), at.items.folds, "softmax", at.seed, at.shown)
+            probe(f"softmax on {layer}", at.vectors([layer]), at.items.folds, "softmax", at.seed, at.watched)
             for layer in fitted
         ]
         outcomes += [] if several else [at.whole]
@@ -66,11 +68,11 @@ def measured_heads(at: Situation) -> list[Outcome]:
             at.budget.run(
                 "multilayer",
                 seconds_for(at.whole, _width(at), [sum(at.widths(at.layers))], len(examples.views)),
-                lambda: probe("multilayer", at.vectors(at.layers), folds, "softmax", at.seed, at.shown),
+                lambda: probe("multilayer", at.vectors(at.layers), folds, "softmax", at.seed, at.watched),
             )
         )
     found.append(
-        at.budget.run("knn", at.whole.seconds, lambda: probe("knn", examples, folds, "knn", at.seed, at.shown))
+        at.budget.run("knn", at.whole.seconds, lambda: probe("knn", examples, folds, "knn", at.seed, at.watched))
     )
     found.append(_mlp(at, examples))
     return [outcome for outcome in found if outcome is not None]
@@ -82,24 +84,24 @@ def _mlp(at: Situation, examples: LabelledVectors) -> Outcome | None:
     first = at.budget.run(
         f"mlp, fold 1 of {len(folds)}",
         _mlp_seconds(at, len(folds[0][0])),
-        lambda: probe("mlp", examples, folds[:1], "mlp", at.seed, at.shown),
+        lambda: probe("mlp", examples, folds[:1], "mlp", at.seed, at.watched, within=Deadline(at.budget, Silent())),
     )
     if first is None:
         return None
     rest = at.budget.run(
         "mlp, the other folds",
         1.2 * first.seconds * (len(folds) - 1),
-        lambda: probe("mlp", examples, folds[1:], "mlp", at.seed, at.shown),
+        lambda: probe("mlp", examples, folds[1:], "mlp", at.seed, at.watched, within=Deadline(at.budget, Silent())),
     )
     return first if rest is None else first.joined(rest)
 
 
 def _mlp_seconds(at: Situation, learned: int) -> float:
-    """A guess of how long the head ``mlp`` takes to learn from so many items."""
-    widths = [_width(at), _HIDDEN, len(set(at.items.examples.y.tolist()))]
-    # Forwards once and backwards twice.
-    products = 3 * min(_MLP_BATCH, learned) * sum(a * b for a, b in pairwise(widths))
-    return _MLP_STEPS * (products / _PRODUCTS + _STEP)
+    """About how long the head ``mlp`` takes to learn from so many items, by a few steps."""
+    classes, size = len(set(at.items.examples.y.tolist())), min(_MLP_BATCH, learned)
+    with torch.random.fork_rng([]):
+        layers = nn.Sequential(nn.Linear(_width(at), _HIDDEN), nn.ReLU(), nn.Linear(_HIDDEN, classes))
+    return _MLP_STEPS * size * step_seconds(layers, torch.zeros(size, _width(at)), classes)
 
 
 def frozen_costs(at: Situation, outcomes: Sequence[Outcome]) -> list[Cost]:
@@ -122,7 +124,7 @@ def frozen_costs(at: Situation, outcomes: Sequence[Outcome]) -> list[Cost]:
         total = None if storing is None else storing + 3 * softmax
         costs.append(Cost("multilayer", total, room, "estimated by the softmax on pooled"))
     if "mlp" not in tried:
-        costs.append(Cost("mlp", _mlp_seconds(at, count), 0, f"estimated by the products of {_MLP_STEPS:,} steps"))
+        costs.append(Cost("mlp", _mlp_seconds(at, count), 0, f"estimated by a few of {_MLP_STEPS:,} steps"))
     if "knn" not in tried:
         costs.append(Cost("knn", softmax, 0, "estimated by the softmax on pooled, which takes no less"))
     return costs

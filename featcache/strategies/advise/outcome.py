@@ -142,7 +142,7 @@ def compare(a: Outcome, b: Outcome, units: np.ndarray, *, confidence: float = 0.
     low, high = (found.difference, found.difference) if math.isnan(found.low) else (found.low, found.high)
     numbers = np.unique(groups, return_inverse=True)[1]
     gains = np.bincount(numbers, right_a - right_b)
-    convincing = _convincing(gains, 1 - confidence)
+    convincing = _convincing(gains, 1 - confidence, len(rows) / len(gains))
     detectable = None if convincing is None else max(convincing / len(rows), (high - low) / 2)
     return Compared(
         a.name, b.name, len(rows), len(gains), found.difference, low, high, confidence, sign_test(gains), detectable
@@ -163,10 +163,11 @@ def sign_test(gains: np.ndarray) -> float:
     return float(min(1.0, 2 * binom.cdf(min(above, below), above + below, 0.5)))
 
 
-def _convincing(gains: np.ndarray, doubt: float) -> float | None:
+def _convincing(gains: np.ndarray, doubt: float, items: float) -> float | None:
     """The smallest sum of gains for which the sign test has p < *doubt*, where as many units differ as in *gains*.
 
-    Where even all of these would not be enough, as many as are. None where there are not so many units at all.
+    Where even all of these would not be enough, as many as are; where none differs, units of so many *items*. None
+    where there are not so many units at all.
     """
     from scipy.stats import binom
 
@@ -179,7 +180,7 @@ def _convincing(gains: np.ndarray, doubt: float) -> float | None:
     below = np.arange(n // 2 + 1)
     # The most units that may speak against it; 0 of *fewest* always may.
     against = int(below[2 * binom.cdf(below, n, 0.5) < doubt].max())
-    size = np.abs(gains[differ]).mean() if differ.any() else 1.0
+    size = np.abs(gains[differ]).mean() if differ.any() else items
     return float((n - 2 * against) * size)
 
 

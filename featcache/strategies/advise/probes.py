@@ -33,6 +33,7 @@ def probe(
     *,
     share: float = 1.0,
     draws: int = 1,
+    within: Progress | None = None,
 ) -> Outcome:
     """Answers to the items of some folds by a head that did not learn from them.
 
@@ -45,6 +46,7 @@ def probe(
         shown: is told of the fits.
         share: of what a fold may learn from, drawn at random in every class.
         draws: how often; an item's answers are averaged.
+        within: is told of each step of a fit, where the head counts its own.
     """
     began, count = time.monotonic(), len(examples.y)
     right, losses, learned = np.zeros(count), np.zeros(count), 0
@@ -58,7 +60,7 @@ def probe(
             with warnings.catch_warnings():
                 # Whether the grid of C is wide enough is told when the head is trained that is kept.
                 warnings.simplefilter("ignore", GridEdgeWarning)
-                bundle = fit(examples, chosen, head, seed)
+                bundle = fit(examples, chosen, head, seed, progress=within)
             probabilities, said = answers(bundle, examples, test)
             hits, missed = right_and_losses(examples.y[test], probabilities, said, bundle.classes)
             right[test] += hits / draws

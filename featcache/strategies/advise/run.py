@@ -17,7 +17,7 @@ from featcache.parts import check_classes, learned_and_scored
 from featcache.progress import Progress, choose
 from featcache.store import FeatureStore
 from featcache.strategies.advise import words
-from featcache.strategies.advise.budget import Budget
+from featcache.strategies.advise.budget import Budget, Deadline, seconds_of
 from featcache.strategies.advise.costs import Cost
 from featcache.strategies.advise.frozen import frozen_costs, measured_curve, measured_depth, measured_heads
 from featcache.strategies.advise.learning_items import learning_items
@@ -38,7 +38,7 @@ BUDGET = 600.0
 def advise(
     store: str | Path,
     *,
-    budget: float = BUDGET,
+    budget: float | str = BUDGET,
     source: str | None = None,
     space: str | None = None,
     labels: str | Path | None = None,
@@ -60,7 +60,7 @@ def advise(
 
     Args:
         store: a store with ``pooled`` vectors.
-        budget: seconds.
+        budget: seconds, or a time such as ``"10m"``.
         source: which source, where the store has several.
         space: which space, where the store has several.
         labels: a CSV file (``path,label``) whose labels take the place of the stored ones.
@@ -75,6 +75,7 @@ def advise(
         UsageError: a budget that is not above 0, fewer than two classes, or one of a single independent item.
         MissingVectorsError: no labelled item has ``pooled`` vectors, or some lack a view that others have.
     """
+    budget = seconds_of(budget) if isinstance(budget, str) else budget
     if not 0 < budget < math.inf:
         raise UsageError(f"The budget is a number of seconds above 0, not {budget}.")
     time = Budget(budget)
@@ -90,6 +91,7 @@ def advise(
         items = learning_items(examples, learn, seed, shown)
         whole = time.run("softmax", None, lambda: probe("softmax", items.examples, items.folds, "softmax", seed, shown))
         assert whole is not None
+        shown.start("load the network", None, "items")
         network, why_not = _network(opened, chosen.fingerprint, backbone)
         stored = [name for name in chosen.layers if name.endswith(":mean_std")]
         layers = [*stored, "pooled"]
@@ -98,8 +100,10 @@ def advise(
                 layers = block_layers(network)
             except FeatcacheError as error:
                 why_not = str(error)
+        shown.finish()
         at = Situation(
             path, chosen.fingerprint, examples.items[0].source, labels, seed, network, why_not, items, time, shown,
+            Deadline(time, shown),
             whole, layers,
         )  # fmt: skip
         curve = measured_curve(at)

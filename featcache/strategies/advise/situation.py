@@ -37,6 +37,7 @@ class Situation:
         items: to learn from, with ``pooled``.
         budget: the time.
         shown: progress.
+        watched: the same for work that may be ended when the budget is spent.
         whole: the softmax on ``pooled``, learned from all items.
         layers: all blocks and ``pooled``, in network order.
         no_rate: why it is not known how fast images are extracted, once that was asked.
@@ -52,6 +53,7 @@ class Situation:
     items: LearningItems
     budget: Budget
     shown: Progress
+    watched: Progress
     whole: Outcome
     layers: list[str]
     no_rate: str = ""

@@ -166,7 +166,7 @@ def _tune(at: Situation, backbone: Backbone, layer: str) -> _Candidate:
 
     def run(fold: Fold, epochs: int, views: int) -> Trial:
         activations = at.vectors([cut.cached], views=view_names(views, at.seed))
-        return try_suffix(name, backbone.cut(layer), at.items.examples, activations, fold, epochs, at.seed, at.shown)
+        return try_suffix(name, backbone.cut(layer), at.items.examples, activations, fold, epochs, at.seed, at.watched)
 
     return _Candidate(name, "tune", _epoch(item, 0.0), run, cut.cached)
 
@@ -204,7 +204,7 @@ def _wholes(at: Situation, backbone: Backbone) -> list[_Candidate]:
             kind,
             epoch,
             lambda fold, epochs, _, init=init: try_network(  # type: ignore[misc]
-                init, backbone, entries, at.items.examples, fold, epochs, at.seed, at.shown
+                init, backbone, entries, at.items.examples, fold, epochs, at.seed, at.watched
             ),
         )
         for kind, init in kinds.items()
