@@ -4,7 +4,7 @@
 
 FOLDER takes the stores, one a problem: the items to learn from (as many of each class as strategies.py learns from with
 seed 0) and the test set, with ``pooled`` alone. What is recommended is trained and answers the test items; a cell is
-appended to results/advise.json. ``strategies_report.py`` compares the answers with those of all strategies.
+appended to results/advise.json, and with all images a figure beside it. ``strategies_report.py`` compares the answers with those of all strategies.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import recording
 import strategies
 
 import featcache as fc
+from featcache.strategies.advise.figure import draw_advice
 
 
 def problem(data: str, per_class: int, folder: Path) -> Path:
@@ -66,6 +67,8 @@ def main() -> None:
             advice = fc.advise(store, budget=options.budget)
             seconds = time.monotonic() - began
             wanted: dict[str, Any] = {"data": data, "per_class": per_class}
+            if not per_class:
+                draw_advice(advice, recording.RESULTS / f"advise-{data}.png")
             right = strategies.answers(trained(advice.recommendation, store), store, store.parent)
             recording.append(
                 "advise",
