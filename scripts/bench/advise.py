@@ -4,7 +4,8 @@
 
 FOLDER takes the stores, one a problem: the items to learn from (as many of each class as strategies.py learns from with
 seed 0) and the test set, with ``pooled`` alone. What is recommended is trained and answers the test items; a cell is
-appended to results/advise.json, and with all images a figure beside it. ``strategies_report.py`` compares the answers with those of all strategies.
+appended to results/advise.json, and with all images a figure beside it. ``strategies_report.py`` compares the answers
+with those of all strategies.
 """
 
 from __future__ import annotations
