@@ -24,7 +24,7 @@ def test_no_part_begins_whose_estimate_does_not_fit(parts: list[tuple[float, flo
     now = 0.0
     budget = Budget(seconds, lambda: now)
     for number, (estimate, takes) in enumerate(parts):
-        left = seconds - now
+        left = 0.98 * seconds - now
 
         def work(takes: float = takes) -> bool:
             nonlocal now

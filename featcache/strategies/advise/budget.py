@@ -19,6 +19,8 @@ from featcache.errors import FeatcacheError, UsageError
 from featcache.progress import Progress, duration
 
 _T = TypeVar("_T")
+_ENDING = 0.02
+"""Share of the budget for comparing what was measured."""
 _UNITS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600}
 
 
@@ -51,7 +53,7 @@ class Budget:
     """Seconds to spend, and what became of each part.
 
     Args:
-        seconds: in all.
+        seconds: in all; a small part of them is for what comes after the measurements.
         clock: tells the time in seconds.
 
     Attributes:
@@ -71,8 +73,8 @@ class Budget:
 
     @property
     def left(self) -> float:
-        """Seconds that are left, 0 or more."""
-        return max(0.0, self.seconds - self.spent)
+        """Seconds that are left to measure, 0 or more."""
+        return max(0.0, (1 - _ENDING) * self.seconds - self.spent)
 
     def run(self, name: str, estimate: float | None, work: Callable[[], _T]) -> _T | None:
         """Do a part, if its estimate fits what is left.
