@@ -131,9 +131,9 @@ def _one_alone(y: np.ndarray, units: np.ndarray, known: np.ndarray) -> str:
     of_class = len(np.unique(known[y == name]))
     alike = "" if of_class == 1 else f" (its {of_class} are near-duplicates of one another)"
     return (
-        f"Class {name!r} has one independent image alone among the {len(y)} that are learned from{alike}, so nothing "
-        "can be measured on it: it would have to be learned from and answered at once. Add images of it, or leave "
-        "it out with --labels FILE."
+        f"Class {name!r} has one independent image alone among the {len(y)} outside the hold-out{alike}, so "
+        "nothing can be measured on it: it would have to be learned from and answered at once. Add images of it, or "
+        "leave it out with --labels FILE."
     )
 
 
