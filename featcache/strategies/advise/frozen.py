@@ -101,7 +101,7 @@ def _mlp_seconds(at: Situation, learned: int) -> float:
     classes, size = len(set(at.items.examples.y.tolist())), min(_MLP_BATCH, learned)
     with torch.random.fork_rng([]):
         layers = nn.Sequential(nn.Linear(_width(at), _HIDDEN), nn.ReLU(), nn.Linear(_HIDDEN, classes))
-    return _MLP_STEPS * size * step_seconds(layers, torch.zeros(size, _width(at)), classes)
+    return _MLP_STEPS * size * step_seconds(layers, torch.zeros(size, _width(at)), classes, steps=20)
 
 
 def frozen_costs(at: Situation, outcomes: Sequence[Outcome]) -> list[Cost]:

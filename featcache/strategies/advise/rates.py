@@ -19,7 +19,6 @@ from featcache.progress import Progress
 from featcache.store import FeatureStore
 
 _FEW, _MORE = 8, 40
-_STEPS = 2
 _MARGIN = 1.2
 """Estimates are so many times what was measured: a part that is begun should end within the budget."""
 
@@ -81,20 +80,21 @@ def extraction_rate(
     return ExtractionRate(max(0.0, seconds[1] - counts[1] * image), image)
 
 
-def step_seconds(model: nn.Module, x: Tensor, classes: int) -> float:
+def step_seconds(model: nn.Module, x: Tensor, classes: int, steps: int = 2) -> float:
     """Seconds that a training step takes for one of its items.
 
     Args:
         model: from inputs (b, …) to scores (b, classes); its weights are changed.
         x: (b, …) inputs, wherever they are.
         classes: how many.
+        steps: that are measured, after one that also makes room.
     """
     device = next(model.parameters()).device
     x, y = x.to(device), (torch.arange(len(x)) % classes).to(device)
     optimiser = torch.optim.AdamW(parameter for parameter in model.parameters() if parameter.requires_grad)
     model.train()
     began = time.monotonic()
-    for step in range(1 + _STEPS):
+    for step in range(1 + steps):
         if step == 1:
             _finish(device)
             began = time.monotonic()  # the first one also makes room
@@ -104,7 +104,7 @@ def step_seconds(model: nn.Module, x: Tensor, classes: int) -> float:
         optimiser.step()
     _finish(device)
     model.eval()
-    return _MARGIN * (time.monotonic() - began) / (_STEPS * len(x))
+    return _MARGIN * (time.monotonic() - began) / (steps * len(x))
 
 
 def _finish(device: torch.device) -> None:
