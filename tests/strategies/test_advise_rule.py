@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from featcache.progress import Silent
 from featcache.strategies.advise.learning_items import learning_items
 from featcache.strategies.advise.outcome import Compared, Outcome, compare, sign_test
 from featcache.strategies.advise.probes import probe
-from featcache.strategies.advise.rule import cheapest_first, confidence_for, recommend
+from featcache.strategies.advise.rule import base_of, cheapest_first, confidence_for, recommend
 from featcache.strategies.advise.words import reasons
 
 from .advise_making import differing, outcome, synthetic
@@ -250,3 +251,24 @@ def test_copies_are_no_further_evidence(copies: int, seed: int) -> None:
     assert often is not None
     assert often.units == once.units == 30
     assert [often.low, often.high, often.p] == pytest.approx([once.low, once.high, once.p])
+
+
+def test_of_two_heads_that_cost_the_same_the_lower_log_loss_is_the_base() -> None:
+    even = {name: outcome(name, np.tile([1.0, 0.0], 45)) for name in ("softmax", "multilayer", "knn")}
+    losses = {"softmax": 0.5, "multilayer": 0.49, "knn": 0.1}
+    by_name = {name: replace(found, losses=np.full(90, losses[name])) for name, found in even.items()}
+
+    def within(a: str, b: str) -> Compared | None:
+        return compare(by_name[a], by_name[b], np.arange(90))
+
+    assert base_of(by_name) == "multilayer"
+    choice = recommend(list(by_name), within, base_of(by_name))
+    assert (choice.name, choice.over) == ("multilayer", None)
+    told = reasons(choice, cheapest_first(list(by_name)), [], None, None, by_name)
+    assert "log-loss is the lower one (0.49, on the last layer alone 0.5; that may be chance)" in told[0]
+    # Equal ones, and others than these two, leave the cheapest.
+    assert base_of({**by_name, "multilayer": by_name["softmax"]}) == "softmax"
+    assert base_of({name: by_name[name] for name in ("softmax", "knn")}) == "softmax"
+    # What is better beyond doubt is taken whatever the losses say.
+    by_name["softmax"] = replace(by_name["softmax"], right=np.ones(90))
+    assert recommend(list(by_name), within, base_of(by_name)).name == "softmax"

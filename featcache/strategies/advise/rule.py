@@ -1,23 +1,27 @@
-"""Which strategy is recommended: the one that costs least to use and that nothing measured speaks against.
+"""Which strategy is recommended: one of little cost, unless another is better beyond doubt.
 
-The first in `ORDER` stays unless another is better beyond doubt. Then, of those that are better than it beyond doubt
-and not worse than another one of them beyond doubt, the first is taken. So what is recommended instead of the cheapest
-always has a paired interval to it that lies above 0. All comparisons with one strategy hold together at 95 %: each
-interval is that much wider (Bonferroni's inequality).
+The base is ``softmax``, or ``multilayer`` where its mean log-loss is lower: the same head on vectors of the same pass,
+so its answers cost next to nothing more, and where nothing is to be lost the better estimate decides, not proof. (The
+log-loss tells more of few items than the accuracy does.) No difference between the two is claimed.
+
+The base stays unless another is better beyond doubt. Then, of those that are better than it beyond doubt and not worse
+than another one of them beyond doubt, the first in `ORDER` is taken. So what is recommended instead of the base always
+has a paired interval to it that lies above 0. All comparisons with one strategy hold together at 95 %: each interval is
+that much wider (Bonferroni's inequality).
 
 Two strategies are compared on the items that both answered. A trial that the budget ended after some folds answered the
 items of these alone, so three comparisons may be about three sets of items and need not agree: each of those that are
-better than the cheapest may be worse than another of them on other items. Then the cheapest stays, and the choice is
+better than the base may be worse than another of them on other items. Then the base stays, and the choice is
 called contradictory; among strategies that answered the same items that cannot be. Two that share no item are not
 compared, and neither counts as worse than the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from featcache.strategies.advise.outcome import Compared
+from featcache.strategies.advise.outcome import Compared, Outcome
 
 ORDER = ("softmax", "multilayer", "mlp", "knn", "tune", "finetune", "scratch")
 """From cheap to dear by what an answer of the finished head costs, not by how long it takes to train.
@@ -39,11 +43,11 @@ class Choice:
 
     Attributes:
         name: of the strategy.
-        over: what shows that it is better than the cheapest; None where it is the cheapest.
+        over: what shows that it is better than the base, or that the base is better than the cheapest; None without.
         runner_up: the other one that comes nearest, or is ahead by what may be chance; None without any.
         second: the runner-up less the recommended; None without a runner-up.
         worse: of each strategy that is worse than another beyond doubt the comparison that shows it best.
-        contradictory: some are better than the cheapest, but each of them is worse than another.
+        contradictory: some are better than the base, but each of them is worse than another.
     """
 
     name: str
@@ -64,31 +68,48 @@ def confidence_for(strategies: int) -> float:
     return 1 - 0.05 / max(1, strategies - 1)
 
 
-def recommend(names: Sequence[str], compare: Compare) -> Choice:
+def base_of(outcomes: Mapping[str, Outcome]) -> str:
+    """What stays unless another is better beyond doubt: the cheapest, or ``multilayer`` where its log-loss is lower.
+
+    Args:
+        outcomes: of the strategies that were measured, by name.
+    """
+    first = cheapest_first(list(outcomes))[0]
+    if first == "softmax" and "multilayer" in outcomes:
+        softmax, multilayer = (float(outcomes[name].losses.mean()) for name in ("softmax", "multilayer"))
+        return "multilayer" if multilayer < softmax else "softmax"
+    return first
+
+
+def recommend(names: Sequence[str], compare: Compare, base: str | None = None) -> Choice:
     """Choose.
 
     Args:
         names: of the strategies that were measured, one or more.
         compare: compares two of them.
+        base: of `base_of`; by default the cheapest.
     """
     ordered = cheapest_first(names)
-    cheapest = ordered[0]
-    ahead = {name: found for name in ordered[1:] if _better(found := compare(name, cheapest), name)}
+    base = base or ordered[0]
+    ahead = {name: found for name in ordered if name != base and _better(found := compare(name, base), name)}
     worse: list[Compared] = []
     for name in ordered:
-        rivals = list(ahead) if name == cheapest or name in ahead else [cheapest, *ahead]
+        rivals = list(ahead) if name == base or name in ahead else [base, *ahead]
         beaten = [found for other in rivals if other != name and _better(found := compare(other, name), other)]
         if beaten:
             worse.append(max((c for c in beaten if c is not None), key=lambda c: c.low))
     losers = {found.b for found in worse}
     unbeaten = [name for name in ahead if name not in losers]
-    chosen = unbeaten[0] if unbeaten else cheapest
-    others = [name for name in ordered if name != chosen and (name not in losers or name == cheapest)]
+    chosen = unbeaten[0] if unbeaten else base
+    others = [name for name in ordered if name != chosen and (name not in losers or name == base)]
     seconds = [(found, name) for name in others if (found := compare(name, chosen)) is not None]
     second = max(seconds, key=lambda pair: pair[0].difference) if seconds else None
+    over = ahead[chosen] if unbeaten else None
+    if chosen == base != ordered[0] and _better(found := compare(base, ordered[0]), base):
+        over = found
     return Choice(
         chosen,
-        ahead[chosen] if unbeaten else None,
+        over,
         None if second is None else second[1],
         None if second is None else second[0],
         tuple(worse),

@@ -24,7 +24,7 @@ from featcache.strategies.advise.learning_items import learning_items
 from featcache.strategies.advise.outcome import Compared, Outcome, compare, plain
 from featcache.strategies.advise.probes import probe
 from featcache.strategies.advise.report import Advice
-from featcache.strategies.advise.rule import ORDER, cheapest_first, confidence_for, recommend
+from featcache.strategies.advise.rule import ORDER, base_of, cheapest_first, confidence_for, recommend
 from featcache.strategies.advise.situation import Situation
 from featcache.strategies.advise.trials import tried
 from featcache.strategies.block_layers import block_layers
@@ -130,7 +130,7 @@ def advise(
             made.setdefault(frozenset((a, b)), found)
         return found
 
-    choice = recommend(names, noted)
+    choice = recommend(names, noted, base_of(by_name))
     more = compare(curve[-1], curve[-2], units, seed=seed) if len(curve) > 1 else None
     comparisons = list(made.values())
     given = {"source": source, "space": space, "labels": labels, "seed": seed or None}

@@ -51,7 +51,7 @@ def reasons(
         depth: probes by depth.
         outcomes: of the strategies, by name.
     """
-    said = [_decision(choice, measured)]
+    said = [_decision(choice, measured, outcomes)]
     said += _little(compared)
     said += [_worse(found, outcomes.get(found.b)) for found in choice.worse if found != choice.over]
     if choice.second is not None and choice.runner_up is not None:
@@ -153,7 +153,7 @@ def _line_of_python(name: str, store: str, given: Mapping[str, object]) -> str:
     return f"fc.{called}({', '.join(arguments)}, backbone=backbone).save('HEAD.fch')"
 
 
-def _decision(choice: Choice, measured: Sequence[str]) -> str:
+def _decision(choice: Choice, measured: Sequence[str], outcomes: Mapping[str, Outcome]) -> str:
     name = called(choice.name)
     if len(measured) == 1:
         return f"{_begin(name)}: nothing else was measured, so nothing is known to be better."
@@ -164,6 +164,10 @@ def _decision(choice: Choice, measured: Sequence[str]) -> str:
         )
     if choice.over is None:
         others = f"none of the {len(measured) - 1} others is better beyond chance"
+        if choice.name == "multilayer" and "softmax" in outcomes:
+            here, there = (outcomes[known].losses.mean() for known in ("multilayer", "softmax"))
+            why = f"its log-loss is the lower one ({here:.3g}, on the last layer alone {there:.3g}; that may be chance)"
+            return f"{_begin(name)}: {why}, it costs next to nothing more to use, and {others}."
         return f"{_begin(name)}: it costs least to use, and {others}."
     return f"{_begin(name)}: better than {called(choice.over.b)} by {points(choice.over)}."
 
