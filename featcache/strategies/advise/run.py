@@ -51,7 +51,9 @@ def advise(
     All is measured by cross-validation on the items to learn from; the hold-out (or split ``test``) of the store takes
     no part, so that the score of what is trained afterwards is honest. What decides comes first: the head
     ``softmax`` on ``pooled``, on all blocks together, ``knn``, ``mlp``; then a learning curve and the accuracy of each
-    block; then short trials of `featcache.tune` from the last blocks and of `featcache.finetune`. Heads on ``pooled`` learn from all of its stored
+    block; then short trials of `featcache.tune` from the last blocks and of `featcache.finetune`.
+
+    Heads on ``pooled`` learn from all of its stored
     views, as `featcache.train` does; blocks, alone or together, from view 0, as `featcache.multilayer` does. A part
     whose estimate does not fit what is left of the budget is left out with the reason; only the first softmax is always
     measured. Layers and activations that are missing are extracted into the store, where its images are still there,
