@@ -74,7 +74,7 @@ def trained(
                 group["lr"] = lr * _rate(step, last)
             loss = functional.cross_entropy(logits(layers, x, dropout, generator), target)
             optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
+            torch.autograd.backward(loss)
             optimiser.step()
             total += loss.item()
             step += 1

@@ -60,7 +60,7 @@ def trained(
         x = points[batch]
         embedded = functional.normalize((x + noise * torch.randn(x.shape, generator=generator)) @ turning.T)
         optimiser.zero_grad()
-        _loss(loss, embedded, targets[batch], learned).backward()  # type: ignore[no-untyped-call]  # torch gives it no types
+        torch.autograd.backward(_loss(loss, embedded, targets[batch], learned))
         optimiser.step()
         if (step + 1) % EVERY == 0 or step + 1 == steps:
             yield turning.detach().numpy().copy()

@@ -125,7 +125,7 @@ class TorchSoftmaxHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
             for vectors, numbers in batches():
                 penalty = weight.square().sum((1, 2)) / (2 * Cs * rows)
                 optimiser.zero_grad()
-                (losses(vectors, numbers) + penalty).sum().backward()  # type: ignore[no-untyped-call]  # torch gives it no types
+                torch.autograd.backward((losses(vectors, numbers) + penalty).sum())
                 optimiser.step()
                 schedule.step()
             with torch.no_grad():

@@ -189,7 +189,7 @@ class _Run:
             value = loss.item()
             _check_finite("loss", value, number, step, rate)
             self.optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
+            torch.autograd.backward(loss)
             parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
             length = nn.utils.clip_grad_norm_(parameters, _LONGEST_GRADIENT).item()
             _check_finite("length of the gradient", length, number, step, rate)
