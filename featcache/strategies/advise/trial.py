@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -30,7 +31,8 @@ from featcache.strategies.trained import Trained
 from featcache.strategies.tune import SCHEDULE
 
 Fold = tuple[np.ndarray, np.ndarray]
-Pass = Callable[[np.ndarray], Iterable[tuple[Tensor, Tensor]]]
+Pass = Callable[[np.ndarray, np.ndarray, int], Iterable[tuple[Tensor, Tensor]]]
+"""From rows, class numbers and the size of a batch to view 0 of the rows in order."""
 
 SCHEDULES = {"tune": SCHEDULE, "finetune": PRETRAINED, "scratch": SCRATCH}
 FEWEST_EPOCHS = {"tune": 5, "finetune": 3, "scratch": 15}
@@ -74,16 +76,13 @@ def try_suffix(
         seed: of the training.
         shown: is told of the epochs.
     """
-    began = time.monotonic()
     schedule = replace(SCHEDULE, epochs=min(epochs, SCHEDULE.epochs), seed=seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", GridEdgeWarning)
-        trained = train_suffix(cut, activations, frozen.read, *fold, schedule, progress=shown)
-
-    def read(rows: np.ndarray) -> Iterable[tuple[Tensor, Tensor]]:
-        return cached_batches.in_order(activations, rows, np.zeros(len(rows), np.int64), schedule.batch_size)
-
-    return _trial(name, trained, read, frozen, fold, schedule, SCHEDULE, began)
+    return _trial(
+        name,
+        lambda: train_suffix(cut, activations, frozen.read, *fold, schedule, progress=shown),
+        partial(cached_batches.in_order, activations),
+        frozen, fold, schedule, SCHEDULE,
+    )  # fmt: skip
 
 
 def try_network(
@@ -104,37 +103,38 @@ def try_network(
         entries: where the image of each item is.
         frozen, fold, epochs, seed, shown: as for `try_suffix`.
     """
-    began = time.monotonic()
     name = "finetune" if init == "pretrained" else "scratch"
     usual = SCHEDULES[name]
     schedule = replace(usual, epochs=min(epochs, usual.epochs), seed=seed)
     pictures = Pictures(backbone, frozen.items, entries, seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", GridEdgeWarning)
-        trained = train_network(
-            beginning(backbone, init, seed), pictures, init, frozen, *fold, schedule, progress=shown
-        )
-
-    def read(rows: np.ndarray) -> Iterable[tuple[Tensor, Tensor]]:
-        return picture_batches.in_order(pictures, rows, np.zeros(len(rows), np.int64), schedule.batch_size)
-
-    return _trial(name, trained, read, frozen, fold, schedule, usual, began)
+    network = beginning(backbone, init, seed)
+    return _trial(
+        name,
+        lambda: train_network(network, pictures, init, frozen, *fold, schedule, progress=shown),
+        partial(picture_batches.in_order, pictures),
+        frozen, fold, schedule, usual,
+    )  # fmt: skip
 
 
 def _trial(
     name: str,
-    trained: Trained,
-    read: Pass,
+    train: Callable[[], Trained],
+    in_order: Pass,
     frozen: LabelledVectors,
     fold: Fold,
     schedule: Schedule,
     usual: Schedule,
-    began: float,
 ) -> Trial:
     learn, test = fold
+    began = time.monotonic()
+    with warnings.catch_warnings():
+        # Whether the grid of C is wide enough is told when the head is trained that is kept.
+        warnings.simplefilter("ignore", GridEdgeWarning)
+        trained = train()
+    batches = in_order(test, np.zeros(len(test), np.int64), schedule.batch_size)
     device = next(trained.model.parameters()).device
     with torch.inference_mode():
-        scores = torch.cat([trained.model(x.to(device)).double().cpu() for x, _ in read(test)]).numpy()
+        scores = torch.cat([trained.model(x.to(device)).double().cpu() for x, _ in batches]).numpy()
     said = np.array(trained.classes)[scores.argmax(1)]
     right, losses = right_and_losses(frozen.y[test], softmax(scores), said, trained.classes)
     assert losses is not None

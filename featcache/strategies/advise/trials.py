@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -80,7 +81,7 @@ def tried(at: Situation) -> tuple[list[Outcome], list[Cost]]:
             more = at.budget.run(
                 f"{name}, fold {number} of {len(at.items.folds)}",
                 1.1 * so_far.seconds / so_far.fits,
-                lambda candidate=candidate, fold=fold: candidate.run(fold, epochs[candidate.name], candidate.views),  # type: ignore[misc]
+                partial(candidate.run, fold, epochs[name], candidate.views),
             )
             if more is None:
                 running.remove(candidate)
@@ -149,7 +150,7 @@ def _tunes(at: Situation, backbone: Backbone) -> list[_Candidate]:
         candidate = at.budget.run(
             f"speed of tuning from {layer}",
             _GUESSED_CUT,
-            lambda layer=layer: _tune(at, backbone, layer),  # type: ignore[misc]
+            partial(_tune, at, backbone, layer),
         )
         if candidate is not None:
             found.append(candidate)
@@ -203,12 +204,17 @@ def _wholes(at: Situation, backbone: Backbone) -> list[_Candidate]:
             kind,
             kind,
             epoch,
-            lambda fold, epochs, _, init=init: try_network(  # type: ignore[misc]
-                init, backbone, entries, at.items.examples, fold, epochs, at.seed, at.watched
-            ),
+            partial(_try_whole, at, backbone, entries, init),
         )
         for kind, init in kinds.items()
     ]
+
+
+def _try_whole(
+    at: Situation, backbone: Backbone, entries: list[Entry], init: str, fold: Fold, epochs: int, _views: int
+) -> Trial:
+    # Each epoch sees the pictures in views of its own, so none are cached.
+    return try_network(init, backbone, entries, at.items.examples, fold, epochs, at.seed, at.watched)
 
 
 def _epoch(step: float, picture: float) -> float:
