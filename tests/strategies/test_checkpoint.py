@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from featcache import failpoints
@@ -160,13 +161,15 @@ def test_a_damaged_one_is_refused(training: Callable[..., Any], tmp_path: Path) 
         assert path.read_bytes() == content
 
 
-def test_one_of_another_version_is_refused(
-    training: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # There is no later version yet whose file could be taken; only its number is another.
-    monkeypatch.setattr(checkpoint, "_FORMAT", checkpoint._FORMAT + 1)
+def test_one_of_another_version_is_refused(training: Callable[..., Any], tmp_path: Path) -> None:
+    """A whole file whose description tells the version before."""
     interrupted(training)
-    monkeypatch.undo()
+    path = tmp_path / "c.ckpt"
+    with safe_open(path, framework="pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    text = metadata[checkpoint._KEY].replace(f'"format": {checkpoint._FORMAT}', f'"format": {checkpoint._FORMAT - 1}')
+    assert text != metadata[checkpoint._KEY]
+    save_file(tensors, path, metadata={checkpoint._KEY: text, "sha256": checkpoint._digest(text, tensors)})
     with pytest.raises(UsageError, match="written by another version of featcache"):
         training()
 
