@@ -18,28 +18,29 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from featcache import backbones, faces
     from featcache.backbones import Backbone
-    from featcache.bundle import Bundle
-    from featcache.checks.check_live import CheckLiveReport, check_live
-    from featcache.checks.doctor import DoctorReport, doctor
-    from featcache.comparison import compare
-    from featcache.embedder import CachedEmbedder
-    from featcache.errors import FeatcacheError
-    from featcache.extraction import ExtractReport, extract
-    from featcache.prediction import evaluate
-    from featcache.recipe import Recipe
-    from featcache.similarity import similar
+    from featcache.core.errors import FeatcacheError
+    from featcache.core.recipe import Recipe
+    from featcache.extraction import ExtractReport
+    from featcache.extraction.doctor import DoctorReport, doctor
+    from featcache.extraction.extract import extract
+    from featcache.extraction.recheck import CheckLiveReport, check_live
+    from featcache.extraction.search import similar
+    from featcache.extraction.transformer import CachedEmbedder
+    from featcache.finetuning.advise import Advice, advise
+    from featcache.finetuning.all_blocks import multilayer
+    from featcache.finetuning.finetune import finetune
+    from featcache.finetuning.schedule import Schedule
+    from featcache.finetuning.tune import activations_needed, tune
     from featcache.store import FeatureStore
-    from featcache.store.compaction import compact
-    from featcache.store.garbage import gc
+    from featcache.store.compact import compact
+    from featcache.store.gc import gc
     from featcache.store.repair import repair
     from featcache.store.verify import verify
-    from featcache.strategies.advise import Advice, advise
-    from featcache.strategies.finetune import finetune
-    from featcache.strategies.multilayer import multilayer
-    from featcache.strategies.schedule import Schedule
-    from featcache.strategies.tune import activations_needed, tune
-    from featcache.sweeping import sweep
-    from featcache.training import train
+    from featcache.training.bundle import Bundle
+    from featcache.training.compare import compare
+    from featcache.training.evaluate import evaluate
+    from featcache.training.sweep import sweep
+    from featcache.training.train import train
 
     load = Bundle.load
     open = FeatureStore.open
@@ -84,37 +85,37 @@ __all__ = [
 
 # Public name → "module" or "module:attribute.path".
 _HOMES = {
-    "Advice": "featcache.strategies.advise:Advice",
+    "Advice": "featcache.finetuning.advise:Advice",
     "Backbone": "featcache.backbones:Backbone",
-    "Bundle": "featcache.bundle:Bundle",
-    "CachedEmbedder": "featcache.embedder:CachedEmbedder",
-    "CheckLiveReport": "featcache.checks.check_live:CheckLiveReport",
-    "DoctorReport": "featcache.checks.doctor:DoctorReport",
+    "Bundle": "featcache.training.bundle:Bundle",
+    "CachedEmbedder": "featcache.extraction.transformer:CachedEmbedder",
+    "CheckLiveReport": "featcache.extraction.recheck:CheckLiveReport",
+    "DoctorReport": "featcache.extraction.doctor:DoctorReport",
     "ExtractReport": "featcache.extraction:ExtractReport",
-    "FeatcacheError": "featcache.errors:FeatcacheError",
+    "FeatcacheError": "featcache.core.errors:FeatcacheError",
     "FeatureStore": "featcache.store:FeatureStore",
-    "Recipe": "featcache.recipe:Recipe",
-    "Schedule": "featcache.strategies.schedule:Schedule",
-    "activations_needed": "featcache.strategies.tune:activations_needed",
-    "advise": "featcache.strategies.advise:advise",
+    "Recipe": "featcache.core.recipe:Recipe",
+    "Schedule": "featcache.finetuning.schedule:Schedule",
+    "activations_needed": "featcache.finetuning.tune:activations_needed",
+    "advise": "featcache.finetuning.advise:advise",
     "backbones": "featcache.backbones",
-    "check_live": "featcache.checks.check_live:check_live",
-    "compact": "featcache.store.compaction:compact",
-    "compare": "featcache.comparison:compare",
-    "doctor": "featcache.checks.doctor:doctor",
-    "evaluate": "featcache.prediction:evaluate",
-    "extract": "featcache.extraction:extract",
+    "check_live": "featcache.extraction.recheck:check_live",
+    "compact": "featcache.store.compact:compact",
+    "compare": "featcache.training.compare:compare",
+    "doctor": "featcache.extraction.doctor:doctor",
+    "evaluate": "featcache.training.evaluate:evaluate",
+    "extract": "featcache.extraction.extract:extract",
     "faces": "featcache.faces",
-    "finetune": "featcache.strategies.finetune:finetune",
-    "gc": "featcache.store.garbage:gc",
-    "load": "featcache.bundle:Bundle.load",
-    "multilayer": "featcache.strategies.multilayer:multilayer",
+    "finetune": "featcache.finetuning.finetune:finetune",
+    "gc": "featcache.store.gc:gc",
+    "load": "featcache.training.bundle:Bundle.load",
+    "multilayer": "featcache.finetuning.all_blocks:multilayer",
     "open": "featcache.store:FeatureStore.open",
     "repair": "featcache.store.repair:repair",
-    "similar": "featcache.similarity:similar",
-    "sweep": "featcache.sweeping:sweep",
-    "train": "featcache.training:train",
-    "tune": "featcache.strategies.tune:tune",
+    "similar": "featcache.extraction.search:similar",
+    "sweep": "featcache.training.sweep:sweep",
+    "train": "featcache.training.train:train",
+    "tune": "featcache.finetuning.tune:tune",
     "verify": "featcache.store.verify:verify",
 }
 

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 import featcache as fc
-from featcache.backbones.bundled import spec_of, weights_file
-from featcache.evaluation.near_duplicates import find
+from featcache.backbones.families.bundled import spec_of, weights_file
+from featcache.metrics.near_duplicates import find
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from featcache.backbones.backbone import Backbone
 from featcache.backbones.extractor import Extractor
 from featcache.backbones.layers import Layer, LayerInfo
 from featcache.backbones.registry import ModelInfo, available, bfloat16_floor, for_recipe, get
-from featcache.backbones.tiny import tiny_backbone
+from featcache.backbones.testing import tiny_backbone
 
 __all__ = [
     "Backbone",

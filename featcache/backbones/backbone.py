@@ -13,21 +13,21 @@ from featcache.backbones import layers as naming
 from featcache.backbones.layers import POOLED, Layer, LayerInfo
 from featcache.backbones.recipe_cache import Known, RecipeCache
 from featcache.backbones.runtimes import check_choice, passes_for, runtime_of_recipe
-from featcache.errors import UnusableImageError, UsageError, WeightsError
+from featcache.core.errors import UnusableImageError, UsageError, WeightsError
+from featcache.core.recipe import CustomTransform, PixelPath, Recipe, StandardTransform
 from featcache.images import decode as decoding
 from featcache.images.decode import Decoded
 from featcache.images.jpeg import SCALED
 from featcache.images.transforms import IMPLEMENTATIONS, PixelTransform
-from featcache.recipe import CustomTransform, PixelPath, Recipe, StandardTransform
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import nn
 
-    from featcache.backbones.cut import Cut
     from featcache.backbones.network import Network
-    from featcache.backbones.runtimes.graph import CompiledGraph
+    from featcache.backbones.runtimes.openvino import CompiledGraph
     from featcache.backbones.runtimes.passes import Passes
+    from featcache.backbones.split import Cut
 
 
 class Backbone:
@@ -122,7 +122,7 @@ class Backbone:
             )
 
         def load() -> Network:
-            from featcache.backbones.capture import Axes
+            from featcache.backbones.activations import Axes
             from featcache.backbones.network import Network
             from featcache.backbones.weights import digest_of
 
@@ -299,8 +299,8 @@ class Backbone:
         return self._blueprint()
 
     def cut(self, layer: str) -> Cut:
-        """The network in two where *layer* begins, the later part as a trainable copy; `featcache.backbones.cut`."""
-        from featcache.backbones.cut import cut
+        """The network in two where *layer* begins, the later part as a trainable copy; `featcache.backbones.split`."""
+        from featcache.backbones.split import cut
 
         return cut(self.network, layer)
 

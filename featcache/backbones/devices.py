@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from featcache.errors import UnknownNameError, UsageError
+from featcache.core.errors import UnknownNameError, UsageError
 
 DEVICES = ("cpu", "cuda", "mps", "xpu")
 """Kinds of devices; all but the processor may be numbered, as in ``cuda:1``."""

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from featcache.backbones.dlib_weights import BLOCKS, STEM_FILTERS, VECTOR, Block
+from featcache.backbones.families.dlib_weights import BLOCKS, STEM_FILTERS, VECTOR, Block
 
 
 class ResidualBlock(nn.Module):
@@ -96,7 +96,7 @@ def folded(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
     that they are the same bits on every machine.
 
     Args:
-        arrays: from `featcache.backbones.dlib_weights.face_network_arrays`.
+        arrays: from `featcache.backbones.families.dlib_weights.face_network_arrays`.
 
     Returns:
         float32 tensors by their names in the module.

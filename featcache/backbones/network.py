@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from featcache.backbones.capture import Axes, activations, outputs_of
+from featcache.backbones.activations import Axes, activations, outputs_of
 from featcache.backbones.layers import POOLED, Layer, LayerInfo
+from featcache.core.recipe import CustomTransform, PixelPath, StandardTransform
 from featcache.images.reading import FileStat
-from featcache.recipe import CustomTransform, PixelPath, StandardTransform
 
 
 @dataclass

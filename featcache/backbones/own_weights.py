@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from featcache.backbones.backbone import Backbone
-from featcache.recipe import PixelPath
+from featcache.core.recipe import PixelPath
 
 if TYPE_CHECKING:
     from featcache.backbones.network import Network

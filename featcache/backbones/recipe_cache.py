@@ -18,11 +18,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from featcache.backbones.layers import Layer
-from featcache.errors import FeatcacheError
+from featcache.core.errors import FeatcacheError
+from featcache.core.recipe import Recipe
 from featcache.images.decode import DECODERS
 from featcache.images.reading import FileStat
 from featcache.images.transforms import IMPLEMENTATIONS
-from featcache.recipe import Recipe
 
 _FORMAT = 1
 

@@ -10,14 +10,14 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from featcache.backbones import dlib_family
 from featcache.backbones.backbone import Backbone
-from featcache.backbones.bundled import BUNDLED, origin, spec_of
 from featcache.backbones.dlib_files import FACE_NETWORK, is_installed
-from featcache.backbones.dlib_weights import SIDE, VECTOR
+from featcache.backbones.families import dlib as dlib_family
+from featcache.backbones.families.bundled import BUNDLED, origin, spec_of
+from featcache.backbones.families.dlib_weights import SIDE, VECTOR
 from featcache.backbones.recipe_cache import RecipeCache, weights_used_for
-from featcache.errors import RecipeMismatchError, UnknownNameError, UsageError
-from featcache.recipe import Recipe
+from featcache.core.errors import RecipeMismatchError, UnknownNameError, UsageError
+from featcache.core.recipe import Recipe
 
 if TYPE_CHECKING:
     from featcache.backbones.network import Network
@@ -37,11 +37,11 @@ class ModelInfo:
 
 
 FAMILIES = {
-    "bundled": ("featcache.backbones.bundled", "timm"),
-    "dlib": ("featcache.backbones.dlib_family", "torch"),
-    "scratch": ("featcache.backbones.small_cnn", "torch"),
-    "timm": ("featcache.backbones.timm_family", "timm"),
-    "torchvision": ("featcache.backbones.torchvision_family", "torchvision"),
+    "bundled": ("featcache.backbones.families.bundled", "timm"),
+    "dlib": ("featcache.backbones.families.dlib", "torch"),
+    "scratch": ("featcache.backbones.families.scratch", "torch"),
+    "timm": ("featcache.backbones.families.timm", "timm"),
+    "torchvision": ("featcache.backbones.families.torchvision", "torchvision"),
 }
 """For each family its module, with ``load(name, weights)`` and ``blueprint(name)``, and the package that makes its
 networks."""
@@ -165,7 +165,7 @@ def available(pattern: str | None = None) -> list[ModelInfo]:
     if not colon:
         pattern, family = f"*:*{pattern}*" if "*" not in pattern else f"*:{pattern}", "*"
     if fnmatchcase("torchvision", family):
-        from featcache.backbones import torchvision_family
+        from featcache.backbones.families import torchvision as torchvision_family
 
         found += [ModelInfo(f"torchvision:{name}", weights="download") for name in torchvision_family.names()]
     if fnmatchcase("timm", family):

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from featcache.errors import UsageError
+from featcache.core.errors import UsageError
 
 MODE = "_training_mode"
 """Path of the module that tells functions whether the network trains; no network has one of this name."""

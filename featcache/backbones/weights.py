@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from featcache.errors import WeightsError
+from featcache.core.errors import WeightsError
+from featcache.core.recipe import weights_digest
 from featcache.images.reading import FileStat
-from featcache.recipe import weights_digest
 
 RACY_NS = 2_000_000_000
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from featcache.backbones.runtimes import processor
-from featcache.progress import Progress
+from featcache.backbones import compute as processor
+from featcache.core.progress import Progress
 
 if TYPE_CHECKING:
     from featcache.backbones import Backbone, Layer

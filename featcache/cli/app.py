@@ -15,21 +15,17 @@ import typer
 from typer.main import get_command
 
 import featcache
-from featcache.cli import (
-    advising,
-    answering,
-    checking,
-    demonstration,
-    extracting,
-    faces,
-    heads,
-    networks,
-    stores,
-    strategies,
-    sweeping,
-    upkeep,
-)
-from featcache.cli.conduct import complain
+from featcache.cli import advise as advising
+from featcache.cli import check as checking
+from featcache.cli import demonstration, faces, stores
+from featcache.cli import extract as extracting
+from featcache.cli import finetune as strategies
+from featcache.cli import models as networks
+from featcache.cli import predict as answering
+from featcache.cli import store as upkeep
+from featcache.cli import sweep as sweeping
+from featcache.cli import train as heads
+from featcache.cli.command import complain
 
 app = typer.Typer(
     name="featcache",

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from featcache.cli import screen
-from featcache.cli.conduct import Answer, Debug, Json, verb
+from featcache.cli import output as screen
+from featcache.cli.command import Answer, Debug, Json, verb
 
 if TYPE_CHECKING:
-    from featcache.demo import DemoReport
+    from featcache.cli.demo import DemoReport
 
 
 @verb(interrupted="What was computed is kept as far as it was sealed; featcache demo goes on from there.")
@@ -26,7 +26,7 @@ def demo(
 
     Example: featcache demo
     """
-    from featcache.demo import run
+    from featcache.cli.demo import run
 
     report = run(output, progress=True)
     return Answer(report.to_dict(), lambda: _show(report))

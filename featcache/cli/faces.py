@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from featcache.cli import screen
-from featcache.cli.conduct import Answer, Debug, Json, verb
+from featcache.cli import output as screen
+from featcache.cli.command import Answer, Debug, Json, verb
 from featcache.cli.options import Device, Layers, Source, Space, Split, layer_list
-from featcache.progress import counted
+from featcache.core.progress import counted
 
 if TYPE_CHECKING:
     from featcache.faces import FacesReport, Match, PairsReport
@@ -132,8 +132,8 @@ def train(
 
     Example: featcache faces train people.fcache -o people.fch --far 1e-2
     """
-    from featcache.bundle import check_target
     from featcache.faces import train as run
+    from featcache.training.bundle import check_target
 
     check_target(output)
     bundle = run(

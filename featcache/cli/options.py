@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from featcache.errors import UsageError
+from featcache.core.errors import UsageError
 
 Layers = Annotated[
     list[str] | None,

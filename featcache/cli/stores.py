@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from featcache.cli import screen
-from featcache.cli.conduct import Answer, Debug, Json, verb
+from featcache.cli import output as screen
+from featcache.cli.command import Answer, Debug, Json, verb
 from featcache.cli.options import Layers, Source, Space, Split, StorePath, layer_list
-from featcache.progress import counted
+from featcache.core.progress import counted
 
 
 @verb(interrupted="Nothing was changed.")

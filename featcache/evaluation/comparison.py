@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from featcache.errors import UsageError
-from featcache.evaluation.metrics import few_enough, item_losses
+from featcache.core.errors import UsageError
+from featcache.metrics.classification import few_enough, item_losses
 
 
 @dataclass(frozen=True, slots=True)

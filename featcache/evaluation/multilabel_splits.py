@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from featcache.errors import UsageError
+from featcache.core.errors import UsageError
 
 
 def draw_holdout(
@@ -27,7 +27,7 @@ def draw_holdout(
 
     Args:
         Y: (n, k) bool, the labels of each item.
-        keys: n names of units, see `featcache.evaluation.splits.unit_keys`.
+        keys: n names of units, see `featcache.metrics.splits.unit_keys`.
         fraction: of each label's units.
         seed: another draw.
         decided: parts that were settled before; they stay.

@@ -15,10 +15,10 @@ from __future__ import annotations
 import numpy as np
 from scipy.sparse import coo_array
 
-from featcache.errors import UsageError
-from featcache.evaluation.metrics import Interval, wilson
-from featcache.evaluation.pair_metrics import OperatingPoint
-from featcache.evaluation.score_calibration import checked_pairs
+from featcache.core.errors import UsageError
+from featcache.metrics.classification import Interval, wilson
+from featcache.metrics.likelihood_ratio import checked_pairs
+from featcache.metrics.verification import OperatingPoint
 
 RESAMPLES = 400
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from featcache.evaluation.metrics import wilson
+from featcache.metrics.classification import wilson
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from featcache.errors import UsageError
-from featcache.evaluation.figures import check_png
-from featcache.evaluation.pair_metrics import OperatingPoint, Roc
+from featcache.core.errors import UsageError
+from featcache.metrics.plots import check_png
+from featcache.metrics.verification import OperatingPoint, Roc
 
 
 def draw_roc(curve: Roc, path: str | Path, point: OperatingPoint | None = None) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from featcache.extraction.reader import Picture
 from featcache.extraction.stages import Stages
-from featcache.extraction.workers import Crew, Job
+from featcache.extraction.threads import Crew, Job
 
 if TYPE_CHECKING:
     from featcache.backbones import Layer

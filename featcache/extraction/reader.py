@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from featcache.errors import PassingImageError, UnusableImageError
+from featcache.core.errors import PassingImageError, UnusableImageError
+from featcache.core.names import VIEW_0
+from featcache.core.recipe import StandardTransform
 from featcache.extraction.stages import Stages
-from featcache.extraction.workers import Crew, in_order
+from featcache.extraction.threads import Crew, in_order
 from featcache.images.content import picture_sha256
 from featcache.images.decode import Decoded
 from featcache.images.reading import FileStat
-from featcache.recipe import StandardTransform
-from featcache.store.source_records import Record
-from featcache.store.view_names import VIEW_0
+from featcache.store.sources import Record
 from featcache.store.writer import SpaceWriter
 
 if TYPE_CHECKING:

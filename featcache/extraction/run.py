@@ -21,18 +21,18 @@ from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
-from featcache.backbones.runtimes.processor import cores
-from featcache.errors import UnusableImageError
+from featcache.backbones.compute import cores
+from featcache.core.errors import UnusableImageError
+from featcache.core.names import VIEW_0
+from featcache.core.progress import Progress, counted
 from featcache.extraction.batches import Batches
 from featcache.extraction.reader import Picture, Reader, ReadImage
 from featcache.extraction.report import ExtractReport
 from featcache.extraction.stages import Stages
-from featcache.extraction.workers import Crew
+from featcache.extraction.threads import Crew
 from featcache.images.reading import FileStat
 from featcache.interrupts import stop_when_safe
-from featcache.progress import Progress, counted
-from featcache.store.source_records import Record, Rejected, SourceRecords
-from featcache.store.view_names import VIEW_0
+from featcache.store.sources import Record, Rejected, SourceRecords
 from featcache.store.writer import SpaceWriter
 
 if TYPE_CHECKING:

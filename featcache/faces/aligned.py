@@ -11,12 +11,12 @@ import numpy as np
 from featcache.backbones import Extractor, Layer
 from featcache.backbones.layers import POOLED
 from featcache.backbones.runtimes import passes_of
-from featcache.errors import PassingImageError, UnusableImageError
+from featcache.core.errors import PassingImageError, UnusableImageError
+from featcache.core.recipe import Recipe, StandardTransform
 from featcache.faces.chips import CHIP, aligned_chip
 from featcache.faces.detection import CENTRE_BOX, Detection, Detector, picture_in
 from featcache.images import decode as decoding
 from featcache.images.decode import Decoded
-from featcache.recipe import Recipe, StandardTransform
 
 if TYPE_CHECKING:
     from PIL.Image import Image

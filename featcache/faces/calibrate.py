@@ -8,13 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from featcache.evaluation.identity_pairs import pairs_within
-from featcache.evaluation.pair_metrics import cosine_scores
-from featcache.evaluation.score_calibration import (
-    Calibration,
-    check_negatives,
-    fewest_negatives,
-    fit_calibration,
-)
+from featcache.metrics.likelihood_ratio import Calibration, check_negatives, fewest_negatives, fit_calibration
+from featcache.metrics.verification import cosine_scores
 
 PAIRS = 500_000
 """At most so many pairs are looked at; more would tell the threshold no better, as the people are the same."""

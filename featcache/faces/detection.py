@@ -27,11 +27,11 @@ from PIL import Image as pil
 
 from featcache.backbones import Layer
 from featcache.backbones.dlib_files import FIVE_LANDMARKS, installed_path
-from featcache.errors import UnknownNameError
+from featcache.core.errors import UnknownNameError
+from featcache.core.recipe import CustomTransform, PixelPath, Recipe
 from featcache.faces.dlib_library import dlib_library, face_detector, landmark_predictor
 from featcache.images import decode as decoding
 from featcache.images.decode import Decoded
-from featcache.recipe import CustomTransform, PixelPath, Recipe
 
 if TYPE_CHECKING:
     from PIL.Image import Image

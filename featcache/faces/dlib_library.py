@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from featcache.backbones.dlib_files import FIVE_LANDMARKS, installed_path, published_bytes
-from featcache.errors import MissingExtraError
+from featcache.core.errors import MissingExtraError
 
 _idle_detectors: list[Any] = []
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from featcache.embedding import BATCH, ImageLike, backbone_for, picture_of
-from featcache.errors import RecipeMismatchError, UnusableImageError
+from featcache.core.errors import RecipeMismatchError, UnusableImageError
+from featcache.core.recipe import Recipe
+from featcache.extraction.embed import BATCH, ImageLike, backbone_for, picture_of
 from featcache.faces.aligned import MIRRORED, AlignedBackbone
 from featcache.faces.chips import CHIP
 from featcache.faces.detection import Detection, Detector, picture_in
-from featcache.recipe import Recipe
 
 if TYPE_CHECKING:
     from featcache.backbones import Backbone

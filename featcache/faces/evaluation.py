@@ -10,10 +10,7 @@ from typing import Any
 import numpy as np
 
 from featcache.backbones.layers import POOLED
-from featcache.bundle import Bundle
-from featcache.errors import UsageError
-from featcache.evaluation.figures import check_png
-from featcache.evaluation.pair_metrics import OperatingPoint, Roc, cllr, cosine_scores, minimal_cllr, roc
+from featcache.core.errors import UsageError
 from featcache.evaluation.people_bootstrap import point_by_people
 from featcache.evaluation.roc_figure import draw_roc
 from featcache.faces.aligned import MIRRORED
@@ -23,9 +20,12 @@ from featcache.faces.pair_choice import drawn_pairs, pairs_of_list, people_of
 from featcache.faces.pairs import Pairs
 from featcache.faces.protocol import VerificationReport, verify_on_folds
 from featcache.faces.stored_detections import detections
+from featcache.metrics.plots import check_png
+from featcache.metrics.verification import OperatingPoint, Roc, cllr, cosine_scores, minimal_cllr, roc
 from featcache.store import FeatureStore
-from featcache.store.items import Item, Space
 from featcache.store.rows import ItemRows
+from featcache.store.spaces import Item, Space
+from featcache.training.bundle import Bundle
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class AtThreshold:
 
     Attributes:
         far_target: what it was set for.
-        point: the rates that it has here, with intervals over people (`featcache.evaluation.people_bootstrap`).
+        point: the rates that it has here, with intervals over people (`featcache.metrics.people_bootstrap`).
         cllr, minimal_cllr: of the head's likelihood ratios, and the least that is possible with its scores, in bits;
             over the pairs that could be scored.
     """
@@ -105,7 +105,7 @@ def evaluate(
     """Score pairs from stored vectors; the network does not run.
 
     The threshold of each fold is chosen on the other folds. A pair with an image that has no vector counts as an
-    error, see `featcache.evaluation.pair_metrics`.
+    error, see `featcache.metrics.verification`.
 
     Args:
         store: a store or its path.

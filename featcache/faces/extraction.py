@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featcache.extraction import extract as extract_arrays
-from featcache.extraction.extract_source import IMAGE_TIMEOUT, limited
+from featcache.core.progress import Progress, choose
+from featcache.extraction.extract import IMAGE_TIMEOUT, limited
+from featcache.extraction.extract import extract as extract_arrays
 from featcache.extraction.report import ExtractReport
 from featcache.faces.aligned import MIRRORED, AlignedBackbone
 from featcache.faces.detection import CENTRE_BOX, FACE, FIRST_PASS, SECOND_PASS, Detector
 from featcache.faces.stored_detections import StoredDetections
-from featcache.progress import Progress, choose
 from featcache.store import FeatureStore
 
 if TYPE_CHECKING:

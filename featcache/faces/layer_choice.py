@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from featcache.backbones.layers import POOLED
-from featcache.errors import MissingVectorsError, UnknownNameError
+from featcache.core.errors import MissingVectorsError, UnknownNameError
 from featcache.faces.aligned import MIRRORED
 from featcache.store import FeatureStore
 from featcache.store.commit import places

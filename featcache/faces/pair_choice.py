@@ -13,11 +13,11 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from featcache.bundle import Bundle
-from featcache.errors import UsageError
-from featcache.faces.pair_drawing import draw_pairs, largest_draw
+from featcache.core.errors import UsageError
 from featcache.faces.pairs import Pairs, read_pairs
-from featcache.store.items import Item
+from featcache.faces.sample_pairs import draw_pairs, largest_draw
+from featcache.store.spaces import Item
+from featcache.training.bundle import Bundle
 
 FOLDS, EACH = 10, 300
 

@@ -23,7 +23,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from featcache.errors import SourceError, UsageError
+from featcache.core.errors import SourceError, UsageError
 
 _NUMBER = re.compile(r"[0-9]{1,9}", re.ASCII)
 _SHOWN = 80

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from featcache.errors import UnknownNameError, UsageError
+from featcache.core.errors import UnknownNameError, UsageError
 from featcache.evaluation import identity_splits
-from featcache.labelled_vectors import LabelledVectors
-from featcache.parts import of_split
+from featcache.training.dataset import LabelledVectors
+from featcache.training.holdout import of_split
 
 HOLDOUT = 0.2
 FEWEST_LEARNED, FEWEST_SCORED = 8, 8

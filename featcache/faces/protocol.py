@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from featcache.errors import UsageError
-from featcache.evaluation.pair_metrics import OperatingPoint, best_threshold, roc
+from featcache.core.errors import UsageError
+from featcache.metrics.verification import OperatingPoint, best_threshold, roc
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class VerificationReport:
         standard_error: of that mean: the standard deviation between the folds by the root of their number.
         fold_accuracies: one for each fold, in the order of their numbers.
         thresholds: chosen for each fold on the others.
-        auc, eer: over all pairs, see `featcache.evaluation.pair_metrics.Roc`.
+        auc, eer: over all pairs, see `featcache.metrics.verification.Roc`.
         tar_at_far: over all pairs, by FAR, where there are pairs enough for it.
     """
 

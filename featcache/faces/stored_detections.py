@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from featcache.errors import MissingVectorsError, ShardGoneError, UsageError
+from featcache.core.errors import MissingVectorsError, ShardGoneError, UsageError
 from featcache.faces.detection import COLUMNS, FACE, Detection, Detector
 from featcache.store import FeatureStore
 from featcache.store.commit import places

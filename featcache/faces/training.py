@@ -16,23 +16,23 @@ from typing import Any
 
 import numpy as np
 
-from featcache.bundle import Bundle
-from featcache.errors import UnknownNameError, UsageError
+from featcache.core.errors import UnknownNameError, UsageError
+from featcache.core.progress import Progress, choose
 from featcache.evaluation.identity_pairs import pairs_within
-from featcache.evaluation.pair_metrics import cllr, cosine_scores, minimal_cllr, roc
 from featcache.evaluation.people_bootstrap import point_by_people
 from featcache.faces.calibrate import PAIRS, Evidence, calibrate, evidence
 from featcache.faces.detection import CENTRE_BOX
 from featcache.faces.layer_choice import preferred_layer
 from featcache.faces.people import sides
 from featcache.faces.stored_detections import detections
-from featcache.fitting import layer_uses
-from featcache.heads.matching_form import MatchingForm
+from featcache.heads.matching import MatchingForm
 from featcache.heads.memory import check_memory
-from featcache.labelled_vectors import LabelledVectors
 from featcache.layer_use import LayerUse, scale_layers
-from featcache.progress import Progress, choose
+from featcache.metrics.verification import cllr, cosine_scores, minimal_cllr, roc
 from featcache.store import FeatureStore
+from featcache.training.bundle import Bundle
+from featcache.training.dataset import LabelledVectors
+from featcache.training.fit import layer_uses
 
 PROJECTIONS = ("siamese", "lda", "none")
 
@@ -71,7 +71,7 @@ def train(
     Returns:
         A `Bundle`, which is the one that was scored; `Bundle.matching` compares. Its ``report`` has ``score``: ``eer``,
         ``auc``, ``cllr`` and ``minimal_cllr`` in bits, ``tar`` and ``far`` at the threshold with their intervals over
-        people (`featcache.evaluation.people_bootstrap`), ``eer_without`` of the cosines of the same layers without the
+        people (`featcache.metrics.people_bootstrap`), ``eer_without`` of the cosines of the same layers without the
         projection, ``people``, ``pairs`` and ``protocol``. Its ``calibrated_on`` tells what the threshold was set on
         (`featcache.faces.calibrate.Evidence`), and its ``warning`` that these are few people for such a rate, or None.
 

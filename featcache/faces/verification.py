@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featcache.bundle import Bundle
-from featcache.embedding import ImageLike, backbone_for, embed
-from featcache.errors import RecipeMismatchError, UnusableImageError, UsageError
-from featcache.evaluation.pair_metrics import cosine_scores
+from featcache.core.errors import RecipeMismatchError, UnusableImageError, UsageError
+from featcache.core.recipe import Recipe
+from featcache.extraction.embed import ImageLike, backbone_for, embed
 from featcache.faces.aligned import MIRRORED, AlignedBackbone
 from featcache.faces.detection import SECOND_PASS, Detector
 from featcache.faces.embedding import embed_faces
 from featcache.faces.extraction import DEFAULT_BACKBONE
-from featcache.recipe import Recipe
+from featcache.metrics.verification import cosine_scores
+from featcache.training.bundle import Bundle
 
 if TYPE_CHECKING:
     from featcache.backbones import Backbone

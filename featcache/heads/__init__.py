@@ -2,7 +2,7 @@
 
 A head has ``fit(X, y, groups=None)``, ``predict``, ``predict_proba``, ``classes_`` and ``chosen_``, the
 hyper-parameters that it chose. One that can learn from more vectors than fit in memory has ``fit_stream``
-(`featcache.heads.stream`) besides.
+(`featcache.heads.streaming`) besides.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from featcache.errors import UnknownNameError, UsageError
+from featcache.core.errors import UnknownNameError, UsageError
 
 if TYPE_CHECKING:
-    from featcache.heads.softmax_path import SoftmaxPathClassifier
+    from featcache.heads.softmax import SoftmaxPathClassifier
 
 __all__ = ["HEADS", "SoftmaxPathClassifier", "head_name", "make_head"]
 
 HEADS = {
-    "softmax": "featcache.heads.softmax_path:SoftmaxPathClassifier",
+    "softmax": "featcache.heads.softmax:SoftmaxPathClassifier",
     "logreg": "featcache.heads.logreg:LogRegHead",
-    "torch": "featcache.heads.torch_softmax:TorchSoftmaxHead",
+    "torch": "featcache.heads.sgd_softmax:TorchSoftmaxHead",
     "ridge": "featcache.heads.ridge:RidgeHead",
     "knn": "featcache.heads.knn:KnnHead",
     "centroid": "featcache.heads.centroid:CentroidHead",
@@ -40,7 +40,7 @@ MULTILABEL_HEADS = {"softmax": "featcache.heads.multilabel:SigmoidPathClassifier
 def __getattr__(name: str) -> Any:
     # Imported on first use: scikit-learn takes most of a second, and the names alone need it not.
     if name == "SoftmaxPathClassifier":
-        return getattr(importlib.import_module("featcache.heads.softmax_path"), name)
+        return getattr(importlib.import_module("featcache.heads.softmax"), name)
     raise AttributeError(f"module 'featcache.heads' has no attribute {name!r}")
 
 

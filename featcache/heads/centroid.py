@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from featcache.errors import UsageError
+from featcache.core.errors import UsageError
 from featcache.evaluation.temperature import fit_temperature
 from featcache.heads.linear_classifier import TemperedLinearClassifier
 from featcache.heads.validation import to_fit

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from featcache.errors import UsageError
-from featcache.evaluation import splits
-from featcache.heads.path_solver import NO_FOLD
+from featcache.core.errors import UsageError
+from featcache.heads.softmax_solver import NO_FOLD
 from featcache.heads.training_rows import TrainingRows
+from featcache.metrics import splits
 
 
 def draw_folds(cv: Any, rows: TrainingRows, seed: int) -> tuple[np.ndarray, str]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from featcache.heads.mini_batches import hold_out
+from featcache.heads.minibatch import hold_out
 from featcache.heads.mlp_training import Layers, logits
 
 FEWEST_TO_TEMPER = 50

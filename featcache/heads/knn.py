@@ -9,7 +9,7 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
-from featcache.errors import UsageError
+from featcache.core.errors import UsageError
 from featcache.heads.neighbours import NeighbourForm, nearest, normalised, weights
 from featcache.heads.validation import to_answer, to_fit
 

@@ -20,9 +20,9 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.validation import check_is_fitted
 
-from featcache.evaluation import splits
 from featcache.evaluation.temperature import softmax
 from featcache.heads.validation import to_answer, to_fit
+from featcache.metrics import splits
 
 CS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 _CLEARLY_WORSE = 1.02

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from featcache.errors import UsageError
+from featcache.core.errors import UsageError
 
 _BYTES_A_NUMBER = 8
 """Of heads that do not say what they need: the vectors and one copy of them, in float32."""

@@ -19,12 +19,12 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from featcache.errors import UsageError
+from featcache.core.errors import UsageError
 from featcache.heads.held_out_choice import HeldOutChoice
-from featcache.heads.mini_batches import HELD_OUT_ROWS, hold_out, moments, threads_for
+from featcache.heads.minibatch import HELD_OUT_ROWS, hold_out, moments, threads_for
 from featcache.heads.mlp_form import MLPForm
 from featcache.heads.mlp_training import Layers, trained
-from featcache.heads.stream import VectorStream
+from featcache.heads.streaming import VectorStream
 from featcache.heads.validation import check_finite, to_answer, to_fit
 
 _STEPS, _FEWEST_EPOCHS = 1000, 20

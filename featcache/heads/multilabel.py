@@ -14,11 +14,11 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from featcache.errors import UsageError
+from featcache.core.errors import UsageError
 from featcache.evaluation import multilabel_splits
-from featcache.evaluation.multilabel import binary_losses
 from featcache.heads.sigmoid_path import sigmoid_path
 from featcache.heads.validation import check_finite, to_answer
+from featcache.metrics.multilabel import binary_losses
 
 CS = tuple(10.0**exponent for exponent in range(-6, 3))
 _CLEARLY_WORSE = 1.03

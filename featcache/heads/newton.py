@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from featcache.heads.certificate import Labelled
-from featcache.heads.path_solver import Rows, to_residuals
 from featcache.heads.rotation import Rotation
 from featcache.heads.row_threads import RowThreads
+from featcache.heads.softmax_certificate import Labelled
+from featcache.heads.softmax_solver import Rows, to_residuals
 
 _FORCING = 0.03
 """How far the residual of a Newton system is brought down."""

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from featcache.errors import UsageError
+from featcache.core.errors import UsageError
 from featcache.evaluation.temperature import fit_temperature
 from featcache.heads.linear_classifier import TemperedLinearClassifier, class_scores
 from featcache.heads.ridge_axes import RidgeAxes, left_out_scores, ridge_axes, signs
-from featcache.heads.stream import VectorStream
+from featcache.heads.streaming import VectorStream
 from featcache.heads.validation import to_fit
 
 RELATIVE_ALPHAS = tuple(10 ** (exponent / 2) for exponent in range(-6, 7))

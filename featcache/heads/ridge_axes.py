@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from featcache.blas_threads import one_blas_thread
-from featcache.errors import UsageError
-from featcache.heads.stream import VectorStream
+from featcache.core.errors import UsageError
+from featcache.core.process import one_blas_thread
+from featcache.heads.streaming import VectorStream
 from featcache.heads.validation import check_finite
 
 _NUMBERS_AT_ONCE = 8_000_000

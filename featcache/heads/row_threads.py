@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from itertools import pairwise
 from typing import TypeVar
 
-from featcache.blas_threads import one_blas_thread
+from featcache.core.process import one_blas_thread
 
 _T = TypeVar("_T")
 

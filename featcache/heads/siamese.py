@@ -1,6 +1,6 @@
 """A siamese head: one linear projection for both images, under which a cosine tells who is alike.
 
-The projection starts as linear discriminant analysis (`featcache.heads.discriminant`) and is trained from there in
+The projection starts as linear discriminant analysis (`featcache.heads.lda`) and is trained from there in
 PyTorch on batches of some identities with some images each. What keeps it from learning the people by heart, of
 whom there are few and who are told apart wholly in so many dimensions, is noise: to the whitened coordinates, in
 which images of one identity vary by 1 in each direction, a Gaussian of a multiple of that is added at each step
@@ -20,14 +20,14 @@ import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
-from featcache.errors import UnknownNameError, UsageError
+from featcache.core.errors import UnknownNameError, UsageError
 from featcache.evaluation import identity_splits
 from featcache.evaluation.identity_pairs import pairs_within
-from featcache.evaluation.pair_metrics import cosine_scores, roc
-from featcache.heads.discriminant import Scatter, Whitened, scatter_of, whiten
-from featcache.heads.matching_form import MatchingForm
+from featcache.heads.lda import Scatter, Whitened, scatter_of, whiten
+from featcache.heads.matching import MatchingForm
 from featcache.heads.neighbours import normalised
 from featcache.heads.validation import to_answer, to_fit
+from featcache.metrics.verification import cosine_scores, roc
 
 LOSSES = ("cosine_margin", "contrastive", "triplet", "none")
 _FEWEST_IDENTITIES = 3
@@ -233,7 +233,7 @@ class SiameseHead(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
     def _weights(self, start: Whitened, noise: float) -> dict[int, np.ndarray]:
         """The weights (p, r) after some numbers of steps."""
-        from featcache.heads.projection_training import EVERY, one_torch_thread, trained
+        from featcache.heads.metric_learning import EVERY, one_torch_thread, trained
 
         with one_torch_thread():
             found = trained(

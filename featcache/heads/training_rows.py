@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils.class_weight import compute_class_weight
 
-from featcache.errors import UsageError
+from featcache.core.errors import UsageError
 from featcache.heads.validation import check_finite, to_fit
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import validate_data
 
-from featcache.errors import UsageError
+from featcache.core.errors import UsageError
 
 _FLOATS = [np.float64, np.float32]
 

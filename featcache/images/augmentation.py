@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from PIL import Image
 
-from featcache.recipe import StandardTransform
-from featcache.store.view_names import view_name
+from featcache.core.names import view_name
+from featcache.core.recipe import StandardTransform
 
 _TRIES = 10
 """Parts of the picture that are drawn before a middle one is taken."""
@@ -72,7 +72,7 @@ class AugmentedView:
 
     @property
     def name(self) -> str:
-        """The view's part of a vector's address, see `featcache.store.view_names`."""
+        """The view's part of a vector's address, see `featcache.core.names`."""
         return view_name(self.policy.digest, self.seed, self.index)
 
     def pixels(

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Protocol
 
-from featcache.errors import ImageMemoryError, UnusableImageError, UsageError
+from featcache.core.errors import ImageMemoryError, UnusableImageError, UsageError
 from featcache.images.decode import rgb_from, rgb_from_array
 from featcache.images.entry import Content, Entry, Unusable, as_text
 from featcache.images.reading import FileStat, read_image_file
 from featcache.images.turns import Turn
-from featcache.store.source_records import IN_PYTHON
+from featcache.store.sources import IN_PYTHON
 
 if TYPE_CHECKING:
     from PIL.Image import Image

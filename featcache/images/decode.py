@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
-from featcache.errors import ImageMemoryError, UnusableImageError, UsageError
+from featcache.core.errors import ImageMemoryError, UnusableImageError, UsageError
 from featcache.images import jpeg
 
 DECODERS = ("simplejpeg/1", "pillow/1")

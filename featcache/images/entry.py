@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import quote
 
-from featcache.errors import UnusableImageError
+from featcache.core.errors import UnusableImageError
 from featcache.images.reading import FileStat, read_image_file
 
 if TYPE_CHECKING:

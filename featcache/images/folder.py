@@ -11,7 +11,7 @@ from heapq import heappop, heappush
 from itertools import pairwise
 from pathlib import Path
 
-from featcache.errors import SourceError
+from featcache.core.errors import SourceError
 from featcache.images.entry import EXTENSIONS, Entry, as_text
 
 SPLITS = {

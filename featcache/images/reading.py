@@ -7,7 +7,7 @@ import stat as modes
 from dataclasses import dataclass
 from pathlib import Path
 
-from featcache.errors import UnusableImageError
+from featcache.core.errors import UnusableImageError
 
 LIMIT_BYTES = 512 << 20
 

@@ -1,7 +1,7 @@
 """Sources: what lists images, with their labels, splits and groups.
 
 `open_source` finds out what is given: a folder (`featcache.images.folder`), a CSV manifest
-(`featcache.images.manifest`), tar files (`featcache.images.tar`) or a dataset of another library
+(`featcache.images.csv_manifest`), tar files (`featcache.images.tar`) or a dataset of another library
 (`featcache.images.datasets`). Only names and labels are read here, never an image's bytes.
 
 A new kind of source is a `Source` whose entries read their bytes by a `Content`; nothing else has to know of it.
@@ -17,13 +17,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from featcache.errors import SourceError, UsageError
+from featcache.core.errors import SourceError, UsageError
+from featcache.images.csv_manifest import ManifestSource, read_column
 from featcache.images.datasets import DatasetSource
 from featcache.images.entry import EXTENSIONS, Content, Entry
 from featcache.images.folder import FolderSource
-from featcache.images.manifest import ManifestSource, read_column
 from featcache.images.tar import TarSource
-from featcache.images.tar_names import is_tar_pattern, tar_source_name, tars_named, tars_of
+from featcache.images.tar_patterns import is_tar_pattern, tar_source_name, tars_named, tars_of
 
 __all__ = ["Content", "Entry", "Source", "open_source", "read_labels"]
 

@@ -14,11 +14,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from featcache.errors import SourceError, UnusableImageError
+from featcache.core.errors import SourceError, UnusableImageError
+from featcache.core.progress import counted
 from featcache.images.entry import EXTENSIONS, Content, Entry, Unusable, as_text
 from featcache.images.reading import LIMIT_BYTES, FileStat
 from featcache.images.tar_labels import LABEL_ENDINGS, SampleLabels
-from featcache.progress import counted
 
 _BLOCK = 512
 _END = 2 * _BLOCK + tarfile.RECORDSIZE

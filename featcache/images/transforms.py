@@ -13,8 +13,8 @@ import math
 import numpy as np
 from PIL import Image
 
+from featcache.core.recipe import StandardTransform
 from featcache.images.decode import Decoded
-from featcache.recipe import StandardTransform
 
 IMPLEMENTATIONS = ("pillow/2", "pillow/1")
 """The names in a recipe, the one for new recipes first."""

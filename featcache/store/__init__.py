@@ -4,9 +4,9 @@ Reading goes through `FeatureStore`, writing through `StoreWriter`; ``docs/forma
 files.
 """
 
+from featcache.store.column import Vectors
 from featcache.store.feature_store import FeatureStore
-from featcache.store.items import Item, LayerColumn, Space
-from featcache.store.vectors import Vectors
+from featcache.store.spaces import Item, LayerColumn, Space
 from featcache.store.verify import VerifyReport
 from featcache.store.writer import StoreWriter
 

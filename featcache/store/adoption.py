@@ -7,13 +7,13 @@ from pathlib import Path
 
 from filelock import Timeout
 
-from featcache.errors import StoreError
-from featcache.failpoints import reach
+from featcache.core.errors import StoreError
+from featcache.core.failpoints import reach
 from featcache.store.catalogue import Catalogue, foreign_errors
 from featcache.store.commit import column_id, commit_shard, is_committed, remove_unnamed, shard_folder, space_id
 from featcache.store.journal import Noted, noted, writer_lock
 from featcache.store.shard import ShardLayout, hash_file, read_layout
-from featcache.store.shard_writing import SealedShard
+from featcache.store.shard_writer import SealedShard
 
 
 def living_writers(store: Path) -> list[Path]:

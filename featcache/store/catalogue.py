@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from featcache.errors import (
+from featcache.core.errors import (
     DamagedStoreError,
     DiskFullError,
     FeatcacheError,

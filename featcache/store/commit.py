@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from featcache.errors import DamagedStoreError
-from featcache.failpoints import reach
-from featcache.recipe import Recipe
+from featcache.core.errors import DamagedStoreError
+from featcache.core.failpoints import reach
+from featcache.core.recipe import Recipe
 from featcache.store.catalogue import Catalogue, foreign_errors, sync_file
 from featcache.store.journal import note_sealed
-from featcache.store.shard_writing import Column, SealedShard
+from featcache.store.shard_writer import Column, SealedShard
 
 _AT_ONCE = 500
 

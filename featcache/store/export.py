@@ -12,10 +12,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from featcache.errors import FeatcacheError, SourceError, UsageError
-from featcache.recipe import Recipe
+from featcache.core.errors import FeatcacheError, SourceError, UsageError
+from featcache.core.recipe import Recipe
 from featcache.store.catalogue import foreign_errors
-from featcache.store.items import Item
+from featcache.store.spaces import Item
 
 SUFFIXES = (".h5", ".hdf5", ".npz")
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from featcache.errors import (
+from featcache.core import names as view_names
+from featcache.core.errors import (
     DamagedStoreError,
     MissingVectorsError,
     ShardGoneError,
@@ -20,18 +21,18 @@ from featcache.errors import (
     UnknownNameError,
     UsageError,
 )
-from featcache.progress import Progress
-from featcache.recipe import Recipe
-from featcache.store import export, layer_names, space_words, status, verify, view_names
+from featcache.core.names import VIEW_0
+from featcache.core.progress import Progress
+from featcache.core.recipe import Recipe
+from featcache.store import export, layer_names, space_words, status, verify
 from featcache.store.catalogue import Catalogue
+from featcache.store.column import ColumnReader, Vectors
 from featcache.store.commit import places
 from featcache.store.folder import CATALOGUE, has_catalogue, lost_catalogue, no_store
-from featcache.store.items import Item, LayerColumn, Space
 from featcache.store.rows import ItemRows
 from featcache.store.shard_map import ShardMaps, row_shape
-from featcache.store.source_records import GIVEN
-from featcache.store.vectors import ColumnReader, Vectors
-from featcache.store.view_names import VIEW_0
+from featcache.store.sources import GIVEN
+from featcache.store.spaces import Item, LayerColumn, Space
 
 if TYPE_CHECKING:
     from featcache.store.torch_dataset import FeatureDataset

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from featcache.errors import DamagedStoreError, NotAStoreError, StoreBusyError
-from featcache.failpoints import reach
+from featcache.core.errors import DamagedStoreError, NotAStoreError, StoreBusyError
+from featcache.core.failpoints import reach
 from featcache.store.catalogue import BUSY_SECONDS, Catalogue, foreign_errors, sync_file
 
 CATALOGUE = "catalog.sqlite"

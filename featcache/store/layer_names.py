@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
-from featcache.errors import MissingVectorsError, UnknownNameError, UsageError
+from featcache.core.errors import MissingVectorsError, UnknownNameError, UsageError
 
 
 def choose(layers: str | Sequence[str] | None, stored: Sequence[str]) -> list[str]:

@@ -24,10 +24,10 @@ from typing import Any
 
 import numpy as np
 
-from featcache.errors import DamagedStoreError, FeatcacheError, NotAStoreError, StoreFormatError
-from featcache.failpoints import reach
-from featcache.progress import Progress, choose
-from featcache.recipe import Recipe
+from featcache.core.errors import DamagedStoreError, FeatcacheError, NotAStoreError, StoreFormatError
+from featcache.core.failpoints import reach
+from featcache.core.progress import Progress, choose
+from featcache.core.recipe import Recipe
 from featcache.store.adoption import adopt_shard, finish_for_the_dead, living_writers
 from featcache.store.catalogue import Catalogue, foreign_errors, sync_file
 from featcache.store.commit import forget_shard, places, shard_folder
@@ -46,7 +46,7 @@ from featcache.store.folder import (
 from featcache.store.journal import writer_lock
 from featcache.store.shard import ShardLayout, hash_file, read_layout
 from featcache.store.shard_map import row_shape
-from featcache.store.shard_writing import hash_arrays
+from featcache.store.shard_writer import hash_arrays
 from featcache.store.verify import homeless_rows, named_shards, row_counts, shard_problems, unnamed_shards
 
 

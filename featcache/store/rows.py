@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featcache.errors import MissingVectorsError, ShardGoneError
-from featcache.store.items import Item
-from featcache.store.source_records import judged
-from featcache.store.vectors import ColumnReader
+from featcache.core.errors import MissingVectorsError, ShardGoneError
+from featcache.store.column import ColumnReader
+from featcache.store.sources import judged
+from featcache.store.spaces import Item
 
 if TYPE_CHECKING:
     from featcache.store.feature_store import FeatureStore

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 
-from featcache.errors import DamagedStoreError, NotAStoreError, StoreFormatError
+from featcache.core.errors import DamagedStoreError, NotAStoreError, StoreFormatError
 
 STORE_FORMAT = 1
 APPLICATION_ID = 0x46434348  # "FCCH"

@@ -21,8 +21,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from featcache.errors import DamagedStoreError, ShardGoneError, StoreFormatError
-from featcache.recipe import Recipe
+from featcache.core.errors import DamagedStoreError, ShardGoneError, StoreFormatError
+from featcache.core.recipe import Recipe
 
 SHARD_FORMAT = 1
 DTYPES = ("float16", "float32")

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from featcache.errors import DamagedStoreError, ShardGoneError
+from featcache.core.errors import DamagedStoreError, ShardGoneError
 from featcache.store.catalogue import foreign_errors
 from featcache.store.commit import shard_path
 from featcache.store.shard import Extent, ShardLayout, read_layout

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from featcache.store.items import Space
+from featcache.store.spaces import Space
 
 _DIGITS = 12
 """Of a digest, as many as the store shows of fingerprints."""

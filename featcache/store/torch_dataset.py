@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from featcache.errors import MissingVectorsError
+from featcache.core.errors import MissingVectorsError
 from featcache.store.rows import ItemRows
 
 if TYPE_CHECKING:
     from featcache.store.feature_store import FeatureStore
-    from featcache.store.items import Item
+    from featcache.store.spaces import Item
 
 
 class FeatureDataset(Dataset[tuple[torch.Tensor, int]]):

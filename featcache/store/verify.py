@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from featcache.errors import FeatcacheError
-from featcache.progress import Progress, choose
+from featcache.core.errors import FeatcacheError
+from featcache.core.progress import Progress, choose
 from featcache.store.catalogue import Catalogue, foreign_errors
 from featcache.store.commit import live_rows
 from featcache.store.folder import BACKUP, CATALOGUE, has_catalogue, lost_catalogue, no_store

@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from featcache.core.progress import Progress
 from featcache.evaluation.temperature import fit_temperature
-from featcache.progress import Progress
-from featcache.strategies import loop
-from featcache.strategies.curve import Beginning, Curve
-from featcache.strategies.schedule import Schedule
+from featcache.finetuning import loop
+from featcache.finetuning.history import Beginning, Curve
+from featcache.finetuning.schedule import Schedule
 
 
 def train_on(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from featcache.backbones import Backbone
-from featcache.errors import UsageError
+from featcache.core.errors import UsageError
 
 _MOST = 0.8
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from featcache.labelled_vectors import LabelledVectors
 from featcache.strategies.batches import batch_count, shuffled
+from featcache.training.dataset import LabelledVectors
 
 
 class CachedBatches:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from featcache.errors import UsageError
-from featcache.evaluation.figures import check_png
-from featcache.strategies.curve import Curve
+from featcache.core.errors import UsageError
+from featcache.finetuning.history import Curve
+from featcache.metrics.plots import check_png
 
 
 def draw_learning_curve(curve: Curve, path: str | Path) -> None:

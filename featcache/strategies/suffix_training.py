@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from featcache.backbones.cut import Cut
-from featcache.labelled_vectors import LabelledVectors
-from featcache.progress import Progress
-from featcache.strategies import loop
+from featcache.backbones.split import Cut
+from featcache.core.progress import Progress
+from featcache.finetuning import loop
+from featcache.finetuning.linear_probe import outset, refit, temper
+from featcache.finetuning.schedule import Schedule
+from featcache.finetuning.validation import validation_rows
 from featcache.strategies.beginning import train_on
 from featcache.strategies.cached_batches import CachedBatches, in_order
-from featcache.strategies.output import outset, refit, temper
-from featcache.strategies.schedule import Schedule
 from featcache.strategies.trained import Trained
 from featcache.strategies.training_items import class_numbers, items_digest
-from featcache.strategies.validation_rows import validation_rows
+from featcache.training.dataset import LabelledVectors
 
 
 def train_suffix(
@@ -42,12 +42,12 @@ def train_suffix(
         frozen: from row numbers (m,) to the frozen network's vectors (m, d).
         learn, scored: rows to learn from, and rows that the result is scored on.
         schedule: of the training; its seed is that of all that is drawn.
-        checkpoint: as for `featcache.strategies.loop.train`.
+        checkpoint: as for `featcache.finetuning.loop.train`.
         task: what the training is, beside its classes, views and items.
         progress: is told of the epochs.
 
     Raises:
-        UsageError, TrainingError: as for `featcache.strategies.loop.train`.
+        UsageError, TrainingError: as for `featcache.finetuning.loop.train`.
     """
     fit, validation = validation_rows(examples, learn, scored, schedule.seed, progress)
     classes, numbers = class_numbers(examples.y, learn)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from featcache.strategies.curve import Curve
+from featcache.finetuning.history import Curve
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import hashlib
 
 import numpy as np
 
-from featcache.labelled_vectors import LabelledVectors
+from featcache.training.dataset import LabelledVectors
 
 
 def class_numbers(y: np.ndarray, learn: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:

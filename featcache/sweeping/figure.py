@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 
-from featcache.sweeping.cells import Cell
-from featcache.sweeping.report import called
+from featcache.training.sweep_cells import Cell
+from featcache.training.sweep_report import called
 
 _MARKERS = "osD^vP*X"
 

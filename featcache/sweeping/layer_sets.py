@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from featcache.errors import MissingVectorsError
-from featcache.labelled_vectors import LabelledVectors
+from featcache.core.errors import MissingVectorsError
 from featcache.store import FeatureStore
+from featcache.training.dataset import LabelledVectors
 
 
 @dataclass(frozen=True, slots=True)

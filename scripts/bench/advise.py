@@ -22,7 +22,7 @@ import recording
 import strategies
 
 import featcache as fc
-from featcache.strategies.advise.figure import draw_advice
+from featcache.finetuning.advise.figure import draw_advice
 
 
 def problem(data: str, per_class: int, folder: Path) -> Path:

@@ -24,9 +24,9 @@ def make(store: Path, rows: int, classes: int) -> None:
     """Vectors as a network's last layer gives them: not negative, of some hundred directions, classes that overlap."""
     import numpy as np
 
-    from featcache.recipe import PixelPath, Recipe, StandardTransform
+    from featcache.core.recipe import PixelPath, Recipe, StandardTransform
     from featcache.store import StoreWriter
-    from featcache.store.source_records import Record, SourceRecords
+    from featcache.store.sources import Record, SourceRecords
 
     rng = np.random.default_rng(SEED)
     directions = rng.normal(size=(128, WIDTH)).astype(np.float32)

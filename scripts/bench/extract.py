@@ -40,7 +40,7 @@ from PIL import Image
 
 import featcache as fc
 from featcache.backbones import Backbone, get
-from featcache.backbones.runtimes.processor import cores, identity
+from featcache.backbones.compute import cores, identity
 
 sys.path.insert(0, str(Path(__file__).parent))
 import recording

@@ -25,7 +25,7 @@ CHILD = """
 import json, sys, time
 began = time.monotonic()
 import featcache as fc
-from featcache.progress import Silent
+from featcache.core.progress import Silent
 
 class FirstBatch(Silent):
     seconds = None

@@ -31,9 +31,9 @@ import recording
 
 import featcache as fc
 from featcache import faces
-from featcache.evaluation.pair_metrics import cosine_scores
-from featcache.faces.pair_drawing import draw_pairs
 from featcache.faces.protocol import verify_on_folds
+from featcache.faces.sample_pairs import draw_pairs
+from featcache.metrics.verification import cosine_scores
 
 LAYERS = ["pooled", "blocks.*:mean_std"]
 

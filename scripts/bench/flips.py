@@ -21,8 +21,8 @@ import numpy as np
 
 import featcache as fc
 from featcache.backbones import tiny_backbone
-from featcache.demo import textile_folder
-from featcache.errors import FeatcacheError
+from featcache.cli.demo import textile_folder
+from featcache.core.errors import FeatcacheError
 from featcache.store import writer
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -34,8 +34,8 @@ from sklearn.metrics import log_loss
 from threadpoolctl import threadpool_limits
 
 import featcache as fc
-from featcache.evaluation import splits
 from featcache.heads import SoftmaxPathClassifier
+from featcache.metrics import splits
 
 sys.path.insert(0, str(Path(__file__).parent))
 import recording

@@ -51,7 +51,7 @@ def extract(photos: Path, store: Path, computed: Synchronized[int]) -> None:
     import torch
     from torch import nn
 
-    from featcache.recipe import StandardTransform
+    from featcache.core.recipe import StandardTransform
     from featcache.store import writer
 
     class Counting(nn.Module):

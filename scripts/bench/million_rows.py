@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from recording import append
 
-from featcache.recipe import PixelPath, Recipe, StandardTransform
+from featcache.core.recipe import PixelPath, Recipe, StandardTransform
 from featcache.store import FeatureStore, StoreWriter
 
 WIDTH, CHUNK, SEED = 1280, 4096, 0

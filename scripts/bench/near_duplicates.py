@@ -19,8 +19,8 @@ from PIL import Image
 from recording import append
 
 import featcache as fc
-from featcache.evaluation import splits
-from featcache.evaluation.near_duplicates import find
+from featcache.metrics import splits
+from featcache.metrics.near_duplicates import find
 
 VERSIONS = ("exact", "quality", "size", "crop", "light")
 

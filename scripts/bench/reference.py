@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from recording import append
 
 import featcache as fc
-from featcache.backbones.bundled import spec_of, weights_file
+from featcache.backbones.families.bundled import spec_of, weights_file
 
 
 def main() -> None:

@@ -82,8 +82,8 @@ def measure(photos: Path, store: Path) -> dict[str, object]:
     import torch
     from torch import nn
 
+    from featcache.core.recipe import StandardTransform
     from featcache.images.sources import open_source
-    from featcache.recipe import StandardTransform
 
     began = time.monotonic()
     listed = len(open_source(photos).entries())

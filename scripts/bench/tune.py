@@ -34,18 +34,19 @@ from torch import Tensor, nn
 
 import featcache as fc
 from featcache.backbones import for_recipe
-from featcache.backbones.cut import Cut
-from featcache.known_images import known_images
-from featcache.labelled_vectors import LabelledVectors
-from featcache.parts import learned_and_scored
-from featcache.progress import Silent
-from featcache.strategies import cached_batches, loop
+from featcache.backbones.split import Cut
+from featcache.core.progress import Silent
+from featcache.extraction.stored_source import known_images
+from featcache.finetuning import loop
+from featcache.finetuning.batches import PictureBatches, Pictures, in_order
+from featcache.finetuning.linear_probe import outset
+from featcache.finetuning.tune import SCHEDULE
+from featcache.finetuning.validation import validation_rows
+from featcache.strategies import cached_batches
 from featcache.strategies.cached_batches import CachedBatches
-from featcache.strategies.output import outset
-from featcache.strategies.picture_batches import PictureBatches, Pictures, in_order
-from featcache.strategies.tune import SCHEDULE
-from featcache.strategies.validation_rows import validation_rows
-from featcache.suffix_form import frozen_vectors
+from featcache.training.dataset import LabelledVectors
+from featcache.training.holdout import learned_and_scored
+from featcache.training.suffix import frozen_vectors
 
 sys.path.insert(0, str(Path(__file__).parent))
 import recording

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 import featcache as fc
-from featcache.demo import textile_folder
+from featcache.cli.demo import textile_folder
 
 sys.path.insert(0, str(Path(__file__).parent))
 import recording

@@ -13,8 +13,8 @@ import torchvision
 from torch import nn
 
 from featcache.backbones import Backbone, get
-from featcache.backbones.capture import Axes
-from featcache.errors import UsageError
+from featcache.backbones.activations import Axes
+from featcache.core.errors import UsageError
 from tests.backbones.making import batch, close, hooked, randomised, run, saved
 
 # Full name, its classifier, the modules to look at, where the channel is, prefix tokens.

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from featcache.backbones import available, get
-from featcache.backbones.bundled import BUNDLED, BundledSpec, origin, register, weights_file
-from featcache.errors import UnknownNameError, WeightsError
+from featcache.backbones.families.bundled import BUNDLED, BundledSpec, origin, register, weights_file
+from featcache.core.errors import UnknownNameError, WeightsError
 from featcache.images.decode import decode_rgb
 from tests.backbones.making import batch, run, textile
 

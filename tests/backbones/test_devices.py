@@ -12,8 +12,8 @@ import featcache as fc
 from featcache.backbones import Backbone, get
 from featcache.backbones.devices import check_device
 from featcache.cli import main
-from featcache.errors import UnknownNameError, UsageError
-from featcache.recipe import StandardTransform
+from featcache.core.errors import UnknownNameError, UsageError
+from featcache.core.recipe import StandardTransform
 
 NOT_HERE = [
     ("gpu", UnknownNameError, "is cuda"),

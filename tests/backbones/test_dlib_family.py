@@ -20,8 +20,8 @@ from PIL import Image
 from featcache.backbones import Backbone, available, get
 from featcache.backbones.dlib_face_resnet import padded_sum
 from featcache.backbones.dlib_files import FACE_NETWORK, installed_path
-from featcache.backbones.dlib_weights import face_network_arrays
-from featcache.errors import MissingExtraError, UnknownNameError, WeightsError
+from featcache.backbones.families.dlib_weights import face_network_arrays
+from featcache.core.errors import MissingExtraError, UnknownNameError, WeightsError
 from tests.backbones.making import close, run
 
 # Vectors that people have stored are found by this; a change throws them all away.

@@ -23,8 +23,8 @@ from featcache.backbones.dlib_files import (
     is_installed,
     published_bytes,
 )
-from featcache.backbones.dlib_weights import face_network_arrays
-from featcache.errors import MissingExtraError, WeightsError
+from featcache.backbones.families.dlib_weights import face_network_arrays
+from featcache.core.errors import MissingExtraError, WeightsError
 from featcache.faces import dlib_library
 
 DATA = installed_path(FACE_NETWORK).read_bytes()

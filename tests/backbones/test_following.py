@@ -18,12 +18,12 @@ from torch import nn
 
 import featcache as fc
 from featcache.backbones import Backbone, for_recipe, get, tiny_backbone
-from featcache.embedding import backbone_for, embed
-from featcache.errors import RecipeMismatchError, UsageError
+from featcache.core.errors import RecipeMismatchError, UsageError
+from featcache.core.recipe import PixelPath, Recipe, StandardTransform
+from featcache.extraction.embed import backbone_for, embed
 from featcache.images.decode import DECODERS, decode_rgb
 from featcache.images.jpeg import SCALED
 from featcache.images.transforms import IMPLEMENTATIONS, PixelTransform
-from featcache.recipe import PixelPath, Recipe, StandardTransform
 from tests.backbones.making import textile
 
 

@@ -14,8 +14,8 @@ from PIL import Image
 from torch import nn
 
 from featcache.backbones import Backbone, for_recipe, tiny_backbone
-from featcache.errors import RecipeMismatchError, UnusableImageError, UsageError
-from featcache.recipe import CustomTransform, StandardTransform
+from featcache.core.errors import RecipeMismatchError, UnusableImageError, UsageError
+from featcache.core.recipe import CustomTransform, StandardTransform
 from tests.backbones.making import batch, close, hooked, run
 
 SMALL = StandardTransform((24,), (20, 20), "bilinear", (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))

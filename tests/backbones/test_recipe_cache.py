@@ -17,7 +17,7 @@ import torch
 from featcache.backbones import Backbone, for_recipe, get, recipe_cache
 from featcache.backbones import weights as weights_module
 from featcache.backbones.recipe_cache import RecipeCache, weights_used_for
-from featcache.errors import WeightsError
+from featcache.core.errors import WeightsError
 
 LAYERS = ["layer1:mean", "layer4:mean_std", "pooled"]
 

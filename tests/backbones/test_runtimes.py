@@ -15,13 +15,13 @@ from torch import nn
 
 import featcache as fc
 from featcache.backbones import Backbone, get, tiny_backbone
-from featcache.backbones.runtimes import processor
+from featcache.backbones import compute as processor
 from featcache.backbones.runtimes.agreement import check_agreement
-from featcache.backbones.runtimes.graph import Graph
-from featcache.backbones.runtimes.graph_cache import GraphCache
+from featcache.backbones.runtimes.openvino import Graph
 from featcache.backbones.runtimes.passes import GraphPasses
-from featcache.errors import ConversionError, UnknownNameError, UsageError
-from featcache.recipe import StandardTransform
+from featcache.backbones.runtimes.proof import GraphCache
+from featcache.core.errors import ConversionError, UnknownNameError, UsageError
+from featcache.core.recipe import StandardTransform
 from tests.backbones.making import relative
 
 TRANSFORM = StandardTransform((32,), (32, 32), "bilinear", (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
@@ -310,7 +310,7 @@ def kept() -> tuple[Callable[..., GraphPasses], Path]:
 
 def conversions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """One number a conversion from now on. The real one runs; whether it does is what the caller waits for or not."""
-    from featcache.backbones.runtimes import conversion
+    from featcache.backbones.runtimes import convert as conversion
 
     done: list[int] = []
     inner = conversion.convert
@@ -394,7 +394,7 @@ def test_a_wrong_graph_with_a_right_digest_is_found_out(kept: Any, monkeypatch: 
 
 def test_a_graph_that_disagrees_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """A conversion that goes wrong in silence: torch is taken, with a note, and nothing is kept."""
-    from featcache.backbones.runtimes import conversion
+    from featcache.backbones.runtimes import convert as conversion
 
     inner = conversion.convert
     # No network is known that the library of today converts wrongly, so another one's graph stands in for it.
@@ -437,7 +437,7 @@ def test_the_precision_is_asked_of_openvino(kept: Any, monkeypatch: pytest.Monke
     """Left alone it takes bfloat16 where the processor has it; and what it takes is not always what was asked for."""
     import openvino
 
-    from featcache.backbones.runtimes import graph as module
+    from featcache.backbones.runtimes import openvino as module
 
     proven = place_of(tiny_backbone()).read()
     assert proven is not None

@@ -10,9 +10,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from featcache.backbones import get, timm_family
+from featcache.backbones import get
+from featcache.backbones.families import timm as timm_family
 from featcache.backbones.weights import digest_of, load_into, read_weights
-from featcache.errors import UnknownNameError, UsageError, WeightsError
+from featcache.core.errors import UnknownNameError, UsageError, WeightsError
 from tests.backbones.making import randomised
 
 

@@ -12,8 +12,8 @@ from PIL import Image
 
 from featcache import faces
 from featcache.backbones import tiny_backbone
-from featcache.bundle import Bundle
 from featcache.cli import main
+from featcache.training.bundle import Bundle
 from tests.faces.drawing import draw_face
 from tests.faces.identities import uri, write_people
 

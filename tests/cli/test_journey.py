@@ -15,7 +15,7 @@ import pytest
 import featcache as fc
 from featcache.backbones import tiny_backbone
 from featcache.cli import main
-from featcache.cli.extracting import _shown
+from featcache.cli.extract import _shown
 from featcache.extraction import ExtractReport
 
 
@@ -264,7 +264,7 @@ def test_hidden_layers_are_for_the_head_that_has_them(trained, tmp_path, run, ca
 
 
 def test_which_head_is_better_is_said_in_words(capsys):
-    from featcache.cli.heads import _show_against
+    from featcache.cli.train import _show_against
 
     _show_against(
         {

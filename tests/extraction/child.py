@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import featcache as fc
-from featcache import failpoints
 from featcache.backbones.runtimes.openvino_library import library
+from featcache.core import failpoints
 from featcache.store import writer
 
 library()  # imported once, before a child is forked

@@ -16,16 +16,16 @@ from PIL import Image
 
 import featcache as fc
 from featcache.backbones import Backbone, tiny_backbone
-from featcache.errors import PassingImageError, SourceError, UnusableImageError
+from featcache.core.errors import PassingImageError, SourceError, UnusableImageError
+from featcache.core.recipe import StandardTransform
 from featcache.extraction import ExtractReport, NothingUsableError
 from featcache.extraction.reader import ReadImage
 from featcache.extraction.run import Run
 from featcache.images.decode import Decoded
 from featcache.images.entry import Entry
 from featcache.images.sources import open_source
-from featcache.recipe import StandardTransform
 from featcache.store import StoreWriter
-from featcache.store.source_records import Record, SourceRecords
+from featcache.store.sources import Record, SourceRecords
 
 
 @pytest.fixture(scope="module")

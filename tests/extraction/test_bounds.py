@@ -15,14 +15,14 @@ import pytest
 from PIL import Image
 
 from featcache.backbones import Layer, tiny_backbone
+from featcache.core.names import VIEW_0
+from featcache.core.progress import Silent
 from featcache.extraction import ExtractReport
 from featcache.extraction.run import Run
 from featcache.images.augmentation import AugmentedView, views_beside
 from featcache.images.entry import Entry
-from featcache.progress import Silent
 from featcache.store import StoreWriter
-from featcache.store.source_records import SourceRecords
-from featcache.store.view_names import VIEW_0
+from featcache.store.sources import SourceRecords
 
 WORKERS = 2
 IN_A_PASS = 4

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 import featcache as fc
-from featcache import failpoints
 from featcache.backbones import tiny_backbone
-from featcache.progress import Silent
+from featcache.core import failpoints
+from featcache.core.progress import Silent
 from featcache.store import writer
 from tests.small_disk import IN_A_NAMESPACE, skip_where_there_is_none
 
@@ -27,7 +27,7 @@ import json, subprocess, sys
 from pathlib import Path
 import featcache as fc
 from featcache.backbones import tiny_backbone
-from featcache.errors import DiskFullError
+from featcache.core.errors import DiskFullError
 from featcache.store import writer
 
 photos = Path(sys.argv[1])

@@ -20,8 +20,8 @@ from PIL import Image
 
 import featcache as fc
 from featcache.backbones import Backbone, tiny_backbone
-from featcache.errors import UnusableImageError, UsageError
-from featcache.progress import Silent
+from featcache.core.errors import UnusableImageError, UsageError
+from featcache.core.progress import Silent
 
 ROOT = Path(__file__).parents[2]
 LATE = "it took longer than 1 s to read and decode"

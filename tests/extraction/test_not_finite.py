@@ -14,10 +14,10 @@ from PIL import Image
 
 import featcache as fc
 from featcache.backbones import Backbone
-from featcache.errors import DamagedStoreError, MissingVectorsError, UnusableImageError
+from featcache.core.errors import DamagedStoreError, MissingVectorsError, UnusableImageError
+from featcache.core.recipe import StandardTransform
 from featcache.extraction import ExtractReport
-from featcache.recipe import StandardTransform
-from featcache.store.source_records import judged
+from featcache.store.sources import judged
 
 ORDERS = ("pooled|a:mean", "a:mean|pooled", "pooled a:mean", "pooled|a:mean pooled")
 TRANSFORM = StandardTransform((32,), (32, 32), "bilinear", (0.5,) * 3, (0.5,) * 3)

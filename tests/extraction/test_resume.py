@@ -13,11 +13,11 @@ from PIL import Image
 
 import featcache as fc
 from featcache.backbones import Backbone, tiny_backbone
-from featcache.errors import MissingVectorsError, UsageError
+from featcache.core.errors import MissingVectorsError, UsageError
 from featcache.extraction import ExtractReport
 from featcache.extraction.run import is_unchanged
 from featcache.images.entry import Entry
-from featcache.store.source_records import Record
+from featcache.store.sources import Record
 
 
 @pytest.fixture(scope="module")

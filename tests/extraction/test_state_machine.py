@@ -16,8 +16,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from PIL import Image
 
 import featcache as fc
-from featcache import failpoints
 from featcache.backbones import tiny_backbone
+from featcache.core import failpoints
 from featcache.images.decode import decode_rgb
 from tests.extraction import child
 

@@ -16,8 +16,8 @@ import pytest
 
 import featcache as fc
 from featcache.backbones import Backbone, tiny_backbone
+from featcache.core.progress import Silent
 from featcache.extraction import ExtractionInterrupted
-from featcache.progress import Silent
 
 ROOT = Path(__file__).parents[2]
 

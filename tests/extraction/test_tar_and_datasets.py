@@ -14,11 +14,11 @@ from PIL import Image
 
 import featcache as fc
 from featcache.backbones import Backbone, tiny_backbone
-from featcache.errors import UnusableImageError
+from featcache.core.errors import UnusableImageError
+from featcache.core.progress import Silent
 from featcache.extraction import ExtractReport
 from featcache.images.entry import Entry
 from featcache.images.tar import TarSource
-from featcache.progress import Silent
 from tests.images.making_datasets import ImageFeature, Pairs, Table
 from tests.images.tars import picture, write_tar
 

@@ -15,13 +15,13 @@ from PIL import Image
 
 import featcache as fc
 from featcache.backbones import Backbone, tiny_backbone
-from featcache.errors import MissingVectorsError, UnknownNameError, UsageError
+from featcache.core.errors import MissingVectorsError, UnknownNameError, UsageError
+from featcache.core.names import VIEW_0
+from featcache.core.recipe import StandardTransform
 from featcache.extraction import ExtractReport
 from featcache.images.augmentation import Augmentation, views_beside
 from featcache.images.decode import decode_rgb
-from featcache.recipe import StandardTransform
 from featcache.store.rows import ItemRows
-from featcache.store.view_names import VIEW_0
 from tests.extraction import child
 
 LAYERS = ["pooled", "body.0:mean"]

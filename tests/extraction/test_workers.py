@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import pytest
 
-from featcache.errors import FeatcacheError
-from featcache.extraction import workers
-from featcache.extraction.workers import Crew
-from featcache.extraction.workers import in_order as in_order_of
+from featcache.core.errors import FeatcacheError
+from featcache.extraction import threads as workers
+from featcache.extraction.threads import Crew
+from featcache.extraction.threads import in_order as in_order_of
 from featcache.images.turns import Turn
 
 LONG = 600.0

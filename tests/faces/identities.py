@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from featcache.recipe import PixelPath, Recipe, StandardTransform
+from featcache.core.recipe import PixelPath, Recipe, StandardTransform
 from featcache.store import StoreWriter
-from featcache.store.source_records import Record, SourceRecords
+from featcache.store.sources import Record, SourceRecords
 
 RECIPE = Recipe("test:net", "0" * 64, PixelPath(StandardTransform((36,), (32, 32), "bicubic", (0.5,) * 3, (0.5,) * 3)))
 

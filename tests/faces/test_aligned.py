@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 
 from featcache.backbones import Backbone, tiny_backbone
-from featcache.embedding import embed
-from featcache.errors import PassingImageError, UnknownNameError, UnusableImageError
+from featcache.core.errors import PassingImageError, UnknownNameError, UnusableImageError
+from featcache.core.recipe import Recipe
+from featcache.extraction.embed import embed
 from featcache.faces.aligned import AlignedBackbone
 from featcache.faces.detection import Detector
-from featcache.recipe import Recipe
 
 from .drawing import draw_face
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from featcache.backbones.dlib_files import FIVE_LANDMARKS, installed_path
-from featcache.errors import UnknownNameError
+from featcache.core.errors import UnknownNameError
+from featcache.core.recipe import Recipe
 from featcache.faces.detection import (
     CENTRE_BOX,
     COLUMNS,
@@ -23,7 +24,6 @@ from featcache.faces.detection import (
     Detector,
     prominence,
 )
-from featcache.recipe import Recipe
 
 from .drawing import EYES, beside, draw_face
 

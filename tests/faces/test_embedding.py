@@ -13,10 +13,10 @@ from PIL import Image
 
 from featcache import faces
 from featcache.backbones import Backbone, tiny_backbone
-from featcache.errors import RecipeMismatchError, SourceError, UnusableImageError
+from featcache.core.errors import RecipeMismatchError, SourceError, UnusableImageError
+from featcache.core.recipe import Recipe
 from featcache.faces.aligned import AlignedBackbone
 from featcache.faces.detection import CENTRE_BOX, FIRST_PASS, SECOND_PASS, Detector
-from featcache.recipe import Recipe
 
 from .drawing import draw_face
 
@@ -78,7 +78,7 @@ def test_without_dlib_it_is_said_what_to_install(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['dlib'] = None\n"
         "from featcache import faces\n"
-        "from featcache.errors import MissingExtraError\n"
+        "from featcache.core.errors import MissingExtraError\n"
         "try: faces.extract(sys.argv[1], sys.argv[1] + '/s.fcache')\n"
         "except MissingExtraError as error: print(error)\n"
     )

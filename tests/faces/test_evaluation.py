@@ -12,11 +12,11 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from featcache import faces
-from featcache.errors import MissingVectorsError, RecipeMismatchError, SourceError, UnknownNameError, UsageError
-from featcache.faces.pair_drawing import draw_pairs
+from featcache.core.errors import MissingVectorsError, RecipeMismatchError, SourceError, UnknownNameError, UsageError
 from featcache.faces.pairs import write_pairs
+from featcache.faces.sample_pairs import draw_pairs
 from featcache.store import FeatureStore, StoreWriter
-from featcache.store.source_records import Record, SourceRecords
+from featcache.store.sources import Record, SourceRecords
 
 from .identities import RECIPE, uri, write_people
 

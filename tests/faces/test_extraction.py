@@ -16,7 +16,7 @@ from PIL import Image
 import featcache as fc
 from featcache import faces
 from featcache.backbones import Backbone, tiny_backbone
-from featcache.errors import MissingVectorsError, UnknownNameError, UnusableImageError, UsageError
+from featcache.core.errors import MissingVectorsError, UnknownNameError, UnusableImageError, UsageError
 from featcache.extraction import NothingUsableError
 from featcache.faces import FacesReport
 from featcache.faces.aligned import AlignedBackbone

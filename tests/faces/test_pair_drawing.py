@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featcache.errors import UsageError
+from featcache.core.errors import UsageError
 from featcache.evaluation.identity_pairs import of_triangle
-from featcache.faces.pair_drawing import _shares, draw_pairs, largest_draw
+from featcache.faces.sample_pairs import _shares, draw_pairs, largest_draw
 
 LABELS = [f"p{i:03}" for i in range(60) for _ in range(2 + i % 9)]
 
@@ -78,7 +78,7 @@ def test_people_and_couples_serve_as_often_as_each_other() -> None:
 
 
 def test_folds_have_equally_many_people_and_about_as_many_images() -> None:
-    from featcache.faces.pair_drawing import _fold_of_each
+    from featcache.faces.sample_pairs import _fold_of_each
 
     sizes = np.random.default_rng(0).geometric(0.2, size=995)
     fold_of = _fold_of_each(sizes, 10, np.random.default_rng(1))
@@ -88,7 +88,7 @@ def test_folds_have_equally_many_people_and_about_as_many_images() -> None:
 
 
 def test_people_are_dealt_forwards_and_backwards() -> None:
-    from featcache.faces.pair_drawing import _fold_of_each
+    from featcache.faces.sample_pairs import _fold_of_each
 
     # So whoever comes first in one round comes last in the next, and steps that are all alike cancel out.
     sizes = np.random.default_rng(0).permutation(np.arange(1, 81))

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featcache.errors import SourceError, UsageError
-from featcache.faces.pair_drawing import draw_pairs
+from featcache.core.errors import SourceError, UsageError
 from featcache.faces.pairs import Pairs, read_pairs, write_pairs
+from featcache.faces.sample_pairs import draw_pairs
 
 URIS = [
     *(f"Ann/Ann_000{k}.jpg" for k in (1, 2, 3, 4)),

@@ -8,10 +8,10 @@ import math
 import numpy as np
 import pytest
 
-from featcache.errors import UsageError
-from featcache.evaluation.pair_metrics import cosine_scores, roc
-from featcache.faces.pair_drawing import draw_pairs
+from featcache.core.errors import UsageError
 from featcache.faces.protocol import verify_on_folds
+from featcache.faces.sample_pairs import draw_pairs
+from featcache.metrics.verification import cosine_scores, roc
 
 
 def problem(n: int = 200, folds: int = 5, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -9,8 +9,8 @@ from featcache.faces import stored_detections
 from featcache.faces.detection import COLUMNS, FACE, Detector
 from featcache.faces.stored_detections import StoredDetections
 from featcache.store import FeatureStore, StoreWriter
-from featcache.store.compaction import compact
-from featcache.store.source_records import Record, SourceRecords
+from featcache.store.compact import compact
+from featcache.store.sources import Record, SourceRecords
 from tests.store.making import recipe
 
 

@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 
 from featcache import faces
-from featcache.bundle import Bundle
-from featcache.errors import UnknownNameError, UsageError
+from featcache.core.errors import UnknownNameError, UsageError
 from featcache.evaluation.identity_pairs import pairs_within
-from featcache.evaluation.metrics import wilson
-from featcache.evaluation.pair_metrics import roc
 from featcache.faces.detection import CENTRE_BOX, COLUMNS, FACE, FIRST_PASS, Detector
 from featcache.heads import memory
 from featcache.heads.siamese import SiameseHead
-from featcache.prediction import evaluate
+from featcache.metrics.classification import wilson
+from featcache.metrics.verification import roc
 from featcache.store import FeatureStore, StoreWriter
-from featcache.store.source_records import Record, SourceRecords
+from featcache.store.sources import Record, SourceRecords
+from featcache.training.bundle import Bundle
+from featcache.training.evaluate import evaluate
 from tests.store.making import recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")

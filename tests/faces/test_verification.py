@@ -12,8 +12,8 @@ from PIL import Image
 import featcache as fc
 from featcache import faces
 from featcache.backbones import Backbone, tiny_backbone
-from featcache.bundle import Bundle
-from featcache.errors import UnusableImageError, UsageError
+from featcache.core.errors import UnusableImageError, UsageError
+from featcache.training.bundle import Bundle
 
 from .drawing import beside, draw_face
 

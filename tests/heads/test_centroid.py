@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.neighbors import NearestCentroid
 
-from featcache.errors import UsageError
+from featcache.core.errors import UsageError
 from featcache.evaluation.temperature import fit_temperature
 from featcache.heads.centroid import CentroidHead
 from tests.heads.test_heads import gaussians

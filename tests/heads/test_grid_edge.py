@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from featcache.heads.grid_edge import GridEdgeWarning
-from featcache.heads.softmax_path import SoftmaxPathClassifier
+from featcache.heads.softmax import SoftmaxPathClassifier
 from tests.heads.test_heads import gaussians
 
 pytestmark = pytest.mark.usefixtures("one_thread")

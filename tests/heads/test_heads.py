@@ -15,7 +15,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from featcache.errors import UnknownNameError, UsageError
+from featcache.core.errors import UnknownNameError, UsageError
 from featcache.heads import HEADS, WEIGHING, head_name, make_head, prepare, with_class_weight
 from featcache.heads.knn import KnnHead
 
@@ -185,7 +185,7 @@ def test_a_head_is_prepared_in_the_background() -> None:
 
 def test_the_names_cost_no_import() -> None:
     code = (
-        "import sys, featcache.heads, featcache.evaluation.splits, featcache.evaluation.metrics; "
+        "import sys, featcache.heads, featcache.metrics.splits, featcache.metrics.classification; "
         "print(sorted({'torch', 'sklearn', 'scipy'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

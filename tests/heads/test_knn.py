@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import log_loss
 from sklearn.neighbors import NearestNeighbors
 
-from featcache.errors import UsageError
+from featcache.core.errors import UsageError
 from featcache.heads import knn, neighbours
 from featcache.heads.knn import KnnHead
 from tests.heads.test_heads import gaussians

@@ -9,8 +9,8 @@ from sklearn.metrics import log_loss
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from featcache.evaluation.splits import folds
 from featcache.heads.logreg import CS, LogRegHead
+from featcache.metrics.splits import folds
 from tests.heads.test_heads import gaussians
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -7,7 +7,7 @@ import pytest
 
 from featcache.heads.logreg import LogRegHead
 from featcache.heads.loss_curve import loss_curve
-from featcache.heads.softmax_path import SoftmaxPathClassifier
+from featcache.heads.softmax import SoftmaxPathClassifier
 from tests.heads.test_heads import gaussians
 
 pytestmark = pytest.mark.usefixtures("one_thread")

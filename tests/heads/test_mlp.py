@@ -12,15 +12,15 @@ from sklearn.base import clone
 from sklearn.metrics import log_loss
 
 import featcache as fc
-from featcache.errors import UsageError
-from featcache.evaluation.calibration import held_out_temperature
+from featcache.core.errors import UsageError
 from featcache.heads import mlp, with_class_weight, with_hidden_layers
 from featcache.heads.held_out_choice import HeldOutChoice
 from featcache.heads.logreg import LogRegHead
-from featcache.heads.mini_batches import hold_out
+from featcache.heads.minibatch import hold_out
 from featcache.heads.mlp import MLPHead
 from featcache.heads.mlp_training import logits
-from featcache.heads.stream import VectorStream
+from featcache.heads.streaming import VectorStream
+from featcache.metrics.calibration import held_out_temperature
 from tests.heads.test_heads import gaussians
 
 pytestmark = pytest.mark.usefixtures("one_thread")

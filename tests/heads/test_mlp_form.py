@@ -11,10 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featcache.errors import BundleError
-from featcache.heads.forms import PERCEPTRON, pack, unpack
+from featcache.core.errors import BundleError
 from featcache.heads.mlp_form import MLPForm
-from featcache.joined import head_module
+from featcache.heads.serialise import PERCEPTRON, pack, unpack
+from featcache.training.to_torch import head_module
 
 CLASSES = ("a", "b", "c")
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from featcache.errors import UsageError
+from featcache.core.errors import UsageError
 from featcache.evaluation import multilabel_splits
-from featcache.evaluation.multilabel import binary_losses
 from featcache.heads import make_head
-from featcache.heads.linear import linear_form
 from featcache.heads.multilabel import SigmoidPathClassifier
+from featcache.heads.predictors import linear_form
+from featcache.metrics.multilabel import binary_losses
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from featcache.errors import UsageError
+from featcache.core.errors import UsageError
 from featcache.evaluation.identity_pairs import pairs_within
-from featcache.evaluation.pair_metrics import cosine_scores, roc
 from featcache.heads.siamese import SiameseHead
+from featcache.metrics.verification import cosine_scores, roc
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -155,7 +155,7 @@ def test_parameters_out_of_range_are_named(learned, wrong: dict[str, object]) ->
 def test_training_takes_one_thread_and_gives_the_others_back(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from featcache.heads import projection_training
+    from featcache.heads import metric_learning as projection_training
 
     seen = []
 

@@ -14,10 +14,10 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from featcache.errors import UnusableImageError
+from featcache.core.errors import UnusableImageError
+from featcache.core.recipe import StandardTransform
 from featcache.images.decode import decode_rgb
 from featcache.images.transforms import PixelTransform
-from featcache.recipe import StandardTransform
 from tests.images.mutations import damaged, sound_images
 
 USABLE = "usable"

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from featcache.core.recipe import StandardTransform
 from featcache.images.augmentation import Augmentation, AugmentedView, views_beside
-from featcache.recipe import StandardTransform
 
 TRANSFORM = StandardTransform((36,), (28, 32), "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 STILL = Augmentation(flip=0.0, brightness=0.0, contrast=0.0, saturation=0.0)

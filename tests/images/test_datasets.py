@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from featcache.errors import UsageError
+from featcache.core.errors import UsageError
 from featcache.images.datasets import DatasetSource
 from featcache.images.sources import open_source
 from tests.images.making_datasets import ClassLabelFeature, ImageFeature, Pairs, Table

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile, ImageOps
 
-from featcache.errors import UnusableImageError, UsageError
+from featcache.core.errors import UnusableImageError, UsageError
 from featcache.images import decode
 from featcache.images.decode import decode_rgb, rgb_from, rgb_from_array
 
@@ -303,7 +303,7 @@ def test_a_bomb_is_refused_before_memory_is_taken_even_without_the_limit_of_pill
     """In a process that may take 1 GiB: the picture would need 10."""
     code = (
         "import sys; from PIL import Image; from featcache.images.decode import decode_rgb\n"
-        "from featcache.errors import UnusableImageError\n"
+        "from featcache.core.errors import UnusableImageError\n"
         f"{KILOBYTES}"
         "Image.MAX_IMAGE_PIXELS = None\n"
         "before = kilobytes()\n"
@@ -326,7 +326,7 @@ def test_memory_that_is_short_is_told_from_an_image_that_is_bad(tmp_path: Path) 
     Image.new("1", (12000, 12000)).save(tmp_path / "a.png")
     code = (
         "import resource, sys; from featcache.images.decode import decode_rgb\n"
-        "from featcache.errors import ImageMemoryError\n"
+        "from featcache.core.errors import ImageMemoryError\n"
         "pages = int(open('/proc/self/statm').read().split()[0])\n"
         "most = pages * resource.getpagesize() + 300_000_000\n"
         "resource.setrlimit(resource.RLIMIT_AS, (most, most))\n"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from featcache.errors import SourceError
+from featcache.core.errors import SourceError
 from featcache.images.entry import Entry
 from featcache.images.folder import FolderSource
 from featcache.images.sources import open_source

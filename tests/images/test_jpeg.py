@@ -17,12 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
-from featcache.errors import UnusableImageError
+from featcache.core.errors import UnusableImageError
+from featcache.core.recipe import PixelPath, StandardTransform
 from featcache.images import decode as decoding
 from featcache.images import jpeg
 from featcache.images.decode import DECODERS, Decoded, decode, decode_rgb
 from featcache.images.transforms import PixelTransform
-from featcache.recipe import PixelPath, StandardTransform
 from tests.images.mutations import damaged
 
 HALF = (0.5, 0.5, 0.5)
@@ -174,7 +174,7 @@ def test_a_bomb_is_refused_before_memory_is_taken(tmp_path: Path) -> None:
     (tmp_path / "bomb.jpg").write_bytes(with_size(FILES["best quality"], 65_000, 65_000))
     code = (
         "import sys, resource; from pathlib import Path; from PIL import Image\n"
-        "from featcache.images.decode import decode_rgb; from featcache.errors import UnusableImageError\n"
+        "from featcache.images.decode import decode_rgb; from featcache.core.errors import UnusableImageError\n"
         "Image.MAX_IMAGE_PIXELS = None\n"
         "pages = int(open('/proc/self/statm').read().split()[0])\n"
         "most = pages * resource.getpagesize() + 100_000_000\n"
@@ -192,7 +192,7 @@ def test_memory_that_is_short_is_told_from_an_image_that_is_bad(tmp_path: Path) 
     Image.new("L", (8000, 8000)).save(tmp_path / "large.jpg")
     code = (
         "import sys, resource; from pathlib import Path\n"
-        "from featcache.images.decode import decode_rgb; from featcache.errors import ImageMemoryError\n"
+        "from featcache.images.decode import decode_rgb; from featcache.core.errors import ImageMemoryError\n"
         "pages = int(open('/proc/self/statm').read().split()[0])\n"
         "most = pages * resource.getpagesize() + 150_000_000\n"
         "resource.setrlimit(resource.RLIMIT_AS, (most, most))\n"

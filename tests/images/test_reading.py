@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from featcache.errors import UnusableImageError
+from featcache.core.errors import UnusableImageError
 from featcache.images import reading
 from featcache.images.reading import FileStat, read_image_file
 

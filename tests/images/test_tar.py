@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from featcache.errors import SourceError, UnusableImageError, UsageError
+from featcache.core.errors import SourceError, UnusableImageError, UsageError
 from featcache.images.entry import Entry, Unusable
 from featcache.images.sources import open_source
 from featcache.images.tar import Member, TarSource

@@ -24,13 +24,14 @@ from torchvision import transforms
 from torchvision.models import ResNet50_Weights
 from torchvision.transforms.functional import InterpolationMode
 
-from featcache.backbones import timm_family, torchvision_family
-from featcache.backbones.capture import Axes
+from featcache.backbones.activations import Axes
+from featcache.backbones.families import timm as timm_family
+from featcache.backbones.families import torchvision as torchvision_family
 from featcache.backbones.network import Network
+from featcache.core.recipe import PixelPath, StandardTransform
 from featcache.images import transforms as transforms_module
 from featcache.images.decode import decode_rgb
 from featcache.images.transforms import IMPLEMENTATIONS, PixelTransform
-from featcache.recipe import PixelPath, StandardTransform
 
 HALF = (0.5, 0.5, 0.5)
 LEVELS = {"pillow/1": 0, "pillow/2": 2}

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 import featcache as fc
-from featcache import failpoints
+from featcache.core import failpoints
 from featcache.store import FeatureStore, StoreWriter
-from featcache.store.source_records import Record, SourceRecords
+from featcache.store.sources import Record, SourceRecords
 from tests.store.making import fill, keys, recipe, values
 
 ITEMS = 20

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import featcache as fc
-from featcache.errors import FeatcacheError
+from featcache.core.errors import FeatcacheError
 from featcache.store.catalogue import Catalogue
 from tests.store import scenarios, syscalls
 

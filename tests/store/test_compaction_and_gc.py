@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 import featcache as fc
-from featcache import failpoints
-from featcache.errors import MissingVectorsError, UnknownNameError, UsageError
-from featcache.store import FeatureStore, StoreWriter, compaction
+from featcache.core import failpoints
+from featcache.core.errors import MissingVectorsError, UnknownNameError, UsageError
+from featcache.store import FeatureStore, StoreWriter
+from featcache.store import compact as compaction
 from featcache.store.rows import ItemRows
-from featcache.store.source_records import SourceRecords
+from featcache.store.sources import SourceRecords
 from tests.store import scenarios
 from tests.store.making import fill, keys, recipe, values
 

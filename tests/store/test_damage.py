@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 import pytest
 
-from featcache.errors import (
+from featcache.core.errors import (
     DamagedStoreError,
     FeatcacheError,
     MissingVectorsError,

@@ -8,8 +8,8 @@ import h5py
 import numpy as np
 import pytest
 
-from featcache.errors import SourceError, UsageError
-from featcache.recipe import Recipe
+from featcache.core.errors import SourceError, UsageError
+from featcache.core.recipe import Recipe
 from featcache.store import FeatureStore, export
 from tests.store.making import fill, recipe, values
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import featcache as fc
-from featcache import failpoints
+from featcache.core import failpoints
 from featcache.store import FeatureStore
 from tests.store import scenarios
 
@@ -103,7 +103,7 @@ def test_every_point_of_the_list_is_killed_at() -> None:
 
 def test_the_points_cost_nothing_and_nobody_reaches_them() -> None:
     assert failpoints.on_reach is None
-    words = [sys.executable, "-c", "import featcache.failpoints as f, os; assert f.on_reach is None"]
+    words = [sys.executable, "-c", "import featcache.core.failpoints as f, os; assert f.on_reach is None"]
     assert subprocess.run(words, check=False, env={"FEATCACHE_FAILPOINTS": "1"}).returncode == 0
 
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import featcache as fc
-from featcache.errors import FeatcacheError, NotAStoreError, StoreBusyError
+from featcache.core.errors import FeatcacheError, NotAStoreError, StoreBusyError
 from featcache.store import FeatureStore, StoreWriter
-from featcache.store.source_records import Record, SourceRecords
+from featcache.store.sources import Record, SourceRecords
 from tests.store import scenarios
 from tests.store.making import fill, keys, recipe, values
 

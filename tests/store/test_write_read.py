@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featcache.errors import MissingVectorsError, UnknownNameError, UsageError
+from featcache.core.errors import MissingVectorsError, UnknownNameError, UsageError
 from featcache.store import FeatureStore, StoreWriter
-from featcache.store.source_records import SourceRecords
+from featcache.store.sources import SourceRecords
 from tests.store.making import fill, keys, recipe, values
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from featcache.errors import ConversionError
+from featcache.core.errors import ConversionError
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
 """Largest ‖a - b‖/‖b‖ of an image's activations at one layer, by precision. A bfloat16 number keeps eight binary

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from featcache.backbones import compute as processor
 from featcache.backbones.devices import check_device
-from featcache.backbones.runtimes import openvino_library, processor
-from featcache.errors import UnknownNameError, UsageError
-from featcache.recipe import PRECISIONS
+from featcache.backbones.runtimes import openvino_library
+from featcache.core.errors import UnknownNameError, UsageError
+from featcache.core.recipe import PRECISIONS
 
 if TYPE_CHECKING:
     from featcache.backbones.backbone import Backbone

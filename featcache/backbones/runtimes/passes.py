@@ -15,9 +15,9 @@ import numpy as np
 
 from featcache.backbones.runtimes import openvino_library
 from featcache.backbones.runtimes.agreement import check_agreement
-from featcache.backbones.runtimes.graph import CompiledGraph, Graph
-from featcache.backbones.runtimes.graph_cache import GraphCache, Proven
-from featcache.errors import ConversionError, UsageError
+from featcache.backbones.runtimes.openvino import CompiledGraph, Graph
+from featcache.backbones.runtimes.proof import GraphCache, Proven
+from featcache.core.errors import ConversionError, UsageError
 
 if TYPE_CHECKING:
     from featcache.backbones.backbone import Backbone
@@ -185,7 +185,7 @@ class GraphPasses:
         return self._keep(key, graph)
 
     def _new(self, key: Key, batch: np.ndarray, layers: Sequence[Layer]) -> CompiledGraph:
-        from featcache.backbones.runtimes.conversion import convert
+        from featcache.backbones.runtimes.convert import convert
 
         pictures = _pictures(batch)
         made = convert(self._backbone.network, layers, pictures)

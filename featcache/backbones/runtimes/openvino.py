@@ -1,0 +1,125 @@
+"""A converted network, and the same made ready to run on this machine in several threads at one time."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from featcache.backbones.runtimes.openvino_library import core, library
+from featcache.core.errors import ConversionError
+
+_HINTS = {"float32": "f32", "bfloat16": "bf16"}
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """A graph in OpenVINO's own form: an XML text, and the numbers that it refers to as float32."""
+
+    xml: bytes
+    weights: np.ndarray
+    """(bytes,) uint8."""
+
+
+class CompiledGraph:
+    """Runs a graph. `forward` may be called in up to *at_once* threads, and others then wait.
+
+    The number of images in a pass is fixed, as OpenVINO plans its memory once for one shape; a smaller batch is
+    filled up. So an image's activations do not depend on what else is in its batch.
+
+    Args:
+        graph: as `convert` gave it.
+        names: the layers of its outputs, in order.
+        images: images in a pass.
+        at_once: passes that run at one time.
+        cores: cores that these passes share.
+        precision: ``float32`` or ``bfloat16``.
+
+    Raises:
+        ConversionError: OpenVINO cannot read or compile it, or would compute at another precision.
+        MemoryError: there is not enough memory for passes of so many images.
+    """
+
+    def __init__(
+        self, graph: Graph, names: Sequence[str], *, images: int, at_once: int, cores: int, precision: str
+    ) -> None:
+        self.names, self.images = tuple(names), images
+        openvino, hint = library(), _HINTS[precision]
+        properties = {
+            # Left alone, OpenVINO takes bfloat16 or float16 by itself where the processor has it.
+            "INFERENCE_PRECISION_HINT": hint,
+            "NUM_STREAMS": str(at_once),
+            "INFERENCE_NUM_THREADS": str(cores),
+            # A pass that is bound to one core waits for the image that is decoded there.
+            "ENABLE_CPU_PINNING": "NO",
+        }
+        try:
+            model = core().read_model(graph.xml, openvino.Tensor(graph.weights))
+            if len(model.outputs) - len(self.names) not in (0, 1):
+                raise ConversionError(f"the graph has {len(model.outputs)} outputs for {len(self.names)} layers")
+            model.reshape([images, *[part.get_length() for part in list(model.input(0).partial_shape)[1:]]])
+            self._compiled = core().compile_model(model, "CPU", properties)
+            taken = self._compiled.get_property("INFERENCE_PRECISION_HINT")
+            if taken != getattr(openvino.Type, hint):
+                raise ConversionError(f"OpenVINO would compute as {taken}, not as {hint}")
+            requests = [self._compiled.create_infer_request() for _ in range(at_once)]
+        except RuntimeError as error:
+            raise _foreign("OpenVINO cannot compile it", error) from error
+        self._outputs = len(model.outputs)
+        self._free: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for request in requests:
+            self._free.put(request)
+
+    def forward(self, batch: np.ndarray) -> dict[str, np.ndarray]:
+        """One pass for every so many images.
+
+        Args:
+            batch: (n, …) of the graph's input.
+
+        Returns:
+            For each layer's name (n, …) float32, all NaN for an image with NaN anywhere on the way.
+
+        Raises:
+            ConversionError: OpenVINO cannot compute it.
+            MemoryError: there is not enough memory.
+        """
+        request = self._free.get()
+        try:
+            parts = [self._pass(request, batch[i : i + self.images]) for i in range(0, len(batch), self.images)]
+        finally:
+            self._free.put(request)
+        if len(parts) == 1:
+            return dict(zip(self.names, parts[0], strict=True))
+        return {name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(self.names)}
+
+    def _pass(self, request: Any, some: np.ndarray) -> list[np.ndarray]:
+        n = len(some)
+        if n < self.images:
+            some = np.concatenate([some, np.repeat(some[-1:], self.images - n, axis=0)])
+        try:
+            request.infer({0: np.ascontiguousarray(some)}, share_inputs=True)
+        except RuntimeError as error:
+            raise _foreign("OpenVINO fails at a pass", error) from error
+        # The request's own memory is written over by the next pass.
+        got = [np.array(request.get_output_tensor(i).data[:n], np.float32) for i in range(self._outputs)]
+        lost = got.pop() != 0 if self._outputs > len(self.names) else np.zeros(n, bool)
+        if some.dtype != np.uint8:  # what a callable made may hold NaN itself
+            lost |= np.isnan(some[:n].reshape(n, -1)).any(axis=1)
+        for array in got:
+            array[lost] = np.nan
+        return got
+
+
+def _foreign(what: str, error: Exception) -> Exception:
+    """OpenVINO's error as one of ours; it has one kind for all, and lack of memory says nothing of the graph."""
+    text = _last_line(error)
+    return MemoryError(text) if "bad_alloc" in text else ConversionError(f"{what}: {text}")
+
+
+def _last_line(error: Exception) -> str:
+    """What the library says; before that stands where in its own code."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else repr(error)

@@ -1,0 +1,249 @@
+"""A network in two: the frozen part, whose activations are kept, and a trainable copy of what follows.
+
+The first layers of a network that was trained on one task serve others as they are, and the later they are, the more
+they have to be trained again (J. Yosinski, J. Clune, Y. Bengio and H. Lipson, "How transferable are features in deep
+neural networks?", NIPS 2014). The frozen part is the network itself, taken at a stored layer, so nothing is built for
+it. What follows is a graph of `torch.fx` with its own copy of the weights; it is never written to disk as code, since
+the same cut of the same network makes it again, with the same names of weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from featcache.backbones.layers import POOLED, Layer
+from featcache.backbones.network import Network, outputs_that_exist
+from featcache.backbones.suffix import begins_stage, follow_up, suffix_stages
+from featcache.backbones.tracing import MODE, Trace, trace
+from featcache.core.errors import UnknownNameError, UsageError
+from featcache.core.recipe import StandardTransform
+
+TOLERANCE = 1e-4
+"""Largest ‖a - b‖/‖b‖ between what a suffix gives of the stored activations and the network of the pictures."""
+_IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A network cut in two.
+
+    Attributes:
+        layer: path of the first module that trains.
+        cached: the layer whose stored activations the suffix takes, such as ``blocks.4:none``; ``P:mean`` where the
+            module P gives one vector an image.
+        shape: of one image's activations there.
+        suffix: maps (n, *shape) float32 to what ``pooled`` is, (n, d). A trainable copy, in eval mode, on the
+            network's device; to train it or not changes nothing of the network.
+        stages: names and modules of the suffix's parts that have parameters, in network order; each parameter is in
+            one of them. A part with no weight of more axes than one, such as a normalisation, belongs to the stage
+            before it.
+    """
+
+    layer: str
+    cached: str
+    shape: tuple[int, ...]
+    suffix: nn.Module
+    stages: tuple[tuple[str, nn.Module], ...]
+
+
+def cut(network: Network, layer: str) -> Cut:
+    """Cut a network where a layer begins.
+
+    All that the network computes from there on must follow from the output of one module before it, and that module's
+    ``:none`` is what is stored; where views or functions without weights stand between, such as flatten, or an
+    identity or dropout, these belong to the suffix. In training mode the suffix is what its modules are: batch
+    normalisation takes the statistics of the batch and keeps its own running ones, dropout and stochastic depth drop.
+    The suffix is proven on two random pictures before it is given out.
+
+    Args:
+        network: the loaded network.
+        layer: path of the first module that trains, as `places` lists them or deeper, such as ``layer3.1``.
+
+    Raises:
+        UnknownNameError: there is no such module.
+        UsageError: a connection skips over the cut, the layer's input is not the output of one module, its axes are
+            not declared, nothing that has weights follows, or torch.fx cannot follow the code around it; the nearest
+            layers that can be cut at are named.
+    """
+    if layer not in network.names:
+        raise UnknownNameError.among("layer", layer, network.names, "`featcache layers B` lists them.")
+    parts = layer.split(".")
+    traced = None
+    try:
+        traced = trace(network.module, {".".join(parts[:i]) for i in range(1, len(parts))}, _lists(network))
+        place = _place(traced, layer)
+    except UsageError as why:
+        raise UsageError(f"The network cannot be cut at {layer!r}: {why} {_nearest(network, traced, layer)}") from why
+    cached = Layer(_stored(network, [place.path]).get(place.path, f"{place.path}:none"), 0, ())
+    got = network.forward(_noise(network), [cached, Layer(POOLED, 1, ())])
+    stored, expected = got[cached.name], got[POOLED]
+    x = torch.from_numpy(stored.copy()).to(network.device)
+    suffix = follow_up(traced, place.source, place.nodes)
+    with torch.inference_mode():
+        given = suffix(x).float().cpu().numpy()
+    if not np.array_equal(x.cpu().numpy(), stored, equal_nan=True):
+        # It works in place on what it is given, which is the caller's.
+        suffix = follow_up(traced, place.source, place.nodes, copies=True)
+    lengths = np.linalg.norm(expected, axis=1)
+    away = np.linalg.norm(given - expected, axis=1) if given.shape == expected.shape else np.full(len(stored), np.inf)
+    if not (away <= TOLERANCE * lengths).all():
+        raise UsageError(
+            f"The network cannot be cut at {layer!r}: of the activations of {cached.name} the layers that follow give "
+            f"other vectors than the whole network of the pictures, up to {(away / lengths).max():.1e} of their norm. "
+            "Its code may change activations in place behind a module, or decide by what a graph does not hold."
+        )
+    return Cut(layer, cached.name, stored.shape[1:], suffix, suffix_stages(suffix))
+
+
+def places(network: Network) -> list[str]:
+    """The layers at which a network can be cut, in network order.
+
+    Of the layers that ``featcache layers`` shows these are the ones where `cut` works, but for those without weights
+    and those that belong to the layer before, such as a normalisation. `cut` also works at these, and may work inside
+    of others. Where several names mean the same cut, as ``layer1`` and its first block, it is listed once, by the
+    shortest.
+
+    Args:
+        network: the loaded network, or one without its weights.
+
+    Raises:
+        UsageError: torch.fx cannot follow the network's own code.
+    """
+    return [path for path, _ in _places(network, trace(network.module, set(), _lists(network)))]
+
+
+def places_if_any(network: Network) -> list[str]:
+    """The same; none where torch.fx cannot follow the network's own code."""
+    try:
+        return places(network)
+    except UsageError:
+        return []
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a network can be cut: the module whose output is stored, its node, and the nodes that follow."""
+
+    path: str
+    source: fx.Node
+    nodes: frozenset[fx.Node]
+
+
+def _place(traced: Trace, layer: str) -> _Place:
+    """Where to cut so that *layer* is the first that trains; `UsageError` tells why that cannot be."""
+    calls = traced.calls.get(layer, [])
+    if len(calls) != 1:
+        how = "more than once" if calls else "not, or not as a module,"
+        raise UsageError(f"it is run {how} in a pass.")
+    moving = traced.downstream(traced.image)
+    inputs = [node for node in calls[0].inputs if node in moving]
+    if len(inputs) != 1:
+        raise UsageError(f"it takes {len(inputs)} values that depend on the picture, not one.")
+    entry = inputs[0]
+    sources = _sources(traced, entry, through=True)
+    if len(sources) != 1 or traced.image in sources:
+        sources = _sources(traced, entry, through=False)
+    source = sources.copy().pop() if len(sources) == 1 else entry
+    if source is traced.image:
+        raise UsageError("it takes the picture itself, so nothing before it could be kept.")
+    nodes = traced.upstream(stop=source)
+    if traced.image in nodes:
+        after = traced.downstream(source)
+        skipping = [node for node in nodes & moving - after if any(user in after & nodes for user in node.users)]
+        raise UsageError(f"a skip connection crosses the cut: {_from(traced, skipping)} is used again after it.")
+    if len(sources) != 1 or source not in traced.modules_of:
+        raise UsageError(f"its input is not the output of one module, but made of {_from(traced, [entry])}.")
+    if not any(traced.has_weights(node) for node in nodes):
+        raise UsageError("neither it nor anything after it has weights.")
+    return _Place(traced.modules_of[source][0], source, frozenset(nodes))
+
+
+def _sources(traced: Trace, entry: fx.Node, *, through: bool) -> set[fx.Node]:
+    """What a node is made of by functions alone: outputs of modules, weights, the picture. With *through* those
+    modules that change nothing in eval mode count as functions."""
+    found, todo = set(), [entry]
+    while todo:
+        node = todo.pop()
+        if node.target == MODE or node in traced.batch_sizes:
+            continue
+        made = traced.modules_of.get(node, [])
+        idle = through and made and isinstance(traced.root.get_submodule(made[-1]), _IDENTITIES)
+        if (made and not idle) or not node.all_input_nodes:
+            found.add(node)
+        else:
+            todo.extend(node.all_input_nodes)
+    return found
+
+
+def _from(traced: Trace, nodes: Iterable[fx.Node]) -> str:
+    """Where values come from, in words."""
+    names = set()
+    for source in (source for node in nodes for source in _sources(traced, node, through=False)):
+        made = traced.modules_of.get(source)
+        other = "the picture" if source is traced.image else repr(source.target)
+        names.add(f"the output of {made[0]!r}" if made else other)
+    return " and ".join(sorted(names))
+
+
+def _lists(network: Network) -> set[str]:
+    """Paths of the modules that are lists of the layers that ``featcache layers`` shows."""
+    return {path.rpartition(".")[0] for path in network.blocks()} - {""}
+
+
+def _places(network: Network, traced: Trace) -> list[tuple[str, int]]:
+    """The places in a trace, and how many of its nodes come before each."""
+    calls = [(traced.calls[path][0].position, path) for path in network.blocks() if path in traced.calls]
+    found: dict[str, tuple[str, int]] = {}
+    for position, path in sorted(calls, key=lambda call: (call[0], call[1].count("."))):
+        if not begins_stage(network.module.get_submodule(path).parameters()):
+            continue
+        with suppress(UsageError):
+            found.setdefault(_place(traced, path).path, (path, position))
+    stored = _stored(network, found)
+    return [place for path, place in found.items() if path in stored]
+
+
+def _stored(network: Network, paths: Iterable[str]) -> dict[str, str]:
+    """For each module whose activations can be stored the layer that holds all of them."""
+    network.module.eval()
+    with torch.inference_mode():
+        outputs = outputs_that_exist(network.module, set(paths), network.normalised(_noise(network)[:1]))
+    stored = {}
+    for path in paths:
+        output = outputs.get(path)
+        if isinstance(output, Tensor) and (order := network.axes.of(network.module.get_submodule(path), output)) != "?":
+            stored[path] = f"{path}:mean" if order == "NC" else f"{path}:none"
+    return stored
+
+
+def _nearest(network: Network, traced: Trace | None, layer: str) -> str:
+    """Advice: the places before and after a layer."""
+    try:
+        traced = traced or trace(network.module, set(), _lists(network))
+        known = _places(network, traced)
+    except UsageError:
+        return "Train heads on its vectors, or the whole network."
+    if not known:
+        return "There is no layer at which it can be cut."
+    position = 0
+    while layer and not position:
+        position = calls[0].position if (calls := traced.calls.get(layer)) else 0
+        layer = layer.rpartition(".")[0]
+    before = [f"{path!r} before it" for path, there in known if there <= position][-1:]
+    after = [f"{path!r} after it" for path, there in known if there > position][:1]
+    return f"It can be cut at {' and at '.join(before + after)}."
+
+
+def _noise(network: Network) -> np.ndarray:
+    """Two inputs made from a seed."""
+    rng = np.random.default_rng(0)
+    height, width = network.size
+    if isinstance(network.pixels.transform, StandardTransform):
+        return rng.integers(0, 256, (2, height, width, 3), dtype=np.uint8)
+    return rng.normal(size=(2, 3, height, width)).astype(np.float32)

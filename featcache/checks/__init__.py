@@ -1,1 +1,0 @@
-"""Checks: stored vectors against the reference, and what this machine can do."""

@@ -1,0 +1,127 @@
+"""``featcache advise``: which strategy suits these images, by measurement."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from featcache.cli import output as screen
+from featcache.cli.command import Answer, Debug, Json, verb
+from featcache.cli.options import Labels, Source, Space
+from featcache.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from featcache.finetuning.advise import Advice
+
+
+@verb(interrupted="Layers that were extracted stay in the store.")
+def advise(
+    store: Annotated[
+        Path, typer.Argument(metavar="STORE|SOURCE", help="A store; or images, which -o says where to extract into.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="STORE", help="Extract SOURCE into this store first.")
+    ] = None,
+    budget: Annotated[str, typer.Option(metavar="10m", help="Time to measure, such as 90s, 10m or 2h.")] = "10m",
+    figure: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="Draw learning curve, depth, and all strategies.")
+    ] = None,
+    labels: Labels = None,
+    source: Source = None,
+    space: Space = None,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of all that is drawn.")] = 0,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> Answer:
+    """Measure which strategy suits these images, and recommend one.
+
+    Nothing is taken from the hold-out. What does not fit the budget is left out, and said. Blocks and activations that
+    are missing are extracted into the store, where its images are still there. Of a SOURCE all blocks are extracted
+    first, in the time of the budget.
+
+    Example: featcache advise pets.fcache --budget 10m --figure advice.png
+    """
+    from featcache.core.errors import NotAStoreError
+    from featcache.finetuning.advise import advise as run
+    from featcache.finetuning.advise.budget import seconds_of
+    from featcache.finetuning.advise.figure import draw_advice
+    from featcache.metrics.plots import check_png
+    from featcache.store import FeatureStore
+
+    seconds = seconds_of(budget)
+    if figure is not None:
+        check_png(figure)
+    if output is not None:
+        began = time.monotonic()
+        _extract(store, output, labels)
+        store, seconds = output, max(1.0, seconds - (time.monotonic() - began))
+    else:
+        try:
+            FeatureStore.open(store)
+        except NotAStoreError as error:
+            if not store.exists():
+                raise
+            raise UsageError(f"{error} Or are these images? Then say where to: -o {store.stem}.fcache.") from None
+    found = run(store, budget=seconds, source=source, space=space, labels=labels, seed=seed, progress=True)
+    if figure is not None:
+        draw_advice(found, figure)
+    return Answer({**found.to_dict(), "figure": None if figure is None else str(figure)}, lambda: _show(found, figure))
+
+
+def _extract(source: Path, store: Path, labels: Path | None) -> None:
+    from featcache.backbones import get
+    from featcache.extraction.extract import DEFAULT_BACKBONE, extract
+    from featcache.strategies.block_layers import block_layers
+
+    layers = block_layers(get(DEFAULT_BACKBONE))
+    extract(source, store, layers=layers, labels=None if labels is None else "none", progress=True)
+
+
+def _show(advice: Advice, figure: Path | None) -> None:
+    known = {outcome["name"]: outcome for outcome in advice.strategies}
+    screen.table(
+        ["strategy", "accuracy, %", "items", "time", "disk"],
+        [
+            (
+                cost["strategy"],
+                _accuracy(known.get(cost["strategy"])),
+                f"{known[cost['strategy']]['items']:,}" if cost["strategy"] in known else "",
+                "?" if cost["seconds"] is None else screen.span(cost["seconds"]),
+                "?" if cost["bytes"] is None else screen.size(cost["bytes"]) if cost["bytes"] else "",
+            )
+            for cost in advice.costs
+        ],
+        right=["accuracy, %", "items", "time", "disk"],
+    )
+    screen.say(
+        f"{advice.items:,} items outside the hold-out, {advice.folds} folds; in brackets 95 % intervals. Time and disk:"
+    )
+    screen.say("about what the whole training takes here, without the start. Accuracies compare on equal items alone.")
+    dear = [part for part in advice.parts if part["seconds"] is None and part["estimate"] is not None]
+    if dear:
+        listed = ", ".join(f"{part['name']} ({screen.span(part['estimate'])})" for part in dear)
+        enough = math.ceil((advice.seconds + sum(part["estimate"] for part in dear)) / 60)
+        screen.say(f"Not measured, as the budget is too small: {listed}. About --budget {enough}m would do.")
+    for part in advice.parts:
+        if part["reason"] is not None and part not in dear:
+            screen.say(f"Not measured: {part['name']}: {part['reason'].rstrip('.')}.")
+    screen.say(f"\nRecommended: {advice.recommendation}")
+    for reason in advice.reasons:
+        screen.say(f"  {reason}")
+    if figure is not None:
+        screen.say(f"Figure: {figure}")
+    screen.say(f"Next:  {advice.command}")
+
+
+def _accuracy(outcome: dict[str, Any] | None) -> str:
+    if outcome is None:
+        return "not tried"
+    accuracy = outcome["accuracy"]
+    text = f"{100 * accuracy['value']:.1f}"
+    if accuracy["low"] is None:
+        return text
+    return f"{text} ({100 * accuracy['low']:.1f}–{100 * accuracy['high']:.1f})"

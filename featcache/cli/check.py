@@ -1,0 +1,122 @@
+"""``featcache check-live`` and ``doctor``: whether vectors are right, and what this machine can do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from featcache.cli import output as screen
+from featcache.cli.command import Answer, Debug, Json, verb
+from featcache.cli.options import Device, Precision, Runtime, Source, Space, StorePath, Weights
+from featcache.core.progress import counted
+
+if TYPE_CHECKING:
+    from featcache.extraction.doctor import DoctorReport
+    from featcache.extraction.recheck import CheckLiveReport
+
+
+@verb(interrupted="Nothing was changed.")
+def check_live(
+    store: StorePath,
+    n: Annotated[int, typer.Option("-n", min=1, metavar="N", help="How many random images to check.")] = 200,
+    source: Source = None,
+    space: Space = None,
+    head: Annotated[
+        Path | None, typer.Option(metavar="HEAD.fch", help="Count the predictions of this head that flip.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, metavar="S", help="Seed of the draw.")] = 0,
+    weights: Weights = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> Answer:
+    """Compute random vectors once more by the published transform and eager torch, and compare.
+
+    Ends with 1 where one of them is not what it should be, or none could be compared.
+
+    Example: featcache check-live pets.fcache -n 50
+    """
+    from featcache.extraction.recheck import check_live as run
+
+    report = run(store, n, source=source, space=space, head=head, seed=seed, weights=weights, progress=True)
+    return Answer(report.to_dict(), lambda: _show_check(report), 0 if report.ok else 1)
+
+
+@verb(interrupted="")
+def doctor(
+    backbone: Annotated[
+        str, typer.Option(metavar="B", help="The backbone to measure; `featcache models` lists them.")
+    ] = "bundled:efficientnet_lite0",
+    weights: Weights = None,
+    device: Device = None,
+    runtime: Runtime = "auto",
+    precision: Precision = "float32",
+    as_json: Json = False,
+    debug: Debug = False,
+) -> Answer:
+    """Say what this machine has, what works, and how fast it extracts.
+
+    Example: featcache doctor
+    """
+    from featcache.extraction.doctor import doctor as run
+
+    report = run(backbone, weights=weights, device=device, runtime=runtime, precision=precision, progress=True)
+    return Answer(report.to_dict(), lambda: _show_doctor(report), 1 if report.problems else 0)
+
+
+def _show_check(report: CheckLiveReport) -> None:
+    screen.say(f"{report.compared:,} of {report.drawn:,} images compared with {report.reference}")
+    for number, what in ((report.gone, "gone"), (report.changed, "changed"), (report.unusable, "unusable")):
+        if number:
+            screen.say(f"  {number:,} {what}, not compared")
+    for note in report.notes:
+        screen.say(f"  {note}")
+    if report.cosine_least is None:
+        screen.say("Nothing could be compared.")
+        return
+    screen.say(f"Cosine: least {report.cosine_least:.6f}, mean {report.cosine_mean:.6f}")
+    screen.say(f"Relative error: largest {report.relative_error_largest:.2e}")
+    if report.flips is not None:
+        screen.say(f"Predictions that flip: {report.flips:,}")
+    screen.table(
+        ["worst", "layer", "cosine", "relative error"],
+        [(one.uri, one.layer, f"{one.cosine:.6f}", f"{one.relative_error:.2e}") for one in report.worst],
+        right=["cosine", "relative error"],
+    )
+    bounds = f"cosine at least {report.cosine_floor:g}, relative error at most {report.relative_error_limit:g}"
+    if report.ok:
+        screen.say(f"All are within the tolerance ({bounds}).")
+    else:
+        screen.say(f"Beyond the tolerance ({bounds}): {counted(report.failed, 'images')}.")
+        screen.say("What is stored was not made by the recipe that the store names. Extract into a new store.")
+
+
+def _show_doctor(report: DoctorReport) -> None:
+    screen.say(f"featcache {report.featcache}, Python {report.python}")
+    screen.say(f"Processor: {report.processor or 'unknown'}, {report.cores} cores")
+    screen.say(f"  features: {' '.join(report.features) or 'unknown'}")
+    screen.say(f"  bfloat16: {'yes' if report.bfloat16 else 'no'}")
+    for runtime in report.runtimes:
+        state = runtime.problem or (f"on {', '.join(runtime.devices)}" if runtime.devices else "")
+        screen.say(f"Runtime {runtime.name}: {' '.join(filter(None, [runtime.version or 'not installed', state]))}")
+    for model in report.weights:
+        screen.say(f"Weights of {model.name}: {model.weights}")
+    for extra in report.extras:
+        state = f"lacks {', '.join(extra.missing)}: pip install 'featcache[{extra.name}]'" if extra.missing else ""
+        screen.say(f"Extra {extra.name}: {state or 'installed'}")
+    for disk in report.disks:
+        screen.say(f"Free for the {disk.use}: {screen.size(disk.free_bytes)} ({disk.folder})")
+    if report.speed is not None:
+        speed = report.speed
+        screen.say(
+            f"{report.backbone}: {speed.images_per_second:.0f} images/s in {speed.runtime}, "
+            f"{speed.images:,} JPEGs of 500 × 375 pixels in {screen.span(speed.seconds)}"
+        )
+        for note in speed.notes:
+            screen.say(f"  {note}")
+    if report.vector_bytes is not None:
+        catalogue = "" if report.catalogue_bytes is None else f", {report.catalogue_bytes:,} in the catalogue"
+        screen.say(f"Bytes an image: {report.vector_bytes:,} for its pooled vector{catalogue}")
+    for problem in report.problems:
+        screen.say(f"Problem: {problem}")

@@ -1,0 +1,127 @@
+"""How every verb behaves: what it prints where, and with which exit code it ends.
+
+A verb returns an `Answer` and prints nothing itself. With ``--json`` stdout carries exactly one JSON
+object, whatever a library prints meanwhile goes to stderr, and errors are an object too. Errors are
+one message on stderr; the traceback needs ``--debug``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import math
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+
+from featcache.core.errors import FeatcacheError
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, all else on stderr.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a verb found out: the fields for ``--json``, how to show it to a person, the exit code."""
+
+    data: Mapping[str, Any]
+    show: Callable[[], None]
+    exit_code: int = 0
+
+
+def verb(interrupted: str) -> Callable[[Callable[..., Answer]], Callable[..., None]]:
+    """Make a Typer command of a function that returns an `Answer`.
+
+    The function takes ``as_json: Json`` and ``debug: Debug`` among its options; *interrupted* is what
+    is said after Ctrl-C, a sentence that tells how to go on.
+    """
+
+    def decorate(function: Callable[..., Answer]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def command(**options: Any) -> None:
+            code = _run(functools.partial(function, **options), options["as_json"], options["debug"], interrupted)
+            raise typer.Exit(code)
+
+        return command
+
+    return decorate
+
+
+def complain(text: str, code: int, as_json: bool) -> int:
+    """Say what went wrong, and return *code*."""
+    print(f"error: {text}", file=sys.stderr)
+    if as_json:
+        _print_json({"error": text, "exit_code": code})
+    return code
+
+
+def _run(work: Callable[[], Answer], as_json: bool, debug: bool, interrupted: str) -> int:
+    try:
+        with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+            answer = work()
+        if as_json:
+            _print_json(answer.data)
+        else:
+            with _quiet_pipe():
+                answer.show()
+        return answer.exit_code
+    except KeyboardInterrupt:
+        if debug:
+            traceback.print_exc()
+        print(f"\nStopped. {interrupted}", file=sys.stderr)
+        if as_json:
+            _print_json({"error": "interrupted", "exit_code": 130})
+        return 130
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        return complain(_words(error), getattr(error, "exit_code", 1), as_json)
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, FeatcacheError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        where = f": {os.fsdecode(error.filename)}" if error.filename is not None else ""
+        return f"{error.strerror}{where}. Run again with --debug to see where it happened."
+    if isinstance(error, MemoryError):
+        return "Not enough memory. Try a smaller --batch-size or fewer --layers."
+    return f"unexpected {type(error).__name__}: {error}. Run again with --debug to see where it happened."
+
+
+@contextlib.contextmanager
+def _quiet_pipe() -> Iterator[None]:
+    """Let ``featcache … | head`` end without a complaint: the work is done when the printing begins."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes stdout once more at exit, which must not fail either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _print_json(data: Mapping[str, Any]) -> None:
+    # ASCII, since a path may hold bytes that no encoding can print.
+    with _quiet_pipe():
+        print(json.dumps(_plain(data), allow_nan=False))
+
+
+def _plain(value: Any) -> Any:
+    """Only what JSON has: numpy scalars become numbers, paths text, and what is not finite null."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, bool | int | str) or value is None:
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    return str(value)

@@ -1,0 +1,132 @@
+"""``featcache predict`` and ``similar``: what is in an image, and which images are like it."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from featcache.cli import output as screen
+from featcache.cli.command import Answer, Debug, Json, verb
+from featcache.cli.options import HeadPath, Source, Space, StorePath
+from featcache.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from featcache.store import Item
+    from featcache.training.evaluate import Prediction
+
+
+@verb(interrupted="Nothing was written.")
+def predict(
+    head: HeadPath,
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE|FOLDER", help="Images, folders, and tar files of images.")
+    ],
+    top: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="How many labels to give for each image: 5, or with several labels an image all that are likelier"
+            " than not.",
+        ),
+    ] = None,
+    table: Annotated[
+        Path | None,
+        typer.Option(
+            "--csv",
+            metavar="FILE",
+            help="Write a table: one row an image and label, with the columns uri,rank,label,probability.",
+        ),
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> Answer:
+    """Say what is in images, with the head's probabilities.
+
+    Example: featcache predict pets.fch new-photos a.jpg --csv answers.csv
+    """
+    from featcache.training.evaluate import predict as run
+
+    if table is not None:
+        _check_writable(table)
+    found = run(head, images, top=top, progress=True)
+    if table is not None:
+        _write(found, table)
+    data = {
+        "predictions": [
+            {"uri": p.uri, "labels": [{"label": label, "probability": q} for label, q in p.labels]}
+            | ({"problem": p.problem} if p.problem else {})
+            for p in found
+        ]
+    }
+    return Answer(data, lambda: _show_predictions(found, table), 1 if all(p.problem for p in found) else 0)
+
+
+@verb(interrupted="")
+def similar(
+    store: StorePath,
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The image to look for.")],
+    k: Annotated[int, typer.Option("-k", min=1, metavar="N", help="How many images to list.")] = 10,
+    source: Source = None,
+    space: Space = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> Answer:
+    """List the images of a store that are most like one image, by the cosine of their vectors.
+
+    Example: featcache similar pets.fcache a.jpg -k 5
+    """
+    from featcache.extraction.search import similar as run
+
+    found = run(store, image, k=k, source=source, space=space)
+    data = {
+        "similar": [
+            {"source": item.source, "uri": item.uri, "label": item.label, "cosine": cosine} for item, cosine in found
+        ]
+    }
+    return Answer(data, lambda: _show_similar(found))
+
+
+def _show_predictions(found: Sequence[Prediction], table: Path | None) -> None:
+    for prediction in found:
+        if prediction.problem:
+            screen.say(f"{prediction.uri}: cannot be used: {prediction.problem}")
+        elif table is None:
+            screen.say(prediction.uri)
+            for label, probability in prediction.labels:
+                screen.say(f"  {'' if probability is None else screen.percent(probability):>7}  {label}")
+    if table is not None:
+        screen.say(f"{sum(not p.problem for p in found):,} images")
+        screen.say(f"Table: {table}")
+
+
+def _check_writable(path: Path) -> None:
+    """Find out before the work, not after it, that a table cannot be written."""
+    existed = path.exists()
+    try:
+        path.open("a").close()
+    except OSError as error:
+        raise UsageError(f"The table {path} cannot be written: {error.strerror}. Give another --csv FILE.") from error
+    if not existed:
+        path.unlink()
+
+
+def _write(found: Sequence[Prediction], path: Path) -> None:
+    """One row an image and label, the likeliest first; probabilities from 0 to 1. Unusable images have none."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["uri", "rank", "label", "probability"])
+        for prediction in found:
+            for rank, (label, probability) in enumerate(prediction.labels, start=1):
+                rows.writerow([prediction.uri, rank, label, "" if probability is None else f"{probability:.6f}"])
+
+
+def _show_similar(found: Sequence[tuple[Item, float]]) -> None:
+    width = max((len(item.label or "–") for item, _ in found), default=0)
+    screen.say(f"cosine  {'label':{width}}  image")
+    for item, cosine in found:
+        screen.say(f"{cosine:6.4f}  {item.label or '–':{width}}  {item.uri}")

@@ -1,0 +1,173 @@
+"""``featcache verify``, ``repair``, ``compact`` and ``gc``: what keeps a store sound and small."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from featcache.cli import output as screen
+from featcache.cli.command import Answer, Debug, Json, verb
+from featcache.cli.options import Layers, Space, StorePath, layer_list
+from featcache.core.progress import counted
+
+if TYPE_CHECKING:
+    from featcache.store.compact import CompactReport
+    from featcache.store.gc import GcReport
+    from featcache.store.repair import RepairReport
+    from featcache.store.verify import VerifyReport
+
+
+@verb(interrupted="Nothing was changed; the check was not finished.")
+def verify(
+    store: StorePath,
+    quick: Annotated[bool, typer.Option("--quick", help="Do not read the vectors: no hashes, no values.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> Answer:
+    """Check a store against its checksums. Damage ends with exit code 1; nothing is changed.
+
+    Example: featcache verify pets.fcache
+    """
+    from featcache.store.verify import verify as run
+
+    report = run(store, quick=quick, progress=True)
+    return Answer(report.to_dict(), lambda: _show_verify(report, str(store), quick), 0 if report.ok else 1)
+
+
+@verb(interrupted="What was repaired so far stays so; run the same command again.")
+def repair(store: StorePath, as_json: Json = False, debug: Debug = False) -> Answer:
+    """Set damaged parts of a store aside, take the backup of a lost catalogue, save what can be saved.
+
+    Nothing is deleted: damaged files go to STORE/damaged. `featcache extract` computes what is missing then.
+
+    Example: featcache repair pets.fcache
+    """
+    from featcache.store.repair import repair as run
+
+    report = run(store, progress=True)
+    return Answer(report.to_dict(), lambda: _show_repair(report))
+
+
+@verb(interrupted="What was merged so far stays so; run the same command again.")
+def compact(store: StorePath, as_json: Json = False, debug: Debug = False) -> Answer:
+    """Merge small shards, and free the room of vectors that `featcache gc` took away.
+
+    Example: featcache compact pets.fcache
+    """
+    from featcache.store.compact import compact as run
+
+    report = run(store, progress=True)
+    return Answer(report.to_dict(), lambda: _show_compact(report), 1 if report.damaged else 0)
+
+
+@verb(interrupted="Nothing was taken away.")
+def gc(
+    context: typer.Context,
+    store: StorePath,
+    space: Space = None,
+    layers: Layers = None,
+    source: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Forget this source, with the vectors that no other one needs.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it; without it, only say what would be done.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Do it even if a source is absent or more than half gone.")
+    ] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> Answer:
+    """Take away vectors of images that no source holds any more; or all of a space, of layers, or of a source.
+
+    It only says what it would do, unless told --yes. The sources memory and paths, of images that were given
+    in Python, lose images only when they are named with --source.
+
+    Example: featcache gc pets.fcache
+
+    Example: featcache gc pets.fcache --layers blocks.4:mean --yes
+    """
+    from featcache.store.gc import gc as run
+
+    chosen = layer_list(context, layers) or None
+    report = run(store, space=space, layers=chosen, source=source, apply=yes, force=force)
+    return Answer(report.to_dict(), lambda: _show_gc(report))
+
+
+def _show_verify(report: VerifyReport, store: str, quick: bool) -> None:
+    state = (
+        "DAMAGED" if not report.ok else "in order, as far as can be told without reading them" if quick else "all whole"
+    )
+    screen.say(f"{counted(report.shards, 'shards')}, {counted(report.rows, 'vectors')}: {state}")
+    for damage in report.damaged:
+        screen.say(f"  {damage['shard']}: {damage['problem']}")
+    if report.unnamed:
+        files = counted(len(report.unnamed), "shard files")
+        screen.say(f"{files} not in the catalogue; a repair adopts what is whole.")
+    if report.damaged or report.unnamed:
+        screen.say(f"Next:  {screen.command('featcache', 'repair', store)}")
+
+
+def _show_repair(report: RepairReport) -> None:
+    from featcache.store.sources import GIVEN, IN_PYTHON
+
+    if not report.changed:
+        screen.say("Nothing had to be repaired.")
+        return
+    screen.say(f"Catalogue: {report.catalogue}; its backup: {report.backup}")
+    if report.catalogue == "made anew":
+        screen.say("  Labels, names and splits come back when `featcache extract` runs again on each source.")
+    if report.lost:
+        screen.say(f"{counted(len(report.lost), 'shards')} taken out, with {counted(report.rows_lost, 'vectors')}:")
+        for shard in report.lost:
+            screen.say(f"  {shard['shard']}: {shard['reason']}")
+    if report.adopted:
+        screen.say(f"{counted(report.adopted, 'vectors')} taken back in from shards that the catalogue did not name")
+    if report.set_aside:
+        screen.say("Set aside (delete them when you no longer want to look into them):")
+        for file in report.set_aside:
+            screen.say(f"  {Path(report.store) / file['file']}")
+    for lack in report.to_compute:
+        if lack["source"] in GIVEN or lack["root"].startswith(IN_PYTHON):
+            screen.say(f"{lack['images']:,} images given in Python are computed again when they are given again.")
+            continue
+        command = screen.command(
+            "featcache", "extract", lack["root"], "-o", report.store, "--name", lack["source"],
+            "--backbone", lack["backbone"], "--layers", lack["layer"],
+        )  # fmt: skip
+        screen.say(f"{counted(lack['images'], 'images')} to compute again:  {command}")
+
+
+def _show_compact(report: CompactReport) -> None:
+    screen.say(
+        f"{counted(report.shards_before, 'shards')}, {screen.size(report.bytes_before)} → "
+        f"{counted(report.shards_after, 'shards')}, {screen.size(report.bytes_after)}"
+    )
+    if report.damaged:
+        screen.say(f"Left alone, as they are damaged: {', '.join(report.damaged)}")
+        screen.say(f"Next:  {screen.command('featcache', 'repair', report.store)}")
+
+
+def _show_gc(report: GcReport) -> None:
+    if report.forgotten:
+        screen.say(
+            f"{report.forgotten:,} images {'are' if report.applied else 'would be'} forgotten with their source."
+        )
+    if not report.vectors and not report.forgotten:
+        screen.say(f"Nothing to take away; {report.kept:,} vectors are in use.")
+        return
+    screen.table(
+        ["space", "backbone", "layer", "vectors"],
+        [(e["fingerprint"][:12], e["backbone"], e["layer"], f"{e['vectors']:,}") for e in report.layers],
+        right=["vectors"],
+    )
+    done = "taken away" if report.applied else "would be taken away"
+    taken = f"{counted(report.vectors, 'vectors')} {done}, {report.kept:,} stay"
+    screen.say(f"{taken}; {screen.size(report.bytes)} of disk")
+    for source in report.doubtful:
+        screen.say(f"  {source['source']}: {source['reason']}")
+    if not report.applied:
+        screen.say("Nothing was done yet. To do it, say --yes" + (" --force" if report.doubtful else ""))
+    elif report.bytes_in_part:
+        command = screen.command("featcache", "compact", report.store)
+        screen.say(f"Next:  {command}  (frees about {screen.size(report.bytes_in_part)} more)")

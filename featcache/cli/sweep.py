@@ -1,0 +1,138 @@
+"""``featcache sweep``: heads × layers in one command."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from featcache.cli import output as screen
+from featcache.cli.command import Answer, Debug, Json, verb
+from featcache.cli.options import Labels, Source, Space, Split, StorePath, layer_list
+from featcache.cli.train import warn_of_little, warn_of_missing, warn_of_near_duplicates
+
+if TYPE_CHECKING:
+    from featcache.training.sweep_report import SweepReport
+
+
+@verb(interrupted="What was finished is kept; the same command goes on from there.")
+def sweep(
+    context: typer.Context,
+    store: StorePath,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="HEAD.fch", help="Save the winner as this head.")
+    ] = None,
+    heads: Annotated[
+        str | None,
+        typer.Option(metavar="H,H,…", help="Heads with commas between; by default softmax,ridge,centroid,knn."),
+    ] = None,
+    layers: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--layers",
+            metavar="SET ...",
+            help="Layer sets, each one word: a layer, several joined by +, or a glob in quotes. Several may follow one"
+            " --layers. By default every stored layer alone and all together.",
+        ),
+    ] = None,
+    split: Split = None,
+    labels: Labels = None,
+    source: Source = None,
+    space: Space = None,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of all that is drawn.")] = 0,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> Answer:
+    """Score heads on layers, choose the best pair, and score it on items that took no part in the choice.
+
+    Every image has one label here; heads for several are trained with `featcache train --task multilabel`. What is
+    known from an earlier sweep is not computed again. Table and figure are kept in STORE/runs.
+
+    Example: featcache sweep pets.fcache -o pets.fch
+
+    Example: featcache sweep pets.fcache --heads ridge,knn --layers pooled pooled+blocks.4:mean
+    """
+    from featcache.heads.grid_edge import GridEdgeWarning
+    from featcache.training.bundle import check_target
+    from featcache.training.sweep import sweep as run
+
+    if output is not None:
+        check_target(output)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", GridEdgeWarning)  # that of the winner is told by its report
+        report = run(
+            store,
+            None if heads is None else [name.strip() for name in heads.split(",") if name.strip()],
+            layer_list(context, layers) or None,
+            split=split,
+            labels=labels,
+            source=source,
+            space=space,
+            seed=seed,
+            progress=True,
+        )
+    if output is not None:
+        report.bundle.save(output)
+    data = report.to_dict()
+    data["paths"] = {**report.paths, "head": None if output is None else str(output)}
+    chosen = {"--source": source, "--space": space, "--labels": labels, "--split": split, "--seed": seed or None}
+    following = [str(word) for option, value in chosen.items() if value is not None for word in (option, value)]
+    return Answer(data, lambda: _show(report, output, following))
+
+
+def _show(report: SweepReport, output: Path | None, following: Sequence[str]) -> None:
+    """Tell a person; *following* are the options that the next command has to repeat."""
+    from featcache.training.sweep_report import called
+
+    scored = [cell for cell in report.cells if cell.problem is None]
+    screen.table(
+        ["head", "layers", "accuracy, %", "log-loss", "time"],
+        [
+            (
+                cell.head,
+                called(cell.layers),
+                _short(cell.accuracy, cell.low, cell.high),
+                "–" if cell.log_loss is None else f"{cell.log_loss:.3f}",
+                "known" if cell.reused else screen.span(cell.seconds or 0.0),
+            )
+            for cell in scored
+        ],
+        right=["accuracy, %", "log-loss", "time"],
+    )
+    for cell in report.cells:
+        if cell.problem is not None:
+            screen.say(f"No score for {cell.head} on {called(cell.layers)}: {cell.problem}")
+    screen.say(f"Out-of-fold scores, {report.folds} folds on {report.n:,} items; the least log-loss wins.")
+    screen.say("In brackets: 95 % interval.")
+    score, winner = report.score, report.winner
+    screen.say(f"\nWinner: {winner['head']} on {' + '.join(winner['layers'])}")
+    interval = _interval(score["low"], score["high"])
+    screen.say(f"Accuracy on items that took no part: {screen.percent(score['accuracy'])}  (95 % interval {interval})")
+    screen.say(f"  on {score['protocol']}")
+    warn_of_little(report.bundle.report["unscored"], score["n"])
+    warn_of_missing(report.bundle.report)
+    warn_of_near_duplicates(report.near_duplicates)
+    if report.bundle.report.get("grid_note"):
+        screen.say(f"Beware: {report.bundle.report['grid_note']}")
+    for name, path in report.paths.items():
+        if path is not None:
+            screen.say(f"{name.upper() if name == 'json' else name.capitalize()}: {path}")
+    if output is None:
+        words = ["featcache", "train", report.store, "-o", "HEAD.fch", "--head", winner["head"], *following]
+        screen.say(f"Next:  {screen.command(*words, '--layers', *winner['layers'])}")
+    else:
+        screen.say(f"Saved: {output}")
+
+
+def _short(accuracy: float | None, low: float | None, high: float | None) -> str:
+    """``91.7 (87.4–95.0)``: in few columns, so that the table fits a screen of 80."""
+    if accuracy is None:
+        return "–"
+    return f"{100 * accuracy:.1f}" + ("" if low is None or high is None else f" ({100 * low:.1f}–{100 * high:.1f})")
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    return "unknown" if low is None else f"{screen.percent(low)} – {screen.percent(high)}"

@@ -1,0 +1,394 @@
+"""``featcache train`` and ``evaluate``: vectors to heads, heads to scores."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from featcache.cli import output as screen
+from featcache.cli.command import Answer, Debug, Json, verb
+from featcache.cli.options import (
+    HeadPath,
+    Labels,
+    Layers,
+    Source,
+    Space,
+    Split,
+    StorePath,
+    layer_list,
+)
+from featcache.core.errors import BundleError, UsageError
+from featcache.core.progress import counted
+
+if TYPE_CHECKING:
+    from featcache.training.bundle import Bundle
+
+LISTED, FEW = 10, 10
+
+
+@verb(interrupted="No head was written.")
+def train(
+    context: typer.Context,
+    store: Annotated[
+        Path,
+        typer.Argument(
+            metavar="STORE|FILE",
+            help="A store that `featcache extract` made, or a file .h5 or .npz with features and labels.",
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="HEAD.fch", help="The head to write.")],
+    head: Annotated[
+        str,
+        typer.Option(
+            metavar="softmax|ridge|knn|centroid|mlp|torch|logreg",
+            help="softmax: multinomial logistic regression, its C chosen by cross-validation over the whole path;"
+            " ridge: ridge regression, in a second or two, also for caches larger than memory; knn: the nearest"
+            " vectors vote; centroid: the nearest class mean; mlp: hidden layers of its own (--hidden), where no linear"
+            " head tells the classes apart; torch: a softmax layer trained by mini-batches, for caches larger than"
+            " memory; logreg: scikit-learn's logistic regression on standardised vectors.",
+        ),
+    ] = "softmax",
+    task: Annotated[
+        str,
+        typer.Option(
+            metavar="classify|multilabel",
+            help="classify: one label an image; multilabel: several, separated by | in the labels (| alone: none of"
+            " them), each with a probability of its own. Only the head softmax can do that.",
+        ),
+    ] = "classify",
+    layers: Layers = None,
+    cv: Annotated[
+        int | None, typer.Option(min=2, metavar="K", help="Score by K-fold cross-validation, not a hold-out.")
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The split to learn from; train, where the source has splits."),
+    ] = None,
+    labels: Labels = None,
+    source: Source = None,
+    space: Space = None,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of all that is drawn.")] = 0,
+    refit_all: Annotated[
+        bool, typer.Option("--refit-all", help="After scoring, train once more on everything and save that.")
+    ] = False,
+    class_weight: Annotated[
+        str | None,
+        typer.Option(
+            metavar="balanced",
+            help="balanced: every class weighs the same, however many items it has. For the heads softmax, logreg and"
+            " torch.",
+        ),
+    ] = None,
+    group_near_duplicates: Annotated[
+        bool,
+        typer.Option(
+            "--group-near-duplicates",
+            help="Keep images that are nearly the same (re-encoded, resized, cropped) on one side of every split. If"
+            " the hold-out of earlier heads has them on both, this head gets one of its own; the others keep theirs.",
+        ),
+    ] = False,
+    views: Annotated[
+        str,
+        typer.Option(metavar="all|first", help="Learn from all views that are stored, or from view 0 alone."),
+    ] = "all",
+    hidden: Annotated[
+        str | None,
+        typer.Option(metavar="N,N,…", help="Of --head mlp: how wide each hidden layer is, with commas between; 512."),
+    ] = None,
+    dropout: Annotated[
+        float | None,
+        typer.Option(metavar="P", help="Of --head mlp: the share of hidden values that a step does without; 0.2."),
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> Answer:
+    """Train a head on the vectors in a store, score it, save it.
+
+    Without a split, a part of every class is set aside for the score and kept for all later heads.
+
+    Example: featcache train pets.fcache -o pets.fch
+    """
+    from featcache.heads import with_hidden_layers
+    from featcache.heads.grid_edge import GridEdgeWarning
+    from featcache.training.bundle import check_target
+    from featcache.training.train import train as run
+
+    if class_weight not in (None, "balanced"):
+        raise UsageError(f"--class-weight is 'balanced', not {class_weight!r}. Weights of your own go by Python.")
+    check_target(output)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", GridEdgeWarning)  # told by the report
+        bundle = run(
+            store,
+            head if hidden is None and dropout is None else with_hidden_layers(head, hidden, dropout, seed),
+            task=task,
+            layers=layer_list(context, layers) or None,
+            cv=cv,
+            split=split,
+            labels=labels,
+            source=source,
+            space=space,
+            seed=seed,
+            refit_all=refit_all,
+            class_weight=class_weight,
+            group_near_duplicates=group_near_duplicates,
+            views=views,
+            progress=True,
+        )
+    bundle.save(output)
+    report = {**bundle.report, "path": str(output)}
+    return Answer(report, lambda: show_train(report))
+
+
+@verb(interrupted="Nothing was changed.")
+def evaluate(
+    head: HeadPath,
+    store: StorePath,
+    split: Split = None,
+    source: Source = None,
+    space: Space = None,
+    labels: Labels = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="OTHER.fch",
+            help="Another head: which of the two is better on the same items? For one label an image.",
+        ),
+    ] = None,
+    confusion: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.png", help="Draw the confusion matrix into this picture. For one label an image."),
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> Answer:
+    """Score a head on items of a store: those of the split test, else those it was not trained on.
+
+    Example: featcache evaluate pets.fch pets.fcache --confusion pets.png
+    """
+    from featcache.metrics.plots import check_png, draw_confusion
+    from featcache.training.bundle import Bundle
+    from featcache.training.evaluate import EvaluateReport
+    from featcache.training.evaluate import evaluate as run
+
+    if confusion is not None:
+        check_png(confusion)
+    bundle = Bundle.load(head)
+    if bundle.task == "multilabel" and (confusion or against):
+        option = "--confusion" if confusion else "--against"
+        raise UsageError(
+            f"{head} is a head for several labels an item: it has no confusion matrix and cannot be compared in pairs. "
+            f"Leave {option} away."
+        )
+    other = None if against is None else _other(against)
+    found = run(bundle, store, split=split, source=source, space=space, labels=labels, progress=True)
+    report = found.to_dict()
+    if confusion is not None and isinstance(found, EvaluateReport):
+        draw_confusion(found.confusion, found.labels, confusion)
+        report["confusion"] = str(confusion)
+    if other is not None:
+        from featcache.training.compare import compare
+
+        compared = compare(bundle, other, store, split=split, source=source, labels=labels)
+        report["against"] = {"path": str(against), **compared.to_dict()}
+    return Answer(report, lambda: _show_evaluate(report, head))
+
+
+def _other(path: Path) -> Bundle:
+    """The head to compare with.
+
+    Raises:
+        UsageError: there is none, or it gives several labels an item.
+    """
+    from featcache.training.bundle import Bundle
+
+    try:
+        other = Bundle.load(path)
+    except BundleError as error:
+        raise UsageError(f"--against needs a head that `featcache train` saved. {error}") from error
+    if other.task == "multilabel":
+        raise UsageError(f"{path} is a head for several labels an item, which cannot be compared in pairs.")
+    return other
+
+
+def show_train(report: dict[str, Any]) -> None:
+    """Show the report of a head that was trained and saved."""
+    score = report["score"]
+    screen.say(f"Head: {report['head']}, {len(report['classes'])} classes, trained on {report['n']:,} items")
+    if report["task"] == "multilabel":
+        screen.say(f"Mean average precision: {_with_interval(score, 'mean_average_precision')}")
+    else:
+        screen.say(f"Accuracy: {_with_interval(score)}")
+    screen.say(f"  on {score['protocol']}")
+    warn_of_little(report["unscored"], score["n"])
+    warn_of_missing(report)
+    if report["chosen"]:
+        by = f" ({report['chosen_by']})" if report.get("chosen_by") else ""
+        named = (f"{name} = {screen.number(value)}" for name, value in report["chosen"].items())
+        screen.say("Chosen: " + ", ".join(named) + by)
+    if report.get("grid_note"):
+        screen.say(f"Beware: {report['grid_note']}")
+    if report.get("converged") is False:
+        screen.say("Beware: the fit stopped before it converged.")
+    calibration = report["calibration"]
+    if calibration is not None:
+        before, after = (screen.percent(calibration[f"ece_{when}"]) for when in ("before", "after"))
+        screen.say(
+            f"Calibration error: {after} (before scaling by temperature {calibration['temperature']:.2f}: {before})"
+        )
+    warn_of_near_duplicates(report["near_duplicates"])
+    screen.say(f"Took {screen.span(report['seconds'])}, the fit {screen.span(report['fit_seconds'])} of it")
+    screen.say(f"Saved: {report['path']}")
+    if report["predicts"] == "images":
+        screen.say(f"Next:  {screen.command('featcache', 'predict', report['path'], 'IMAGE')}")
+    else:
+        screen.say("It answers for vectors only (Bundle.predict_vectors): the file does not say what made them.")
+
+
+def _show_evaluate(report: Mapping[str, Any], head: Path) -> None:
+    several = "mean_average_precision" in report
+    if several:
+        screen.say(f"Mean average precision: {_with_interval(report, 'mean_average_precision')}")
+    else:
+        screen.say(f"Accuracy: {_with_interval(report)}")
+    screen.say(f"  on {counted(report['n'], 'items')}: {report['protocol']}")
+    warn_of_little([], report["n"])
+    _warn_of_unknown(report["unknown_labels"])
+    if several:
+        _warn_of_other_labels(report)
+        screen.say(f"All labels right: {screen.percent(report['exact_match'])}")
+        screen.say(f"Micro F1: {screen.percent(report['micro_f1'])}")
+    else:
+        screen.say(f"Balanced accuracy: {screen.percent(report['balanced_accuracy'])}")
+    screen.say(f"Macro F1: {screen.percent(report['macro_f1'])}")
+    if report["log_loss"] is not None:
+        screen.say(f"Log-loss: {report['log_loss']:.3f}")
+    if not several and report["ece"] is not None:
+        screen.say(f"Calibration error: {screen.percent(report['ece'])}")
+    if several:
+        _show_classes(report["per_label"], "label")
+    else:
+        _show_classes(report["per_class"])
+    warn_of_missing(report)
+    if report["overlap"] is None:
+        screen.say("Beware: the head does not know which images it was trained on; they may be among these.")
+    if report["overlap"]:
+        screen.say(f"Beware: the head was trained on {report['overlap']:,} of these items.")
+    warn_of_near_duplicates(report["near_duplicates"])
+    if "against" in report:
+        _show_against(report["against"], head)
+    if "confusion" in report:
+        screen.say(f"Confusion matrix: {report['confusion']}")
+
+
+def _warn_of_unknown(labels: Mapping[str, int]) -> None:
+    if labels:
+        items = counted(sum(labels.values()), "items")
+        screen.say(f"Beware: {items} counted as wrong, as the head does not know their labels: {_named(list(labels))}")
+        screen.say("  If a class was renamed or added since, train again.")
+
+
+def _warn_of_other_labels(report: Mapping[str, Any]) -> None:
+    # By chance this is rare; it is usual where a head is scored with other labels than its own.
+    if report["unscored"]:
+        known = counted(len(report["unscored"]), "labels")
+        screen.say(f"Beware: {known} of the head occur in none of these items: {_named(report['unscored'])}")
+        screen.say("  If the head was trained with --labels FILE, give that file here too.")
+
+
+def _named(labels: Sequence[str]) -> str:
+    return ", ".join(map(repr, labels[:LISTED])) + (" …" if len(labels) > LISTED else "")
+
+
+def _show_classes(classes: Sequence[Mapping[str, Any]], kind: str = "class") -> None:
+    percent = screen.percent
+    ranked = ["AP"] if kind == "label" else []  # average precision
+    screen.table(
+        [kind, "items", "precision", "recall", "95 % interval", "F1", *ranked],
+        [
+            [
+                c["label"],
+                f"{c['items']:,}",
+                percent(c["precision"]),
+                percent(c["recall"]),
+                f"{percent(c['recall_low'])} – {percent(c['recall_high'])}" if c["items"] else "–",
+                percent(c["f1"]),
+                *(percent(c["average_precision"]) for _ in ranked),
+            ]
+            for c in classes
+        ],
+        right=["items", "precision", "recall", "95 % interval", "F1", "AP"],
+    )
+
+
+def warn_of_little(unscored: Sequence[str], n: int) -> None:
+    """Say which classes took no part in a score, and that few items say little."""
+    if unscored:
+        screen.say(f"Beware: no scored item has the label{'s' if len(unscored) > 1 else ''} {_named(unscored)}.")
+    if n < FEW:
+        screen.say(f"Beware: a score on {counted(n, 'items')} says little; more labelled images help, or --cv 5.")
+
+
+def warn_of_near_duplicates(found: Mapping[str, Any] | None) -> None:
+    """Say how many near-duplicates stand on both sides, as a report has them, if any do."""
+    if found and found["across"]:
+        first = found["examples"][0]
+        one = found["across"] == 1
+        screen.say(
+            f"Beware: {counted(found['across'], 'pairs')} of images that are nearly the same "
+            f"{'stands' if one else 'stand'} on both sides "
+            f"(first: {first['a']}, {first['b']})."
+        )
+
+
+def _show_against(against: Mapping[str, Any], head: Path) -> None:
+    """Both heads' scores; of the difference it is said in words which way it goes, as of a loss less is better."""
+    screen.say(f"Against {against['path']}, on {counted(against['n'], 'items')}: {against['protocol']}")
+    for name, called, sign in (("accuracy", "Accuracy", 1), ("log_loss", "Log-loss", -1)):
+        found = against[name]
+        if found is None:
+            continue
+        a, b = (screen.percent(found[of]) if sign > 0 else f"{found[of]:.3f}" for of in ("a", "b"))
+        screen.say(f"  {called}: {head} {a}, {against['path']} {b}")
+        if not found["difference"] and found["low"] is None:
+            screen.say("    Equal; no interval: equal on all items.")
+            continue
+        interval = "no interval: all resamples are equal"
+        if found["low"] is not None:
+            low, high = sorted((sign * found["low"], sign * found["high"]))
+            interval = f"95 % interval: {_better(low, name)} to {_better(high, name)}"
+        gain = _better(sign * found["difference"], name)
+        share = f"better in {screen.percent(found['better'])} of the resamples"
+        screen.say(f"    {head} is {gain} ({interval}), and {share}.")
+
+
+def _better(gain: float, name: str) -> str:
+    """``6.7 points worse``, ``0.162 better``; *gain* is above 0 where the first head is the better one."""
+    if not gain:
+        return "equal"
+    size = f"{100 * abs(gain):.1f} points" if name == "accuracy" else f"{abs(gain):.3f}"
+    return f"{size} {'better' if gain > 0 else 'worse'}"
+
+
+def warn_of_missing(report: Mapping[str, Any]) -> None:
+    """Say how many images were left out for want of vectors or of a label."""
+    if report["without_vectors"]:
+        images = counted(report["without_vectors"], "labelled images")
+        screen.say(f"Beware: {images} left out for want of vectors; `featcache extract` computes them.")
+    if report.get("without_labels"):
+        screen.say(f"Left out: {counted(report['without_labels'], 'images')} without a label")
+        if report["task"] == "multilabel":
+            screen.say("  If they have none of the labels, write | alone as their label.")
+
+
+def _with_interval(score: Mapping[str, Any], name: str = "accuracy") -> str:
+    if score[name] is None:
+        return "unknown: no label occurs"
+    if score["low"] is None:
+        return f"{screen.percent(score[name])}  (no interval: it is the same on every resample)"
+    low, high = screen.percent(score["low"]), screen.percent(score["high"])
+    return f"{screen.percent(score[name])}  (95 % interval {low} – {high})"

@@ -1,0 +1,226 @@
+"""`doctor`: what this machine has and how fast it extracts, found out by trying."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import re
+import shutil
+import tempfile
+import time
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featcache.backbones import ModelInfo, available, get
+from featcache.backbones import compute as processor
+from featcache.backbones.layers import POOLED
+from featcache.backbones.recipe_cache import cache_folder
+from featcache.backbones.runtimes import openvino_library
+from featcache.checks.speed import Speed, measure
+from featcache.core.errors import FeatcacheError
+from featcache.core.names import VIEW_0
+from featcache.core.progress import Progress, choose
+from featcache.core.recipe import Recipe
+from featcache.extraction.extract import DEFAULT_BACKBONE
+from featcache.store.sources import Record, SourceRecords
+from featcache.store.writer import StoreWriter
+
+FEATURES = (
+    "avx2", "fma", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8", "neon",
+    "asimd", "bf16", "sve",
+)  # fmt: skip
+"""Features of processors that runtimes make use of, by the names that Linux gives them."""
+
+_SECONDS = 5.0
+_RECORDS = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """A runtime: its version, the devices it computes on, and why it does not work where it does not."""
+
+    name: str
+    version: str | None
+    devices: list[str]
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Extra:
+    """An extra of featcache: the packages it asks for, and which of them are not installed."""
+
+    name: str
+    packages: list[str]
+    missing: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """A folder that featcache writes to, whether or not it is there yet, and the free bytes of its disk."""
+
+    use: str
+    folder: str
+    free_bytes: int
+
+
+@dataclass
+class DoctorReport:
+    """What `doctor` found.
+
+    Attributes:
+        featcache, python: versions.
+        processor: model, as far as it is told.
+        cores: that this process may use.
+        features: of the processor, those of `FEATURES`.
+        bfloat16: whether the processor computes in bfloat16.
+        runtimes: torch and OpenVINO.
+        weights: backbones whose weights are pip packages, with ``weights`` telling whether they are installed.
+        extras: see `Extra`.
+        disks: the cache folder and the working folder.
+        backbone: the chosen one.
+        speed: of its extraction to ``pooled``, None where it cannot be run.
+        vector_bytes: of one image's ``pooled`` vector, in float32; None likewise.
+        catalogue_bytes: of one image in the catalogue, about; its backup takes as much once more.
+        problems: what does not work though it should, in sentences.
+        seconds: from the call to the return.
+    """
+
+    featcache: str
+    python: str
+    processor: str
+    cores: int
+    features: list[str]
+    bfloat16: bool
+    runtimes: list[Runtime]
+    weights: list[ModelInfo]
+    extras: list[Extra]
+    disks: list[Disk]
+    backbone: str
+    speed: Speed | None = None
+    vector_bytes: int | None = None
+    catalogue_bytes: int | None = None
+    problems: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain values."""
+        return asdict(self)
+
+
+def doctor(
+    backbone: str = DEFAULT_BACKBONE,
+    *,
+    weights: str | Path | None = None,
+    device: str | None = None,
+    runtime: str = "auto",
+    precision: str = "float32",
+    progress: Progress | bool | None = None,
+) -> DoctorReport:
+    """Find out what works here, and how many images a second extraction will do.
+
+    Args:
+        backbone: full name of the one that is measured, for some five seconds, on JPEGs of 500 × 375 pixels that are
+            made for it.
+        weights, device, runtime, precision, progress: as for `featcache.extract`.
+
+    Raises:
+        UnknownNameError: no such backbone, device, runtime or precision.
+        UsageError: there is no such file of weights, or this machine does not have the device, runtime or precision.
+            Whatever else is missing or broken is in the report's ``problems``.
+    """
+    began = time.monotonic()
+    network = get(backbone, weights, device, runtime=runtime, precision=precision)
+    with choose(progress) as shown:
+        shown.start("look around", None, "parts")
+        runtimes = [_torch(), _openvino()]
+        report = DoctorReport(
+            metadata.version("featcache"), platform.python_version(), processor.identity().rpartition(" ")[0],
+            processor.cores(), [name for name in FEATURES if name in processor.features()], processor.has_bfloat16(),
+            runtimes, available(), _extras(),
+            [_disk("cache", cache_folder()), _disk("working folder", Path.cwd())], backbone,
+        )  # fmt: skip
+        report.problems += [f"{runtime.name}: {runtime.problem}" for runtime in runtimes if runtime.problem]
+        shown.finish()
+        shown.start(f"measure {backbone}", None, "images")
+        try:
+            (pooled,) = network.resolve_layers([POOLED])
+            report.vector_bytes = 4 * int(pooled.shape[0])
+            report.speed = measure(network, pooled, seconds=_SECONDS, progress=shown)
+            report.catalogue_bytes = _catalogue_bytes(network.recipe)
+        except (FeatcacheError, OSError) as error:
+            report.problems.append(f"{backbone}: {error}")
+    report.seconds = time.monotonic() - began
+    return report
+
+
+def _torch() -> Runtime:
+    version = _version("torch")
+    try:
+        import torch
+
+        gpus = [f"cuda:{n} {torch.cuda.get_device_name(n)}" for n in range(torch.cuda.device_count())]
+        return Runtime("torch", version, ["cpu", *gpus])
+    except Exception as error:  # a library that does not fit this machine fails in its own ways
+        return Runtime("torch", version, [], f"it cannot be imported: {error}")
+
+
+def _openvino() -> Runtime:
+    if not openvino_library.is_installed():
+        return Runtime("openvino", None, [])  # there are platforms without
+    try:
+        devices = [str(device) for device in openvino_library.core().available_devices]
+    except Exception as error:
+        return Runtime("openvino", _version("openvino"), [], f"it cannot be started: {error}")
+    problem = None if "CPU" in devices else f"it finds no processor to compute on, only {devices}"
+    return Runtime("openvino", _version("openvino"), devices, problem)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _extras() -> list[Extra]:
+    """The extras that bring something to use, by what the installed featcache says of itself."""
+    asked: dict[str, list[str]] = {}
+    for line in metadata.requires("featcache") or ():
+        package, extra = re.match(r"[\w.-]+", line), re.search(r"extra == ['\"](\w+)['\"]", line)
+        if package and extra and extra[1] not in ("all", "test"):
+            asked.setdefault(extra[1], []).append(package[0])
+    return [
+        Extra(name, packages, [package for package in packages if _version(package) is None])
+        for name, packages in sorted(asked.items())
+    ]
+
+
+def _disk(use: str, folder: Path) -> Disk:
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return Disk(use, str(folder), shutil.disk_usage(there).free)
+
+
+def _catalogue_bytes(recipe: Recipe) -> int:
+    """Bytes that an image with one vector takes in a catalogue, from one with `_RECORDS` images."""
+    hashes = [hashlib.sha256(str(number).encode()).digest() for number in range(_RECORDS)]
+    now = time.time_ns()
+    records = [
+        Record(f"some-class/IMG_{n:08}.jpg", sha256, "some-class", "train", None, 100_000, now, now, n, now)
+        for n, sha256 in enumerate(hashes)
+    ]
+    with tempfile.TemporaryDirectory(prefix="featcache-") as folder:
+        catalogue = Path(folder, "catalog.sqlite")
+        with StoreWriter(Path(folder)) as writer:
+            space = writer.space(recipe)
+            space.declare(POOLED, VIEW_0, 0)
+        empty = catalogue.stat().st_size
+        with StoreWriter(Path(folder)) as writer:
+            SourceRecords(writer.catalogue, "photos", "/photos").save(records)
+            space = writer.space(recipe)
+            space.declare(POOLED, VIEW_0, 0)
+            space.append(hashes, {(POOLED, VIEW_0): np.zeros((_RECORDS, 1), np.float32)})
+        return (catalogue.stat().st_size - empty) // _RECORDS

@@ -1,0 +1,327 @@
+"""`check_live`: random vectors of a store against the reference, from the images' files on.
+
+The store's own checksums (`verify`) tell that vectors are those that were written. This tells that they are right:
+each image is read once more and run through the published transform and eager torch at float32, whatever decoder,
+runtime and precision made what is stored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from featcache.core.errors import MissingVectorsError, UnusableImageError, UsageError
+from featcache.core.names import VIEW_0
+from featcache.core.progress import Progress, choose
+from featcache.extraction.reference import published, reference_of
+from featcache.extraction.stored_source import known_images
+from featcache.images.content import picture_sha256
+from featcache.images.entry import Entry
+from featcache.store import FeatureStore, Item
+from featcache.store.commit import places
+from featcache.training.bundle import Bundle
+
+if TYPE_CHECKING:
+    from featcache.backbones import Backbone, Extractor
+    from featcache.images.datasets import Dataset
+    from featcache.images.sources import Source
+    from featcache.store.spaces import Space
+
+COSINE = 0.9999
+"""Least cosine of a float32 vector with the reference; for bfloat16 see `featcache.backbones.bfloat16_floor`."""
+RELATIVE_ERROR = {"float32": 0.1, "bfloat16": 0.2}
+"""Largest ‖a - b‖/‖b‖: far above what decoders and runtimes differ by, it finds vectors of the right direction and a
+wrong length, which a cosine cannot."""
+
+_BATCH = 16
+_WORST = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One stored vector a against the reference's b.
+
+    Attributes:
+        uri: of the image.
+        layer: of the vector, which is flattened.
+        cosine: a·b/(‖a‖‖b‖); 1 where both are zero, 0 where one is or a value is not finite.
+        relative_error: ‖a - b‖/‖b‖; infinite where b alone is zero or a value is not finite.
+    """
+
+    uri: str
+    layer: str
+    cosine: float
+    relative_error: float
+
+
+@dataclass
+class CheckLiveReport:
+    """What `check_live` found. Figures are over all compared vectors, one an image and layer, and None without any.
+
+    Attributes:
+        store, source, space, backbone: what was checked; the space by its fingerprint.
+        precision: of the stored vectors, ``float32`` or ``bfloat16``.
+        layers: names of the layers, in network order.
+        reference: what they were compared with, in words.
+        drawn: images drawn.
+        compared: images compared; ``compared + gone + changed + unusable == drawn``.
+        gone: images whose source or file is no longer there or cannot be read.
+        changed: images whose bytes are not those of the vector.
+        unusable: images that the reference cannot decode or transform.
+        cosine_least, cosine_mean: see `Compared`.
+        relative_error_largest: likewise.
+        cosine_floor, relative_error_limit: the tolerance.
+        failed: images with a vector beyond the tolerance.
+        worst: a few vectors, those beyond the tolerance first, then by their cosine, the least first.
+        flips: compared images that the head calls otherwise by the reference's vectors; None without a head.
+        notes: what a person should know besides.
+        seconds: from the call to the return.
+    """
+
+    store: str
+    source: str
+    space: str
+    backbone: str
+    precision: str
+    layers: list[str]
+    reference: str
+    drawn: int
+    cosine_floor: float
+    relative_error_limit: float
+    compared: int = 0
+    gone: int = 0
+    changed: int = 0
+    unusable: int = 0
+    cosine_least: float | None = None
+    cosine_mean: float | None = None
+    relative_error_largest: float | None = None
+    failed: int = 0
+    worst: list[Compared] = field(default_factory=list)
+    flips: int | None = None
+    notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        """Whether images were compared and all are within the tolerance."""
+        return self.compared > 0 and self.failed == 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain values, with ``ok``."""
+        return {"ok": self.ok, **asdict(self)}
+
+
+def check_live(
+    store: str | Path | FeatureStore,
+    n: int = 200,
+    *,
+    source: str | None = None,
+    space: str | None = None,
+    head: str | Path | Bundle | None = None,
+    seed: int = 0,
+    images: str | Path | Source | Dataset | Mapping[str, Dataset] | None = None,
+    backbone: Backbone | None = None,
+    weights: str | Path | None = None,
+    progress: Progress | bool | None = None,
+) -> CheckLiveReport:
+    """Compute random vectors of a store once more by the reference, and compare: all stored layers of view 0.
+
+    Images that are gone or changed are counted, not compared, and no other is drawn in their place. See
+    `featcache.extraction.reference.reference_of` for the reference, `COSINE` and `RELATIVE_ERROR` for the tolerance.
+
+    Args:
+        store: a store or its path.
+        n: how many images, each content once; all where there are fewer.
+        source, space: which; may be left out where there is one.
+        head: a bundle or its path, of which predictions that flip are counted.
+        seed: of the draw.
+        images: where the source's images are now, as for `featcache.extract`; by default the root that the store
+            knows. Needed for a manifest with other images than those that its folder lists, and for datasets.
+        backbone: needed only where the vectors were made by a module given in Python.
+        weights: the file of weights that the vectors were made with; by default the one that was last given for them
+            on this machine, or the published ones.
+        progress: as for `featcache.extract`.
+
+    Raises:
+        MissingVectorsError: the source has no vectors in the space.
+        RecipeMismatchError: the network cannot be had as it was, or the head needs another recipe.
+        UsageError: *n* is not positive, the space is a detection, the head compares two images, or the images can be
+            given by a Python program alone and were not.
+        UnknownNameError: no such source or space, or the head's layers are not stored.
+    """
+    began = time.monotonic()
+    if n < 1 or seed < 0:
+        raise UsageError(f"Check 1 image or more with a seed from 0 on, not {n} with the seed {seed}.")
+    opened = store if isinstance(store, FeatureStore) else FeatureStore.open(store)
+    chosen, name = opened.space(space), opened.source(source)
+    bundle = Bundle.load(head) if isinstance(head, (str, Path)) else head
+    if bundle is not None:
+        _ = bundle.classifier  # raises before a backbone is loaded
+        bundle.require(chosen.recipe)
+        opened.layer_names([use.name for use in bundle.layers], chosen.fingerprint)
+    layers = [layer for layer, column in chosen.layers.items() if VIEW_0 in column.views]
+    drawn = _draw(opened, chosen, layers, opened.items(source=name), n, seed)
+    if not drawn:
+        raise MissingVectorsError(
+            f"No image of the source {name!r} has a vector in the space {chosen.fingerprint[:12]} of {opened.path}. "
+            "Run `featcache extract` first, or choose another --space."
+        )
+    reference = reference_of(opened, chosen.recipe, backbone, weights)
+    report = CheckLiveReport(
+        str(opened.path), name, chosen.fingerprint, chosen.recipe.backbone, chosen.recipe.precision, layers,
+        _words(reference), len(drawn), *_tolerance(chosen, reference), flips=None if bundle is None else 0,
+    )  # fmt: skip
+    checking = _Checking(opened, chosen, reference, report, bundle)
+    with choose(progress) as shown:
+        shown.start("check", len(drawn), "images")
+        entries = known_images(opened, name, drawn, report.notes, images)
+        for start in range(0, len(drawn), _BATCH):
+            batch = drawn[start : start + _BATCH]
+            checking.batch(batch, entries)
+            shown.advance(len(batch))
+    checking.finish()
+    report.seconds = time.monotonic() - began
+    return report
+
+
+class _Checking:
+    """Batches of images compared, and what was found so far."""
+
+    def __init__(
+        self, store: FeatureStore, space: Space, reference: Extractor, report: CheckLiveReport, bundle: Bundle | None
+    ) -> None:
+        self.store, self.space, self.reference, self.report, self.bundle = store, space, reference, report, bundle
+        self.layers = reference.resolve_layers(report.layers)
+        self.found: list[Compared] = []
+
+    def batch(self, items: Sequence[Item], entries: Mapping[str, Entry]) -> None:
+        """Compare the images of these items that are there and unchanged."""
+        read, pixels = [], []
+        for item in items:
+            made = self._pixels(item, entries.get(item.uri))
+            if made is not None:
+                read.append(item)
+                pixels.append(made)
+        if not read:
+            return
+        computed = self.reference.forward(np.stack(pixels), self.layers)
+        stored: dict[str, dict[bytes, np.ndarray]] = {}
+        for layer in self.report.layers:
+            column = self.store.column(layer, self.space.fingerprint).column
+            there = list(places(self.store.catalogue, column, [item.sha256 for item in read]))
+            (rows,) = self.store.gather(there, [layer], self.space.fingerprint)
+            stored[layer] = dict(zip(there, rows.reshape(len(there), -1), strict=True))
+        for row, item in enumerate(read):
+            for layer in self.report.layers:
+                if item.sha256 in stored[layer]:
+                    pair = stored[layer][item.sha256], computed[layer][row].reshape(-1)
+                    self.found.append(Compared(item.uri, layer, *_compared(*pair)))
+        self.report.compared += len(read)
+        if self.bundle is not None:
+            self._count_flips(self.bundle, read, stored, computed)
+
+    def _pixels(self, item: Item, entry: Entry | None) -> np.ndarray | None:
+        """The reference's input of one image; None, and counted, where there is none."""
+        if entry is None:
+            self.report.gone += 1
+            return None
+        try:
+            if entry.picture is not None:
+                picture = entry.picture()
+                sha256, data = picture_sha256(picture), b""
+            else:
+                data, _ = entry.read()
+                sha256 = hashlib.sha256(data).digest()
+        except UnusableImageError:
+            self.report.gone += 1
+            return None
+        if sha256 != item.sha256:
+            self.report.changed += 1
+            return None
+        try:
+            image = picture if entry.picture is not None else self.reference.decode(data)
+            return self.reference.prepare(image, sha256)
+        except UnusableImageError as error:
+            self.report.unusable += 1
+            self.report.notes.append(f"The reference cannot use {item.uri}: {error}.")
+            return None
+
+    def _count_flips(
+        self,
+        bundle: Bundle,
+        items: Sequence[Item],
+        stored: Mapping[str, Mapping[bytes, np.ndarray]],
+        computed: Mapping[str, np.ndarray],
+    ) -> None:
+        names = [use.name for use in bundle.layers]
+        rows = [row for row, item in enumerate(items) if all(item.sha256 in stored[name] for name in names)]
+        if not rows:
+            return
+        mine = [np.concatenate([stored[name][items[row].sha256] for name in names]) for row in rows]
+        theirs = [np.concatenate([computed[name][row].reshape(-1) for name in names]) for row in rows]
+        differ = bundle.predict_vectors(np.stack(mine)) != bundle.predict_vectors(np.stack(theirs))
+        self.report.flips = int(differ.reshape(len(rows), -1).any(axis=1).sum()) + (self.report.flips or 0)
+
+    def finish(self) -> None:
+        """Sum up."""
+        report, found = self.report, self.found
+        if found:
+            cosines = np.array([one.cosine for one in found])
+            report.cosine_least, report.cosine_mean = float(cosines.min()), float(cosines.mean())
+            report.relative_error_largest = max(one.relative_error for one in found)
+        report.failed = len({one.uri for one in found if self._beyond(one)})
+        # A vector of the right direction and a wrong length comes before right ones.
+        report.worst = sorted(found, key=lambda one: (not self._beyond(one), one.cosine, -one.relative_error))[:_WORST]
+
+    def _beyond(self, one: Compared) -> bool:
+        """Whether a vector is beyond the tolerance."""
+        return one.cosine < self.report.cosine_floor or one.relative_error > self.report.relative_error_limit
+
+
+def _compared(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
+    """Cosine and relative error of two vectors (d,), in float64."""
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return 0.0, float("inf")
+    lengths, away = (float(np.linalg.norm(a)), float(np.linalg.norm(b))), float(np.linalg.norm(a - b))
+    if min(lengths) == 0:
+        return (1.0, 0.0) if max(lengths) == 0 else (0.0, float("inf") if lengths[1] == 0 else 1.0)
+    return float(a @ b) / lengths[0] / lengths[1], away / lengths[1]
+
+
+def _draw(
+    store: FeatureStore, space: Space, layers: Sequence[str], items: Sequence[Item], n: int, seed: int
+) -> list[Item]:
+    """*n* random items that have a vector of any of the layers, each content once, in the order of *items*."""
+    distinct = list({item.sha256: item for item in items}.values())
+    columns = [store.column(layer, space.fingerprint).column for layer in layers]
+    order = np.random.default_rng(seed).permutation(len(distinct))
+    drawn: list[int] = []
+    for start in range(0, len(order), 1000):
+        some = [int(at) for at in order[start : start + 1000]]
+        sha256s = [distinct[at].sha256 for at in some]
+        having = {sha256 for column in columns for sha256 in places(store.catalogue, column, sha256s)}
+        drawn += [at for at in some if distinct[at].sha256 in having]
+        if len(drawn) >= n:
+            break
+    return [distinct[at] for at in sorted(drawn[:n])]
+
+
+def _tolerance(space: Space, reference: Extractor) -> tuple[float, float]:
+    from featcache.backbones import bfloat16_floor
+
+    precision = space.recipe.precision
+    floor = COSINE if precision == "float32" else bfloat16_floor(space.recipe.backbone)
+    return floor, RELATIVE_ERROR[precision]
+
+
+def _words(reference: Extractor) -> str:
+    pixels = reference.recipe.pixels
+    how = "the published transform" if pixels == published(pixels) and pixels.chip is None else "its recipe's pixels"
+    return f"{how}, eager torch, float32"

@@ -1,0 +1,140 @@
+"""The images of a source that a store knows, read once more from where they lie."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from featcache.core.errors import SourceError, UnusableImageError, UsageError
+from featcache.images.content import picture_sha256
+from featcache.images.decode import Decoded
+from featcache.images.entry import Entry
+from featcache.images.sources import Source, open_source
+from featcache.images.tar import TarSource
+from featcache.store import FeatureStore, Item
+from featcache.store.sources import IN_PYTHON, PATHS
+
+if TYPE_CHECKING:
+    from featcache.backbones import Extractor
+    from featcache.images.datasets import Dataset
+
+
+def known_images(
+    store: FeatureStore,
+    source: str,
+    items: Sequence[Item],
+    notes: list[str],
+    images: str | Path | Source | Dataset | Mapping[str, Dataset] | None = None,
+) -> dict[str, Entry]:
+    """The images of a source by URI, as far as they are there.
+
+    Args:
+        store: the store.
+        source: its name.
+        items: those that are needed.
+        notes: is told of a place that is gone.
+        images: where the images are now, as for `featcache.extract`; by default the root that the store knows.
+            Needed for a manifest with other images than those that its folder lists, and for datasets.
+
+    Raises:
+        UsageError: the images can be given by a Python program alone and were not.
+    """
+    root = store.sources()[source]
+    if images is not None:
+        given = images if isinstance(images, Source) else open_source(images, labels="none", name=source)
+        return {entry.uri: entry for entry in given.entries()}
+    if source == PATHS:
+        return {entry.uri: entry for entry in _single_files(root, items)}
+    if not root or root.startswith(IN_PYTHON):
+        raise UsageError(
+            f"The images of the source {source!r} were given in Python, and only Python can give them again: "
+            "call the function of the same name in Python with images=…, where it has that, or choose another "
+            "--source, or extract them from files."
+        )
+    found: dict[str, Entry] = {}
+    tars = _tars(root, items)
+    sources: list[Callable[[], Source]] = (
+        [lambda: TarSource(list(tars.values()), name=source, labels=False)] if tars else []
+    )
+    if any(item.uri.split("/")[0] not in tars for item in items):
+        sources.append(lambda: open_source(root, labels="none"))
+    for opened in sources:
+        try:
+            found.update((entry.uri, entry) for entry in opened().entries())
+        except SourceError as error:
+            notes.append(str(error))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class KnownSource:
+    """What a store knows of a source, as a `Source` to extract more of: labels, splits and groups stay as they are.
+
+    Attributes:
+        name, root: of the source.
+        items: those that are wanted.
+        there: images by URI; items without one are left out, and nothing is taken to be gone.
+    """
+
+    name: str
+    root: str
+    items: Sequence[Item]
+    there: Mapping[str, Entry]
+
+    @property
+    def ignored(self) -> int:
+        return 0
+
+    @property
+    def incomplete(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def within(self) -> tuple[str, ...]:
+        return ()
+
+    def entries(self) -> list[Entry]:
+        """The images that are there, with what the store knows of them."""
+        return [
+            replace(self.there[item.uri], label=item.label, split=item.split, group=item.group)
+            for item in self.items
+            if item.uri in self.there
+        ]
+
+
+def picture_of_item(item: Item, entry: Entry, backbone: Extractor) -> Decoded:
+    """The picture of an item, if it is still the one that the store knows.
+
+    Raises:
+        UnusableImageError: the image cannot be read, or is another one.
+    """
+    if entry.picture is not None:
+        picture = entry.picture()
+        sha256, image = picture_sha256(picture), Decoded.whole(picture)
+    else:
+        data, _ = entry.read()
+        sha256, image = hashlib.sha256(data).digest(), backbone.decode(data)
+    if sha256 != item.sha256:
+        raise UnusableImageError(
+            f"{item.uri} is another picture than when it was extracted; run `featcache extract` again, then this"
+        )
+    return image
+
+
+def _tars(root: str, items: Sequence[Item]) -> dict[str, Path]:
+    """The tar files that these items are in, by the beginning of their URIs; other files may lie beside them."""
+    names = {item.uri.split("/")[0] for item in items if "/" in item.uri}
+    paths = {name: Path(root, name) for name in sorted(names) if name.lower().endswith(".tar")}
+    return {name: path for name, path in paths.items() if path.is_file()}
+
+
+def _single_files(root: str, items: Sequence[Item]) -> Iterator[Entry]:
+    """Files that were given one by one; their root is that of the file system, which nobody wants listed."""
+    for item in items:
+        parts = PurePosixPath(item.uri).parts
+        if ".." not in parts and parts[:1] != ("/",):
+            yield Entry(item.uri, os.path.join(root, *parts), None, None, None)

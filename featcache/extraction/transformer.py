@@ -1,0 +1,225 @@
+"""`CachedEmbedder`: a frozen backbone as a scikit-learn transformer that computes every image once."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, TransformerMixin
+
+from featcache.core.errors import UnusableImageError, UsageError
+from featcache.core.progress import Progress, choose
+from featcache.extraction import NothingUsableError
+from featcache.extraction.embed import ImageLike
+from featcache.extraction.extract import extract
+from featcache.images.decode import NO_IMAGE, is_no_image
+from featcache.images.in_memory import GivenImage, GivenImages, given
+from featcache.store import FeatureStore
+from featcache.store.commit import places
+from featcache.store.folder import has_catalogue
+from featcache.store.sources import GIVEN, PATHS
+
+if TYPE_CHECKING:
+    from featcache.backbones import Backbone, Layer
+
+_AT_ONCE = 500
+
+
+class CachedEmbedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
+    """Images to vectors, looked up in a store; only what is missing there is computed, and then kept.
+
+    It learns nothing, so it may stand in a pipeline that is cross-validated: no image is computed twice,
+    whatever the folds, the grid or the number of processes (of which several that start on an empty store
+    may each compute the same images; call `transform` once before). Where nothing is missing, torch is
+    not imported.
+
+    A file is known by the SHA-256 of its bytes, so the vectors that `featcache.extract` stored serve,
+    wherever the file lies now. A picture in memory is known by the SHA-256 of its RGB pixels. What no source
+    of the store lists yet is noted in one: files in the source ``paths`` and pictures in the source
+    ``memory``. `featcache.gc` keeps the vectors of both until it is told to empty that source by its name.
+
+    Vectors come as they are stored. Of several layers one may be far larger than another: let a
+    ``StandardScaler`` follow.
+
+    Args:
+        backbone: a full name, or a `Backbone`.
+        store: the store's folder, made where there is none.
+        layers: as for `featcache.extract`: ``pooled``, ``blocks.5:mean``, ``pooled+blocks.5:mean``, a glob,
+            or a list of these.
+        progress: True for a bar, False for none, None for a bar on a terminal, or an object that is told.
+    """
+
+    def __init__(
+        self,
+        backbone: str | Backbone,
+        store: str | Path,
+        layers: str | Sequence[str] = "pooled",
+        *,
+        progress: Progress | bool | None = None,
+    ) -> None:
+        self.backbone = backbone
+        self.store = store
+        self.layers = layers
+        self.progress = progress
+
+    def fit(self, X: Any, y: Any = None) -> CachedEmbedder:
+        """Check the backbone's name and that these are images; nothing is learned.
+
+        Args:
+            X: n images, as for `transform`.
+            y: not used.
+
+        Raises:
+            UnknownNameError: there is no such backbone.
+            UsageError: these are no images.
+        """
+        self._network()
+        _images(X)
+        return self
+
+    def transform(self, X: Any) -> np.ndarray:
+        """Vectors of images.
+
+        Args:
+            X: n images in a list, a one-dimensional object array or a series: paths, PIL images, or arrays
+                (h, w), (h, w, 1), (h, w, 3) or (h, w, 4) of uint8 or uint16. An array (n, h, w, c) is n images.
+
+        Returns:
+            (n, d) float32, in the order given; the layers one after another in network order, flattened.
+
+        Raises:
+            UnusableImageError: an image cannot be used; it is named. What was computed is kept. A file that is no
+                image at all leaves no trace in the store; a damaged image stands there in quarantine.
+            SourceError: a path does not exist.
+            UsageError: these are no images.
+            UnknownNameError: there is no such backbone or layer.
+        """
+        images, network = _images(X), self._network()
+        layers = self._layers(network)
+        # Several processes would draw their bars over each other.
+        quiet = self.progress is None and multiprocessing.current_process().name != "MainProcess"
+        with choose(False if quiet else self.progress) as shown:
+            shown.start("look up", len(images), "images")
+            listed = []
+            for place, image in enumerate(images):
+                listed.append(given(image, place))
+                shown.advance()
+            wanted = self._wanted(listed, network, layers)
+            if wanted:
+                self._compute(wanted, network, layers, shown)
+        if not images:
+            return np.empty((0, sum(math.prod(layer.shape) for layer in layers)), np.float32)
+        store = FeatureStore.open(self.store)
+        parts = store.gather(
+            [one.sha256 for one in listed], [layer.name for layer in layers], network.recipe.fingerprint
+        )
+        return np.concatenate([part.reshape(len(images), -1) for part in parts], axis=1)
+
+    def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
+        """(d,) names, ``pooled_0`` and so on: the layer, and the place in it."""
+        found = [f"{layer.name}_{i}" for layer in self._layers(self._network()) for i in range(math.prod(layer.shape))]
+        return np.array(found, dtype=object)
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return True
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.one_d_array = True
+        tags.input_tags.two_d_array = False
+        tags.input_tags.string = True
+        tags.requires_fit = False
+        tags.no_validation = True
+        return tags
+
+    def _network(self) -> Backbone:
+        from featcache import backbones
+
+        return backbones.get(self.backbone) if isinstance(self.backbone, str) else self.backbone
+
+    def _layers(self, network: Backbone) -> list[Layer]:
+        return network.resolve_layers([self.layers] if isinstance(self.layers, str) else list(self.layers))
+
+    def _wanted(self, listed: Iterable[GivenImage], network: Backbone, layers: Sequence[Layer]) -> list[GivenImage]:
+        """The images without vectors of all layers, and those that no source lists; each content once."""
+        once = {one.sha256: one for one in listed}
+        if not has_catalogue(Path(self.store)):
+            return list(once.values())
+        store = FeatureStore.open(self.store)
+        space = next((s for s in store.spaces if s.fingerprint == network.recipe.fingerprint), None)
+        if space is None:
+            return list(once.values())
+        ready = _noted(store, list(once))
+        for layer in layers:
+            if layer.name not in space.layers:
+                return list(once.values())
+            column = store.column(layer.name, space.fingerprint).column
+            ready &= places(store.catalogue, column, list(ready)).keys()
+        return [one for sha256, one in once.items() if sha256 not in ready]
+
+    def _compute(
+        self, wanted: Sequence[GivenImage], network: Backbone, layers: Sequence[Layer], shown: Progress
+    ) -> None:
+        # A wrong file is no image that could be mended: the store need not know of it.
+        wrong = {one.sha256 for one in wanted if one.source == PATHS and is_no_image(one.entry.place)}
+        problems = [(one.name, NO_IMAGE) for one in wanted if one.sha256 in wrong]
+        for source in GIVEN:
+            of_source = [one for one in wanted if one.source == source and one.sha256 not in wrong]
+            if not of_source:
+                continue
+            try:
+                report = extract(
+                    GivenImages(source, of_source),
+                    self.store,
+                    backbone=network,
+                    layers=[layer.name for layer in layers],
+                    progress=shown,
+                )
+            except NothingUsableError as error:
+                report = error.report
+            names = {one.entry.uri: one.name for one in of_source}
+            problems += [(names[uri], reason) for uri, reason in report.quarantine]
+        if not problems:
+            problems = [(one.name, "it was changed while it was read") for one in self._wanted(wanted, network, layers)]
+        if problems:
+            name, reason = problems[0]
+            raise UnusableImageError(
+                f"{name}: {reason}."
+                + (f" {len(problems) - 1} others cannot be used either." if problems[1:] else "")
+                + f" The rest is kept in {self.store}; leave out what cannot be used, or mend it, and go on."
+            )
+
+
+def _images(X: Any) -> list[ImageLike]:
+    """The images one by one.
+
+    Raises:
+        UsageError: one path alone, or an array of another shape.
+    """
+    if isinstance(X, (str, Path)) or not hasattr(X, "__iter__") or not hasattr(X, "__len__"):
+        raise UsageError(f"Give a list of images, even of one, not {type(X).__name__}.")
+    shape = np.shape(X) if isinstance(X, np.ndarray) or hasattr(X, "dtypes") else (len(X),)
+    if len(shape) not in (1, 4):
+        raise UsageError(
+            f"Give n images as a list, as an array (n,) of objects or as an array (n, h, w, c), not as {shape}."
+        )
+    return list(X)
+
+
+def _noted(store: FeatureStore, sha256s: Sequence[bytes]) -> set[bytes]:
+    """Which of these images some source of the store lists."""
+    found: set[bytes] = set()
+    for start in range(0, len(sha256s), _AT_ONCE):
+        some = sha256s[start : start + _AT_ONCE]
+        marks = ",".join("?" * len(some))
+        found.update(
+            sha256
+            for (sha256,) in store.catalogue.query(
+                "h", f"SELECT DISTINCT sha256 FROM items WHERE sha256 IN ({marks})", tuple(some)
+            )
+        )
+    return found

@@ -1,0 +1,172 @@
+"""The checkpoint of a training: one safetensors file, from which it goes on as if nothing had happened.
+
+The file holds the weights after the last epoch, those of the best one where that is another, the state of AdamW, and
+as JSON the epochs so far and the settings of the training. Random numbers need no place in it: those of an epoch come
+from the seed and the epoch alone. It is written aside, flushed and renamed, so that there is always a whole file or
+none, and carries a SHA-256 of all that is in it. Nothing in it is code.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from featcache.core.errors import TrainingError, UsageError
+from featcache.core.failpoints import reach
+from featcache.core.recipe import weights_digest
+from featcache.finetuning.history import Epoch, best_of
+
+_FORMAT = 2
+_KEY = "featcache_checkpoint"
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """A training after an epoch.
+
+    Attributes:
+        epochs: those that are done, one or more.
+        weights: state of the network after the last of them, by name.
+        best: the same after the best one.
+        moments: AdamW's state of each parameter that has one: parameter → ``exp_avg``, ``exp_avg_sq``, ``step``.
+    """
+
+    epochs: tuple[Epoch, ...]
+    weights: Mapping[str, Tensor]
+    best: Mapping[str, Tensor]
+    moments: Mapping[str, Mapping[str, Tensor]]
+
+
+def write(path: Path, settings: Mapping[str, Any], state: State) -> None:
+    """Write a checkpoint in the place of the one before.
+
+    Args:
+        path: the file.
+        settings: what the training is, as plain values; `read` compares them.
+        state: where the training is.
+
+    Raises:
+        TrainingError: the file cannot be written; one that was there is still whole.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    kept: dict[str, Tensor] = {f"weights/{name}": tensor for name, tensor in state.weights.items()}
+    if best_of(state.epochs) is not state.epochs[-1]:
+        kept |= {f"best/{name}": tensor for name, tensor in state.best.items()}
+    for parameter, moments in state.moments.items():
+        kept |= {f"moments/{key}/{parameter}": tensor for key, tensor in moments.items()}
+    # Clones, since parameters that share their memory are refused otherwise.
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in kept.items()}
+    data = {"format": _FORMAT, "settings": settings, "epochs": [asdict(epoch) for epoch in state.epochs]}
+    text = json.dumps(data)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, partial, metadata={_KEY: text, "sha256": _digest(text, tensors)})
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        reach("checkpoint: file written")
+        os.replace(partial, path)
+        reach("checkpoint: renamed")
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(
+            f"The checkpoint {path} cannot be written: {error}. Make room there or give another file, and start the "
+            "training again."
+        ) from error
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def read(path: Path, settings: Mapping[str, Any], weights: Mapping[str, Tensor]) -> State | None:
+    """Where a training was when it was cut off; None where there is no checkpoint.
+
+    Args:
+        path: the file.
+        settings: what the training is now, as plain values.
+        weights: state of the network now, whose names, shapes and dtypes must be those of the checkpoint.
+
+    Raises:
+        UsageError: the checkpoint is that of another training, or *path* is a folder.
+        TrainingError: it is damaged, or no checkpoint.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    anew = f"Remove {path} to start anew, or give another file."
+    if not path.exists():
+        return None
+    if not path.is_file():
+        raise UsageError(f"{path} is a folder and cannot be the file of a checkpoint: give another path.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            text = metadata[_KEY]
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (no mapping)
+        if metadata["sha256"] != _digest(text, tensors):
+            raise ValueError("its content is not what was written")
+        data = json.loads(text)
+        version, there = data["format"], data.get("settings")
+        epochs = tuple(Epoch(**epoch) for epoch in data["epochs"]) if version == _FORMAT else ()
+    except (SafetensorError, KeyError, ValueError, TypeError, OSError, RecursionError) as error:
+        raise TrainingError(f"{path} is damaged or no checkpoint of a training: {error}. {anew}") from error
+    if version != _FORMAT:
+        raise UsageError(f"The checkpoint {path} was written by another version of featcache. {anew}")
+    differing = _differences(there, json.loads(json.dumps(settings)))
+    if differing:
+        raise UsageError(f"The checkpoint {path} is that of another training: {'; '.join(differing)}. {anew}")
+    last = _of("weights/", tensors)
+    if _forms(last) != _forms(weights):
+        raise UsageError(f"The checkpoint {path} is that of another network: its tensors are others. {anew}")
+    moments: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in _of("moments/", tensors).items():
+        key, _, parameter = name.partition("/")
+        moments.setdefault(parameter, {})[key] = tensor
+    return State(epochs, last, _of("best/", tensors) or last, moments)
+
+
+def remove(path: Path) -> None:
+    """Remove the checkpoint of a training that is done, with what a killed process left beside it."""
+    path.unlink(missing_ok=True)
+    for partial in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        partial.unlink(missing_ok=True)
+
+
+def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
+    data = {name: tensor.reshape(-1).view(torch.uint8).numpy().data for name, tensor in tensors.items()}
+    parts = [(name, tuple(tensor.shape), str(tensor.dtype), data[name]) for name, tensor in tensors.items()]
+    return weights_digest([*parts, ("json", (), "text", memoryview(text.encode()))])
+
+
+def _of(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _forms(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+
+
+def _differences(there: Any, here: Any, name: str = "") -> list[str]:
+    """The plain values in which two trainings differ, each in words."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        keys = [*there, *(key for key in here if key not in there)]
+        return [
+            words
+            for key in keys
+            for words in _differences(there.get(key), here.get(key), f"{name}.{key}" if name else key)
+        ]
+    return [] if there == here else [f"{name} was {_short(there)} and is now {_short(here)}"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else text[:77] + "…"

@@ -1,0 +1,160 @@
+"""What a fitted head boils down to, and how that is written down as named arrays.
+
+A head that can be saved has one of four forms. A `LinearForm`, an `MLPForm` and a `NeighbourForm` name labels: they
+have ``classes``, ``link``, ``probabilities(X)`` and ``predict(X)``. A `MatchingForm` compares two images. Packed, a
+form is a kind, arrays and plain values.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from featcache.core.errors import BundleError
+from featcache.heads.matching import MatchingForm
+from featcache.heads.mlp_form import MLPForm
+from featcache.heads.neighbours import NeighbourForm
+from featcache.heads.predictors import LINKS, LinearForm, linear_form
+from featcache.metrics.likelihood_ratio import Calibration
+
+Classifier: TypeAlias = LinearForm | MLPForm | NeighbourForm
+Form: TypeAlias = Classifier | MatchingForm
+
+LINEAR = "linear head on vectors"
+PERCEPTRON = "multilayer perceptron on vectors"
+NEIGHBOURS = "neighbours by vectors"
+MATCHING = "projection for matching"
+
+
+def form_of(fitted: Any) -> Form:
+    """The form of a fitted estimator.
+
+    Raises:
+        BundleError: it has none; the message names what is supported.
+    """
+    if type(fitted).__module__.startswith("featcache.heads.") and hasattr(fitted, "form"):
+        return fitted.form()  # type: ignore[no-any-return]
+    return linear_form(fitted)
+
+
+def pack(form: Form) -> tuple[str, dict[str, np.ndarray], dict[str, Any]]:
+    """Kind, arrays and plain values."""
+    if isinstance(form, LinearForm):
+        arrays = {"weight": form.weight.astype(np.float32), "bias": form.bias.astype(np.float32)}
+        return LINEAR, arrays, {"link": form.link}
+    if isinstance(form, MLPForm):
+        arrays = {f"weight.{i}": weight.astype(np.float32) for i, weight in enumerate(form.weights)}
+        arrays |= {f"bias.{i}": bias.astype(np.float32) for i, bias in enumerate(form.biases)}
+        return PERCEPTRON, arrays, {"link": form.link, "depth": len(form.weights)}
+    if isinstance(form, MatchingForm):
+        arrays = {"mean": form.mean.astype(np.float32)}
+        if form.projection is not None:
+            arrays["projection"] = form.projection.astype(np.float32)
+        return (
+            MATCHING,
+            arrays,
+            {
+                "link": form.link,
+                "dimensions": None if form.projection is None else len(form.projection),
+                "calibration": None if form.calibration is None else asdict(form.calibration),
+            },
+        )
+    arrays = {"vectors": form.vectors.astype(np.float32), "numbers": form.numbers.astype(np.int64)}
+    return NEIGHBOURS, arrays, {"link": form.link, "neighbours": form.k}
+
+
+def unpack(
+    kind: str, arrays: Mapping[str, np.ndarray], values: Mapping[str, Any], classes: tuple[str, ...], width: int
+) -> Form:
+    """The form that was packed.
+
+    Args:
+        kind, arrays, values: as `pack` gave them; what else is among them is passed over.
+        classes: labels.
+        width: d, numbers a vector.
+
+    Raises:
+        KeyError: an array or a value is missing.
+        BundleError: they do not fit together, or hold values that are not finite.
+    """
+    if kind == LINEAR:
+        weight, bias, link = arrays["weight"], arrays["bias"], values["link"]
+        _check(
+            link in LINKS,
+            weight.shape == (len(classes), width) and weight.dtype == np.float32,
+            bias.shape == (len(classes),) and bias.dtype == np.float32,
+            np.isfinite(weight).all() and np.isfinite(bias).all(),
+        )
+        return LinearForm(weight, bias, classes, link)
+    if kind == PERCEPTRON:
+        return _perceptron(arrays, values, classes, width)
+    if kind == MATCHING:
+        return _matching(arrays, values, classes, width)
+    _check(kind == NEIGHBOURS)
+    vectors, numbers, k = arrays["vectors"], arrays["numbers"], values["neighbours"]
+    _check(
+        vectors.ndim == 2 and vectors.shape[1] == width and vectors.dtype == np.float32,
+        numbers.shape == vectors.shape[:1] and numbers.dtype == np.int64,
+    )
+    _check(
+        values["link"] == "votes",
+        type(k) is int and 1 <= k <= len(vectors),
+        np.isfinite(vectors).all() and _of_length_one(vectors),
+        len(numbers) > 0 and numbers.min() >= 0 and numbers.max() < len(classes),
+    )
+    return NeighbourForm(vectors, numbers, k, classes)
+
+
+def _perceptron(
+    arrays: Mapping[str, np.ndarray], values: Mapping[str, Any], classes: tuple[str, ...], width: int
+) -> MLPForm:
+    depth, layered = values["depth"], [name for name in arrays if name.startswith(("weight", "bias"))]
+    # Two arrays a layer and no others, so that a lost layer is not taken for none.
+    _check(values["link"] == "softmax", type(depth) is int and depth >= 2)
+    _check(len(layered) == 2 * depth)
+    weights, biases = (tuple(arrays[f"{part}.{i}"] for i in range(depth)) for part in ("weight", "bias"))
+    for place, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        _check(weight.ndim == 2 and weight.shape[0] >= 1 and weight.dtype == np.float32)
+        _check(
+            weight.shape[1] == (len(weights[place - 1]) if place else width),
+            bias.shape == weight.shape[:1] and bias.dtype == np.float32,
+            np.isfinite(weight).all() and np.isfinite(bias).all(),
+        )
+    _check(len(weights[-1]) == len(classes))
+    return MLPForm(weights, biases, classes)
+
+
+def _matching(
+    arrays: Mapping[str, np.ndarray], values: Mapping[str, Any], classes: tuple[str, ...], width: int
+) -> MatchingForm:
+    mean, dimensions, calibration = arrays["mean"], values["dimensions"], values["calibration"]
+    _check(values["link"] == "match", mean.shape == (width,) and mean.dtype == np.float32, np.isfinite(mean).all())
+    # The number says whether there is a projection, so that a lost one is not taken for none.
+    projection = None if dimensions is None else arrays["projection"]
+    if projection is not None:
+        _check(
+            type(dimensions) is int and dimensions >= 1,
+            projection.shape == (dimensions, width) and projection.dtype == np.float32,
+            np.isfinite(projection).all(),
+        )
+    if calibration is not None:
+        _check(isinstance(calibration, dict) and calibration.keys() == {f.name for f in fields(Calibration)})
+        _check(all(type(value) in (int, float) and math.isfinite(value) for value in calibration.values()))
+        _check(calibration["slope"] >= 0, 0 < calibration["far"] < 1)
+        calibration = Calibration(**{name: float(value) for name, value in calibration.items()})
+    return MatchingForm(mean, projection, calibration, classes)
+
+
+def _of_length_one(vectors: np.ndarray) -> bool:
+    """Whether each vector has the length 1, or is 0."""
+    squares = np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64)
+    return bool(((np.abs(squares - 1) < 1e-3) | (squares == 0)).all())
+
+
+def _check(*holds: Any) -> None:
+    if not all(holds):
+        raise BundleError("The arrays do not fit their description.")

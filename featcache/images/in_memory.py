@@ -1,0 +1,115 @@
+"""Images that are given one by one, as a source: files, and pictures in memory.
+
+Nobody scans such a source, so an image that is not given again is not thereby gone.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featcache.core.errors import SourceError, UnusableImageError, UsageError
+from featcache.images.content import file_sha256, picture_sha256
+from featcache.images.decode import rgb_from, rgb_from_array
+from featcache.images.entry import Entry, as_text
+from featcache.store.sources import MEMORY, PATHS
+
+
+@dataclass(frozen=True, slots=True)
+class GivenImage:
+    """One image that was given.
+
+    Attributes:
+        name: how messages call it: its path, or its place among those given.
+        sha256: what identifies it.
+        source: the source it belongs to, ``paths`` or ``memory``.
+        entry: how it stands in there.
+    """
+
+    name: str
+    sha256: bytes
+    source: str
+    entry: Entry
+
+
+@dataclass(frozen=True, slots=True)
+class GivenImages:
+    """Some images of the source ``paths`` or ``memory``; a `Source`.
+
+    Attributes:
+        name: of the source.
+        given: its images, each content once.
+    """
+
+    name: str
+    given: Sequence[GivenImage]
+
+    @property
+    def root(self) -> str:
+        """The file system's root for ``paths``; pictures in memory have none."""
+        return os.path.abspath(os.sep) if self.name == PATHS else ""
+
+    @property
+    def ignored(self) -> int:
+        return 0
+
+    @property
+    def incomplete(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def within(self) -> tuple[str, ...]:
+        return ()
+
+    def entries(self) -> list[Entry]:
+        """The images, sorted by URI."""
+        return sorted((one.entry for one in self.given), key=lambda entry: entry.uri)
+
+
+def given(image: Any, place: int) -> GivenImage:
+    """Identify one image.
+
+    Args:
+        image: a path, a PIL image, or an array as for `rgb_from_array`.
+        place: its place among those given, for messages.
+
+    Raises:
+        SourceError: the path does not exist.
+        UnusableImageError: it cannot be read, or its pixels have no reading as RGB; it is named.
+        UsageError: it is no image.
+    """
+    from PIL import Image as pil
+
+    if isinstance(image, (str, Path)):
+        path = Path(os.path.abspath(image))
+        if not path.exists():
+            raise SourceError(f"There is no image {image}.")
+        sha256 = _naming(str(image), functools.partial(file_sha256, path))
+        uri = as_text(path.relative_to(path.anchor).as_posix())
+        return GivenImage(str(image), sha256, PATHS, Entry(uri, str(path), None, None, None))
+    if not isinstance(image, (pil.Image, np.ndarray)):
+        raise UsageError(
+            f"Image {place} is of type {type(image).__name__}. An image is a path, a PIL image or a NumPy array."
+        )
+    name = f"image {place}"
+    # The picture is made again when it is computed: all of them at once would need their memory twice.
+    if isinstance(image, pil.Image):
+        picture = functools.partial(rgb_from, image)
+    else:
+        picture = functools.partial(rgb_from_array, image)
+    sha256 = _naming(name, lambda: picture_sha256(picture()))
+    uri = sha256.hex()
+    return GivenImage(name, sha256, MEMORY, Entry(uri, uri, None, None, None, picture))
+
+
+def _naming(name: str, identify: Callable[[], bytes]) -> bytes:
+    try:
+        return identify()
+    except UnusableImageError as error:
+        raise UnusableImageError(f"{name}: {error}.") from error

@@ -1,0 +1,190 @@
+"""Scores of heads that give several labels an item, each with an interval.
+
+Values are those of scikit-learn's functions. The intervals are percentile bootstrap intervals over units,
+as in `featcache.metrics.classification`. Where all resamples give one value there is none, but Wilson's for
+the share of exact matches.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from featcache.core.errors import UsageError
+from featcache.evaluation.per_class import ClassScore, counted_score
+from featcache.metrics.classification import Interval, wilson
+
+_NUMBERS, _FEWEST = 200_000_000, 100
+"""So many items × labels that 1000 resamples would take minutes are drawn less often."""
+
+
+@dataclass(frozen=True, slots=True)
+class MultilabelScores:
+    """Scores of one head on one set of items.
+
+    Attributes:
+        n: items scored.
+        mean_average_precision: mean over the labels that occur of the average precision.
+        micro_f1: F1 over all decisions together, a label being given where its probability is above 0.5.
+        macro_f1: mean of F1 over the labels that occur or are given.
+        exact_match: share of the items whose labels are all right.
+        log_loss: mean over items and labels of -ln of the probability of what is true.
+    """
+
+    n: int
+    mean_average_precision: Interval
+    micro_f1: Interval
+    macro_f1: Interval
+    exact_match: Interval
+    log_loss: Interval
+
+
+@dataclass(frozen=True, slots=True)
+class LabelScore(ClassScore):
+    """One label.
+
+    Attributes:
+        average_precision: area under its curve of precision over recall, as scikit-learn sums it; None where the
+            label does not occur.
+    """
+
+    average_precision: float | None
+
+
+def binary_losses(Y: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """-ln of the probability of what is true, (n, k), which is bounded below by the float64 epsilon."""
+    p = np.where(Y, probabilities, 1 - probabilities)
+    return np.asarray(-np.log(np.clip(p, np.finfo(np.float64).eps, 1.0)))
+
+
+def score(
+    Y: np.ndarray,
+    probabilities: np.ndarray,
+    *,
+    units: np.ndarray | None = None,
+    seed: int = 0,
+    resamples: int = 1000,
+) -> MultilabelScores:
+    """Score probabilities of labels.
+
+    Args:
+        Y: (n, k) bool, the labels that are true.
+        probabilities: (n, k).
+        units: (n,) int64; items that are no independent evidence share a number.
+        seed: of the bootstrap.
+        resamples: of the bootstrap; fewer, but at least 100, where items × labels are more than 200,000.
+
+    Raises:
+        UsageError: there is nothing to score.
+    """
+    n, k = Y.shape
+    if n == 0:
+        raise UsageError("There is no item to score on.")
+    given = probabilities > 0.5
+    # Columns: for each label hits, true, given; then exact matches, losses, ones.
+    summed = np.column_stack(
+        [Y & given, Y, given, (given == Y).all(axis=1), binary_losses(Y, probabilities).mean(axis=1), np.ones(n)]
+    )
+    ranked = _Ranked(Y, probabilities)
+    groups = np.unique(np.arange(n) if units is None else units, return_inverse=True)[1]
+    count = int(groups.max()) + 1
+    rng = np.random.default_rng(seed)
+    values = []
+    for drawn in range(1 + min(resamples, max(_FEWEST, _NUMBERS // (n * k)))):
+        # First the sample itself; then as many units as there are, drawn with replacement.
+        times = rng.multinomial(count, np.full(count, 1 / count)) if drawn else np.ones(count, dtype=np.int64)
+        weights = times[groups].astype(np.float64)
+        *sums, exact, loss, total = weights @ summed
+        hits, true, said = np.array(sums).reshape(3, k)
+        named = true + said > 0
+        values.append(
+            [
+                ranked.mean_average_precision(weights),
+                2 * hits.sum() / max((true + said).sum(), 1),
+                (2 * hits[named] / (true + said)[named]).mean() if named.any() else 0.0,
+                exact / total,
+                loss / total,
+            ]
+        )
+    precision, micro, macro, exact_match, log_loss = (_interval(column) for column in np.array(values).T)
+    if math.isnan(exact_match.low):
+        exact_match = Interval(exact_match.value, *wilson(exact_match.value, count))
+    return MultilabelScores(n, precision, micro, macro, exact_match, log_loss)
+
+
+def per_label(
+    Y: np.ndarray, probabilities: np.ndarray, labels: Sequence[str], *, units: np.ndarray | None = None
+) -> list[LabelScore]:
+    """The scores of each label by itself, a label being given where its probability is above 0.5.
+
+    Args:
+        Y: (n, k) bool, the labels that are true.
+        probabilities: (n, k).
+        labels: k names.
+        units: (n,) int64; items that are no independent evidence share a number.
+    """
+    given = probabilities > 0.5
+    units = np.arange(len(Y)) if units is None else units
+    precisions = _Ranked(Y, probabilities).average_precisions(np.ones(len(Y)))
+    return [
+        LabelScore(
+            **counted_score(
+                label,
+                hits=int((Y[:, i] & given[:, i]).sum()),
+                items=int(Y[:, i].sum()),
+                called=int(given[:, i].sum()),
+                units=len(np.unique(units[Y[:, i]])),
+            ),
+            average_precision=None if math.isnan(precisions[i]) else float(precisions[i]),
+        )
+        for i, label in enumerate(labels)
+    ]
+
+
+class _Ranked:
+    """Items sorted by probability for each label, so that a resample costs one running sum."""
+
+    def __init__(self, Y: np.ndarray, probabilities: np.ndarray) -> None:
+        n, k = Y.shape
+        self.order = np.argsort(-probabilities.T, axis=1, kind="stable")
+        ranked = np.take_along_axis(probabilities.T, self.order, axis=1)
+        # Precision is taken at the last of those with an equal probability.
+        last = np.ones((k, n), dtype=bool)
+        last[:, :-1] = ranked[:, 1:] != ranked[:, :-1]
+        places = np.where(last, np.arange(n), n)
+        ends = np.minimum.accumulate(places[:, ::-1], axis=1)[:, ::-1]
+        true = np.take_along_axis(Y.T, self.order, axis=1)
+        self.label, place = np.nonzero(true)
+        self.item = self.order[self.label, place]
+        self.end = self.label * n + ends[self.label, place]
+        # How many true ones of all labels come up to that place, and before the label's first.
+        self.upto = np.cumsum(true.ravel())[self.end]
+        self.before = np.concatenate([[0], np.cumsum(true.sum(axis=1))])
+
+    def average_precisions(self, weights: np.ndarray) -> np.ndarray:
+        """(k,) of each label, where item i occurs ``weights[i]`` times; NaN of those that do not occur."""
+        seen = weights[self.order].cumsum(axis=1).ravel()[self.end]
+        hits = weights[self.item]
+        found = np.concatenate([[0.0], hits.cumsum()])
+        start = found[self.before]
+        precision = (found[self.upto] - start[self.label]) / np.maximum(seen, 1)
+        total = np.diff(start)
+        sums = np.bincount(self.label, hits * precision, len(total))
+        return np.where(total > 0, sums / np.where(total > 0, total, 1), math.nan)
+
+    def mean_average_precision(self, weights: np.ndarray) -> float:
+        """The mean over the labels that occur; NaN where none does."""
+        found = self.average_precisions(weights)
+        occurring = found[~np.isnan(found)]
+        return float(occurring.mean()) if len(occurring) else math.nan
+
+
+def _interval(values: np.ndarray) -> Interval:
+    value, drawn = float(values[0]), values[1:][~np.isnan(values[1:])]
+    if not len(drawn) or np.ptp(drawn) < 1e-12:  # but for rounding, all are equal
+        return Interval(value, math.nan, math.nan)
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return Interval(value, min(float(low), value), max(float(high), value))

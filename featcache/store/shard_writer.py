@@ -1,0 +1,140 @@
+"""Writing one sealed shard: the skeleton from HDF5, the data by plain writes, all of it hashed on its way.
+
+The hashes are taken of what was meant to be written, so they also tell a disk that kept something else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from featcache.core.recipe import Recipe
+from featcache.store.shard import SHARD_FORMAT
+from featcache.store.skeleton import Described, Skeleton
+
+Column = tuple[str, str]
+"""(layer, view)"""
+
+
+@dataclass(frozen=True, slots=True)
+class SealedShard:
+    """A shard file that was written and flushed.
+
+    Attributes:
+        name: the file's name without its suffix.
+        sha256: SHA-256 of the file.
+        bytes: its size.
+        rows: images in it.
+        dtypes: the storage dtype of each column.
+        shapes: the shape of one image's activations in each column.
+    """
+
+    name: str
+    sha256: bytes
+    bytes: int
+    rows: int
+    dtypes: dict[Column, str]
+    shapes: dict[Column, tuple[int, ...]]
+
+
+def write_shard(
+    path: Path,
+    recipe: Recipe,
+    sha256s: Sequence[bytes],
+    vectors: Mapping[Column, Sequence[np.ndarray]],
+    dtypes: Mapping[Column, str],
+    positions: Mapping[Column, int],
+) -> SealedShard:
+    """Write one shard and flush it to the disk; a file that cannot be written whole is removed again.
+
+    Args:
+        path: the file to make, in a folder of the writer's own; its stem is the shard's name.
+        recipe: what made the vectors.
+        sha256s: the images' SHA-256s, 32 bytes each, one a row.
+        vectors: for each (layer, view) float arrays of shape (n_i, …) that follow one another.
+        dtypes: the storage dtype wished for each; values that float16 cannot hold make it float32.
+        positions: where each layer stands in the network's order.
+
+    Raises:
+        OSError: the disk is full or fails.
+    """
+    rows = len(sha256s)
+    final = {column: _holding(parts, dtypes[column]) for column, parts in vectors.items()}
+    shapes = {column: tuple(parts[0].shape[1:]) for column, parts in vectors.items()}
+    keys = np.frombuffer(b"".join(sha256s), dtype=np.uint8).reshape(rows, 32)
+    contents = {"sha256": [keys]}
+    datasets = [Described("sha256", keys.shape, keys.dtype, {"sha256": hash_arrays([keys])})]
+    for column, parts in vectors.items():
+        dtype = np.dtype(final[column]).newbyteorder("<")
+        name = f"vectors/{column[0]}/{column[1]}"
+        contents[name] = [np.ascontiguousarray(part, dtype) for part in parts]
+        attributes: dict[str, int | str] = {"position": positions[column], "sha256": hash_arrays(contents[name])}
+        datasets.append(Described(name, (rows, *shapes[column]), dtype, attributes))
+    skeleton = Skeleton(_attributes(path.stem, recipe), datasets)
+    total = hashlib.sha256()
+    try:
+        with path.open("wb", buffering=0) as file:
+            for block in _blocks(skeleton, contents):
+                total.update(block)
+                while block:
+                    block = block[os.write(file.fileno(), block) :]
+            os.fsync(file.fileno())
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    return SealedShard(path.stem, total.digest(), skeleton.size, rows, final, shapes)
+
+
+def hash_arrays(parts: Sequence[np.ndarray]) -> str:
+    """SHA-256, in hexadecimal, of the bytes of C-contiguous arrays that follow one another."""
+    total = hashlib.sha256()
+    for part in parts:
+        total.update(_bytes_of(part))
+    return total.hexdigest()
+
+
+def _attributes(name: str, recipe: Recipe) -> dict[str, int | str]:
+    return {
+        "featcache_shard": SHARD_FORMAT,
+        "name": name,
+        "recipe": recipe.to_json(),
+        "fingerprint": recipe.fingerprint,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "libraries": (
+            f"python {platform.python_version()}; h5py {h5py.__version__}; hdf5 {h5py.version.hdf5_version}; "
+            f"numpy {np.__version__}"
+        ),
+    }
+
+
+def _blocks(skeleton: Skeleton, contents: Mapping[str, Sequence[np.ndarray]]) -> Iterator[memoryview]:
+    """The file from its first byte to its last."""
+    at = 0
+    for name, offset in sorted(skeleton.offsets.items(), key=lambda item: item[1]):
+        yield from (memoryview(block) for block in skeleton.between(at, offset))
+        at = offset
+        for part in contents[name]:
+            yield _bytes_of(part)
+            at += part.nbytes
+    yield from (memoryview(block) for block in skeleton.between(at, skeleton.size))
+
+
+def _bytes_of(array: np.ndarray) -> memoryview:
+    return array.reshape(-1).view(np.uint8).data
+
+
+def _holding(parts: Sequence[np.ndarray], dtype: str) -> str:
+    """The dtype wished for, or float32 where a finite value would become infinite in float16."""
+    if dtype == "float16":
+        limit = float(np.finfo(np.float16).max)
+        if any(part.size and float(np.abs(part).max()) > limit for part in parts):
+            return "float32"
+    return dtype

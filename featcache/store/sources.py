@@ -1,0 +1,213 @@
+"""What the catalogue knows of one source: its images, and those that could not be used."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+
+from featcache.core.errors import DamagedStoreError, UsageError
+from featcache.store.catalogue import Catalogue
+
+MEMORY = "memory"
+"""The source of pictures that were given in memory; it has no root, and its URIs are the hashes in hexadecimal."""
+PATHS = "paths"
+"""The source of files that were given one by one; its root is that of the file system."""
+GIVEN = (MEMORY, PATHS)
+"""Sources that nobody scans: none of their images is ever judged to be gone, and `gc` empties them only by name."""
+IN_PYTHON = "python:"
+"""How the root of a source begins whose images only a Python program can give again: there is no such path."""
+
+_NOT_FINITE = "; not finite: "
+"""In the catalogue it stands behind the versions, before the columns that are not finite."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One image of a source with the state of its file when it was read.
+
+    ``size``, ``mtime_ns``, ``ctime_ns`` and ``inode`` are the file's; ``indexed_ns`` is when it was read.
+    """
+
+    uri: str
+    sha256: bytes
+    label: str | None
+    split: str | None
+    group: str | None
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    inode: int
+    indexed_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """One image that could not be used. ``sha256`` is None where its bytes could not even be read."""
+
+    uri: str
+    sha256: bytes | None
+    reason: str
+    columns: frozenset[tuple[str, str]] = frozenset()
+    """The (layer, view) whose values are not finite, if that is all; the image's others can be used."""
+
+
+def judged(versions: str) -> tuple[str, frozenset[tuple[str, str]]]:
+    """What the catalogue keeps beside a reason: the versions that judged, and the columns that are not finite.
+
+    Raises:
+        DamagedStoreError: the columns cannot be read.
+    """
+    by, mark, listed = versions.rpartition(_NOT_FINITE)
+    if not mark:
+        return versions, frozenset()
+    try:
+        return by, frozenset((str(layer), str(view)) for layer, view in json.loads(listed))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise DamagedStoreError(
+            f"The quarantine names no layers and views: {listed[:80]!r}. Run `featcache verify`, then `repair`."
+        ) from error
+
+
+def _kept(versions: str, rejected: Rejected) -> str:
+    """The text of which `judged` makes *versions* and the columns again."""
+    return versions + (_NOT_FINITE + json.dumps(sorted(rejected.columns)) if rejected.columns else "")
+
+
+class SourceRecords:
+    """The records of one source, for a writer.
+
+    Args:
+        catalogue: opened for writing.
+        name: the source's name.
+        root: where its images lie, as an absolute path.
+        moved: take *root* as the new place of a source that is known at another one.
+
+    Attributes:
+        is_new: the store did not know the source before.
+
+    Raises:
+        UsageError: a source of that name is known at another root.
+    """
+
+    def __init__(self, catalogue: Catalogue, name: str, root: str, *, moved: bool = False) -> None:
+        self._catalogue = catalogue
+        self.name = name
+        with catalogue.transaction() as connection:
+            known = connection.execute("SELECT id, root FROM sources WHERE name = ?", (name,)).fetchone()
+            self.is_new = known is None
+            if known is None:
+                self.id = int(
+                    connection.execute(
+                        "INSERT INTO sources (name, root) VALUES (?, ?) RETURNING id", (name, root)
+                    ).fetchone()[0]
+                )
+            else:
+                self.id = int(known[0])
+                if known[1] != root and not moved:
+                    raise UsageError(
+                        f"This store knows a source called {name!r} at {known[1]}, not at {root}. "
+                        "Another collection needs another name (--name NAME); "
+                        "if the same collection was moved, say --moved."
+                    )
+                if known[1] != root:
+                    connection.execute("UPDATE sources SET root = ? WHERE id = ?", (root, self.id))
+
+    def known(self) -> dict[str, Record]:
+        """All records by URI."""
+        rows = self._catalogue.query(
+            "thTTTiiiii",
+            "SELECT uri, sha256, label, split, grp, size, mtime_ns, ctime_ns, inode, indexed_ns "
+            "FROM items WHERE source_id = ?",
+            (self.id,),
+        )
+        return {row[0]: Record(*row) for row in rows}
+
+    def doubled(self, uris: Collection[str]) -> dict[str, int]:
+        """How many of these images other sources with the same root list too, by the sources' names."""
+        rows = self._catalogue.query(
+            "tt",
+            "SELECT o.name, i.uri FROM sources s JOIN sources o ON o.root = s.root AND o.id != s.id "
+            "JOIN items i ON i.source_id = o.id WHERE s.id = ?",
+            (self.id,),
+        )
+        return dict(Counter(name for name, uri in rows if uri in uris))
+
+    def save(self, records: Sequence[Record]) -> None:
+        """Add these records, or bring them up to date."""
+        if not records:
+            return
+        with self._catalogue.transaction() as connection:
+            connection.executemany(
+                "INSERT INTO items (source_id, uri, sha256, label, split, grp, "
+                "size, mtime_ns, ctime_ns, inode, indexed_ns) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
+                "ON CONFLICT (source_id, uri) DO UPDATE SET sha256 = excluded.sha256, "
+                "label = excluded.label, split = excluded.split, grp = excluded.grp, "
+                "size = excluded.size, mtime_ns = excluded.mtime_ns, ctime_ns = excluded.ctime_ns, "
+                "inode = excluded.inode, indexed_ns = excluded.indexed_ns",
+                ((self.id, *(getattr(r, name) for name in Record.__slots__)) for r in records),
+            )
+            connection.executemany(
+                "DELETE FROM departed WHERE source_id = ? AND uri = ?", ((self.id, r.uri) for r in records)
+            )
+
+    def remove(self, uris: Iterable[str]) -> None:
+        """Forget these images; their vectors stay until ``gc`` takes them away."""
+        gone = [(self.id, uri) for uri in uris]
+        if not gone:
+            return
+        with self._catalogue.transaction() as connection:
+            connection.executemany(
+                # OR REPLACE would take the old row away without the trigger that keeps the digest.
+                "INSERT INTO departed (source_id, uri, sha256) "
+                "SELECT source_id, uri, sha256 FROM items WHERE source_id = ? AND uri = ? "
+                "ON CONFLICT DO UPDATE SET sha256 = excluded.sha256",
+                gone,
+            )
+            connection.executemany("DELETE FROM items WHERE source_id = ? AND uri = ?", gone)
+
+    def rejected(self, space: int, versions: str) -> dict[str, Rejected]:
+        """The images in quarantine for this space that were judged by the same versions of the decoders."""
+        rows = self._catalogue.query(
+            "tBtt",
+            "SELECT uri, sha256, reason, versions FROM quarantine WHERE source_id = ? AND space_id = ?",
+            (self.id, space),
+        )
+        found = ((uri, sha256, reason, judged(kept)) for uri, sha256, reason, kept in rows)
+        return {uri: Rejected(uri, sha256, reason, cols) for uri, sha256, reason, (by, cols) in found if by == versions}
+
+    def in_quarantine(self, space: int) -> set[str]:
+        """URIs of all images in quarantine for this space."""
+        rows = self._catalogue.query(
+            "t", "SELECT uri FROM quarantine WHERE source_id = ? AND space_id = ?", (self.id, space)
+        )
+        return {uri for (uri,) in rows}
+
+    def quarantine(self, space: int, versions: str, rejected: Sequence[Rejected], *, among: Collection[str]) -> None:
+        """Put these images into quarantine for *space*, and let go those of *among* that are not rejected."""
+        wanted = {r.uri: r for r in rejected}
+        current = {
+            row[0]: row[1:]
+            for row in self._catalogue.query(
+                "tBtt",
+                "SELECT uri, sha256, reason, versions FROM quarantine WHERE source_id = ? AND space_id = ?",
+                (self.id, space),
+            )
+        }
+        gone = [uri for uri in current if uri not in wanted and uri in among]
+        new = [r for r in wanted.values() if current.get(r.uri) != (r.sha256, r.reason, _kept(versions, r))]
+        if not gone and not new:
+            return
+        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        with self._catalogue.transaction() as connection:
+            connection.executemany(
+                "DELETE FROM quarantine WHERE source_id = ? AND space_id = ? AND uri = ?",
+                [(self.id, space, uri) for uri in [*gone, *(r.uri for r in new)]],
+            )
+            connection.executemany(
+                "INSERT INTO quarantine (source_id, uri, space_id, sha256, reason, versions, created) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?)",
+                [(self.id, r.uri, space, r.sha256, r.reason, _kept(versions, r), now) for r in new],
+            )

@@ -1,0 +1,351 @@
+"""Bundles: a head with all that is needed to use it again, in one ``.fch`` file.
+
+What a file holds is described in docs/format.md. Nothing in it can run; what does not fit together is
+refused.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from featcache.backbones import get
+from featcache.backbones.own_weights import with_weights
+from featcache.core.errors import BundleError, RecipeMismatchError, UsageError
+from featcache.core.progress import Progress, choose
+from featcache.core.recipe import Recipe
+from featcache.extraction.embed import ImageLike, backbone_for, embed, listed
+from featcache.heads.matching import MatchingForm
+from featcache.heads.serialise import Classifier, Form, form_of
+from featcache.layer_use import LayerUse, scale_layers
+from featcache.training import bundle_file
+from featcache.training.suffix import SuffixForm
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from featcache.backbones import Backbone
+
+_TASKS = {"sigmoid": "multilabel", "match": "match"}
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a head says of one image.
+
+    Attributes:
+        uri: the path as given, or the image's place in the list; of an image in a tar file ``NAME.tar/MEMBER``.
+        labels: (label, probability) pairs, the likeliest first; probability None where the head has none.
+        problem: why the image could not be used; then there are no labels.
+    """
+
+    uri: str
+    labels: list[tuple[str, float | None]]
+    problem: str | None = None
+
+
+@dataclass
+class Bundle:
+    """A fitted head, its classes, and the recipe and layers that it needs.
+
+    There are three kinds: a head on the vectors of a frozen backbone; a `SuffixForm`, the trained last part of a
+    network, on the activations at its cut; and a head on the vectors of a network that was trained with it, whose
+    weights the bundle carries.
+
+    Attributes:
+        head: its name.
+        classes: k labels.
+        layers: the layers it reads, in network order.
+        recipe: what made the vectors it was fitted on; None where that is not known, and then it can
+            predict from vectors only.
+        form: what the head boils down to; None for an estimator that has no such form and cannot be saved.
+        estimator: the fitted estimator, where `form` is None.
+        weights: the state of the network, by name, where it was trained with the head and is no published one.
+        trained_on: (m, 32) uint8, the sorted SHA-256s of the images it was fitted on, each once; none where
+            the vectors came from a file that does not say which images they are.
+        fitted_on: items it was fitted on.
+        chosen: hyper-parameters that were chosen.
+        report: scores and protocol, as `train` made them.
+        created: UTC, ISO 8601.
+    """
+
+    head: str
+    classes: tuple[str, ...]
+    layers: tuple[LayerUse, ...]
+    recipe: Recipe | None
+    form: Form | SuffixForm | None
+    trained_on: np.ndarray
+    fitted_on: int = 0
+    chosen: dict[str, Any] = field(default_factory=dict)
+    report: dict[str, Any] = field(default_factory=dict)
+    estimator: Any = None
+    weights: Mapping[str, np.ndarray] | None = None
+    created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
+
+    def __repr__(self) -> str:
+        origin = "unknown vectors" if self.recipe is None else self.recipe.backbone
+        layers = "+".join(use.name for use in self.layers)
+        return f"Bundle({self.head}, {len(self.classes)} classes, {layers} of {origin})"
+
+    @property
+    def task(self) -> str:
+        """``match`` for a head that compares two images; ``multilabel`` where every label has a probability of
+        its own; else ``classify``.
+        """
+        return _TASKS.get("" if self.form is None else self.form.link, "classify")
+
+    @property
+    def classifier(self) -> Classifier | SuffixForm | None:
+        """The form of a head that names labels; None where it has none.
+
+        Raises:
+            UsageError: the head compares two images.
+        """
+        if isinstance(self.form, MatchingForm):
+            raise UsageError(
+                "This head compares two images and names no labels. Use it for matching: `featcache faces verify`, "
+                "or in Python `bundle.matching`. A head that names labels is made with `featcache train`."
+            )
+        return self.form
+
+    @property
+    def matching(self) -> MatchingForm:
+        """The form of a head that compares two images; it takes vectors from `scaled`.
+
+        Raises:
+            UsageError: the head names labels.
+        """
+        if not isinstance(self.form, MatchingForm):
+            raise UsageError(
+                f"The head {self.head} names labels and cannot compare two images. `featcache faces train` makes one "
+                "that can."
+            )
+        return self.form
+
+    @property
+    def width(self) -> int:
+        """Numbers in the vectors it reads, over all layers."""
+        return sum(layer.width for layer in self.layers)
+
+    def scaled(self, X: np.ndarray) -> np.ndarray:
+        """Vectors as the head reads them: each layer divided by its scale.
+
+        Args:
+            X: (n, d) vectors as stored, the layers one after another.
+
+        Raises:
+            RecipeMismatchError: d is not the width that the layers have together.
+            UsageError: a value is not finite; the message names the row.
+        """
+        X = np.asarray(X, dtype=np.float32)
+        if X.ndim != 2 or X.shape[1] != self.width:
+            named = " + ".join(f"{layer.name} ({layer.width})" for layer in self.layers)
+            raise RecipeMismatchError(f"The head reads vectors (n, {self.width}) of {named}, not {X.shape}.")
+        bad = np.flatnonzero(~np.isfinite(X).all(axis=1))
+        if len(bad):
+            raise UsageError(f"Row {bad[0]} of the vectors holds a value that is not finite.")
+        return scale_layers(X, self.layers)
+
+    def predict_proba_vectors(self, X: np.ndarray) -> np.ndarray | None:
+        """Probabilities from vectors.
+
+        Args:
+            X: (n, d) vectors as stored.
+
+        Returns:
+            (n, k) float64, rows sum to 1 but for the task ``multilabel``; None for a head that has no
+            probabilities.
+        """
+        form, Z = self.classifier, self.scaled(X)
+        if form is not None:
+            return form.probabilities(Z)
+        return np.asarray(self.estimator.predict_proba(Z)) if hasattr(self.estimator, "predict_proba") else None
+
+    def predict_vectors(self, X: np.ndarray) -> np.ndarray:
+        """The (n,) labels from (n, d) vectors as stored; for the task ``multilabel`` (n, k) bool."""
+        form, Z = self.classifier, self.scaled(X)
+        return form.predict(Z) if form is not None else np.asarray(self.estimator.predict(Z)).astype(str)
+
+    def predict(
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        *,
+        top: int | None = None,
+        backbone: Backbone | None = None,
+        progress: Progress | bool | None = None,
+    ) -> list[Prediction]:
+        """Say what is in images.
+
+        Args:
+            images: one or several paths of files or folders, tar files or patterns of them, PIL images or arrays.
+            top: how many labels for each image; by default 5, and for the task ``multilabel`` all those that
+                are likelier than not.
+            backbone: needed only where the vectors were made by a module given in Python.
+            progress: as for `featcache.extract`.
+
+        Returns:
+            One `Prediction` an image, in order; an image that cannot be used has a ``problem``.
+
+        Raises:
+            SourceError: a path does not exist.
+            RecipeMismatchError: the backbone does not follow the recipe of the vectors.
+            UsageError: the head compares two images.
+        """
+        _ = self.classifier  # raises before a backbone is loaded
+        if self.recipe is None:
+            raise RecipeMismatchError(
+                "This head was trained on vectors of unknown origin, so it cannot look at images. "
+                "Use predict_vectors with vectors of the same kind."
+            )
+        if backbone is not None and isinstance(self.form, SuffixForm):
+            return self.on(backbone).predict(images, top=top, progress=progress)
+        found = listed(images)
+        network = self.backbone(backbone)
+        predictions = []
+        with choose(progress) as shown:
+            shown.start("predict", len(found), "images")
+            for embedded in embed(found, network, [layer.name for layer in self.layers]):
+                if embedded.vector is None:
+                    predictions.append(Prediction(embedded.name, [], embedded.reason))
+                else:
+                    predictions.append(Prediction(embedded.name, self._labels(embedded.vector, top)))
+                shown.advance()
+        return predictions
+
+    def backbone(self, given: Backbone | None = None) -> Backbone:
+        """The network whose vectors or activations the head reads.
+
+        Args:
+            given: needed only where it was made of a module in Python.
+
+        Raises:
+            RecipeMismatchError: it does not follow the recipe, or the head was trained on vectors of unknown origin.
+        """
+        if self.recipe is None:
+            raise RecipeMismatchError("This head was trained on vectors of unknown origin, so it has no backbone.")
+        if given is None and isinstance(self.form, SuffixForm):
+            return self.form.frozen  # once in memory serves the layers before the cut and those behind it
+        if self.weights is None:
+            return backbone_for(self.recipe, given)
+        if given is None:
+            return self._own_network
+        return backbone_for(self.recipe, with_weights(given, self.weights, self.recipe.pixels))
+
+    @cached_property
+    def _own_network(self) -> Backbone:
+        assert self.recipe is not None
+        assert self.weights is not None
+        made = get(self.recipe.backbone, runtime=self.recipe.runtime or "auto", precision=self.recipe.precision)
+        return backbone_for(self.recipe, with_weights(made, self.weights, self.recipe.pixels))
+
+    def on(self, backbone: Backbone) -> Bundle:
+        """The same bundle; of a suffix the one that is cut from this backbone, where no name leads to it."""
+        return replace(self, form=replace(self.form, backbone=backbone)) if isinstance(self.form, SuffixForm) else self
+
+    def require(self, recipe: Recipe) -> None:
+        """Check that vectors of *recipe* are those that the head was fitted on.
+
+        Raises:
+            RecipeMismatchError: they are not; the message names every field that differs.
+        """
+        if self.recipe is None:
+            return
+        differing = self.recipe.differences(recipe)
+        if differing:
+            named = "; ".join(f"{name}: {mine!r} in the head, {theirs!r} here" for name, mine, theirs in differing)
+            raise RecipeMismatchError(f"The vectors were made by another recipe than the head needs. {named}.")
+
+    def overlap(self, sha256s: Iterable[bytes]) -> int:
+        """How many of these images the head was fitted on."""
+        return sum(sha256 in self._contents for sha256 in sha256s)
+
+    @cached_property
+    def _contents(self) -> frozenset[bytes]:
+        return frozenset(row.tobytes() for row in self.trained_on)
+
+    def to_torch(self, backbone: Backbone | None = None) -> nn.Module:
+        """One torch module of backbone and head: from the network's input to logits (n, k).
+
+        Its input is (n, 3, h, w) float32, made from a PIL image by its method ``transform``; it has the
+        labels in ``classes``. The backbone part is the frozen network itself, not a copy.
+
+        Raises:
+            BundleError: the head has no form that can be converted.
+            RecipeMismatchError: the backbone does not follow the recipe of the vectors.
+            UsageError: the head compares two images.
+        """
+        form = self.classifier
+        if form is None:
+            raise BundleError(f"The head {self.head} has no linear form, so it cannot be turned into torch.")
+        if self.recipe is None:
+            raise RecipeMismatchError("This head was trained on vectors of unknown origin, so it has no backbone.")
+        from featcache.training.to_torch import Joined
+
+        if backbone is not None and isinstance(form, SuffixForm):
+            return self.on(backbone).to_torch()
+        return Joined(self.backbone(backbone), form, [(use.name, use.scale) for use in self.layers])
+
+    def save(self, path: str | Path) -> None:
+        """Write the bundle.
+
+        Raises:
+            BundleError: the head has no form that can be saved; the message names what is supported.
+            UsageError: there is a file at *path* that is no bundle.
+        """
+        if self.form is None:
+            form_of(self.estimator)
+            raise BundleError(f"The head {self.head} cannot be saved.")
+        target = Path(path)
+        check_target(target)
+        bundle_file.write(target, *bundle_file.described(self))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Bundle:
+        """Read a bundle back.
+
+        Raises:
+            UsageError: there is no file at *path*.
+            BundleError: it is no bundle, or its parts do not fit together.
+            StoreFormatError: it was written by a newer featcache.
+        """
+        return cls(**bundle_file.fields(*bundle_file.read(Path(path)), where=Path(path)))
+
+    def _labels(self, vector: np.ndarray, top: int | None) -> list[tuple[str, float | None]]:
+        probabilities = self.predict_proba_vectors(vector[None])
+        if probabilities is None:
+            return [(str(self.predict_vectors(vector[None])[0]), None)]
+        order = np.argsort(-probabilities[0], kind="stable")
+        if top is None and self.task == "multilabel":
+            order = order[probabilities[0][order] > 0.5]
+        else:
+            order = order[: 5 if top is None else top]
+        return [(self.classes[i], float(probabilities[0][i])) for i in order]
+
+
+def check_target(path: Path) -> None:
+    """Refuse to overwrite what is no head, and what cannot be written; worth asking before a long training.
+
+    Raises:
+        UsageError: something else stands at *path*, or its folder takes no file.
+    """
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder, which is not overwritten. Give a file, for example {path / 'head.fch'}.")
+    if path.exists():
+        try:
+            Bundle.load(path)
+        except BundleError as error:
+            raise UsageError(f"{path} is there already and is no head, so it is not overwritten.") from error
+    trial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        trial.touch()
+        trial.unlink()
+    except OSError as error:
+        raise UsageError(f"The head cannot be written to {path}: {error.strerror}. Name another file.") from error

@@ -1,0 +1,105 @@
+"""Two heads on the same items of a store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featcache.core.errors import MissingVectorsError, UsageError
+from featcache.evaluation.comparison import Difference, paired, right_and_losses
+from featcache.store import FeatureStore
+from featcache.training.bundle import Bundle
+from featcache.training.fit import answers
+from featcache.training.test_set import scorable, vectors_for
+
+
+@dataclass(frozen=True, slots=True)
+class CompareReport:
+    """Head A against head B.
+
+    Attributes:
+        n: items that both were scored on.
+        accuracy: of A and B, and the difference with its 95 % interval.
+        log_loss: likewise, less being better; None where one of the heads has no probabilities.
+        overlap: how many of the items one of the heads was trained on; None where one does not know.
+        protocol: which items these are.
+    """
+
+    n: int
+    accuracy: Difference
+    log_loss: Difference | None
+    overlap: int | None
+    protocol: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain values."""
+        return {
+            "n": self.n,
+            "accuracy": self.accuracy.to_dict(),
+            "log_loss": None if self.log_loss is None else self.log_loss.to_dict(),
+            "overlap": self.overlap,
+            "protocol": self.protocol,
+        }
+
+
+def compare(
+    head_a: str | Path | Bundle,
+    head_b: str | Path | Bundle,
+    store: str | Path | FeatureStore,
+    *,
+    split: str | None = None,
+    source: str | None = None,
+    labels: str | Path | None = None,
+    seed: int = 0,
+) -> CompareReport:
+    """Say how much better head A is than head B on the same items, and how sure that is.
+
+    The heads may read different layers and even different spaces of the store.
+
+    Args:
+        head_a: a bundle or its path.
+        head_b: a bundle or its path.
+        store: a store or its path.
+        split: compare on this split; by default ``test`` where the source has it, else the items that
+            neither head was trained on.
+        source: which source.
+        labels: a CSV file (``path,label``) whose labels take the place of the stored ones.
+        seed: of the bootstrap, see `featcache.metrics.comparison`.
+
+    Raises:
+        RecipeMismatchError: the store has no vectors of the recipe that a head needs; the fields are named.
+        MissingVectorsError: there is no item to compare on.
+        UnknownNameError: no such split, or a head's layers are not stored.
+        UsageError: a head gives several labels an item.
+    """
+    a, b = (head if isinstance(head, Bundle) else Bundle.load(head) for head in (head_a, head_b))
+    if "multilabel" in (a.task, b.task):
+        raise UsageError("Heads for several labels an item cannot be compared in pairs. Evaluate each by itself.")
+    opened = store if isinstance(store, FeatureStore) else FeatureStore.open(store)
+    on = scorable(a, opened, split=split, source=source, labels=labels, others=[b])
+    theirs = vectors_for(b, opened, source=source, labels=labels)
+    place = {(item.source, item.uri): row for row, item in enumerate(theirs.items)}
+    keys = {row: (on.examples.items[row].source, on.examples.items[row].uri) for row in on.rows.tolist()}
+    rows_a = np.array([row for row, key in keys.items() if key in place], dtype=np.int64)
+    if not len(rows_a):
+        raise MissingVectorsError("No item has the vectors of both heads. Extract the same images for both.")
+    rows_b = np.array([place[keys[row]] for row in rows_a.tolist()], dtype=np.int64)
+    y, units = on.examples.y[rows_a], on.examples.units[rows_a]
+    right_a, losses_a = right_and_losses(y, *answers(a, on.examples, rows_a), a.classes)
+    right_b, losses_b = right_and_losses(y, *answers(b, theirs, rows_b), b.classes)
+    log_loss = None
+    if losses_a is not None and losses_b is not None:
+        log_loss = paired(losses_a, losses_b, units=units, larger_is_better=False, seed=seed)
+    contents = [on.examples.items[row].sha256 for row in rows_a]
+    return CompareReport(
+        n=len(rows_a),
+        accuracy=paired(right_a, right_b, units=units, seed=seed),
+        log_loss=log_loss,
+        overlap=sum(bool(a.overlap([c]) or b.overlap([c])) for c in contents)
+        if len(a.trained_on) and len(b.trained_on)
+        else None,
+        protocol=on.protocol,
+    )

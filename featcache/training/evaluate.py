@@ -1,0 +1,179 @@
+"""Images to answers, and heads to scores."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from featcache.core.progress import Progress, choose
+from featcache.evaluation.per_class import ClassScore, confusion_matrix, per_class, units_of_each
+from featcache.extraction.embed import ImageLike
+from featcache.metrics import classification as metrics
+from featcache.metrics import multilabel as multilabel_metrics
+from featcache.metrics.calibration import expected_calibration_error
+from featcache.store import FeatureStore
+from featcache.training import leakage, multilabel
+from featcache.training.bundle import Bundle, Prediction
+from featcache.training.fit import answers
+from featcache.training.test_set import scorable
+
+if TYPE_CHECKING:
+    from featcache.backbones import Backbone
+
+__all__ = ["EvaluateReport", "Prediction", "evaluate", "predict"]
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluateReport:
+    """A head's scores on items of a store; intervals are at 95 %.
+
+    Attributes:
+        n: items scored.
+        accuracy, low, high: share of right labels with its interval.
+        balanced_accuracy, macro_f1, log_loss: see `featcache.metrics.classification.Scores`.
+        overlap: how many of the items the head was trained on; None where the head does not know.
+        protocol: which items these are.
+        intervals: ``[low, high]`` of each metric.
+        unknown_labels: labels that the head does not know, each with the number of its items scored; all of
+            these count as wrong.
+        without_vectors: labelled images of the source that have no vectors, so could not be scored.
+        ece: expected calibration error, see `featcache.metrics.calibration`; None without probabilities.
+        per_class: the scores of each class, see `featcache.metrics.per_class.ClassScore`.
+        near_duplicates: near-duplicates of the scored items: ``pairs`` and, of these, ``across``, where one
+            is scored and the head was trained on the other; ``threshold``, ``examples``, ``note``. None where
+            the head does not know what it was trained on.
+        labels: k labels, those of the head and all others that occur.
+        confusion: (k, k) int64, how many items of each label (row) are called what (column).
+    """
+
+    n: int
+    accuracy: float
+    low: float
+    high: float
+    balanced_accuracy: float
+    macro_f1: float
+    log_loss: float | None
+    overlap: int | None
+    protocol: str
+    intervals: dict[str, list[float] | None]
+    unknown_labels: dict[str, int]
+    without_vectors: int
+    ece: float | None
+    per_class: list[ClassScore]
+    near_duplicates: dict[str, Any] | None
+    labels: list[str]
+    confusion: np.ndarray = field(compare=False, repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain values but `labels` and `confusion`, which grow with the square of the classes."""
+        values = asdict(self)
+        del values["labels"], values["confusion"]
+        return values
+
+
+def predict(
+    head: str | Path | Bundle,
+    images: ImageLike | Sequence[ImageLike],
+    *,
+    top: int | None = None,
+    progress: Progress | bool | None = None,
+) -> list[Prediction]:
+    """`Bundle.predict` for a bundle or its path."""
+    bundle = head if isinstance(head, Bundle) else Bundle.load(head)
+    return bundle.predict(images, top=top, progress=progress)
+
+
+def evaluate(
+    head: str | Path | Bundle,
+    store: str | Path | FeatureStore,
+    *,
+    split: str | None = None,
+    source: str | None = None,
+    space: str | None = None,
+    labels: str | Path | None = None,
+    backbone: Backbone | None = None,
+    progress: Progress | bool | None = None,
+) -> EvaluateReport | multilabel.MultilabelReport:
+    """Score a head on items of a store.
+
+    A head for several labels an item has a report of its own, `featcache.training.multilabel.MultilabelReport`.
+
+    Args:
+        head: a bundle or its path.
+        store: a store or its path.
+        split: score on this split; by default ``test`` where the source has it, else the items that the
+            head was not trained on.
+        source: which source.
+        space: which space; by default the one whose recipe the head needs.
+        labels: a CSV file (``path,label``) whose labels take the place of the stored ones.
+        backbone: needed only for a network that was trained, in part or whole, and that a module given in Python made.
+        progress: as for `featcache.extract`, while near-duplicates are looked for.
+
+    Raises:
+        RecipeMismatchError: the store's vectors were made by another recipe; the fields are named.
+        MissingVectorsError: there is no item to score on.
+        UnknownNameError: no such split, or the head's layers are not stored.
+    """
+    bundle = head if isinstance(head, Bundle) else Bundle.load(head)
+    if backbone is not None:
+        bundle = bundle.on(backbone)
+    opened = store if isinstance(store, FeatureStore) else FeatureStore.open(store)
+    on = scorable(bundle, opened, split=split, source=source, space=space, labels=labels, backbone=backbone)
+    examples, rows, knows = on.examples, on.rows, bool(len(bundle.trained_on))
+    probabilities, predicted = answers(bundle, examples, rows)
+    y, units = examples.y[rows], examples.units[rows]
+    overlap, near = None, None
+    if knows:
+        overlap = int(on.seen[rows].sum())
+        with choose(progress) as shown:
+            learned = np.setdiff1d(np.flatnonzero(on.seen), rows)
+            near = leakage.guard(examples, [learned, rows], scored=rows, progress=shown).report(examples)
+    if examples.labels is not None:
+        assert probabilities is not None
+        padded = multilabel.padded(probabilities, len(examples.labels))
+        return multilabel.evaluated(
+            multilabel_metrics.score(y, padded, units=units),
+            per_label=multilabel_metrics.per_label(y, padded, examples.labels, units=units),
+            overlap=overlap,
+            protocol=on.protocol,
+            unscored=multilabel.unscored(examples, rows, bundle.classes),
+            unknown_labels=multilabel.unknown_labels(examples, rows, len(bundle.classes)),
+            without_vectors=examples.without_vectors,
+            near_duplicates=near,
+        )
+    scores = metrics.score(y, probabilities, predicted, bundle.classes, units=units)
+    names = sorted({*bundle.classes, *y.tolist(), *predicted.tolist()})
+    confusion = confusion_matrix(y, predicted, names)
+    known = set(bundle.classes)
+    unknown = Counter(label for label in y.tolist() if label not in known)
+    named = {
+        "accuracy": scores.accuracy,
+        "balanced_accuracy": scores.balanced_accuracy,
+        "macro_f1": scores.macro_f1,
+        "log_loss": scores.log_loss,
+    }
+    return EvaluateReport(
+        n=scores.n,
+        accuracy=scores.accuracy.value,
+        low=scores.accuracy.low,
+        high=scores.accuracy.high,
+        balanced_accuracy=scores.balanced_accuracy.value,
+        macro_f1=scores.macro_f1.value,
+        log_loss=None if scores.log_loss is None else scores.log_loss.value,
+        overlap=overlap,
+        protocol=on.protocol,
+        intervals={name: None if v is None or math.isnan(v.low) else [v.low, v.high] for name, v in named.items()},
+        unknown_labels=dict(sorted(unknown.items())),
+        without_vectors=examples.without_vectors,
+        ece=None if probabilities is None else expected_calibration_error(probabilities, predicted == y),
+        per_class=per_class(confusion, names, units_of_each(y, units, names)),
+        near_duplicates=near,
+        labels=names,
+        confusion=confusion,
+    )

@@ -1,0 +1,119 @@
+"""Near-duplicates that would make a score too good: one image learned from, its twin scored.
+
+Exact copies never stand on both sides, see `featcache.metrics.splits`. Near-duplicates are found by
+their vectors (`featcache.metrics.near_duplicates`), counted and listed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from featcache.core.progress import Progress
+from featcache.layer_use import scale_layers
+from featcache.metrics import near_duplicates
+from featcache.metrics.near_duplicates import NearDuplicates
+from featcache.training.dataset import LabelledVectors
+from featcache.training.fit import layer_uses
+
+_EXAMPLES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """Near-duplicates among labelled vectors; ``found.pairs`` are row numbers of all of them.
+
+    Attributes:
+        found: the pairs, one for each two contents.
+        parts: (n,) int64, -1 for rows that take no part; a pair with two parts stands across.
+    """
+
+    found: NearDuplicates
+    parts: np.ndarray
+
+    def report(self, examples: LabelledVectors) -> dict[str, Any]:
+        """``pairs`` and, of these, ``across``; ``threshold``; up to five ``examples`` that stand across; ``note``."""
+        sides = self.parts[self.found.pairs]
+        across = (sides[:, 0] != sides[:, 1]) & (sides >= 0).all(axis=1)
+        known = self.found.threshold is not None and self.found.note is None
+        return {
+            "pairs": len(across) if known else None,
+            "across": int(across.sum()) if known else None,
+            "threshold": self.found.threshold,
+            "examples": [
+                {"a": examples.items[a].uri, "b": examples.items[b].uri, "cosine": float(cosine)}
+                for (a, b), cosine in zip(
+                    self.found.pairs[across][:_EXAMPLES], self.found.cosines[across][:_EXAMPLES], strict=True
+                )
+            ],
+            "note": self.found.note,
+        }
+
+
+def search(
+    examples: LabelledVectors,
+    rows: np.ndarray,
+    *,
+    scored: np.ndarray | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> NearDuplicates:
+    """Near-duplicates among some rows.
+
+    Args:
+        examples: labelled vectors; each layer is divided by its root mean square.
+        rows: (m,) row numbers to look among.
+        scored: row numbers; only pairs with one of these are looked for. All by default.
+        seed: of the sample that is looked at first.
+        progress: what is told.
+    """
+    first: dict[bytes, int] = {}
+    for row in np.sort(rows).tolist():
+        first.setdefault(examples.items[row].sha256, row)
+    contents = np.array(list(first.values()), dtype=np.int64)
+    uses = layer_uses(examples, contents) if examples.narrow is None else ()
+
+    def read(at: np.ndarray) -> np.ndarray:
+        if examples.narrow is not None:
+            return examples.narrow(contents[at])
+        return scale_layers(examples.read(contents[at]), uses)
+
+    asked = None if scored is None else {examples.items[row].sha256 for row in scored}
+    found = near_duplicates.find(
+        read,
+        examples.units[contents],
+        scored=None if asked is None else np.array([sha256 in asked for sha256 in first]),
+        seed=seed,
+        progress=progress,
+    )
+    return NearDuplicates(contents[found.pairs], found.cosines, found.threshold, found.note)
+
+
+def guard(
+    examples: LabelledVectors,
+    sides: Sequence[np.ndarray],
+    *,
+    scored: np.ndarray | None = None,
+    found: NearDuplicates | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Guard:
+    """Near-duplicates among rows of several sides, which should not stand across.
+
+    Args:
+        examples: labelled vectors.
+        sides: row numbers of each side: learned from and scored, or the folds.
+        scored: only pairs with one of these rows are looked for. All by default.
+        found: what was found among all rows, where they were looked for already.
+        seed: of the sample that is looked at first.
+        progress: what is told.
+    """
+    parts = np.full(len(examples.y), -1, dtype=np.int64)
+    for number, rows in enumerate(sides):
+        parts[rows] = number
+    if found is None:
+        found = search(examples, np.flatnonzero(parts >= 0), scored=scored, seed=seed, progress=progress)
+    return Guard(found, parts)

@@ -1,0 +1,151 @@
+"""What differs where an item has several labels: how labels are read, what is asked of them, what is reported."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from featcache.core.errors import UsageError
+from featcache.metrics.classification import Interval
+from featcache.metrics.multilabel import LabelScore, MultilabelScores
+from featcache.training.dataset import LabelledVectors
+
+SEPARATOR = "|"
+_METRICS = ("mean_average_precision", "micro_f1", "macro_f1", "exact_match", "log_loss")
+HINT = (
+    f"Some labels contain {SEPARATOR!r} and are taken as they stand. If it separates several labels of one image, "
+    "use `featcache train --task multilabel`; a sweep knows one label an image."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class MultilabelReport:
+    """A head's scores on items of a store; intervals are at 95 %.
+
+    Attributes:
+        n: items scored.
+        mean_average_precision, low, high: with its interval; None where none is known.
+        micro_f1, macro_f1, exact_match, log_loss: see `featcache.metrics.multilabel.MultilabelScores`.
+        overlap: how many of the items the head was trained on; None where the head does not know.
+        protocol: which items these are.
+        intervals: ``[low, high]`` of each metric.
+        per_label: the scores of each label, those of the head first, see `featcache.metrics.multilabel.per_label`.
+        unscored: labels of the head that none of the items has; their probabilities can only be wrong, and the mean
+            average precision is one of the others.
+        unknown_labels, without_vectors, near_duplicates: as in `featcache.training.evaluate.EvaluateReport`.
+    """
+
+    n: int
+    mean_average_precision: float | None
+    low: float | None
+    high: float | None
+    micro_f1: float
+    macro_f1: float
+    exact_match: float
+    log_loss: float
+    overlap: int | None
+    protocol: str
+    intervals: dict[str, list[float] | None]
+    per_label: list[LabelScore]
+    unscored: list[str]
+    unknown_labels: dict[str, int]
+    without_vectors: int
+    near_duplicates: dict[str, Any] | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain values."""
+        return asdict(self)
+
+
+def evaluated(scores: MultilabelScores, **others: Any) -> MultilabelReport:
+    """Scores as `evaluate` reports them, with the fields that are no scores."""
+    score, _ = reported(scores)
+    found = {name: getattr(scores, name) for name in _METRICS}
+    return MultilabelReport(
+        n=scores.n,
+        **score,
+        **{name: found[name].value for name in _METRICS[1:]},
+        intervals={name: None if math.isnan(v.low) else [v.low, v.high] for name, v in found.items()},
+        **others,
+    )
+
+
+def several_labels(examples: LabelledVectors, known: Sequence[str] = ()) -> LabelledVectors:
+    """The same items with their labels told apart.
+
+    Args:
+        examples: whose ``y`` holds texts such as ``cat|indoors``; a lone ``|`` says that there is none.
+        known: labels that come first, in this order, whether they occur or not.
+
+    Returns:
+        ``labels``, the k labels, and ``y`` (n, k) bool.
+
+    Raises:
+        UsageError: an item's text names no label, and is no lone ``|``.
+    """
+    sets = [{part.strip() for part in str(text).split(SEPARATOR)} - {""} for text in examples.y]
+    empty = next((i for i, found in enumerate(sets) if not found and examples.y[i].strip() != SEPARATOR), None)
+    if empty is not None:
+        raise UsageError(
+            f"{examples.items[empty].uri} has the label {str(examples.y[empty])!r}, which names nothing. "
+            f"Separate labels by {SEPARATOR!r}, as in cat{SEPARATOR}indoors; {SEPARATOR!r} alone says that it has none."
+        )
+    labels = [*known, *sorted(set().union(*sets) - set(known))]
+    place = {label: i for i, label in enumerate(labels)}
+    Y = np.zeros((len(sets), len(labels)), dtype=bool)
+    for row, found in enumerate(sets):
+        Y[row, [place[label] for label in found]] = True
+    return replace(examples, y=Y, labels=tuple(labels))
+
+
+def check_labels(examples: LabelledVectors) -> None:
+    """Refuse labels that leave nothing to learn.
+
+    Raises:
+        UsageError: there is no label or one alone, or every item has all of them.
+    """
+    assert examples.labels is not None
+    if len(examples.labels) < 2:
+        named = [repr(label) for label in examples.labels] + ([] if examples.y.all() and examples.labels else ["none"])
+        raise UsageError(
+            f"All {len(examples.y)} labelled items have one label, {' or '.join(named)}; a head needs two or more. "
+            f"Separate several by {SEPARATOR!r}."
+        )
+    if examples.y.all():
+        raise UsageError(f"All {len(examples.y)} items have all of the {len(examples.labels)} labels.")
+
+
+def padded(probabilities: np.ndarray, labels: int) -> np.ndarray:
+    """Probabilities (n, *labels*), 0 for the last ones, which a head does not know."""
+    return np.pad(probabilities, ((0, 0), (0, labels - probabilities.shape[1])))
+
+
+def unknown_labels(examples: LabelledVectors, rows: np.ndarray, known: int) -> dict[str, int]:
+    """The labels behind the first *known* that some rows have, each with the number of these rows."""
+    assert examples.labels is not None
+    counts = examples.y[rows, known:].sum(axis=0).tolist()
+    return {label: n for label, n in zip(examples.labels[known:], counts, strict=True) if n}
+
+
+def unscored(examples: LabelledVectors, rows: np.ndarray, classes: Sequence[str]) -> list[str]:
+    """Those of a head's classes or labels that none of some rows has."""
+    y = examples.y[rows]
+    if examples.labels is None:
+        return sorted(set(classes) - set(y.tolist()))
+    having = dict(zip(examples.labels, y.any(axis=0).tolist(), strict=True))
+    return [label for label in classes if not having.get(label)]
+
+
+def reported(scores: MultilabelScores) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The score that counts, as ``mean_average_precision, low, high``, and the others by their names."""
+    others = {name: getattr(scores, name) for name in _METRICS[1:]}
+    return _plain(scores.mean_average_precision, "mean_average_precision"), {k: _plain(v) for k, v in others.items()}
+
+
+def _plain(interval: Interval, name: str = "value") -> dict[str, float | None]:
+    values = {name: interval.value, "low": interval.low, "high": interval.high}
+    return {name: None if math.isnan(value) else value for name, value in values.items()}

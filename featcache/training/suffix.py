@@ -1,0 +1,200 @@
+"""A trained suffix of a network with its output: what answers from the activations at a cut.
+
+Only weights are kept, no code: the suffix is cut out of its backbone again (`featcache.backbones.split`) and given
+them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from featcache.core.errors import BundleError
+from featcache.core.recipe import Recipe
+from featcache.evaluation.temperature import softmax
+from featcache.extraction.embed import backbone_for
+from featcache.heads.predictors import LinearForm
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from featcache.backbones import Backbone
+    from featcache.backbones.split import Cut
+
+SUFFIX = "suffix on activations"
+_PREFIX = "suffix."
+_AT_ONCE = 32
+
+
+@dataclass(frozen=True)
+class SuffixForm:
+    """The trained part of a network behind a cut.
+
+    Attributes:
+        layer: path of the first module that was trained.
+        shape: of one image's activations at the cut.
+        tensors: the state of the suffix, by name.
+        output: from what the suffix gives, (n, e), to the classes.
+        recipe: of the frozen network.
+        backbone: the frozen network; None to find it by its recipe.
+    """
+
+    layer: str
+    shape: tuple[int, ...]
+    tensors: Mapping[str, np.ndarray]
+    output: LinearForm
+    recipe: Recipe
+    backbone: Backbone | None = None
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """k labels."""
+        return self.output.classes
+
+    @property
+    def link(self) -> str:
+        """``softmax``."""
+        return self.output.link
+
+    @cached_property
+    def frozen(self) -> Backbone:
+        """The frozen network that the suffix was cut from.
+
+        Raises:
+            RecipeMismatchError: it cannot be had, or follows another recipe.
+        """
+        return backbone_for(self.recipe, self.backbone)
+
+    @cached_property
+    def module(self) -> nn.Module:
+        """From activations (n, d), flattened, to logits (n, k), in eval mode.
+
+        Raises:
+            RecipeMismatchError: the backbone cannot be had, or follows another recipe.
+            WeightsError: the weights do not fit the backbone's suffix.
+            BundleError: the activations or the output are of another shape than there.
+        """
+        import torch
+        from torch import nn
+
+        from featcache.backbones.layers import POOLED
+        from featcache.backbones.split import cut
+        from featcache.backbones.weights import load_into
+
+        # The answers are computed where the arrays are, wherever the frozen network is.
+        made = cut(self.frozen.network, self.layer)
+        suffix = made.suffix.cpu()
+        load_into(suffix, {name: torch.from_numpy(np.array(t)) for name, t in self.tensors.items()}, "the bundle")
+        ((width,),) = (layer.shape for layer in self.frozen.resolve_layers([POOLED]))
+        if (made.shape, width) != (tuple(self.shape), self.output.weight.shape[1]):
+            raise BundleError(
+                f"The bundle does not fit its backbone, which gives {made.shape} at the cut before {self.layer!r} and "
+                f"{width} numbers at its end, not {tuple(self.shape)} and {self.output.weight.shape[1]}."
+            )
+        output = nn.Linear(self.output.weight.shape[1], len(self.classes))
+        with torch.no_grad():
+            output.weight.copy_(torch.from_numpy(self.output.weight))
+            output.bias.copy_(torch.from_numpy(self.output.bias))
+        return nn.Sequential(nn.Unflatten(1, self.shape), suffix, output).requires_grad_(False).eval()
+
+    def scores(self, X: np.ndarray) -> np.ndarray:
+        """Logits (n, k) float64 of activations (n, d); computed in float32."""
+        import torch
+
+        X = np.asarray(X, np.float32)
+        with torch.inference_mode():
+            parts = [self.module(torch.from_numpy(X[at : at + _AT_ONCE])) for at in range(0, len(X), _AT_ONCE)]
+        return torch.cat(parts).double().numpy() if parts else np.zeros((0, len(self.classes)))
+
+    def probabilities(self, X: np.ndarray) -> np.ndarray:
+        """(n, k) float64, rows sum to 1."""
+        return softmax(self.scores(X))
+
+    def predict(self, X: np.ndarray) -> np.ndarray:
+        """(n,) labels."""
+        return np.asarray(np.array(self.classes)[self.scores(X).argmax(axis=1)])
+
+    def frozen_vectors(self, read: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+        """The vectors of the frozen network from the activations at the cut, see `frozen_vectors`."""
+        return frozen_vectors(self.frozen.cut(self.layer), read)
+
+    def tempered(self, temperature: float) -> SuffixForm:
+        """The form whose logits are divided by a temperature; it predicts the same labels."""
+        return replace(self, output=self.output.tempered(temperature))
+
+
+def frozen_vectors(cut: Cut, read: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+    """What a suffix gives before it is trained, computed once for each row.
+
+    Args:
+        cut: as it was made.
+        read: from row numbers (m,) to activations (m, d), flattened.
+
+    Returns:
+        From row numbers (m,) to (m, e) float32, what ``pooled`` of the frozen network is.
+    """
+    import torch
+
+    device = next(cut.suffix.parameters()).device
+    known: dict[int, np.ndarray] = {}
+
+    def vectors(rows: np.ndarray) -> np.ndarray:
+        missing = np.array([row for row in dict.fromkeys(rows.tolist()) if row not in known], dtype=np.int64)
+        for start in range(0, len(missing), _AT_ONCE):
+            part = missing[start : start + _AT_ONCE]
+            X = torch.from_numpy(read(part)).reshape(-1, *cut.shape).to(device)
+            with torch.inference_mode():
+                known.update(zip(part.tolist(), cut.suffix(X).float().cpu().numpy(), strict=True))
+        return np.stack([known[row] for row in rows.tolist()])
+
+    return vectors
+
+
+def pack(form: SuffixForm) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Arrays and plain values."""
+    arrays = {_PREFIX + name: np.asarray(tensor) for name, tensor in form.tensors.items()}
+    arrays |= {"weight": form.output.weight.astype(np.float32), "bias": form.output.bias.astype(np.float32)}
+    return arrays, {"from_layer": form.layer, "link": form.link}
+
+
+def unpack(
+    arrays: Mapping[str, np.ndarray],
+    values: Mapping[str, Any],
+    classes: tuple[str, ...],
+    shape: tuple[int, ...],
+    recipe: Recipe | None,
+) -> SuffixForm:
+    """The form that was packed.
+
+    Args:
+        arrays, values: as `pack` gave them; what else is among them is passed over.
+        classes: labels.
+        shape: of one image's activations at the cut.
+        recipe: of the frozen network.
+
+    Raises:
+        KeyError: an array or a value is missing.
+        BundleError: they do not fit together, or hold values that are not finite.
+    """
+    weight, bias, layer = arrays["weight"], arrays["bias"], values["from_layer"]
+    tensors = {name.removeprefix(_PREFIX): array for name, array in arrays.items() if name.startswith(_PREFIX)}
+    holds = (
+        recipe is not None
+        and values["link"] == "softmax"
+        and isinstance(layer, str)
+        and layer != ""
+        and weight.ndim == 2
+        and len(weight) == len(classes) == len(bias)
+        and bias.ndim == 1
+        and weight.dtype == bias.dtype == np.float32
+        and math.prod(shape) > 0
+        and all(np.isfinite(array).all() for array in (weight, bias, *tensors.values()))
+    )
+    if not holds or recipe is None:
+        raise BundleError("The arrays do not fit their description.")
+    return SuffixForm(layer, shape, tensors, LinearForm(weight, bias, classes, "softmax"), recipe)

@@ -1,0 +1,204 @@
+"""One head on one layer set: its score by cross-validation on the training part, and where that is kept.
+
+A cell is kept under the SHA-256 of everything that made it, so a later sweep computes only what is new. A
+file that is damaged, or is not what its name says, is as good as none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featcache.core.files import write_atomically
+from featcache.core.progress import Silent
+from featcache.heads import head_name, make_head
+from featcache.metrics import classification as metrics
+from featcache.training.dataset import LabelledVectors
+from featcache.training.train import cross_validated
+
+_KNOWN_BY_VERSION = ("featcache", "sklearn")
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One head on one layer set.
+
+    Attributes:
+        head: its name.
+        layers: names of the layers, in network order.
+        d: numbers in a vector; None where it is not known.
+        accuracy: share of right out-of-fold predictions on the training part.
+        low, high: its 95 % interval; None where none is known.
+        log_loss: mean -ln of the out-of-fold probability of the true class; None without probabilities.
+        log_loss_low, log_loss_high: likewise.
+        chosen: the hyper-parameters that the head chose on the whole training part.
+        curve: ``[C, held-out log-loss or None]`` pairs, where the head compared several C.
+        seconds: that it took to compute, whenever that was.
+        reused: whether it was known from an earlier sweep.
+        problem: why there is no score.
+    """
+
+    head: str
+    layers: list[str]
+    d: int | None = None
+    accuracy: float | None = None
+    low: float | None = None
+    high: float | None = None
+    log_loss: float | None = None
+    log_loss_low: float | None = None
+    log_loss_high: float | None = None
+    chosen: dict[str, Any] = field(default_factory=dict)
+    curve: list[list[float | None]] = field(default_factory=list)
+    seconds: float | None = None
+    reused: bool = False
+    problem: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain values."""
+        return asdict(self)
+
+
+def compute(examples: LabelledVectors, head: Any, folds: Sequence[tuple[np.ndarray, np.ndarray]], seed: int) -> Cell:
+    """Score a head by out-of-fold predictions on all of some labelled vectors.
+
+    Args:
+        examples: the training part alone.
+        head: a name or a scikit-learn classifier.
+        folds: pairs of row numbers, to learn from and to answer for.
+        seed: of the head and the bootstrap.
+    """
+    began = time.monotonic()
+    rows = np.arange(len(examples.y))
+    bundle, probabilities, predicted, _, _ = cross_validated(examples, rows, head, folds, seed, Silent())
+    scores = metrics.score(examples.y, probabilities, predicted, bundle.classes, units=examples.units, seed=seed)
+    loss = scores.log_loss
+    return Cell(
+        head=head_name(head),
+        layers=list(examples.layers),
+        d=sum(examples.widths),
+        accuracy=scores.accuracy.value,
+        low=plain(scores.accuracy.low),
+        high=plain(scores.accuracy.high),
+        log_loss=None if loss is None else loss.value,
+        log_loss_low=None if loss is None else plain(loss.low),
+        log_loss_high=None if loss is None else plain(loss.high),
+        chosen=plain(bundle.chosen),
+        curve=bundle.report.get("loss_over_C", []),
+        seconds=time.monotonic() - began,
+    )
+
+
+def digest_of_items(examples: LabelledVectors, folds: Sequence[tuple[np.ndarray, np.ndarray]]) -> str:
+    """SHA-256 over each item's content, label, unit and fold, in hexadecimal.
+
+    Units count for themselves: heads draw folds of their own by them, and intervals follow from them.
+    """
+    # The row of the unit's first item, whatever number the unit has.
+    _, firsts, places = np.unique(examples.units, return_index=True, return_inverse=True)
+    first = firsts[places].tolist()
+    fold = np.zeros(len(examples.y), dtype=np.int64)
+    for number, (_, test) in enumerate(folds):
+        fold[test] = number
+    digest = hashlib.sha256()
+    for item, *told in zip(examples.items, examples.y.tolist(), first, fold.tolist(), strict=True):
+        digest.update(item.sha256 + json.dumps(told).encode())
+    return digest.hexdigest()
+
+
+def key_of(head: Any, layers: Mapping[str, Sequence[str]], made_of: Mapping[str, Any], seed: int) -> str | None:
+    """The name under which a cell is kept; None where nothing tells whether the head's code is still the same.
+
+    Args:
+        head: a name or a scikit-learn classifier.
+        layers: for each layer the dtypes in which it is stored.
+        made_of: all else: the recipe's fingerprint, the digest of the items, the number of folds.
+        seed: of folds, head and bootstrap.
+    """
+    estimator = make_head(head, seed)
+    parameters = estimator.get_params()
+    parts = [estimator, *(value for value in parameters.values() if hasattr(value, "get_params"))]
+    if any(type(part).__module__.partition(".")[0] not in _KNOWN_BY_VERSION for part in parts):
+        return None
+    told = {
+        "head": head_name(head),
+        "class": f"{type(estimator).__module__}.{type(estimator).__qualname__}",
+        "parameters": {name: _told(value) for name, value in parameters.items()},
+        "layers": {name: sorted(dtypes) for name, dtypes in layers.items()},
+        "seed": seed,
+        "versions": {name: version(name) for name in ("featcache", "numpy", "scikit-learn")},
+        **made_of,
+    }
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+class KnownCells:
+    """The cells that earlier sweeps of a store computed.
+
+    Args:
+        folder: where they are kept, made when the first one is.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def get(self, key: str | None, head: str, layers: Sequence[str]) -> Cell | None:
+        """The cell of that key, marked as reused, or None."""
+        with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
+            data = json.loads((self._folder / f"{key}.json").read_text(encoding="utf-8"))
+            found = Cell(**data["cell"])
+            if (data["key"], found.head, found.layers) == (key, head, list(layers)) and _is_sound(found):
+                return replace(found, reused=True)
+        return None
+
+    def keep(self, key: str | None, cell: Cell) -> None:
+        """Keep a computed cell.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        if key is not None:
+            text = json.dumps({"key": key, "cell": cell.to_dict()}, indent=1)
+            write_atomically(self._folder / f"{key}.json", text.encode())
+
+
+def _is_sound(cell: Cell) -> bool:
+    numbers = [cell.accuracy, cell.seconds, *(C for C, _ in cell.curve)]
+    open_ones = [cell.low, cell.high, cell.log_loss, cell.log_loss_low, cell.log_loss_high]
+    numbers += [value for value in (*open_ones, *(loss for _, loss in cell.curve)) if value is not None]
+    return (
+        isinstance(cell.d, int)
+        and all(isinstance(number, float) and math.isfinite(number) for number in numbers)
+        and all(isinstance(value, (int, float, bool)) or str(value).isprintable() for value in cell.chosen.values())
+        and all(name.isprintable() for name in cell.chosen)
+        and cell.problem is None
+    )
+
+
+def plain(value: Any) -> Any:
+    """Only what JSON has: numpy's numbers and arrays as Python's, null for what is not finite, else text."""
+    if isinstance(value, Mapping):
+        return {str(name): plain(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(part) for part in value]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, (bool, int, str)) or value is None else str(value)
+
+
+def _told(value: Any) -> str:
+    """A parameter in words; of an array not the shortened ones of NumPy."""
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} {value.shape} {hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()}"
+    return repr(value)

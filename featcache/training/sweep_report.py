@@ -1,0 +1,127 @@
+"""What a sweep found out, as plain values and as a page of Markdown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from featcache.training.bundle import Bundle
+from featcache.training.sweep_cells import Cell
+
+
+@dataclass
+class SweepReport:
+    """What `sweep` found out.
+
+    Attributes:
+        store: the store's path.
+        cells: every head on every layer set, the best first.
+        winner: ``head``, ``layers`` and ``chosen`` (its hyper-parameters).
+        score: the winner on the items that took no part in the choice: ``accuracy`` with ``low`` and
+            ``high``, ``log_loss``, ``n`` and the ``protocol`` in words.
+        near_duplicates: among the training part and those items, as in the report of a head: ``pairs``, those that
+            stand ``across``, ``threshold``, ``examples``, ``note``.
+        folds: of the cross-validation by which the winner was chosen.
+        n: items of the training part.
+        computed, reused: cells that were computed in this run, and that were known.
+        seconds: from the call to the return.
+        bundle: the winner, fitted on the training part.
+        paths: the files written: ``json``, ``markdown`` and ``figure``, each None where it was not.
+    """
+
+    store: str
+    cells: list[Cell]
+    winner: dict[str, Any]
+    score: dict[str, Any]
+    near_duplicates: dict[str, Any]
+    folds: int
+    n: int
+    computed: int
+    reused: int
+    seconds: float
+    bundle: Bundle
+    paths: dict[str, str | None] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All but the bundle as plain values."""
+        plain = {name: value for name, value in self.__dict__.items() if name not in ("bundle", "cells")}
+        return {"cells": [cell.to_dict() for cell in self.cells], **plain}
+
+
+def ranked(cells: Sequence[Cell]) -> list[Cell]:
+    """The cells, the best first: by log-loss, of equal ones the earlier.
+
+    Accuracy alone decides about a head without probabilities: it stands before the first cell that it
+    beats in accuracy. Cells without a score come last.
+    """
+    order = sorted((c for c in cells if c.log_loss is not None), key=lambda c: c.log_loss or 0.0)
+    for cell in sorted((c for c in cells if c.accuracy is not None and c.log_loss is None), key=_accuracy):
+        place = next((i for i, other in enumerate(order) if _accuracy(cell) > _accuracy(other)), len(order))
+        order.insert(place, cell)
+    return order + [c for c in cells if c.accuracy is None]
+
+
+def called(layers: Sequence[str]) -> str:
+    """A layer set in few words."""
+    return "+".join(layers) if len(layers) < 3 else f"{layers[0]} … {layers[-1]} ({len(layers)})"
+
+
+def markdown(report: SweepReport) -> str:
+    """The report as a page; the figure, where there is one, lies beside it."""
+    score = report.score
+    lines = [
+        f"# Sweep of {_cell(report.store)}",
+        "",
+        f"Each row: out-of-fold predictions of {report.folds} folds on the {report.n:,} items of the training part, "
+        "with 95 % bootstrap intervals.",
+        "",
+        "| head | layers | d | accuracy | log-loss | chosen | seconds |",
+        "|---|---|---:|---:|---:|---|---:|",
+    ]
+    for cell in report.cells:
+        if cell.problem is not None:
+            shown = ["", f"no score: {cell.problem}", "", "", ""]
+        else:
+            chosen = ", ".join(f"{name} = {value}" for name, value in cell.chosen.items())
+            shown = [
+                str(cell.d),
+                _value(100, 1, cell.accuracy, cell.low, cell.high, " %"),
+                _value(1, 3, cell.log_loss, cell.log_loss_low, cell.log_loss_high),
+                chosen,
+                f"{cell.seconds:.1f}" + (" (reused)" if cell.reused else ""),
+            ]
+        lines.append("| " + " | ".join(map(_cell, [cell.head, " + ".join(cell.layers), *shown])) + " |")
+    lines += [
+        "",
+        f"**Winner: {_cell(report.winner['head'])} on {_cell(' + '.join(report.winner['layers']))}.** "
+        "Its row above took part in the choice, so its score there is a little too good. On items that took no part "
+        f"({_cell(score['protocol'])}): accuracy {_value(100, 1, score['accuracy'], score['low'], score['high'], ' %')}"
+        + (f", log-loss {score['log_loss']:.3f}." if score["log_loss"] is not None else "."),
+    ]
+    if report.near_duplicates["across"]:
+        lines += [
+            "",
+            f"Beware: {report.near_duplicates['across']:,} pairs of images that are nearly the same stand on both "
+            "sides, so that score may be too good.",
+        ]
+    if report.paths.get("figure"):
+        name = str(report.paths["figure"]).replace("\\", "/").rpartition("/")[2]
+        lines += ["", f"![held-out log-loss over C]({name})"]
+    return "\n".join(lines) + "\n"
+
+
+def _accuracy(cell: Cell) -> float:
+    return -math.inf if cell.accuracy is None else cell.accuracy
+
+
+def _value(factor: float, digits: int, value: Any, low: Any, high: Any, unit: str = "") -> str:
+    if value is None:
+        return "–"
+    shown = [f"{factor * number:.{digits}f}" for number in (value, low, high) if number is not None]
+    return f"{shown[0]}{unit}" + (f" ({shown[1]}–{shown[2]})" if len(shown) == 3 else "")
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")

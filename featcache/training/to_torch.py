@@ -1,0 +1,103 @@
+"""A backbone and a head as one torch module."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from featcache.backbones.activations import activations
+from featcache.heads.neighbours import SHARPNESS, NeighbourForm
+from featcache.heads.predictors import LinearForm
+from featcache.heads.serialise import Classifier
+from featcache.training.suffix import SuffixForm
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from featcache.backbones import Backbone
+
+
+class Joined(nn.Module):
+    """From the network's input to logits.
+
+    Args:
+        backbone: the frozen network.
+        form: the head's.
+        layers: (name, scale) of each layer that the head reads, in network order.
+
+    Attributes:
+        classes: the labels of the logits.
+    """
+
+    def __init__(self, backbone: Backbone, form: Classifier | SuffixForm, layers: Sequence[tuple[str, float]]) -> None:
+        super().__init__()
+        self._backbone = backbone
+        self._layers = backbone.resolve_layers([name for name, _ in layers])
+        self._axes = backbone.network.axes
+        self.backbone = backbone.module
+        self.head = head_module(form)
+        self.scales = [scale for _, scale in layers]
+        self.classes = form.classes
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, 3, h, w) float32, normalised, to logits (n, k)."""
+        got = activations(self.backbone, self._layers, self._axes, x)
+        parts = [got[layer.name].flatten(1) / s for layer, s in zip(self._layers, self.scales, strict=True)]
+        return torch.as_tensor(self.head(torch.cat(parts, dim=1)))
+
+    def train(self, mode: bool = True) -> Joined:
+        """Set the head's mode; the backbone stays in eval mode, as it was when its vectors were made."""
+        super().train(mode)
+        self.backbone.eval()
+        return self
+
+    def transform(self, image: Image) -> Tensor:
+        """An RGB image as input (3, h, w)."""
+        return self._backbone.network.normalised(self._backbone.prepare(image)[None])[0]
+
+
+class Votes(nn.Module):
+    """The nearest stored vectors vote, as in `featcache.heads.neighbours`; logits are log-probabilities."""
+
+    def __init__(self, form: NeighbourForm) -> None:
+        super().__init__()
+        self.k, self.count = form.k, len(form.classes)
+        self.vectors: Tensor
+        self.numbers: Tensor
+        self.register_buffer("vectors", torch.from_numpy(form.vectors))
+        self.register_buffer("numbers", torch.from_numpy(form.numbers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, d) vectors to logits (n, k)."""
+        cosines, places = torch.topk(nn.functional.normalize(x, eps=1e-30) @ self.vectors.T, self.k)
+        weights = torch.exp((cosines - cosines[:, :1]) / SHARPNESS)
+        votes = weights.new_full((len(x), self.count), 1 / self.count)
+        votes = votes.scatter_add(1, self.numbers[places], weights)
+        return torch.log(votes / votes.sum(1, keepdim=True))
+
+
+def head_module(form: Classifier | SuffixForm) -> nn.Module:
+    """A head as a module from vectors, or activations flattened, (n, d) float32 to logits (n, k)."""
+    if isinstance(form, SuffixForm):
+        # A copy: whoever trains the module on, or moves it, leaves the head as it is.
+        return copy.deepcopy(form.module).requires_grad_(True)
+    if isinstance(form, NeighbourForm):
+        return Votes(form)
+    if isinstance(form, LinearForm):
+        return _linear(form.weight, form.bias)
+    first, *others = (_linear(weight, bias) for weight, bias in zip(form.weights, form.biases, strict=True))
+    return nn.Sequential(first, *(module for layer in others for module in (nn.ReLU(), layer)))
+
+
+def _linear(weight: np.ndarray, bias: np.ndarray) -> nn.Linear:
+    linear = nn.Linear(weight.shape[1], weight.shape[0])
+    with torch.no_grad():
+        linear.weight.copy_(torch.from_numpy(weight))
+        linear.bias.copy_(torch.from_numpy(bias))
+    return linear

@@ -1,0 +1,31 @@
+"""`check_live` on aligned faces: the same faces, the pixels of the space's own recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import featcache as fc
+from featcache.backbones import tiny_backbone
+from featcache.core.errors import UsageError
+from tests.faces.drawing import draw_face
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_aligned_faces_are_compared_with_their_own_pixels(tmp_path: Path) -> None:
+    pytest.importorskip("dlib")
+    (tmp_path / "people" / "ann").mkdir(parents=True)
+    for number in range(3):
+        draw_face(150 + 20 * number).save(tmp_path / "people" / "ann" / f"{number}.png")
+    base = tiny_backbone()
+    made = fc.faces.extract(tmp_path / "people", tmp_path / "s.fcache", backbone=base, progress=False)
+    report = fc.check_live(tmp_path / "s.fcache", backbone=base, progress=False)
+    assert report.ok
+    assert (report.compared, report.space, report.layers) == (3, made.space, ["pooled", "mirrored"])
+    assert report.reference == "its recipe's pixels, eager torch, float32"
+    assert report.relative_error_largest is not None
+    assert report.relative_error_largest <= 1e-4
+    with pytest.raises(UsageError, match="where faces were found"):
+        fc.check_live(tmp_path / "s.fcache", space=made.detection, backbone=base, progress=False)

@@ -1,0 +1,57 @@
+"""A whole-network training in a process of its own that may be killed; forked from one that has torch already."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import torch
+
+from featcache.core import failpoints
+from featcache.finetuning.finetune import finetune
+from featcache.finetuning.schedule import Schedule
+from featcache.heads import make_head
+from tests.finetuning.stores import colour_blind
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["tests.finetuning.finetune_child", "torch._dynamo"])
+
+make_head("softmax", 0, "classify")  # what is imported here is there in every process that is forked
+SCHEDULE = Schedule(epochs=4, rate=1e-2, batch_size=16, patience=4)
+
+
+def run(store: Path, answer: Path, kill_after: int | None = None) -> int:
+    """Train with a checkpoint in the folder *answer*, where the bundle goes too; the process's exit code.
+
+    Args:
+        store: the store.
+        answer: a folder.
+        kill_after: the process dies when it has written this many checkpoints.
+    """
+    process = _CONTEXT.Process(target=_train, args=(store, answer, kill_after))
+    process.start()
+    process.join(120)
+    assert process.exitcode is not None, "the training goes on and on"
+    return process.exitcode
+
+
+def _train(store: Path, answer: Path, kill_after: int | None) -> None:
+    torch.set_num_threads(1)
+    written = 0
+
+    def on_reach(point: str) -> None:
+        nonlocal written
+        written += point == "checkpoint: renamed"
+        if written == kill_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    failpoints.on_reach = on_reach
+    bundle = finetune(store, schedule=SCHEDULE, checkpoint=answer / "c.ckpt", backbone=colour_blind(), progress=False)
+    curve = bundle.report["curve"]
+    for epoch in curve["epochs"]:
+        del epoch["seconds"]
+    (answer / "curve.json").write_text(json.dumps(curve))
+    bundle.save(answer / "a.fch")

@@ -1,0 +1,127 @@
+"""What a whole-network training says of pictures that changed, are gone or are of no use to it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import featcache as fc
+from featcache.backbones import Backbone, tiny_backbone
+from featcache.core.errors import (
+    FeatcacheError,
+    MissingVectorsError,
+    RecipeMismatchError,
+    TrainingError,
+    UnknownNameError,
+    UnusableImageError,
+    UsageError,
+)
+from featcache.finetuning.finetune import finetune
+from featcache.finetuning.schedule import Schedule
+from featcache.finetuning.tune import tune
+from featcache.store.writer import StoreWriter
+from featcache.training.bundle import Bundle
+from tests.finetuning.stores import TRANSFORM, colour_blind, draw_hues, extracted
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+SHORT = Schedule(epochs=1, rate=1e-3, batch_size=16)
+
+
+def run(store: Path, **options: Any) -> Bundle:
+    return finetune(store, **({"schedule": SHORT, "backbone": colour_blind(), "progress": False} | options))
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A store of this test's own, of 16 pictures in ``photos`` beside it."""
+    return extracted(draw_hues(tmp_path / "photos", each=8), tmp_path / "s.fcache", colour_blind())
+
+
+def test_a_picture_that_was_changed(own: Path, tmp_path: Path) -> None:
+    for path in sorted((tmp_path / "photos").rglob("*.png")):
+        Image.new("RGB", (40, 40), (1, 2, len(path.name))).save(path)
+    with pytest.raises(UnusableImageError, match=r"another picture than when it was extracted; run `featcache extract"):
+        run(own)
+
+
+def test_pictures_that_are_gone(own: Path, tmp_path: Path) -> None:
+    (tmp_path / "photos" / "red" / "03.png").unlink()
+    with pytest.raises(MissingVectorsError, match=r"1 of 16 images are not where.*red/03\.png.*featcache extract"):
+        run(own)
+    shutil.rmtree(tmp_path / "photos")
+    with pytest.raises(MissingVectorsError, match=r"16 of 16 images.*There is nothing at .*photos"):
+        run(own)
+
+
+def test_one_in_quarantine_is_passed_over(own: Path, tmp_path: Path) -> None:
+    (tmp_path / "photos" / "red" / "99.png").write_bytes(b"no picture")
+    extracted(tmp_path / "photos", own, colour_blind())
+    bundle = run(own)
+    report = fc.evaluate(bundle, own, backbone=colour_blind(), progress=False)
+    assert report.n == bundle.report["score"]["n"]
+    assert bundle.fitted_on + report.n == 16
+    assert report.without_vectors == 0
+
+
+def test_one_that_another_network_refused_is_seen(own: Path, tmp_path: Path) -> None:
+    """A second space in which every picture is in quarantine, since its network gives no finite values."""
+    module = tiny_backbone().module
+    with torch.no_grad():
+        module.get_parameter("stem.0.bias").fill_(torch.nan)
+    broken = Backbone.from_module(module, transform=TRANSFORM, name="broken", axes="NCHW")
+    with pytest.raises(FeatcacheError):
+        extracted(tmp_path / "photos", own, broken)
+    assert len(fc.open(own).quarantine()) == 16
+    space = fc.open(own).space(colour_blind().recipe.fingerprint).fingerprint
+    bundle = run(own, space=space)
+    assert bundle.report["score"]["n"] == 4
+    assert fc.evaluate(bundle, own, backbone=colour_blind(), progress=False).n == 4
+    tuned = tune(own, "body.0", views=1, space=space, schedule=SHORT, backbone=colour_blind(), progress=False)
+    assert tuned.fitted_on == 12
+
+
+def test_aligned_faces_are_refused(tmp_path: Path) -> None:
+    with StoreWriter(tmp_path / "s.fcache") as writer:
+        writer.space(replace(tiny_backbone().recipe, detection="a" * 64))
+    with pytest.raises(UsageError, match="aligned faces"):
+        run(tmp_path / "s.fcache", backbone=tiny_backbone())
+    with pytest.raises(RecipeMismatchError, match="aligned faces"):
+        tune(tmp_path / "s.fcache", "body.0", backbone=tiny_backbone(), progress=False)
+
+
+def test_labels_of_a_file_that_names_no_image(own: Path, tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("path,label\nred/00.png,red\nred/xx.png,red\n")
+    with pytest.raises(UsageError, match=r"1 are no images of source 'photos' \(first: red/xx\.png\)"):
+        run(own, labels=tmp_path / "labels.csv")
+    bundle = run(own)
+    with pytest.raises(UsageError, match=r"red/xx\.png"):
+        fc.evaluate(bundle, own, labels=tmp_path / "labels.csv", backbone=colour_blind(), progress=False)
+    with pytest.raises(UsageError, match=r"red/xx\.png"):
+        tune(own, "body.0", labels=tmp_path / "labels.csv", backbone=colour_blind(), progress=False)
+
+
+def test_what_cannot_be_finetuned(own: Path, tmp_path: Path, draw_pictures: Callable[..., Path]) -> None:
+    with pytest.raises(UnknownNameError, match="way to begin"):
+        run(own, init="new")
+    with pytest.raises(UsageError, match="Leave 'scratch:small_cnn' away"):
+        run(own, arch="scratch:small_cnn")
+    with pytest.raises(UsageError, match=r"only its own code knows.*--arch"):
+        run(own, init="scratch")
+    with pytest.raises(TrainingError, match="Try a lower rate"):
+        run(own, schedule=Schedule(epochs=2, rate=1e30, batch_size=8))
+
+    def transform(image: Image.Image) -> np.ndarray:
+        return np.asarray(image.resize((32, 32)), np.float32).transpose(2, 0, 1)
+
+    custom = Backbone.from_module(tiny_backbone().module, transform=transform, name="own", version="1", axes="NCHW")
+    store = extracted(draw_pictures(tmp_path / "others"), tmp_path / "c.fcache", custom)
+    with pytest.raises(UsageError, match="is a callable"):
+        run(store, backbone=custom)

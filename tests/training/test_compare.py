@@ -1,0 +1,111 @@
+"""Two heads on the items that neither has seen."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.dummy import DummyClassifier
+from sklearn.svm import LinearSVC
+
+import featcache as fc
+from featcache.backbones import tiny_backbone
+from featcache.core.errors import MissingVectorsError, RecipeMismatchError, UnknownNameError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory, draw_pictures: Callable[..., Path]) -> Path:
+    root = tmp_path_factory.mktemp("compared")
+    draw_pictures(root / "photos", ("cats", "dogs"), 20)
+    fc.extract(
+        root / "photos", root / "s.fcache", backbone=tiny_backbone(), layers=["pooled", "body.0:mean"], progress=False
+    )
+    return root / "s.fcache"
+
+
+@pytest.fixture(scope="module")
+def good(store: Path) -> fc.Bundle:
+    return fc.train(store, progress=False)
+
+
+@pytest.fixture(scope="module")
+def guess(store: Path) -> fc.Bundle:
+    return fc.train(store, DummyClassifier(strategy="constant", constant="cats"), progress=False)
+
+
+def test_the_better_head_is_told(store: Path, good: fc.Bundle, guess: fc.Bundle) -> None:
+    found = fc.compare(good, guess, store)
+    alone = fc.evaluate(good, store, progress=False)
+    assert (found.n, found.overlap) == (alone.n, 0) == (8, 0)
+    assert found.protocol == "the items that neither head was trained on"
+    assert (found.accuracy.a, found.accuracy.b) == (alone.accuracy, 0.5)
+    assert found.accuracy.difference == alone.accuracy - 0.5
+    assert found.accuracy.better > 0.95
+    assert found.log_loss is not None
+    assert found.log_loss.a == pytest.approx(alone.log_loss)
+    assert found.log_loss.difference < 0
+    assert found.log_loss.better > 0.95
+    swapped = fc.compare(guess, good, store)
+    assert swapped.accuracy.difference == -found.accuracy.difference
+    assert found.to_dict()["accuracy"]["a"] == alone.accuracy
+
+
+def test_what_either_was_trained_on_takes_no_part(store: Path, tmp_path: Path, good: fc.Bundle) -> None:
+    items = fc.open(store).items()
+    half = [item for i, item in enumerate(items) if i % 2]
+    lines = ["path,label", *(f"{item.uri},{item.label}" for item in half)]
+    (tmp_path / "half.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    other = shutil.copytree(store, tmp_path / "other.fcache")
+    theirs = fc.train(other, labels=tmp_path / "half.csv", cv=2, progress=False)
+    unseen = [item for item in items if not good.overlap([item.sha256]) and not theirs.overlap([item.sha256])]
+    assert 0 < len(unseen) < 8
+    found = fc.compare(good, theirs, store)
+    assert (found.n, found.overlap) == (len(unseen), 0)
+
+
+def test_heads_of_different_layers_and_spaces(store: Path, tmp_path: Path, good: fc.Bundle) -> None:
+    both = shutil.copytree(store, tmp_path / "both.fcache")
+    photos = store.parent / "photos"
+    network = tiny_backbone(seed=5)
+    fc.extract(photos, both, backbone=network, progress=False)
+    fingerprint = network.recipe.fingerprint
+    elsewhere = fc.train(both, space=fingerprint, progress=False)
+    early = fc.train(both, layers="body.0:mean", space=good.recipe.fingerprint, progress=False)
+    for other in (elsewhere, early):
+        found = fc.compare(good, other, both)
+        assert found.n == 8
+        assert found.accuracy.b == fc.evaluate(other, both, progress=False).accuracy
+    with pytest.raises(RecipeMismatchError, match="weights"):
+        fc.compare(good, elsewhere, store)
+
+
+def test_a_head_without_probabilities_is_compared_by_accuracy(store: Path, good: fc.Bundle) -> None:
+    found = fc.compare(good, fc.train(store, LinearSVC(), progress=False), store)
+    assert found.log_loss is None
+    assert found.to_dict()["log_loss"] is None
+    assert 0 <= found.accuracy.b <= 1
+
+
+def test_nothing_left_or_no_such_split(store: Path, good: fc.Bundle) -> None:
+    with pytest.raises(MissingVectorsError, match="One of the heads was trained on all"):
+        fc.compare(good, fc.train(store, cv=2, progress=False), store)
+    with pytest.raises(UnknownNameError):
+        fc.compare(good, good, store, split="nowhere")
+
+
+def test_evaluate_has_a_table_of_classes(store: Path, guess: fc.Bundle) -> None:
+    found = fc.evaluate(guess, store, progress=False)
+    cats, dogs = found.per_class
+    assert (cats.label, cats.items, cats.recall, cats.precision) == ("cats", 4, 1.0, 0.5)
+    assert (dogs.label, dogs.items, dogs.recall, dogs.precision) == ("dogs", 4, 0.0, None)
+    np.testing.assert_array_equal(found.confusion, [[4, 0], [4, 0]])
+    # Always sure, right half of the time.
+    assert found.ece == pytest.approx(0.5)
+    plain = found.to_dict()
+    assert plain["per_class"][0]["recall_low"] == pytest.approx(4 / (4 + 1.959964**2))
+    assert not {"confusion", "labels"} & plain.keys()

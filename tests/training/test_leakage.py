@@ -1,0 +1,215 @@
+"""One image learned from and its near-duplicate scored: counted, listed, and kept together on request."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import featcache as fc
+from featcache.backbones import tiny_backbone
+from featcache.cli import main
+from featcache.store import FeatureStore, holdout
+from featcache.training.bundle import Bundle
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+COPIED = 12
+
+
+def draw(folder: Path, each: int, copied: int) -> Path:
+    """Two classes of smooth pictures; of the first ones of each class there is a copy with one pixel changed."""
+    rng = np.random.default_rng(0)
+    for number, name in enumerate(("cats", "dogs")):
+        (folder / name).mkdir(parents=True)
+        for i in range(each):
+            small = rng.integers(0, 180, (6, 8, 3), dtype=np.uint8)
+            small[..., number] += 60
+            image = Image.fromarray(small).resize((64, 48), Image.Resampling.BICUBIC)
+            image.save(folder / name / f"{i:02}.png")
+            if i < copied:
+                r, g, b = image.getpixel((5, 5))  # type: ignore[misc]
+                image.putpixel((5, 5), (r, g, (b + 4) % 256))
+                image.save(folder / name / f"{i:02}-copy.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw(tmp_path_factory.mktemp("near") / "photos", 30, COPIED // 2)
+
+
+@pytest.fixture(scope="module")
+def kept_store(pictures: Path) -> Path:
+    path = pictures.parent / "kept.fcache"
+    fc.extract(pictures, path, backbone=tiny_backbone(), progress=False)
+    return path
+
+
+@pytest.fixture
+def store(kept_store: Path, tmp_path: Path) -> Path:
+    """A copy of the store of this test's own."""
+    return shutil.copytree(kept_store, tmp_path / "s.fcache")
+
+
+def train(store: Path, head: Any = "logreg", **options: Any) -> Bundle:
+    return fc.train(store, head, progress=False, **options)
+
+
+def sides(store: Path, source: str = "photos") -> dict[str, str]:
+    """The part of the hold-out that each picture is in."""
+    opened = FeatureStore.open(store)
+    parts = holdout.kept(opened.catalogue, source)
+    return {item.uri: parts[item.sha256] for item in opened.items()}
+
+
+def torn(parts: dict[str, str]) -> set[tuple[str, str]]:
+    """The copies that lie on another side than what they are copies of."""
+    return {
+        (uri, uri.replace("-copy", ""))
+        for uri, part in parts.items()
+        if "-copy" in uri and parts[uri.replace("-copy", "")] != part
+    }
+
+
+def listed(report: dict[str, Any]) -> set[tuple[str, str]]:
+    return {tuple(sorted((e["a"], e["b"]))) for e in report["examples"]}
+
+
+def test_those_that_stand_across_are_counted_and_listed(store: Path) -> None:
+    bundle = train(store)
+    report = bundle.report["near_duplicates"]
+    across = torn(sides(store))
+    assert 0 < len(across) == report["across"] <= report["pairs"] <= COPIED
+    assert listed(report) == across if len(across) <= 5 else listed(report) < across
+    assert all(e["cosine"] > 0.99 for e in report["examples"])
+    assert 0 < report["threshold"] < 0.6
+    assert (report["note"], report["grouped"]) == (None, False)
+    found = fc.evaluate(bundle, store, progress=False).near_duplicates
+    assert found is not None
+    assert (found["across"], listed(found)) == (report["across"], listed(report))
+
+
+def test_on_request_they_are_kept_together(store: Path) -> None:
+    bundle = train(store, group_near_duplicates=True)
+    report = bundle.report["near_duplicates"]
+    assert (report["pairs"], report["across"], report["grouped"]) == (COPIED, 0, True)
+    parts = sides(store)
+    assert torn(parts) == set()
+    # Whoever asks later for less gets the same hold-out, and nothing to complain of.
+    later = train(store)
+    assert sides(store) == parts
+    assert later.report["near_duplicates"]["across"] == 0
+    assert later.report["score"]["n"] == bundle.report["score"]["n"]
+
+
+def test_grouping_leaves_the_holdout_of_the_other_heads_alone(store: Path) -> None:
+    earlier = train(store)
+    before = sides(store)
+    across = torn(before)
+    grouped = train(store, group_near_duplicates=True)
+    protocol = grouped.report["score"]["protocol"]
+    assert "this head's own" in protocol
+    assert f"without {len(across)} that belong together" in protocol
+    assert sides(store) == before
+    lost = {uri for pair in across for uri in pair if before[uri] == "test"}
+    assert grouped.report["score"]["n"] == earlier.report["score"]["n"] - len(lost)
+    # It has learned the pictures that its hold-out lacks, and no other of those that are scored.
+    tested = [item for item in fc.open(store).items() if before[item.uri] == "test"]
+    assert grouped.overlap(item.sha256 for item in tested) == len(lost)
+    assert earlier.overlap(item.sha256 for item in tested) == 0
+    later = train(store)
+    assert later.report["score"] == earlier.report["score"] | {"protocol": later.report["score"]["protocol"]}
+    assert "the same as for earlier heads)" in later.report["score"]["protocol"]
+
+
+def test_a_holdout_that_grouping_would_empty_is_drawn_anew(tmp_path: Path) -> None:
+    draw(tmp_path / "photos", 30, 30)
+    fc.extract(tmp_path / "photos", tmp_path / "s.fcache", backbone=tiny_backbone(), progress=False)
+    train(tmp_path / "s.fcache")
+    before = sides(tmp_path / "s.fcache")
+    assert len(torn(before)) > 10
+    bundle = train(tmp_path / "s.fcache", group_near_duplicates=True)
+    assert "this head's own" in bundle.report["score"]["protocol"]
+    assert "drawn anew" in bundle.report["score"]["protocol"]
+    assert bundle.report["score"]["n"] == 24
+    assert bundle.report["near_duplicates"]["across"] == 0
+    assert sides(tmp_path / "s.fcache") == before
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_folds(store: Path, grouped: bool) -> None:
+    report = train(store, cv=3, group_near_duplicates=grouped).report["near_duplicates"]
+    assert report["pairs"] == COPIED
+    assert report["across"] == 0 if grouped else report["across"] > 2
+
+
+def with_splits(pictures: Path, tmp_path: Path, split_of: Sequence[str]) -> Path:
+    """A store whose source is split: by turns, and copies by the last."""
+    root = shutil.copytree(pictures, tmp_path / "listed")
+    lines = ["path,label,split"]
+    for i, path in enumerate(sorted(p.relative_to(root).as_posix() for p in root.rglob("*.png"))):
+        split = split_of[-1] if "-copy" in path else split_of[i % (len(split_of) - 1)]
+        lines.append(f"{path},{path.split('/')[0]},{split}")
+    (root / "list.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    fc.extract(root / "list.csv", tmp_path / "listed.fcache", backbone=tiny_backbone(), progress=False)
+    return tmp_path / "listed.fcache"
+
+
+def test_with_the_sources_own_split_twins_of_learned_images_are_not_scored(pictures: Path, tmp_path: Path) -> None:
+    store = with_splits(pictures, tmp_path, ["train", "train", "test", "test"])
+    plain = train(store).report
+    across = plain["near_duplicates"]["across"]
+    assert across > 3
+    grouped = train(store, group_near_duplicates=True).report
+    assert grouped["score"]["n"] == plain["score"]["n"] - across
+    assert f"without {across} copies and near-duplicates" in grouped["score"]["protocol"]
+    assert grouped["near_duplicates"]["across"] == 0
+
+
+class Notes:
+    """A progress that writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def start(self, what: str, total: int | None, unit: str) -> None: ...
+    def advance(self, n: int = 1) -> None: ...
+    def finish(self) -> None: ...
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def test_among_few_items_nothing_is_looked_for_and_that_is_said(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "x.npz", features=rng.normal(size=(40, 5)), labels=np.arange(40) % 2)
+    heard = Notes()
+    bundle = fc.train(tmp_path / "x.npz", group_near_duplicates=True, progress=heard)
+    report = bundle.report["near_duplicates"]
+    assert (report["pairs"], report["across"], report["examples"], report["grouped"]) == (None, None, [], False)
+    assert "fewer than 50" in report["note"]
+    assert any("could not be grouped" in note for note in heard.notes)
+
+
+def test_several_layers_count_alike(tmp_path: Path, pictures: Path) -> None:
+    """Each layer is divided by its root mean square first, so a layer of large numbers does not decide alone."""
+    store = tmp_path / "s.fcache"
+    fc.extract(pictures, store, backbone=tiny_backbone(), layers=["pooled", "body.0:mean"], progress=False)
+    bundle = train(store, layers=["pooled", "body.0:mean"], group_near_duplicates=True)
+    assert bundle.report["near_duplicates"]["pairs"] == COPIED
+
+
+def test_a_sweep_tells_of_those_of_its_winner(store: Path, capsys: Any) -> None:
+    report = fc.sweep(store, ["centroid"], progress=False)
+    assert report.near_duplicates == train(store, "centroid").report["near_duplicates"]
+    assert report.near_duplicates["across"] > 0
+    told = f"Beware: {report.near_duplicates['across']} pairs of images that are nearly the same stand on both sides"
+    assert told in Path(str(report.paths["markdown"])).read_text(encoding="utf-8")
+    assert main(["sweep", str(store), "--heads", "centroid"]) == 0
+    assert told in capsys.readouterr().out
