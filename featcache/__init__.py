@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from featcache.finetuning.advise import Advice, advise
     from featcache.finetuning.all_blocks import multilayer
     from featcache.finetuning.finetune import finetune
-    from featcache.finetuning.schedule import Schedule
+    from featcache.finetuning.schedule import TrainingConfig
     from featcache.finetuning.tune import activations_needed, tune
     from featcache.store import FeatureStore
     from featcache.store.compact import compact
@@ -58,7 +58,7 @@ __all__ = [
     "FeatcacheError",
     "FeatureStore",
     "Recipe",
-    "Schedule",
+    "TrainingConfig",
     "__version__",
     "activations_needed",
     "advise",
@@ -95,7 +95,7 @@ _HOMES = {
     "FeatcacheError": "featcache.core.errors:FeatcacheError",
     "FeatureStore": "featcache.store:FeatureStore",
     "Recipe": "featcache.core.recipe:Recipe",
-    "Schedule": "featcache.finetuning.schedule:Schedule",
+    "TrainingConfig": "featcache.finetuning.schedule:TrainingConfig",
     "activations_needed": "featcache.finetuning.tune:activations_needed",
     "advise": "featcache.finetuning.advise:advise",
     "backbones": "featcache.backbones",

@@ -1,4 +1,4 @@
-"""Match faces: learn from a folder of people what a distance means, then compare two pictures.
+"""Match faces: learn from a folder of people what a distance means, then compare two images.
 
 Usage: python scripts/match_faces.py people data/people.fcache a.jpg b.jpg
 
@@ -14,14 +14,14 @@ import featcache as fc
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("source", help="a folder of pictures, one folder a person")
+    parser.add_argument("source", help="a folder of images, one folder a person")
     parser.add_argument("store", help="the store; made if it is missing")
-    parser.add_argument("images", nargs=2, help="two pictures to compare")
+    parser.add_argument("images", nargs=2, help="two images to compare")
     parser.add_argument("--far", type=float, default=1e-2, help="false accept rate to set the threshold for")
     options = parser.parse_args()
 
     run = fc.faces.extract(options.source, options.store, progress=True)
-    print(f"{run.items} pictures, face found in {run.first_pass + run.second_pass}, {run.quarantined} unusable")
+    print(f"{run.items} images, face found in {run.first_pass + run.second_pass}, {run.quarantined} unusable")
 
     head = fc.faces.train(options.store, projection="none", far=options.far)
     match = fc.faces.verify(*options.images, head=head, prior=0.5)

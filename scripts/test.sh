@@ -12,4 +12,5 @@ run() {
 run ruff check
 run ruff format --check
 run mypy
+run lint-imports --no-logo
 run pytest -n auto "$@"

@@ -1,4 +1,4 @@
-"""What all tests share: a cache folder of their own, and a small folder of pictures."""
+"""What all tests share: a cache folder of their own, and a small folder of images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _own_cache(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def draw_pictures() -> Callable[..., Path]:
+def draw_images() -> Callable[..., Path]:
     """A function that fills a folder with JPEGs, *each* a class: noise whose colour tells the class."""
 
     def draw(folder: Path, classes: Sequence[str] = ("cats", "dogs"), each: int = 12) -> Path:
@@ -42,9 +42,9 @@ def draw_pictures() -> Callable[..., Path]:
 
 
 @pytest.fixture
-def photos(tmp_path: Path, draw_pictures: Callable[..., Path]) -> Path:
+def photos(tmp_path: Path, draw_images: Callable[..., Path]) -> Path:
     """``photos/`` with 12 cats and 12 dogs, in a folder of this test's own."""
-    return draw_pictures(tmp_path / "photos")
+    return draw_images(tmp_path / "photos")
 
 
 @pytest.fixture(scope="module")

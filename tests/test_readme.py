@@ -32,9 +32,9 @@ COMMANDS = [line for block in blocks("bash") for line in block.splitlines() if l
 
 
 @pytest.fixture
-def desk(tmp_path, draw_pictures, monkeypatch):
+def desk(tmp_path, draw_images, monkeypatch):
     """A working folder as the README's reader has it: ``photos``, of 8 cats and 8 dogs, and ``new-photos``."""
-    photos = draw_pictures(tmp_path / "photos", each=8)
+    photos = draw_images(tmp_path / "photos", each=8)
     (photos / "cats" / "cat-00.jpg").rename(photos / "cats" / "a.jpg")
     new = photos.parent / "new-photos"
     new.mkdir()

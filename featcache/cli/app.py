@@ -15,17 +15,10 @@ import typer
 from typer.main import get_command
 
 import featcache
-from featcache.cli import advise as advising
-from featcache.cli import check as checking
-from featcache.cli import demonstration, faces, stores
-from featcache.cli import extract as extracting
-from featcache.cli import finetune as strategies
-from featcache.cli import models as networks
-from featcache.cli import predict as answering
+from featcache.cli import advise, check, demo, extract, faces, finetune, models, predict, sweep, train
+from featcache.cli import store as stores
 from featcache.cli import store as upkeep
-from featcache.cli import sweep as sweeping
-from featcache.cli import train as heads
-from featcache.cli.command import complain
+from featcache.cli.command import fail
 
 app = typer.Typer(
     name="featcache",
@@ -35,14 +28,14 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 _PANELS: dict[str, list[Callable[..., None]]] = {
-    "First steps": [demonstration.demo],
-    "Images to vectors": [extracting.extract],
-    "Heads": [heads.train, sweeping.sweep, heads.evaluate],
-    "Less frozen": [advising.advise, strategies.multilayer, strategies.tune, strategies.finetune],
-    "Answers": [answering.predict, answering.similar],
+    "First steps": [demo.demo],
+    "Images to vectors": [extract.extract],
+    "Heads": [train.train, sweep.sweep, train.evaluate],
+    "Less frozen": [advise.advise, finetune.multilayer, finetune.tune, finetune.finetune],
+    "Answers": [predict.predict, predict.similar],
     "The store": [stores.status, stores.export, upkeep.verify, upkeep.repair, upkeep.compact, upkeep.gc],
-    "Backbones": [networks.models, networks.layers],
-    "Checks": [checking.check_live, checking.doctor],
+    "Backbones": [models.models, models.layers],
+    "Checks": [check.check_live, check.doctor],
 }
 for _panel, _verbs in _PANELS.items():
     for _verb in _verbs:
@@ -98,4 +91,4 @@ def _refuse(error: Any, as_json: bool) -> int:
         return 2
     if context is not None:
         text += f"\nTry: {context.command_path} --help"
-    return complain(text, error.exit_code, as_json)
+    return fail(text, error.exit_code, as_json)

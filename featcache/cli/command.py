@@ -53,7 +53,7 @@ def verb(interrupted: str) -> Callable[[Callable[..., Answer]], Callable[..., No
     return decorate
 
 
-def complain(text: str, code: int, as_json: bool) -> int:
+def fail(text: str, code: int, as_json: bool) -> int:
     """Say what went wrong, and return *code*."""
     print(f"error: {text}", file=sys.stderr)
     if as_json:
@@ -81,7 +81,7 @@ def _run(work: Callable[[], Answer], as_json: bool, debug: bool, interrupted: st
     except Exception as error:
         if debug:
             traceback.print_exc()
-        return complain(_words(error), getattr(error, "exit_code", 1), as_json)
+        return fail(_words(error), getattr(error, "exit_code", 1), as_json)
 
 
 def _words(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""``featcache faces …``: from pictures of people to pairs that are told apart."""
+"""``featcache faces …``: from images of people to pairs that are told apart."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MatchingHead = Annotated[
 def extract(
     context: typer.Context,
     source: Annotated[
-        Path, typer.Argument(metavar="SOURCE", help="A folder of pictures, one folder a person, or a CSV file.")
+        Path, typer.Argument(metavar="SOURCE", help="A folder of images, one folder a person, or a CSV file.")
     ],
     store: Annotated[Path, typer.Option("--output", "-o", metavar="STORE", help="The store; made if it is missing.")],
     backbone: Annotated[
@@ -46,13 +46,13 @@ def extract(
         bool,
         typer.Option(
             "--centre-box",
-            help="Where no face is found, embed the middle of the picture; it is counted as that, and takes no part in"
-            " training. Otherwise such a picture goes to quarantine.",
+            help="Where no face is found, embed the middle of the image; it is counted as that, and takes no part in"
+            " training. Otherwise such an image goes to quarantine.",
         ),
     ] = False,
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Use only N images, all people alike.")] = None,
     device: Device = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, metavar="N", help="Pictures in one pass.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, metavar="N", help="Images in one pass.")] = None,
     workers: Annotated[int | None, typer.Option(min=0, metavar="N", help="Threads that read and look.")] = None,
     labels: Annotated[
         str | None, typer.Option(metavar="folder|FILE|none", help="Where names come from: folders, a CSV file.")
@@ -65,14 +65,14 @@ def extract(
         str | None, typer.Option(metavar="NAME", help="The source's name; otherwise the folder's own.")
     ] = None,
     moved: Annotated[bool, typer.Option("--moved", help="The source of this name has a new place.")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Fail if a picture cannot be used.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail if an image cannot be used.")] = False,
     image_timeout: Annotated[
         float, typer.Option(metavar="SECONDS", help="What takes longer to read goes to quarantine.")
     ] = 30.0,
     as_json: Json = False,
     debug: Debug = False,
 ) -> Answer:
-    """Find the face in each picture, align it, and keep its vectors.
+    """Find the face in each image, align it, and keep its vectors.
 
     Running it again computes only what is new; another backbone does not look for the faces again.
 
@@ -155,16 +155,16 @@ def train(
 @app.command()
 @verb(interrupted="Nothing was changed.")
 def verify(
-    a: Annotated[Path, typer.Argument(metavar="A", help="A picture.")],
-    b: Annotated[Path, typer.Argument(metavar="B", help="Another picture.")],
+    a: Annotated[Path, typer.Argument(metavar="A", help="An image.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Another image.")],
     head: MatchingHead = None,
     prior: Annotated[
-        float, typer.Option(metavar="P", help="How likely a match is before the pictures are looked at.")
+        float, typer.Option(metavar="P", help="How likely a match is before the images are looked at.")
     ] = 0.5,
     as_json: Json = False,
     debug: Debug = False,
 ) -> Answer:
-    """Do two pictures show the same person?
+    """Do two images show the same person?
 
     Without a calibrated head only the distance is known, and nothing is decided. With --json the decision is "same",
     "different" or "uncalibrated".
@@ -188,7 +188,7 @@ def evaluate(
         typer.Option(metavar="FILE", help="A list of pairs in LFW's format; without one, pairs are drawn."),
     ] = None,
     head: MatchingHead = None,
-    roc: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw the ROC curve into this picture.")] = None,
+    roc: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw the ROC curve into this image.")] = None,
     layer: Annotated[str | None, typer.Option(metavar="L", help="Which stored layer, without a head.")] = None,
     source: Source = None,
     space: Space = None,
@@ -198,8 +198,8 @@ def evaluate(
 ) -> Answer:
     """How well do the stored vectors tell pairs of one person from pairs of two?
 
-    The threshold of each fold is chosen on the others. Pictures without a vector count as errors. Pairs with people
-    or pictures that the head was trained on are refused; none such are drawn.
+    The threshold of each fold is chosen on the others. Images without a vector count as errors. Pairs with people
+    or images that the head was trained on are refused; none such are drawn.
 
     Example: featcache faces evaluate people.fcache --pairs pairs.txt --roc roc.png
     """
@@ -277,11 +277,9 @@ def _show_verify(match: Match) -> None:
             f"{screen.percent(match.prior or 0.0)} before looking (--prior, which the decision does not depend on)"
         )
     if match.second_pass:
-        screen.say(f"In {match.second_pass} of 2 pictures the face was found only after enlarging.")
+        screen.say(f"In {match.second_pass} of 2 images the face was found only after enlarging.")
     if match.several_faces:
-        screen.say(
-            f"In {match.several_faces} of 2 pictures there are several faces; the largest near the middle counts."
-        )
+        screen.say(f"In {match.several_faces} of 2 images there are several faces; the largest near the middle counts.")
 
 
 def _show_evaluate(report: PairsReport, roc: Path | None) -> None:
@@ -307,6 +305,6 @@ def _show_evaluate(report: PairsReport, roc: Path | None) -> None:
         screen.say(f"Cllr {at.cllr:.3f} bit, at best {at.minimal_cllr:.3f} with these scores")
     found = {name.replace("_", " "): n for name, n in report.found.items() if n}
     if found:
-        screen.say("Pictures: " + ", ".join(f"{n:,} {name}" for name, n in found.items()))
+        screen.say("Images: " + ", ".join(f"{n:,} {name}" for name, n in found.items()))
     if roc is not None:
         screen.say(f"Figure: {roc}")

@@ -18,7 +18,7 @@ from featcache.core.errors import UsageError
 
 if TYPE_CHECKING:
     from featcache.finetuning.activations import Activations
-    from featcache.finetuning.schedule import Schedule
+    from featcache.finetuning.schedule import TrainingConfig
 
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="HEAD.fch", help="The head to write.")]
 TrainSplit = Annotated[
@@ -53,7 +53,7 @@ def multilayer(
     as_json: Json = False,
     debug: Debug = False,
 ) -> Answer:
-    """Train one softmax on all blocks of the frozen network, for pictures unlike those it learned from.
+    """Train one softmax on all blocks of the frozen network, for images unlike those it learned from.
 
     Blocks that are not in the store yet are extracted first.
 
@@ -159,7 +159,7 @@ def finetune(
         str | None,
         typer.Option(
             metavar="B",
-            help="Of --init scratch: another network than that of the vectors; scratch:small_cnn for pictures of few"
+            help="Of --init scratch: another network than that of the vectors; scratch:small_cnn for images of few"
             " pixels.",
         ),
     ] = None,
@@ -214,7 +214,7 @@ def _refuse_others(init: str, known: tuple[str, ...], foreign: Mapping[str, Mapp
             raise UsageError(f"{option} does not go with --init {init}. Leave it away, or take {others}.")
 
 
-def _schedule(usual: Schedule, epochs: int | None, rate: float | None, batch_size: int | None) -> Schedule:
+def _schedule(usual: TrainingConfig, epochs: int | None, rate: float | None, batch_size: int | None) -> TrainingConfig:
     given = {"epochs": epochs, "rate": rate, "batch_size": batch_size}
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     return replace(usual, **changes)
@@ -249,8 +249,7 @@ def _check_curve(path: Path | None) -> None:
 
 def _answer(report: dict[str, Any], curve: Path | None) -> Answer:
     if curve is not None:
-        from featcache.finetuning.history import Curve
-        from featcache.strategies.learning_curve_figure import draw_learning_curve
+        from featcache.finetuning.history import Curve, draw_learning_curve
 
         draw_learning_curve(Curve.from_dict(report["curve"]), curve)
         report["figure"] = str(curve)

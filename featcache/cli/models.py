@@ -52,7 +52,7 @@ def layers(
     from featcache.backbones.split import places_if_any
 
     network = backbones.get(backbone)
-    found, cuts = network.layers(), places_if_any(network.blank())
+    found, cuts = network.layers(), places_if_any(network.architecture())
     listed = [dataclasses.asdict(layer) for layer in found]
     return Answer({"backbone": backbone, "layers": listed, "cuts": cuts}, lambda: _show_layers(found, cuts))
 

@@ -55,7 +55,7 @@ def sweep(
 
     Example: featcache sweep pets.fcache --heads ridge,knn --layers pooled pooled+blocks.4:mean
     """
-    from featcache.heads.grid_edge import GridEdgeWarning
+    from featcache.heads.softmax import GridEdgeWarning
     from featcache.training.bundle import check_target
     from featcache.training.sweep import sweep as run
 
@@ -116,7 +116,7 @@ def _show(report: SweepReport, output: Path | None, following: Sequence[str]) ->
     warn_of_missing(report.bundle.report)
     warn_of_near_duplicates(report.near_duplicates)
     if report.bundle.report.get("grid_note"):
-        screen.say(f"Beware: {report.bundle.report['grid_note']}")
+        screen.say(f"Warning: {report.bundle.report['grid_note']}")
     for name, path in report.paths.items():
         if path is not None:
             screen.say(f"{name.upper() if name == 'json' else name.capitalize()}: {path}")

@@ -113,7 +113,7 @@ def train(
     Example: featcache train pets.fcache -o pets.fch
     """
     from featcache.heads import with_hidden_layers
-    from featcache.heads.grid_edge import GridEdgeWarning
+    from featcache.heads.softmax import GridEdgeWarning
     from featcache.training.bundle import check_target
     from featcache.training.train import train as run
 
@@ -161,7 +161,7 @@ def evaluate(
     ] = None,
     confusion: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.png", help="Draw the confusion matrix into this picture. For one label an image."),
+        typer.Option(metavar="FILE.png", help="Draw the confusion matrix into this image. For one label an image."),
     ] = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -231,9 +231,9 @@ def show_train(report: dict[str, Any]) -> None:
         named = (f"{name} = {screen.number(value)}" for name, value in report["chosen"].items())
         screen.say("Chosen: " + ", ".join(named) + by)
     if report.get("grid_note"):
-        screen.say(f"Beware: {report['grid_note']}")
+        screen.say(f"Warning: {report['grid_note']}")
     if report.get("converged") is False:
-        screen.say("Beware: the fit stopped before it converged.")
+        screen.say("Warning: the fit stopped before it converged.")
     calibration = report["calibration"]
     if calibration is not None:
         before, after = (screen.percent(calibration[f"ece_{when}"]) for when in ("before", "after"))
@@ -275,9 +275,9 @@ def _show_evaluate(report: Mapping[str, Any], head: Path) -> None:
         _show_classes(report["per_class"])
     warn_of_missing(report)
     if report["overlap"] is None:
-        screen.say("Beware: the head does not know which images it was trained on; they may be among these.")
+        screen.say("Warning: the head does not know which images it was trained on; they may be among these.")
     if report["overlap"]:
-        screen.say(f"Beware: the head was trained on {report['overlap']:,} of these items.")
+        screen.say(f"Warning: the head was trained on {report['overlap']:,} of these items.")
     warn_of_near_duplicates(report["near_duplicates"])
     if "against" in report:
         _show_against(report["against"], head)
@@ -288,7 +288,7 @@ def _show_evaluate(report: Mapping[str, Any], head: Path) -> None:
 def _warn_of_unknown(labels: Mapping[str, int]) -> None:
     if labels:
         items = counted(sum(labels.values()), "items")
-        screen.say(f"Beware: {items} counted as wrong, as the head does not know their labels: {_named(list(labels))}")
+        screen.say(f"Warning: {items} counted as wrong, as the head does not know their labels: {_named(list(labels))}")
         screen.say("  If a class was renamed or added since, train again.")
 
 
@@ -296,7 +296,7 @@ def _warn_of_other_labels(report: Mapping[str, Any]) -> None:
     # By chance this is rare; it is usual where a head is scored with other labels than its own.
     if report["unscored"]:
         known = counted(len(report["unscored"]), "labels")
-        screen.say(f"Beware: {known} of the head occur in none of these items: {_named(report['unscored'])}")
+        screen.say(f"Warning: {known} of the head occur in none of these items: {_named(report['unscored'])}")
         screen.say("  If the head was trained with --labels FILE, give that file here too.")
 
 
@@ -328,9 +328,9 @@ def _show_classes(classes: Sequence[Mapping[str, Any]], kind: str = "class") -> 
 def warn_of_little(unscored: Sequence[str], n: int) -> None:
     """Say which classes took no part in a score, and that few items say little."""
     if unscored:
-        screen.say(f"Beware: no scored item has the label{'s' if len(unscored) > 1 else ''} {_named(unscored)}.")
+        screen.say(f"Warning: no scored item has the label{'s' if len(unscored) > 1 else ''} {_named(unscored)}.")
     if n < FEW:
-        screen.say(f"Beware: a score on {counted(n, 'items')} says little; more labelled images help, or --cv 5.")
+        screen.say(f"Warning: a score on {counted(n, 'items')} says little; more labelled images help, or --cv 5.")
 
 
 def warn_of_near_duplicates(found: Mapping[str, Any] | None) -> None:
@@ -339,7 +339,7 @@ def warn_of_near_duplicates(found: Mapping[str, Any] | None) -> None:
         first = found["examples"][0]
         one = found["across"] == 1
         screen.say(
-            f"Beware: {counted(found['across'], 'pairs')} of images that are nearly the same "
+            f"Warning: {counted(found['across'], 'pairs')} of images that are nearly the same "
             f"{'stands' if one else 'stand'} on both sides "
             f"(first: {first['a']}, {first['b']})."
         )
@@ -378,7 +378,7 @@ def warn_of_missing(report: Mapping[str, Any]) -> None:
     """Say how many images were left out for want of vectors or of a label."""
     if report["without_vectors"]:
         images = counted(report["without_vectors"], "labelled images")
-        screen.say(f"Beware: {images} left out for want of vectors; `featcache extract` computes them.")
+        screen.say(f"Warning: {images} left out for want of vectors; `featcache extract` computes them.")
     if report.get("without_labels"):
         screen.say(f"Left out: {counted(report['without_labels'], 'images')} without a label")
         if report["task"] == "multilabel":

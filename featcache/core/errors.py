@@ -14,7 +14,7 @@
     │       └── ShardGoneError        a shard's file is no longer there
     ├── RecipeMismatchError   vectors or heads made by another recipe or layer
     ├── UnusableImageError    one image that cannot be used; extraction puts it into quarantine
-    │   └── PassingImageError     another time it may be usable; the next run tries it again
+    │   └── TransientImageError     another time it may be usable; the next run tries it again
     │       └── ImageMemoryError      there was not enough memory for it
     ├── WeightsError          weights that are absent, or do not fit the network
     ├── ConversionError       a network that a runtime cannot run as eager torch does
@@ -105,11 +105,11 @@ class UnusableImageError(FeatcacheError):
     """One image that cannot be used; the message is the reason kept in quarantine."""
 
 
-class PassingImageError(UnusableImageError):
+class TransientImageError(UnusableImageError):
     """One image that cannot be used now, for a reason that says little of the image itself and may pass."""
 
 
-class ImageMemoryError(PassingImageError):
+class ImageMemoryError(TransientImageError):
     """There was not enough memory for one image."""
 
 

@@ -61,3 +61,19 @@ def _place(view: str) -> tuple[bool, tuple[str, int, int], str]:
     known = len(numbers) == 2 and all(number.isascii() and number.isdigit() for number in numbers)
     key = (digest, int(numbers[0]), int(numbers[1])) if known else ("", 0, 0)
     return view != VIEW_0, key, view
+
+
+MEMORY = "memory"
+"""The source of images that were given in memory; it has no root, and its URIs are the hashes in hexadecimal."""
+
+
+PATHS = "paths"
+"""The source of files that were given one by one; its root is that of the file system."""
+
+
+GIVEN = (MEMORY, PATHS)
+"""Sources that nobody scans: none of their images is ever judged to be gone, and `gc` empties them only by name."""
+
+
+IN_PYTHON = "python:"
+"""How the root of a source begins whose images only a Python program can give again: there is no such path."""

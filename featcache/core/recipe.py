@@ -45,7 +45,7 @@ class StandardTransform:
     std: tuple[float, float, float]
     """Divided by for each of R, G, B."""
     implementation: str = "pillow/2"
-    """Which code resizes and crops: ``pillow/1`` resizes the whole picture, ``pillow/2`` no more than the crop."""
+    """Which code resizes and crops: ``pillow/1`` resizes the whole image, ``pillow/2`` no more than the crop."""
 
     def __post_init__(self) -> None:
         # 0 and 0.0 are one value but two texts: the canonical form must not depend on which was given.
@@ -72,7 +72,7 @@ class PixelPath:
     alpha: str = "on white"
     sixteen_bit: str = "scaled to 8"
     chip: str | None = None
-    """How an aligned face is cut out before the transform; ``None`` for the whole picture."""
+    """How an aligned face is cut out before the transform; ``None`` for the whole image."""
     scaled: str | None = None
     """How large JPEG photographs are made smaller while they are decoded (``dct/1``); None where they are not."""
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from featcache.extraction.reader import Picture
-from featcache.extraction.stages import Stages
-from featcache.extraction.threads import Crew, Job
+from featcache.extraction.report import Stages
+from featcache.extraction.threads import Job, WorkerPool
 
 if TYPE_CHECKING:
     from featcache.backbones import Layer
@@ -38,7 +38,9 @@ class Batches:
         stages: is told of the time.
     """
 
-    def __init__(self, passes: Passes, layers: Mapping[str, Layer], crew: Crew, *, most: int, stages: Stages) -> None:
+    def __init__(
+        self, passes: Passes, layers: Mapping[str, Layer], crew: WorkerPool, *, most: int, stages: Stages
+    ) -> None:
         self.passes, self._layers, self._crew, self._stages = passes, layers, crew, stages
         self.most = most
         self.preparing = 0.0
@@ -52,7 +54,7 @@ class Batches:
         return bool(self._ready)
 
     def put(self, batch: Batch) -> None:
-        """Have the layers computed that any picture of the batch misses."""
+        """Have the layers computed that any image of the batch misses."""
         wanted = {name for picture in batch for name in picture.missing}
         names = tuple(name for name in self._layers if name in wanted)
         layers = [self._layers[name] for name in names]

@@ -62,9 +62,9 @@ def backbone_for(recipe: Recipe, backbone: Backbone | None = None) -> Backbone:
         raise RecipeMismatchError(
             f"The vectors of {recipe.backbone} were made of aligned faces, which are not looked for here. "
             "`featcache faces verify` works with them; in Python, featcache.faces.embed_faces gives the vectors "
-            "of new pictures, for the bundle's predict_vectors or a store's."
+            "of new images, for the bundle's predict_vectors or a store's."
         )
-    found = backbones.for_recipe(recipe) if backbone is None else backbone.following(recipe.pixels)
+    found = backbones.for_recipe(recipe) if backbone is None else backbone.with_pixels(recipe.pixels)
     differing = recipe.differences(found.recipe)
     if differing:
         listed = "; ".join(f"{name} is {theirs!r}, needed is {mine!r}" for name, mine, theirs in differing)
@@ -84,7 +84,7 @@ def embed(
     """Vectors of images, in order.
 
     Args:
-        images: paths, PIL images, arrays, what `listed` gives, or what makes a picture when its turn has come.
+        images: paths, PIL images, arrays, what `listed` gives, or what makes an image when its turn has come.
         backbone: the frozen network.
         layers: names of layers, in network order.
         batch_size: images in one pass.
@@ -102,7 +102,7 @@ def embed(
         for place, image in enumerate(images[start : start + batch_size], start):
             names.append(_name(image, place))
             try:
-                pixels.append(backbone.prepare(picture_of(image, backbone)))
+                pixels.append(backbone.prepare(upright_image(image, backbone)))
             except UnusableImageError as error:
                 reasons[len(names) - 1] = str(error)
         rows = iter(())  # type: Iterator[np.ndarray]
@@ -154,8 +154,8 @@ def listed(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike | Entry]:
     return found
 
 
-def picture_of(image: ImageLike | Entry | Callable[[], Decoded], backbone: Extractor) -> Image | Decoded:
-    """The upright picture of an image, a file decoded as the backbone wants it.
+def upright_image(image: ImageLike | Entry | Callable[[], Decoded], backbone: Extractor) -> Image | Decoded:
+    """The upright image of an image, a file decoded as the backbone wants it.
 
     Raises:
         SourceError: the path does not exist.
@@ -165,7 +165,7 @@ def picture_of(image: ImageLike | Entry | Callable[[], Decoded], backbone: Extra
     from PIL import Image as pil
 
     from featcache.images.decode import rgb_from, rgb_from_array
-    from featcache.images.reading import read_image_file
+    from featcache.images.entry import read_image_file
 
     if isinstance(image, Entry):
         return backbone.decode(image.read()[0])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from featcache.backbones.compute import cores
 from featcache.backbones.runtimes import passes_of
 from featcache.core.errors import DiskFullError, UsageError
-from featcache.core.names import VIEW_0
+from featcache.core.names import GIVEN, VIEW_0
 from featcache.core.progress import Progress, choose, counted, phase_if_slow
 from featcache.core.recipe import Recipe, StandardTransform
 from featcache.extraction.report import ExtractionInterrupted, ExtractReport, NothingUsableError
@@ -20,7 +20,7 @@ from featcache.extraction.stored_source import KnownSource
 from featcache.images.augmentation import views_beside
 from featcache.images.in_memory import GivenImages
 from featcache.store.compact import merge_small_shards
-from featcache.store.sources import GIVEN, SourceRecords
+from featcache.store.sources import SourceRecords
 from featcache.store.writer import StoreWriter
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def extract(
         name: the source's name; the folder's own by default. A dataset needs one.
         moved: the source of this name now lies here.
         limit: only so many images, spread evenly over the labels.
-        views: versions of each image: the picture as the network's transform makes it, and ``views - 1`` that are cut
+        views: versions of each image: the image as the network's transform makes it, and ``views - 1`` that are cut
             out, mirrored and coloured at random (`featcache.images.augmentation`), the same whenever they are made.
         seed: of what is random about the views, from 0 on; another seed gives further views.
         device: torch device of the backbone.
@@ -86,7 +86,7 @@ def extract(
         dtype: ``float32`` or ``float16`` storage; by default float32 for vectors and float16 for whole
             maps. Asking for float32 computes again what is stored as float16.
         scaled: decode large JPEG photographs at half, a quarter or an eighth of their size, which is quicker and
-            changes vectors a little; a recipe of its own. See `featcache.images.jpeg.reduction`.
+            changes vectors a little; a recipe of its own. See `featcache.images.decode.reduction`.
         strict: raise at the first image that cannot be used.
         image_timeout: seconds that one image may take to be read, decoded and transformed. One that takes
             longer goes into quarantine, and the next run tries it again.
@@ -138,7 +138,7 @@ def extract(
             network = _running(backbone, runtime, precision)
         if scaled:
             if not isinstance(network, backbones.Backbone):
-                raise UsageError(f"{network.name} decodes its pictures in full. Leave out scaled.")
+                raise UsageError(f"{network.name} decodes its images in full. Leave out scaled.")
             network = network.scaled()
         recipe, chosen = network.recipe, network.resolve_layers(layers)
         beside = views_beside(views, seed)
@@ -198,11 +198,11 @@ def _running(backbone: Extractor, runtime: str, precision: str) -> Extractor:
         return backbone
     if not isinstance(backbone, backbones.Backbone):
         raise UsageError(f"{backbone.name} has a runtime and a precision of its own. Leave both out.")
-    return backbone.running(runtime=runtime, precision=precision)
+    return backbone.with_runtime(runtime=runtime, precision=precision)
 
 
 def _check_augmentable(recipe: Recipe) -> None:
-    """Refuse views of pictures whose way to the network's input is not known, or is not the picture's own."""
+    """Refuse views of images whose way to the network's input is not known, or is not the image's own."""
     if recipe.detection is not None:
         raise UsageError(f"{recipe.backbone} reads aligned images, of which there are no views. Leave --views away.")
     if not isinstance(recipe.pixels.transform, StandardTransform):

@@ -17,14 +17,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from featcache.core.errors import PassingImageError, UnusableImageError
+from featcache.core.errors import TransientImageError, UnusableImageError
 from featcache.core.names import VIEW_0
 from featcache.core.recipe import StandardTransform
-from featcache.extraction.stages import Stages
-from featcache.extraction.threads import Crew, in_order
-from featcache.images.content import picture_sha256
+from featcache.extraction.report import Stages
+from featcache.extraction.threads import WorkerPool, in_order
 from featcache.images.decode import Decoded
-from featcache.images.reading import FileStat
+from featcache.images.entry import FileStat, pixels_sha256
 from featcache.store.sources import Record
 from featcache.store.writer import SpaceWriter
 
@@ -63,7 +62,7 @@ class ReadImage:
     """Why the image cannot be used."""
     passing: bool = False
     """Whether the reason (time, memory, a transform that failed) says little of the file: another run may try again."""
-    twin: bool = False
+    duplicate: bool = False
     """Whether another image of this run has the same bytes and was read before."""
 
 
@@ -98,7 +97,7 @@ class Reader:
         self._claiming = threading.Lock()
 
     def read(
-        self, entries: Sequence[Entry], crew: Crew, ahead: int, stopped: Callable[[], bool]
+        self, entries: Sequence[Entry], crew: WorkerPool, ahead: int, stopped: Callable[[], bool]
     ) -> Generator[ReadImage, None, None]:
         """Yield one `ReadImage` an entry, in order, with at most *ahead* images waiting, until *stopped*."""
         tasks = (_Reading(self, entry) for entry in entries)
@@ -113,7 +112,7 @@ class Reader:
             reading.claimed = record
             return True
 
-    def give_up(self, reading: _Reading) -> Record | None:
+    def cancel(self, reading: _Reading) -> Record | None:
         """Let *reading* claim nothing from now on; returns what it has claimed."""
         with self._claiming:
             reading.given_up = True
@@ -169,7 +168,7 @@ class _Reading:
             indexed_ns=indexed_ns,
         )
         if not self.reader.claim(self, record):
-            return ReadImage(entry, record, twin=True)
+            return ReadImage(entry, record, duplicate=True)
         missing = self.reader.missing(record.sha256)
         if not missing:
             return ReadImage(entry, record)
@@ -196,22 +195,22 @@ class _Reading:
             return ReadImage(entry, record, reason=f"the transform failed: {error!r}", passing=True)
 
     def _unusable(self, record: Record, error: UnusableImageError) -> ReadImage:
-        passing = isinstance(error, PassingImageError)
+        passing = isinstance(error, TransientImageError)
         return ReadImage(self.entry, record, reason=str(error), passing=passing)
 
-    def give_up(self) -> ReadImage:
-        record = self.reader.give_up(self)
+    def cancel(self) -> ReadImage:
+        record = self.reader.cancel(self)
         reason = f"it took longer than {self.reader.seconds:g} s to read and decode"
         return ReadImage(self.entry, record, reason=reason, passing=True)
 
 
 def _opened(entry: Entry, network: Extractor, stages: Stages) -> tuple[bytes, FileStat, Callable[[], Image | Decoded]]:
-    """What identifies an image, the state of its file, and what makes its RGB picture of the very same content."""
+    """What identifies an image, the state of its file, and what makes its RGB image of the very same content."""
     if entry.picture is not None:
         with stages.measured("read"):
             picture = entry.picture()
         with stages.measured("hash"):
-            sha256 = picture_sha256(picture)
+            sha256 = pixels_sha256(picture)
         return sha256, FileStat(3 * picture.width * picture.height, 0, 0, 0), lambda: picture
     with stages.measured("read"):
         data, stat = entry.read()

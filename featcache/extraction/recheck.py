@@ -21,8 +21,7 @@ from featcache.core.names import VIEW_0
 from featcache.core.progress import Progress, choose
 from featcache.extraction.reference import published, reference_of
 from featcache.extraction.stored_source import known_images
-from featcache.images.content import picture_sha256
-from featcache.images.entry import Entry
+from featcache.images.entry import Entry, pixels_sha256
 from featcache.store import FeatureStore, Item
 from featcache.store.commit import places
 from featcache.training.bundle import Bundle
@@ -234,7 +233,7 @@ class _Checking:
         try:
             if entry.picture is not None:
                 picture = entry.picture()
-                sha256, data = picture_sha256(picture), b""
+                sha256, data = pixels_sha256(picture), b""
             else:
                 data, _ = entry.read()
                 sha256 = hashlib.sha256(data).digest()

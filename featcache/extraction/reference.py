@@ -43,17 +43,17 @@ def reference_of(
     if backbone is not None and weights is not None:
         raise UsageError("A backbone brings its weights. Give one of the two, backbone or weights.")
     if weights is not None and not recipe.backbone.startswith("module:") and recipe.backbone != _detector():
-        backbone = get(recipe.backbone, weights).following(recipe.pixels)
+        backbone = get(recipe.backbone, weights).with_pixels(recipe.pixels)
     exact = replace(recipe, precision="float32", runtime=None)
     if backbone is not None:
-        backbone = backbone.running(runtime="torch", precision="float32")
+        backbone = backbone.with_runtime(runtime="torch", precision="float32")
     if recipe.detection is not None:
         return _aligned(store, exact, backbone)
     if recipe.backbone == _detector():
         raise UsageError("This space holds where faces were found, which no network computed. Choose another --space.")
     found = backbone_for(exact, backbone)
     pixels = exact.pixels
-    return found.following(pixels if pixels.scaled is not None else published(pixels))
+    return found.with_pixels(pixels if pixels.scaled is not None else published(pixels))
 
 
 def published(pixels: PixelPath) -> PixelPath:
@@ -73,10 +73,9 @@ def _detector() -> str:
 def _aligned(store: FeatureStore, recipe: Recipe, backbone: Backbone | None) -> Extractor:
     from featcache.backbones import for_recipe
     from featcache.faces.aligned import AlignedBackbone
-    from featcache.faces.detection import Detector
-    from featcache.faces.stored_detections import StoredDetections
+    from featcache.faces.detection import Detector, StoredDetections
 
-    base = for_recipe(recipe) if backbone is None else backbone.following(recipe.pixels)
+    base = for_recipe(recipe) if backbone is None else backbone.with_pixels(recipe.pixels)
     stored = StoredDetections(store, str(recipe.detection))
     # Whose middle was taken where no face was found, the stored vectors tell: all that are there can be made again.
     made = AlignedBackbone(base, Detector(), centre_box=True, detections=stored)

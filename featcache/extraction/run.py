@@ -24,14 +24,13 @@ import numpy as np
 from featcache.backbones.compute import cores
 from featcache.core.errors import UnusableImageError
 from featcache.core.names import VIEW_0
+from featcache.core.process import stop_when_safe
 from featcache.core.progress import Progress, counted
 from featcache.extraction.batches import Batches
 from featcache.extraction.reader import Picture, Reader, ReadImage
-from featcache.extraction.report import ExtractReport
-from featcache.extraction.stages import Stages
-from featcache.extraction.threads import Crew
-from featcache.images.reading import FileStat
-from featcache.interrupts import stop_when_safe
+from featcache.extraction.report import ExtractReport, Stages
+from featcache.extraction.threads import WorkerPool
+from featcache.images.entry import FileStat
 from featcache.store.sources import Record, Rejected, SourceRecords
 from featcache.store.writer import SpaceWriter
 
@@ -86,8 +85,8 @@ class Run:
         self._at_least = "float32" if dtype == "float32" else "float16"
         # Another release of either may read what this one refuses, and so may other conditions.
         self._versions = f"featcache {version('featcache')}; pillow {version('pillow')}"
-        if network.conditions:
-            self._versions += f"; {network.conditions}"
+        if network.quarantine_key:
+            self._versions += f"; {network.quarantine_key}"
         self._wished = {(name, view) for name in self.layers for view in (VIEW_0, *(view.name for view in views))}
         self._known = records.known()
         self._before = records.rejected(space.id, self._versions)
@@ -133,7 +132,7 @@ class Run:
             at_least=self._at_least, seconds=self.image_timeout, stages=self.stages,
         )  # fmt: skip
         began = time.monotonic()
-        with stop_when_safe() as stop, Crew(workers, self.image_timeout) as crew:
+        with stop_when_safe() as stop, WorkerPool(workers, self.image_timeout) as crew:
             batches = Batches(passes, self.layers, crew, most=min(workers, cores()) + 1, stages=self.stages)
             batch: list[Picture] = []
             # All views of an image are made at one time, so fewer images fill as much memory.
@@ -246,7 +245,7 @@ class Run:
         entry, record = read.entry, read.record
         self._judged.add(entry.uri)
         if entry.uri in self._before and (record is None or record.sha256 != self._before[entry.uri].sha256):
-            del self._before[entry.uri]  # that was another picture
+            del self._before[entry.uri]  # that was another image
         if record is not None:
             before = self._known.get(entry.uri)
             if before is None:
@@ -267,7 +266,7 @@ class Run:
                 sha256 = None
             self._reject(Rejected(entry.uri, sha256, read.reason))
             return ()
-        if read.twin and record is not None:
+        if read.duplicate and record is not None:
             self._twins.append(record)
             return ()
         if not read.pictures:

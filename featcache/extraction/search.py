@@ -11,7 +11,7 @@ import numpy as np
 
 from featcache.core.errors import UnusableImageError, UsageError
 from featcache.extraction.embed import ImageLike, backbone_for, embed
-from featcache.images.reading import read_image_file
+from featcache.images.entry import read_image_file
 from featcache.store import FeatureStore, Item
 
 if TYPE_CHECKING:

@@ -10,13 +10,12 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from featcache.core.errors import SourceError, UnusableImageError, UsageError
-from featcache.images.content import picture_sha256
+from featcache.core.names import IN_PYTHON, PATHS
 from featcache.images.decode import Decoded
-from featcache.images.entry import Entry
+from featcache.images.entry import Entry, pixels_sha256
 from featcache.images.sources import Source, open_source
 from featcache.images.tar import TarSource
 from featcache.store import FeatureStore, Item
-from featcache.store.sources import IN_PYTHON, PATHS
 
 if TYPE_CHECKING:
     from featcache.backbones import Extractor
@@ -106,21 +105,21 @@ class KnownSource:
         ]
 
 
-def picture_of_item(item: Item, entry: Entry, backbone: Extractor) -> Decoded:
-    """The picture of an item, if it is still the one that the store knows.
+def image_of_item(item: Item, entry: Entry, backbone: Extractor) -> Decoded:
+    """The image of an item, if it is still the one that the store knows.
 
     Raises:
         UnusableImageError: the image cannot be read, or is another one.
     """
     if entry.picture is not None:
         picture = entry.picture()
-        sha256, image = picture_sha256(picture), Decoded.whole(picture)
+        sha256, image = pixels_sha256(picture), Decoded.whole(picture)
     else:
         data, _ = entry.read()
         sha256, image = hashlib.sha256(data).digest(), backbone.decode(data)
     if sha256 != item.sha256:
         raise UnusableImageError(
-            f"{item.uri} is another picture than when it was extracted; run `featcache extract` again, then this"
+            f"{item.uri} is another image than when it was extracted; run `featcache extract` again, then this"
         )
     return image
 

@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from typing import Any, Generic, Protocol, TypeVar
 
 from featcache.core.errors import FeatcacheError
-from featcache.images.turns import WAITING, Turn
+from featcache.core.process import WAITING, Turn
 
 MOST_STUCK = 64
 """Threads that may hang at one time. Each holds an image's memory, so their number needs a bound."""
@@ -42,12 +42,12 @@ class Task(Protocol[R_co]):
     def do(self) -> R_co:
         """Do it, in a thread of its own."""
 
-    def give_up(self) -> R_co:
+    def cancel(self) -> R_co:
         """The result in its place. Called once, by the taker's thread, while `do` still runs somewhere."""
 
 
 def in_order(
-    crew: Crew,
+    crew: WorkerPool,
     tasks: Iterable[Task[R]],
     *,
     ahead: int,
@@ -68,7 +68,7 @@ def in_order(
     coming = iter(tasks)
     while True:
         while len(handed) < ahead and (task := next(coming, None)) is not None:
-            handed.append(crew.hand_out(task))
+            handed.append(crew.submit(task))
         if not handed:
             return
         job = handed.popleft()
@@ -80,8 +80,8 @@ def in_order(
 class Job(Generic[R]):
     """Work on its way: waiting, begun, or done; `results` then holds one result unless there is an error."""
 
-    def __init__(self, do: Callable[[], R], give_up: Callable[[], R] | None) -> None:
-        self.do, self.give_up = do, give_up
+    def __init__(self, do: Callable[[], R], cancel: Callable[[], R] | None) -> None:
+        self.do, self.cancel = do, cancel
         self.began = 0.0
         self.thread: threading.Thread | None = None
         self.turn: Turn | None = None
@@ -96,7 +96,7 @@ class Job(Generic[R]):
         return self.results.pop()
 
 
-class Crew:
+class WorkerPool:
     """Some threads, hired when there is work; a context that dismisses them.
 
     Args:
@@ -115,15 +115,15 @@ class Crew:
         self._stuck = 0
         self._dismissed = False
 
-    def __enter__(self) -> Crew:
+    def __enter__(self) -> WorkerPool:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.dismiss()
+        self.shutdown()
 
-    def hand_out(self, task: Task[R]) -> Job[R]:
+    def submit(self, task: Task[R]) -> Job[R]:
         """Let a thread do *task* when those before it are begun."""
-        return self._add(Job(task.do, task.give_up), first=False)
+        return self._add(Job(task.do, task.cancel), first=False)
 
     def hand_out_urgent(self, do: Callable[[], R]) -> Job[R]:
         """Let the next free thread do *do*, however long it takes."""
@@ -133,7 +133,7 @@ class Crew:
         with self._lock:
             if first:
                 # Behind what is as urgent and came before.
-                place = next((i for i, other in enumerate(self._todo) if other.give_up is not None), len(self._todo))
+                place = next((i for i, other in enumerate(self._todo) if other.cancel is not None), len(self._todo))
                 self._todo.insert(place, job)
             else:
                 self._todo.append(job)
@@ -161,11 +161,11 @@ class Crew:
                     for other in self._running:
                         other.began += now - looked
                 # Only after a wait: whoever returns from a long pass first lets the threads report.
-                for other in [o for o in self._running if o.give_up and now - o.began >= self._seconds]:
+                for other in [o for o in self._running if o.cancel and now - o.began >= self._seconds]:
                     self._give_up(other)
             return True
 
-    def dismiss(self) -> None:
+    def shutdown(self) -> None:
         """End the threads. Those in the midst of a task get a moment to finish it, and are then left alone."""
         with self._lock:
             self._dismissed = True
@@ -222,11 +222,11 @@ class Crew:
 
     def _give_up(self, job: Job[Any]) -> None:
         assert job.thread is not None
-        assert job.give_up is not None
+        assert job.cancel is not None
         self._running.remove(job)
         self._threads.remove(job.thread)
         self._stuck += 1
-        job.results, job.done = [job.give_up()], True
+        job.results, job.done = [job.cancel()], True
         if job.turn is not None:
             job.turn.pass_on(job.thread)
         if self._stuck >= MOST_STUCK:

@@ -12,6 +12,7 @@ import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
 
 from featcache.core.errors import UnusableImageError, UsageError
+from featcache.core.names import GIVEN, PATHS
 from featcache.core.progress import Progress, choose
 from featcache.extraction import NothingUsableError
 from featcache.extraction.embed import ImageLike
@@ -21,7 +22,6 @@ from featcache.images.in_memory import GivenImage, GivenImages, given
 from featcache.store import FeatureStore
 from featcache.store.commit import places
 from featcache.store.folder import has_catalogue
-from featcache.store.sources import GIVEN, PATHS
 
 if TYPE_CHECKING:
     from featcache.backbones import Backbone, Layer
@@ -38,8 +38,8 @@ class CachedEmbedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # 
     not imported.
 
     A file is known by the SHA-256 of its bytes, so the vectors that `featcache.extract` stored serve,
-    wherever the file lies now. A picture in memory is known by the SHA-256 of its RGB pixels. What no source
-    of the store lists yet is noted in one: files in the source ``paths`` and pictures in the source
+    wherever the file lies now. An image in memory is known by the SHA-256 of its RGB pixels. What no source
+    of the store lists yet is noted in one: files in the source ``paths`` and images in the source
     ``memory``. `featcache.gc` keeps the vectors of both until it is told to empty that source by its name.
 
     Vectors come as they are stored. Of several layers one may be far larger than another: let a

@@ -1,12 +1,10 @@
 """Face matching: from images to pairs of people, told apart by the vectors of a store."""
 
-from featcache.faces.detection import Detection
-from featcache.faces.embedding import embed_faces
+from featcache.faces.detection import Detection, detections
 from featcache.faces.evaluation import PairsReport, evaluate
 from featcache.faces.extraction import FacesReport, extract
-from featcache.faces.stored_detections import detections
 from featcache.faces.training import train
-from featcache.faces.verification import Match, verify
+from featcache.faces.verification import Match, embed_faces, verify
 
 __all__ = [
     "Detection",

@@ -1,4 +1,10 @@
-"""`AlignedBackbone`: a backbone that sees the aligned face of each image in place of the whole picture."""
+"""`AlignedBackbone`: a backbone that sees the aligned face of each image in place of the whole image.
+
+The aligned face: a square cut out of an image by a similarity transform that puts five landmarks where they belong.
+
+It is what dlib's ``get_face_chip(…, size=150, padding=0.25)`` gives for landmarks that are whole numbers, to the pixel,
+but takes fractions as well (those of an image that was made smaller to be looked at).
+"""
 
 from __future__ import annotations
 
@@ -7,14 +13,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image as pil
 
 from featcache.backbones import Extractor, Layer
 from featcache.backbones.layers import POOLED
 from featcache.backbones.runtimes import passes_of
-from featcache.core.errors import PassingImageError, UnusableImageError
+from featcache.core.errors import TransientImageError, UnusableImageError
 from featcache.core.recipe import Recipe, StandardTransform
-from featcache.faces.chips import CHIP, aligned_chip
-from featcache.faces.detection import CENTRE_BOX, Detection, Detector, picture_in
+from featcache.faces.detection import CENTRE_BOX, Detection, Detector, dlib_library, picture_in
 from featcache.images import decode as decoding
 from featcache.images.decode import Decoded
 
@@ -22,6 +28,65 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from featcache.backbones.runtimes.passes import Passes
+
+
+SIDE = 150
+PADDING = 0.25
+CHIP = f"dlib/1: 5 landmarks, {SIDE} x {SIDE}, padding {PADDING}"
+"""As the recipe calls it."""
+
+# The landmarks of the mean face in a square of side 1, from dlib's get_face_chip_details.
+_MEAN_FACE = np.array(
+    [
+        (0.8595674595992, 0.2134981538014),
+        (0.6460604764104, 0.2289674387677),
+        (0.1205750620789, 0.2137274526848),
+        (0.3340850613712, 0.2290642403242),
+        (0.4901123135679, 0.6277975316475),
+    ]
+)
+_WHERE = (_MEAN_FACE + PADDING) / (1 + 2 * PADDING) * SIDE
+
+
+def aligned_chip(image: Image, landmarks: np.ndarray) -> Image:
+    """Cut the face out, upright.
+
+    Args:
+        image: upright RGB.
+        landmarks: (5, 2) float, x and y in pixels, in the order of `Detection.landmarks`.
+
+    Returns:
+        RGB, 150 × 150; black where it reaches beyond the image.
+
+    Raises:
+        MissingExtraError: dlib is not installed.
+    """
+    dlib = dlib_library()
+    shape = dlib.chip_dims(SIDE, SIDE)
+    # The least-squares similarity between the landmarks and the mean face, after S. Umeyama (IEEE Transactions on
+    # Pattern Analysis and Machine Intelligence 13, 1991, 376-380).
+    chip = dlib.chip_details(_points(dlib, _WHERE), _points(dlib, landmarks), shape)
+    rect, angle = chip.rect, chip.angle
+    # Only this part of a large image becomes an array. It holds all that dlib's image pyramid looks at, whose levels
+    # begin at the same pixels.
+    reach = 0.75 * rect.width() + 4 * rect.width() / SIDE + 8
+    centre = rect.center()
+    left, right = _within(centre.x - reach, centre.x + reach, image.width)
+    top, bottom = _within(centre.y - reach, centre.y + reach, image.height)
+    part = np.asarray(image.crop((left, top, right, bottom)))
+    moved = dlib.drectangle(rect.left() - left, rect.top() - top, rect.right() - left, rect.bottom() - top)
+    return pil.fromarray(dlib.extract_image_chip(part, dlib.chip_details(moved, shape, angle)))
+
+
+def _points(dlib: Any, places: np.ndarray) -> Any:
+    return dlib.dpoints([dlib.dpoint(x, y) for x, y in places.tolist()])
+
+
+def _within(low: float, high: float, side: int) -> tuple[int, int]:
+    """The pixels from *low* to *high* that an axis has, at least one."""
+    first = min(max(0, int(np.floor(low))), side - 1)
+    return first, max(first + 1, min(side, int(np.ceil(high)) + 1))
+
 
 MIRRORED = "mirrored"
 """The layer that is the mean of ``pooled`` of the face and of the face seen in a mirror, L2-normalised."""
@@ -31,12 +96,12 @@ class AlignedBackbone:
     """A backbone on aligned faces; an `Extractor`.
 
     Its layers are those of the backbone and `MIRRORED`. An image in which no face was found cannot be used, unless
-    *centre_box* asks for the middle of the picture in its place; the detection tells of which images that was done.
+    *centre_box* asks for the middle of the image in its place; the detection tells of which images that was done.
 
     Args:
         base: any backbone.
         detector: finds the faces.
-        centre_box: use the middle of the picture where no face was found.
+        centre_box: use the middle of the image where no face was found.
         detections: gives the detection of an image by its SHA-256, None where there is none; by default each image is
             looked at anew.
     """
@@ -50,7 +115,7 @@ class AlignedBackbone:
         detections: Callable[[bytes], Detection | None] | None = None,
     ) -> None:
         self.base, self.detector, self.centre_box = base, detector, centre_box
-        self.conditions = "; ".join(filter(None, [base.conditions, "centre box" if centre_box else ""]))
+        self.quarantine_key = "; ".join(filter(None, [base.quarantine_key, "centre box" if centre_box else ""]))
         self._detections = detections
 
     @property
@@ -81,7 +146,7 @@ class AlignedBackbone:
         self.base.load()
 
     def decode(self, data: bytes) -> Decoded:
-        """An image file's bytes as a picture, in full, by the decoder of the recipe.
+        """An image file's bytes as an image, in full, by the decoder of the recipe.
 
         Raises:
             UnusableImageError, ImageMemoryError, UsageError: as for `featcache.images.decode.decode_rgb`.
@@ -97,20 +162,20 @@ class AlignedBackbone:
 
         Raises:
             UnusableImageError: no face was found, or the backbone cannot use the chip.
-            PassingImageError: its detection is not known.
+            TransientImageError: its detection is not known.
         """
         picture = picture_in(image)
         if self._detections is None or sha256 is None:
             return self.prepare_face(picture, self.detector.detect(picture))
         detection = self._detections(sha256)
         if detection is None:
-            raise PassingImageError("its face was not looked for, since it could not be used at that time")
+            raise TransientImageError("its face was not looked for, since it could not be used at that time")
         return self.prepare_face(picture, detection)
 
     def prepare_face(self, image: Image, detection: Detection) -> np.ndarray:
         """The same with a detection at hand."""
         if detection.found == CENTRE_BOX and not self.centre_box:
-            raise UnusableImageError("no face was found (in the picture as it is and enlarged twice)")
+            raise UnusableImageError("no face was found (in the image as it is and enlarged twice)")
         return self.base.prepare(aligned_chip(image, detection.landmarks))
 
     def forward(self, batch: np.ndarray, layers: Sequence[Layer]) -> dict[str, np.ndarray]:
@@ -147,7 +212,7 @@ class AlignedBackbone:
         found = run(batch, self.layers_of_base(layers))
         if MIRRORED in names:
             pooled = [layer for layer in self.layers_of_base(layers) if layer.name == POOLED]
-            # Pictures are (n, h, w, 3), the tensors that a callable makes (n, 3, h, w).
+            # Images are (n, h, w, 3), the tensors that a callable makes (n, 3, h, w).
             across = 2 if isinstance(self.base.recipe.pixels.transform, StandardTransform) else 3
             seen_in_mirror = run(np.ascontiguousarray(np.flip(batch, across)), pooled)[POOLED]
             both = _normalised(found[POOLED].astype(np.float64) + seen_in_mirror)

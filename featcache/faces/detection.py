@@ -5,36 +5,93 @@ networks see it afterwards. Each image has one row; where no face is found it sa
 
 The order of the work:
 
-1. a picture whose longer side has more than `LONGEST` pixels is made smaller, so that the work is bounded;
-2. the detector looks at the picture (it finds faces from about 70 pixels on);
-3. where it finds none, it looks again at the picture enlarged twice (from about 35 pixels on);
+1. an image whose longer side has more than `LONGEST` pixels is made smaller, so that the work is bounded;
+2. the detector looks at the image (it finds faces from about 70 pixels on);
+3. where it finds none, it looks again at the image enlarged twice (from about 35 pixels on);
 4. of several faces the one that `prominence` puts first is taken;
 5. five landmarks are found in its box: the outer and inner corners of both eyes, and the base of the nose.
 
 The detector is that of N. Dalal and B. Triggs, "Histograms of Oriented Gradients for Human Detection" (CVPR 2005) in
 the form of D. E. King, "Max-Margin Object Detection" (arXiv:1502.00046); the landmarks are those of V. Kazemi and
 J. Sullivan, "One Millisecond Face Alignment with an Ensemble of Regression Trees" (CVPR 2014).
+
+dlib, which only faces need: imported when it is first used, its models made once in a process.
+
+Detections read back from a store: of one image by its hash, or of all images of a source.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image as pil
 
 from featcache.backbones import Layer
-from featcache.backbones.dlib_files import FIVE_LANDMARKS, installed_path
-from featcache.core.errors import UnknownNameError
+from featcache.backbones.families.dlib_weights import FIVE_LANDMARKS, installed_path, published_bytes
+from featcache.core.errors import MissingExtraError, MissingVectorsError, ShardGoneError, UnknownNameError, UsageError
 from featcache.core.recipe import CustomTransform, PixelPath, Recipe
-from featcache.faces.dlib_library import dlib_library, face_detector, landmark_predictor
 from featcache.images import decode as decoding
 from featcache.images.decode import Decoded
+from featcache.store import FeatureStore
+from featcache.store.commit import places
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+
+_idle_detectors: list[Any] = []
+
+
+def dlib_library() -> Any:
+    """The module ``dlib``.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    try:
+        import dlib
+    except ImportError as error:
+        raise MissingExtraError(
+            "Faces are found and aligned by dlib, which is not installed. It comes with: pip install 'featcache[faces]'"
+        ) from error
+    return dlib
+
+
+@contextmanager
+def face_detector() -> Iterator[Any]:
+    """dlib's frontal face detector, one that nobody else uses meanwhile: one that is used by two threads at once gives
+    wrong boxes and raises nothing."""
+    try:
+        detector = _idle_detectors.pop()
+    except IndexError:
+        detector = dlib_library().get_frontal_face_detector()
+    try:
+        yield detector
+    finally:
+        _idle_detectors.append(detector)
+
+
+@functools.cache
+def landmark_predictor() -> Any:
+    """dlib's predictor of five landmarks, which any number of threads may use.
+
+    dlib opens the file by its path, after it was checked: whoever can write where pip installs packages could put
+    another there in between, and could as well change the packages themselves.
+
+    Raises:
+        MissingExtraError: dlib or the predictor's file is not installed.
+        WeightsError: the file is not the published one.
+    """
+    dlib, path = dlib_library(), installed_path(FIVE_LANDMARKS)
+    published_bytes(FIVE_LANDMARKS, path)  # dlib itself reads whatever it is given
+    return dlib.shape_predictor(str(path))
+
 
 FACE = "face"
 """The one layer of a detection."""
@@ -46,7 +103,7 @@ LONGEST = 1024
 """Pixels of the longer side of what the detector sees, before it is enlarged for the second pass."""
 
 CENTRE_SHARE = 0.4
-"""Side of the box in the middle, over the picture's shorter side: that of the faces in pictures cut to 250 × 250."""
+"""Side of the box in the middle, over the image's shorter side: that of the faces in images cut to 250 × 250."""
 
 COLUMNS = (
     "found", "faces", "confidence", "left", "top", "right", "bottom",
@@ -66,14 +123,14 @@ _STEPS = CustomTransform(
 
 @dataclass(frozen=True, slots=True)
 class Detection:
-    """The face of one image, in pixels of the upright picture from its upper left corner.
+    """The face of one image, in pixels of the upright image from its upper left corner.
 
     Attributes:
         found: `FIRST_PASS`, `SECOND_PASS`, or `CENTRE_BOX` where no face was found.
         faces: how many faces that pass found.
         confidence: the detector's score of the face, above 0 and larger where it is surer; 0 where none was found.
-        box: left, top, right, bottom; the pixels right and bottom belong to it. It may reach beyond the picture.
-        landmarks: (5, 2) float32, x and y: outer and inner corner of the eye that is right in the picture, the same of
+        box: left, top, right, bottom; the pixels right and bottom belong to it. It may reach beyond the image.
+        landmarks: (5, 2) float32, x and y: outer and inner corner of the eye that is right in the image, the same of
             the left one, base of the nose. Of a centre box they are where they would be if it held a face.
     """
 
@@ -103,7 +160,7 @@ class Detector:
     """
 
     name = "dlib:hog5"
-    conditions = ""
+    quarantine_key = ""
 
     def __init__(self) -> None:
         self._dlib = dlib_library()
@@ -136,7 +193,7 @@ class Detector:
         landmark_predictor()
 
     def decode(self, data: bytes) -> Decoded:
-        """An image file's bytes as a picture.
+        """An image file's bytes as an image.
 
         Raises:
             UnusableImageError, ImageMemoryError, UsageError: as for `featcache.images.decode.decode_rgb`.
@@ -152,7 +209,7 @@ class Detector:
         return {layer.name: batch for layer in layers}
 
     def detect(self, image: Image) -> Detection:
-        """Find the face of an upright RGB picture."""
+        """Find the face of an upright RGB image."""
         seen, scale = _bounded(image)
         pixels = np.asarray(seen)
         found, faces = self._faces(pixels)
@@ -177,17 +234,17 @@ class Detector:
 
 
 def picture_in(image: Image | Decoded) -> Image:
-    """The picture itself, of what a file was decoded to."""
+    """The image itself, of what a file was decoded to."""
     return image.image if isinstance(image, Decoded) else image
 
 
 def prominence(box: tuple[float, float, float, float], size: tuple[int, int]) -> float:
-    """How much a face is the one that its picture shows: its area less twice the squared distance of its centre from
-    the picture's, both over the picture's area, so that the picture's scale does not matter.
+    """How much a face is the one that its image shows: its area less twice the squared distance of its centre from
+    the image's, both over the image's area, so that the image's scale does not matter.
 
     Args:
         box: left, top, right, bottom in pixels, the last two included.
-        size: the picture's width and height.
+        size: the image's width and height.
     """
     left, top, right, bottom = box
     width, height = size
@@ -197,7 +254,7 @@ def prominence(box: tuple[float, float, float, float], size: tuple[int, int]) ->
 
 
 def _bounded(image: Image) -> tuple[Image, tuple[float, float]]:
-    """The picture that the detector sees, and by how much it is smaller than the image, across and down."""
+    """The image that the detector sees, and by how much it is smaller than the image, across and down."""
     longer = max(image.size)
     if longer <= LONGEST:
         return image, (1.0, 1.0)
@@ -206,7 +263,7 @@ def _bounded(image: Image) -> tuple[Image, tuple[float, float]]:
 
 
 def _scaled_back(places: np.ndarray, scale: tuple[float, float]) -> np.ndarray:
-    """Middles of pixels of the smaller picture, (n, 2) float64 x and y, as places in the image."""
+    """Middles of pixels of the smaller image, (n, 2) float64 x and y, as places in the image."""
     return places if scale == (1.0, 1.0) else (places + 0.5) / np.array(scale) - 0.5
 
 
@@ -214,3 +271,77 @@ def _centre(width: int, height: int) -> tuple[int, int, int, int]:
     side = max(1, round(CENTRE_SHARE * min(width, height)))
     left, top = (width - side) // 2, (height - side) // 2
     return left, top, left + side - 1, top + side - 1
+
+
+class StoredDetections:
+    """The detections of one space; several threads may ask at once.
+
+    Args:
+        store: the store.
+        space: fingerprint of the detection.
+
+    Raises:
+        MissingVectorsError: the store holds none of that detection.
+    """
+
+    def __init__(self, store: FeatureStore, space: str) -> None:
+        self._store = store
+        self._reader = store.column(FACE, space)
+
+    def __call__(self, sha256: bytes) -> Detection | None:
+        """The detection of the image with this SHA-256, None where there is none."""
+        return self.of([sha256]).get(sha256)
+
+    def of(self, sha256s: Sequence[bytes]) -> dict[bytes, Detection]:
+        """The detections of those of these images that have one."""
+        try:
+            return self._read(sha256s)
+        except ShardGoneError:
+            # Another process compacted the store: the rows have other places now.
+            return self._read(sha256s)
+
+    def _read(self, sha256s: Sequence[bytes]) -> dict[bytes, Detection]:
+        found = places(self._store.catalogue, self._reader.column, list(dict.fromkeys(sha256s)))
+        rows = np.empty((len(found), len(COLUMNS)), np.float32)
+        self._reader.gather(np.array(list(found.values()), np.int64).reshape(-1, 2), rows)
+        return {sha256: Detection.of_row(row) for sha256, row in zip(found, rows, strict=True)}
+
+
+def detections(
+    store: str | Path | FeatureStore, source: str | None = None, *, detection: str | None = None
+) -> dict[bytes, Detection]:
+    """What was found in the images of a source, those without a vector included.
+
+    Args:
+        store: a store or its path.
+        source: the source's name; may be left out where there is one.
+        detection: fingerprint of the detection, such as a space's ``recipe.detection``; may be left out where the store
+            holds one.
+
+    Returns:
+        Detections by the SHA-256 of the images' bytes. Images that could not be read have none.
+
+    Raises:
+        MissingVectorsError: faces were never looked for.
+        UsageError: the store holds several detections and none was chosen.
+    """
+    opened = store if isinstance(store, FeatureStore) else FeatureStore.open(store)
+    wanted = [item.sha256 for item in opened.items(source=source)]
+    return StoredDetections(opened, _detection(opened, detection)).of(wanted)
+
+
+def _detection(store: FeatureStore, wanted: str | None) -> str:
+    found = [
+        space.fingerprint
+        for space in store.spaces
+        if space.recipe.backbone == Detector.name and space.layers and wanted in (None, space.fingerprint)
+    ]
+    if not found:
+        which = "" if wanted is None else f" by the detection {wanted[:12]}"
+        raise MissingVectorsError(
+            f"In {store.path} no faces were looked for{which}. Run `featcache faces extract` first."
+        )
+    if len(found) > 1:
+        listed = ", ".join(fingerprint[:12] for fingerprint in found)
+        raise UsageError(f"{store.path} holds several detections: {listed}. Choose one by its fingerprint.")
+    return found[0]

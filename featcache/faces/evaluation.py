@@ -11,17 +11,14 @@ import numpy as np
 
 from featcache.backbones.layers import POOLED
 from featcache.core.errors import UsageError
-from featcache.evaluation.people_bootstrap import point_by_people
-from featcache.evaluation.roc_figure import draw_roc
 from featcache.faces.aligned import MIRRORED
-from featcache.faces.detection import CENTRE_BOX, FIRST_PASS, SECOND_PASS
-from featcache.faces.layer_choice import preferred_layer, rows_having
-from featcache.faces.pair_choice import drawn_pairs, pairs_of_list, people_of
+from featcache.faces.calibrate import VerificationReport, verify_on_folds
+from featcache.faces.detection import CENTRE_BOX, FIRST_PASS, SECOND_PASS, detections
 from featcache.faces.pairs import Pairs
-from featcache.faces.protocol import VerificationReport, verify_on_folds
-from featcache.faces.stored_detections import detections
-from featcache.metrics.plots import check_png
-from featcache.metrics.verification import OperatingPoint, Roc, cllr, cosine_scores, minimal_cllr, roc
+from featcache.faces.people import preferred_layer, rows_having
+from featcache.faces.sample_pairs import drawn_pairs, pairs_of_list, people_of
+from featcache.metrics.plots import check_png, draw_roc
+from featcache.metrics.verification import OperatingPoint, Roc, cllr, cosine_scores, minimal_cllr, point_by_people, roc
 from featcache.store import FeatureStore
 from featcache.store.rows import ItemRows
 from featcache.store.spaces import Item, Space
@@ -34,7 +31,7 @@ class AtThreshold:
 
     Attributes:
         far_target: what it was set for.
-        point: the rates that it has here, with intervals over people (`featcache.metrics.people_bootstrap`).
+        point: the rates that it has here, with intervals over people (`featcache.metrics.verification`).
         cllr, minimal_cllr: of the head's likelihood ratios, and the least that is possible with its scores, in bits;
             over the pairs that could be scored.
     """
@@ -51,12 +48,12 @@ class PairsReport:
 
     Attributes:
         layer: whose vectors were compared, or the head's layers.
-        verification: by the folds, see `featcache.faces.protocol.VerificationReport`; its intervals are those that
+        verification: by the folds, see `featcache.faces.calibrate.VerificationReport`; its intervals are those that
             would hold if pairs were independent.
         others: without a head the same for the other of ``mirrored`` and ``pooled``, where the source has it, by name.
         found: of the images in the pairs, in how many the face was found in the ``first_pass``, in the
-            ``second_pass``, and how many are the ``centre_box`` of a picture without one; ``without_vector`` could not
-            be scored. Of whole pictures only the last is counted.
+            ``second_pass``, and how many are the ``centre_box`` of an image without one; ``without_vector`` could not
+            be scored. Of whole images only the last is counted.
         calibrated: with a calibrated head, what its threshold does here; else None.
         protocol: where the pairs come from.
         curve: the ROC curve.

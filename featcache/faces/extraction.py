@@ -13,8 +13,7 @@ from featcache.extraction.extract import IMAGE_TIMEOUT, limited
 from featcache.extraction.extract import extract as extract_arrays
 from featcache.extraction.report import ExtractReport
 from featcache.faces.aligned import MIRRORED, AlignedBackbone
-from featcache.faces.detection import CENTRE_BOX, FACE, FIRST_PASS, SECOND_PASS, Detector
-from featcache.faces.stored_detections import StoredDetections
+from featcache.faces.detection import CENTRE_BOX, FACE, FIRST_PASS, SECOND_PASS, Detector, StoredDetections
 from featcache.store import FeatureStore
 
 if TYPE_CHECKING:
@@ -37,8 +36,8 @@ class FacesReport:
         detection: fingerprint of the detection.
         backbone: full name.
         items: images of the source, after ``limit``.
-        first_pass: images with a vector whose face was found in the picture as it is.
-        second_pass: images with a vector whose face was found in the picture enlarged.
+        first_pass: images with a vector whose face was found in the image as it is.
+        second_pass: images with a vector whose face was found in the image enlarged.
         centre_box: images in which no face was found and whose middle has a vector, from this run or an earlier one.
         no_face: images in which no face was found and that have no vector.
         unusable: images that could not be used for another reason.

@@ -241,7 +241,7 @@ def _check_pair(
     """Refuse a pair that contradicts what is known of its images."""
     if sha256 is not None and sha256[first] == sha256[second]:
         raise SourceError(
-            f"{_short(uris[first])} and {_short(uris[second])} are one picture, byte for byte. Name another one."
+            f"{_short(uris[first])} and {_short(uris[second])} are one image, byte for byte. Name another one."
         )
     if labels is None or labels[first] is None or labels[second] is None:
         return

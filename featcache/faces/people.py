@@ -3,17 +3,24 @@
 No person stands on both sides. The source's own split counts; where it has none, a fifth of the people is set
 aside, or as many as it takes to score on: of fewer than `FEWEST_SCORED` people with several images a rate says nothing
 of others.
+
+Which stored layer is compared where none is named.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from featcache.core.errors import UnknownNameError, UsageError
-from featcache.evaluation import identity_splits
-from featcache.training.dataset import LabelledVectors
+from featcache.backbones.layers import POOLED
+from featcache.core.errors import MissingVectorsError, UnknownNameError, UsageError
+from featcache.faces.aligned import MIRRORED
+from featcache.metrics import splits as identity_splits
+from featcache.store import FeatureStore
+from featcache.store.commit import places
+from featcache.training.dataset import FeatureDataset
 from featcache.training.holdout import of_split
 
 HOLDOUT = 0.2
@@ -25,7 +32,7 @@ class Sides:
     """Rows of labelled vectors.
 
     Attributes:
-        learn: (m,) row numbers to learn from.
+        train_rows: (m,) row numbers to learn from.
         score: (q,) row numbers to score on, of other people.
         protocol: who these are, in words.
         left_out: how many images take no part, by the reason: ``other_splits``, which are neither learned from nor
@@ -33,17 +40,17 @@ class Sides:
             are copies with another label, wherever those stand; ``copies`` of others that take part.
     """
 
-    learn: np.ndarray
+    train_rows: np.ndarray
     score: np.ndarray
     protocol: str
     left_out: dict[str, int]
 
 
-def sides(examples: LabelledVectors, has_face: np.ndarray, split: str | None, seed: int) -> Sides:
+def sides(dataset: FeatureDataset, has_face: np.ndarray, split: str | None, seed: int) -> Sides:
     """Part people into those to learn from and those to score on.
 
     Args:
-        examples: n labelled vectors; a label is who is on the image.
+        dataset: n labelled vectors; a label is who is on the image.
         has_face: (n,) bool, whether a face was found.
         split: learn from this split; ``train`` by default where the source has splits.
         seed: of the draw where it has none.
@@ -53,28 +60,28 @@ def sides(examples: LabelledVectors, has_face: np.ndarray, split: str | None, se
         UsageError: a person or a group stands on both sides, there is no split to score on, or there are too few
             people.
     """
-    splits = {item.split for item in examples.items} - {None}
+    splits = {item.split for item in dataset.items} - {None}
     if splits:
-        learn, score, other = _given(examples, split or "train", sorted(map(str, splits)))
-        rows, left_out = _usable(examples, has_face, np.union1d(learn, score))
-        learn, score = np.intersect1d(learn, rows), np.intersect1d(score, rows)
-        _check_apart(examples, learn, score)
-        protocol = f"the source's own split {other!r}, {len(np.unique(examples.y[score]))} people"
+        train_rows, score, other = _given(dataset, split or "train", sorted(map(str, splits)))
+        rows, left_out = _usable(dataset, has_face, np.union1d(train_rows, score))
+        train_rows, score = np.intersect1d(train_rows, rows), np.intersect1d(score, rows)
+        _check_apart(dataset, train_rows, score)
+        protocol = f"the source's own split {other!r}, {len(np.unique(dataset.y[score]))} people"
     else:
         if split is not None:
             raise UnknownNameError(
                 f"No split is called {split!r}: the source has none. Leave --split away, or give the source a split "
                 "of people with `featcache extract --split FILE`."
             )
-        rows, left_out = _usable(examples, has_face, np.arange(len(examples.items)))
-        _check_enough(examples.y[rows])
-        aside = _aside(examples.y[rows], examples.units[rows], seed)
-        learn, score = rows[~aside], rows[aside]
-        of = len(np.unique(examples.y[rows]))
-        protocol = f"a hold-out of {len(np.unique(examples.y[score]))} of {of} people (seed {seed})"
-    _check_enough(examples.y[learn], "learn from", FEWEST_LEARNED)
-    _check_enough(examples.y[score], "score on", FEWEST_SCORED)
-    return Sides(learn, score, protocol, left_out)
+        rows, left_out = _usable(dataset, has_face, np.arange(len(dataset.items)))
+        _check_enough(dataset.y[rows])
+        aside = _aside(dataset.y[rows], dataset.units[rows], seed)
+        train_rows, score = rows[~aside], rows[aside]
+        of = len(np.unique(dataset.y[rows]))
+        protocol = f"a hold-out of {len(np.unique(dataset.y[score]))} of {of} people (seed {seed})"
+    _check_enough(dataset.y[train_rows], "learn from", FEWEST_LEARNED)
+    _check_enough(dataset.y[score], "score on", FEWEST_SCORED)
+    return Sides(train_rows, score, protocol, left_out)
 
 
 def _check_enough(
@@ -100,20 +107,20 @@ def _aside(people: np.ndarray, groups: np.ndarray, seed: int) -> np.ndarray:
         fraction = min(1.0, max(fraction * 1.1, fraction + 1 / len(names)))
 
 
-def _usable(examples: LabelledVectors, has_face: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, dict[str, int]]:
+def _usable(dataset: FeatureDataset, has_face: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, dict[str, int]]:
     """Of the *wanted* rows one for each content that shows one person's face, and how many others there are."""
     names: dict[bytes, set[str]] = {}
-    for item, label in zip(examples.items, examples.y.tolist(), strict=True):
+    for item, label in zip(dataset.items, dataset.y.tolist(), strict=True):
         names.setdefault(item.sha256, set()).add(label)
     left_out = {
-        "other_splits": len(examples.items) - len(wanted),
+        "other_splits": len(dataset.items) - len(wanted),
         "no_face": int((~has_face[wanted]).sum()),
         "copies": 0,
         "contradicting": 0,
     }
     rows, taken = [], set()
     for row in wanted[has_face[wanted]].tolist():
-        sha256 = examples.items[row].sha256
+        sha256 = dataset.items[row].sha256
         if len(names[sha256]) > 1:
             left_out["contradicting"] += 1
         elif sha256 in taken:
@@ -124,28 +131,61 @@ def _usable(examples: LabelledVectors, has_face: np.ndarray, wanted: np.ndarray)
     return np.array(rows, dtype=np.int64), left_out
 
 
-def _given(examples: LabelledVectors, split: str, names: list[str]) -> tuple[np.ndarray, np.ndarray, str]:
+def _given(dataset: FeatureDataset, split: str, names: list[str]) -> tuple[np.ndarray, np.ndarray, str]:
     """The rows of the source's own splits, and the name of the one to score on."""
-    learn = of_split(examples, split)
+    train_rows = of_split(dataset, split)
     for other in ("test", "val"):
         if other in names and other != split:
-            return learn, of_split(examples, other), other
+            return train_rows, of_split(dataset, other), other
     raise UsageError(
         f"The source has the splits {', '.join(names)}, but besides {split!r}, which is learned from, no 'test' or "
         "'val' to score on. Give one with `featcache extract --split FILE`."
     )
 
 
-def _check_apart(examples: LabelledVectors, learn: np.ndarray, score: np.ndarray) -> None:
-    shared = np.intersect1d(examples.y[learn], examples.y[score])
+def _check_apart(dataset: FeatureDataset, train_rows: np.ndarray, score: np.ndarray) -> None:
+    shared = np.intersect1d(dataset.y[train_rows], dataset.y[score])
     if len(shared):
         raise UsageError(
             f"{len(shared)} people stand on both sides of the split (first: {str(shared[0])!r}), so the score would be "
             "one of people that are known. Give a split of people, not of images, with "
             "`featcache extract --split FILE`."
         )
-    if np.isin(examples.units[score], examples.units[learn]).any():
+    if np.isin(dataset.units[score], dataset.units[train_rows]).any():
         raise UsageError(
             "Images of one group stand on both sides of the split, so the score would be one of images that are half "
             "known. Put each group on one side."
         )
+
+
+def preferred_layer(store: FeatureStore, source: str | None = None, space: str | None = None) -> str:
+    """``mirrored`` or ``pooled``, whichever more images of the source have; where they are equal, ``mirrored``.
+
+    Args:
+        store: the store.
+        source: the source's name; may be left out where there is one.
+        space: the space; may be left out where there is one.
+
+    Raises:
+        UnknownNameError: the space has neither; or no such source or space.
+        MissingVectorsError: it has, but no image of the source does.
+    """
+    stored = store.space(space).layers
+    candidates = [name for name in (MIRRORED, POOLED) if name in stored]
+    if not candidates:
+        raise UnknownNameError.among("stored layer", POOLED, list(stored), "Name one of those that are stored.")
+    name = store.source(source)
+    contents = [item.sha256 for item in store.items(source=name)]
+    counts = {layer: rows_having(store, layer, contents, space) for layer in candidates}
+    best = max(candidates, key=lambda layer: counts[layer])  # the first of several
+    if not counts[best]:
+        raise MissingVectorsError(
+            f"No image of source {name!r} has vectors of {' or '.join(candidates)} in this space. Run "
+            "`featcache faces extract` on it (or `featcache extract` for whole images), or name another layer."
+        )
+    return best
+
+
+def rows_having(store: FeatureStore, layer: str, sha256s: Sequence[bytes], space: str | None = None) -> int:
+    """How many of these contents have a vector of a stored layer."""
+    return len(places(store.catalogue, store.column(layer, space).column, list(dict.fromkeys(sha256s))))

@@ -18,20 +18,15 @@ import numpy as np
 
 from featcache.core.errors import UnknownNameError, UsageError
 from featcache.core.progress import Progress, choose
-from featcache.evaluation.identity_pairs import pairs_within
-from featcache.evaluation.people_bootstrap import point_by_people
 from featcache.faces.calibrate import PAIRS, Evidence, calibrate, evidence
-from featcache.faces.detection import CENTRE_BOX
-from featcache.faces.layer_choice import preferred_layer
-from featcache.faces.people import sides
-from featcache.faces.stored_detections import detections
+from featcache.faces.detection import CENTRE_BOX, detections
+from featcache.faces.people import preferred_layer, sides
 from featcache.heads.matching import MatchingForm
-from featcache.heads.memory import check_memory
-from featcache.layer_use import LayerUse, scale_layers
-from featcache.metrics.verification import cllr, cosine_scores, minimal_cllr, roc
+from featcache.heads.streaming import check_memory
+from featcache.metrics.verification import cllr, cosine_scores, minimal_cllr, pairs_within, point_by_people, roc
 from featcache.store import FeatureStore
 from featcache.training.bundle import Bundle
-from featcache.training.dataset import LabelledVectors
+from featcache.training.dataset import FeatureDataset, LayerUse, scale_layers
 from featcache.training.fit import layer_uses
 
 PROJECTIONS = ("siamese", "lda", "none")
@@ -71,7 +66,7 @@ def train(
     Returns:
         A `Bundle`, which is the one that was scored; `Bundle.matching` compares. Its ``report`` has ``score``: ``eer``,
         ``auc``, ``cllr`` and ``minimal_cllr`` in bits, ``tar`` and ``far`` at the threshold with their intervals over
-        people (`featcache.metrics.people_bootstrap`), ``eer_without`` of the cosines of the same layers without the
+        people (`featcache.metrics.verification`), ``eer_without`` of the cosines of the same layers without the
         projection, ``people``, ``pairs`` and ``protocol``. Its ``calibrated_on`` tells what the threshold was set on
         (`featcache.faces.calibrate.Evidence`), and its ``warning`` that these are few people for such a rate, or None.
 
@@ -90,71 +85,71 @@ def train(
     chosen_space = opened.space(space)
     if layers is None:
         layers = preferred_layer(opened, source, chosen_space.fingerprint)
-    examples = LabelledVectors.from_store(opened, layers, source=source, space=chosen_space.fingerprint)
-    parts = sides(examples, _has_face(opened, examples), split, seed)
-    learn = parts.learn
+    dataset = FeatureDataset.from_store(opened, layers, source=source, space=chosen_space.fingerprint)
+    parts = sides(dataset, _has_face(opened, dataset), split, seed)
+    train_rows = parts.train_rows
     with choose(progress) as shown:
         shown.start(f"train {projection}", None, "images")
-        uses = layer_uses(examples, learn, about_mean=projection != "none")
-        form, chosen, how, based_on = _fitted(examples, learn, uses, projection, far, seed)
+        uses = layer_uses(dataset, train_rows, about_mean=projection != "none")
+        form, chosen, how, based_on = _fitted(dataset, train_rows, uses, projection, far, seed)
         if based_on.warning:
             shown.note(based_on.warning)
         shown.finish()
     report = {
         "head": projection,
         "task": "match",
-        "n": len(learn),
+        "n": len(train_rows),
         "people": len(form.classes),
         "left_out": parts.left_out,
-        "without_vectors": examples.without_vectors,
+        "without_vectors": dataset.without_vectors,
         "chosen": chosen,
         **how,
         "calibrated_on": asdict(based_on),
         "warning": based_on.warning,
         "threshold": 1 - form.calibration.threshold if form.calibration is not None else None,
-        "score": {**_scored(form, examples, parts.score, uses, seed), "protocol": parts.protocol},
+        "score": {**_scored(form, dataset, parts.score, uses, seed), "protocol": parts.protocol},
         "seconds": time.monotonic() - began,
     }
-    contents = sorted(examples.items[row].sha256 for row in learn)
+    contents = sorted(dataset.items[row].sha256 for row in train_rows)
     return Bundle(
         head=projection,
         classes=form.classes,
         layers=uses,
-        recipe=examples.recipe,
+        recipe=dataset.recipe,
         form=form,
         trained_on=np.frombuffer(b"".join(contents), dtype=np.uint8).reshape(-1, 32),
-        fitted_on=len(learn),
+        fitted_on=len(train_rows),
         chosen=chosen,
         report=report,
     )
 
 
-def _has_face(store: FeatureStore, examples: LabelledVectors) -> np.ndarray:
+def _has_face(store: FeatureStore, dataset: FeatureDataset) -> np.ndarray:
     """(n,) bool, whether a face was found in each image; of images that were not aligned all are taken."""
-    if examples.recipe is None or examples.recipe.detection is None:
-        return np.ones(len(examples.items), dtype=bool)
-    found = detections(store, examples.items[0].source, detection=examples.recipe.detection)
-    known = (found.get(item.sha256) for item in examples.items)
+    if dataset.recipe is None or dataset.recipe.detection is None:
+        return np.ones(len(dataset.items), dtype=bool)
+    found = detections(store, dataset.items[0].source, detection=dataset.recipe.detection)
+    known = (found.get(item.sha256) for item in dataset.items)
     return np.array([one is not None and one.found != CENTRE_BOX for one in known], dtype=bool)
 
 
 def _fitted(
-    examples: LabelledVectors, rows: np.ndarray, uses: tuple[LayerUse, ...], projection: str, far: float, seed: int
+    dataset: FeatureDataset, rows: np.ndarray, uses: tuple[LayerUse, ...], projection: str, far: float, seed: int
 ) -> tuple[MatchingForm, dict[str, Any], dict[str, Any], Evidence]:
     """The calibrated form, what was chosen, how, and what the threshold was set on."""
-    people, width = examples.y[rows], sum(use.width for use in uses)
+    people, width = dataset.y[rows], sum(use.width for use in uses)
     if projection == "none":
         names = tuple(np.unique(people).tolist())
         form = MatchingForm(np.zeros(width, np.float32), None, None, names)
-        vectors = form.embed(scale_layers(examples.read(rows), uses))
+        vectors = form.embed(scale_layers(dataset.read(rows), uses))
         return replace(form, calibration=calibrate(vectors, people, far, seed=seed)), {}, {}, evidence(people, far)
     from featcache.heads.siamese import SiameseHead
 
     head = SiameseHead(random_state=seed) if projection == "siamese" else SiameseHead(loss="none", random_state=seed)
     check_memory(head, projection, len(rows), width, len(np.unique(people)), streaming="Take fewer layers.")
     # Whether there are pairs enough need not wait for the training.
-    based_on = evidence(people, far, head.deal(people, examples.units[rows]))
-    head.fit(scale_layers(examples.read(rows), uses), people, examples.units[rows])
+    based_on = evidence(people, far, head.deal(people, dataset.units[rows]))
+    head.fit(scale_layers(dataset.read(rows), uses), people, dataset.units[rows])
     if head.out_of_fold_ is None:
         raise UsageError(
             f"The {len(head.classes_)} people to learn from cannot be dealt into {head.folds} folds that have several "
@@ -166,11 +161,11 @@ def _fitted(
 
 
 def _scored(
-    form: MatchingForm, examples: LabelledVectors, rows: np.ndarray, uses: tuple[LayerUse, ...], seed: int
+    form: MatchingForm, dataset: FeatureDataset, rows: np.ndarray, uses: tuple[LayerUse, ...], seed: int
 ) -> dict[str, Any]:
     """The scores on all pairs of some images, or a sample of them."""
     assert form.calibration is not None
-    people, stored = examples.y[rows], examples.read(rows)
+    people, stored = dataset.y[rows], dataset.read(rows)
     pairs, same = pairs_within(people, PAIRS, seed)
     X = scale_layers(stored, uses)
     scores = cosine_scores(form.embed(X), pairs)

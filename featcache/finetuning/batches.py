@@ -1,4 +1,9 @@
-"""Batches of pictures, decoded and augmented while the network trains on those before."""
+"""Batches of images, decoded and augmented while the network trains on those before.
+
+Batches of cached activations, read as they are needed.
+
+How the items of an epoch are put into batches: the same order whenever the epoch is run.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +18,73 @@ from torch import Tensor
 from featcache.backbones import Backbone
 from featcache.backbones.compute import cores
 from featcache.core.recipe import StandardTransform
-from featcache.extraction.stored_source import picture_of_item
+from featcache.extraction.stored_source import image_of_item
 from featcache.images.augmentation import Augmentation, AugmentedView
 from featcache.images.entry import Entry
 from featcache.store import Item
-from featcache.strategies.batches import batch_count, shuffled
+from featcache.training.dataset import FeatureDataset
+
+
+def batch_count(items: int, batch_size: int) -> int:
+    """Batches that hold *items*: none of a single item where there are two or more, else each at most *batch_size*."""
+    return max(1, min(-(-items // batch_size), items // 2))
+
+
+def shuffled(items: int, batch_size: int, seed: int, epoch: int) -> Iterator[np.ndarray]:
+    """The places 0 … items - 1 in random order, in batches whose sizes differ by one at most.
+
+    Batch normalisation needs two items in each batch, so the last one is not what happens to be left.
+    """
+    order = np.random.default_rng([seed, epoch]).permutation(items)
+    yield from np.array_split(order, batch_count(items, batch_size))
+
+
+class CachedBatches:
+    """The training items; an epoch has each of them once, in one of its views drawn at random.
+
+    Args:
+        dataset: with the activations as their only layer.
+        rows: (m,) rows to train on.
+        numbers: (m,) int64 class numbers.
+        batch_size: items of a step.
+        seed: of the order and the views.
+    """
+
+    def __init__(
+        self, dataset: FeatureDataset, rows: np.ndarray, numbers: np.ndarray, batch_size: int, seed: int
+    ) -> None:
+        self._examples, self._rows, self._numbers = dataset, rows, torch.from_numpy(numbers)
+        self._batch_size, self._seed = batch_size, seed
+
+    @property
+    def steps(self) -> int:
+        """Batches of an epoch."""
+        return batch_count(len(self._rows), self._batch_size)
+
+    def __call__(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Activations (b, d), flattened, and class numbers (b,)."""
+        count = len(self._examples.views)
+        views = np.random.default_rng([self._seed, epoch, 1]).integers(0, count, len(self._rows))
+        for places in shuffled(len(self._rows), self._batch_size, self._seed, epoch):
+            X = self._examples.read_views(self._rows[places] * count + views[places])
+            yield torch.from_numpy(X), self._numbers[places]
+
+
+def activations_in_order(
+    dataset: FeatureDataset, rows: np.ndarray, numbers: np.ndarray, batch_size: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """View 0 of some rows, as they stand: activations (b, d), flattened, and class numbers (b,)."""
+    for start in range(0, len(rows), batch_size):
+        part = slice(start, start + batch_size)
+        yield torch.from_numpy(dataset.read(rows[part])), torch.from_numpy(numbers[part])
+
 
 _AHEAD = 2
 """Batches that are made before their turn."""
 
 
 class Pictures:
-    """The pictures of items as a network's input; may be asked from many threads.
+    """The images of items as a network's input; may be asked from many threads.
 
     Args:
         backbone: whose pixels they are.
@@ -38,18 +98,18 @@ class Pictures:
         self._policy = Augmentation()
 
     def pixels(self, row: int, epoch: int | None = None) -> np.ndarray:
-        """The picture of one item, (h, w, 3) uint8.
+        """The image of one item, (h, w, 3) uint8.
 
         Args:
             row: number of the item.
-            epoch: whose view is wanted, from 1: a part of the picture that is cut out, mirrored and coloured at
+            epoch: whose view is wanted, from 1: a part of the image that is cut out, mirrored and coloured at
                 random, by the same rules as stored views (`featcache.images.augmentation`); None for view 0.
 
         Raises:
             UnusableImageError: the image cannot be read, or is not the one that the store knows.
         """
         item = self._items[row]
-        image = picture_of_item(item, self._entries[row], self._backbone)
+        image = image_of_item(item, self._entries[row], self._backbone)
         if epoch is None:
             return self._backbone.prepare(image, item.sha256)
         transform = self._backbone.recipe.pixels.transform
@@ -58,11 +118,11 @@ class Pictures:
         return view.pixels(image.image, transform, item.sha256, image.box)
 
 
-class PictureBatches:
+class ImageBatches:
     """The training items, each in another view every epoch.
 
     Args:
-        pictures: makes the network's input.
+        images: makes the network's input.
         rows: (m,) rows to train on.
         numbers: (m,) int64 class numbers.
         batch_size: items of a step.
@@ -79,7 +139,7 @@ class PictureBatches:
         return batch_count(len(self._rows), self._batch_size)
 
     def __call__(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Pictures (b, h, w, 3) uint8 and class numbers (b,)."""
+        """Images (b, h, w, 3) uint8 and class numbers (b,)."""
         batches = shuffled(len(self._rows), self._batch_size, self._seed, epoch)
         chosen = [(self._rows[places], self._numbers[places]) for places in batches]
         for pixels, (_, numbers) in zip(
@@ -88,10 +148,10 @@ class PictureBatches:
             yield torch.from_numpy(pixels), numbers
 
 
-def in_order(
+def images_in_order(
     pictures: Pictures, rows: np.ndarray, numbers: np.ndarray, batch_size: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """View 0 of some rows, as they stand: pictures (b, h, w, 3) uint8 and class numbers (b,)."""
+    """View 0 of some rows, as they stand: images (b, h, w, 3) uint8 and class numbers (b,)."""
     parts = [slice(start, start + batch_size) for start in range(0, len(rows), batch_size)]
     for pixels, part in zip(_made(pictures, [rows[part] for part in parts], None), parts, strict=True):
         yield torch.from_numpy(pixels), torch.from_numpy(numbers[part])

@@ -23,13 +23,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # what all batch normalisations are
 
-from featcache.backbones.runtimes.choice import check_choice
+from featcache.backbones.compute import check_choice
 from featcache.core.errors import TrainingError, UsageError
 from featcache.core.progress import Progress, choose, duration
-from featcache.evaluation.temperature import fit_temperature
 from featcache.finetuning import checkpoint as checkpoints
 from featcache.finetuning.history import Curve, Epoch, best_of
-from featcache.finetuning.schedule import Schedule
+from featcache.finetuning.schedule import TrainingConfig
+from featcache.metrics.calibration import fit_temperature
 
 Stages = Sequence[tuple[str, Sequence[nn.Parameter]]]
 """Name and parameters of each part of a network, from the input to the output."""
@@ -63,7 +63,7 @@ def train(
     stages: Stages,
     batches: Batches,
     validation: Validation,
-    schedule: Schedule,
+    schedule: TrainingConfig,
     *,
     checkpoint: Path | None = None,
     task: Mapping[str, Any] | None = None,
@@ -73,7 +73,7 @@ def train(
 ) -> Curve:
     """Train a network to tell classes apart, by AdamW on the cross-entropy.
 
-    AdamW (Loshchilov and Hutter, "Decoupled weight decay regularization", ICLR 2019) with rates by `Schedule`;
+    AdamW (Loshchilov and Hutter, "Decoupled weight decay regularization", ICLR 2019) with rates by `TrainingConfig`;
     gradients longer than 1, all parameters together, are shortened to 1 (Pascanu et al., "On the difficulty of
     training recurrent neural networks", ICML 2013).
 
@@ -153,7 +153,7 @@ class _Run:
 
     model: nn.Module
     optimiser: torch.optim.Optimizer
-    schedule: Schedule
+    schedule: TrainingConfig
     batches: Batches
     validation: Validation
     device: torch.device
@@ -251,7 +251,7 @@ def _check_finite(what: str, value: float, epoch: int, step: int, rate: float) -
 
 
 def _advice(
-    error: _NotFiniteError, epochs: Sequence[Epoch], schedule: Schedule, precision: str, checkpoint: Path | None
+    error: _NotFiniteError, epochs: Sequence[Epoch], schedule: TrainingConfig, precision: str, checkpoint: Path | None
 ) -> str:
     kept = f"those of epoch {best_of(epochs).number}, the best" if epochs else "those from before the training"
     if (error.epoch, error.step, error.what) == (1, 1, "loss"):
@@ -267,7 +267,7 @@ def _advice(
     )
 
 
-def _groups(model: nn.Module, stages: Stages, schedule: Schedule) -> list[dict[str, Any]]:
+def _groups(model: nn.Module, stages: Stages, schedule: TrainingConfig) -> list[dict[str, Any]]:
     """AdamW's parameter groups: of each stage those with weight decay and those without."""
     wanted = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
     given = [id(p) for _, parameters in stages for p in parameters if p.requires_grad]
@@ -289,7 +289,7 @@ def _groups(model: nn.Module, stages: Stages, schedule: Schedule) -> list[dict[s
     return [group for group in groups if group["params"]]
 
 
-def _ended(epochs: Sequence[Epoch], schedule: Schedule) -> Literal["epochs", "patience"] | None:
+def _ended(epochs: Sequence[Epoch], schedule: TrainingConfig) -> Literal["epochs", "patience"] | None:
     """Why the training is over; None while it is not."""
     if len(epochs) >= schedule.epochs:
         return "epochs"
@@ -298,7 +298,7 @@ def _ended(epochs: Sequence[Epoch], schedule: Schedule) -> Literal["epochs", "pa
     return None
 
 
-def _said(epochs: Sequence[Epoch], schedule: Schedule) -> str:
+def _said(epochs: Sequence[Epoch], schedule: TrainingConfig) -> str:
     """What the next epoch is called on a screen."""
     text = f"epoch {len(epochs) + 1} of {schedule.epochs}"
     if not epochs:

@@ -11,19 +11,19 @@ import numpy as np
 
 from featcache.core.errors import FeatcacheError
 from featcache.core.progress import Progress
-from featcache.finetuning.schedule import Schedule
-from featcache.metrics.calibration import expected_calibration_error, tempered
+from featcache.finetuning.schedule import TrainingConfig
+from featcache.finetuning.trainers import Trained
+from featcache.metrics.calibration import expected_calibration_error, with_temperature
 from featcache.store.writer import StoreWriter
-from featcache.strategies.trained import Trained
-from featcache.training.dataset import LabelledVectors
-from featcache.training.leakage import Guard
+from featcache.training.dataset import FeatureDataset
+from featcache.training.leakage import LeakageReport
 
 
 def of_training(
     trained: Trained,
-    schedule: Schedule,
-    guard: Guard,
-    examples: LabelledVectors,
+    schedule: TrainingConfig,
+    guard: LeakageReport,
+    dataset: FeatureDataset,
     init: str,
     probabilities: np.ndarray | None,
     right: np.ndarray,
@@ -34,14 +34,14 @@ def of_training(
         trained: what came of it.
         schedule: its settings.
         guard: near-duplicates that were looked for.
-        examples: the items.
+        dataset: the items.
         init: how it began.
         probabilities: (m, k) of the scored items.
         right: (m,) whether their likeliest class is theirs.
     """
     calibration = None
     if trained.temperature is not None and probabilities is not None:
-        before = tempered(probabilities, 1 / trained.temperature)
+        before = with_temperature(probabilities, 1 / trained.temperature)
         calibration = {
             "temperature": trained.temperature,
             "ece_before": expected_calibration_error(before, right),
@@ -53,7 +53,7 @@ def of_training(
         "curve": trained.curve.to_dict(),
         "schedule": schedule.to_dict(),
         "calibration": calibration,
-        "near_duplicates": {**guard.report(examples), "grouped": False},
+        "near_duplicates": {**guard.report(dataset), "grouped": False},
     }
 
 

@@ -22,18 +22,18 @@ from featcache.extraction.embed import backbone_for
 from featcache.finetuning.activations import Activations, needed, store_activations, view_names
 from featcache.finetuning.linear_probe import linear_form
 from featcache.finetuning.report import keep_record, of_training
-from featcache.finetuning.schedule import Schedule
+from featcache.finetuning.schedule import TrainingConfig
+from featcache.finetuning.trainers import train_suffix
+from featcache.finetuning.validation import contents
 from featcache.heads import make_head
 from featcache.store import FeatureStore
-from featcache.strategies.suffix_training import train_suffix
-from featcache.strategies.training_items import contents
 from featcache.training import leakage
 from featcache.training.bundle import Bundle
-from featcache.training.dataset import LabelledVectors
+from featcache.training.dataset import FeatureDataset
 from featcache.training.fit import answers, layer_uses
-from featcache.training.holdout import check_classes, learned_and_scored
+from featcache.training.holdout import check_classes, train_test_split
 from featcache.training.report import described, scored, views_told
-from featcache.training.suffix import SuffixForm, frozen_vectors
+from featcache.training.suffix import PartialModel, frozen_vectors
 from featcache.training.train import train
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 INITS = ("pretrained", "new")
 VIEWS = 4
-SCHEDULE = Schedule(epochs=12, rate=3e-4, patience=6, label_smoothing=0.1)
+SCHEDULE = TrainingConfig(epochs=12, rate=3e-4, patience=6, label_smoothing=0.1)
 
 
 def tune(
@@ -52,7 +52,7 @@ def tune(
     views: int = VIEWS,
     hidden: Sequence[int] = (512,),
     dropout: float = 0.2,
-    schedule: Schedule | None = None,
+    schedule: TrainingConfig | None = None,
     split: str | None = None,
     labels: str | Path | None = None,
     source: str | None = None,
@@ -66,8 +66,8 @@ def tune(
 
     With ``init="pretrained"`` the layers from *from_layer* on go on from their pretrained weights: the activations at
     the cut are cached (`activations_needed` says how much room they take), the output begins with what the path solver
-    finds on the frozen vectors, and earlier layers learn at lower rates (`Schedule`). With ``init="new"`` they are
-    replaced by hidden layers on the mean over the picture of what the frozen part gives: the head ``mlp``.
+    finds on the frozen vectors, and earlier layers learn at lower rates. With ``init="new"`` they are
+    replaced by hidden layers on the mean over the image of what the frozen part gives: the head ``mlp``.
 
     Args:
         store: a store with the vectors of some backbone.
@@ -124,22 +124,22 @@ def tune(
         cut = network.cut(from_layer)
         _store(opened, network, cut.cached, views, seed, labels, source, fingerprint, shown)
         opened = FeatureStore.open(Path(store))
-        examples = LabelledVectors.from_store(
+        dataset = FeatureDataset.from_store(
             opened, cut.cached, labels=labels, source=source, space=fingerprint, views=view_names(views, seed)
         )
-        check_classes(examples)
-        learn, test, protocol = learned_and_scored(examples, split, seed, Path(store), shown)
-        vectors = frozen_vectors(cut, examples.read)
-        examples = replace(examples, narrow=vectors)
-        guard = leakage.guard(examples, [learn, test], scored=test, seed=seed, progress=shown)
+        check_classes(dataset)
+        train_rows, test, protocol = train_test_split(dataset, split, seed, Path(store), shown)
+        vectors = frozen_vectors(cut, dataset.read)
+        dataset = replace(dataset, narrow=vectors)
+        guard = leakage.guard(dataset, [train_rows, test], scored=test, seed=seed, progress=shown)
         fit_began = time.monotonic()
         schedule = replace(schedule or SCHEDULE, seed=seed)
         trained = train_suffix(
-            cut, examples, vectors, learn, test, schedule,
+            cut, dataset, vectors, train_rows, test, schedule,
             checkpoint=None if checkpoint is None else Path(checkpoint),
             task={"recipe": fingerprint, "from_layer": from_layer}, progress=shown,
         )  # fmt: skip
-        form = SuffixForm(
+        form = PartialModel(
             from_layer,
             cut.shape,
             {name: tensor.detach().cpu().numpy().copy() for name, tensor in cut.suffix.state_dict().items()},
@@ -150,26 +150,26 @@ def tune(
         bundle = Bundle(
             head="tune",
             classes=trained.classes,
-            layers=layer_uses(examples, learn),
+            layers=layer_uses(dataset, train_rows),
             recipe=recipe,
             form=form,
-            trained_on=contents(examples, np.union1d(learn, trained.validation)),
+            trained_on=contents(dataset, np.union1d(train_rows, trained.validation)),
             fitted_on=trained.learned,
             chosen=dict(trained.chosen),
         )
         fitting = time.monotonic() - fit_began
         shown.start("score", None, "items")
-        probabilities, predicted = answers(bundle, examples, test)
-        scores = scored(examples, test, probabilities, predicted, trained.classes, seed)
+        probabilities, predicted = answers(bundle, dataset, test)
+        scores = scored(dataset, test, probabilities, predicted, trained.classes, seed)
         shown.finish()
-        if len(examples.views) > 1:
-            protocol += f"; learned from {views_told(examples.views)} of each image, scored on view 0"
+        if len(dataset.views) > 1:
+            protocol += f"; learned from {views_told(dataset.views)} of each image, scored on view 0"
         bundle.report = {
-            **described(bundle, examples, test, scores, protocol),
-            **of_training(trained, schedule, guard, examples, init, probabilities, predicted == examples.y[test]),
+            **described(bundle, dataset, test, scores, protocol),
+            **of_training(trained, schedule, guard, dataset, init, probabilities, predicted == dataset.y[test]),
             "strategy": "tune",
             "from_layer": from_layer,
-            "views": list(examples.views),
+            "views": list(dataset.views),
             "fit_seconds": fitting,
             "seconds": time.monotonic() - began,
         }

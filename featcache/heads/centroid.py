@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 
 from featcache.core.errors import UsageError
-from featcache.evaluation.temperature import fit_temperature
-from featcache.heads.linear_classifier import TemperedLinearClassifier
-from featcache.heads.validation import to_fit
+from featcache.heads.validation import TemperedLinearClassifier, to_fit
+from featcache.metrics.calibration import fit_temperature
 
 
 class CentroidHead(TemperedLinearClassifier):

@@ -20,9 +20,9 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.validation import check_is_fitted
 
-from featcache.evaluation.temperature import softmax
 from featcache.heads.validation import to_answer, to_fit
 from featcache.metrics import splits
+from featcache.metrics.calibration import softmax
 
 CS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 _CLEARLY_WORSE = 1.02
@@ -102,11 +102,13 @@ class LogRegHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         """Mean held-out log-loss of each C from small to large, NaN behind the clear end of the descent."""
         folds = []
         weights = compute_sample_weight(self.class_weight, y)
-        for learn, test in splits.folds(y, groups, k, self.random_state):
-            if len(np.unique(y[learn])) < len(np.unique(y)):
+        for train_rows, test in splits.folds(y, groups, k, self.random_state):
+            if len(np.unique(y[train_rows])) < len(np.unique(y)):
                 continue  # groups of several classes can put all of one class into one fold
-            scaler = StandardScaler().fit(X[learn])
-            folds.append((scaler.transform(X[learn]), y[learn], scaler.transform(X[test]), y[test], weights[test]))
+            scaler = StandardScaler().fit(X[train_rows])
+            folds.append(
+                (scaler.transform(X[train_rows]), y[train_rows], scaler.transform(X[test]), y[test], weights[test])
+            )
         # Each fit starts from that of the smaller C on the same rows: nothing leaks between folds.
         models: list[Any] = [None] * len(folds)
         scores = np.full(len(Cs), np.nan)

@@ -1,13 +1,31 @@
-"""What heads that are trained by mini-batches share: rows held out, the vectors' moments, and threads."""
+"""What heads that are trained by mini-batches share: rows held out, the vectors' moments, and threads.
+
+Epochs of AdamW that train hidden layers and an output layer on standardised vectors.
+
+AdamW (Loshchilov and Hutter 2019) decays the weights, not the biases. Its learning rate rises evenly over the first
+twentieth of the steps and then falls to 0 as a cosine. Hidden layers start as He et al. (2015) have it, the output
+layer at 0, so that all classes are equally likely at first. Dropout (Srivastava et al. 2014) sets values behind the
+rectifiers to 0. Whatever is drawn comes from generators of its own.
+
+Held-out rows that choose an epoch, and tell without bias how sure what they chose may be.
+
+A temperature must not be fitted on the rows that chose the epoch: of all epochs the one is chosen whose confidence
+suits just these rows, so that they would always ask for a temperature near 1. The rows are therefore halved by groups,
+and each half is answered for with the weights that the other half would have chosen. No row was learned from or chosen
+by what answers for it, and no further row is taken from the learning.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from featcache.metrics import splits
 
@@ -76,3 +94,136 @@ def threads_for(products: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+WARM_UP = 0.05
+
+Layers = list[tuple[Tensor, Tensor]]
+"""Weight (h, d) and bias (h,) of each layer, from the input to the output."""
+
+
+def logits(layers: Layers, x: Tensor, dropout: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
+    """(n, d) standardised vectors to (n, k); with dropout only while the layers train."""
+    for place, (weight, bias) in enumerate(layers):
+        if place:
+            x = torch.relu(x)
+            if dropout:
+                x = x * (torch.rand(x.shape, generator=generator) >= dropout) / (1 - dropout)
+        x = functional.linear(x, weight, bias)
+    return x
+
+
+def trained(
+    batches: Callable[[], Iterable[tuple[Tensor, Tensor]]],
+    widths: Sequence[int],
+    *,
+    decay: float,
+    dropout: float,
+    lr: float,
+    epochs: int,
+    steps: int,
+    seed: int,
+) -> Iterator[tuple[float, Layers]]:
+    """Train.
+
+    Args:
+        batches: starts a pass over standardised vectors (b, d) float32 and class numbers (b,) int64.
+        widths: d, those of the hidden layers, and k.
+        decay: the weight decay; a step takes so much of a weight, times the learning rate.
+        dropout: the share of values behind a rectifier that a step does without.
+        lr: the highest learning rate.
+        epochs: how many passes.
+        steps: batches a pass.
+        seed: of the first weights and the dropout.
+
+    Yields:
+        After each epoch the mean loss of its steps, and the layers, which the next epoch changes.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    layers = _initial(widths, generator)
+    groups = [
+        {"params": [weight for weight, _ in layers], "weight_decay": decay},
+        {"params": [bias for _, bias in layers], "weight_decay": 0.0},
+    ]
+    optimiser = torch.optim.AdamW(groups, lr=lr)
+    step, last = 0, epochs * steps
+    for _ in range(epochs):
+        total = 0.0
+        for x, target in batches():
+            for group in optimiser.param_groups:
+                group["lr"] = lr * _rate(step, last)
+            loss = functional.cross_entropy(logits(layers, x, dropout, generator), target)
+            optimiser.zero_grad()
+            torch.autograd.backward(loss)
+            optimiser.step()
+            total += loss.item()
+            step += 1
+        yield total / steps, layers
+
+
+def _initial(widths: Sequence[int], generator: torch.Generator) -> Layers:
+    layers = []
+    for place, (d, h) in enumerate(pairwise(widths)):
+        weight = torch.zeros(h, d)
+        if place < len(widths) - 2:
+            weight.normal_(0, math.sqrt(2 / d), generator=generator)
+        layers.append((weight.requires_grad_(), torch.zeros(h, requires_grad=True)))
+    return layers
+
+
+def _rate(step: int, last: int) -> float:
+    """The learning rate of a step as a share of the highest, above 0."""
+    rising = WARM_UP * last
+    if step + 1 < rising:
+        return (step + 1) / rising
+    return (1 + math.cos(math.pi * (step - rising) / (last - rising))) / 2 if step > rising else 1.0
+
+
+FEWEST_TO_TEMPER = 50
+"""A temperature of fewer held-out rows would be chance."""
+
+
+class HeldOutChoice:
+    """The weights of the least held-out loss among those that are shown.
+
+    Args:
+        x: (m, d) float32 standardised vectors, one or more.
+        numbers: (m,) class numbers.
+        groups: (m,) numbers; rows with the same one stay in one half.
+        k: classes.
+        seed: of the halves.
+
+    Attributes:
+        rows: m.
+        loss: the least mean log-loss.
+        decay, epoch, layers: what had it.
+        logits: (m, k) float32, of each row by the weights that the other half would choose; None for fewer than 50
+            rows, and where no class has two groups.
+    """
+
+    def __init__(self, x: Tensor, numbers: np.ndarray, groups: np.ndarray, k: int, seed: int) -> None:
+        self.rows = len(numbers)
+        self._x, self._truth = x, torch.from_numpy(np.asarray(numbers, dtype=np.int64))
+        self.loss, self.decay, self.epoch = np.inf, 0.0, 0
+        self.layers: Layers = []
+        self.logits: np.ndarray | None = None
+        self._halves = hold_out(numbers, groups, 0.5, seed)
+        self._least = [np.inf, np.inf]
+        if len(numbers) >= FEWEST_TO_TEMPER and len(self._halves[1]):
+            self.logits = np.full((len(numbers), k), np.nan, np.float32)
+
+    def judge(self, layers: Layers, decay: float, epoch: int) -> float:
+        """Mean log-loss of the rows by these layers, which are kept if it is the least so far; perhaps not finite."""
+        with torch.no_grad():
+            z = logits(layers, self._x)
+            each = functional.cross_entropy(z, self._truth, reduction="none").double().numpy()
+        loss = float(each.mean())
+        if loss < self.loss:
+            self.loss, self.decay, self.epoch = loss, decay, epoch
+            self.layers = [(weight.detach().clone(), bias.detach().clone()) for weight, bias in layers]
+        if self.logits is not None:
+            for half, (choosing, answered) in enumerate((self._halves, self._halves[::-1])):
+                if each[choosing].mean() < self._least[half]:
+                    self._least[half] = each[choosing].mean()
+                    self.logits[answered] = z[answered].numpy()
+        return loss

@@ -2,9 +2,9 @@
 
 Vectors are standardised by mean and deviation of the rows that are learned from. A part of the rows, whole groups of
 every class that has two, is held out. For each weight decay the layers are trained from the same start on the same
-batches (see `featcache.heads.mlp_training`) until the held-out log-loss has not fallen for some epochs, and the
+batches (see `featcache.heads.minibatch`) until the held-out log-loss has not fallen for some epochs, and the
 weights of the decay and the epoch of the least held-out loss are kept. Half by half they also serve for the
-temperature, see `featcache.heads.held_out_choice`.
+temperature, see `featcache.heads.minibatch`.
 """
 
 from __future__ import annotations
@@ -20,10 +20,8 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from featcache.core.errors import UsageError
-from featcache.heads.held_out_choice import HeldOutChoice
-from featcache.heads.minibatch import HELD_OUT_ROWS, hold_out, moments, threads_for
-from featcache.heads.mlp_form import MLPForm
-from featcache.heads.mlp_training import Layers, trained
+from featcache.heads.minibatch import HELD_OUT_ROWS, HeldOutChoice, Layers, hold_out, moments, threads_for, trained
+from featcache.heads.predictors import MLPForm
 from featcache.heads.streaming import VectorStream
 from featcache.heads.validation import check_finite, to_answer, to_fit
 
@@ -105,13 +103,13 @@ class MLPHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
             del self.weights_  # if the training fails, no earlier one may answer in its place
         # Where all are of one group it tells nothing apart.
         groups = stream.groups if len(np.unique(stream.groups)) > 1 else np.arange(len(stream))
-        learn, held_out = hold_out(stream.numbers, groups, _HELD_OUT, self.random_state)
+        train_rows, held_out = hold_out(stream.numbers, groups, _HELD_OUT, self.random_state)
         numbers = np.asarray(stream.numbers, dtype=np.int64)
         with threads_for(self.batch_size * max(a * b for a, b in pairwise(widths))):
             read = _once_read(stream)
             blocks = VectorStream(read, numbers, groups, stream.classes, stream.width).blocks
             mean, scale, *_ = moments(
-                lambda: ((X, numbers[rows]) for rows, X in blocks(learn)), stream.width, len(stream.classes)
+                lambda: ((X, numbers[rows]) for rows, X in blocks(train_rows)), stream.width, len(stream.classes)
             )
 
             def standardised(rows: np.ndarray) -> Tensor:
@@ -122,7 +120,7 @@ class MLPHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
                 choice = HeldOutChoice(
                     standardised(held_out), numbers[held_out], groups[held_out], widths[-1], self.random_state
                 )
-            layers = self._train(standardised, numbers, learn, widths, choice)
+            layers = self._train(standardised, numbers, train_rows, widths, choice)
         self.held_out_rows_, self.held_out_logits_ = held_out, None if choice is None else choice.logits
         self.classes_, self.n_features_in_ = np.asarray(stream.classes), stream.width
         self._fold(layers, mean.double().numpy(), scale.double().numpy())
@@ -132,13 +130,13 @@ class MLPHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
         self,
         standardised: Callable[[np.ndarray], Tensor],
         numbers: np.ndarray,
-        learn: np.ndarray,
+        train_rows: np.ndarray,
         widths: list[int],
         choice: HeldOutChoice | None,
     ) -> Layers:
         """Train with each decay; the layers that are chosen, for standardised vectors."""
         targets = torch.from_numpy(numbers)
-        steps = -(-len(learn) // self.batch_size)
+        steps = -(-len(train_rows) // self.batch_size)
         epochs = int(self.epochs or max(_FEWEST_EPOCHS, -(-_STEPS // steps)))
         patience = self.patience or max(5, epochs // 4)
         decays = sorted(float(decay) for decay in self.decays)
@@ -151,8 +149,8 @@ class MLPHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
             order = np.random.default_rng(self.random_state)
 
             def batches(order: np.random.Generator = order) -> Iterator[tuple[Tensor, Tensor]]:
-                shuffled = order.permutation(learn)
-                for start in range(0, len(learn), self.batch_size):
+                shuffled = order.permutation(train_rows)
+                for start in range(0, len(train_rows), self.batch_size):
                     rows = shuffled[start : start + self.batch_size]
                     yield standardised(rows), targets[rows]
 

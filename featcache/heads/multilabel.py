@@ -3,22 +3,86 @@
 Probabilities are sigmoid(z), each label's for itself. For each C of the grid the log-loss on held-out folds
 is averaged over items and labels; the C of the least mean wins, the smaller one of equals. Folds keep
 groups together and share out every label.
+
+The solver of `featcache.heads.multilabel`: one logistic regression a label along a path of penalties.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from featcache.core.errors import UsageError
-from featcache.evaluation import multilabel_splits
-from featcache.heads.sigmoid_path import sigmoid_path
 from featcache.heads.validation import check_finite, to_answer
+from featcache.metrics import multilabel
 from featcache.metrics.multilabel import binary_losses
+
+
+@dataclass(frozen=True)
+class SigmoidFit:
+    """Logistic regressions of k labels at one C.
+
+    Attributes:
+        coef: (k, d) float64.
+        intercept: (k,) float64.
+        shift: (d,) what is taken off vectors before they are multiplied, in their precision.
+        converged: whether all did.
+    """
+
+    coef: np.ndarray
+    intercept: np.ndarray
+    shift: np.ndarray
+    converged: bool
+
+    def scores(self, X: np.ndarray) -> np.ndarray:
+        """(n, k) log-odds."""
+        middle = self.intercept + self.coef @ self.shift
+        return np.asarray((X - self.shift) @ self.coef.T.astype(X.dtype) + middle)
+
+
+def sigmoid_path(X: np.ndarray, Y: np.ndarray, Cs: Iterable[float], max_iter: int) -> Iterator[SigmoidFit]:
+    """Fits for each C, each label on its own: ½‖w‖² + C Σ log(1 + exp(∓z)), with a free intercept.
+
+    Args:
+        X: (n, d) vectors.
+        Y: (n, k) bool, which labels each row has. Where all rows have a label or none has, the weights are 0
+            and the intercept is the log-odds with half a row added to either side.
+        Cs: ascending; each fit starts from that of the one before.
+        max_iter: of the solver, for each fit.
+    """
+    n, k = Y.shape
+    shift = X.mean(axis=0, dtype=np.float64).astype(X.dtype)
+    # A free intercept makes centring change nothing but the speed, if what was taken off is put back to the digit.
+    centred = X - shift
+    counts = Y.sum(axis=0)
+    models: list[LogisticRegression | None] = [None] * k
+    for C in Cs:
+        coef, intercept, converged = np.zeros((k, X.shape[1])), np.log((counts + 0.5) / (n - counts + 0.5)), True
+        for label in np.flatnonzero((counts > 0) & (counts < n)):
+            models[label] = model = _fitted(centred, Y[:, label], C, max_iter, models[label])
+            coef[label], intercept[label] = model.coef_[0], model.intercept_[0]
+            converged &= bool(model.n_iter_.max() < max_iter)
+        yield SigmoidFit(coef, intercept - coef @ shift.astype(np.float64), shift, converged)
+
+
+def _fitted(
+    X: np.ndarray, y: np.ndarray, C: float, max_iter: int, start: LogisticRegression | None
+) -> LogisticRegression:
+    model = LogisticRegression(C=C, max_iter=max_iter, tol=1e-5, warm_start=True)
+    if start is not None:
+        model.coef_, model.intercept_, model.classes_ = start.coef_, start.intercept_, start.classes_
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # told by `converged`
+        return model.fit(X, y)
+
 
 CS = tuple(10.0**exponent for exponent in range(-6, 3))
 _CLEARLY_WORSE = 1.03
@@ -102,8 +166,8 @@ class SigmoidPathClassifier(BaseEstimator):  # type: ignore[misc]  # scikit-lear
 
     def _held_out_losses(self, X: np.ndarray, Y: np.ndarray, groups: np.ndarray, k: int) -> np.ndarray:
         """Mean held-out log-loss of each C from small to large, NaN behind the clear end of the descent."""
-        parts = multilabel_splits.folds(Y, groups, k, self.random_state)
-        paths = [sigmoid_path(X[learn], Y[learn], self.Cs_, self.max_iter) for learn, _ in parts]
+        parts = multilabel.folds(Y, groups, k, self.random_state)
+        paths = [sigmoid_path(X[train_rows], Y[train_rows], self.Cs_, self.max_iter) for train_rows, _ in parts]
         scores = np.full(len(self.Cs_), np.nan)
         tell = self.on_progress or (lambda done, of: None)
         for place in range(len(self.Cs_)):

@@ -2,23 +2,196 @@
 
 Targets are 1 for an item's class and -1 for the others, the intercept is free. One eigendecomposition
 serves all penalties, and what the fit without an item, or without its group, says of it follows without
-fitting again (see `featcache.heads.ridge_axes`). On those scores a temperature is fitted for each
+fitting again (see `featcache.heads.ridge`). On those scores a temperature is fitted for each
 penalty, and the penalty of the least log-loss is taken, the larger one of equals.
+
+Ridge regression with a free intercept for all penalties at once, with exact leave-one-out answers.
+
+In the axes of the centred vectors' own variance, Z = (X - 1mᵀ) V and ZᵀZ = diag(s), the fit for the
+penalty λ is Ŷ = Ȳ + Z diag(1/(s + λ)) ZᵀY, so each λ costs one product. Its hat matrix is
+H = 11ᵀ/n + Z diag(1/(s + λ)) Zᵀ, and what a fit without the rows I says of them is
+Y_I - (1 - H_II)⁻¹ (Y_I - Ŷ_I) (Allen 1974 for one row, Cook and Weisberg 1982, section 2.2, for several).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from featcache.core.errors import UsageError
-from featcache.evaluation.temperature import fit_temperature
-from featcache.heads.linear_classifier import TemperedLinearClassifier, class_scores
-from featcache.heads.ridge_axes import RidgeAxes, left_out_scores, ridge_axes, signs
+from featcache.core.process import one_blas_thread
 from featcache.heads.streaming import VectorStream
-from featcache.heads.validation import to_fit
+from featcache.heads.validation import TemperedLinearClassifier, check_finite, class_scores, to_fit
+from featcache.metrics.calibration import fit_temperature
+
+_NUMBERS_AT_ONCE = 8_000_000
+
+
+@dataclass(frozen=True)
+class RidgeAxes:
+    """Sums over n rows, turned into their axes.
+
+    Attributes:
+        n: rows.
+        mean: (d,) float64, the mean of the vectors.
+        axes: (d, r) float64, V; orthonormal columns.
+        sizes: (r,) float64, s.
+        targets: (k,) float64, Ȳ.
+        products: (r, k) float64, ZᵀY.
+    """
+
+    n: int
+    mean: np.ndarray
+    axes: np.ndarray
+    sizes: np.ndarray
+    targets: np.ndarray
+    products: np.ndarray
+
+    def rotated(self, X: np.ndarray) -> np.ndarray:
+        """Z of some vectors, in their own precision."""
+        return np.asarray((X - self.mean.astype(X.dtype)) @ self.axes.astype(X.dtype))
+
+    def coefficients(self, penalty: float) -> tuple[np.ndarray, np.ndarray]:
+        """(k, d) and (k,) float64 for the vectors as they were given."""
+        coef = (self.axes @ (self.products / (self.sizes + penalty)[:, None])).T
+        return coef, self.targets - coef @ self.mean
+
+
+def signs(numbers: np.ndarray, k: int) -> np.ndarray:
+    """Targets as scikit-learn's RidgeClassifier has them: 1 for the class and -1 for others; (n, 1) where k = 2."""
+    columns = np.arange(k) if k > 2 else np.array([1])
+    return np.where(numbers[:, None] == columns, 1.0, -1.0)
+
+
+def ridge_axes(stream: VectorStream) -> RidgeAxes:
+    """One pass over the rows; products in the vectors' own precision, sums in float64.
+
+    Raises:
+        UsageError: a value is not finite (the row is named), or so large that its square is not.
+    """
+    n, d, k = len(stream), stream.width, len(stream.classes)
+    targets = np.bincount(stream.numbers, minlength=k) @ signs(np.arange(k), k) / n
+    if n < d:
+        return _of_few(stream.read(np.arange(n)), signs(stream.numbers, k) - targets, targets)
+    shift: np.ndarray | None = None
+    total, gram, cross = np.zeros(d), np.zeros((d, d)), np.zeros((d, len(targets)))
+    for rows, X in stream.blocks():
+        check_finite(X, rows)
+        # Taken off before multiplying, so that a large common part does not drown the differences.
+        shift = X.mean(axis=0) if shift is None else shift
+        X = X - shift
+        total += X.sum(axis=0, dtype=np.float64)
+        with np.errstate(over="ignore", invalid="ignore"):
+            gram += X.T @ X
+        # These sum to 0, so it does not matter that X is not centred exactly.
+        cross += X.T @ (signs(stream.numbers[rows], k) - targets).astype(X.dtype)
+    assert shift is not None
+    gram -= np.outer(total, total / n)
+    if not np.isfinite(gram).all():
+        raise UsageError("The vectors hold numbers so large that their squares overflow. Divide all by one number.")
+    sizes, axes = _eigh(gram)
+    return RidgeAxes(n, shift + total / n, axes, np.maximum(sizes, 0), targets, axes.T @ cross)
+
+
+def _of_few(X: np.ndarray, centred_targets: np.ndarray, targets: np.ndarray) -> RidgeAxes:
+    """The same by the inner products of the rows, of which there are fewer than features."""
+    check_finite(X)
+    mean = X.mean(axis=0, dtype=np.float64)
+    centred = X.astype(np.float64) - mean
+    sizes, rows = _eigh(centred @ centred.T)
+    # Centring leaves n - 1 axes at most, and equal rows fewer; the rest is rounding.
+    real = sizes > sizes[-1] * len(X) * np.finfo(X.dtype).eps
+    sizes, rows = sizes[real], rows[:, real]
+    axes = (centred.T @ rows) / np.sqrt(sizes)
+    return RidgeAxes(len(X), mean, axes, sizes, targets, np.sqrt(sizes)[:, None] * (rows.T @ centred_targets))
+
+
+def left_out_scores(
+    fitted: RidgeAxes, Z: np.ndarray, Y: np.ndarray, groups: np.ndarray, penalties: np.ndarray
+) -> Iterator[np.ndarray]:
+    """What fits without each row's group say of it.
+
+    Args:
+        fitted: of all rows.
+        Z: (m, r) rotated vectors of some of the rows, every group with all it has.
+        Y: (m, k) their targets.
+        groups: (m,) int64; none of them holds all n rows.
+        penalties: all positive.
+
+    Yields:
+        (m, k) scores for each penalty, in Z's precision.
+    """
+    order = np.argsort(groups, kind="stable")
+    starts = np.flatnonzero(np.diff(groups[order], prepend=groups[order[0]] - 1))
+    counts = np.diff(starts, append=len(order))
+    alone = order[starts[counts == 1]]
+    several = [(size, starts[counts == size, None] + np.arange(size)) for size in np.unique(counts[counts > 1])]
+    r = Z.shape[1]
+    without = [_without_group(fitted, Z[order[at]], Y[order[at]]) for size, sets in several if size > r for at in sets]
+    shrinking = 1 / (fitted.sizes + penalties[:, None])
+    leverages = 1 / fitted.n + np.square(Z[alone]) @ shrinking.T.astype(Z.dtype)
+    fits = _scores_of_all(fitted, Z, shrinking)
+    for penalty, shrunk, leverage, scores in zip(penalties, shrinking, leverages.T, fits, strict=True):
+        scores[alone] = Y[alone] - (Y[alone] - scores[alone]) / (1 - leverage)[:, None]
+        refits = iter(without)
+        for size, sets in several:
+            if size > r:
+                for at in sets:
+                    scores[order[at]] = next(refits)(penalty, Z[order[at]])
+                continue
+            step = max(1, _NUMBERS_AT_ONCE // (size * r))
+            for first in range(0, len(sets), step):
+                rows = order[sets[first : first + step]]
+                own = Z[rows].astype(np.float64)
+                hat = (own * shrunk) @ own.transpose(0, 2, 1) + 1 / fitted.n
+                residuals = np.linalg.solve(np.eye(size) - hat, Y[rows] - scores[rows])
+                scores[rows] = Y[rows] - residuals
+        yield scores
+
+
+def _scores_of_all(fitted: RidgeAxes, Z: np.ndarray, shrinking: np.ndarray) -> Iterator[np.ndarray]:
+    """Scores (m, k) of the fit to all rows for each penalty, of which several share a pass over Z."""
+    step = max(1, _NUMBERS_AT_ONCE // (len(Z) * fitted.products.shape[1]))
+    for first in range(0, len(shrinking), step):
+        some = shrinking[first : first + step]
+        weights = np.hstack([fitted.products * shrunk[:, None] for shrunk in some])
+        scores = Z @ weights.astype(Z.dtype) + np.tile(fitted.targets, len(some)).astype(Z.dtype)
+        yield from np.split(scores, len(some), axis=1)
+
+
+def _without_group(fitted: RidgeAxes, Z: np.ndarray, Y: np.ndarray) -> Callable[[float, np.ndarray], np.ndarray]:
+    """The fit without one group of more rows than axes: from a penalty and vectors to scores.
+
+    Its sums are those of all rows less its own, which is smaller work than a hat matrix of its rows.
+    """
+    left = fitted.n - len(Z)
+    mean = -Z.sum(axis=0, dtype=np.float64) / left
+    targets = (fitted.n * fitted.targets - Y.sum(axis=0)) / left
+    gram = np.diag(fitted.sizes) - Z.T @ Z - left * np.outer(mean, mean)
+    # Y of all rows is not centred here: Z sums to 0 over them, so ZᵀY is the same.
+    cross = fitted.products - Z.T @ Y.astype(Z.dtype) - left * np.outer(mean, targets)
+    sizes, axes = _eigh(gram)
+    sizes, products = np.maximum(sizes, 0), axes.T @ cross
+
+    def scores(penalty: float, X: np.ndarray) -> np.ndarray:
+        return np.asarray((X - mean) @ (axes @ (products / (sizes + penalty)[:, None])) + targets)
+
+    return scores
+
+
+def _eigh(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues from small to large, and eigenvectors.
+
+    By one thread: several wait for each other at each of thousands of short steps, and where a core is
+    busy with something else that takes ten times as long.
+    """
+    with one_blas_thread():
+        values, vectors = np.linalg.eigh(matrix)
+    return values, vectors
+
 
 RELATIVE_ALPHAS = tuple(10 ** (exponent / 2) for exponent in range(-6, 7))
 SCORED_ROWS = 65_536

@@ -15,10 +15,9 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from featcache.core.errors import BundleError
+from featcache.heads.knn import NeighbourForm
 from featcache.heads.matching import MatchingForm
-from featcache.heads.mlp_form import MLPForm
-from featcache.heads.neighbours import NeighbourForm
-from featcache.heads.predictors import LINKS, LinearForm, linear_form
+from featcache.heads.predictors import LINKS, LinearForm, MLPForm, linear_form
 from featcache.metrics.likelihood_ratio import Calibration
 
 Classifier: TypeAlias = LinearForm | MLPForm | NeighbourForm
@@ -30,7 +29,7 @@ NEIGHBOURS = "neighbours by vectors"
 MATCHING = "projection for matching"
 
 
-def form_of(fitted: Any) -> Form:
+def export_predictor(fitted: Any) -> Form:
     """The form of a fitted estimator.
 
     Raises:

@@ -19,10 +19,10 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from featcache.evaluation.temperature import softmax
 from featcache.heads.minibatch import HELD_OUT_ROWS, Batches, hold_out, moments, threads_for
 from featcache.heads.streaming import VectorStream
 from featcache.heads.validation import check_finite, to_answer, to_fit
+from featcache.metrics.calibration import softmax
 
 _STEPS = 1200
 
@@ -80,11 +80,11 @@ class TorchSoftmaxHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
 
     def fit_stream(self, stream: VectorStream) -> TorchSoftmaxHead:
         """Fit on vectors that need not fit in memory, in a new order each pass."""
-        learn, held_out = held_out_rows(stream.numbers, stream.groups, self.random_state)
+        train_rows, held_out = held_out_rows(stream.numbers, stream.groups, self.random_state)
         rng = np.random.default_rng(self.random_state)
 
         def batches() -> Iterable[tuple[np.ndarray, np.ndarray]]:
-            for rows, vectors in stream.blocks(rng.permutation(learn), self.batch_size):
+            for rows, vectors in stream.blocks(rng.permutation(train_rows), self.batch_size):
                 yield vectors, stream.numbers[rows]
 
         kept = stream.read(held_out), stream.numbers[held_out]
@@ -162,8 +162,8 @@ def held_out_rows(numbers: np.ndarray, groups: np.ndarray, seed: int) -> tuple[n
 
     Where no class has two groups, all rows serve for both.
     """
-    learn, held_out = hold_out(numbers, groups, 0.1, seed)
-    return (learn, held_out) if len(held_out) else (learn, learn[:HELD_OUT_ROWS])
+    train_rows, held_out = hold_out(numbers, groups, 0.1, seed)
+    return (train_rows, held_out) if len(held_out) else (train_rows, train_rows[:HELD_OUT_ROWS])
 
 
 def _class_weights(class_weight: Any, classes: np.ndarray, counts: np.ndarray) -> np.ndarray:

@@ -21,13 +21,12 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
 from featcache.core.errors import UnknownNameError, UsageError
-from featcache.evaluation import identity_splits
-from featcache.evaluation.identity_pairs import pairs_within
+from featcache.heads.knn import normalised
 from featcache.heads.lda import Scatter, Whitened, scatter_of, whiten
 from featcache.heads.matching import MatchingForm
-from featcache.heads.neighbours import normalised
 from featcache.heads.validation import to_answer, to_fit
-from featcache.metrics.verification import cosine_scores, roc
+from featcache.metrics import splits
+from featcache.metrics.verification import cosine_scores, pairs_within, roc
 
 LOSSES = ("cosine_margin", "contrastive", "triplet", "none")
 _FEWEST_IDENTITIES = 3
@@ -66,7 +65,7 @@ class SiameseHead(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
     Args:
         dimensions: at most so many; there are always fewer than identities to learn from, also without a fold.
-        loss: ``cosine_margin``, ``contrastive`` or ``triplet``, see `featcache.heads.metric_losses`; ``none`` leaves
+        loss: ``cosine_margin``, ``contrastive`` or ``triplet``, see `featcache.heads.metric_learning`; ``none`` leaves
             the projection at linear discriminant analysis.
         shrinkage: of the covariance within identities, from 0 to 1; None to choose among Ledoit and Wolf's, 0.5, 0.75,
             and 0 where there are vectors enough.
@@ -150,7 +149,7 @@ class SiameseHead(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             (n,) int64.
         """
         numbers = np.unique(np.asarray(y), return_inverse=True)[1]
-        return identity_splits.folds(numbers, self.folds, self.random_state, groups)
+        return splits.identity_folds(numbers, self.folds, self.random_state, groups)
 
     def transform(self, X: Any) -> np.ndarray:
         """(n, d) vectors projected: (n, p) float32 of length 1.

@@ -3,6 +3,15 @@
 The objective is scikit-learn's: ½‖W‖² + C Σ_i s_i loss_i with an intercept that is not penalised (for two
 classes ½‖w‖² + C Σ_i s_i log(1 + exp(∓z_i)) with one row of weights). So C means the same, and the optimum
 is the same. `path_solver` finds it for all folds and all rows together, `certificate` says how near it is.
+
+Whether the best C of a grid lies inside it.
+
+C is measured against the squares of the vectors: for vectors a thousand times as large the best C is a
+million times smaller. So for vectors far from the scale of 1 the best C can lie outside of a fixed grid, and
+the best of the grid is then its first or last. That alone says little: where classes are far apart all large C are as
+good, and where vectors tell nothing all small ones are. It is the slope of the held-out loss at the edge that tells.
+
+What a head that chose its C by cross-validation measured on the way: the held-out log-loss over C.
 """
 
 from __future__ import annotations
@@ -17,15 +26,52 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted
 
 from featcache.core.errors import UsageError
-from featcache.evaluation.temperature import softmax
-from featcache.heads.fold_numbers import draw_folds
-from featcache.heads.grid_edge import GridEdgeWarning, edge_of_grid
-from featcache.heads.regularization_path import FINAL_GAP, PATH_GAP, RegularisationPath
-from featcache.heads.row_threads import row_threads
+from featcache.core.process import row_threads
+from featcache.heads.regularization_path import FINAL_GAP, PATH_GAP, RegularisationPath, draw_folds
 from featcache.heads.softmax_certificate import LOGITS_BYTES, Certificate
 from featcache.heads.softmax_solver import NO_FOLD
-from featcache.heads.training_rows import checked
-from featcache.heads.validation import to_answer
+from featcache.heads.validation import checked, to_answer
+from featcache.metrics.calibration import softmax
+
+_STEEP = 0.01
+"""A last step of the loss by more than this share of all its change: not flat."""
+_FLAT = 1e-4
+"""A loss that changes less over the whole grid, as a share of itself, is that of weights near 0, or of no penalty."""
+_CONSTANT = 1e-6
+"""Vectors that vary less than that, as a share of their largest number, are equal."""
+
+
+class GridEdgeWarning(UserWarning):
+    """The best C of those tried is at the edge of the grid."""
+
+
+def edge_of_grid(Cs: np.ndarray, losses: np.ndarray, best: int, X: np.ndarray) -> str | None:
+    """What is wrong with a grid that probably does not hold the best C, and what to do; None if nothing is.
+
+    Args:
+        Cs: (c,) the grid, ascending, of two or more.
+        losses: (c,) mean held-out log-loss of each, infinite where it was not tried.
+        best: the place of the C that was chosen.
+        X: (n, d) the vectors.
+    """
+    advice = "or bring the vectors nearer to the scale of 1 (all multiplied by one number)."
+    known = losses[np.isfinite(losses)]
+    span = float(np.ptp(known))
+    if span <= _FLAT * float(known.min()):
+        if len(known) < len(Cs) or (np.ptp(X, axis=0) <= _CONSTANT * np.abs(X).max()).all():
+            return None
+        return (
+            f"No C of the {len(Cs)} from {Cs[0]:g} to {Cs[-1]:g} changes the held-out loss, so the vectors are "
+            f"probably far too small for them, or too large. Give other Cs, {advice}"
+        )
+    for place, neighbour, name, better in ((0, 1, "first", "smaller"), (len(Cs) - 1, len(Cs) - 2, "last", "larger")):
+        if best == place and losses[neighbour] - losses[place] > _STEEP * span:
+            return (
+                f"The best C = {Cs[place]:g} is the {name} of the {len(Cs)} tried, and a {better} one would probably "
+                f"be better. Give {better} Cs, {advice}"
+            )
+    return None
+
 
 _CLEARLY_WORSE, _STEPS_BEYOND = 1.03, 3
 """The path ends when the held-out loss is so much above its least value, so many values of C behind it."""
@@ -232,3 +278,30 @@ class SoftmaxPathClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         """(n,) the likeliest label."""
         p = self.predict_proba(X)
         return np.asarray(self.classes_[p.argmax(1)])
+
+
+def loss_curve(fitted: Any) -> dict[str, list[list[float | None]]]:
+    """The curve for a head's report.
+
+    Args:
+        fitted: an estimator; one of our own heads has a curve if it has ``scores_`` over ``Cs_`` or ``Cs``:
+            either (c,) mean log-losses, or (folds, c) negative log-losses, NaN where a C was skipped, which count by
+            ``held_out_weights_`` (folds,).
+
+    Returns:
+        ``{"loss_over_C": [[C, log-loss or None], …]}`` from small to large C, or ``{}``.
+    """
+    if getattr(fitted, "scoring", "neg_log_loss") != "neg_log_loss":
+        return {}
+    Cs = getattr(fitted, "Cs_", getattr(fitted, "Cs", None))
+    scores = getattr(fitted, "scores_", None)
+    if Cs is None or scores is None or not len(scores) or not type(fitted).__module__.startswith("featcache.heads."):
+        return {}
+    if np.ndim(scores) == 2:
+        # By the same weights as the choice of C.
+        losses = -np.average(scores, axis=0, weights=getattr(fitted, "held_out_weights_", None))
+        order = np.argsort(Cs)
+    else:
+        losses, order = np.asarray(scores), np.arange(len(scores))  # these are sorted already
+    points = zip(np.sort(np.asarray(Cs, dtype=np.float64)).tolist(), losses[order].tolist(), strict=True)
+    return {"loss_over_C": [[C, None if loss != loss else loss] for C, loss in points]}

@@ -2,14 +2,24 @@
 
 A head that can learn so has ``fit_stream(stream)`` beside ``fit``. It sees all numbers of classes and
 groups at once, which are small, and reads vectors in the order it wants.
+
+Whether there is the memory for what a head holds at once.
+
+A fit that outgrows the memory ends without a word: the system kills the process. So it is asked before.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+
+from featcache.core.errors import UsageError
 
 ROWS_AT_ONCE = 4096
 
@@ -43,3 +53,98 @@ class VectorStream:
         for start in range(0, len(order), size):
             rows = order[start : start + size]
             yield rows, self.read(rows)
+
+
+_BYTES_A_NUMBER = 8
+"""Of heads that do not say what they need: the vectors and one copy of them, in float32."""
+
+
+def check_memory(
+    estimator: Any, name: str, n: int, d: int, k: int, *, streaming: str, available: int | None = None
+) -> None:
+    """Refuse to read what would exhaust the memory.
+
+    Args:
+        estimator: an unfitted head, perhaps with ``memory_needed(n, d, k)`` in bytes.
+        name: what the head is called.
+        n, d, k: vectors, numbers a vector, classes.
+        streaming: what to do instead, a sentence.
+        available: bytes; by default what the machine has.
+
+    Raises:
+        UsageError: it needs more than there is; both are named.
+    """
+    ask = getattr(estimator, "memory_needed", None)
+    needed = ask(n, d, k) if ask is not None else n * d * _BYTES_A_NUMBER
+    have = available_memory() if available is None else available
+    if have is not None and needed > have:
+        raise UsageError(
+            f"The head {name} needs about {_in_words(needed)} of memory for {n:,} vectors of {d:,} numbers and {k:,} "
+            f"classes, and this machine has {_in_words(have)} to spare. {streaming}"
+        )
+
+
+def available_memory(root: Path = Path("/")) -> int | None:
+    """Bytes that can be taken without swapping, within the limits of the process's control groups.
+
+    Args:
+        root: where ``proc`` and ``sys`` are.
+
+    Returns:
+        None where the system does not tell.
+    """
+    known = [*_of_the_machine(root), *_of_control_groups(root)]
+    return max(0, min(known)) if known else None
+
+
+def _of_the_machine(root: Path) -> list[int]:
+    try:
+        for line in (root / "proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return [1024 * int(line.split()[1])]
+    except OSError:
+        pass  # no Linux
+    try:
+        return [os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    except (AttributeError, OSError, ValueError):
+        return []
+
+
+def _of_control_groups(root: Path) -> list[int]:
+    """What is left of each limit: of the process's own group and of those above it, which bind as well.
+
+    Version 2 has ``memory.max`` and ``memory.current``, version 1 ``memory.limit_in_bytes`` and
+    ``memory.usage_in_bytes``; the use counts files that were read, of which the inactive ones give way
+    (https://docs.kernel.org/admin-guide/cgroup-v2.html).
+    """
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            top, limit, use, file = "sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"
+        elif "memory" in controllers.split(","):
+            top, limit, use, file = (
+                "sys/fs/cgroup/memory",
+                "memory.limit_in_bytes",
+                "memory.usage_in_bytes",
+                "total_inactive_file",
+            )
+        else:
+            continue
+        # In a container the path can be one of the host, whose upper part is not to be seen: those there count.
+        names = [name for name in path.split("/") if name not in ("", "..")]
+        for depth in range(len(names) + 1):
+            group = (root / top).joinpath(*names[:depth])
+            with suppress(OSError, ValueError):  # no such group, or no limit: "max"
+                most, used = (int((group / name).read_text(encoding="ascii")) for name in (limit, use))
+                stat = dict(row.split() for row in (group / "memory.stat").read_text(encoding="ascii").splitlines())
+                found.append(most - used + int(stat.get(file, 0)))
+    return found
+
+
+def _in_words(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

@@ -1,14 +1,24 @@
-"""What every head asks of the arrays it is fitted on, and how it says what is wrong with them."""
+"""What every head asks of the arrays it is fitted on, and how it says what is wrong with them.
+
+The rows that a weighted head is fitted on: weights multiplied, rows of no weight left out, in float32.
+
+What heads share whose scores are linear and whose probabilities are softmax(scores / T).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import validate_data
+from sklearn.utils.validation import check_is_fitted, validate_data
 
 from featcache.core.errors import UsageError
+from featcache.metrics.calibration import softmax
 
 _FLOATS = [np.float64, np.float32]
 
@@ -82,3 +92,113 @@ def check_finite(X: np.ndarray, rows: np.ndarray | None = None) -> None:
 
 def _not_half(X: Any) -> Any:
     return X.astype(np.float32) if isinstance(X, np.ndarray) and X.dtype == np.float16 else X
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRows:
+    """The rows whose weight is above zero.
+
+    Attributes:
+        X: (n, d) float32, less `shift`; perhaps the array that was given, so not to be written to.
+        y: (n,) class numbers.
+        weights: (n,) float64, sample and class weights multiplied.
+        groups: (n,) int64.
+        classes: (k,) labels.
+        shift: (d,) float64, what was taken off, so that float64 vectors far from 0 keep their digits.
+        kept: (n,) which of the rows given these are.
+        given: how many rows were given.
+    """
+
+    X: np.ndarray
+    y: np.ndarray
+    weights: np.ndarray
+    groups: np.ndarray
+    classes: np.ndarray
+    shift: np.ndarray
+    kept: np.ndarray
+    given: int
+
+
+def checked(
+    estimator: Any,
+    X: Any,
+    y: Any,
+    groups: Any = None,
+    sample_weight: Any = None,
+    class_weight: str | Mapping[Any, float] | None = None,
+) -> TrainingRows:
+    """The rows to learn from.
+
+    Args:
+        estimator: whose `n_features_in_` is set.
+        X: (n, d) numbers.
+        y: (n,) labels.
+        groups: (n,) numbers or texts; by default each row is its own.
+        sample_weight: (n,) weights.
+        class_weight: ``balanced``, by which all classes have the same weight in sum, a mapping from labels to
+            weights, or None.
+
+    Raises:
+        UsageError: a value is not finite, a weight negative, a class without weight, or there is one class.
+    """
+    X, classes, numbers, units = to_fit(estimator, X, y, groups)
+    n = len(numbers)
+    weights = np.ones(n) if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
+    if weights.ndim == 0:
+        weights = np.full(n, float(weights))
+    if weights.shape != (n,):
+        raise UsageError(f"sample_weight has shape {weights.shape} for {n} rows.")
+    bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
+    if len(bad):
+        raise UsageError(f"The weight of row {bad[0]} is {weights[bad[0]]}; weights are numbers from 0 on.")
+    masses = np.bincount(numbers, weights, len(classes))
+    if isinstance(class_weight, str) and class_weight == "balanced" and (masses > 0).all():
+        # By weight and not by rows, as scikit-learn has it from 1.7 on: a row without weight is no row.
+        weights = weights * (masses.sum() / (len(classes) * masses))[numbers]
+    elif class_weight is not None:
+        weights = weights * compute_class_weight(class_weight, classes=classes, y=classes[numbers])[numbers]
+    lost = np.bincount(numbers, weights, len(classes)) <= 0
+    if lost.any():
+        raise UsageError(f"Every row of class {classes[lost][0]!s} has the weight zero.")
+    kept = np.flatnonzero(weights > 0)
+    shift = np.zeros(X.shape[1])
+    if X.dtype == np.float64:
+        shift = X[kept].mean(axis=0)
+        X = X - shift
+    # No copy where there is nothing to leave out: the vectors can fill half the memory.
+    narrow = np.ascontiguousarray(X if len(kept) == n else X[kept], dtype=np.float32)
+    check_finite(narrow, kept)
+    return TrainingRows(narrow, numbers[kept], weights[kept], units[kept], classes, shift, kept, n)
+
+
+class TemperedLinearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
+    """Answers from ``coef_``, ``intercept_``, ``temperature_`` and ``classes_``.
+
+    For two classes ``coef_`` is (1, d), and the scores of the classes are 0 and what it gives.
+    """
+
+    coef_: np.ndarray
+    intercept_: np.ndarray
+    temperature_: float
+    classes_: np.ndarray
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """(n, k) scores, or (n,) for two classes."""
+        check_is_fitted(self)
+        scores = to_answer(self, X) @ self.coef_.T + self.intercept_
+        return np.asarray(scores[:, 0] if scores.shape[1] == 1 else scores)
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """(n, k) probabilities in the order of ``classes_``."""
+        return softmax(class_scores(self.decision_function(X)) / self.temperature_)
+
+    def predict(self, X: Any) -> np.ndarray:
+        """(n,) the likeliest label."""
+        places = class_scores(self.decision_function(X)).argmax(axis=1)
+        return np.asarray(self.classes_[places])
+
+
+def class_scores(scores: np.ndarray) -> np.ndarray:
+    """One column a class, also where two classes have one score between them: (n,) or (n, 1) becomes (n, 2)."""
+    scores = scores.reshape(len(scores), -1)
+    return np.column_stack([np.zeros(len(scores), scores.dtype), scores]) if scores.shape[1] == 1 else scores

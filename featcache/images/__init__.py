@@ -1,1 +1,1 @@
-"""Images: what lists them, reads them and decodes them, and the transform into a network's picture."""
+"""Images: what lists them, reads them and decodes them, and the transform into a network's image."""

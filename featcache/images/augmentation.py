@@ -1,6 +1,6 @@
-"""Views: other versions of a picture, random and yet the same every time.
+"""Views: other versions of an image, random and yet the same every time.
 
-A view is a part of the picture, resized to the network's input, perhaps mirrored, its colours changed a little
+A view is a part of the image, resized to the network's input, perhaps mirrored, its colours changed a little
 (random-resized crop: Szegedy et al. 2015, section 6, with the arithmetic of torchvision's ``RandomResizedCrop``).
 All that is random about it is drawn from (seed, SHA-256 of the image, index of the view) and nothing else, so it does
 not depend on the order of the images, the batches, or the threads. The numbers are read off SHAKE-256 (FIPS 202), as
@@ -21,7 +21,7 @@ from featcache.core.names import view_name
 from featcache.core.recipe import StandardTransform
 
 _TRIES = 10
-"""Parts of the picture that are drawn before a middle one is taken."""
+"""Parts of the image that are drawn before a middle one is taken."""
 
 _FILTERS = {name.lower(): value for name, value in Image.Resampling.__members__.items()}
 
@@ -31,7 +31,7 @@ class Augmentation:
     """The policy: from which distributions a view is drawn.
 
     Attributes:
-        scale: least and largest area of the part that is cut out, as a share of the picture's.
+        scale: least and largest area of the part that is cut out, as a share of the image's.
         ratio: least and largest width of the part for a height of 1; its logarithm is uniform.
         flip: probability that left and right change places.
         brightness, contrast, saturation: each is multiplied by a number from 1 less this to 1 more, uniform.
@@ -82,13 +82,13 @@ class AugmentedView:
         sha256: bytes,
         box: tuple[float, float, float, float] | None = None,
     ) -> np.ndarray:
-        """The network's picture.
+        """The network's image.
 
         Args:
             image: RGB, loaded and upright.
             transform: gives the size of the network's input and the filter; its resize takes no part.
             sha256: of the image's bytes, 32 bytes.
-            box: left, top, right and bottom of the picture in *image*, where that holds more; all by default.
+            box: left, top, right and bottom of the image in *image*, where that holds more; all by default.
 
         Returns:
             (h, w, 3) uint8, of the size of ``transform.crop``.
@@ -137,7 +137,7 @@ def _part(policy: Augmentation, width: float, height: float, draw: _Numbers) -> 
         if w <= width and h <= height:
             x, y = int(draw.at(_X) * (int(width) - w + 1)), int(draw.at(_Y) * (int(height) - h + 1))
             return x, y, x + w, y + h
-    # The picture is too wide or too tall: the middle of it, as wide or as tall as may be.
+    # The image is too wide or too tall: the middle of it, as wide or as tall as may be.
     w, h = width, height
     if width / height < policy.ratio[0]:
         h = min(height, max(1, round(width / policy.ratio[0])))

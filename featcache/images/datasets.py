@@ -1,7 +1,7 @@
 """A dataset of another library as a source: torchvision's, Hugging Face's ``datasets``, or one made like them.
 
 Neither library is imported here: what a dataset is, its attributes tell. Bytes are taken wherever the dataset can give
-them, so that an image has the same vectors as from its file; a dataset that decodes by itself gives pictures, which
+them, so that an image has the same vectors as from its file; a dataset that decodes by itself gives images, which
 are identified by their pixels.
 """
 
@@ -16,11 +16,10 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Protocol
 
 from featcache.core.errors import ImageMemoryError, UnusableImageError, UsageError
+from featcache.core.names import IN_PYTHON
+from featcache.core.process import Turn
 from featcache.images.decode import rgb_from, rgb_from_array
-from featcache.images.entry import Content, Entry, Unusable, as_text
-from featcache.images.reading import FileStat, read_image_file
-from featcache.images.turns import Turn
-from featcache.store.sources import IN_PYTHON
+from featcache.images.entry import Content, Entry, FileStat, Unusable, as_text, read_image_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -96,7 +95,7 @@ class DatasetSource:
 
 @dataclass(frozen=True, slots=True)
 class _Item:
-    """One image of a dataset: a file as it is, or what makes its picture, or what reads its bytes."""
+    """One image of a dataset: a file as it is, or what makes its image, or what reads its bytes."""
 
     place: int
     label: str | None
@@ -174,7 +173,7 @@ def _pairs(dataset: Any) -> Iterator[_Item]:
     if getattr(dataset, "transform", None) is not None:
         raise UsageError(
             f"The dataset {type(dataset).__name__} has a transform of its own, but the backbone's is applied to the "
-            "picture as it is. Make the dataset without one (transform=None)."
+            "image as it is. Make the dataset without one (transform=None)."
         )
     classes = getattr(dataset, "classes", None)
     targets = _targets(dataset)

@@ -10,21 +10,87 @@ animation the first frame is taken. What has no defined reading as RGB is refuse
 
 16-bit gray is rounded to the nearest of 256 levels. 16-bit colour reaches us as Pillow's 8 bits, which
 for PNG and TIFF are the upper byte: at most one level from the nearest.
+
+JPEG files by libjpeg-turbo's own interface: the pixels of Pillow in half the time, and of large photographs fewer.
+
+Only what it reads without so much as a warning is taken from it. Of all else the caller lets Pillow judge, so that
+the same files are refused, for the same reasons, by both decoders.
 """
 
 from __future__ import annotations
 
 import io
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+import simplejpeg
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from featcache.core.errors import ImageMemoryError, UnusableImageError, UsageError
-from featcache.images import jpeg
+
+SCALED = "dct/1"
+"""The name in a recipe of what `reduction` does."""
+
+REDUCTIONS = (8, 4, 2)
+"""By how much libjpeg makes an image smaller; between these it is slower and gains little."""
+
+MARGIN = 2
+"""How many times as many pixels as the resized image has are left to each side; see `reduction`."""
+
+
+def reduction(size: tuple[int, int], resized: tuple[int, int]) -> int:
+    """By how much a photograph can be made smaller while it is decoded.
+
+    The mean of 2 × 2, 4 × 4 or 8 × 8 pixels is read off the lowest coefficients of the cosine transform, of which
+    the others are never transformed back. The resampling that follows does the rest.
+
+    Args:
+        size: width and height in the file.
+        resized: width and height that the transform gives the whole image.
+
+    Returns:
+        8, 4 or 2 where so much still leaves `MARGIN` times the resized image to each side, else 1.
+    """
+    for by in REDUCTIONS:
+        if all(side >= by * MARGIN * wanted for side, wanted in zip(size, resized, strict=True)):
+            return by
+    return 1
+
+
+def decoded(data: bytes, size: tuple[int, int], by: int = 1) -> Image.Image | None:
+    """The image as it lies in the file.
+
+    Args:
+        data: the bytes of a gray, YCbCr or RGB JPEG file; of a file with several images the first is taken.
+        size: its width and height, as they were read and judged before.
+        by: how much smaller, see `reduction`.
+
+    Returns:
+        An RGB image, each side that of *size* divided by *by* and rounded up; None where the data are not
+        wholly in order.
+
+    Raises:
+        MemoryError: there is not enough of it.
+    """
+    width, height = (math.ceil(side / by) for side in size)
+    try:
+        found = simplejpeg.decode_jpeg_header(data)
+        if found[:2] != (size[1], size[0]):
+            return None
+        # Four bytes a pixel as in Pillow: so the array serves as an image without a copy.
+        pixels: np.ndarray = simplejpeg.decode_jpeg(
+            data, "RGBX", min_height=height if by > 1 else 0, min_width=width if by > 1 else 0
+        )
+    except ValueError:
+        return None
+    if pixels.shape[:2] != (height, width):
+        return None
+    return Image.frombuffer("RGBX", (width, height), pixels, "raw", "RGBX", 0, 1).convert("RGB")
+
 
 DECODERS = ("simplejpeg/1", "pillow/1")
 """The names in a recipe, the one for new recipes first."""
@@ -53,7 +119,7 @@ _TO_UPRIGHT = {
 }
 _LYING = (5, 6, 7, 8)
 _FROM_RIGHT = (2, 3, 6, 7)
-"""Where the upright picture's left is the last column of the file, or its last row; likewise its top below."""
+"""Where the upright image's left is the last column of the file, or its last row; likewise its top below."""
 _FROM_BELOW = (3, 4, 7, 8)
 
 _JPEG = ("JPEG", "MPO")
@@ -61,12 +127,12 @@ _JPEG = ("JPEG", "MPO")
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """A picture, or a smaller version of it that was cheaper to decode.
+    """An image, or a smaller version of it that was cheaper to decode.
 
     Attributes:
         image: RGB, loaded and upright.
-        size: width and height of the picture in full.
-        box: left, top, right and bottom of the picture in *image*, in its pixels and parts of them: a smaller version
+        size: width and height of the image in full.
+        box: left, top, right and bottom of the image in *image*, in its pixels and parts of them: a smaller version
             ends in pixels that lie over the border.
     """
 
@@ -101,12 +167,12 @@ def decode_rgb(data: bytes, decoder: str = DECODERS[0]) -> Image.Image:
 def decode(
     data: bytes, decoder: str = DECODERS[0], resized: Callable[[int, int], tuple[int, int]] | None = None
 ) -> Decoded:
-    """As `decode_rgb`, where *resized* is given perhaps a smaller version (`featcache.images.jpeg.reduction`).
+    """As `decode_rgb`, where *resized* is given perhaps a smaller version (`featcache.images.decode.reduction`).
 
     Args:
         data: as for `decode_rgb`.
         decoder: one of `DECODERS`; a smaller version comes from ``simplejpeg/1`` alone.
-        resized: from the picture's width and height to those it is resized to.
+        resized: from the image's width and height to those it is resized to.
 
     Raises:
         UnusableImageError, ImageMemoryError, UsageError: as for `decode_rgb`.
@@ -137,8 +203,8 @@ def _decoded_jpeg(data: bytes, resized: Callable[[int, int], tuple[int, int]] | 
     by = 1
     if resized is not None:
         wanted = resized(*upright)
-        by = jpeg.reduction(size, (wanted[1], wanted[0]) if lying else wanted)
-    image = jpeg.decoded(data, size, by)
+        by = reduction(size, (wanted[1], wanted[0]) if lying else wanted)
+    image = decoded(data, size, by)
     if image is None:
         return None
     over = (image.width - size[0] / by, image.height - size[1] / by)  # right and bottom, as the file has them
@@ -181,7 +247,7 @@ def rgb_from(image: Image.Image) -> Image.Image:
         image.load()
         method = _TO_UPRIGHT.get(_orientation(image))
         rgb = _flat(image)
-        del image  # where nobody else holds it, its memory is free before the picture is turned
+        del image  # where nobody else holds it, its memory is free before the image is turned
         if method is not None:
             rgb = rgb.transpose(method)
     rgb.info.clear()

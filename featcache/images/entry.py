@@ -1,19 +1,82 @@
-"""One image as a source lists it."""
+"""One image as a source lists it.
+
+What identifies an image: the SHA-256 of a file's bytes, or of the pixels of an image in memory.
+
+An image file's bytes, with the state of the file they came from.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
+import stat as modes
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import quote
 
 from featcache.core.errors import UnusableImageError
-from featcache.images.reading import FileStat, read_image_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+
+LIMIT_BYTES = 512 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class FileStat:
+    """What tells whether a file was changed: size in bytes, times in nanoseconds, inode."""
+
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    inode: int
+
+    @classmethod
+    def of(cls, result: os.stat_result) -> FileStat:
+        return cls(result.st_size, result.st_mtime_ns, result.st_ctime_ns, result.st_ino)
+
+
+def read_image_file(path: Path) -> tuple[bytes, FileStat]:
+    """Read a file once, from one descriptor.
+
+    Raises:
+        UnusableImageError: it is no regular file, empty, larger than 512 MiB, cannot be read, or was
+            changed while it was read.
+    """
+    try:
+        # Opening alone can act on a device (a tape rewinds, a watchdog starts), so it is not even opened.
+        mode = os.stat(path).st_mode
+        if not modes.S_ISREG(mode) and not modes.S_ISDIR(mode):
+            raise UnusableImageError("it is not a regular file")
+        with open(path, "rb", opener=_opener) as file:
+            handle = file.fileno()
+            before = os.fstat(handle)
+            if not modes.S_ISREG(before.st_mode):
+                raise UnusableImageError("it is not a regular file")  # put there since it was looked at
+            if before.st_size > LIMIT_BYTES:
+                raise UnusableImageError(f"it has {before.st_size >> 20} MiB, more than {LIMIT_BYTES >> 20}")
+            data = file.read(before.st_size + 1)
+            after = os.fstat(handle)
+    except OSError as error:
+        raise UnusableImageError(f"it cannot be read: {error.strerror or error}") from error
+    except MemoryError as error:
+        raise UnusableImageError("there is not enough memory to read it") from error
+    if FileStat.of(before) != FileStat.of(after) or len(data) != before.st_size:
+        raise UnusableImageError("it was changed while it was read")
+    if not data:
+        raise UnusableImageError("the file is empty")
+    return data, FileStat.of(after)
+
+
+def _opener(path: str, flags: int) -> int:
+    # A pipe or device put there meanwhile must not be waited for, nor become this process's terminal.
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0))
+
 
 EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"}
@@ -60,7 +123,7 @@ class Entry:
     split: str | None
     group: str | None
     picture: Callable[[], Image] | None = None
-    """Makes the upright RGB picture of an image that is in memory and has no bytes at *place*."""
+    """Makes the upright RGB image of an image that is in memory and has no bytes at *place*."""
     content: Content | None = None
     """Reads the bytes of an image that is no file of its own; *place* then only tells a person where they are."""
 
@@ -94,3 +157,44 @@ def as_text(name: str) -> str:
         return name
     except UnicodeEncodeError:
         return "".join(quote(os.fsencode(c)) if "\udc80" <= c <= "\udcff" else c for c in name)
+
+
+_RACY_NS = 2_000_000_000
+
+
+def file_sha256(path: Path) -> bytes:
+    """SHA-256 of a file's bytes; an unchanged file is read once in a process.
+
+    Raises:
+        UnusableImageError: as `read_image_file`.
+    """
+    absolute = os.path.abspath(path)
+    try:
+        stat = FileStat.of(os.stat(absolute))
+    except OSError:
+        return _hashed(absolute)  # reading it says what is wrong
+    # A file touched a moment ago may change again within the clock's grain.
+    if time.time_ns() - max(stat.mtime_ns, stat.ctime_ns) <= _RACY_NS:
+        return _hashed(absolute)
+    return _remembered(absolute, stat)
+
+
+def pixels_sha256(picture: Image) -> bytes:
+    """SHA-256 of an image's mode, width, height and raw pixels.
+
+    Args:
+        image: upright RGB, as `featcache.images.decode` makes it: before that, equal pixels can be
+            different images (palettes, transparency, orientation).
+    """
+    digest = hashlib.sha256(f"{picture.mode} {picture.width} {picture.height}\n".encode())
+    digest.update(picture.tobytes())
+    return digest.digest()
+
+
+@lru_cache(maxsize=1 << 18)
+def _remembered(path: str, stat: FileStat) -> bytes:
+    return _hashed(path)
+
+
+def _hashed(path: str) -> bytes:
+    return hashlib.sha256(read_image_file(Path(path))[0]).digest()

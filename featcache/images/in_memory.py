@@ -1,4 +1,4 @@
-"""Images that are given one by one, as a source: files, and pictures in memory.
+"""Images that are given one by one, as a source: files, and images in memory.
 
 Nobody scans such a source, so an image that is not given again is not thereby gone.
 """
@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 
 from featcache.core.errors import SourceError, UnusableImageError, UsageError
-from featcache.images.content import file_sha256, picture_sha256
+from featcache.core.names import MEMORY, PATHS
 from featcache.images.decode import rgb_from, rgb_from_array
-from featcache.images.entry import Entry, as_text
-from featcache.store.sources import MEMORY, PATHS
+from featcache.images.entry import Entry, as_text, file_sha256, pixels_sha256
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +51,7 @@ class GivenImages:
 
     @property
     def root(self) -> str:
-        """The file system's root for ``paths``; pictures in memory have none."""
+        """The file system's root for ``paths``; images in memory have none."""
         return os.path.abspath(os.sep) if self.name == PATHS else ""
 
     @property
@@ -98,12 +97,12 @@ def given(image: Any, place: int) -> GivenImage:
             f"Image {place} is of type {type(image).__name__}. An image is a path, a PIL image or a NumPy array."
         )
     name = f"image {place}"
-    # The picture is made again when it is computed: all of them at once would need their memory twice.
+    # The image is made again when it is computed: all of them at once would need their memory twice.
     if isinstance(image, pil.Image):
         picture = functools.partial(rgb_from, image)
     else:
         picture = functools.partial(rgb_from_array, image)
-    sha256 = _naming(name, lambda: picture_sha256(picture()))
+    sha256 = _naming(name, lambda: pixels_sha256(picture()))
     uri = sha256.hex()
     return GivenImage(name, sha256, MEMORY, Entry(uri, uri, None, None, None, picture))
 

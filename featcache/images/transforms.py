@@ -2,7 +2,7 @@
 
 The arithmetic is that of torchvision's ``Resize`` and ``CenterCrop`` on PIL images, which timm uses too,
 to the integer: one pixel's shift of the crop lowers the cosine of the vectors to 0.945. ``pillow/1`` is equal to
-theirs and computes the whole resized picture; ``pillow/2`` computes the crop alone and is equal to two grey levels
+theirs and computes the whole resized image; ``pillow/2`` computes the crop alone and is equal to two grey levels
 (on real photographs, to one).
 """
 
@@ -20,7 +20,7 @@ IMPLEMENTATIONS = ("pillow/2", "pillow/1")
 """The names in a recipe, the one for new recipes first."""
 
 MAX_RESIZED = 64 << 20
-"""Pixels of the whole resized picture beyond which, for a very wide or tall image, only the crop is computed."""
+"""Pixels of the whole resized image beyond which, for a very wide or tall image, only the crop is computed."""
 
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
@@ -65,10 +65,10 @@ class PixelTransform:
         self._alone = transform.implementation == "pillow/2" and transform.interpolation not in _JUMPING
 
     def __call__(self, picture: Image.Image | Decoded) -> np.ndarray:
-        """Make the network's picture.
+        """Make the network's image.
 
         Args:
-            picture: an RGB image, or what `featcache.images.decode.decode` made.
+            image: an RGB image, or what `featcache.images.decode.decode` made.
 
         Returns:
             (h, w, 3) uint8, of the crop's size.
@@ -85,7 +85,7 @@ class PixelTransform:
         return np.array(_centre_crop(image, *self.transform.crop))
 
     def resized(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height of the whole resized picture, from those of an image."""
+        """Width and height of the whole resized image, from those of an image."""
         wanted = self.transform.resize
         if len(wanted) == 2:
             return wanted[1], wanted[0]
@@ -95,11 +95,11 @@ class PixelTransform:
         return int(side * width / height), side
 
     def _strip_alone(self, decoded: Decoded, resized: tuple[int, int]) -> Image.Image:
-        """`_centre_crop` of the picture *resized* to (w, h), of which only that strip across the long axis is computed
+        """`_centre_crop` of the image *resized* to (w, h), of which only that strip across the long axis is computed
         that the crop lies in.
 
         Equal to a grey level, but for the filters that jump and those with negative lobes: along the short axis Pillow
-        is given the very numbers that it has for the whole picture, so sums that end in a half are rounded as there.
+        is given the very numbers that it has for the whole image, so sums that end in a half are rounded as there.
         """
         image, (left, top, right, bottom), crop = decoded.image, decoded.box, self.transform.crop
         rows_first = not _columns_first(image.size, resized)
@@ -125,7 +125,7 @@ class PixelTransform:
         return _centre_crop(image, *crop)
 
     def _crop_alone(self, decoded: Decoded, resized: tuple[int, int]) -> Image.Image:
-        """`_centre_crop` of the picture *resized* to (w, h), of which no more than the crop is ever computed.
+        """`_centre_crop` of the image *resized* to (w, h), of which no more than the crop is ever computed.
 
         Equal to two grey levels, but for the filters that jump.
         """
@@ -173,7 +173,7 @@ def _columns_first(size: tuple[int, int], resized: tuple[int, int]) -> bool:
     """Whether Pillow (13.0) resizes the columns before the rows; found by trial, and the same for every filter.
 
     It rounds to 8 bits between the two, so noise differs by up to 60 levels: the crop alone must be computed in the
-    order in which the whole picture is. Older versions always begin with the rows, which is another picture under the
+    order in which the whole image is. Older versions always begin with the rows, which is another image under the
     same name, so featcache asks for 13.0 at least.
 
     Args:
@@ -188,8 +188,8 @@ class _Span:
 
     Args:
         side: the image's pixels.
-        first, last: where among them the picture begins and ends.
-        resized: the pixels of the whole resized picture.
+        first, last: where among them the image begins and ends.
+        resized: the pixels of the whole resized image.
         crop: the pixels of the crop, which may be more.
     """
 

@@ -15,7 +15,7 @@ with D as its exponent is shown by Facco et al. (2017).
 
 More than ten copies of one image (frames of a film) would take one another for strangers, so the scale is
 at least half the median one. Where most items are of that kind, nothing is found: give them a group. Nor
-are copies found that the network sees as different images, as re-encoded pictures of a fine texture.
+are copies found that the network sees as different images, as re-encoded images of a fine texture.
 """
 
 from __future__ import annotations

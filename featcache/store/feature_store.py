@@ -21,17 +21,17 @@ from featcache.core.errors import (
     UnknownNameError,
     UsageError,
 )
-from featcache.core.names import VIEW_0
+from featcache.core.names import GIVEN, VIEW_0
 from featcache.core.progress import Progress
 from featcache.core.recipe import Recipe
-from featcache.store import export, layer_names, space_words, status, verify
+from featcache.store import export, status, verify
+from featcache.store import spaces as layer_names
+from featcache.store import spaces as space_words
 from featcache.store.catalogue import Catalogue
-from featcache.store.column import ColumnReader, Vectors
+from featcache.store.column import ColumnReader, ShardMaps, Vectors, row_shape
 from featcache.store.commit import places
 from featcache.store.folder import CATALOGUE, has_catalogue, lost_catalogue, no_store
 from featcache.store.rows import ItemRows
-from featcache.store.shard_map import ShardMaps, row_shape
-from featcache.store.sources import GIVEN
 from featcache.store.spaces import Item, LayerColumn, Space
 
 if TYPE_CHECKING:

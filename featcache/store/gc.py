@@ -10,12 +10,11 @@ from typing import Any
 
 from featcache.core.errors import UsageError
 from featcache.core.failpoints import reach
-from featcache.store import layer_names
+from featcache.core.names import GIVEN, IN_PYTHON
+from featcache.store import spaces as layer_names
 from featcache.store.catalogue import Catalogue, foreign_errors
-from featcache.store.commit import forget_shard, remove_unnamed, shard_path
+from featcache.store.commit import forget_shard, note_dropped, remove_unnamed, shard_path
 from featcache.store.feature_store import FeatureStore
-from featcache.store.journal import note_dropped
-from featcache.store.sources import GIVEN, IN_PYTHON
 from featcache.store.spaces import Space
 from featcache.store.writer import StoreWriter
 

@@ -28,9 +28,17 @@ from featcache.core.errors import DamagedStoreError, FeatcacheError, NotAStoreEr
 from featcache.core.failpoints import reach
 from featcache.core.progress import Progress, choose
 from featcache.core.recipe import Recipe
-from featcache.store.adoption import adopt_shard, finish_for_the_dead, living_writers
 from featcache.store.catalogue import Catalogue, foreign_errors, sync_file
-from featcache.store.commit import forget_shard, places, shard_folder
+from featcache.store.column import row_shape
+from featcache.store.commit import (
+    adopt_shard,
+    finish_for_the_dead,
+    forget_shard,
+    living_writers,
+    places,
+    shard_folder,
+    writer_lock,
+)
 from featcache.store.folder import (
     BACKUP,
     CATALOGUE,
@@ -43,9 +51,7 @@ from featcache.store.folder import (
     refuse_links,
     renew_backup,
 )
-from featcache.store.journal import writer_lock
 from featcache.store.shard import ShardLayout, hash_file, read_layout
-from featcache.store.shard_map import row_shape
 from featcache.store.shard_writer import hash_arrays
 from featcache.store.verify import homeless_rows, named_shards, row_counts, shard_problems, unnamed_shards
 

@@ -1,24 +1,46 @@
-"""What the catalogue knows of one source: its images, and those that could not be used."""
+"""What the catalogue knows of one source: its images, and those that could not be used.
+
+The hold-out that was drawn for a source: kept, so that all heads are scored on the same items.
+"""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from pathlib import Path
 
 from featcache.core.errors import DamagedStoreError, UsageError
 from featcache.store.catalogue import Catalogue
+from featcache.store.writer import StoreWriter
 
-MEMORY = "memory"
-"""The source of pictures that were given in memory; it has no root, and its URIs are the hashes in hexadecimal."""
-PATHS = "paths"
-"""The source of files that were given one by one; its root is that of the file system."""
-GIVEN = (MEMORY, PATHS)
-"""Sources that nobody scans: none of their images is ever judged to be gone, and `gc` empties them only by name."""
-IN_PYTHON = "python:"
-"""How the root of a source begins whose images only a Python program can give again: there is no such path."""
+
+def kept(catalogue: Catalogue, source: str) -> dict[bytes, str]:
+    """The part, ``train`` or ``test``, of each SHA-256 for which it was decided."""
+    rows = catalogue.query(
+        "ht",
+        "SELECT h.sha256, h.part FROM holdout h JOIN sources s ON s.id = h.source_id WHERE s.name = ?",
+        (source,),
+    )
+    return {bytes(sha256): str(part) for sha256, part in rows}
+
+
+def keep(path: Path, source: str, parts: Mapping[bytes, str]) -> None:
+    """Keep these parts; what was decided before gives way.
+
+    Raises:
+        NotAStoreError: the store is gone.
+        StoreError: the store cannot be written.
+    """
+    with StoreWriter(path, create=False) as writer, writer.catalogue.transaction() as connection:
+        connection.executemany(
+            "INSERT INTO holdout (source_id, sha256, part) SELECT id, ?, ? FROM sources WHERE name = ? "
+            "ON CONFLICT DO UPDATE SET part = excluded.part",
+            ((sha256, part, source) for sha256, part in parts.items()),
+        )
+
 
 _NOT_FINITE = "; not finite: "
 """In the catalogue it stands behind the versions, before the columns that are not finite."""

@@ -1,9 +1,17 @@
-"""The small values that the store speaks in."""
+"""The small values that the store speaks in.
+
+What tells the spaces of one backbone apart, in words: the fields of their recipes that differ.
+
+Which stored layers a choice of layers means.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
+from featcache.core.errors import MissingVectorsError, UnknownNameError, UsageError
 from featcache.core.recipe import Recipe
 
 
@@ -46,3 +54,92 @@ class Space:
     recipe: Recipe
     layers: dict[str, LayerColumn]
     """By name, in network order."""
+
+
+_DIGITS = 12
+"""Of a digest, as many as the store shows of fingerprints."""
+
+
+def distinctions(spaces: Sequence[Space]) -> list[str]:
+    """For each space how its recipe differs from those of the other spaces of its backbone.
+
+    Args:
+        spaces: all among which one is to be chosen.
+
+    Returns:
+        As many texts, such as ``scaled dct/1`` and ``without scaled``; empty where a backbone has one space alone.
+    """
+    return [_words(space, [s for s in spaces if s.recipe.backbone == space.recipe.backbone]) for space in spaces]
+
+
+def named(spaces: Sequence[Space]) -> str:
+    """The spaces as a list in a sentence, each by its fingerprint's beginning, its backbone and its distinction."""
+    abouts = zip(spaces, distinctions(spaces), strict=True)
+    return "; ".join(
+        f"{space.fingerprint[:_DIGITS]} ({', '.join(filter(None, [space.recipe.backbone, about]))})"
+        for space, about in abouts
+    )
+
+
+def _words(space: Space, alike: Iterable[Space]) -> str:
+    mine = {name: value for other in alike for name, value, _ in space.recipe.differences(other.recipe)}
+    present = [f"{_short(name)} {_value(value)}" for name, value in sorted(mine.items()) if value is not None]
+    return ", ".join(present or [f"without {_short(name)}" for name in sorted(mine)])
+
+
+def _short(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _value(value: object) -> str:
+    if isinstance(value, list):
+        return " × ".join(map(str, value))
+    text = str(value)
+    return text[:_DIGITS] if len(text) == 64 else text
+
+
+def choose(layers: str | Sequence[str] | None, stored: Sequence[str]) -> list[str]:
+    """Resolve names, globs and ``+`` against the stored layers.
+
+    Args:
+        layers: a name, a glob, several joined by ``+``, or a list of these; None means ``pooled``, or
+            else the only layer there is.
+        stored: the layers there are, in network order.
+
+    Returns:
+        The chosen ones, in network order, each once.
+
+    Raises:
+        UnknownNameError: a name or glob matches nothing.
+        MissingVectorsError: nothing is stored.
+        UsageError: nothing was chosen and there is no evident choice.
+    """
+    if not stored:
+        raise MissingVectorsError("There are no vectors of any layer. Run `featcache extract` first.")
+    if layers is None:
+        if "pooled" in stored or len(stored) == 1:
+            return ["pooled" if "pooled" in stored else stored[0]]
+        raise UsageError(f"Choose with --layers among the stored layers: {', '.join(stored)}.")
+    wanted = [layers] if isinstance(layers, str) else list(layers)
+    patterns = [part.strip() for text in wanted for part in text.split("+")]
+    chosen: set[str] = set()
+    for pattern in patterns:
+        found = [name for name in stored if matches(name, pattern)]
+        if not found:
+            raise UnknownNameError.among(
+                "stored layer", pattern, stored, "`featcache extract --layers …` adds a layer."
+            )
+        chosen.update(found)
+    return [name for name in stored if name in chosen]
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether a glob means this layer; ``*`` stays within one dot-separated part of the path."""
+    path, _, pooling = name.partition(":")
+    wanted, _, wanted_pooling = pattern.partition(":")
+    parts, wanted_parts = path.split("."), wanted.split(".")
+    return (
+        len(parts) == len(wanted_parts)
+        and all(fnmatchcase(a, b) for a, b in zip(parts, wanted_parts, strict=True))
+        and fnmatchcase(pooling, wanted_pooling)
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from featcache.core.names import in_order, seeds
-from featcache.store.space_words import distinctions
+from featcache.store.spaces import distinctions
 
 if TYPE_CHECKING:
     from featcache.store.feature_store import FeatureStore

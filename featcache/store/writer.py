@@ -28,11 +28,19 @@ import numpy as np
 from featcache.core.errors import StoreError, UsageError
 from featcache.core.failpoints import reach
 from featcache.core.recipe import Recipe
-from featcache.store.adoption import finish_for_the_dead
 from featcache.store.catalogue import Catalogue, foreign_errors
-from featcache.store.commit import column_id, commit_shard, is_committed, places, put_in_place, shard_path, space_id
+from featcache.store.commit import (
+    column_id,
+    commit_shard,
+    finish_for_the_dead,
+    is_committed,
+    places,
+    put_in_place,
+    shard_path,
+    space_id,
+    writer_lock,
+)
 from featcache.store.folder import CATALOGUE, another_writer, lock_out_writers, make_folders, renew_backup
-from featcache.store.journal import writer_lock
 from featcache.store.shard_writer import Column, write_shard
 
 SEAL_BYTES = 128 << 20

@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featcache.backbones import get
-from featcache.backbones.own_weights import with_weights
+from featcache.backbones.registry import with_weights
 from featcache.core.errors import BundleError, RecipeMismatchError, UsageError
 from featcache.core.progress import Progress, choose
 from featcache.core.recipe import Recipe
 from featcache.extraction.embed import ImageLike, backbone_for, embed, listed
 from featcache.heads.matching import MatchingForm
-from featcache.heads.serialise import Classifier, Form, form_of
-from featcache.layer_use import LayerUse, scale_layers
+from featcache.heads.serialise import Classifier, Form, export_predictor
 from featcache.training import bundle_file
-from featcache.training.suffix import SuffixForm
+from featcache.training.dataset import LayerUse, scale_layers
+from featcache.training.suffix import PartialModel
 
 if TYPE_CHECKING:
     from torch import nn
@@ -55,7 +55,7 @@ class Prediction:
 class Bundle:
     """A fitted head, its classes, and the recipe and layers that it needs.
 
-    There are three kinds: a head on the vectors of a frozen backbone; a `SuffixForm`, the trained last part of a
+    There are three kinds: a head on the vectors of a frozen backbone; a `PartialModel`, the trained last part of a
     network, on the activations at its cut; and a head on the vectors of a network that was trained with it, whose
     weights the bundle carries.
 
@@ -80,7 +80,7 @@ class Bundle:
     classes: tuple[str, ...]
     layers: tuple[LayerUse, ...]
     recipe: Recipe | None
-    form: Form | SuffixForm | None
+    form: Form | PartialModel | None
     trained_on: np.ndarray
     fitted_on: int = 0
     chosen: dict[str, Any] = field(default_factory=dict)
@@ -102,7 +102,7 @@ class Bundle:
         return _TASKS.get("" if self.form is None else self.form.link, "classify")
 
     @property
-    def classifier(self) -> Classifier | SuffixForm | None:
+    def classifier(self) -> Classifier | PartialModel | None:
         """The form of a head that names labels; None where it has none.
 
         Raises:
@@ -204,7 +204,7 @@ class Bundle:
                 "This head was trained on vectors of unknown origin, so it cannot look at images. "
                 "Use predict_vectors with vectors of the same kind."
             )
-        if backbone is not None and isinstance(self.form, SuffixForm):
+        if backbone is not None and isinstance(self.form, PartialModel):
             return self.on(backbone).predict(images, top=top, progress=progress)
         found = listed(images)
         network = self.backbone(backbone)
@@ -230,7 +230,7 @@ class Bundle:
         """
         if self.recipe is None:
             raise RecipeMismatchError("This head was trained on vectors of unknown origin, so it has no backbone.")
-        if given is None and isinstance(self.form, SuffixForm):
+        if given is None and isinstance(self.form, PartialModel):
             return self.form.frozen  # once in memory serves the layers before the cut and those behind it
         if self.weights is None:
             return backbone_for(self.recipe, given)
@@ -247,7 +247,9 @@ class Bundle:
 
     def on(self, backbone: Backbone) -> Bundle:
         """The same bundle; of a suffix the one that is cut from this backbone, where no name leads to it."""
-        return replace(self, form=replace(self.form, backbone=backbone)) if isinstance(self.form, SuffixForm) else self
+        return (
+            replace(self, form=replace(self.form, backbone=backbone)) if isinstance(self.form, PartialModel) else self
+        )
 
     def require(self, recipe: Recipe) -> None:
         """Check that vectors of *recipe* are those that the head was fitted on.
@@ -286,11 +288,11 @@ class Bundle:
             raise BundleError(f"The head {self.head} has no linear form, so it cannot be turned into torch.")
         if self.recipe is None:
             raise RecipeMismatchError("This head was trained on vectors of unknown origin, so it has no backbone.")
-        from featcache.training.to_torch import Joined
+        from featcache.training.to_torch import EndToEnd
 
-        if backbone is not None and isinstance(form, SuffixForm):
+        if backbone is not None and isinstance(form, PartialModel):
             return self.on(backbone).to_torch()
-        return Joined(self.backbone(backbone), form, [(use.name, use.scale) for use in self.layers])
+        return EndToEnd(self.backbone(backbone), form, [(use.name, use.scale) for use in self.layers])
 
     def save(self, path: str | Path) -> None:
         """Write the bundle.
@@ -300,7 +302,7 @@ class Bundle:
             UsageError: there is a file at *path* that is no bundle.
         """
         if self.form is None:
-            form_of(self.estimator)
+            export_predictor(self.estimator)
             raise BundleError(f"The head {self.head} cannot be saved.")
         target = Path(path)
         check_target(target)

@@ -14,10 +14,10 @@ import numpy as np
 
 from featcache.core.errors import BundleError, StoreFormatError, UsageError
 from featcache.core.recipe import Recipe
-from featcache.heads import serialise as forms
-from featcache.layer_use import LayerUse
-from featcache.training import suffix as suffix_form
-from featcache.training.suffix import SuffixForm
+from featcache.heads import serialise
+from featcache.training import suffix
+from featcache.training.dataset import LayerUse
+from featcache.training.suffix import PartialModel
 
 if TYPE_CHECKING:
     from featcache.training.bundle import Bundle
@@ -32,10 +32,10 @@ def described(bundle: Bundle) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The JSON and the tensors of a bundle whose head has a form."""
     form = bundle.form
     assert form is not None
-    if isinstance(form, SuffixForm):
-        kind, (tensors, values) = suffix_form.SUFFIX, suffix_form.pack(form)
+    if isinstance(form, PartialModel):
+        kind, (tensors, values) = suffix.SUFFIX, suffix.pack(form)
     else:
-        kind, tensors, values = forms.pack(form)
+        kind, tensors, values = serialise.pack(form)
     tensors["trained_on"] = np.asarray(bundle.trained_on, dtype=np.uint8).reshape(-1, 32)
     if bundle.weights is not None:
         tensors |= {_NETWORK + name: np.asarray(tensor) for name, tensor in bundle.weights.items()}
@@ -80,11 +80,11 @@ def fields(data: Mapping[str, Any], tensors: Mapping[str, np.ndarray], *, where:
         classes = tuple(str(name) for name in data["classes"])
         recipe = None if data["recipe"] is None else Recipe.from_json(data["recipe"])
         trained_on, kind = tensors["trained_on"], data["kind"]
-        form: forms.Form | SuffixForm
-        if kind == suffix_form.SUFFIX and len(uses) == 1:
-            form = suffix_form.unpack(tensors, data, classes, uses[0].shape, recipe)
+        form: serialise.Form | PartialModel
+        if kind == suffix.SUFFIX and len(uses) == 1:
+            form = suffix.unpack(tensors, data, classes, uses[0].shape, recipe)
         else:
-            form = forms.unpack(kind, tensors, data, classes, sum(use.width for use in uses))
+            form = serialise.unpack(kind, tensors, data, classes, sum(use.width for use in uses))
         # Files of before have no such entry, and no network.
         weights, count = None, data.get("network")
         if count is not None:
@@ -113,7 +113,7 @@ def fields(data: Mapping[str, Any], tensors: Mapping[str, np.ndarray], *, where:
         and trained_on.shape[1] == 32
         and all(_SMALLEST <= use.scale <= _LARGEST and min(use.shape, default=0) > 0 for use in uses)
         and (weights is None or (recipe is not None and type(count) is int and len(weights) == count > 0))
-        and (weights is None or kind != suffix_form.SUFFIX)
+        and (weights is None or kind != suffix.SUFFIX)
     )
     if not fits:
         raise BundleError(f"{where} is damaged: its tensors do not fit its description.")

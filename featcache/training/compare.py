@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from featcache.core.errors import MissingVectorsError, UsageError
-from featcache.evaluation.comparison import Difference, paired, right_and_losses
+from featcache.metrics.classification import Difference, paired, right_and_losses
 from featcache.store import FeatureStore
 from featcache.training.bundle import Bundle
 from featcache.training.fit import answers
@@ -67,7 +67,7 @@ def compare(
             neither head was trained on.
         source: which source.
         labels: a CSV file (``path,label``) whose labels take the place of the stored ones.
-        seed: of the bootstrap, see `featcache.metrics.comparison`.
+        seed: of the bootstrap, see `featcache.metrics.classification`.
 
     Raises:
         RecipeMismatchError: the store has no vectors of the recipe that a head needs; the fields are named.
@@ -82,18 +82,18 @@ def compare(
     on = scorable(a, opened, split=split, source=source, labels=labels, others=[b])
     theirs = vectors_for(b, opened, source=source, labels=labels)
     place = {(item.source, item.uri): row for row, item in enumerate(theirs.items)}
-    keys = {row: (on.examples.items[row].source, on.examples.items[row].uri) for row in on.rows.tolist()}
+    keys = {row: (on.dataset.items[row].source, on.dataset.items[row].uri) for row in on.rows.tolist()}
     rows_a = np.array([row for row, key in keys.items() if key in place], dtype=np.int64)
     if not len(rows_a):
         raise MissingVectorsError("No item has the vectors of both heads. Extract the same images for both.")
     rows_b = np.array([place[keys[row]] for row in rows_a.tolist()], dtype=np.int64)
-    y, units = on.examples.y[rows_a], on.examples.units[rows_a]
-    right_a, losses_a = right_and_losses(y, *answers(a, on.examples, rows_a), a.classes)
+    y, units = on.dataset.y[rows_a], on.dataset.units[rows_a]
+    right_a, losses_a = right_and_losses(y, *answers(a, on.dataset, rows_a), a.classes)
     right_b, losses_b = right_and_losses(y, *answers(b, theirs, rows_b), b.classes)
     log_loss = None
     if losses_a is not None and losses_b is not None:
         log_loss = paired(losses_a, losses_b, units=units, larger_is_better=False, seed=seed)
-    contents = [on.examples.items[row].sha256 for row in rows_a]
+    contents = [on.dataset.items[row].sha256 for row in rows_a]
     return CompareReport(
         n=len(rows_a),
         accuracy=paired(right_a, right_b, units=units, seed=seed),

@@ -1,8 +1,12 @@
-"""Labelled vectors to learn from or to score on, read on demand."""
+"""Labelled vectors to learn from or to score on, read on demand.
+
+The layers that a head reads, each with the scale that its vectors are divided by.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +22,7 @@ from featcache.store.rows import ItemRows
 
 
 @dataclass
-class LabelledVectors:
+class FeatureDataset:
     """Labelled vectors.
 
     Attributes:
@@ -30,7 +34,7 @@ class LabelledVectors:
         recipe: what made the vectors, where that is known.
         read: from row numbers to vectors of view 0, (rows, d) float32, the layers one after another.
         views: the K views of each item that are learned from, view 0 first; answers are asked for view 0.
-        read_views: from row · K + place of the view to vectors, likewise; None where there is view 0 alone.
+        view_reader: from row · K + place of the view to vectors, likewise; None where there is view 0 alone.
         knows_images: whether the items' SHA-256s are those of images.
         without_vectors: labelled images of the source that have no vectors, so are not among the items; those
             in quarantine are not counted.
@@ -53,22 +57,22 @@ class LabelledVectors:
     without_labels: int = 0
     labels: tuple[str, ...] | None = None
     views: tuple[str, ...] = (VIEW_0,)
-    read_views: Callable[[np.ndarray], np.ndarray] | None = None
+    view_reader: Callable[[np.ndarray], np.ndarray] | None = None
     narrow: Callable[[np.ndarray], np.ndarray] | None = None
     links: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.int64))
 
-    def linked(self, pairs: np.ndarray) -> LabelledVectors:
+    def linked(self, pairs: np.ndarray) -> FeatureDataset:
         """The same vectors, where the items of each of these pairs (m, 2) belong to one unit."""
         return replace(self, units=splits.units(self.items, pairs), links=pairs)
 
     def learned(self, rows: np.ndarray) -> np.ndarray:
-        """The places (m·K,) of all views of these rows (m,) for `read_learned`, a row's one after another."""
+        """The places (m·K,) of all views of these rows (m,) for `view_reader`, a row's one after another."""
         k = len(self.views)
         return (rows[:, None] * k + np.arange(k)).reshape(-1)
 
-    def read_learned(self, places: np.ndarray) -> np.ndarray:
+    def read_views(self, places: np.ndarray) -> np.ndarray:
         """The vectors (m, d) at some of the places that `learned` gives."""
-        return (self.read if self.read_views is None else self.read_views)(places)
+        return (self.read if self.view_reader is None else self.view_reader)(places)
 
     @property
     def widths(self) -> list[int]:
@@ -86,7 +90,7 @@ class LabelledVectors:
         source: str | None = None,
         space: str | None = None,
         views: bool | Sequence[str] = False,
-    ) -> LabelledVectors:
+    ) -> FeatureDataset:
         """The labelled items of a source that have vectors.
 
         Args:
@@ -126,13 +130,13 @@ class LabelledVectors:
             recipe=store.space(space).recipe,
             read=lambda at: rows.read(kept[at] * k),
             views=tuple(rows.views),
-            read_views=None if k == 1 else lambda at: rows.read(kept[at // k] * k + at % k),
+            view_reader=None if k == 1 else lambda at: rows.read(kept[at // k] * k + at % k),
             without_vectors=_without_vectors(store, items, split, given),
             without_labels=len(items) - len(kept),
         )
 
     @classmethod
-    def from_file(cls, path: Path) -> LabelledVectors:
+    def from_file(cls, path: Path) -> FeatureDataset:
         """The labelled rows of a plain HDF5 or NumPy file.
 
         Where the file does not say which images they are (``sha256``), equal vectors count as one image.
@@ -205,3 +209,31 @@ def _without_vectors(
     there = {item.uri for item in having} | {uri for uri, _ in store.quarantine(name)}
     lacking = [item for item in store.items(split, name) if item.uri not in there]
     return sum((item.label if given is None else given.get(item.uri)) is not None for item in lacking)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerUse:
+    """A layer that a head reads.
+
+    Attributes:
+        name: the layer.
+        shape: shape of one image's activations.
+        scale: its vectors are divided by this: their root mean square on the items the head was fitted
+            on, or 1 where the head reads one layer.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    scale: float
+
+    @property
+    def width(self) -> int:
+        """Numbers an image."""
+        return math.prod(self.shape)
+
+
+def scale_layers(X: np.ndarray, layers: Sequence[LayerUse]) -> np.ndarray:
+    """Divide each layer's part of (n, d) vectors by its scale."""
+    if all(use.scale == 1.0 for use in layers):
+        return X
+    return X / np.repeat(np.array([u.scale for u in layers], np.float32), [u.width for u in layers])

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featcache.core.progress import Progress, choose
-from featcache.evaluation.per_class import ClassScore, confusion_matrix, per_class, units_of_each
 from featcache.extraction.embed import ImageLike
-from featcache.metrics import classification as metrics
+from featcache.metrics import classification
 from featcache.metrics import multilabel as multilabel_metrics
 from featcache.metrics.calibration import expected_calibration_error
+from featcache.metrics.classification import ClassScore, confusion_matrix, per_class, units_of_each
 from featcache.store import FeatureStore
 from featcache.training import leakage, multilabel
 from featcache.training.bundle import Bundle, Prediction
@@ -44,9 +44,9 @@ class EvaluateReport:
             these count as wrong.
         without_vectors: labelled images of the source that have no vectors, so could not be scored.
         ece: expected calibration error, see `featcache.metrics.calibration`; None without probabilities.
-        per_class: the scores of each class, see `featcache.metrics.per_class.ClassScore`.
+        per_class: the scores of each class, see `featcache.metrics.classification.ClassScore`.
         near_duplicates: near-duplicates of the scored items: ``pairs`` and, of these, ``across``, where one
-            is scored and the head was trained on the other; ``threshold``, ``examples``, ``note``. None where
+            is scored and the head was trained on the other; ``threshold``, ``dataset``, ``note``. None where
             the head does not know what it was trained on.
         labels: k labels, those of the head and all others that occur.
         confusion: (k, k) int64, how many items of each label (row) are called what (column).
@@ -125,29 +125,29 @@ def evaluate(
         bundle = bundle.on(backbone)
     opened = store if isinstance(store, FeatureStore) else FeatureStore.open(store)
     on = scorable(bundle, opened, split=split, source=source, space=space, labels=labels, backbone=backbone)
-    examples, rows, knows = on.examples, on.rows, bool(len(bundle.trained_on))
-    probabilities, predicted = answers(bundle, examples, rows)
-    y, units = examples.y[rows], examples.units[rows]
+    dataset, rows, knows = on.dataset, on.rows, bool(len(bundle.trained_on))
+    probabilities, predicted = answers(bundle, dataset, rows)
+    y, units = dataset.y[rows], dataset.units[rows]
     overlap, near = None, None
     if knows:
         overlap = int(on.seen[rows].sum())
         with choose(progress) as shown:
             learned = np.setdiff1d(np.flatnonzero(on.seen), rows)
-            near = leakage.guard(examples, [learned, rows], scored=rows, progress=shown).report(examples)
-    if examples.labels is not None:
+            near = leakage.guard(dataset, [learned, rows], scored=rows, progress=shown).report(dataset)
+    if dataset.labels is not None:
         assert probabilities is not None
-        padded = multilabel.padded(probabilities, len(examples.labels))
+        padded = multilabel.padded(probabilities, len(dataset.labels))
         return multilabel.evaluated(
             multilabel_metrics.score(y, padded, units=units),
-            per_label=multilabel_metrics.per_label(y, padded, examples.labels, units=units),
+            per_label=multilabel_metrics.per_label(y, padded, dataset.labels, units=units),
             overlap=overlap,
             protocol=on.protocol,
-            unscored=multilabel.unscored(examples, rows, bundle.classes),
-            unknown_labels=multilabel.unknown_labels(examples, rows, len(bundle.classes)),
-            without_vectors=examples.without_vectors,
+            unscored=multilabel.unscored(dataset, rows, bundle.classes),
+            unknown_labels=multilabel.unknown_labels(dataset, rows, len(bundle.classes)),
+            without_vectors=dataset.without_vectors,
             near_duplicates=near,
         )
-    scores = metrics.score(y, probabilities, predicted, bundle.classes, units=units)
+    scores = classification.score(y, probabilities, predicted, bundle.classes, units=units)
     names = sorted({*bundle.classes, *y.tolist(), *predicted.tolist()})
     confusion = confusion_matrix(y, predicted, names)
     known = set(bundle.classes)
@@ -170,7 +170,7 @@ def evaluate(
         protocol=on.protocol,
         intervals={name: None if v is None or math.isnan(v.low) else [v.low, v.high] for name, v in named.items()},
         unknown_labels=dict(sorted(unknown.items())),
-        without_vectors=examples.without_vectors,
+        without_vectors=dataset.without_vectors,
         ece=None if probabilities is None else expected_calibration_error(probabilities, predicted == y),
         per_class=per_class(confusion, names, units_of_each(y, units, names)),
         near_duplicates=near,

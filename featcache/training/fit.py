@@ -11,16 +11,13 @@ import numpy as np
 from featcache.core.errors import BundleError
 from featcache.core.progress import Progress, Silent
 from featcache.heads import head_name, make_head
-from featcache.heads.loss_curve import loss_curve
-from featcache.heads.memory import check_memory
-from featcache.heads.mlp_form import MLPForm
-from featcache.heads.predictors import LinearForm
-from featcache.heads.serialise import form_of
-from featcache.heads.streaming import VectorStream
-from featcache.layer_use import LayerUse, scale_layers
+from featcache.heads.predictors import LinearForm, MLPForm
+from featcache.heads.serialise import export_predictor
+from featcache.heads.softmax import loss_curve
+from featcache.heads.streaming import VectorStream, check_memory
 from featcache.metrics.calibration import held_out_temperature
 from featcache.training.bundle import Bundle
-from featcache.training.dataset import LabelledVectors
+from featcache.training.dataset import FeatureDataset, LayerUse, scale_layers
 
 _ROWS_AT_ONCE = 8192
 _NUMBERS_AT_ONCE = 2**26
@@ -29,7 +26,7 @@ _STREAMING = "Take --head torch or --head ridge, which read the vectors piece by
 
 
 def fit(
-    examples: LabelledVectors,
+    dataset: FeatureDataset,
     rows: np.ndarray,
     head: Any,
     seed: int,
@@ -40,7 +37,7 @@ def fit(
     """Fit a head on some rows, in all views of them; a row's views belong to its unit.
 
     Args:
-        examples: labelled vectors.
+        dataset: labelled vectors.
         rows: (m,) row numbers to fit on.
         head: a name or a scikit-learn classifier.
         seed: of our own heads.
@@ -55,47 +52,47 @@ def fit(
     Raises:
         UsageError: the head needs more memory than that.
     """
-    rows, views = np.sort(rows), len(examples.views)
-    estimator = make_head(head, seed, "classify" if examples.labels is None else "multilabel")
+    rows, views = np.sort(rows), len(dataset.views)
+    estimator = make_head(head, seed, "classify" if dataset.labels is None else "multilabel")
     streams = hasattr(estimator, "fit_stream")
     check_memory(
         estimator,
         head_name(head),
         len(rows) * views,
-        sum(examples.widths),
-        len(examples.labels or np.unique(examples.y[rows])),
-        streaming="Take fewer layers." if streams or examples.labels is not None else _STREAMING,
+        sum(dataset.widths),
+        len(dataset.labels or np.unique(dataset.y[rows])),
+        streaming="Take fewer layers." if streams or dataset.labels is not None else _STREAMING,
         available=available_memory,
     )
     _report(estimator, head_name(head), Silent() if progress is None else progress)
-    uses = layer_uses(examples, rows)
+    uses = layer_uses(dataset, rows)
     if streams:
-        estimator.fit_stream(_stream(examples, rows, uses))
+        estimator.fit_stream(_stream(dataset, rows, uses))
     else:
-        X = scale_layers(examples.read_learned(examples.learned(rows)), uses)
-        units = np.repeat(examples.units[rows], views)
+        X = scale_layers(dataset.read_views(dataset.learned(rows)), uses)
+        units = np.repeat(dataset.units[rows], views)
         groups = {"groups": units} if type(estimator).__module__.startswith("featcache.") else {}
-        estimator.fit(X, np.repeat(examples.y[rows], views, axis=0), **groups)
+        estimator.fit(X, np.repeat(dataset.y[rows], views, axis=0), **groups)
     if hasattr(estimator, "on_progress"):
         del estimator.on_progress  # what was to be told is over
     try:
-        form = form_of(estimator)
+        form = export_predictor(estimator)
     except BundleError:
         form = None
-    classes = examples.labels or tuple(str(c) for c in estimator.classes_)
+    classes = dataset.labels or tuple(str(c) for c in estimator.classes_)
     temperature = None
     if isinstance(form, LinearForm | MLPForm):
-        if examples.labels is not None:
+        if dataset.labels is not None:
             form = replace(form, classes=classes)
         elif form.link == "softmax":
-            temperature = held_out_temperature(estimator, examples.y[rows], views)
-            form = form.tempered(temperature or 1.0)
-    contents = sorted({examples.items[row].sha256 for row in rows}) if examples.knows_images else []
+            temperature = held_out_temperature(estimator, dataset.y[rows], views)
+            form = form.with_temperature(temperature or 1.0)
+    contents = sorted({dataset.items[row].sha256 for row in rows}) if dataset.knows_images else []
     return Bundle(
         head=head_name(head),
         classes=classes,
         layers=uses,
-        recipe=examples.recipe,
+        recipe=dataset.recipe,
         form=form,
         trained_on=np.frombuffer(b"".join(contents), dtype=np.uint8).reshape(-1, 32),
         fitted_on=len(rows),
@@ -105,7 +102,7 @@ def fit(
             for name in ("chosen_by", "converged", "grid_note")
             if hasattr(estimator, f"{name}_")
         }
-        | {"views": list(examples.views)}
+        | {"views": list(dataset.views)}
         | {"calibration": None if temperature is None else {"temperature": temperature}}
         | loss_curve(estimator),
         estimator=None if form is not None else estimator,
@@ -130,7 +127,7 @@ def _report(estimator: Any, name: str, shown: Progress) -> None:
     estimator.on_progress = tell
 
 
-def answers(bundle: Bundle, examples: LabelledVectors, rows: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
+def answers(bundle: Bundle, dataset: FeatureDataset, rows: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
     """A head's probabilities (m, k), or None where it has none, and its labels (m,) for some rows.
 
     With several labels an item the latter are (m, k) bool.
@@ -138,7 +135,7 @@ def answers(bundle: Bundle, examples: LabelledVectors, rows: np.ndarray) -> tupl
     probabilities, predicted = [], []
     at_once = max(1, min(_ROWS_AT_ONCE, _NUMBERS_AT_ONCE // bundle.width))
     for start in range(0, len(rows), at_once):
-        X = examples.read(rows[start : start + at_once])
+        X = dataset.read(rows[start : start + at_once])
         p = bundle.predict_proba_vectors(X)
         probabilities.append(p)
         if bundle.task == "multilabel" or p is None:
@@ -149,40 +146,40 @@ def answers(bundle: Bundle, examples: LabelledVectors, rows: np.ndarray) -> tupl
     return (np.concatenate(known) if known else None), np.concatenate(predicted)
 
 
-def layer_uses(examples: LabelledVectors, rows: np.ndarray, *, about_mean: bool = False) -> tuple[LayerUse, ...]:
+def layer_uses(dataset: FeatureDataset, rows: np.ndarray, *, about_mean: bool = False) -> tuple[LayerUse, ...]:
     """The layers with their scales: the root mean square over *rows* in all their views where there are several.
 
     Args:
-        examples: labelled vectors.
+        dataset: labelled vectors.
         rows: (m,) row numbers.
         about_mean: take it of what the vectors differ from their mean, for a head that takes the mean away first.
     """
-    scales = np.ones(len(examples.layers))
-    if len(examples.layers) > 1:
-        squares, edges = np.zeros(len(examples.layers)), np.cumsum([0, *examples.widths])
-        total, places = np.zeros(edges[-1]), examples.learned(rows)
+    scales = np.ones(len(dataset.layers))
+    if len(dataset.layers) > 1:
+        squares, edges = np.zeros(len(dataset.layers)), np.cumsum([0, *dataset.widths])
+        total, places = np.zeros(edges[-1]), dataset.learned(rows)
         for start in range(0, len(places), _ROWS_AT_ONCE):
-            X = examples.read_learned(places[start : start + _ROWS_AT_ONCE])
+            X = dataset.read_views(places[start : start + _ROWS_AT_ONCE])
             squares += [float(np.square(X[:, a:b], dtype=np.float64).sum()) for a, b in pairwise(edges)]
             total += X.sum(axis=0, dtype=np.float64)
         if about_mean:
             squares -= [float(np.square(total[a:b]).sum()) / len(places) for a, b in pairwise(edges)]
-        roots = np.sqrt(np.maximum(squares, 0) / (len(places) * np.array(examples.widths)))
+        roots = np.sqrt(np.maximum(squares, 0) / (len(places) * np.array(dataset.widths)))
         scales = np.where(roots > 0, roots, 1.0)
     return tuple(
         LayerUse(name, shape, float(scale))
-        for name, shape, scale in zip(examples.layers, examples.shapes, scales, strict=True)
+        for name, shape, scale in zip(dataset.layers, dataset.shapes, scales, strict=True)
     )
 
 
-def _stream(examples: LabelledVectors, rows: np.ndarray, uses: tuple[LayerUse, ...]) -> VectorStream:
+def _stream(dataset: FeatureDataset, rows: np.ndarray, uses: tuple[LayerUse, ...]) -> VectorStream:
     """Some rows as a head reads them; nothing but their labels and units is kept in memory."""
-    classes, numbers = np.unique(examples.y[rows], return_inverse=True)
-    places, views = examples.learned(rows), len(examples.views)
+    classes, numbers = np.unique(dataset.y[rows], return_inverse=True)
+    places, views = dataset.learned(rows), len(dataset.views)
     return VectorStream(
-        read=lambda at: scale_layers(examples.read_learned(places[at]), uses),
+        read=lambda at: scale_layers(dataset.read_views(places[at]), uses),
         numbers=np.repeat(numbers, views),
-        groups=np.repeat(examples.units[rows], views),
+        groups=np.repeat(dataset.units[rows], views),
         classes=classes,
         width=sum(use.width for use in uses),
     )

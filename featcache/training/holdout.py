@@ -15,47 +15,47 @@ import numpy as np
 
 from featcache.core.errors import MissingVectorsError, StoreError, UnknownNameError, UsageError
 from featcache.core.progress import Progress, counted
-from featcache.evaluation import multilabel_splits
+from featcache.metrics import multilabel as multilabel_splits
 from featcache.metrics import splits
-from featcache.store import FeatureStore, holdout
+from featcache.store import FeatureStore, sources
 from featcache.training import multilabel
-from featcache.training.dataset import LabelledVectors
+from featcache.training.dataset import FeatureDataset
 
 HOLDOUT = 0.2
 
 
-def check_classes(examples: LabelledVectors) -> None:
+def check_classes(dataset: FeatureDataset) -> None:
     """Refuse labels that leave nothing to learn.
 
     Raises:
         UsageError: there is one class alone.
         MissingVectorsError: likewise, but other labelled images have no vectors.
     """
-    if examples.labels is not None:
-        multilabel.check_labels(examples)
+    if dataset.labels is not None:
+        multilabel.check_labels(dataset)
         return
-    names = sorted(set(examples.y.tolist()))
+    names = sorted(set(dataset.y.tolist()))
     if len(names) < 2:
-        one = f"All {len(examples.y)} labelled items are of one class, {names[0]!r}; a head needs two or more. "
-        if len(examples.y) == 1:
+        one = f"All {len(dataset.y)} labelled items are of one class, {names[0]!r}; a head needs two or more. "
+        if len(dataset.y) == 1:
             one = (
                 f"There is one labelled item alone, of class {names[0]!r}; a head needs items of two classes or more. "
             )
-        if examples.without_vectors:
+        if dataset.without_vectors:
             raise MissingVectorsError(
                 re.sub("labelled items?", r"\g<0> with vectors", one)
-                + f"{examples.without_vectors} more have no vectors: run `featcache extract` to compute them."
+                + f"{dataset.without_vectors} more have no vectors: run `featcache extract` to compute them."
             )
         raise UsageError(one + "Put the images into one folder a class, or give --labels FILE.")
 
 
-def learned_and_scored(
-    examples: LabelledVectors, split: str | None, seed: int, store: Path | None, shown: Progress
+def train_test_split(
+    dataset: FeatureDataset, split: str | None, seed: int, store: Path | None, shown: Progress
 ) -> tuple[np.ndarray, np.ndarray, str]:
     """Rows to learn from, rows to score on, and the protocol in words.
 
     Args:
-        examples: labelled vectors of one source.
+        dataset: labelled vectors of one source.
         split: learn from this split; ``train`` by default where the source has splits.
         seed: of the hold-out.
         store: whose catalogue keeps the hold-out; None to keep it nowhere.
@@ -66,14 +66,14 @@ def learned_and_scored(
         UsageError: no other split to score on, a group stands on both sides, all learned items are of one class,
             or nothing is left to score on.
     """
-    named = {item.split for item in examples.items} - {None}
+    named = {item.split for item in dataset.items} - {None}
     if named:
-        learn = of_split(examples, split or "train")
+        train_rows = of_split(dataset, split or "train")
         for other in ("test", "val"):
             if other in named and other != (split or "train"):
-                test = of_split(examples, other)
+                test = of_split(dataset, other)
                 return _never_learned(
-                    examples, learn, test, f"the source's own split {other!r}, {counted(len(test), 'items')}"
+                    dataset, train_rows, test, f"the source's own split {other!r}, {counted(len(test), 'items')}"
                 )
         raise UsageError(
             f"The source has the splits {', '.join(sorted(str(n) for n in named))}, but besides {split or 'train'!r}, "
@@ -85,41 +85,43 @@ def learned_and_scored(
             f"No split is called {split!r}: the source has none. Leave --split away, or give the source a split "
             "with `featcache extract --split`."
         )
-    drawn, words = _holdout(examples, seed, store, shown)
-    learn, test = np.flatnonzero(drawn == "train"), np.flatnonzero(drawn == "test")
-    return _never_learned(examples, learn, test, f"a hold-out of {counted(len(test), 'items')} (one in five, {words})")
+    drawn, words = _holdout(dataset, seed, store, shown)
+    train_rows, test = np.flatnonzero(drawn == "train"), np.flatnonzero(drawn == "test")
+    return _never_learned(
+        dataset, train_rows, test, f"a hold-out of {counted(len(test), 'items')} (one in five, {words})"
+    )
 
 
-def of_split(examples: LabelledVectors, split: str) -> np.ndarray:
+def of_split(dataset: FeatureDataset, split: str) -> np.ndarray:
     """The rows of a split of the source.
 
     Raises:
         UnknownNameError: no item is of it; those there are are named.
     """
-    rows = np.array([i for i, item in enumerate(examples.items) if item.split == split], dtype=np.int64)
+    rows = np.array([i for i, item in enumerate(dataset.items) if item.split == split], dtype=np.int64)
     if not len(rows):
-        names = sorted({item.split for item in examples.items if item.split is not None})
+        names = sorted({item.split for item in dataset.items if item.split is not None})
         raise UnknownNameError.among("split", split, names)
     return rows
 
 
 def _never_learned(
-    examples: LabelledVectors, learn: np.ndarray, test: np.ndarray, protocol: str
+    dataset: FeatureDataset, train_rows: np.ndarray, test: np.ndarray, protocol: str
 ) -> tuple[np.ndarray, np.ndarray, str]:
     """The same without the rows to score on that share content or a link with a learned one."""
-    names = sorted(set(examples.y[learn].tolist())) if examples.labels is None else examples.labels
+    names = sorted(set(dataset.y[train_rows].tolist())) if dataset.labels is None else dataset.labels
     if len(names) < 2:
         raise UsageError(
             f"All items to learn from are of one class, {names[0]!r}, as the others belong to the part that is scored. "
             "Split the items otherwise, or score with --cv 5."
         )
-    shared = np.isin(examples.units[test], examples.units[learn])
+    shared = np.isin(dataset.units[test], dataset.units[train_rows])
     if not shared.any():
-        return learn, test, protocol
-    groups = {examples.items[row].group for row in test[shared]} - {None}
-    if len(examples.links):
+        return train_rows, test, protocol
+    groups = {dataset.items[row].group for row in test[shared]} - {None}
+    if len(dataset.links):
         # A near-duplicate of a learned image is no reason to refuse the group that it is in.
-        groups &= {examples.items[row].group for row in learn}
+        groups &= {dataset.items[row].group for row in train_rows}
     if groups:
         raise UsageError(
             f"{len(groups)} groups stand on both sides of the split (first: {min(map(str, groups))!r}), so the score "
@@ -127,47 +129,47 @@ def _never_learned(
         )
     if shared.all():
         raise UsageError("Every item to score on is a copy of one that is learned from. Split the items otherwise.")
-    copies = "copies and near-duplicates" if len(examples.links) else "copies"
-    return learn, test[~shared], f"{protocol}, without {int(shared.sum())} {copies} of learned ones"
+    copies = "copies and near-duplicates" if len(dataset.links) else "copies"
+    return train_rows, test[~shared], f"{protocol}, without {int(shared.sum())} {copies} of learned ones"
 
 
-def _holdout(examples: LabelledVectors, seed: int, store: Path | None, shown: Progress) -> tuple[np.ndarray, str]:
+def _holdout(dataset: FeatureDataset, seed: int, store: Path | None, shown: Progress) -> tuple[np.ndarray, str]:
     """``train`` or ``test`` for each row, and how that was decided; kept in the catalogue."""
-    keys = splits.unit_keys(examples.items, examples.links)
+    keys = splits.unit_keys(dataset.items, dataset.links)
     kept: dict[bytes, str] = {}
     if store is not None:
-        kept = holdout.kept(FeatureStore.open(store).catalogue, examples.items[0].source)
+        kept = sources.kept(FeatureStore.open(store).catalogue, dataset.items[0].source)
     # With links there are other units, which the hold-out of the other heads must not depend on.
-    shared = not (kept and len(examples.links))
-    decided, torn = splits.decided_units(keys, [kept.get(item.sha256) for item in examples.items])
+    shared = not (kept and len(dataset.links))
+    decided, torn = splits.decided_units(keys, [kept.get(item.sha256) for item in dataset.items])
     words = "the same as for earlier heads" if decided else f"seed {seed}"
-    draw = splits.draw_holdout if examples.labels is None else multilabel_splits.draw_holdout
-    parts = draw(examples.y, keys, fraction=HOLDOUT, seed=seed, decided=decided)
+    draw = splits.draw_holdout if dataset.labels is None else multilabel_splits.draw_holdout
+    parts = draw(dataset.y, keys, fraction=HOLDOUT, seed=seed, decided=decided)
     if torn and list(parts.values()).count("test") < HOLDOUT / 2 * len(parts):
         decided, words = {}, f"drawn anew, as too many had near-duplicates on the other side; seed {seed}"
-        parts = draw(examples.y, keys, fraction=HOLDOUT, seed=seed)
+        parts = draw(dataset.y, keys, fraction=HOLDOUT, seed=seed)
     elif torn:
         without = sum(
-            kept.get(item.sha256) == "test" and key in torn for item, key in zip(examples.items, keys, strict=True)
+            kept.get(item.sha256) == "test" and key in torn for item, key in zip(dataset.items, keys, strict=True)
         )
         words += f", without {without} that belong together with learned ones"
-    if examples.labels is None:
-        learned = {str(label) for label, key in zip(examples.y, keys, strict=True) if parts[key] == "train"}
-        relabelled = {key for label, key in zip(examples.y, keys, strict=True) if str(label) not in learned}
+    if dataset.labels is None:
+        learned = {str(label) for label, key in zip(dataset.y, keys, strict=True) if parts[key] == "train"}
+        relabelled = {key for label, key in zip(dataset.y, keys, strict=True) if str(label) not in learned}
     else:
-        relabelled = multilabel_splits.held_out_alone(examples.y, keys, parts)
+        relabelled = multilabel_splits.held_out_alone(dataset.y, keys, parts)
     if relabelled:
         # Labels were changed after the draw, and a class lies in the hold-out altogether: drawn anew.
         decided = {key: part for key, part in decided.items() if key not in relabelled}
-        parts = draw(examples.y, keys, fraction=HOLDOUT, seed=seed, decided=decided)
+        parts = draw(dataset.y, keys, fraction=HOLDOUT, seed=seed, decided=decided)
     if not shared:
-        if any(kept.get(item.sha256, parts[key]) != parts[key] for key, item in zip(keys, examples.items, strict=True)):
+        if any(kept.get(item.sha256, parts[key]) != parts[key] for key, item in zip(keys, dataset.items, strict=True)):
             words = f"this head's own, as near-duplicates stay together: {words}"
         return np.array([parts[key] for key in keys]), words
-    new = {item.sha256: parts[key] for key, item in zip(keys, examples.items, strict=True)}
+    new = {item.sha256: parts[key] for key, item in zip(keys, dataset.items, strict=True)}
     if store is not None and any(kept.get(sha256) != part for sha256, part in new.items()):
         try:
-            holdout.keep(store, examples.items[0].source, new)
+            sources.keep(store, dataset.items[0].source, new)
         except StoreError as error:
             shown.note(f"The hold-out could not be kept in the store, so it may differ next time: {error}")
     return np.array([parts[key] for key in keys]), words

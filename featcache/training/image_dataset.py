@@ -12,12 +12,12 @@ import numpy as np
 from featcache.backbones import Backbone
 from featcache.core.errors import MissingVectorsError, UnusableImageError
 from featcache.extraction.embed import embed
-from featcache.extraction.stored_source import known_images, picture_of_item
+from featcache.extraction.stored_source import image_of_item, known_images
 from featcache.images.entry import Entry
 from featcache.metrics import splits
 from featcache.store import FeatureStore, Item
 from featcache.training.bundle import Bundle
-from featcache.training.dataset import LabelledVectors, labels_of
+from featcache.training.dataset import FeatureDataset, labels_of
 
 
 def image_vectors(
@@ -27,7 +27,7 @@ def image_vectors(
     source: str | None = None,
     labels: str | Path | None = None,
     backbone: Backbone | None = None,
-) -> LabelledVectors:
+) -> FeatureDataset:
     """All labelled items of a source that have an image, with what a network that was trained gives of it.
 
     Images in quarantine of all spaces are left out.
@@ -63,7 +63,7 @@ def image_vectors(
             + (" ".join(notes) or "If they were moved: featcache extract NEW-PLACE -o STORE --moved.")
         )
     network = bundle.backbone(backbone)
-    return LabelledVectors(
+    return FeatureDataset(
         items=kept,
         y=np.array([item.label for item in kept], dtype=str),
         units=splits.units(kept),
@@ -84,7 +84,7 @@ def _reader(
 
     def read(rows: np.ndarray) -> np.ndarray:
         missing = [row for row in dict.fromkeys(rows.tolist()) if row not in known]
-        images = [functools.partial(picture_of_item, items[row], there[items[row].uri], network) for row in missing]
+        images = [functools.partial(image_of_item, items[row], there[items[row].uri], network) for row in missing]
         names = [use.name for use in bundle.layers]
         for row, found in zip(missing, embed(images, network, names), strict=True):
             if found.vector is None:

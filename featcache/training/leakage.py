@@ -13,17 +13,16 @@ from typing import Any
 import numpy as np
 
 from featcache.core.progress import Progress
-from featcache.layer_use import scale_layers
 from featcache.metrics import near_duplicates
 from featcache.metrics.near_duplicates import NearDuplicates
-from featcache.training.dataset import LabelledVectors
+from featcache.training.dataset import FeatureDataset, scale_layers
 from featcache.training.fit import layer_uses
 
 _EXAMPLES = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Guard:
+class LeakageReport:
     """Near-duplicates among labelled vectors; ``found.pairs`` are row numbers of all of them.
 
     Attributes:
@@ -34,8 +33,8 @@ class Guard:
     found: NearDuplicates
     parts: np.ndarray
 
-    def report(self, examples: LabelledVectors) -> dict[str, Any]:
-        """``pairs`` and, of these, ``across``; ``threshold``; up to five ``examples`` that stand across; ``note``."""
+    def report(self, dataset: FeatureDataset) -> dict[str, Any]:
+        """``pairs`` and, of these, ``across``; ``threshold``; up to five ``dataset`` that stand across; ``note``."""
         sides = self.parts[self.found.pairs]
         across = (sides[:, 0] != sides[:, 1]) & (sides >= 0).all(axis=1)
         known = self.found.threshold is not None and self.found.note is None
@@ -44,7 +43,7 @@ class Guard:
             "across": int(across.sum()) if known else None,
             "threshold": self.found.threshold,
             "examples": [
-                {"a": examples.items[a].uri, "b": examples.items[b].uri, "cosine": float(cosine)}
+                {"a": dataset.items[a].uri, "b": dataset.items[b].uri, "cosine": float(cosine)}
                 for (a, b), cosine in zip(
                     self.found.pairs[across][:_EXAMPLES], self.found.cosines[across][:_EXAMPLES], strict=True
                 )
@@ -54,7 +53,7 @@ class Guard:
 
 
 def search(
-    examples: LabelledVectors,
+    dataset: FeatureDataset,
     rows: np.ndarray,
     *,
     scored: np.ndarray | None = None,
@@ -64,7 +63,7 @@ def search(
     """Near-duplicates among some rows.
 
     Args:
-        examples: labelled vectors; each layer is divided by its root mean square.
+        dataset: labelled vectors; each layer is divided by its root mean square.
         rows: (m,) row numbers to look among.
         scored: row numbers; only pairs with one of these are looked for. All by default.
         seed: of the sample that is looked at first.
@@ -72,19 +71,19 @@ def search(
     """
     first: dict[bytes, int] = {}
     for row in np.sort(rows).tolist():
-        first.setdefault(examples.items[row].sha256, row)
+        first.setdefault(dataset.items[row].sha256, row)
     contents = np.array(list(first.values()), dtype=np.int64)
-    uses = layer_uses(examples, contents) if examples.narrow is None else ()
+    uses = layer_uses(dataset, contents) if dataset.narrow is None else ()
 
     def read(at: np.ndarray) -> np.ndarray:
-        if examples.narrow is not None:
-            return examples.narrow(contents[at])
-        return scale_layers(examples.read(contents[at]), uses)
+        if dataset.narrow is not None:
+            return dataset.narrow(contents[at])
+        return scale_layers(dataset.read(contents[at]), uses)
 
-    asked = None if scored is None else {examples.items[row].sha256 for row in scored}
+    asked = None if scored is None else {dataset.items[row].sha256 for row in scored}
     found = near_duplicates.find(
         read,
-        examples.units[contents],
+        dataset.units[contents],
         scored=None if asked is None else np.array([sha256 in asked for sha256 in first]),
         seed=seed,
         progress=progress,
@@ -93,27 +92,27 @@ def search(
 
 
 def guard(
-    examples: LabelledVectors,
+    dataset: FeatureDataset,
     sides: Sequence[np.ndarray],
     *,
     scored: np.ndarray | None = None,
     found: NearDuplicates | None = None,
     seed: int = 0,
     progress: Progress | None = None,
-) -> Guard:
+) -> LeakageReport:
     """Near-duplicates among rows of several sides, which should not stand across.
 
     Args:
-        examples: labelled vectors.
+        dataset: labelled vectors.
         sides: row numbers of each side: learned from and scored, or the folds.
         scored: only pairs with one of these rows are looked for. All by default.
         found: what was found among all rows, where they were looked for already.
         seed: of the sample that is looked at first.
         progress: what is told.
     """
-    parts = np.full(len(examples.y), -1, dtype=np.int64)
+    parts = np.full(len(dataset.y), -1, dtype=np.int64)
     for number, rows in enumerate(sides):
         parts[rows] = number
     if found is None:
-        found = search(examples, np.flatnonzero(parts >= 0), scored=scored, seed=seed, progress=progress)
-    return Guard(found, parts)
+        found = search(dataset, np.flatnonzero(parts >= 0), scored=scored, seed=seed, progress=progress)
+    return LeakageReport(found, parts)

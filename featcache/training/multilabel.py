@@ -12,7 +12,7 @@ import numpy as np
 from featcache.core.errors import UsageError
 from featcache.metrics.classification import Interval
 from featcache.metrics.multilabel import LabelScore, MultilabelScores
-from featcache.training.dataset import LabelledVectors
+from featcache.training.dataset import FeatureDataset
 
 SEPARATOR = "|"
 _METRICS = ("mean_average_precision", "micro_f1", "macro_f1", "exact_match", "log_loss")
@@ -74,11 +74,11 @@ def evaluated(scores: MultilabelScores, **others: Any) -> MultilabelReport:
     )
 
 
-def several_labels(examples: LabelledVectors, known: Sequence[str] = ()) -> LabelledVectors:
+def several_labels(dataset: FeatureDataset, known: Sequence[str] = ()) -> FeatureDataset:
     """The same items with their labels told apart.
 
     Args:
-        examples: whose ``y`` holds texts such as ``cat|indoors``; a lone ``|`` says that there is none.
+        dataset: whose ``y`` holds texts such as ``cat|indoors``; a lone ``|`` says that there is none.
         known: labels that come first, in this order, whether they occur or not.
 
     Returns:
@@ -87,11 +87,11 @@ def several_labels(examples: LabelledVectors, known: Sequence[str] = ()) -> Labe
     Raises:
         UsageError: an item's text names no label, and is no lone ``|``.
     """
-    sets = [{part.strip() for part in str(text).split(SEPARATOR)} - {""} for text in examples.y]
-    empty = next((i for i, found in enumerate(sets) if not found and examples.y[i].strip() != SEPARATOR), None)
+    sets = [{part.strip() for part in str(text).split(SEPARATOR)} - {""} for text in dataset.y]
+    empty = next((i for i, found in enumerate(sets) if not found and dataset.y[i].strip() != SEPARATOR), None)
     if empty is not None:
         raise UsageError(
-            f"{examples.items[empty].uri} has the label {str(examples.y[empty])!r}, which names nothing. "
+            f"{dataset.items[empty].uri} has the label {str(dataset.y[empty])!r}, which names nothing. "
             f"Separate labels by {SEPARATOR!r}, as in cat{SEPARATOR}indoors; {SEPARATOR!r} alone says that it has none."
         )
     labels = [*known, *sorted(set().union(*sets) - set(known))]
@@ -99,24 +99,24 @@ def several_labels(examples: LabelledVectors, known: Sequence[str] = ()) -> Labe
     Y = np.zeros((len(sets), len(labels)), dtype=bool)
     for row, found in enumerate(sets):
         Y[row, [place[label] for label in found]] = True
-    return replace(examples, y=Y, labels=tuple(labels))
+    return replace(dataset, y=Y, labels=tuple(labels))
 
 
-def check_labels(examples: LabelledVectors) -> None:
+def check_labels(dataset: FeatureDataset) -> None:
     """Refuse labels that leave nothing to learn.
 
     Raises:
         UsageError: there is no label or one alone, or every item has all of them.
     """
-    assert examples.labels is not None
-    if len(examples.labels) < 2:
-        named = [repr(label) for label in examples.labels] + ([] if examples.y.all() and examples.labels else ["none"])
+    assert dataset.labels is not None
+    if len(dataset.labels) < 2:
+        named = [repr(label) for label in dataset.labels] + ([] if dataset.y.all() and dataset.labels else ["none"])
         raise UsageError(
-            f"All {len(examples.y)} labelled items have one label, {' or '.join(named)}; a head needs two or more. "
+            f"All {len(dataset.y)} labelled items have one label, {' or '.join(named)}; a head needs two or more. "
             f"Separate several by {SEPARATOR!r}."
         )
-    if examples.y.all():
-        raise UsageError(f"All {len(examples.y)} items have all of the {len(examples.labels)} labels.")
+    if dataset.y.all():
+        raise UsageError(f"All {len(dataset.y)} items have all of the {len(dataset.labels)} labels.")
 
 
 def padded(probabilities: np.ndarray, labels: int) -> np.ndarray:
@@ -124,19 +124,19 @@ def padded(probabilities: np.ndarray, labels: int) -> np.ndarray:
     return np.pad(probabilities, ((0, 0), (0, labels - probabilities.shape[1])))
 
 
-def unknown_labels(examples: LabelledVectors, rows: np.ndarray, known: int) -> dict[str, int]:
+def unknown_labels(dataset: FeatureDataset, rows: np.ndarray, known: int) -> dict[str, int]:
     """The labels behind the first *known* that some rows have, each with the number of these rows."""
-    assert examples.labels is not None
-    counts = examples.y[rows, known:].sum(axis=0).tolist()
-    return {label: n for label, n in zip(examples.labels[known:], counts, strict=True) if n}
+    assert dataset.labels is not None
+    counts = dataset.y[rows, known:].sum(axis=0).tolist()
+    return {label: n for label, n in zip(dataset.labels[known:], counts, strict=True) if n}
 
 
-def unscored(examples: LabelledVectors, rows: np.ndarray, classes: Sequence[str]) -> list[str]:
+def unscored(dataset: FeatureDataset, rows: np.ndarray, classes: Sequence[str]) -> list[str]:
     """Those of a head's classes or labels that none of some rows has."""
-    y = examples.y[rows]
-    if examples.labels is None:
+    y = dataset.y[rows]
+    if dataset.labels is None:
         return sorted(set(classes) - set(y.tolist()))
-    having = dict(zip(examples.labels, y.any(axis=0).tolist(), strict=True))
+    having = dict(zip(dataset.labels, y.any(axis=0).tolist(), strict=True))
     return [label for label in classes if not having.get(label)]
 
 

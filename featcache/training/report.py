@@ -7,23 +7,23 @@ from typing import Any
 
 import numpy as np
 
-from featcache.core import names as view_names
-from featcache.metrics import classification as metrics
+from featcache.core import names
+from featcache.metrics import classification
 from featcache.metrics import multilabel as multilabel_metrics
-from featcache.metrics.calibration import tempered
+from featcache.metrics.calibration import with_temperature
 from featcache.training import multilabel
 from featcache.training.bundle import Bundle
-from featcache.training.dataset import LabelledVectors
+from featcache.training.dataset import FeatureDataset
 
 
 def described(
-    bundle: Bundle, examples: LabelledVectors, rows: np.ndarray, scores: dict[str, Any], protocol: str
+    bundle: Bundle, dataset: FeatureDataset, rows: np.ndarray, scores: dict[str, Any], protocol: str
 ) -> dict[str, Any]:
     """What a report says of a head and of its scores.
 
     Args:
         bundle: the head.
-        examples: labelled vectors.
+        dataset: labelled vectors.
         rows: (m,) rows it was scored on.
         scores: as `scored` gives them.
         protocol: which rows these are, in words.
@@ -33,9 +33,9 @@ def described(
         "task": bundle.task,
         "classes": list(bundle.classes),
         "n": bundle.fitted_on,
-        "without_vectors": examples.without_vectors,
-        "without_labels": examples.without_labels,
-        "unscored": multilabel.unscored(examples, rows, bundle.classes),
+        "without_vectors": dataset.without_vectors,
+        "without_labels": dataset.without_labels,
+        "unscored": multilabel.unscored(dataset, rows, bundle.classes),
         **scores,
         "score": {**scores["score"], "n": len(rows), "protocol": protocol},
         "chosen": bundle.chosen,
@@ -48,11 +48,11 @@ def uncalibrated(bundle: Bundle, probabilities: np.ndarray | None) -> np.ndarray
     fitted = bundle.report["calibration"]
     if probabilities is None or fitted is None:
         return np.full(1 if probabilities is None else len(probabilities), np.nan)
-    return np.asarray(tempered(probabilities, 1 / fitted["temperature"]).max(axis=1))
+    return np.asarray(with_temperature(probabilities, 1 / fitted["temperature"]).max(axis=1))
 
 
 def scored(
-    examples: LabelledVectors,
+    dataset: FeatureDataset,
     rows: np.ndarray,
     probabilities: np.ndarray | None,
     predicted: np.ndarray,
@@ -60,12 +60,12 @@ def scored(
     seed: int,
 ) -> dict[str, Any]:
     """The ``score`` that counts and the others, as the report has them."""
-    y, units = examples.y[rows], examples.units[rows]
-    if examples.labels is not None:
+    y, units = dataset.y[rows], dataset.units[rows]
+    if dataset.labels is not None:
         assert probabilities is not None
         score, others = multilabel.reported(multilabel_metrics.score(y, probabilities, units=units, seed=seed))
         return {"score": score, **others}
-    scores = metrics.score(y, probabilities, predicted, classes, units=units, seed=seed)
+    scores = classification.score(y, probabilities, predicted, classes, units=units, seed=seed)
     return {
         "score": _interval(scores.accuracy, "accuracy"),
         "balanced_accuracy": _interval(scores.balanced_accuracy),
@@ -76,7 +76,7 @@ def scored(
 
 def views_told(views: Sequence[str]) -> str:
     """``3 views (seed 0)``: what other runs of `extract` added to the store tells itself by its seed."""
-    of = view_names.seeds(views)
+    of = names.seeds(views)
     return f"{len(views)} views" + (f" ({'seeds' if len(of) > 1 else 'seed'} {', '.join(map(str, of))})" if of else "")
 
 

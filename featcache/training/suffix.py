@@ -16,9 +16,9 @@ import numpy as np
 
 from featcache.core.errors import BundleError
 from featcache.core.recipe import Recipe
-from featcache.evaluation.temperature import softmax
 from featcache.extraction.embed import backbone_for
 from featcache.heads.predictors import LinearForm
+from featcache.metrics.calibration import softmax
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,7 +32,7 @@ _AT_ONCE = 32
 
 
 @dataclass(frozen=True)
-class SuffixForm:
+class PartialModel:
     """The trained part of a network behind a cut.
 
     Attributes:
@@ -123,9 +123,9 @@ class SuffixForm:
         """The vectors of the frozen network from the activations at the cut, see `frozen_vectors`."""
         return frozen_vectors(self.frozen.cut(self.layer), read)
 
-    def tempered(self, temperature: float) -> SuffixForm:
+    def with_temperature(self, temperature: float) -> PartialModel:
         """The form whose logits are divided by a temperature; it predicts the same labels."""
-        return replace(self, output=self.output.tempered(temperature))
+        return replace(self, output=self.output.with_temperature(temperature))
 
 
 def frozen_vectors(cut: Cut, read: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
@@ -155,7 +155,7 @@ def frozen_vectors(cut: Cut, read: Callable[[np.ndarray], np.ndarray]) -> Callab
     return vectors
 
 
-def pack(form: SuffixForm) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def pack(form: PartialModel) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Arrays and plain values."""
     arrays = {_PREFIX + name: np.asarray(tensor) for name, tensor in form.tensors.items()}
     arrays |= {"weight": form.output.weight.astype(np.float32), "bias": form.output.bias.astype(np.float32)}
@@ -168,7 +168,7 @@ def unpack(
     classes: tuple[str, ...],
     shape: tuple[int, ...],
     recipe: Recipe | None,
-) -> SuffixForm:
+) -> PartialModel:
     """The form that was packed.
 
     Args:
@@ -197,4 +197,4 @@ def unpack(
     )
     if not holds or recipe is None:
         raise BundleError("The arrays do not fit their description.")
-    return SuffixForm(layer, shape, tensors, LinearForm(weight, bias, classes, "softmax"), recipe)
+    return PartialModel(layer, shape, tensors, LinearForm(weight, bias, classes, "softmax"), recipe)

@@ -1,7 +1,11 @@
-"""`sweep`: every head on every layer set, the choice among them, and an honest score of the chosen one."""
+"""`sweep`: every head on every layer set, the choice among them, and an honest score of the chosen one.
+
+The layer sets of a sweep, and whether their scores can be compared.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -11,19 +15,102 @@ from typing import Any
 
 import numpy as np
 
-from featcache.core.errors import FeatcacheError
+from featcache.core.errors import FeatcacheError, MissingVectorsError
 from featcache.core.files import free_stem, write_atomically
 from featcache.core.progress import Progress, choose
 from featcache.heads import head_name, make_head
 from featcache.metrics import splits
 from featcache.store import FeatureStore
-from featcache.sweeping.figure import draw
-from featcache.sweeping.layer_sets import LayerSet, comparable, layer_sets
-from featcache.training.dataset import LabelledVectors
-from featcache.training.holdout import check_classes, learned_and_scored
+from featcache.training.dataset import FeatureDataset
+from featcache.training.holdout import check_classes, train_test_split
 from featcache.training.sweep_cells import Cell, KnownCells, compute, digest_of_items, key_of, plain
-from featcache.training.sweep_report import SweepReport, called, markdown, ranked
+from featcache.training.sweep_report import SweepReport, called, draw, markdown, ranked
 from featcache.training.train import train
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSet:
+    """Some layers that are used together.
+
+    Attributes:
+        names: in network order.
+        dtypes: for each layer those in which it is stored.
+        problem: why it cannot take part.
+    """
+
+    names: list[str]
+    dtypes: dict[str, Sequence[str]]
+    problem: str | None = None
+
+
+def layer_sets(store: FeatureStore, layers: str | Sequence[str] | None, space: str | None) -> list[list[str]]:
+    """The layer sets that are meant, each once.
+
+    Args:
+        store: the store.
+        layers: each text is one set; by default every layer alone and all together, without whole maps.
+        space: which space.
+
+    Raises:
+        UnknownNameError: no stored layer is called so.
+    """
+    if layers is None:
+        stored = list(store.space(space).layers)
+        alone = [name for name in stored if not name.endswith(":none")] or stored
+        found = [[name] for name in alone] + [alone]
+    else:
+        found = [store.layer_names(one, space) for one in ([layers] if isinstance(layers, str) else layers)]
+    return [list(names) for names in dict.fromkeys(map(tuple, found))]
+
+
+def comparable(
+    store: FeatureStore, sets: Sequence[Sequence[str]], space: str | None, **which: Any
+) -> tuple[list[LayerSet], FeatureDataset]:
+    """The layer sets, and the items that they are compared on: those of the set that has vectors of most.
+
+    Args:
+        store: the store.
+        sets: of `layer_sets`.
+        space: which space.
+        which: ``labels`` and ``source``, as for `FeatureDataset.from_store`.
+
+    Raises:
+        MissingVectorsError: no set has vectors of any labelled item.
+    """
+    columns = store.space(space).layers
+    most: FeatureDataset | None = None
+    contents: list[str | MissingVectorsError] = []
+    for names in sets:
+        try:
+            dataset = FeatureDataset.from_store(store, list(names), space=space, **which)
+        except MissingVectorsError as error:
+            contents.append(error)
+            continue
+        contents.append(_content(dataset))
+        if most is None or len(dataset.items) > len(most.items):
+            most = dataset
+    if most is None:
+        raise next(error for error in contents if isinstance(error, MissingVectorsError))
+    found = []
+    for names, content in zip(sets, contents, strict=True):
+        problem = None
+        if isinstance(content, MissingVectorsError):
+            problem = str(content)
+        elif content != _content(most):
+            problem = (
+                f"not all of the {len(most.items):,} labelled items have these vectors. Run `featcache extract` with "
+                "these --layers to compute the rest."
+            )
+        found.append(LayerSet(list(names), {name: columns[name].dtypes for name in names}, problem))
+    return found, most
+
+
+def _content(dataset: FeatureDataset) -> str:
+    digest = hashlib.sha256()
+    for item in dataset.items:
+        digest.update(item.sha256)
+    return digest.hexdigest()
+
 
 RUNS = "runs"
 FOLDS = 5
@@ -83,14 +170,14 @@ def sweep(
     chosen = list(QUICK) if heads is None else [heads] if isinstance(heads, str) else list(heads)
     for head in chosen:
         make_head(head, seed)  # a misspelt name should not wait for the others
-    sets, examples = comparable(opened, layer_sets(opened, layers, space), space, labels=labels, source=source)
+    sets, dataset = comparable(opened, layer_sets(opened, layers, space), space, labels=labels, source=source)
     with choose(progress) as shown:
-        check_classes(examples)
-        learn, _, _ = learned_and_scored(examples, split, seed, path, shown)
+        check_classes(dataset)
+        train_rows, _, _ = train_test_split(dataset, split, seed, path, shown)
         cells, makers = _Sweep(
-            read=lambda names: LabelledVectors.from_store(opened, names, labels=labels, source=source, space=space),
-            examples=examples,
-            learn=learn,
+            read=lambda names: FeatureDataset.from_store(opened, names, labels=labels, source=source, space=space),
+            dataset=dataset,
+            train_rows=train_rows,
             fingerprint=opened.space(space).fingerprint,
             known=KnownCells(path / RUNS / "cells"),
             seed=seed,
@@ -119,8 +206,8 @@ def sweep(
             winner={"head": winner.head, "layers": winner.layers, "chosen": bundle.chosen},
             score=plain({**bundle.report["score"], "log_loss": bundle.report["log_loss"]["value"]}),
             near_duplicates=plain(bundle.report["near_duplicates"]),
-            folds=_usable_folds(examples, learn),
-            n=len(learn),
+            folds=_usable_folds(dataset, train_rows),
+            n=len(train_rows),
             computed=sum(not cell.reused and cell.problem is None for cell in cells),
             reused=sum(cell.reused for cell in cells),
             seconds=time.monotonic() - began,
@@ -140,17 +227,17 @@ class _Sweep:
 
     Attributes:
         read: from names of layers to the labelled vectors.
-        examples: the items that all cells are compared on.
-        learn: rows of the training part.
+        dataset: the items that all cells are compared on.
+        train_rows: rows of the training part.
         fingerprint: of the recipe.
         known: cells of earlier sweeps.
         seed: of folds, heads and bootstrap.
         shown: progress.
     """
 
-    read: Callable[[list[str]], LabelledVectors]
-    examples: LabelledVectors
-    learn: np.ndarray
+    read: Callable[[list[str]], FeatureDataset]
+    dataset: FeatureDataset
+    train_rows: np.ndarray
     fingerprint: str
     known: KnownCells
     seed: int
@@ -158,15 +245,15 @@ class _Sweep:
 
     def over(self, sets: Sequence[LayerSet], heads: Sequence[Any]) -> tuple[list[Cell], list[Any]]:
         """All cells, and the head of each."""
-        y, units = self.examples.y[self.learn], self.examples.units[self.learn]
-        folds = _usable_folds(self.examples, self.learn)
+        y, units = self.dataset.y[self.train_rows], self.dataset.units[self.train_rows]
+        folds = _usable_folds(self.dataset, self.train_rows)
         drawn = splits.folds(y, units, folds or FOLDS, self.seed)  # which says what is wrong where there are none
-        items = digest_of_items(_part(self.examples, self.learn), drawn)
+        items = digest_of_items(_part(self.dataset, self.train_rows), drawn)
         made_of = {"recipe": self.fingerprint, "items": items, "folds": folds}
         cells, makers = [], []
         self.shown.start("sweep", len(sets) * len(heads), "cells")
         for layer_set in sets:
-            held: LabelledVectors | None = None
+            held: FeatureDataset | None = None
             for head in heads:
                 key = key_of(head, layer_set.dtypes, made_of, self.seed)
                 cell = self.known.get(key, head_name(head), layer_set.names)
@@ -174,7 +261,7 @@ class _Sweep:
                     cell = Cell(head_name(head), layer_set.names, problem=layer_set.problem)
                 if cell is None:
                     try:
-                        held = held or _in_memory(_part(self.read(layer_set.names), self.learn))
+                        held = held or _in_memory(_part(self.read(layer_set.names), self.train_rows))
                         cell = compute(held, head, drawn, self.seed)
                         self._keep(key, cell)
                     except Exception as error:  # an estimator may raise anything, and the other cells go on
@@ -192,28 +279,28 @@ class _Sweep:
             self.shown.note(f"{cell.head} on {called(cell.layers)} could not be kept: {error.strerror or error}.")
 
 
-def _usable_folds(examples: LabelledVectors, learn: np.ndarray) -> int:
-    return splits.usable_k(examples.y[learn], examples.units[learn], FOLDS)
+def _usable_folds(dataset: FeatureDataset, train_rows: np.ndarray) -> int:
+    return splits.usable_k(dataset.y[train_rows], dataset.units[train_rows], FOLDS)
 
 
-def _part(examples: LabelledVectors, rows: np.ndarray) -> LabelledVectors:
+def _part(dataset: FeatureDataset, rows: np.ndarray) -> FeatureDataset:
     """Some of the labelled vectors."""
     return replace(
-        examples,
-        items=[examples.items[row] for row in rows],
-        y=examples.y[rows],
-        units=examples.units[rows],
-        read=lambda at: examples.read(rows[at]),
+        dataset,
+        items=[dataset.items[row] for row in rows],
+        y=dataset.y[rows],
+        units=dataset.units[rows],
+        read=lambda at: dataset.read(rows[at]),
     )
 
 
-def _in_memory(examples: LabelledVectors) -> LabelledVectors:
+def _in_memory(dataset: FeatureDataset) -> FeatureDataset:
     """The same, read once for all heads where they are not too large for that."""
-    count = len(examples.items)
-    if 4 * count * sum(examples.widths) > _HELD_BYTES:
-        return examples
-    X = examples.read(np.arange(count))
-    return replace(examples, read=lambda at: X[at])
+    count = len(dataset.items)
+    if 4 * count * sum(dataset.widths) > _HELD_BYTES:
+        return dataset
+    X = dataset.read(np.arange(count))
+    return replace(dataset, read=lambda at: X[at])
 
 
 def _words(error: Exception) -> str:

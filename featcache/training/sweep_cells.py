@@ -22,8 +22,8 @@ import numpy as np
 from featcache.core.files import write_atomically
 from featcache.core.progress import Silent
 from featcache.heads import head_name, make_head
-from featcache.metrics import classification as metrics
-from featcache.training.dataset import LabelledVectors
+from featcache.metrics import classification
+from featcache.training.dataset import FeatureDataset
 from featcache.training.train import cross_validated
 
 _KNOWN_BY_VERSION = ("featcache", "sklearn")
@@ -68,24 +68,24 @@ class Cell:
         return asdict(self)
 
 
-def compute(examples: LabelledVectors, head: Any, folds: Sequence[tuple[np.ndarray, np.ndarray]], seed: int) -> Cell:
+def compute(dataset: FeatureDataset, head: Any, folds: Sequence[tuple[np.ndarray, np.ndarray]], seed: int) -> Cell:
     """Score a head by out-of-fold predictions on all of some labelled vectors.
 
     Args:
-        examples: the training part alone.
+        dataset: the training part alone.
         head: a name or a scikit-learn classifier.
         folds: pairs of row numbers, to learn from and to answer for.
         seed: of the head and the bootstrap.
     """
     began = time.monotonic()
-    rows = np.arange(len(examples.y))
-    bundle, probabilities, predicted, _, _ = cross_validated(examples, rows, head, folds, seed, Silent())
-    scores = metrics.score(examples.y, probabilities, predicted, bundle.classes, units=examples.units, seed=seed)
+    rows = np.arange(len(dataset.y))
+    bundle, probabilities, predicted, _, _ = cross_validated(dataset, rows, head, folds, seed, Silent())
+    scores = classification.score(dataset.y, probabilities, predicted, bundle.classes, units=dataset.units, seed=seed)
     loss = scores.log_loss
     return Cell(
         head=head_name(head),
-        layers=list(examples.layers),
-        d=sum(examples.widths),
+        layers=list(dataset.layers),
+        d=sum(dataset.widths),
         accuracy=scores.accuracy.value,
         low=plain(scores.accuracy.low),
         high=plain(scores.accuracy.high),
@@ -98,19 +98,19 @@ def compute(examples: LabelledVectors, head: Any, folds: Sequence[tuple[np.ndarr
     )
 
 
-def digest_of_items(examples: LabelledVectors, folds: Sequence[tuple[np.ndarray, np.ndarray]]) -> str:
+def digest_of_items(dataset: FeatureDataset, folds: Sequence[tuple[np.ndarray, np.ndarray]]) -> str:
     """SHA-256 over each item's content, label, unit and fold, in hexadecimal.
 
     Units count for themselves: heads draw folds of their own by them, and intervals follow from them.
     """
     # The row of the unit's first item, whatever number the unit has.
-    _, firsts, places = np.unique(examples.units, return_index=True, return_inverse=True)
+    _, firsts, places = np.unique(dataset.units, return_index=True, return_inverse=True)
     first = firsts[places].tolist()
-    fold = np.zeros(len(examples.y), dtype=np.int64)
+    fold = np.zeros(len(dataset.y), dtype=np.int64)
     for number, (_, test) in enumerate(folds):
         fold[test] = number
     digest = hashlib.sha256()
-    for item, *told in zip(examples.items, examples.y.tolist(), first, fold.tolist(), strict=True):
+    for item, *told in zip(dataset.items, dataset.y.tolist(), first, fold.tolist(), strict=True):
         digest.update(item.sha256 + json.dumps(told).encode())
     return digest.hexdigest()
 

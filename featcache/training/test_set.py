@@ -13,9 +13,9 @@ from featcache.core.errors import MissingVectorsError, RecipeMismatchError, Unkn
 from featcache.store import FeatureStore
 from featcache.training import multilabel
 from featcache.training.bundle import Bundle
-from featcache.training.dataset import LabelledVectors
+from featcache.training.dataset import FeatureDataset
 from featcache.training.image_dataset import image_vectors
-from featcache.training.suffix import SuffixForm
+from featcache.training.suffix import PartialModel
 
 if TYPE_CHECKING:
     from featcache.backbones import Backbone
@@ -26,13 +26,13 @@ class Scorable:
     """Labelled items with the vectors that a head needs.
 
     Attributes:
-        examples: n labelled items of a source.
+        dataset: n labelled items of a source.
         rows: (m,) row numbers of those to score on.
         seen: (n,) bool, whether the head was trained on the image.
         protocol: which items these are, in words.
     """
 
-    examples: LabelledVectors
+    dataset: FeatureDataset
     rows: np.ndarray
     seen: np.ndarray
     protocol: str
@@ -69,20 +69,20 @@ def scorable(
         UsageError: a head compares two images and names no labels.
     """
     _ = [head.classifier for head in (bundle, *others)]
-    examples = vectors_for(bundle, store, source=source, space=space, labels=labels, backbone=backbone)
+    dataset = vectors_for(bundle, store, source=source, space=space, labels=labels, backbone=backbone)
     seen, taken = (
-        np.array([any(head.overlap([item.sha256]) for head in heads) for item in examples.items], dtype=bool)
+        np.array([any(head.overlap([item.sha256]) for head in heads) for item in dataset.items], dtype=bool)
         for heads in ([bundle], [bundle, *others])
     )
-    splits = {item.split for item in examples.items} - {None}
+    splits = {item.split for item in dataset.items} - {None}
     if split is None and "test" in splits:
         split = "test"
     if split is not None:
-        rows = np.array([i for i, item in enumerate(examples.items) if item.split == split], dtype=np.int64)
+        rows = np.array([i for i, item in enumerate(dataset.items) if item.split == split], dtype=np.int64)
         if not len(rows):
             raise UnknownNameError.among("split", split, sorted(str(s) for s in splits))
-        return Scorable(examples, rows, seen, f"the split {split!r}")
-    known = np.isin(examples.units, examples.units[taken])
+        return Scorable(dataset, rows, seen, f"the split {split!r}")
+    known = np.isin(dataset.units, dataset.units[taken])
     rows, mates = np.flatnonzero(~known), int((known & ~taken).sum())
     if not len(rows):
         raise MissingVectorsError(
@@ -94,7 +94,7 @@ def scorable(
     if mates:
         protocol += f", without {mates} whose group has items that {'one' if others else 'it'} was trained on"
     trained = any(len(head.trained_on) for head in (bundle, *others))
-    return Scorable(examples, rows, seen, protocol if trained else "all labelled items")
+    return Scorable(dataset, rows, seen, protocol if trained else "all labelled items")
 
 
 def vectors_for(
@@ -105,7 +105,7 @@ def vectors_for(
     space: str | None = None,
     labels: str | Path | None = None,
     backbone: Backbone | None = None,
-) -> LabelledVectors:
+) -> FeatureDataset:
     """All labelled items of a source with the vectors that a head needs; arguments and errors as in `scorable`."""
     if bundle.recipe is None:
         raise RecipeMismatchError(
@@ -119,7 +119,7 @@ def vectors_for(
         space = matching[0].fingerprint if matching else None
     bundle.require(store.space(space).recipe)
     names = [use.name for use in bundle.layers]
-    examples = LabelledVectors.from_store(store, names, labels=labels, source=source, space=space)
-    if isinstance(bundle.form, SuffixForm):
-        return replace(examples, narrow=bundle.form.frozen_vectors(examples.read))
-    return multilabel.several_labels(examples, bundle.classes) if bundle.task == "multilabel" else examples
+    dataset = FeatureDataset.from_store(store, names, labels=labels, source=source, space=space)
+    if isinstance(bundle.form, PartialModel):
+        return replace(dataset, narrow=bundle.form.frozen_vectors(dataset.read))
+    return multilabel.several_labels(dataset, bundle.classes) if bundle.task == "multilabel" else dataset

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from featcache.backbones.activations import activations
-from featcache.heads.neighbours import SHARPNESS, NeighbourForm
+from featcache.heads.knn import SHARPNESS, NeighbourForm
 from featcache.heads.predictors import LinearForm
 from featcache.heads.serialise import Classifier
-from featcache.training.suffix import SuffixForm
+from featcache.training.suffix import PartialModel
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from featcache.backbones import Backbone
 
 
-class Joined(nn.Module):
+class EndToEnd(nn.Module):
     """From the network's input to logits.
 
     Args:
@@ -34,7 +34,9 @@ class Joined(nn.Module):
         classes: the labels of the logits.
     """
 
-    def __init__(self, backbone: Backbone, form: Classifier | SuffixForm, layers: Sequence[tuple[str, float]]) -> None:
+    def __init__(
+        self, backbone: Backbone, form: Classifier | PartialModel, layers: Sequence[tuple[str, float]]
+    ) -> None:
         super().__init__()
         self._backbone = backbone
         self._layers = backbone.resolve_layers([name for name, _ in layers])
@@ -51,7 +53,7 @@ class Joined(nn.Module):
         parts = [got[layer.name].flatten(1) / s for layer, s in zip(self._layers, self.scales, strict=True)]
         return torch.as_tensor(self.head(torch.cat(parts, dim=1)))
 
-    def train(self, mode: bool = True) -> Joined:
+    def train(self, mode: bool = True) -> EndToEnd:
         """Set the head's mode; the backbone stays in eval mode, as it was when its vectors were made."""
         super().train(mode)
         self.backbone.eval()
@@ -63,7 +65,7 @@ class Joined(nn.Module):
 
 
 class Votes(nn.Module):
-    """The nearest stored vectors vote, as in `featcache.heads.neighbours`; logits are log-probabilities."""
+    """The nearest stored vectors vote, as in `featcache.heads.knn`; logits are log-probabilities."""
 
     def __init__(self, form: NeighbourForm) -> None:
         super().__init__()
@@ -82,9 +84,9 @@ class Votes(nn.Module):
         return torch.log(votes / votes.sum(1, keepdim=True))
 
 
-def head_module(form: Classifier | SuffixForm) -> nn.Module:
+def head_module(form: Classifier | PartialModel) -> nn.Module:
     """A head as a module from vectors, or activations flattened, (n, d) float32 to logits (n, k)."""
-    if isinstance(form, SuffixForm):
+    if isinstance(form, PartialModel):
         # A copy: whoever trains the module on, or moves it, leaves the head as it is.
         return copy.deepcopy(form.module).requires_grad_(True)
     if isinstance(form, NeighbourForm):

@@ -16,16 +16,16 @@ import numpy as np
 
 from featcache.core.errors import UnknownNameError, UsageError
 from featcache.core.progress import Progress, choose
-from featcache.evaluation import multilabel_splits
 from featcache.heads import check_head, prepare, with_class_weight
+from featcache.metrics import multilabel as multilabel_splits
 from featcache.metrics import splits
 from featcache.metrics.calibration import expected_calibration_error
 from featcache.store import FeatureStore
 from featcache.training import leakage, multilabel
 from featcache.training.bundle import Bundle
-from featcache.training.dataset import LabelledVectors
+from featcache.training.dataset import FeatureDataset
 from featcache.training.fit import answers, fit
-from featcache.training.holdout import check_classes, learned_and_scored, of_split
+from featcache.training.holdout import check_classes, of_split, train_test_split
 from featcache.training.report import described, scored, uncalibrated, views_told
 
 
@@ -102,60 +102,60 @@ def train(
     path = Path(store)
     with choose(progress) as shown:
         if path.is_file():
-            examples = LabelledVectors.from_file(path)
+            dataset = FeatureDataset.from_file(path)
         else:
-            examples = LabelledVectors.from_store(
+            dataset = FeatureDataset.from_store(
                 FeatureStore.open(path), layers, labels=labels, source=source, space=space, views=learned
             )
         if task == "multilabel":
-            examples = multilabel.several_labels(examples)
-        elif any(multilabel.SEPARATOR in label for label in set(examples.y.tolist())):
+            dataset = multilabel.several_labels(dataset)
+        elif any(multilabel.SEPARATOR in label for label in set(dataset.y.tolist())):
             shown.note(multilabel.HINT)
-        check_classes(examples)
+        check_classes(dataset)
         if isinstance(class_weight, Mapping):
-            _check_weighed(examples, class_weight)
+            _check_weighed(dataset, class_weight)
         near = None
         if group_near_duplicates:
-            near = leakage.search(examples, np.arange(len(examples.y)), seed=seed, progress=shown)
-            examples = examples.linked(near.pairs)
+            near = leakage.search(dataset, np.arange(len(dataset.y)), seed=seed, progress=shown)
+            dataset = dataset.linked(near.pairs)
             if near.note is not None:
                 shown.note(f"Near-duplicates could not be grouped: {near.note}.")
         if cv is not None:
-            test = np.arange(len(examples.y)) if split is None else of_split(examples, split)
-            draw = splits.folds if examples.labels is None else multilabel_splits.folds
-            folds = draw(examples.y[test], examples.units[test], cv, seed)
+            test = np.arange(len(dataset.y)) if split is None else of_split(dataset, split)
+            draw = splits.folds if dataset.labels is None else multilabel_splits.folds
+            folds = draw(dataset.y[test], dataset.units[test], cv, seed)
             sides = [test[scored] for _, scored in folds]
             protocol = f"{cv}-fold cross-validation; the head saved is fitted on all {len(test)} items"
         else:
-            learn, test, protocol = learned_and_scored(examples, split, seed, None if path.is_file() else path, shown)
-            sides = [learn, test]
+            train_rows, test, protocol = train_test_split(dataset, split, seed, None if path.is_file() else path, shown)
+            sides = [train_rows, test]
         # Before the fit: meanwhile the head's module is imported.
         prepare(head, task)
         guard = leakage.guard(
-            examples, sides, scored=None if cv is not None else test, found=near, seed=seed, progress=shown
+            dataset, sides, scored=None if cv is not None else test, found=near, seed=seed, progress=shown
         )
         if cv is not None:
-            bundle, probabilities, predicted, sure, fitting = cross_validated(examples, test, head, folds, seed, shown)
+            bundle, probabilities, predicted, sure, fitting = cross_validated(dataset, test, head, folds, seed, shown)
         else:
             fit_began = time.monotonic()
-            bundle = fit(examples, learn, head, seed, progress=shown)
+            bundle = fit(dataset, train_rows, head, seed, progress=shown)
             fitting = time.monotonic() - fit_began
-            probabilities, predicted = answers(bundle, examples, test)
+            probabilities, predicted = answers(bundle, dataset, test)
             sure = uncalibrated(bundle, probabilities)
-        scores = scored(examples, test, probabilities, predicted, bundle.classes, seed)
+        scores = scored(dataset, test, probabilities, predicted, bundle.classes, seed)
         if refit_all and cv is None:
-            bundle = fit(examples, np.union1d(learn, test), head, seed, progress=shown)
+            bundle = fit(dataset, np.union1d(train_rows, test), head, seed, progress=shown)
             protocol += "; the head saved was fitted once more on all items"
         shown.finish()
-    if len(examples.views) > 1:
-        protocol += f"; learned from {views_told(examples.views)} of each image, scored on view 0"
+    if len(dataset.views) > 1:
+        protocol += f"; learned from {views_told(dataset.views)} of each image, scored on view 0"
     if bundle.report["calibration"] is not None and probabilities is not None:
-        right = predicted == examples.y[test]
+        right = predicted == dataset.y[test]
         for name, p in (("ece_before", sure), ("ece_after", probabilities)):
             bundle.report["calibration"][name] = expected_calibration_error(p, right)
-    bundle.report |= described(bundle, examples, test, scores, protocol)
+    bundle.report |= described(bundle, dataset, test, scores, protocol)
     bundle.report |= {
-        "near_duplicates": {**guard.report(examples), "grouped": near is not None and near.note is None},
+        "near_duplicates": {**guard.report(dataset), "grouped": near is not None and near.note is None},
         "fit_seconds": fitting,
         "seconds": time.monotonic() - began,
     }
@@ -163,7 +163,7 @@ def train(
 
 
 def cross_validated(
-    examples: LabelledVectors,
+    dataset: FeatureDataset,
     rows: np.ndarray,
     head: Any,
     folds: Sequence[tuple[np.ndarray, np.ndarray]],
@@ -173,7 +173,7 @@ def cross_validated(
     """A head fitted on some rows, and out-of-fold answers for them.
 
     Args:
-        examples: labelled vectors.
+        dataset: labelled vectors.
         rows: (m,) row numbers.
         head: a name or a scikit-learn classifier.
         folds: pairs of places in *rows*, to learn from and to answer for.
@@ -187,23 +187,23 @@ def cross_validated(
     Raises:
         UsageError: a class stands in one fold alone.
     """
-    several = examples.labels is not None
-    classes = list(examples.labels or sorted(set(examples.y[rows].tolist())))
+    several = dataset.labels is not None
+    classes = list(dataset.labels or sorted(set(dataset.y[rows].tolist())))
     place = {name: i for i, name in enumerate(classes)}
     probabilities: np.ndarray | None = np.zeros((len(rows), len(classes)))
-    predicted = np.empty((len(rows), *examples.y.shape[1:]), dtype=examples.y.dtype)
+    predicted = np.empty((len(rows), *dataset.y.shape[1:]), dtype=dataset.y.dtype)
     sure = np.full(len(rows), np.nan)
     shown.start("cross-validate", len(folds) + 1, "fits")
     began = time.monotonic()
-    for learn, test in folds:
-        unseen = [] if several else sorted(set(classes) - set(examples.y[rows[learn]].tolist()))
+    for train_rows, test in folds:
+        unseen = [] if several else sorted(set(classes) - set(dataset.y[rows[train_rows]].tolist()))
         if unseen:
             raise UsageError(
                 f"All items of class {unseen[0]!r} belong to groups that fall into one fold, so that fold's head "
                 "cannot learn the class. Use fewer folds or finer groups."
             )
-        bundle = fit(examples, rows[learn], head, seed)
-        p, said = answers(bundle, examples, rows[test])
+        bundle = fit(dataset, rows[train_rows], head, seed)
+        p, said = answers(bundle, dataset, rows[test])
         predicted[test] = said
         sure[test] = uncalibrated(bundle, p)
         if p is None or probabilities is None:
@@ -212,13 +212,13 @@ def cross_validated(
             columns = np.array([place[name] for name in bundle.classes])
             probabilities[test[:, None], columns[None, :]] = p
         shown.advance()
-    bundle = fit(examples, rows, head, seed)
+    bundle = fit(dataset, rows, head, seed)
     shown.advance()
     return bundle, probabilities, predicted, sure, time.monotonic() - began
 
 
-def _check_weighed(examples: LabelledVectors, class_weight: Mapping[str, float]) -> None:
-    names = sorted(set(examples.y.tolist()))
+def _check_weighed(dataset: FeatureDataset, class_weight: Mapping[str, float]) -> None:
+    names = sorted(set(dataset.y.tolist()))
     unknown = sorted(map(str, class_weight.keys() - set(names)))
     if unknown:
         raise UnknownNameError.among("class in class_weight", unknown[0], names)

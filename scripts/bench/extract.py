@@ -2,7 +2,7 @@
 
     python scripts/bench/extract.py FOLDER [--photos PHOTOS] [--data small textiles large] [--backbones B ...]
 
-FOLDER takes the pictures and the stores. ``small`` (500 × 375) and ``large`` (4000 × 3000, 12 megapixels) are made
+FOLDER takes the images and the stores. ``small`` (500 × 375) and ``large`` (4000 × 3000, 12 megapixels) are made
 from PHOTOS (a folder of photographs) and the textiles of conformal-clip-data in turn, JPEG at quality 90, each with a
 speck of its own from a fixed seed, so that no two have the same bytes; ``textiles`` are those textiles as they are.
 Side by side, in rounds that take turns:
@@ -11,10 +11,10 @@ Side by side, in rounds that take turns:
 - ``tuned``: the same in inference mode and channels-last; the best of batch 1, 8 and 32 and of 0, 1 and 2 workers.
 - ``forward``, ``decode``: bare passes on the runtime, one core each on all cores, and bare decoding and resizing in
   as many threads; ``bound`` is 1 / (1 / forward + 1 / decode).
-- ``extract``: `featcache.extract` into a new store, with the graph kept from before; of ``large`` pictures with
+- ``extract``: `featcache.extract` into a new store, with the graph kept from before; of ``large`` images with
   ``scaled``, decoding included in the bound.
 
-The settings of the first two are chosen once, on a quarter of the pictures. A cell (data × backbone × precision) is
+The settings of the first two are chosen once, on a quarter of the images. A cell (data × backbone × precision) is
 appended to results/extract.json when it is done; one that was measured at this commit before is skipped. For
 networks other than the bundled ones random weights serve: they are as fast.
 """
@@ -48,7 +48,7 @@ import recording
 SIZES = {"small": (500, 375), "large": (4000, 3000)}
 COUNTS = {"small": 640, "textiles": 640, "large": 48}
 FEWER = 160
-"""Of the small pictures for the networks that are slower than Lite0."""
+"""Of the small images for the networks that are slower than Lite0."""
 BACKBONES = ("bundled:efficientnet_lite0", "torchvision:resnet18", "torchvision:resnet50", "timm:vit_small_patch16_224")
 
 
@@ -114,7 +114,7 @@ def network(name: str, folder: Path, precision: str) -> Backbone:
 
 
 class Published:
-    """The published transform as wrappers apply it: the whole picture resized, then cropped, then normalised."""
+    """The published transform as wrappers apply it: the whole image resized, then cropped, then normalised."""
 
     def __init__(self, paths: Sequence[Path], backbone: Backbone) -> None:
         from torchvision import transforms
@@ -157,7 +157,7 @@ def loop(paths: Sequence[Path], backbone: Backbone, *, workers: int, batch: int,
 
 
 def best(paths: Sequence[Path], backbone: Backbone, batches: Sequence[int], tuned: bool) -> dict[str, Any]:
-    """The settings of the plain loop that are fastest on some of the pictures."""
+    """The settings of the plain loop that are fastest on some of the images."""
     tried = [{"workers": workers, "batch": batch, "tuned": tuned} for batch in batches for workers in (0, 1, 2)]
     return max(tried, key=lambda settings: loop(paths, backbone, **settings))
 
@@ -199,7 +199,7 @@ def extract(photos: Path, backbone: Backbone, store: Path) -> tuple[float, Any]:
 
 def cell(folder: Path, data: str, paths: list[Path], name: str, precision: str, rounds: int) -> dict[str, Any]:
     backbone = network(name, folder, precision)
-    plain = backbone.running(runtime="torch")
+    plain = backbone.with_runtime(runtime="torch")
     if data == "large":
         backbone = backbone.scaled()
     some = paths[: max(8, len(paths) // 4)]
@@ -264,10 +264,10 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--photos", type=Path, default=photographs())
     parser.add_argument("--data", nargs="+", choices=COUNTS, default=list(COUNTS))
-    parser.add_argument("--backbones", nargs="+", help="all of them for small pictures, else the first alone")
+    parser.add_argument("--backbones", nargs="+", help="all of them for small images, else the first alone")
     parser.add_argument("--precisions", nargs="+", choices=["float32", "bfloat16"], default=["float32"])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--images", type=int, help="pictures a cell, for a quick look")
+    parser.add_argument("--images", type=int, help="images a cell, for a quick look")
     options = parser.parse_args()
     for data in options.data:
         for name in options.backbones or (BACKBONES if data == "small" else BACKBONES[:1]):

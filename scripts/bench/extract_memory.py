@@ -2,8 +2,8 @@
 
     python scripts/bench/extract_memory.py FOLDER [--counts 1000 20000]
 
-FOLDER takes the pictures and the stores. Each count of pictures (500 × 375 JPEGs; 200 different ones, each time with
-other bytes behind the picture's end, so that each is an image of its own) is extracted with Lite0 by a process of its
+FOLDER takes the images and the stores. Each count of images (500 × 375 JPEGs; 200 different ones, each time with
+other bytes behind the image's end, so that each is an image of its own) is extracted with Lite0 by a process of its
 own, whose anonymous memory (RssAnon) is read twice a second; ``curve`` has the largest of each tenth of the run.
 """
 
@@ -53,7 +53,7 @@ def anonymous(pid: int) -> float:
 
 def pictures(folder: Path, count: int) -> Path:
     """A folder of *count* images."""
-    made = folder / f"pictures-{count}"
+    made = folder / f"images-{count}"
     if made.is_dir() and sum(1 for _ in made.iterdir()) == count:
         return made
     shutil.rmtree(made, ignore_errors=True)

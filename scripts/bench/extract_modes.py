@@ -3,10 +3,10 @@
     python scripts/bench/extract_modes.py FOLDER PHOTOS [--name NAME]
 
 PHOTOS has one folder a class; FOLDER takes the stores. The reference is the published transform and eager torch at
-float32 (Pillow decodes, resizes whole pictures, then crops). Each other mode extracts the same pictures: the defaults
+float32 (Pillow decodes, resizes whole images, then crops). Each other mode extracts the same images: the defaults
 (``openvino``), the defaults in eager torch (``torch``), DCT-scaled decoding (``scaled``), and ``bfloat16`` where the
 machine computes so. One softmax head, at the C chosen on the reference, is fitted on each mode's vectors of four
-fifths of the pictures and asked about the other fifth; predictions that differ from the reference's are counted, and
+fifths of the images and asked about the other fifth; predictions that differ from the reference's are counted, and
 likewise those of the reference's own head when it is given the mode's vectors.
 """
 
@@ -35,13 +35,13 @@ BACKBONE = "bundled:efficientnet_lite0"
 def modes() -> dict[str, Backbone]:
     plain = get(BACKBONE)
     found = {
-        "reference": plain.running(runtime="torch").following(published(plain.recipe.pixels)),
-        "openvino": plain.running(runtime="openvino"),
-        "torch": plain.running(runtime="torch"),
+        "reference": plain.with_runtime(runtime="torch").with_pixels(published(plain.recipe.pixels)),
+        "openvino": plain.with_runtime(runtime="openvino"),
+        "torch": plain.with_runtime(runtime="torch"),
         "scaled": plain.scaled(),
     }
     if has_bfloat16():
-        found["bfloat16"] = plain.running(precision="bfloat16")
+        found["bfloat16"] = plain.with_runtime(precision="bfloat16")
     return found
 
 
@@ -62,10 +62,10 @@ def main() -> None:
     X: dict[str, np.ndarray] = {}
     for mode, backbone in modes().items():
         X[mode], y = vectors(options.photos, options.folder / f"{mode}.fcache", backbone)
-    learn, test = train_test_split(np.arange(len(y)), test_size=0.2, stratify=y, random_state=0)
-    chosen = make_head("softmax", 0, "classify").fit(X["reference"][learn], y[learn])
+    train_rows, test = train_test_split(np.arange(len(y)), test_size=0.2, stratify=y, random_state=0)
+    chosen = make_head("softmax", 0, "classify").fit(X["reference"][train_rows], y[train_rows])
     heads = {
-        mode: make_head("softmax", 0, "classify").set_params(Cs=[chosen.C_]).fit(vectors[learn], y[learn])
+        mode: make_head("softmax", 0, "classify").set_params(Cs=[chosen.C_]).fit(vectors[train_rows], y[train_rows])
         for mode, vectors in X.items()
     }
     right = heads["reference"].predict(X["reference"][test])

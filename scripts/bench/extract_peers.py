@@ -4,7 +4,7 @@
 
 PYTHON is the interpreter of an environment of its own with ``pip install embetter[vision] img2vec_pytorch``.
 thingsvision needs a release of torch that img2vec cannot run with, hence an environment of its own.
-FOLDER takes the pictures (160 JPEGs of 500 × 375) and the store. Each package is used as its documentation shows, on
+FOLDER takes the images (160 JPEGs of 500 × 375) and the store. Each package is used as its documentation shows, on
 ResNet-18 with random weights; it runs in a process that stays, so that neither imports nor the making of the network
 are timed, and all take turns. `featcache.extract` makes a new store each time, with the graph kept from before.
 """

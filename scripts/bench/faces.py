@@ -4,14 +4,14 @@
 
 PICTURES is a folder of people, one folder each, such as LFW; FOLDER is where the stores are made. PROBLEM is one of
 
-    accuracy    random pairs in ten folds that share no person, seeds 0 to 4, every picture scored; and the seconds
+    accuracy    random pairs in ten folds that share no person, seeds 0 to 4, every image scored; and the seconds
                 that 6,000 pairs take from vectors in memory
     thresholds  the false accept rate on unseen people for thresholds set for 1e-2 and 1e-3, and what likelihood ratios
                 cost there, on 20 splits by people
     siamese     the siamese head on vectors of a network that was not made for faces, on people unseen, seeds 0 to 4
     descriptors torch against dlib's own descriptors on 500 chips, every second one tinted
-    chips       the network alone, on pictures that are aligned chips, against dlib's own on every fifth of them
-    speed       pictures to vectors, against dlib alone on one thread, in alternating rounds of 200 pictures
+    chips       the network alone, on images that are aligned chips, against dlib's own on every fifth of them
+    speed       images to vectors, against dlib alone on one thread, in alternating rounds of 200 images
 
 A cell is written when its problem is done.
 """
@@ -31,7 +31,7 @@ import recording
 
 import featcache as fc
 from featcache import faces
-from featcache.faces.protocol import verify_on_folds
+from featcache.faces.calibrate import verify_on_folds
 from featcache.faces.sample_pairs import draw_pairs
 from featcache.metrics.verification import cosine_scores
 
@@ -102,10 +102,10 @@ def siamese(pictures: Path, folder: Path) -> dict[str, Any]:
 
 
 def dlib_alone() -> tuple[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndarray]]:
-    """From a picture to a chip, and from a chip to a descriptor, by dlib's own code in one thread."""
+    """From an image to a chip, and from a chip to a descriptor, by dlib's own code in one thread."""
     import dlib
 
-    from featcache.backbones.dlib_files import FACE_NETWORK, FIVE_LANDMARKS, installed_path
+    from featcache.backbones.families.dlib_weights import FACE_NETWORK, FIVE_LANDMARKS, installed_path
 
     detector = dlib.get_frontal_face_detector()
     landmarks = dlib.shape_predictor(str(installed_path(FIVE_LANDMARKS)))
@@ -165,7 +165,7 @@ def speed(pictures: Path, folder: Path) -> dict[str, Any]:
 
 
 def chips(pictures: Path, folder: Path) -> dict[str, Any]:
-    """The network alone: pictures that are aligned chips already, as `featcache.extract` reads them."""
+    """The network alone: images that are aligned chips already, as `featcache.extract` reads them."""
     from PIL import Image
 
     chip, descriptor = dlib_alone()

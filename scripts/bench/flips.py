@@ -2,7 +2,7 @@
 
     python scripts/bench/flips.py FOLDER [--flips 250] [--images 200] [--seed 0]
 
-FOLDER takes the pictures (some of the demo's textiles) and the stores. One byte is changed of a shard, of the
+FOLDER takes the images (some of the demo's textiles) and the stores. One byte is changed of a shard, of the
 catalogue or, every fifth time, of the catalogue's backup. Then `repair` and the same `extract` as at first have to
 bring all back: vectors, names, labels and splits.
 """

@@ -158,12 +158,12 @@ def path(name: str, X: np.ndarray, y: np.ndarray, tol: float, max_iter: int, rou
 def reference(X: np.ndarray, y: np.ndarray, C: float) -> float:
     """Held-out log-loss at one C by Newton's method in float64 on each fold, to a gradient of 1e-10."""
     total = 0.0
-    for learn, test in splits.folds(y, np.arange(len(y)), 5, 0):
-        mean = X[learn].astype(np.float64).mean(axis=0)
-        centred = X[learn] - mean
-        axes = np.linalg.svd(centred, full_matrices=False)[2] if len(learn) < X.shape[1] else np.eye(X.shape[1])
+    for train_rows, test in splits.folds(y, np.arange(len(y)), 5, 0):
+        mean = X[train_rows].astype(np.float64).mean(axis=0)
+        centred = X[train_rows] - mean
+        axes = np.linalg.svd(centred, full_matrices=False)[2] if len(train_rows) < X.shape[1] else np.eye(X.shape[1])
         model = LogisticRegression(C=C, solver="newton-cholesky", tol=1e-10, max_iter=1000).fit(
-            centred @ axes.T, y[learn]
+            centred @ axes.T, y[train_rows]
         )
         total += log_loss(y[test], model.predict_proba((X[test] - mean) @ axes.T)) * len(test)
     return total / len(y)

@@ -2,7 +2,7 @@
 
     python scripts/bench/kill_loop.py FOLDER [--kills 300] [--images 2000] [--seed 0]
 
-FOLDER takes the pictures that are drawn and the stores. Every process seals after each batch of eight, so
+FOLDER takes the images that are drawn and the stores. Every process seals after each batch of eight, so
 that a kill meets every step of the commit protocol often. When a store is complete, the next begins.
 After each kill the store is verified and every row that it holds is compared with an uninterrupted run's.
 """
@@ -34,7 +34,7 @@ CONTEXT.set_forkserver_preload(["torch", "featcache.extraction", "featcache.back
 
 
 def draw(folder: Path, count: int) -> Path:
-    """*count* pictures of noise, each of another content."""
+    """*count* images of noise, each of another content."""
     photos = folder / "photos"
     if len(list(photos.glob("*/*.png"))) != count:
         shutil.rmtree(photos, ignore_errors=True)
@@ -62,7 +62,7 @@ def extract(photos: Path, store: Path, computed: Synchronized[int]) -> None:
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             found = self.body(x).mean(dim=(2, 3))
-            # A trial pass, which finds out the shapes, is one of zeros; no picture of noise is of one colour.
+            # A trial pass, which finds out the shapes, is one of zeros; no image of noise is of one colour.
             computed.value += len(x) if x.min() < x.max() else 0
             return found
 

@@ -2,7 +2,7 @@
 
     python scripts/bench/near_duplicates.py FOLDER COPY STORE
 
-FOLDER is copied to COPY, and of 40 of its pictures five versions are added: the same bytes, JPEG quality
+FOLDER is copied to COPY, and of 40 of its images five versions are added: the same bytes, JPEG quality
 60, nine tenths of the size, a crop of 95 %, 8 grey levels brighter. COPY is extracted into STORE.
 """
 
@@ -46,7 +46,7 @@ def plant(folder: Path, copy: Path) -> None:
 
 
 def stem(uri: str) -> str:
-    """The picture that a file is a version of."""
+    """The image that a file is a version of."""
     return uri.split("__")[0].removesuffix(".jpg")
 
 

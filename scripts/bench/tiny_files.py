@@ -1,8 +1,8 @@
-"""Extraction over very many tiny pictures: what grows with their number, and whether it grows faster.
+"""Extraction over very many tiny images: what grows with their number, and whether it grows faster.
 
     python scripts/bench/tiny_files.py FOLDER [--images 50000 200000]
 
-FOLDER takes the pictures and the stores. The network is so small that all else is what is measured.
+FOLDER takes the images and the stores. The network is so small that all else is what is measured.
 Each number of images is measured in a process of its own: listing them, the first extraction, a second
 one that finds nothing to do, and the anonymous memory at a quarter of the way and at the end.
 """
@@ -31,7 +31,7 @@ A_FOLDER = 1000
 
 
 def make(photos: Path, count: int) -> float:
-    """*count* JPEGs of 32 × 32 pixels, each with bytes of its own after the picture."""
+    """*count* JPEGs of 32 × 32 pixels, each with bytes of its own after the image."""
     began = time.monotonic()
     rng = np.random.default_rng(0)
     seeds = []

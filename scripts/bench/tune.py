@@ -7,7 +7,7 @@ STORE has the Lite0 vectors of a source whose images are where it knows them.
 
 ``speed``: both sides are eager torch in channels-last and float32, the same suffix, output, AdamW and batches of 32.
 Bare parts are measured in the same rounds: ``decode`` (decoding and augmenting in threads), ``prefix`` (the frozen
-part on pictures in memory) and ``suffix`` (training steps on activations in memory); ``bound`` is (decode + prefix +
+part on images in memory) and ``suffix`` (training steps on activations in memory); ``bound`` is (decode + prefix +
 suffix) / suffix, ``gain`` is the epoch with all recomputed over the epoch from the cache.
 
 ``accuracy``: the same layers tuned from four cached views, and from images in a new view every epoch, each from the
@@ -38,14 +38,12 @@ from featcache.backbones.split import Cut
 from featcache.core.progress import Silent
 from featcache.extraction.stored_source import known_images
 from featcache.finetuning import loop
-from featcache.finetuning.batches import PictureBatches, Pictures, in_order
-from featcache.finetuning.linear_probe import outset
+from featcache.finetuning.batches import CachedBatches, ImageBatches, Pictures, activations_in_order, images_in_order
+from featcache.finetuning.linear_probe import linear_probe_init
 from featcache.finetuning.tune import SCHEDULE
 from featcache.finetuning.validation import validation_rows
-from featcache.strategies import cached_batches
-from featcache.strategies.cached_batches import CachedBatches
-from featcache.training.dataset import LabelledVectors
-from featcache.training.holdout import learned_and_scored
+from featcache.training.dataset import FeatureDataset
+from featcache.training.holdout import train_test_split
 from featcache.training.suffix import frozen_vectors
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -102,26 +100,26 @@ def drained(batches: Iterable[Any]) -> None:
         pass
 
 
-def opened(store: Path, layer: str) -> tuple[Any, Any, Cut, LabelledVectors]:
+def opened(store: Path, layer: str) -> tuple[Any, Any, Cut, FeatureDataset]:
     found = fc.open(store)
     backbone = for_recipe(found.space().recipe)
     cut = backbone.cut(layer)
-    return found, backbone, cut, LabelledVectors.from_store(found, cut.cached, views=True)
+    return found, backbone, cut, FeatureDataset.from_store(found, cut.cached, views=True)
 
 
-def pictures_of(found: Any, backbone: Any, examples: LabelledVectors) -> Pictures:
-    there = known_images(found, examples.items[0].source, examples.items, [])
-    return Pictures(backbone, examples.items, [there[item.uri] for item in examples.items], 0)
+def pictures_of(found: Any, backbone: Any, dataset: FeatureDataset) -> Pictures:
+    there = known_images(found, dataset.items[0].source, dataset.items, [])
+    return Pictures(backbone, dataset.items, [there[item.uri] for item in dataset.items], 0)
 
 
 def speed(store: Path, layer: str, rounds: int, items: int) -> dict[str, Any]:
-    fc.tune(store, layer, schedule=fc.Schedule(epochs=1), progress=False)  # puts the activations into the store
-    found, backbone, cut, examples = opened(store, layer)
-    rows = np.arange(len(examples.y))[:items]
-    numbers = np.unique(examples.y, return_inverse=True)[1][rows]
-    step = stepper(cut, len(set(examples.y.tolist())))
-    cached = CachedBatches(examples, rows, numbers, BATCH, 0)
-    decoded = PictureBatches(pictures_of(found, backbone, examples), rows, numbers, BATCH, 0)
+    fc.tune(store, layer, schedule=fc.TrainingConfig(epochs=1), progress=False)  # puts the activations into the store
+    found, backbone, cut, dataset = opened(store, layer)
+    rows = np.arange(len(dataset.y))[:items]
+    numbers = np.unique(dataset.y, return_inverse=True)[1][rows]
+    step = stepper(cut, len(set(dataset.y.tolist())))
+    cached = CachedBatches(dataset, rows, numbers, BATCH, 0)
+    decoded = ImageBatches(pictures_of(found, backbone, dataset), rows, numbers, BATCH, 0)
     prefix = Prefix(backbone.network, cut)
     pixels, activations = next(decoded(1)), next(cached(1))
     step(*activations)
@@ -154,24 +152,24 @@ def speed(store: Path, layer: str, rounds: int, items: int) -> dict[str, Any]:
 
 def accuracy(store: Path, layer: str, epochs: int) -> dict[str, Any]:
     schedule = replace(SCHEDULE, epochs=epochs, patience=epochs)
-    fc.tune(store, layer, schedule=fc.Schedule(epochs=1), progress=False)  # puts the activations into the store
-    found, backbone, cut, examples = opened(store, layer)
-    learn, test, _ = learned_and_scored(examples, None, 0, store, Silent())
-    fit, validation = validation_rows(examples, learn, test, 0, Silent())
-    numbers = np.unique(examples.y, return_inverse=True)[1]
-    output, _ = outset(frozen_vectors(cut, examples.read), examples, fit, 0, Silent())
-    pictures = pictures_of(found, backbone, examples)
+    fc.tune(store, layer, schedule=fc.TrainingConfig(epochs=1), progress=False)  # puts the activations into the store
+    found, backbone, cut, dataset = opened(store, layer)
+    train_rows, test, _ = train_test_split(dataset, None, 0, store, Silent())
+    fit, validation = validation_rows(dataset, train_rows, test, 0, Silent())
+    numbers = np.unique(dataset.y, return_inverse=True)[1]
+    output, _ = linear_probe_init(frozen_vectors(cut, dataset.read), dataset, fit, 0, Silent())
+    pictures = pictures_of(found, backbone, dataset)
     prefix = Prefix(backbone.network, cut).requires_grad_(False)
     sides: dict[str, tuple[nn.Module, Any, Callable[[np.ndarray], Iterable[tuple[Tensor, Tensor]]]]] = {
         "cached": (
             nn.Unflatten(1, cut.shape),
-            CachedBatches(examples, fit, numbers[fit], schedule.batch_size, 0),
-            lambda rows: cached_batches.in_order(examples, rows, numbers[rows], BATCH),
+            CachedBatches(dataset, fit, numbers[fit], schedule.batch_size, 0),
+            lambda rows: activations_in_order(dataset, rows, numbers[rows], BATCH),
         ),
         "images": (
             prefix,
-            PictureBatches(pictures, fit, numbers[fit], schedule.batch_size, 0),
-            lambda rows: in_order(pictures, rows, numbers[rows], BATCH),
+            ImageBatches(pictures, fit, numbers[fit], schedule.batch_size, 0),
+            lambda rows: images_in_order(pictures, rows, numbers[rows], BATCH),
         ),
     }
     right = {}
@@ -191,7 +189,7 @@ def accuracy(store: Path, layer: str, epochs: int) -> dict[str, Any]:
     draws = np.random.default_rng(0).integers(0, len(test), (10_000, len(test)))
     differences = (right["cached"].astype(float) - right["images"])[draws].mean(axis=1)
     return {
-        "problem": "accuracy", "source": examples.items[0].source, "from_layer": layer, "epochs": epochs,
+        "problem": "accuracy", "source": dataset.items[0].source, "from_layer": layer, "epochs": epochs,
         "tested": len(test), "cached": float(right["cached"].mean()), "images": float(right["images"].mean()),
         "difference": float(right["cached"].mean() - right["images"].mean()),
         "interval": [float(v) for v in np.quantile(differences, [0.025, 0.975])],

@@ -2,7 +2,7 @@
 
     python scripts/bench/writers.py FOLDER [--images 400] [--writers 1 2 4]
 
-FOLDER takes the stores. Each process goes through the same pictures (some of the demo's textiles), with the same
+FOLDER takes the stores. Each process goes through the same images (some of the demo's textiles), with the same
 network or each with one of its own, on one thread, and seals every half second, so that their shards interleave.
 All begin at the same moment; loading torch is not in the time.
 """

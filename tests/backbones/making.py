@@ -1,4 +1,4 @@
-"""Files of weights, pictures, and reference activations made without featcache."""
+"""Files of weights, images, and reference activations made without featcache."""
 
 from __future__ import annotations
 

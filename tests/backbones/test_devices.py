@@ -10,7 +10,7 @@ from torch import nn
 
 import featcache as fc
 from featcache.backbones import Backbone, get
-from featcache.backbones.devices import check_device
+from featcache.backbones.compute import check_device
 from featcache.cli import main
 from featcache.core.errors import UnknownNameError, UsageError
 from featcache.core.recipe import StandardTransform

@@ -18,9 +18,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from featcache.backbones import Backbone, available, get
-from featcache.backbones.dlib_face_resnet import padded_sum
-from featcache.backbones.dlib_files import FACE_NETWORK, installed_path
-from featcache.backbones.families.dlib_weights import face_network_arrays
+from featcache.backbones.families.dlib import padded_sum
+from featcache.backbones.families.dlib_weights import FACE_NETWORK, face_network_arrays, installed_path
 from featcache.core.errors import MissingExtraError, UnknownNameError, WeightsError
 from tests.backbones.making import close, run
 

@@ -15,17 +15,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featcache.backbones.dlib_files import (
+from featcache.backbones.families.dlib_weights import (
     FACE_NETWORK,
     FIVE_LANDMARKS,
     DlibFile,
+    face_network_arrays,
     installed_path,
     is_installed,
     published_bytes,
 )
-from featcache.backbones.families.dlib_weights import face_network_arrays
 from featcache.core.errors import MissingExtraError, WeightsError
-from featcache.faces import dlib_library
+from featcache.faces import detection
 
 DATA = installed_path(FACE_NETWORK).read_bytes()
 ARRAYS = face_network_arrays(DATA, "here")
@@ -206,9 +206,9 @@ def test_dlib_is_given_no_landmarks_but_the_published_ones(tmp_path: Path, monke
     (place.parent / "__init__.py").touch()
     (place / FIVE_LANDMARKS.name).write_bytes(altered)
     monkeypatch.syspath_prepend(tmp_path)
-    dlib_library.landmark_predictor.cache_clear()
+    detection.landmark_predictor.cache_clear()
     try:
         with pytest.raises(WeightsError, match="is not the published"):
-            dlib_library.landmark_predictor()
+            detection.landmark_predictor()
     finally:
-        dlib_library.landmark_predictor.cache_clear()
+        detection.landmark_predictor.cache_clear()

@@ -21,8 +21,7 @@ from featcache.backbones import Backbone, for_recipe, get, tiny_backbone
 from featcache.core.errors import RecipeMismatchError, UsageError
 from featcache.core.recipe import PixelPath, Recipe, StandardTransform
 from featcache.extraction.embed import backbone_for, embed
-from featcache.images.decode import DECODERS, decode_rgb
-from featcache.images.jpeg import SCALED
+from featcache.images.decode import DECODERS, SCALED, decode_rgb
 from featcache.images.transforms import IMPLEMENTATIONS, PixelTransform
 from tests.backbones.making import textile
 
@@ -49,7 +48,7 @@ def test_every_recipe_that_can_be_named_is_followed(decoder: str, implementation
     transform = net.recipe.pixels.transform
     assert isinstance(transform, StandardTransform)
     wanted = PixelPath(replace(transform, implementation=implementation), decoder, scaled=scaled)
-    made = net.following(wanted)
+    made = net.with_pixels(wanted)
     assert made.recipe == replace(net.recipe, pixels=wanted)
     assert net.recipe.pixels == PixelPath(transform)
     data = jpeg_of(150, 140)
@@ -62,8 +61,8 @@ def test_every_recipe_that_can_be_named_is_followed(decoder: str, implementation
 
 
 def test_the_older_code_gives_what_it_gave() -> None:
-    """The whole picture resized by Pillow's own calls, then cut."""
-    made = tiny_backbone().following(before(tiny_backbone().recipe).pixels)
+    """The whole image resized by Pillow's own calls, then cut."""
+    made = tiny_backbone().with_pixels(before(tiny_backbone().recipe).pixels)
     for width, height in ((100, 75), (75, 100), (33, 32), (20, 300)):
         data = jpeg_of(width, height)
         image = Image.open(io.BytesIO(data)).convert("RGB")
@@ -77,7 +76,7 @@ def test_the_older_code_gives_what_it_gave() -> None:
 def test_what_is_published_is_not_taken_over() -> None:
     net = tiny_backbone()
     other = PixelPath(StandardTransform((40,), (36, 36), "bicubic", (0.1,) * 3, (0.2,) * 3, "pillow/1"), "pillow/1")
-    followed = net.following(other).recipe
+    followed = net.with_pixels(other).recipe
     assert [name for name, _, _ in followed.differences(replace(net.recipe, pixels=other))] == [
         "pixels.transform.crop",
         "pixels.transform.interpolation",
@@ -96,17 +95,17 @@ def test_code_of_a_later_featcache_is_told_to_be_missing() -> None:
         replace(net.recipe.pixels, scaled="dct/9"),
         replace(net.recipe.pixels, transform=replace(net.recipe.pixels.transform, implementation="pillow/9")),
     ):
-        assert net.following(later) is net
+        assert net.with_pixels(later) is net
         with pytest.raises(RecipeMismatchError, match=r"needed is '(simplejpeg|dct|pillow)/9'"):
             backbone_for(replace(net.recipe, pixels=later), net)
 
 
 def test_the_same_code_is_the_same_backbone() -> None:
     net = tiny_backbone()
-    assert net.following(net.recipe.pixels) is net
-    old = net.following(before(net.recipe).pixels)
-    assert old.following(before(net.recipe).pixels) is old
-    assert old.following(net.recipe.pixels).recipe == net.recipe
+    assert net.with_pixels(net.recipe.pixels) is net
+    old = net.with_pixels(before(net.recipe).pixels)
+    assert old.with_pixels(before(net.recipe).pixels) is old
+    assert old.with_pixels(net.recipe.pixels).recipe == net.recipe
 
 
 def test_a_backbone_is_found_by_a_recipe_of_before() -> None:
@@ -138,10 +137,10 @@ def test_the_vectors_of_real_photographs_keep_to_the_bound() -> None:
     assert cosine.min() >= 0.9999
 
 
-def test_a_head_of_before_sees_the_pixels_it_was_trained_on(tmp_path: Path, draw_pictures: Callable[..., Path]) -> None:
+def test_a_head_of_before_sees_the_pixels_it_was_trained_on(tmp_path: Path, draw_images: Callable[..., Path]) -> None:
     net = tiny_backbone()
-    old = net.following(before(net.recipe).pixels)
-    photos = draw_pictures(tmp_path / "photos", ("cats", "dogs"), 6)
+    old = net.with_pixels(before(net.recipe).pixels)
+    photos = draw_images(tmp_path / "photos", ("cats", "dogs"), 6)
     fc.extract(photos, tmp_path / "s.fcache", backbone=old, progress=False)
     fc.train(tmp_path / "s.fcache", progress=False).save(tmp_path / "head.fch")
     bundle = fc.Bundle.load(tmp_path / "head.fch")
@@ -196,7 +195,7 @@ def test_a_callable_follows_the_decoder_alone() -> None:
         return torch.zeros(3, 8, 8)
 
     net = Backbone.from_module(nn.Flatten(), transform=transform, name="mine", version="1", input_size=(8, 8))
-    old = net.following(replace(net.recipe.pixels, decoder="pillow/1"))
+    old = net.with_pixels(replace(net.recipe.pixels, decoder="pillow/1"))
     assert old.recipe.differences(net.recipe) == [("pixels.decoder", "pillow/1", "simplejpeg/1")]
     data = jpeg_of(30, 20)
     for one in (net, old):

@@ -16,10 +16,9 @@ from torch import nn
 import featcache as fc
 from featcache.backbones import Backbone, get, tiny_backbone
 from featcache.backbones import compute as processor
-from featcache.backbones.runtimes.agreement import check_agreement
 from featcache.backbones.runtimes.openvino import Graph
 from featcache.backbones.runtimes.passes import GraphPasses
-from featcache.backbones.runtimes.proof import GraphCache
+from featcache.backbones.runtimes.proof import GraphCache, check_agreement
 from featcache.core.errors import ConversionError, UnknownNameError, UsageError
 from featcache.core.recipe import StandardTransform
 from tests.backbones.making import relative
@@ -106,7 +105,7 @@ LOOKS: dict[str, Callable[[torch.Tensor], Any]] = {
 
 @pytest.mark.parametrize("look", LOOKS)
 def test_a_network_that_looks_at_values_is_no_graph(look: str) -> None:
-    """On dark pictures the graph of a trace would agree with torch; it is wrong on the others."""
+    """On dark images the graph of a trace would agree with torch; it is wrong on the others."""
     backbone = made(Looks(LOOKS[look]))
     layers, x = backbone.resolve_layers(["pooled"]), pictures(backbone)
     passes = backbone.passes()
@@ -139,7 +138,7 @@ def test_shapes_may_be_looked_at() -> None:
 
 def test_a_graph_is_compared_on_pictures_of_another_kind_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """The run's first images are all dark here, and the noise that is traced is no lighter than grey."""
-    from featcache.backbones.runtimes import watching
+    from featcache.backbones.runtimes import convert as watching
 
     # No look is known that goes unseen, so here none is seen.
     monkeypatch.setattr(watching, "looks_at_values", lambda run: False)
@@ -163,7 +162,7 @@ def test_what_cannot_be_converted_runs_on_torch(module: nn.Module, reason: str) 
     assert reason in note
     np.testing.assert_array_equal(passes.forward(x, layers)["pooled"], backbone.forward(x, layers)["pooled"])
     with pytest.raises(ConversionError, match=f"module:mine cannot run on OpenVINO.*{reason}.*--runtime torch"):
-        backbone.running(runtime="openvino").passes().ready(x, layers)
+        backbone.with_runtime(runtime="openvino").passes().ready(x, layers)
 
 
 def test_a_run_says_which_runtime_it_took_and_why(photos: Path, tmp_path: Path) -> None:
@@ -214,7 +213,7 @@ def test_threads_and_batches_change_nothing(photos: Path, tmp_path: Path) -> Non
 
 
 class NaNInside(nn.Module):
-    """NaN for dark pictures, before what follows."""
+    """NaN for dark images, before what follows."""
 
     def __init__(self, follows: nn.Module) -> None:
         super().__init__()
@@ -243,7 +242,7 @@ def test_an_image_with_nan_inside_goes_to_quarantine(photos: Path, tmp_path: Pat
 
 
 class Overflows(nn.Module):
-    """Infinities for bright pictures, NaN of them, and what makes a number of NaN."""
+    """Infinities for bright images, NaN of them, and what makes a number of NaN."""
 
     def __init__(self, makes: str, hides: Callable[[torch.Tensor], torch.Tensor]) -> None:
         super().__init__()
@@ -274,7 +273,7 @@ def test_nan_of_an_overflow_is_not_hidden(makes: str, hides: nn.Module) -> None:
     backbone = Backbone.from_module(Overflows(makes, hides), transform=transform, name="overflow")
     layers = backbone.resolve_layers(["pooled"])
     x = np.repeat(np.array([120, 255, 130, 255], np.uint8), 32 * 32 * 3).reshape(4, 32, 32, 3)
-    passes = backbone.running(runtime="openvino").passes(images=4, cores=1)
+    passes = backbone.with_runtime(runtime="openvino").passes(images=4, cores=1)
     passes.ready(x[::2], layers)
     got, expected = (run(x, layers)["pooled"] for run in (passes.forward, backbone.forward))
     assert np.isnan(expected).any(axis=1).tolist() == [False, True, False, True]
@@ -370,7 +369,7 @@ def place_of(backbone: Backbone) -> GraphCache:
 
 
 def test_a_wrong_graph_with_a_right_digest_is_found_out(kept: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The graph of other weights, put where this one's is: what torch gave for the kept pictures contradicts it."""
+    """The graph of other weights, put where this one's is: what torch gave for the kept images contradicts it."""
     from dataclasses import replace
 
     start, _ = kept
@@ -386,7 +385,7 @@ def test_a_wrong_graph_with_a_right_digest_is_found_out(kept: Any, monkeypatch: 
     assert done == [1]
     layers, x = mine.resolve_layers(["pooled"]), pictures(mine, seed=5)
     assert relative(passes.forward(x, layers)["pooled"], mine.forward(x, layers)["pooled"]) <= 1e-4
-    # All of it wrong, pictures and answers too: the module at hand contradicts it.
+    # All of it wrong, images and answers too: the module at hand contradicts it.
     place_of(mine).write(stolen)
     start(tiny_backbone())
     assert done == [1, 1]
@@ -409,7 +408,7 @@ def test_a_graph_that_disagrees_is_not_used(monkeypatch: pytest.MonkeyPatch) -> 
     assert "pooled differs from eager torch" in passes.notes[0]
     assert cached_files() == []
     with pytest.raises(ConversionError, match="differs from eager torch"):
-        backbone.running(runtime="openvino").passes().ready(x, layers)
+        backbone.with_runtime(runtime="openvino").passes().ready(x, layers)
 
 
 def test_a_graph_that_cannot_be_read_is_no_graph(kept: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -546,7 +545,7 @@ def test_bfloat16_where_the_processor_lacks_it(photos: Path, tmp_path: Path) -> 
     with pytest.raises(UsageError, match=r"does not compute in bfloat16.*--precision float32"):
         fc.extract(photos, tmp_path / "s.fcache", precision="bfloat16", progress=False)
     with pytest.raises(UsageError, match="does not compute in bfloat16"):
-        tiny_backbone().running(precision="bfloat16")
+        tiny_backbone().with_runtime(precision="bfloat16")
     assert not (tmp_path / "s.fcache").exists()
 
 
@@ -554,7 +553,7 @@ def test_bfloat16_is_a_recipe_of_its_own(monkeypatch: pytest.MonkeyPatch) -> Non
     # Recipes are compared and nothing is computed, so the processor need not have it.
     monkeypatch.setattr(processor, "features", lambda: frozenset({"avx512_bf16"}))
     plain = tiny_backbone()
-    found = {plain.running(runtime=r, precision="bfloat16").recipe for r in ("auto", "torch", "openvino")}
+    found = {plain.with_runtime(runtime=r, precision="bfloat16").recipe for r in ("auto", "torch", "openvino")}
     assert {(recipe.precision, recipe.runtime) for recipe in found} == {("bfloat16", "torch"), ("bfloat16", "openvino")}
-    assert {plain.running(runtime=r).recipe for r in ("auto", "torch", "openvino")} == {plain.recipe}
+    assert {plain.with_runtime(runtime=r).recipe for r in ("auto", "torch", "openvino")} == {plain.recipe}
     assert plain.recipe.runtime is None

@@ -1,4 +1,4 @@
-"""A network cut in two: what follows the cut gives, of the stored activations, what the whole gives of the picture."""
+"""A network cut in two: what follows the cut gives, of the stored activations, what the whole gives of the image."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def of(module: nn.Module, size: int = 64, axes: str | None = "NCHW") -> Network:
 
 
 def network(name: str, size: int = 64, **options: Any) -> Network:
-    """A network with random weights and, mostly, small pictures."""
+    """A network with random weights and, mostly, small images."""
     family, _, arch = name.partition(":")
     if family == "timm":
         module = timm.create_model(arch, pretrained=False, **options)
@@ -63,7 +63,7 @@ def pictures(net: Network, count: int = 3) -> np.ndarray:
 
 
 def both(net: Network, made: Cut, count: int = 3) -> tuple[Tensor, np.ndarray]:
-    """The stored activations and ``pooled`` of the same pictures."""
+    """The stored activations and ``pooled`` of the same images."""
     backbone = Backbone("module:net", lambda: net)
     got = backbone.forward(pictures(net, count), backbone.resolve_layers([made.cached, "pooled"]))
     assert got[made.cached].shape == (count, *made.shape)
@@ -75,7 +75,7 @@ def check(net: Network, made: Cut) -> None:
     with torch.inference_mode():
         assert relative(made.suffix(x).numpy(), expected) <= EXACT
         assert relative(made.suffix(x.half().float()).numpy(), expected) <= HALF
-        # One picture alone, and more than there were when it was made.
+        # One image alone, and more than there were when it was made.
         assert relative(made.suffix(x[:1]).numpy(), expected[:1]) <= EXACT
         assert made.suffix(torch.cat([x, x])).shape == (6, expected.shape[1])
     in_stages = [parameter for _, stage in made.stages for parameter in stage.parameters()]
@@ -86,7 +86,7 @@ def check(net: Network, made: Cut) -> None:
     assert set(made.suffix.state_dict()) <= set(net.module.state_dict())
 
 
-# Name, options, size of the picture, layer, what is stored, its shape, stages.
+# Name, options, size of the image, layer, what is stored, its shape, stages.
 NETWORKS: list[tuple[str, dict[str, Any], int, str, str, tuple[int, ...], int]] = [
     ("torchvision:resnet18", {}, 64, "layer3.1", "layer3.0:none", (256, 4, 4), 3),
     ("torchvision:resnet50", {}, 64, "layer4", "layer3:none", (1024, 4, 4), 3),
@@ -307,7 +307,7 @@ def test_stored_activations_are_those_of_extraction(tmp_path: Path, photos: Path
             r"skip connection crosses .*'layer3.0.downsample'.*'layer3' before it and at 'layer3.1'",
         ),
         ("layer4.1.conv2", r"skip connection crosses .*'layer4.0'.* at 'layer4.1' before it\.$"),
-        ("conv1", r"takes the picture itself.* at 'layer1' after it\.$"),
+        ("conv1", r"takes the image itself.* at 'layer1' after it\.$"),
         ("layer1.0.relu", r"'layer1.0.relu': it is run more than once.* at 'layer1' before it and at 'layer1.1'"),
         ("fc", r"neither it nor anything after it has weights\. It can be cut at 'layer4.1' before"),
     ],

@@ -15,9 +15,9 @@ from featcache.cli import main
 
 
 def test_images_are_extracted_into_the_store_that_is_named(
-    tmp_path: Path, draw_pictures: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, draw_images: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    photos, store = draw_pictures(tmp_path / "photos", each=8), tmp_path / "p.fcache"
+    photos, store = draw_images(tmp_path / "photos", each=8), tmp_path / "p.fcache"
     assert main(["advise", str(photos), "--budget", "5s"]) == 2
     said = capsys.readouterr().err
     assert "holds no catalog.sqlite" in said

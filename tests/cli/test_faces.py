@@ -37,7 +37,7 @@ def run(capsys):
 
 @pytest.fixture(scope="module")
 def people(tmp_path_factory):
-    """A folder of 18 people with three pictures each, and what was made of it: ``people.fcache``, ``people.fch``."""
+    """A folder of 18 people with three images each, and what was made of it: ``people.fcache``, ``people.fch``."""
     folder = tmp_path_factory.mktemp("people")
     rng = np.random.default_rng(0)
     for person in range(18):

@@ -16,8 +16,8 @@ from featcache.cli import main
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory, draw_pictures: Callable[..., Path]) -> Path:
-    return draw_pictures(tmp_path_factory.mktemp("strategies") / "photos")
+def photos(tmp_path_factory: pytest.TempPathFactory, draw_images: Callable[..., Path]) -> Path:
+    return draw_images(tmp_path_factory.mktemp("strategies") / "photos")
 
 
 @pytest.fixture(scope="module")

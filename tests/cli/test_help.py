@@ -33,9 +33,9 @@ def test_the_verbs():
 def test_help_has_an_example_that_parses(verb, capsys):
     assert main([*verb, "--help"]) == 0
     assert "Example: featcache" in capsys.readouterr().out
-    examples = re.findall(r"Example: (featcache .+)", COMMANDS[verb].help)
-    assert examples
-    for example in examples:
+    dataset = re.findall(r"Example: (featcache .+)", COMMANDS[verb].help)
+    assert dataset
+    for example in dataset:
         words = shlex.split(example)
         assert tuple(words[1 : 1 + len(verb)]) == verb
         COMMANDS[verb].make_context(" ".join(verb), words[1 + len(verb) :])

@@ -1,4 +1,4 @@
-"""From a folder of pictures to answers by the command line, with the fields that programs rely on."""
+"""From a folder of images to answers by the command line, with the fields that programs rely on."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def run(capsys):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, draw_pictures):
+def trained(tmp_path_factory, draw_images):
     """A folder with ``photos``, ``pets.fcache`` and ``pets.fch``."""
     folder = tmp_path_factory.mktemp("trained")
-    draw_pictures(folder / "photos")
+    draw_images(folder / "photos")
     assert main(["extract", str(folder / "photos"), "-o", str(folder / "pets.fcache")]) == 0
     assert main(["train", str(folder / "pets.fcache"), "-o", str(folder / "pets.fch")]) == 0
     return folder
@@ -69,7 +69,7 @@ def test_a_time_out_for_images(photos, tmp_path, run, small_network):
 
 
 def test_a_bad_picture_is_told_and_the_rest_goes_on(photos, tmp_path, capsys, small_network):
-    (photos / "cats" / "text.jpg").write_text("no picture")
+    (photos / "cats" / "text.jpg").write_text("no image")
     assert main(["extract", str(photos), "-o", str(tmp_path / "s.fcache"), "--backbone", small_network]) == 0
     assert "cats/text.jpg: " in capsys.readouterr().out
     assert main(["status", str(tmp_path / "s.fcache")]) == 0
@@ -201,7 +201,7 @@ def test_after_ctrl_c_what_is_left_is_told(capsys):
 
 
 def test_strict_fails_on_a_bad_picture(photos, tmp_path, run):
-    (photos / "cats" / "text.jpg").write_text("no picture")
+    (photos / "cats" / "text.jpg").write_text("no image")
     code, answer = run("extract", photos, "-o", tmp_path / "s.fcache", "--strict")
     assert code == 1
     assert "text.jpg" in answer["error"]
@@ -310,7 +310,7 @@ def test_near_duplicates_on_both_sides_are_told_in_one_line(tmp_path, capsys):
     assert main(words) == 0
     told = [line for line in capsys.readouterr().out.splitlines() if "nearly the same" in line]
     assert len(told) == 1
-    assert told[0].startswith("Beware: ")
+    assert told[0].startswith("Warning: ")
     assert main([*words, "--group-near-duplicates"]) == 0
     assert "nearly the same" not in capsys.readouterr().out
 

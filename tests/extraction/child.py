@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import featcache as fc
-from featcache.backbones.runtimes.openvino_library import library
+from featcache.backbones.runtimes.openvino import library
 from featcache.core import failpoints
 from featcache.store import writer
 

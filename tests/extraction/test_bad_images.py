@@ -16,7 +16,7 @@ from PIL import Image
 
 import featcache as fc
 from featcache.backbones import Backbone, tiny_backbone
-from featcache.core.errors import PassingImageError, SourceError, UnusableImageError
+from featcache.core.errors import SourceError, TransientImageError, UnusableImageError
 from featcache.core.recipe import StandardTransform
 from featcache.extraction import ExtractReport, NothingUsableError
 from featcache.extraction.reader import ReadImage
@@ -39,7 +39,7 @@ def mixed(photos: Path) -> Path:
     whole = (photos / "cats" / "cat-00.jpg").read_bytes()
     (photos / "cats" / "empty.jpg").write_bytes(b"")
     (photos / "cats" / "cut.jpg").write_bytes(whole[: len(whole) // 2])
-    (photos / "dogs" / "text.jpg").write_text("this is no picture")
+    (photos / "dogs" / "text.jpg").write_text("this is no image")
     os.symlink(photos / "nowhere.jpg", photos / "dogs" / "dangling.jpg")
     (photos / "dogs" / "notes.txt").write_text("ignored")
     return photos
@@ -135,7 +135,7 @@ def test_strict_keeps_the_books_of_copies_too(mixed: Path, tmp_path: Path, net: 
         run = Run(net, layers, records, space, report, dtype=None, strict=True, image_timeout=30)
         copy, bad = (Entry(name, mixed / "cats" / "cut.jpg", None, None, None) for name in ("copy.jpg", "bad.jpg"))
         record = Record("copy.jpg", bytes(32), None, None, None, 1, 2, 3, 4, 5)
-        run._settle(ReadImage(copy, record, twin=True))
+        run._settle(ReadImage(copy, record, duplicate=True))
         with pytest.raises(UnusableImageError, match=r"bad\.jpg"):
             run._settle(ReadImage(bad, replace(record, uri="bad.jpg"), reason="the file is cut off"))
         run.finish()
@@ -212,10 +212,10 @@ def test_a_picture_of_absurd_shape_is_one_like_others(photos: Path, tmp_path: Pa
 
 
 class Choosy:
-    """A backbone that refuses pictures for reasons of its own."""
+    """A backbone that refuses images for reasons of its own."""
 
     def __init__(self, inner: Backbone, refuse: UnusableImageError | None, conditions: str = "") -> None:
-        self.inner, self.refuse, self.conditions = inner, refuse, conditions
+        self.inner, self.refuse, self.quarantine_key = inner, refuse, conditions
         self.name, self.recipe, self.resolve_layers = inner.name, inner.recipe, inner.resolve_layers
         self.load, self.decode, self.forward = inner.load, inner.decode, inner.forward
         self.seen: set[bytes | None] = set()
@@ -254,7 +254,7 @@ def test_other_conditions_try_again_what_is_in_quarantine(settled: Path, tmp_pat
 
 def test_a_reason_that_may_pass_is_tried_again(settled: Path, tmp_path: Path, net: Backbone) -> None:
     with pytest.raises(NothingUsableError, match="not now"):
-        fc.extract(settled, tmp_path / "s.fcache", backbone=Choosy(net, PassingImageError("not now")), progress=False)
+        fc.extract(settled, tmp_path / "s.fcache", backbone=Choosy(net, TransientImageError("not now")), progress=False)
     assert fc.extract(settled, tmp_path / "s.fcache", backbone=Choosy(net, None), progress=False).computed == 24
 
 

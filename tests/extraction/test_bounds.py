@@ -27,11 +27,11 @@ from featcache.store.sources import SourceRecords
 WORKERS = 2
 IN_A_PASS = 4
 AHEAD = 4 * IN_A_PASS
-"""Pictures that may be read before their turn: four passes of them."""
+"""Images that may be read before their turn: four passes of them."""
 
 
 class Alive:
-    """Counts the pictures that anything still holds."""
+    """Counts the images that anything still holds."""
 
     def __init__(self) -> None:
         self.count, self._lock = 0, threading.Lock()
@@ -48,7 +48,7 @@ class Alive:
 
 
 class Watching:
-    """The tiny backbone, whose pictures are counted."""
+    """The tiny backbone, whose images are counted."""
 
     def __init__(self, alive: Alive) -> None:
         self._inner, self._alive = tiny_backbone(), alive
@@ -61,7 +61,7 @@ class Watching:
 
 
 class WatchedView:
-    """A view whose pictures are counted."""
+    """A view whose images are counted."""
 
     def __init__(self, view: AugmentedView, alive: Alive) -> None:
         self.name, self._view, self._alive = view.name, view, alive
@@ -71,7 +71,7 @@ class WatchedView:
 
 
 class Slow:
-    """Passes that take their time, while whoever may reads on, and note how many pictures anything holds then."""
+    """Passes that take their time, while whoever may reads on, and note how many images anything holds then."""
 
     runtime, images = "own", IN_A_PASS
 

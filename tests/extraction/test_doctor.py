@@ -13,11 +13,11 @@ import torchvision
 
 import featcache as fc
 from featcache.backbones import tiny_backbone
-from featcache.checks.speed import HEIGHT, WIDTH, measure, pictures
 from featcache.cli import main
 from featcache.core.errors import UnknownNameError
 from featcache.core.progress import Silent
-from featcache.extraction import doctor as module
+from featcache.extraction import doctor
+from featcache.extraction.doctor import HEIGHT, WIDTH, measure, pictures
 from featcache.images.decode import decode_rgb
 from tests.backbones.making import randomised, saved
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(autouse=True)
 def _briefly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_SECONDS", 0.2)
+    monkeypatch.setattr(doctor, "_SECONDS", 0.2)
 
 
 def test_the_default_backbone(capsys: pytest.CaptureFixture[str]) -> None:
@@ -50,7 +50,7 @@ def test_the_default_backbone(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_bytes_in_the_catalogue_hold_at_least_the_hashes() -> None:
     """The item and its row name the SHA-256 each, and the URI stands beside; indices and keys add to that."""
-    counted = module._catalogue_bytes(tiny_backbone().recipe)
+    counted = doctor._catalogue_bytes(tiny_backbone().recipe)
     least = 2 * 32 + len("some-class/IMG_00000000.jpg")
     assert least < counted < 5 * least
 
@@ -98,7 +98,7 @@ def test_an_unknown_backbone() -> None:
 
 @pytest.mark.parametrize("runtime", ["torch", "openvino"])
 def test_each_runtime_is_measured_in_its_own_way(runtime: str) -> None:
-    net = tiny_backbone().running(runtime=runtime)
+    net = tiny_backbone().with_runtime(runtime=runtime)
     (pooled,) = net.resolve_layers(["pooled"])
     told: list[int] = []
 
@@ -116,5 +116,5 @@ def test_the_pictures_are_jpegs_of_the_size_that_is_named() -> None:
     made = pictures()
     assert len(set(made)) == len(made)
     assert {decode_rgb(data).size for data in made} == {(WIDTH, HEIGHT)}
-    # Flat pictures would have 5 kB and be decoded in no time, pure noise 200 kB.
+    # Flat images would have 5 kB and be decoded in no time, pure noise 200 kB.
     assert all(20_000 < len(data) < 120_000 for data in made)

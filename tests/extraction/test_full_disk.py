@@ -79,8 +79,8 @@ def run(photos: Path, disks: Path, *sizes: str) -> dict[str, dict[str, object]]:
     return found
 
 
-def test_full_in_the_middle(can_mount: None, tmp_path: Path, draw_pictures: Callable[..., Path]) -> None:
-    photos = draw_pictures(tmp_path / "photos", each=60)
+def test_full_in_the_middle(can_mount: None, tmp_path: Path, draw_images: Callable[..., Path]) -> None:
+    photos = draw_images(tmp_path / "photos", each=60)
     found = run(photos, tmp_path / "disks", "512k")["512k"]
     message = str(found["message"])
     assert "no room is left on its disk" in message
@@ -98,7 +98,7 @@ def test_full_in_the_middle(can_mount: None, tmp_path: Path, draw_pictures: Call
 
 
 def test_a_disk_too_full_to_merge_shards_fails_no_run_that_is_done(
-    tmp_path: Path, draw_pictures: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, draw_images: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []
 
@@ -112,7 +112,7 @@ def test_a_disk_too_full_to_merge_shards_fails_no_run_that_is_done(
 
     monkeypatch.setattr(writer, "SEAL_SECONDS", 0.0)
     monkeypatch.setattr(failpoints, "on_reach", fill_up)
-    photos, store = draw_pictures(tmp_path / "photos"), tmp_path / "s.fcache"
+    photos, store = draw_images(tmp_path / "photos"), tmp_path / "s.fcache"
     report = fc.extract(photos, store, backbone=tiny_backbone(), batch_size=2, progress=Listener())
     assert report.computed == 24
     assert [text for text in told if "not merged" in text and "no room" in text and "featcache compact" in text]
@@ -127,11 +127,11 @@ SIZES = ("4k", "16k", "64k", "100k", "160k")
 
 @pytest.fixture(scope="module")
 def on_small_disks(
-    can_mount: None, tmp_path_factory: pytest.TempPathFactory, draw_pictures: Callable[..., Path]
+    can_mount: None, tmp_path_factory: pytest.TempPathFactory, draw_images: Callable[..., Path]
 ) -> dict[str, dict[str, object]]:
-    """What came of 8 pictures on a disk of each size."""
+    """What came of 8 images on a disk of each size."""
     folder = tmp_path_factory.mktemp("small")
-    return run(draw_pictures(folder / "photos", each=4), folder / "disks", *SIZES)
+    return run(draw_images(folder / "photos", each=4), folder / "disks", *SIZES)
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -37,7 +37,7 @@ def gate() -> Iterator[threading.Event]:
 
 @pytest.fixture
 def net(gate: threading.Event) -> Backbone:
-    """A backbone whose transform hangs on pictures 77 pixels wide until the gate opens."""
+    """A backbone whose transform hangs on images 77 pixels wide until the gate opens."""
 
     def transform(image: Image.Image) -> torch.Tensor:
         if image.width == 77:
@@ -49,7 +49,7 @@ def net(gate: threading.Event) -> Backbone:
 
 
 def hang(path: Path, level: int = 0) -> Path:
-    """Put a picture there that the transform hangs on."""
+    """Put an image there that the transform hangs on."""
     Image.new("RGB", (77, 50), (level, 0, 0)).save(path)
     return path
 
@@ -263,7 +263,7 @@ class After(Silent):
 def test_files_that_are_replaced_or_vanish_during_the_run(photos: Path, tmp_path: Path, net: Backbone) -> None:
     def disturb() -> None:
         (photos / "dogs" / "dog-09.jpg").unlink()
-        (photos / "dogs" / "dog-10.jpg").write_text("no picture any more")
+        (photos / "dogs" / "dog-10.jpg").write_text("no image any more")
         (photos / "dogs" / "dog-11.jpg").unlink()
         os.mkfifo(photos / "dogs" / "dog-11.jpg")
 

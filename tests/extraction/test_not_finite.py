@@ -24,7 +24,7 @@ TRANSFORM = StandardTransform((32,), (32, 32), "bilinear", (0.5,) * 3, (0.5,) * 
 
 
 class NaNPooledForDark(torch.nn.Module):
-    """Of black pictures the layer ``a`` is finite and the pooled vector is not."""
+    """Of black images the layer ``a`` is finite and the pooled vector is not."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class NaNPooledForDark(torch.nn.Module):
 
 @pytest.fixture
 def dark(photos: Path) -> Path:
-    """24 pictures, and a black one that is called ``cats/dark.png``."""
+    """24 images, and a black one that is called ``cats/dark.png``."""
     Image.new("RGB", (40, 40)).save(photos / "cats" / "dark.png")
     return photos
 
@@ -61,10 +61,10 @@ def test_layers_are_trained_on_together_though_one_image_lacks_one(dark: Path, t
 
 
 @pytest.fixture(scope="module")
-def old_photos(tmp_path_factory: pytest.TempPathFactory, draw_pictures: Callable[..., Path]) -> dict[str, Path]:
-    """For each order of layers 24 pictures and two black ones, of which the files' times vouch for them."""
+def old_photos(tmp_path_factory: pytest.TempPathFactory, draw_images: Callable[..., Path]) -> dict[str, Path]:
+    """For each order of layers 24 images and two black ones, of which the files' times vouch for them."""
     folder = tmp_path_factory.mktemp("old")
-    drawn = {order: draw_pictures(folder / str(number)) for number, order in enumerate(ORDERS)}
+    drawn = {order: draw_images(folder / str(number)) for number, order in enumerate(ORDERS)}
     for photos in drawn.values():
         Image.new("RGB", (40, 40)).save(photos / "cats" / "dark.png")
         shutil.copy(photos / "cats" / "dark.png", photos / "dogs" / "copy.png")
@@ -89,7 +89,7 @@ def test_the_order_in_which_layers_are_asked_for_decides_nothing(
     assert len(opened.arrays(layers="a:mean+pooled")[0]) == 24
     again = extract(dark, store, NaNPooledForDark(), layers=["pooled", "a:mean"])
     assert (again.computed, again.reused, again.quarantined) == (0, 24, 2)
-    # Another picture of that name has nothing to do with it.
+    # Another image of that name has nothing to do with it.
     Image.new("RGB", (40, 40), (200, 200, 200)).save(dark / "cats" / "dark.png")
     mended = extract(dark, store, NaNPooledForDark(), layers=["a:mean"])
     assert (mended.computed, mended.quarantined) == (1, 0)

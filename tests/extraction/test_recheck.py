@@ -37,10 +37,10 @@ def net() -> Backbone:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, draw_pictures: Callable[..., Path], net: Backbone) -> Path:
+def made(tmp_path_factory: pytest.TempPathFactory, draw_images: Callable[..., Path], net: Backbone) -> Path:
     """A folder with ``photos``, ``s.fcache`` and a head ``s.fch``."""
     folder = tmp_path_factory.mktemp("made")
-    draw_pictures(folder / "photos", each=6)
+    draw_images(folder / "photos", each=6)
     fc.extract(folder / "photos", folder / "s.fcache", backbone=net, layers=LAYERS, progress=False)
     fc.train(folder / "s.fcache", "ridge", progress=False).save(folder / "s.fch")
     return folder
@@ -126,9 +126,9 @@ def test_the_draw_depends_on_the_seed_alone(made: Path, net: Backbone) -> None:
 
 
 def test_what_is_gone_or_changed_is_counted_not_compared(
-    tmp_path: Path, draw_pictures: Callable[..., Path], net: Backbone
+    tmp_path: Path, draw_images: Callable[..., Path], net: Backbone
 ) -> None:
-    photos = draw_pictures(tmp_path / "photos", each=3)
+    photos = draw_images(tmp_path / "photos", each=3)
     fc.extract(photos, tmp_path / "s.fcache", backbone=net, progress=False)
     (photos / "cats" / "cat-00.jpg").unlink()
     (photos / "cats" / "cat-01.jpg").write_bytes((photos / "dogs" / "dog-00.jpg").read_bytes())

@@ -181,10 +181,10 @@ def test_relabelled_by_a_file_computes_nothing(run: Callable[..., ExtractReport]
 
 
 def test_two_folders_of_one_name_are_told_apart(
-    run: Callable[..., ExtractReport], tmp_path: Path, photos: Path, draw_pictures: Callable[..., Path]
+    run: Callable[..., ExtractReport], tmp_path: Path, photos: Path, draw_images: Callable[..., Path]
 ) -> None:
     run()
-    other = draw_pictures(tmp_path / "elsewhere" / "photos", each=3)
+    other = draw_images(tmp_path / "elsewhere" / "photos", each=3)
     with pytest.raises(UsageError, match=r"--name.*--moved"):
         run(other)
     assert len(fc.open(tmp_path / "s.fcache").items()) == 24

@@ -34,7 +34,7 @@ POINTS = {
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """A folder of pictures, a store, and a plain dict of what the store has to answer."""
+    """A folder of images, a store, and a plain dict of what the store has to answer."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -111,8 +111,8 @@ def test_the_same_run_twice_at_once_makes_one_store(photos: Path, tmp_path: Path
     assert opened.verify().ok
 
 
-def test_nothing_to_do_imports_neither_torch_nor_a_head(tmp_path: Path, draw_pictures: Callable[..., Path]) -> None:
-    photos = draw_pictures(tmp_path / "photos", each=2)
+def test_nothing_to_do_imports_neither_torch_nor_a_head(tmp_path: Path, draw_images: Callable[..., Path]) -> None:
+    photos = draw_images(tmp_path / "photos", each=2)
     fc.extract(photos, tmp_path / "s.fcache", progress=False)
     time.sleep(2.1)  # younger files would be read again, which needs no torch either
     code = """

@@ -14,7 +14,7 @@ from PIL import Image
 import featcache as fc
 from featcache.backbones import tiny_backbone
 from featcache.core.errors import UnusableImageError, UsageError
-from featcache.extraction.stored_source import KnownSource, known_images, picture_of_item
+from featcache.extraction.stored_source import KnownSource, image_of_item, known_images
 from featcache.extraction.transformer import CachedEmbedder
 from featcache.images.entry import Entry
 from featcache.images.sources import open_source
@@ -25,7 +25,7 @@ BACKBONE = tiny_backbone()
 
 @pytest.fixture
 def store(photos: Path, tmp_path: Path) -> Path:
-    """24 pictures with splits and groups, two broken ones in quarantine."""
+    """24 images with splits and groups, two broken ones in quarantine."""
     for name in ("cats/broken.jpg", "dogs/broken.jpg"):
         (photos / name).write_bytes(name.encode())
     rows = ["path,label,split,group"]
@@ -127,18 +127,18 @@ def test_files_given_one_by_one(photos: Path, tmp_path: Path) -> None:
 def test_a_picture_that_is_no_more_what_it_was(store: Path, photos: Path) -> None:
     _, source = known(store, photos)
     item = next(item for item in source.items if item.uri == "cats/cat-02.jpg")
-    picture = picture_of_item(item, source.there[item.uri], BACKBONE).image
+    picture = image_of_item(item, source.there[item.uri], BACKBONE).image
     expected = Image.open(photos / item.uri).convert("RGB")
     np.testing.assert_array_equal(np.asarray(picture), np.asarray(expected))
     shutil.copy(photos / "cats" / "cat-03.jpg", photos / item.uri)
-    with pytest.raises(UnusableImageError, match=r"cats/cat-02\.jpg is another picture"):
-        picture_of_item(item, source.there[item.uri], BACKBONE)
+    with pytest.raises(UnusableImageError, match=r"cats/cat-02\.jpg is another image"):
+        image_of_item(item, source.there[item.uri], BACKBONE)
     (photos / item.uri).unlink()
     with pytest.raises(UnusableImageError):
-        picture_of_item(item, source.there[item.uri], BACKBONE)
+        image_of_item(item, source.there[item.uri], BACKBONE)
 
 
-def test_images_that_only_python_can_give(tmp_path: Path, draw_pictures: Callable[..., Path]) -> None:
+def test_images_that_only_python_can_give(tmp_path: Path, draw_images: Callable[..., Path]) -> None:
     store = tmp_path / "s.fcache"
     rng = np.random.default_rng(0)
     CachedEmbedder(BACKBONE, store, progress=False).transform([rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)])

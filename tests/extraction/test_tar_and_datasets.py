@@ -129,7 +129,7 @@ def test_of_tars_that_are_not_named_nothing_is_forgotten(tmp_path: Path, net: Ba
     shards.mkdir()
     for i in range(3):
         inside: list[tuple[str, bytes | str]] = [("a.png", picture(2 * i)), ("b.png", picture(2 * i + 1))]
-        write_tar(shards / f"train-{i:03}.tar", [*inside, ("bad.png", b"no picture")])
+        write_tar(shards / f"train-{i:03}.tar", [*inside, ("bad.png", b"no image")])
     store = tmp_path / "s.fcache"
     assert extract(shards / "train-{000..002}.tar", store, net, name="shards").quarantined == 3
     write_tar(shards / "train-001.tar", [("a.png", picture(2))])
@@ -203,7 +203,7 @@ def test_a_table_gives_the_vectors_of_its_files(tmp_path: Path, net: Backbone) -
 
 def test_one_bad_item_does_not_stop_a_dataset(tmp_path: Path, net: Backbone) -> None:
     good = Image.fromarray(np.zeros((20, 30, 3), np.uint8))
-    report = extract(Pairs([(good, 0), ("no picture", 1), (None, 0)]), tmp_path / "s.fcache", net, name="some")
+    report = extract(Pairs([(good, 0), ("no image", 1), (None, 0)]), tmp_path / "s.fcache", net, name="some")
     assert (report.computed, report.quarantined) == (1, 2)
     assert "gives a str" in dict(report.quarantine)["00000001"]
     rows: list[dict[str, Any]] = [{"image": None}, {"image": {"bytes": b"", "path": None}}]
@@ -213,7 +213,7 @@ def test_one_bad_item_does_not_stop_a_dataset(tmp_path: Path, net: Backbone) -> 
 
 
 class Own:
-    """A dataset of 6 pictures that fails at some places, as one does whose files are damaged."""
+    """A dataset of 6 images that fails at some places, as one does whose files are damaged."""
 
     def __init__(self, failing: dict[int, BaseException], targets: list[int] | None = None) -> None:
         self.failing = failing

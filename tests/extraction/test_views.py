@@ -172,7 +172,7 @@ def put_bad(photos: Path) -> Backbone:
         means = [view.pixels(decode_rgb(data), transform, key).mean() for view in views_beside(4, 0)]
         if means[0] >= grey > max(means[1:]) + 1:
             return Backbone.from_module(NaNBelow(grey - 0.5), transform=transform, name="nan")
-    pytest.fail("no such picture")
+    pytest.fail("no such image")
 
 
 @pytest.fixture
@@ -181,9 +181,9 @@ def bad(photos: Path) -> Backbone:
 
 
 @pytest.fixture(scope="module")
-def old_photos(tmp_path_factory: pytest.TempPathFactory, draw_pictures: Callable[..., Path]) -> tuple[Path, Backbone]:
-    """Such pictures and their backbone, after the time from which on the times of files vouch for them."""
-    photos = draw_pictures(tmp_path_factory.mktemp("old") / "photos")
+def old_photos(tmp_path_factory: pytest.TempPathFactory, draw_images: Callable[..., Path]) -> tuple[Path, Backbone]:
+    """Such images and their backbone, after the time from which on the times of files vouch for them."""
+    photos = draw_images(tmp_path_factory.mktemp("old") / "photos")
     backbone = put_bad(photos)
     time.sleep(2.1)
     return photos, backbone

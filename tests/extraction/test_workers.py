@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import pytest
 
 from featcache.core.errors import FeatcacheError
-from featcache.extraction import threads as workers
-from featcache.extraction.threads import Crew
+from featcache.core.process import Turn
+from featcache.extraction import threads
+from featcache.extraction.threads import WorkerPool
 from featcache.extraction.threads import in_order as in_order_of
-from featcache.images.turns import Turn
 
 LONG = 600.0
 
@@ -29,14 +29,14 @@ class Job:
         self.work()
         return f"{self.name} done"
 
-    def give_up(self) -> str:
+    def cancel(self) -> str:
         return f"{self.name} given up"
 
 
 def in_order(
     jobs: Iterable[Job], *, workers: int, ahead: int, seconds: float, stopped: Callable[[], bool] = lambda: False
 ) -> Generator[str, None, None]:
-    with Crew(workers, seconds) as crew:
+    with WorkerPool(threads, seconds) as crew:
         yield from in_order_of(crew, jobs, ahead=ahead, stopped=stopped)
 
 
@@ -144,7 +144,7 @@ def test_all_threads_end_when_all_is_done(gate: threading.Event) -> None:
 
 
 def test_when_everything_hangs_the_run_says_so(gate: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "MOST_STUCK", 5)
+    monkeypatch.setattr(threads, "MOST_STUCK", 5)
     got = []
 
     def take() -> None:

@@ -25,7 +25,7 @@ def _threads(one_thread: None) -> None:
 
 @pytest.fixture(scope="session")
 def draw_people() -> Callable[[Path], Path]:
-    """A function that fills a folder: ann and bob with faces of three kinds, and pictures that show none."""
+    """A function that fills a folder: ann and bob with faces of three kinds, and images that show none."""
 
     def draw(root: Path) -> Path:
         for name, skin in (("ann", (224, 180, 150)), ("bob", (150, 105, 80))):
@@ -36,7 +36,7 @@ def draw_people() -> Callable[[Path], Path]:
             beside(draw_face(150, skin=skin), draw_face(200)).save(root / name / "two.png")
         Image.new("RGB", (120, 90), (200, 30, 30)).save(root / "ann" / "red.png")
         Image.new("L", (5, 4), 9).save(root / "bob" / "tiny.png")
-        (root / "bob" / "text.png").write_text("this is no picture")
+        (root / "bob" / "text.png").write_text("this is no image")
         return root
 
     return draw

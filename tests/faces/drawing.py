@@ -7,13 +7,13 @@ from PIL import Image, ImageDraw, ImageFilter
 Colour = tuple[int, int, int]
 
 EYES = ((0.39, 0.465), (0.61, 0.465))
-"""Middles of the eyes, x and y over the side of the picture."""
+"""Middles of the eyes, x and y over the side of the image."""
 
 
 def draw_face(
     side: int = 200, *, skin: Colour = (224, 180, 150), around: Colour = (70, 90, 120), turned: float = 0.0
 ) -> Image.Image:
-    """A square picture with one face in the middle.
+    """A square image with one face in the middle.
 
     Args:
         side: pixels; from about 120 on the detector finds the face, from 60 on when it is enlarged.
@@ -49,7 +49,7 @@ def draw_face(
 
 
 def beside(*faces: Image.Image, height: int = 260, around: Colour = (70, 90, 120)) -> Image.Image:
-    """Pictures side by side in one, each at the middle of the height."""
+    """Images side by side in one, each at the middle of the height."""
     whole = Image.new("RGB", (sum(face.width for face in faces), height), around)
     left = 0
     for face in faces:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from featcache.backbones import Backbone, tiny_backbone
-from featcache.core.errors import PassingImageError, UnknownNameError, UnusableImageError
+from featcache.core.errors import TransientImageError, UnknownNameError, UnusableImageError
 from featcache.core.recipe import Recipe
 from featcache.extraction.embed import embed
 from featcache.faces.aligned import AlignedBackbone
@@ -136,7 +136,7 @@ def test_known_detections_are_taken(base, detector) -> None:
     here = aligned.prepare(moved, b"a" * 32)
     np.testing.assert_array_equal(here, aligned.prepare_face(moved, known[b"a" * 32]))
     assert (here != base.prepare(moved)).any()
-    with pytest.raises(PassingImageError, match="not looked for"):
+    with pytest.raises(TransientImageError, match="not looked for"):
         aligned.prepare(face, b"b" * 32)
     np.testing.assert_array_equal(aligned.prepare(face), aligned.prepare(face, b"a" * 32))
 
@@ -149,7 +149,7 @@ def test_the_recipe_tells_the_chip_and_the_detection(base, detector) -> None:
     # Whether the middle will do is no matter of the vectors.
     middle = AlignedBackbone(base, detector, centre_box=True)
     assert middle.recipe == recipe
-    assert middle.conditions != AlignedBackbone(base, detector).conditions
+    assert middle.quarantine_key != AlignedBackbone(base, detector).quarantine_key
 
 
 def test_what_is_built_for_backbones_takes_it_too(base, detector, faces, expected) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from featcache.faces.chips import aligned_chip
+from featcache.faces.aligned import aligned_chip
 from featcache.faces.detection import Detector
 
 from .drawing import EYES, draw_face

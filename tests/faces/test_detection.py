@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from featcache.backbones.dlib_files import FIVE_LANDMARKS, installed_path
+from featcache.backbones.families.dlib_weights import FIVE_LANDMARKS, installed_path
 from featcache.core.errors import UnknownNameError
 from featcache.core.recipe import Recipe
 from featcache.faces.detection import (
@@ -30,7 +30,7 @@ from .drawing import EYES, beside, draw_face
 
 @pytest.fixture(scope="module")
 def by_dlib():
-    """What dlib itself says of the one face of a picture: box, score, landmarks."""
+    """What dlib itself says of the one face of an image: box, score, landmarks."""
     hog, points = dlib.get_frontal_face_detector(), dlib.shape_predictor(str(installed_path(FIVE_LANDMARKS)))
 
     def look(image: Image.Image, enlarged: int):
@@ -107,7 +107,7 @@ def test_a_gray_face_is_found(detector: Detector) -> None:
 
 
 def test_a_large_picture_is_looked_at_smaller(detector: Detector, by_dlib) -> None:
-    """The detector's pixels are of the smaller picture, the places those of the large one."""
+    """The detector's pixels are of the smaller image, the places those of the large one."""
     image = Image.new("RGB", (2048, 1024), (70, 90, 120))
     image.paste(draw_face(800), (700, 100))
     found = detector.detect(image)

@@ -51,7 +51,7 @@ def test_an_image_without_a_face_is_named(tmp_path: Path, base: Backbone, recipe
         faces.embed_faces([draw_face(150), tmp_path / "wall.png"], recipe, backbone=base)
     with pytest.raises(UnusableImageError, match="image 1: no face was found"):
         faces.embed_faces([draw_face(150), Image.new("RGB", (80, 80))], recipe, backbone=base)
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     with pytest.raises(UnusableImageError, match=r"text\.png: it is not an image"):
         faces.embed_faces([tmp_path / "text.png"], recipe, backbone=base)
     with pytest.raises(SourceError, match="nowhere"):
@@ -62,7 +62,7 @@ def test_an_image_without_a_face_is_named(tmp_path: Path, base: Backbone, recipe
 
 
 def test_a_recipe_of_something_else_is_refused(base: Backbone, recipe: Recipe) -> None:
-    with pytest.raises(RecipeMismatchError, match="whole pictures"):
+    with pytest.raises(RecipeMismatchError, match="whole images"):
         faces.embed_faces([draw_face(150)], base.recipe, backbone=base)
     with pytest.raises(RecipeMismatchError, match="by the detection aaaaaaaaaaaa"):
         faces.embed_faces([draw_face(150)], replace(recipe, detection="a" * 64), backbone=base)

@@ -157,7 +157,7 @@ def test_other_pictures_of_people_whom_the_head_knows_by_a_picture_take_no_part(
     store = tmp_path / "s.fcache"
     write_people(store, people=60, images=5)
     head = faces.train(store, far=0.05, progress=False)
-    # Under a new name everybody has three pictures more, and those of before.
+    # Under a new name everybody has three images more, and those of before.
     write_people(store, people=60, images=8, source="more", rename=lambda name: f"Mr {name}")
     report = faces.evaluate(store, head=head, source="more")
     assert report.verification.pairs == 6 * 2 * 2 * (8 * 7 // 2)
@@ -169,7 +169,7 @@ def test_pairs_are_drawn_from_whoever_has_images_enough(tmp_path):
     write_people(tmp_path / "b.fcache", counts=[1] * 30 + [2])
     with pytest.raises(UsageError, match="31 people whose images can be paired, 1 of them with two"):
         faces.evaluate(tmp_path / "b.fcache")
-    # Two of the twenty are said to be on the same pictures, so neither takes part.
+    # Two of the twenty are said to be on the same images, so neither takes part.
     store = tmp_path / "c.fcache"
     write_people(store, people=20, images=5)
     copies = {uri(0, i): uri(1, i) for i in range(5)}

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featcache.core.errors import UsageError
-from featcache.evaluation.identity_pairs import of_triangle
 from featcache.faces.sample_pairs import _shares, draw_pairs, largest_draw
+from featcache.metrics.verification import of_triangle
 
 LABELS = [f"p{i:03}" for i in range(60) for _ in range(2 + i % 9)]
 

@@ -202,8 +202,8 @@ def test_lists_of_the_real_lfw_images(tmp_path) -> None:
     [
         ({3: "Bea"}, {}, 2, "'Ann/Ann_0001.jpg' and 'Ann/Ann_0004.jpg' are said to show one person, but their labels"),
         ({6: "Ann"}, {}, 3, "said to show two people, but their labels are 'Ann' and 'Ann'"),
-        ({}, {3: b"0"}, 2, "'Ann/Ann_0004.jpg' are one picture"),
-        ({}, {6: b"1"}, 3, "'Cy_0001.jpg' are one picture"),
+        ({}, {3: b"0"}, 2, "'Ann/Ann_0004.jpg' are one image"),
+        ({}, {6: b"1"}, 3, "'Cy_0001.jpg' are one image"),
     ],
 )
 def test_a_list_that_contradicts_what_is_known_is_refused(tmp_path, labels, contents, line, message) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from featcache.core.errors import UsageError
-from featcache.faces.protocol import verify_on_folds
+from featcache.faces.calibrate import verify_on_folds
 from featcache.faces.sample_pairs import draw_pairs
 from featcache.metrics.verification import cosine_scores, roc
 

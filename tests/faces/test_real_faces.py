@@ -14,8 +14,8 @@ from PIL import Image
 
 import featcache as fc
 from featcache import faces
-from featcache.backbones.dlib_files import FACE_NETWORK, installed_path
-from featcache.faces.chips import aligned_chip
+from featcache.backbones.families.dlib_weights import FACE_NETWORK, installed_path
+from featcache.faces.aligned import aligned_chip
 from featcache.faces.detection import FIRST_PASS, Detector
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from featcache.faces import stored_detections
-from featcache.faces.detection import COLUMNS, FACE, Detector
-from featcache.faces.stored_detections import StoredDetections
+from featcache.faces import detection
+from featcache.faces.detection import COLUMNS, FACE, Detector, StoredDetections
 from featcache.store import FeatureStore, StoreWriter
 from featcache.store.compact import compact
 from featcache.store.sources import Record, SourceRecords
@@ -37,8 +36,8 @@ def test_rows_that_were_moved_in_between_are_read_where_they_are(tmp_path, monke
             compact(store)
         return found
 
-    real = stored_detections.places
-    monkeypatch.setattr(stored_detections, "places", places_of_before)
+    real = detection.places
+    monkeypatch.setattr(detection, "places", places_of_before)
     late = FeatureStore.open(store)
     assert repr(StoredDetections(late, late.spaces[0].fingerprint).of(keys)) == expected
     assert len(asked) == 2

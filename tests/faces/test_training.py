@@ -13,12 +13,11 @@ import pytest
 
 from featcache import faces
 from featcache.core.errors import UnknownNameError, UsageError
-from featcache.evaluation.identity_pairs import pairs_within
 from featcache.faces.detection import CENTRE_BOX, COLUMNS, FACE, FIRST_PASS, Detector
-from featcache.heads import memory
+from featcache.heads import streaming
 from featcache.heads.siamese import SiameseHead
 from featcache.metrics.classification import wilson
-from featcache.metrics.verification import roc
+from featcache.metrics.verification import pairs_within, roc
 from featcache.store import FeatureStore, StoreWriter
 from featcache.store.sources import Record, SourceRecords
 from featcache.training.bundle import Bundle
@@ -342,7 +341,7 @@ def test_a_rate_that_is_too_small_is_refused_before_anything_is_trained(
 
 
 def test_a_fit_that_does_not_fit_into_memory_is_refused(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "available_memory", lambda: 10)
+    monkeypatch.setattr(streaming, "available_memory", lambda: 10)
     with pytest.raises(UsageError, match="Take fewer layers"):
         faces.train(store, projection="lda")
 

@@ -27,7 +27,7 @@ def backbone() -> Backbone:
 
 @pytest.fixture(scope="module")
 def things(tmp_path_factory: pytest.TempPathFactory, backbone: Backbone) -> tuple[Path, Bundle]:
-    """Pictures of 24 things of one colour each, and a head that was calibrated on them as whole pictures."""
+    """Images of 24 things of one colour each, and a head that was calibrated on them as whole images."""
     root = tmp_path_factory.mktemp("things") / "things"
     rng = np.random.default_rng(0)
     for thing in range(24):

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from featcache.core import failpoints
 from featcache.finetuning import checkpoint
 from featcache.finetuning.loop import train
-from featcache.finetuning.schedule import Schedule
+from featcache.finetuning.schedule import TrainingConfig
 from tests.finetuning.problems import Rows, clouds, perceptron, stages
 
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -71,7 +71,7 @@ def _train(path: Path, answer: Path, kill: tuple[Any, ...] | None) -> None:
         come_to("validation", epoch_now)
         yield x[200:], answers[200:]
 
-    schedule = Schedule(epochs=EPOCHS, rate=0.03, patience=EPOCHS, batch_size=32)
+    schedule = TrainingConfig(epochs=EPOCHS, rate=0.03, patience=EPOCHS, batch_size=32)
     batches = Rows(x[:160], y[:160], 32, before=before)
     curve = train(model, stages(model), batches, validation, schedule, checkpoint=path, task={"items": "clouds"})
     save_file(model.state_dict(), answer / "weights.safetensors")

@@ -12,7 +12,7 @@ import torch
 
 from featcache.core import failpoints
 from featcache.finetuning.finetune import finetune
-from featcache.finetuning.schedule import Schedule
+from featcache.finetuning.schedule import TrainingConfig
 from featcache.heads import make_head
 from tests.finetuning.stores import colour_blind
 
@@ -20,7 +20,7 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.finetuning.finetune_child", "torch._dynamo"])
 
 make_head("softmax", 0, "classify")  # what is imported here is there in every process that is forked
-SCHEDULE = Schedule(epochs=4, rate=1e-2, batch_size=16, patience=4)
+SCHEDULE = TrainingConfig(epochs=4, rate=1e-2, batch_size=16, patience=4)
 
 
 def run(store: Path, answer: Path, kill_after: int | None = None) -> int:

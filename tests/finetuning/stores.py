@@ -43,7 +43,7 @@ def blind_behind_stem() -> Backbone:
 
 
 def draw_hues(folder: Path, each: int = 30, names: tuple[str, str] = ("red", "green")) -> Path:
-    """Pictures of two classes that differ in hue, while the sum of red, green and blue tells nothing."""
+    """Images of two classes that differ in hue, while the sum of red, green and blue tells nothing."""
     rng = np.random.default_rng(0)
     for channel, name in enumerate(names):
         (folder / name).mkdir(parents=True)

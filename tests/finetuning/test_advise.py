@@ -28,10 +28,10 @@ from featcache.finetuning.advise.rule import recommend
 from featcache.finetuning.advise.situation import Situation
 from featcache.finetuning.advise.words import reasons
 from featcache.heads import make_head
-from featcache.heads.grid_edge import GridEdgeWarning
+from featcache.heads.softmax import GridEdgeWarning
 from featcache.metrics.splits import folds
-from featcache.store import holdout
-from featcache.training.dataset import LabelledVectors
+from featcache.store import sources
+from featcache.training.dataset import FeatureDataset
 
 from .advise_making import names_of, outcome, reason_of, store_of, synthetic
 
@@ -78,18 +78,18 @@ def accuracy_by_hand(vectors: np.ndarray, y: np.ndarray) -> float:
     """Of softmax heads on (n, K, d) vectors of K views, by 3 folds; answers are for view 0."""
     n, k, d = vectors.shape
     right = np.zeros(n)
-    for learn, test in folds(y, np.arange(n), 3, 0):
-        X, groups = vectors[learn].reshape(-1, d), np.repeat(learn, k)
+    for train_rows, test in folds(y, np.arange(n), 3, 0):
+        X, groups = vectors[train_rows].reshape(-1, d), np.repeat(train_rows, k)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", GridEdgeWarning)
-            head = make_head("softmax", 0, "classify").fit(X, np.repeat(y[learn], k), groups=groups)
+            head = make_head("softmax", 0, "classify").fit(X, np.repeat(y[train_rows], k), groups=groups)
         right[test] = head.predict(vectors[test, 0]) == y[test]
     return float(right.mean())
 
 
 def test_heads_on_pooled_learn_from_all_views_and_blocks_from_one(early: tuple[Path, Advice]) -> None:
     path, found = early
-    parts = holdout.kept(fc.open(path).catalogue, "pictures")
+    parts = sources.kept(fc.open(path).catalogue, "pictures")
     X, y, items = fc.open(path).arrays(layers="pooled", views=True)
     learned = np.array([parts[item.sha256] == "train" for item in items])
     vectors, y = X[learned].reshape(12, 3, -1), y[learned].reshape(12, 3)[:, 0]
@@ -114,7 +114,7 @@ def without_times(advice: Advice) -> object:
 def test_the_hold_out_takes_no_part_and_the_seed_decides(tmp_path: Path) -> None:
     path = synthetic(tmp_path / "t.fcache", 20, early=5.0, last=0.0)
     found = advise(path, budget=1e-6, progress=False)
-    parts = holdout.kept(fc.open(path).catalogue, "pictures")
+    parts = sources.kept(fc.open(path).catalogue, "pictures")
     assert found.held_out == list(parts.values()).count("test") == 8
     assert {measured["items"] for measured in found.strategies} == {32}
     # Other vectors of the held-out items, and nothing changes.
@@ -164,11 +164,11 @@ def test_what_the_budget_leaves_out_is_not_read(tmp_path: Path) -> None:
     path = store_of(
         tmp_path / "s.fcache", ["a", "b"] * 5, {"b.0:mean_std": wide, "b.1:mean_std": wide, "pooled": wide[:, :4]}
     )
-    examples = LabelledVectors.from_store(fc.open(path), "pooled")
-    items = learning_items(examples, np.arange(10), 0, Silent())
+    dataset = FeatureDataset.from_store(fc.open(path), "pooled")
+    items = learning_items(dataset, np.arange(10), 0, Silent())
     layers = ["b.0:mean_std", "b.1:mean_std", "pooled"]
     at = Situation(
-        path, examples.recipe.fingerprint, "pictures", None, 0, None, "no network", items, Budget(1e-6), Silent(),
+        path, dataset.recipe.fingerprint, "pictures", None, 0, None, "no network", items, Budget(1e-6), Silent(),
         Silent(), outcome("softmax", np.ones(10)), layers,
     )  # fmt: skip
     assert at.widths(layers) == [200_000, 200_000, 4]

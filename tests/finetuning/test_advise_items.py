@@ -17,7 +17,7 @@ from featcache.finetuning.advise.learning_items import LearningItems, learning_i
 from featcache.finetuning.advise.words import of_items
 from featcache.metrics import splits
 from featcache.store import Item
-from featcache.training.dataset import LabelledVectors
+from featcache.training.dataset import FeatureDataset
 
 from ..store.making import keys
 from .advise_making import store_of
@@ -44,18 +44,18 @@ def test_a_class_of_one_item_is_refused(tmp_path: Path) -> None:
         advise(path, progress=False)
 
 
-def labelled(y: Sequence[str], groups: Sequence[object] = (), X: np.ndarray | None = None) -> LabelledVectors:
+def labelled(y: Sequence[str], groups: Sequence[object] = (), X: np.ndarray | None = None) -> FeatureDataset:
     """Labelled vectors, all the same unless given; items of one group are one unit."""
     X = np.zeros((len(y), 2), np.float32) if X is None else X
     items = [
         Item("s", f"{i:03}.jpg", key, label, None, str(groups[i]) if len(groups) else None)
         for i, (key, label) in enumerate(zip(keys(len(y)), y, strict=True))
     ]
-    return LabelledVectors(items, np.array(y), splits.units(items), ["pooled"], [X.shape[1:]], None, lambda at: X[at])
+    return FeatureDataset(items, np.array(y), splits.units(items), ["pooled"], [X.shape[1:]], None, lambda at: X[at])
 
 
-def drawn(examples: LabelledVectors, seed: int = 0) -> LearningItems:
-    return learning_items(examples, np.arange(len(examples.y)), seed, Silent())
+def drawn(dataset: FeatureDataset, seed: int = 0) -> LearningItems:
+    return learning_items(dataset, np.arange(len(dataset.y)), seed, Silent())
 
 
 @given(st.integers(2, 4), st.integers(0, 99))
@@ -64,9 +64,9 @@ def test_what_belongs_together_lies_in_one_fold(together: int, seed: int) -> Non
     found = drawn(labelled(["ab"[group % 2] for group in groups], groups), seed)
     assert len(found.folds) == 5
     assert sorted(np.concatenate([test for _, test in found.folds])) == list(range(len(groups)))
-    for learn, test in found.folds:
-        assert not set(groups[learn]) & set(groups[test])
-        assert len(learn) + len(test) == len(groups)
+    for train_rows, test in found.folds:
+        assert not set(groups[train_rows]) & set(groups[test])
+        assert len(train_rows) + len(test) == len(groups)
 
 
 @settings(deadline=None)
@@ -80,10 +80,10 @@ def test_a_rare_class_does_not_take_the_folds_of_all(sizes: list[int], copies: i
     assert k == max([2, *enough])
     assert found.rare == {f"c{c}": n for c, n in enumerate(sizes) if n < k}
     assert sorted(np.concatenate([test for _, test in found.folds])) == list(range(len(y)))
-    for learn, test in found.folds:
+    for train_rows, test in found.folds:
         # Each class can be learned in each fold, as its units are in as many folds as there can be.
-        assert set(np.array(y)[learn]) == set(y)
-        assert not set(groups[learn]) & set(groups[test])
+        assert set(np.array(y)[train_rows]) == set(y)
+        assert not set(groups[train_rows]) & set(groups[test])
     for c, n in enumerate(sizes):
         asked = sum(f"c{c}" in np.array(y)[test] for _, test in found.folds)
         assert asked == min(n, k)
@@ -120,11 +120,11 @@ def test_near_duplicates_are_one_unit() -> None:
     y, X = twins(40, 6)
     found = drawn(labelled(y, X=X))
     pairs = [(i, 80 + i) for i in range(12)]
-    units = found.examples.units
+    units = found.dataset.units
     assert all(units[a] == units[b] for a, b in pairs)
     assert len(np.unique(units)) == 80
-    for learn, test in found.folds:
-        assert not set(units[learn]) & set(units[test])
+    for train_rows, test in found.folds:
+        assert not set(units[train_rows]) & set(units[test])
     report = found.near_duplicates
     assert (report["pairs"], report["across"], report["grouped"]) == (12, 0, True)
     named = {(f"{a:03}.jpg", f"{b:03}.jpg") for a, b in pairs}
@@ -143,7 +143,7 @@ def test_rows_that_are_held_out_are_not_looked_at() -> None:
     found = learning_items(labelled(y, X=X), np.arange(4, 90), 0, Silent())
     assert found.near_duplicates["pairs"] == 6
     # Rows are counted among those that are learned from.
-    assert sorted(found.examples.links.tolist()) == [[i, 80 + i] for i in range(6)]
+    assert sorted(found.dataset.links.tolist()) == [[i, 80 + i] for i in range(6)]
 
 
 def test_advice_counts_near_duplicates_once(tmp_path: Path) -> None:

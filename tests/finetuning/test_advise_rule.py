@@ -20,7 +20,7 @@ from featcache.finetuning.advise.outcome import Compared, Outcome, compare, sign
 from featcache.finetuning.advise.probes import probe
 from featcache.finetuning.advise.rule import base_of, cheapest_first, confidence_for, recommend
 from featcache.finetuning.advise.words import reasons
-from featcache.training.dataset import LabelledVectors
+from featcache.training.dataset import FeatureDataset
 
 from .advise_making import differing, outcome, synthetic
 
@@ -37,10 +37,10 @@ def test_equal_strategies_leave_the_softmax_and_no_claim(tmp_path: Path) -> None
         ("multilayer", "b.0:mean_std+b.1:mean_std+pooled", "ridge"),
         ("knn", "pooled", "centroid"),
     ):
-        examples = LabelledVectors.from_store(fc.open(path), layers)
-        items = learning_items(examples, np.arange(60), 0, Silent())
-        outcomes[name] = probe(name, items.examples, items.folds, head, 0, Silent())
-    units = items.examples.units
+        dataset = FeatureDataset.from_store(fc.open(path), layers)
+        items = learning_items(dataset, np.arange(60), 0, Silent())
+        outcomes[name] = probe(name, items.dataset, items.folds, head, 0, Silent())
+    units = items.dataset.units
     choice = recommend(list(outcomes), lambda a, b: compare(outcomes[a], outcomes[b], units))
     assert choice.name == "softmax"
     assert choice.over is None

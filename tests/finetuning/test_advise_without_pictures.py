@@ -20,8 +20,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 LONG = 10_000.0
 
 
-def test_missing_images_leave_parts_out(draw_pictures: Callable[..., Path], tmp_path: Path) -> None:
-    root = draw_pictures(tmp_path / "photos", each=3)
+def test_missing_images_leave_parts_out(draw_images: Callable[..., Path], tmp_path: Path) -> None:
+    root = draw_images(tmp_path / "photos", each=3)
     fc.extract(root, tmp_path / "s.fcache", backbone=tiny_backbone(), progress=False)
     shutil.rmtree(root)
     found = advise(tmp_path / "s.fcache", budget=LONG, backbone=tiny_backbone(), progress=False)

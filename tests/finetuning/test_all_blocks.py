@@ -11,7 +11,7 @@ import pytest
 
 import featcache as fc
 from featcache.backbones import tiny_backbone
-from featcache.strategies.block_layers import block_layers
+from featcache.finetuning.all_blocks import block_layers
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 BACKBONE = tiny_backbone()
@@ -30,18 +30,18 @@ def test_blocks_of_the_network() -> None:
     assert block_layers(BACKBONE) == ["body.0:mean_std", "body.1:mean_std", "pooled"]
 
 
-def test_missing_layers_are_extracted_and_used(draw_pictures: Callable[..., Path], tmp_path: Path) -> None:
-    photos = draw_pictures(tmp_path / "photos")
+def test_missing_layers_are_extracted_and_used(draw_images: Callable[..., Path], tmp_path: Path) -> None:
+    photos = draw_images(tmp_path / "photos")
     store = extracted(photos, tmp_path / "s.fcache")
     bundle = run(store)
     assert [use.name for use in bundle.layers] == block_layers(BACKBONE) == bundle.report["layers"]
     assert bundle.report["strategy"] == "multilayer"
-    shutil.rmtree(photos)  # all layers are there now, so no picture is needed
+    shutil.rmtree(photos)  # all layers are there now, so no image is needed
     assert run(store).report["score"]["accuracy"] == bundle.report["score"]["accuracy"]
 
 
-def test_pictures_added_since_get_their_layers(draw_pictures: Callable[..., Path], tmp_path: Path) -> None:
-    photos = draw_pictures(tmp_path / "photos")
+def test_pictures_added_since_get_their_layers(draw_images: Callable[..., Path], tmp_path: Path) -> None:
+    photos = draw_images(tmp_path / "photos")
     store = extracted(photos, tmp_path / "s.fcache")
     run(store)
     for path in list((photos / "cats").iterdir())[:3]:
@@ -51,8 +51,8 @@ def test_pictures_added_since_get_their_layers(draw_pictures: Callable[..., Path
     assert bundle.report["n"] + bundle.report["score"]["n"] == 27
 
 
-def test_labels_of_a_table_tell_which_images_are_meant(draw_pictures: Callable[..., Path], tmp_path: Path) -> None:
-    photos = draw_pictures(tmp_path / "photos")
+def test_labels_of_a_table_tell_which_images_are_meant(draw_images: Callable[..., Path], tmp_path: Path) -> None:
+    photos = draw_images(tmp_path / "photos")
     store = extracted(photos, tmp_path / "s.fcache", labels="none")
     table = tmp_path / "labels.csv"
     with table.open("w", newline="") as file:

@@ -19,16 +19,16 @@ from featcache.core.progress import Silent
 from featcache.finetuning import loop
 from featcache.finetuning.finetune import finetune
 from featcache.finetuning.history import Curve
-from featcache.finetuning.schedule import Schedule
+from featcache.finetuning.linear_probe import train_on
+from featcache.finetuning.schedule import TrainingConfig
 from featcache.finetuning.tune import tune
-from featcache.strategies.beginning import train_on
 from featcache.training.bundle import Bundle
-from featcache.training.suffix import SuffixForm
+from featcache.training.suffix import PartialModel
 from tests.finetuning.problems import Rows, bits, clouds, perceptron, stages, whole
 from tests.finetuning.stores import extracted
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-LONG = Schedule(epochs=30, rate=3e-2, batch_size=50, patience=30)
+LONG = TrainingConfig(epochs=30, rate=3e-2, batch_size=50, patience=30)
 
 
 class Notes(Silent):
@@ -41,7 +41,9 @@ class Notes(Silent):
         self.told.append(text)
 
 
-def trained(start: nn.Sequential, schedule: Schedule, seed: int, **options: object) -> tuple[nn.Sequential, Curve]:
+def trained(
+    start: nn.Sequential, schedule: TrainingConfig, seed: int, **options: object
+) -> tuple[nn.Sequential, Curve]:
     x, y = clouds(300, 4, 3)
     seen, told = clouds(60, 4, 3, seed=seed)
     model = copy.deepcopy(start)
@@ -67,7 +69,7 @@ def test_training_that_helps_is_taken() -> None:
 def test_training_that_does_not_help_is_undone() -> None:
     start, _ = trained(perceptron(4, 3), LONG, seed=0)
     notes = Notes()
-    model, curve = trained(start, Schedule(epochs=2, rate=1.0, batch_size=50), seed=0, progress=notes)
+    model, curve = trained(start, TrainingConfig(epochs=2, rate=1.0, batch_size=50), seed=0, progress=notes)
     assert curve.kept == 0
     assert curve.to_dict()["kept_epoch"] == 0
     assert bits(model) == bits(start)
@@ -94,7 +96,7 @@ def temperature(scores: np.ndarray, numbers: np.ndarray) -> float:
 def test_a_gain_within_its_standard_error_is_chance() -> None:
     """Of many validation sets drawn at random, what is taken is just what is ahead by more than a standard error."""
     start, _ = trained(perceptron(4, 3), LONG, seed=0)
-    brief = Schedule(epochs=1, rate=1e-3, batch_size=50)
+    brief = TrainingConfig(epochs=1, rate=1e-3, batch_size=50)
     decided = []
     for seed in range(12):
         seen, told = clouds(60, 4, 3, seed=seed)
@@ -118,7 +120,7 @@ def test_a_gain_within_its_standard_error_is_chance() -> None:
 def test_copies_of_items_are_no_further_evidence() -> None:
     """Each validation item five times: the same decision with units, while as single items they look surer."""
     start, _ = trained(perceptron(4, 3), LONG, seed=0)
-    brief = Schedule(epochs=1, rate=1e-3, batch_size=50)
+    brief = TrainingConfig(epochs=1, rate=1e-3, batch_size=50)
     x, y = clouds(300, 4, 3)
     decided = []
     for seed in range(12):
@@ -174,9 +176,9 @@ def test_a_checkpoint_leads_to_the_same_decision(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def solved(tmp_path: Path, draw_pictures: Callable[..., Path]) -> Path:
-    """A store of pictures that the frozen network tells apart."""
-    return extracted(draw_pictures(tmp_path / "photos"), tmp_path / "s.fcache", tiny_backbone())
+def solved(tmp_path: Path, draw_images: Callable[..., Path]) -> Path:
+    """A store of images that the frozen network tells apart."""
+    return extracted(draw_images(tmp_path / "photos"), tmp_path / "s.fcache", tiny_backbone())
 
 
 def head_on_all(store: Path) -> tuple[Bundle, np.ndarray]:
@@ -189,12 +191,12 @@ def head_on_all(store: Path) -> tuple[Bundle, np.ndarray]:
 
 def test_tune_then_answers_as_the_head_on_all_learned_items(solved: Path) -> None:
     head, expected = head_on_all(solved)
-    schedule = Schedule(epochs=1, rate=1e-2, batch_size=8)
+    schedule = TrainingConfig(epochs=1, rate=1e-2, batch_size=8)
     made = tune(solved, "body.0", views=2, schedule=schedule, backbone=tiny_backbone(), progress=False)
     assert made.chosen["epoch"] == 0
     assert made.chosen["output_C"] == head.chosen["C"]
     form = made.form
-    assert isinstance(form, SuffixForm)
+    assert isinstance(form, PartialModel)
     frozen = tiny_backbone().module.state_dict()
     assert all(torch.equal(torch.from_numpy(np.array(t)), frozen[name]) for name, t in form.tensors.items())
     X = fc.open(solved).arrays(layers="stem:none", views=False)[0]
@@ -203,7 +205,7 @@ def test_tune_then_answers_as_the_head_on_all_learned_items(solved: Path) -> Non
 
 def test_finetune_then_answers_as_the_head_on_all_learned_items(solved: Path) -> None:
     head, expected = head_on_all(solved)
-    schedule = Schedule(epochs=1, rate=1e-2, batch_size=8)
+    schedule = TrainingConfig(epochs=1, rate=1e-2, batch_size=8)
     made = finetune(solved, schedule=schedule, backbone=tiny_backbone(), progress=False)
     assert made.chosen == {"epoch": 0, **{f"output_{name}": value for name, value in head.chosen.items()}}
     frozen = tiny_backbone().module.state_dict()

@@ -19,12 +19,12 @@ from featcache.core.errors import TrainingError, UsageError
 from featcache.finetuning import checkpoint
 from featcache.finetuning.history import Curve
 from featcache.finetuning.loop import train
-from featcache.finetuning.schedule import Schedule
+from featcache.finetuning.schedule import TrainingConfig
 from tests.finetuning import child
 from tests.finetuning.problems import Rows, bits, clouds, perceptron, stages, whole
 
 POINTS = [point for point in failpoints.POINTS if point.startswith("checkpoint")]
-SCHEDULE = Schedule(epochs=4, rate=0.01, patience=9)
+SCHEDULE = TrainingConfig(epochs=4, rate=0.01, patience=9)
 
 
 def answer(folder: Path) -> tuple[dict[str, Any], bytes]:
@@ -73,7 +73,7 @@ def training(one_thread: None, tmp_path: Path) -> Callable[..., tuple[Curve, nn.
     x, y = clouds(120, 4, 3)
 
     def run(
-        schedule: Schedule = SCHEDULE,
+        schedule: TrainingConfig = SCHEDULE,
         width: int = 4,
         batch_size: int = 32,
         before: Callable[[int, int], None] = lambda epoch, step: None,

@@ -14,18 +14,18 @@ from PIL import Image
 from featcache.backbones import tiny_backbone
 from featcache.core.errors import UsageError
 from featcache.finetuning.finetune import finetune
-from featcache.finetuning.schedule import Schedule
+from featcache.finetuning.schedule import TrainingConfig
 from featcache.finetuning.tune import tune
 from featcache.training.bundle import Bundle
 from tests.finetuning.stores import extracted
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-SHORT = Schedule(epochs=1, rate=1e-3, batch_size=8)
+SHORT = TrainingConfig(epochs=1, rate=1e-3, batch_size=8)
 BACKBONE = tiny_backbone()
 
 
 def draw(folder: Path, seed: int) -> Path:
-    """Six pictures of each of two classes in each of the splits ``train``, ``val`` and ``test``."""
+    """Six images of each of two classes in each of the splits ``train``, ``val`` and ``test``."""
     rng = np.random.default_rng(seed)
     for split in ("train", "val", "test"):
         for label in ("a", "b"):
@@ -51,7 +51,7 @@ def test_it_goes_on_with_no_other_items(tmp_path: Path, train: Callable[..., Bun
     checkpoint = tmp_path / "c.ckpt"
     train(store, checkpoint=checkpoint)
     kept = checkpoint.read_bytes()
-    # As many other pictures under the same names, and the same ones of which two have changed their labels.
+    # As many other images under the same names, and the same ones of which two have changed their labels.
     others = extracted(draw(tmp_path / "other" / "photos", 1), tmp_path / "o.fcache", BACKBONE, split="folder")
     uris = sorted(path.relative_to(photos).as_posix() for path in photos.rglob("*.png"))
     labels = {uri: uri.split("/")[1] for uri in uris}

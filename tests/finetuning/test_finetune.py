@@ -19,22 +19,22 @@ import featcache as fc
 from featcache.backbones import Backbone, get, tiny_backbone
 from featcache.core.errors import RecipeMismatchError, UsageError
 from featcache.extraction.stored_source import known_images
-from featcache.finetuning.batches import PictureBatches, Pictures, in_order
+from featcache.finetuning.batches import ImageBatches, Pictures, images_in_order
 from featcache.finetuning.finetune import finetune
-from featcache.finetuning.schedule import Schedule
+from featcache.finetuning.schedule import TrainingConfig
 from featcache.images.augmentation import views_beside
 from featcache.training.bundle import Bundle
 from tests.backbones.making import randomised, saved
 from tests.finetuning.stores import colour_blind, contents, draw_hues, extracted, labelled
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-SHORT = Schedule(epochs=1, rate=1e-3, batch_size=16)
-FEW = Schedule(epochs=7, rate=3e-2, batch_size=12, layer_decay=1.0)
+SHORT = TrainingConfig(epochs=1, rate=1e-3, batch_size=16)
+FEW = TrainingConfig(epochs=7, rate=3e-2, batch_size=12, layer_decay=1.0)
 
 
 @pytest.fixture(scope="module")
 def hues(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with the vectors of a network that cannot tell its 60 pictures apart; not to be written to."""
+    """A store with the vectors of a network that cannot tell its 60 images apart; not to be written to."""
     root = draw_hues(tmp_path_factory.mktemp("hues") / "photos")
     store = extracted(root, root.parent / "s.fcache", colour_blind())
     fc.train(store, progress=False)  # keeps the hold-out
@@ -58,7 +58,7 @@ def answers(bundle: Bundle, paths: list[Path], backbone: Backbone | None = None)
 
 @pytest.fixture(scope="module")
 def trained(hues: Path) -> Bundle:
-    return run(hues, schedule=Schedule(epochs=14, rate=3e-2, batch_size=12, layer_decay=1.0))
+    return run(hues, schedule=TrainingConfig(epochs=14, rate=3e-2, batch_size=12, layer_decay=1.0))
 
 
 def test_it_beats_its_frozen_start_where_that_sees_nothing(hues: Path, trained: Bundle) -> None:
@@ -144,17 +144,17 @@ def test_augmented_views_are_those_that_are_stored(tmp_path: Path) -> None:
         pixels = np.stack([pictures.pixels(row, epoch) for row in range(len(items))])
         np.testing.assert_allclose(X[place::3], backbone.forward(pixels, layers)["pooled"], rtol=1e-3, atol=1e-4)
     assert views_beside(3, 7)[1].name == opened.view_names()[2]
-    batches = PictureBatches(pictures, np.arange(6), np.arange(6), 4, seed=0)
+    batches = ImageBatches(pictures, np.arange(6), np.arange(6), 4, seed=0)
     seen = [(x.numpy(), y.tolist()) for x, y in batches(2)]
     assert [len(y) for _, y in seen] == [3, 3]
     for x, y in seen:
         np.testing.assert_array_equal(x, [pictures.pixels(row, 2) for row in y])
-    (first, _), _ = in_order(pictures, np.arange(6), np.arange(6), 4)
+    (first, _), _ = images_in_order(pictures, np.arange(6), np.arange(6), 4)
     np.testing.assert_array_equal(first.numpy(), [pictures.pixels(row) for row in range(4)])
 
 
 def test_a_small_network_learns_from_nothing(hues: Path, tmp_path: Path) -> None:
-    schedule = Schedule(epochs=8, rate=2e-3, batch_size=12, layer_decay=1.0)
+    schedule = TrainingConfig(epochs=8, rate=2e-3, batch_size=12, layer_decay=1.0)
     bundle = run(hues, init="scratch", arch="scratch:small_cnn", schedule=schedule, backbone=None)
     assert bundle.report["score"]["accuracy"] >= 0.9
     assert bundle.recipe is not None
@@ -164,19 +164,19 @@ def test_a_small_network_learns_from_nothing(hues: Path, tmp_path: Path) -> None
     paths = sorted(Path(fc.open(hues).sources()["photos"]).rglob("*.png"))
     assert answers(back, paths).tolist() == answers(bundle, paths).tolist()
     assert fc.evaluate(back, hues, progress=False).accuracy == bundle.report["score"]["accuracy"]
-    assert get("scratch:small_cnn").blank() is not None
+    assert get("scratch:small_cnn").architecture() is not None
 
 
 def test_a_bundle_needs_no_published_weights(
-    tmp_path: Path, draw_pictures: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, draw_images: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The whole network is in the file: where nobody has the weights that it began with it answers all the same."""
-    name, root = "timm:test_resnet.r160_in1k", draw_pictures(tmp_path / "photos", each=5)
+    name, root = "timm:test_resnet.r160_in1k", draw_images(tmp_path / "photos", each=5)
     weights = saved(randomised(timm.create_model("test_resnet", pretrained=False)), tmp_path / "w.pth")
     os.utime(weights, (1e9, 1e9))
     store = tmp_path / "s.fcache"
     fc.extract(root, store, backbone=name, weights=weights, runtime="torch", progress=False)
-    schedule = Schedule(epochs=1, rate=1e-4, batch_size=8)
+    schedule = TrainingConfig(epochs=1, rate=1e-4, batch_size=8)
     bundle = finetune(store, schedule=schedule, backbone=get(name, weights), progress=False)
     bundle.save(tmp_path / "a.fch")
     paths = sorted(root.rglob("*.jpg"))

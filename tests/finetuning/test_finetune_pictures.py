@@ -1,4 +1,4 @@
-"""What a whole-network training says of pictures that changed, are gone or are of no use to it."""
+"""What a whole-network training says of images that changed, are gone or are of no use to it."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from featcache.core.errors import (
     UsageError,
 )
 from featcache.finetuning.finetune import finetune
-from featcache.finetuning.schedule import Schedule
+from featcache.finetuning.schedule import TrainingConfig
 from featcache.finetuning.tune import tune
 from featcache.store.writer import StoreWriter
 from featcache.training.bundle import Bundle
 from tests.finetuning.stores import TRANSFORM, colour_blind, draw_hues, extracted
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-SHORT = Schedule(epochs=1, rate=1e-3, batch_size=16)
+SHORT = TrainingConfig(epochs=1, rate=1e-3, batch_size=16)
 
 
 def run(store: Path, **options: Any) -> Bundle:
@@ -41,14 +41,14 @@ def run(store: Path, **options: Any) -> Bundle:
 
 @pytest.fixture
 def own(tmp_path: Path) -> Path:
-    """A store of this test's own, of 16 pictures in ``photos`` beside it."""
+    """A store of this test's own, of 16 images in ``photos`` beside it."""
     return extracted(draw_hues(tmp_path / "photos", each=8), tmp_path / "s.fcache", colour_blind())
 
 
 def test_a_picture_that_was_changed(own: Path, tmp_path: Path) -> None:
     for path in sorted((tmp_path / "photos").rglob("*.png")):
         Image.new("RGB", (40, 40), (1, 2, len(path.name))).save(path)
-    with pytest.raises(UnusableImageError, match=r"another picture than when it was extracted; run `featcache extract"):
+    with pytest.raises(UnusableImageError, match=r"another image than when it was extracted; run `featcache extract"):
         run(own)
 
 
@@ -62,7 +62,7 @@ def test_pictures_that_are_gone(own: Path, tmp_path: Path) -> None:
 
 
 def test_one_in_quarantine_is_passed_over(own: Path, tmp_path: Path) -> None:
-    (tmp_path / "photos" / "red" / "99.png").write_bytes(b"no picture")
+    (tmp_path / "photos" / "red" / "99.png").write_bytes(b"no image")
     extracted(tmp_path / "photos", own, colour_blind())
     bundle = run(own)
     report = fc.evaluate(bundle, own, backbone=colour_blind(), progress=False)
@@ -72,7 +72,7 @@ def test_one_in_quarantine_is_passed_over(own: Path, tmp_path: Path) -> None:
 
 
 def test_one_that_another_network_refused_is_seen(own: Path, tmp_path: Path) -> None:
-    """A second space in which every picture is in quarantine, since its network gives no finite values."""
+    """A second space in which every image is in quarantine, since its network gives no finite values."""
     module = tiny_backbone().module
     with torch.no_grad():
         module.get_parameter("stem.0.bias").fill_(torch.nan)
@@ -108,7 +108,7 @@ def test_labels_of_a_file_that_names_no_image(own: Path, tmp_path: Path) -> None
         tune(own, "body.0", labels=tmp_path / "labels.csv", backbone=colour_blind(), progress=False)
 
 
-def test_what_cannot_be_finetuned(own: Path, tmp_path: Path, draw_pictures: Callable[..., Path]) -> None:
+def test_what_cannot_be_finetuned(own: Path, tmp_path: Path, draw_images: Callable[..., Path]) -> None:
     with pytest.raises(UnknownNameError, match="way to begin"):
         run(own, init="new")
     with pytest.raises(UsageError, match="Leave 'scratch:small_cnn' away"):
@@ -116,12 +116,12 @@ def test_what_cannot_be_finetuned(own: Path, tmp_path: Path, draw_pictures: Call
     with pytest.raises(UsageError, match=r"only its own code knows.*--arch"):
         run(own, init="scratch")
     with pytest.raises(TrainingError, match="Try a lower rate"):
-        run(own, schedule=Schedule(epochs=2, rate=1e30, batch_size=8))
+        run(own, schedule=TrainingConfig(epochs=2, rate=1e30, batch_size=8))
 
     def transform(image: Image.Image) -> np.ndarray:
         return np.asarray(image.resize((32, 32)), np.float32).transpose(2, 0, 1)
 
     custom = Backbone.from_module(tiny_backbone().module, transform=transform, name="own", version="1", axes="NCHW")
-    store = extracted(draw_pictures(tmp_path / "others"), tmp_path / "c.fcache", custom)
+    store = extracted(draw_images(tmp_path / "others"), tmp_path / "c.fcache", custom)
     with pytest.raises(UsageError, match="is a callable"):
         run(store, backbone=custom)

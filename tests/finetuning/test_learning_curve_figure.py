@@ -1,4 +1,4 @@
-"""The picture of a training."""
+"""The image of a training."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import pytest
 from PIL import Image
 
 from featcache.core.errors import UsageError
-from featcache.finetuning.history import Beginning, Curve, Epoch
-from featcache.strategies.learning_curve_figure import draw_learning_curve
+from featcache.finetuning.history import Beginning, Curve, Epoch, draw_learning_curve
 
 
 def curve(losses: list[float]) -> Curve:

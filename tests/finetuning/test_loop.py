@@ -17,7 +17,7 @@ from featcache.core.errors import TrainingError, UnknownNameError, UsageError
 from featcache.core.progress import Silent
 from featcache.finetuning import loop
 from featcache.finetuning.loop import train
-from featcache.finetuning.schedule import Schedule
+from featcache.finetuning.schedule import TrainingConfig
 from tests.finetuning.problems import Rows, bits, clouds, perceptron, stages, whole
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -41,7 +41,7 @@ class Watched:
 def test_it_reaches_the_optimum_of_logistic_regression() -> None:
     x, y = clouds(300, 4, 3)
     model = nn.Sequential(nn.Linear(4, 3)).double()
-    schedule = Schedule(epochs=400, rate=0.1, weight_decay=0, patience=400, batch_size=300)
+    schedule = TrainingConfig(epochs=400, rate=0.1, weight_decay=0, patience=400, batch_size=300)
     curve = train(model, stages(model), Rows(x, y, 300), whole(x, y), schedule)
     exact = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000).fit(x.numpy(), y.numpy())
     probabilities = exact.predict_proba(x.numpy())
@@ -55,7 +55,7 @@ def test_each_step_is_that_of_adamw_with_the_rate_of_the_stage() -> None:
     x, y = clouds(60, 5, 3)
     model = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)).double()
     plain = copy.deepcopy(model)
-    schedule = Schedule(epochs=1, rate=0.03, weight_decay=0.4, warmup=0.5, layer_decay=0.6, batch_size=15)
+    schedule = TrainingConfig(epochs=1, rate=0.03, weight_decay=0.4, warmup=0.5, layer_decay=0.6, batch_size=15)
     train(model, stages(model), Rows(x, y, 15), whole(x, y), schedule)
     # Each parameter with an AdamW of its own.
     optimisers = [
@@ -81,7 +81,7 @@ def test_the_first_step_by_its_formula() -> None:
     x, y = clouds(20, 3, 2)
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
     before = copy.deepcopy(model)
-    schedule = Schedule(epochs=1, rate=0.01, weight_decay=0.3, warmup=0, layer_decay=0.25, batch_size=20)
+    schedule = TrainingConfig(epochs=1, rate=0.01, weight_decay=0.3, warmup=0, layer_decay=0.25, batch_size=20)
     train(model, stages(model), Rows(x, y, 20), whole(x, y), schedule)
     nn.functional.cross_entropy(before(x), y).backward()
     assert sum(float((p.grad**2).sum()) for p in before.parameters()) < 1  # so none is shortened
@@ -100,7 +100,7 @@ def test_the_training_loss_is_that_of_smoothed_labels_and_the_validation_loss_is
     with torch.no_grad():
         log_p = model(x).log_softmax(1)
     curve = train(
-        model, stages(model), Rows(x, y, 30), whole(x, y), Schedule(epochs=1, label_smoothing=0.2, batch_size=30)
+        model, stages(model), Rows(x, y, 30), whole(x, y), TrainingConfig(epochs=1, label_smoothing=0.2, batch_size=30)
     )
     of_class = -log_p[torch.arange(30), y].mean()
     assert curve.best.training_loss == pytest.approx(float(0.8 * of_class - 0.2 * log_p.mean()), rel=1e-12)
@@ -119,7 +119,7 @@ def test_patience_ends_it_and_the_best_weights_stay() -> None:
             return self.y if epoch < 5 else (self.y + 1) % 3
 
     validation = Turning(model, x, y)
-    schedule = Schedule(epochs=30, rate=0.01, patience=3, warmup=0)
+    schedule = TrainingConfig(epochs=30, rate=0.01, patience=3, warmup=0)
     curve = train(model, stages(model), Rows(x, y, 32), validation, schedule)
     losses = [epoch.validation_loss for epoch in curve.epochs]
     assert losses[:4] == sorted(losses[:4], reverse=True)
@@ -132,10 +132,10 @@ def test_patience_ends_it_and_the_best_weights_stay() -> None:
 def test_without_an_early_end_all_epochs_are_done_and_the_curve_is_plain_values() -> None:
     x, y = clouds(90, 4, 3)
     model = perceptron(4, 3).double()
-    curve = train(model, stages(model), Rows(x, y, 32), whole(x, y), Schedule(epochs=3, rate=0.01))
+    curve = train(model, stages(model), Rows(x, y, 32), whole(x, y), TrainingConfig(epochs=3, rate=0.01))
     assert [epoch.number for epoch in curve.epochs] == [1, 2, 3]
     assert curve.ended == "epochs"
-    assert curve.epochs[-1].rate == Schedule(rate=0.01).rate_at(8, 9)
+    assert curve.epochs[-1].rate == TrainingConfig(rate=0.01).rate_at(8, 9)
     plain = curve.to_dict()
     assert plain["best_epoch"] == curve.best.number
     assert plain["epochs"][1]["accuracy"] == curve.epochs[1].accuracy
@@ -148,7 +148,11 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not() -> None:
         model = perceptron(4, 3).double()
         torch.rand(seed + 1)  # torch's own random numbers play no part
         curve = train(
-            model, stages(model), Rows(x, y, 32), whole(x, y), Schedule(epochs=3, seed=seed, patience=9, rate=0.01)
+            model,
+            stages(model),
+            Rows(x, y, 32),
+            whole(x, y),
+            TrainingConfig(epochs=3, seed=seed, patience=9, rate=0.01),
         )
         return bits(model), [(epoch.training_loss, epoch.validation_loss) for epoch in curve.epochs]
 
@@ -160,7 +164,7 @@ def test_torchs_own_random_state_is_left_alone() -> None:
     x, y = clouds(60, 4, 3)
     model = perceptron(4, 3).double()
     before = torch.get_rng_state()
-    train(model, stages(model), Rows(x, y, 32), whole(x, y), Schedule(epochs=2))
+    train(model, stages(model), Rows(x, y, 32), whole(x, y), TrainingConfig(epochs=2))
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -169,7 +173,7 @@ def test_what_requires_no_gradient_stays() -> None:
     model = perceptron(4, 3).double()
     model[0].requires_grad_(False)
     before = bits(model)
-    train(model, stages(model)[1:], Rows(x, y, 32), whole(x, y), Schedule(epochs=2, patience=9))
+    train(model, stages(model)[1:], Rows(x, y, 32), whole(x, y), TrainingConfig(epochs=2, patience=9))
     assert {name for name, value in bits(model).items() if value == before[name]} == {"0.weight", "0.bias"}
 
 
@@ -190,8 +194,8 @@ def test_a_loss_that_is_no_number_ends_it_with_the_best_weights() -> None:
     batches = Failing(x, y, 50)
     Failing.at = (4, 2)
     with pytest.raises(TrainingError) as caught:
-        train(model, stages(model), batches, validation, Schedule(epochs=8, warmup=0, patience=8))
-    rate = Schedule(warmup=0).rate_at(13, 32)
+        train(model, stages(model), batches, validation, TrainingConfig(epochs=8, warmup=0, patience=8))
+    rate = TrainingConfig(warmup=0).rate_at(13, 32)
     assert f"The loss is nan in epoch 4 at step 2, where the rate is {rate:.3g}." in str(caught.value)
     assert "those of epoch 3, the best, again. Try a lower rate, such as 0.0002" in str(caught.value)
     assert bits(model) == validation.seen[2]
@@ -203,7 +207,7 @@ def test_inputs_that_are_no_numbers_from_the_first_step_on() -> None:
     model = perceptron(4, 3).double()
     before = bits(model)
     with pytest.raises(TrainingError, match=r"epoch 1 at step 1.*before the training, again. No step was taken yet"):
-        train(model, stages(model), Rows(x * torch.inf, y, 30), whole(x, y), Schedule())
+        train(model, stages(model), Rows(x * torch.inf, y, 30), whole(x, y), TrainingConfig())
     assert bits(model) == before
 
 
@@ -213,7 +217,7 @@ def test_a_rate_that_is_far_too_high(rate: float) -> None:
     model = nn.Sequential(nn.Linear(4, 9), nn.Linear(9, 9), nn.Linear(9, 3))
     before = bits(model)
     with pytest.raises(TrainingError, match=r"in epoch 1 at step .*Try a lower rate"):
-        train(model, stages(model), Rows(x.float(), y, 30), whole(x.float(), y), Schedule(rate=rate, warmup=0))
+        train(model, stages(model), Rows(x.float(), y, 30), whole(x.float(), y), TrainingConfig(rate=rate, warmup=0))
     assert bits(model) == before
 
 
@@ -221,13 +225,13 @@ def test_a_validation_loss_that_is_no_number() -> None:
     x, y = clouds(60, 4, 3)
     model = perceptron(4, 3).double()
     with pytest.raises(TrainingError, match="The validation loss is nan in epoch 1 at step 2"):
-        train(model, stages(model), Rows(x, y, 30), whole(x * torch.nan, y), Schedule())
+        train(model, stages(model), Rows(x, y, 30), whole(x * torch.nan, y), TrainingConfig())
 
 
 def test_stages_must_hold_each_parameter_once() -> None:
     x, y = clouds(60, 4, 3)
     model = perceptron(4, 3).double()
-    rest = (Rows(x, y, 30), whole(x, y), Schedule())
+    rest = (Rows(x, y, 30), whole(x, y), TrainingConfig())
     with pytest.raises(UsageError, match=r"just one stage\. In none: 4\.weight, 4\.bias\."):
         train(model, stages(model)[:-1], *rest)
     with pytest.raises(UsageError, match=r"just one stage\.$"):
@@ -248,14 +252,14 @@ def test_batches_that_are_not_as_many_as_they_say(steps: int, said: str) -> None
     x, y = clouds(60, 4, 3)
     model = perceptron(4, 3).double()
     with pytest.raises(UsageError, match=f"Epoch 1 has {said}, but should have {steps}"):
-        train(model, stages(model), Wrong(x, y, 30), whole(x, y), Schedule())
+        train(model, stages(model), Wrong(x, y, 30), whole(x, y), TrainingConfig())
 
 
 def test_nothing_to_validate_on() -> None:
     x, y = clouds(60, 4, 3)
     model = perceptron(4, 3).double()
     with pytest.raises(UsageError, match="no item to validate on"):
-        train(model, stages(model), Rows(x, y, 30), lambda: [], Schedule())
+        train(model, stages(model), Rows(x, y, 30), lambda: [], TrainingConfig())
 
 
 class Heard(Silent):
@@ -281,7 +285,7 @@ def test_each_epoch_is_a_phase_that_names_the_last_loss() -> None:
     x, y = clouds(100, 4, 3)
     model = perceptron(4, 3).double()
     heard = Heard()
-    curve = train(model, stages(model), Rows(x, y, 30), whole(x, y), Schedule(epochs=3), progress=heard)
+    curve = train(model, stages(model), Rows(x, y, 30), whole(x, y), TrainingConfig(epochs=3), progress=heard)
     assert [(total, unit) for _, total, unit in heard.phases] == [(4, "steps")] * 3
     assert heard.done == [4, 4, 4]
     second = curve.epochs[1]
@@ -297,7 +301,7 @@ def test_each_epoch_is_a_phase_that_names_the_last_loss() -> None:
 def test_bfloat16_where_the_processor_has_it() -> None:
     x, y = clouds(60, 4, 3)
     model = perceptron(4, 3)
-    rest = (stages(model), Rows(x.float(), y, 30), whole(x.float(), y), Schedule(epochs=1))
+    rest = (stages(model), Rows(x.float(), y, 30), whole(x.float(), y), TrainingConfig(epochs=1))
     if processor.has_bfloat16():
         assert len(train(model, *rest, precision="bfloat16").epochs) == 1
     else:
@@ -317,7 +321,7 @@ def test_an_epoch_in_bfloat16_is_that_in_float32_within_its_precision() -> None:
         run = loop._Run(
             model,
             optimiser,
-            Schedule(),
+            TrainingConfig(),
             Rows(x.float(), y, 40),
             whole(x.float(), y),
             torch.device("cpu"),

@@ -15,17 +15,17 @@ from torch import nn
 from featcache.backbones import Backbone
 from featcache.core.progress import Silent
 from featcache.finetuning.finetune import finetune
-from featcache.finetuning.schedule import Schedule
+from featcache.finetuning.schedule import TrainingConfig
 from featcache.finetuning.tune import tune
 from featcache.finetuning.validation import validation_rows
 from featcache.heads import make_head
 from featcache.store import FeatureStore
 from featcache.training.bundle import Bundle
-from featcache.training.dataset import LabelledVectors
+from featcache.training.dataset import FeatureDataset
 from tests.finetuning.stores import TRANSFORM, extracted
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-STILL = Schedule(epochs=1, rate=1e-9, batch_size=16)
+STILL = TrainingConfig(epochs=1, rate=1e-9, batch_size=16)
 """Too slow to change a network, so that its first epoch tells what it was at the beginning."""
 
 
@@ -42,7 +42,7 @@ def plain() -> Backbone:
 
 
 def draw(root: Path, split: str, label: str, level: int, each: int, seed: int) -> None:
-    """Grey pictures around a level, which overlap with those of another."""
+    """Grey images around a level, which overlap with those of another."""
     rng = np.random.default_rng(seed)
     (root / split / label).mkdir(parents=True)
     for i in range(each):
@@ -72,16 +72,16 @@ def finetuned(store: Path) -> Bundle:
 
 @pytest.mark.parametrize("train", [tuned, finetuned])
 def test_its_first_loss_is_that_of_a_head_on_the_training_items(store: Path, train: Callable[[Path], Bundle]) -> None:
-    examples = LabelledVectors.from_store(FeatureStore.open(store), "pooled")
-    learn, scored = (
-        np.array([row for row, item in enumerate(examples.items) if item.split == split]) for split in ("train", "test")
+    dataset = FeatureDataset.from_store(FeatureStore.open(store), "pooled")
+    train_rows, scored = (
+        np.array([row for row, item in enumerate(dataset.items) if item.split == split]) for split in ("train", "test")
     )
-    fit, validation = validation_rows(examples, learn, scored, 0, Silent())
-    X, y = examples.read(np.arange(len(examples.items))), examples.y
+    fit, validation = validation_rows(dataset, train_rows, scored, 0, Silent())
+    X, y = dataset.read(np.arange(len(dataset.items))), dataset.y
 
     def loss(rows: np.ndarray) -> float:
         """Of the validation items, by a head that is fitted on these rows."""
-        head = make_head("softmax", 0, "classify").fit(X[rows], y[rows], groups=examples.units[rows])
+        head = make_head("softmax", 0, "classify").fit(X[rows], y[rows], groups=dataset.units[rows])
         return float(log_loss(y[validation], head.predict_proba(X[validation]), labels=head.classes_))
 
     report = train(store).report

@@ -12,8 +12,7 @@ from featcache.backbones import get
 from featcache.backbones.families.scratch import SmallCNN
 from featcache.core.errors import UnknownNameError, WeightsError
 from featcache.finetuning.loop import train
-from featcache.finetuning.schedule import Schedule
-from featcache.strategies.stages import network_stages
+from featcache.finetuning.schedule import TrainingConfig, network_stages
 from tests.finetuning.problems import Rows, whole
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -28,7 +27,7 @@ def test_it_learns_digits() -> None:
     network = SmallCNN((16, 32, 64))
     model = nn.Sequential(network, nn.Linear(64, 10))
     stages = [*network_stages(network), ("output", list(model[1].parameters()))]
-    schedule = Schedule(epochs=8, rate=3e-3, layer_decay=1.0)
+    schedule = TrainingConfig(epochs=8, rate=3e-3, layer_decay=1.0)
     curve = train(model, stages, Rows(x[:1000], y[:1000], 32), whole(x[1000:1300], y[1000:1300]), schedule)
     with torch.no_grad():
         right = (model(x[1300:]).argmax(1) == y[1300:]).float().mean()
@@ -59,13 +58,13 @@ def test_it_has_no_pretrained_weights() -> None:
     with pytest.raises(WeightsError, match="finetune STORE --init scratch"):
         _ = backbone.recipe
     with pytest.raises(UnknownNameError, match="small_cnn"):
-        get("scratch:smal_cnn").blank()
+        get("scratch:smal_cnn").architecture()
 
 
 def test_a_blank_one_is_drawn_from_the_seed() -> None:
     def weights(seed: int) -> bytes:
         torch.manual_seed(seed)
-        (first, *_) = get("scratch:small_cnn").blank().module.parameters()
+        (first, *_) = get("scratch:small_cnn").architecture().module.parameters()
         return first.detach().numpy().tobytes()
 
     assert weights(1) == weights(1) != weights(2)

@@ -17,17 +17,15 @@ from torch import nn
 from featcache.backbones import tiny_backbone
 from featcache.core.errors import UsageError
 from featcache.core.progress import Silent
-from featcache.evaluation.temperature import fit_temperature
-from featcache.finetuning.linear_probe import linear_form, outset, refit, temper
-from featcache.finetuning.validation import validation_rows
+from featcache.finetuning.batches import CachedBatches, activations_in_order, batch_count, shuffled
+from featcache.finetuning.linear_probe import linear_form, linear_probe_init, refit, temper
+from featcache.finetuning.schedule import network_stages
+from featcache.finetuning.validation import class_numbers, contents, items_digest, validation_rows
 from featcache.heads import make_head
 from featcache.metrics import splits
+from featcache.metrics.calibration import fit_temperature
 from featcache.store import Item
-from featcache.strategies.batches import batch_count, shuffled
-from featcache.strategies.cached_batches import CachedBatches, in_order
-from featcache.strategies.stages import network_stages
-from featcache.strategies.training_items import class_numbers, contents, items_digest
-from featcache.training.dataset import LabelledVectors
+from featcache.training.dataset import FeatureDataset
 from featcache.training.fit import fit
 
 
@@ -41,10 +39,10 @@ class Notes(Silent):
         self.told.append(text)
 
 
-def examples(rows: list[tuple[str, str | None, str | None]], views: int = 1) -> LabelledVectors:
+def dataset(rows: list[tuple[str, str | None, str | None]], views: int = 1) -> FeatureDataset:
     """Items of (label, split, group); the vector of row r in view v is (r, v)."""
     items = [Item("s", f"{i}", bytes([i]) * 32, *row) for i, row in enumerate(rows)]
-    return LabelledVectors(
+    return FeatureDataset(
         items=items,
         y=np.array([item.label for item in items], dtype=str),
         units=splits.units(items),
@@ -53,7 +51,7 @@ def examples(rows: list[tuple[str, str | None, str | None]], views: int = 1) -> 
         recipe=None,
         read=lambda at: np.stack([at, np.zeros_like(at)], axis=1).astype(np.float32),
         views=tuple(str(view) for view in range(views)),
-        read_views=None if views == 1 else lambda at: np.stack(np.divmod(at, views), axis=1).astype(np.float32),
+        view_reader=None if views == 1 else lambda at: np.stack(np.divmod(at, views), axis=1).astype(np.float32),
     )
 
 
@@ -65,34 +63,34 @@ SPLITS = st.sampled_from(["train", "val", "test", None])
 @given(st.lists(st.tuples(LABELS, SPLITS, GROUPS), min_size=4, max_size=30), st.integers(0, 3))
 @settings(max_examples=300, deadline=None)
 def test_no_unit_is_trained_on_and_validated_on(rows: list[Any], seed: int) -> None:
-    those = examples(rows)
-    learn = np.array([i for i, row in enumerate(rows) if row[1] in ("train", None)], dtype=np.int64)
+    those = dataset(rows)
+    train_rows = np.array([i for i, row in enumerate(rows) if row[1] in ("train", None)], dtype=np.int64)
     scored = np.array([i for i, row in enumerate(rows) if row[1] == "test"], dtype=np.int64)
-    learn = learn[~np.isin(those.units[learn], those.units[scored])]
-    if len(set(those.y[learn].tolist())) < 2:
+    train_rows = train_rows[~np.isin(those.units[train_rows], those.units[scored])]
+    if len(set(those.y[train_rows].tolist())) < 2:
         return
     told = Notes()
     try:
-        fit, validation = validation_rows(those, learn, scored, seed, told)
+        fit, validation = validation_rows(those, train_rows, scored, seed, told)
     except UsageError:
         return
     assert not set(those.units[fit].tolist()) & set(those.units[validation].tolist())
     assert not set(those.units[validation].tolist()) & set(those.units[scored].tolist())
-    assert set(fit.tolist()) <= set(learn.tolist())
-    assert set(those.y[fit].tolist()) == set(those.y[learn].tolist()) >= set(those.y[validation].tolist())
+    assert set(fit.tolist()) <= set(train_rows.tolist())
+    assert set(those.y[fit].tolist()) == set(those.y[train_rows].tolist()) >= set(those.y[validation].tolist())
     own = {i for i, row in enumerate(rows) if row[1] == "val"}
     if set(validation.tolist()) <= own:
         assert validation.tolist() == sorted(validation.tolist())
     else:
-        assert sorted([*fit, *validation]) == learn.tolist()
+        assert sorted([*fit, *validation]) == train_rows.tolist()
     unheard = set(those.y[fit].tolist()) - set(those.y[validation].tolist())
     assert bool(told.told) == bool(unheard)
-    again = validation_rows(those, learn, scored, seed, Silent())
+    again = validation_rows(those, train_rows, scored, seed, Silent())
     assert (again[0].tolist(), again[1].tolist()) == (fit.tolist(), validation.tolist())
 
 
 def test_a_part_of_each_class_is_set_aside() -> None:
-    those = examples([("a", None, None)] * 40 + [("b", None, None)] * 20)
+    those = dataset([("a", None, None)] * 40 + [("b", None, None)] * 20)
     _, validation = validation_rows(those, np.arange(60), np.zeros(0, np.int64), 0, Silent())
     assert np.unique(those.y[validation], return_counts=True)[1].tolist() == [6, 3]
     other = validation_rows(those, np.arange(60), np.zeros(0, np.int64), 1, Silent())[1]
@@ -101,7 +99,7 @@ def test_a_part_of_each_class_is_set_aside() -> None:
 
 def test_a_class_that_nothing_validates_is_told() -> None:
     told = Notes()
-    those = examples([("a", "train", None)] * 3 + [("b", "train", None)] * 3 + [("a", "val", None), ("c", "val", None)])
+    those = dataset([("a", "train", None)] * 3 + [("b", "train", None)] * 3 + [("a", "val", None), ("c", "val", None)])
     fit, validation = validation_rows(those, np.arange(6), np.zeros(0, np.int64), 0, told)
     assert (fit.tolist(), validation.tolist()) == ([0, 1, 2, 3, 4, 5], [6])
     assert len(told.told) == 1
@@ -109,7 +107,7 @@ def test_a_class_that_nothing_validates_is_told() -> None:
 
 
 def test_a_class_that_only_lies_in_mixed_units_is_trained_on() -> None:
-    those = examples([("a", None, f"g{i // 3}") for i in range(30)] + [("b", None, "g0")])
+    those = dataset([("a", None, f"g{i // 3}") for i in range(30)] + [("b", None, "g0")])
     for seed in range(12):
         fit, validation = validation_rows(those, np.arange(31), np.zeros(0, np.int64), seed, Silent())
         assert 30 in fit
@@ -117,10 +115,10 @@ def test_a_class_that_only_lies_in_mixed_units_is_trained_on() -> None:
 
 
 def test_too_few_items_to_validate_on() -> None:
-    those = examples([("a", None, None), ("b", None, None)])
+    those = dataset([("a", None, None), ("b", None, None)])
     with pytest.raises(UsageError, match="every class needs two independent images"):
         validation_rows(those, np.arange(2), np.zeros(0, np.int64), 0, Silent())
-    grouped = examples([("a", "train", "g"), ("b", "train", None), ("a", "val", "g"), ("b", "val", None)])
+    grouped = dataset([("a", "train", "g"), ("b", "train", None), ("a", "val", "g"), ("b", "val", None)])
     with pytest.raises(UsageError, match="All items of class 'a'"):
         validation_rows(grouped, np.arange(2), np.zeros(0, np.int64), 0, Silent())
 
@@ -141,7 +139,7 @@ def test_an_epoch_has_each_item_once(items: int, size: int, seed: int, epoch: in
 
 
 def test_each_item_once_an_epoch_in_one_of_its_views() -> None:
-    those, rows = examples([("a", None, None)] * 30, views=3), np.arange(5, 25)
+    those, rows = dataset([("a", None, None)] * 30, views=3), np.arange(5, 25)
     batches = CachedBatches(those, rows, np.arange(20), 8, seed=3)
     assert batches.steps == 3
     seen = np.zeros((20, 3), dtype=int)
@@ -157,7 +155,7 @@ def test_each_item_once_an_epoch_in_one_of_its_views() -> None:
     assert (seen.sum(axis=1) == 60).all()
     assert seen.min() >= 5
     assert seen.max() <= 40
-    parts = [(x.numpy(), y.numpy()) for x, y in in_order(those, rows, np.arange(20), 8)]
+    parts = [(x.numpy(), y.numpy()) for x, y in activations_in_order(those, rows, np.arange(20), 8)]
     assert [len(y) for _, y in parts] == [8, 8, 4]
     assert np.concatenate([x[:, 0] for x, _ in parts]).tolist() == rows.tolist()
     assert np.concatenate([y for _, y in parts]).tolist() == list(range(20))
@@ -172,28 +170,28 @@ def test_the_numbers_of_classes_are_those_of_learned_items() -> None:
 
 def test_the_digest_tells_items_labels_and_parts_apart() -> None:
     rows = [("a", None, None), ("b", None, None), ("a", None, None)]
-    first = items_digest(examples(rows), np.array([0, 1]), np.array([2]))
-    assert first == items_digest(examples(rows), np.array([0, 1]), np.array([2]))
+    first = items_digest(dataset(rows), np.array([0, 1]), np.array([2]))
+    assert first == items_digest(dataset(rows), np.array([0, 1]), np.array([2]))
     others = [
-        items_digest(examples(rows), np.array([1, 0]), np.array([2])),
-        items_digest(examples(rows), np.array([0, 1, 2]), np.array([], dtype=np.int64)),
-        items_digest(examples(rows), np.array([0]), np.array([1, 2])),
-        items_digest(examples([("b", None, None), *rows[1:]]), np.array([0, 1]), np.array([2])),
+        items_digest(dataset(rows), np.array([1, 0]), np.array([2])),
+        items_digest(dataset(rows), np.array([0, 1, 2]), np.array([], dtype=np.int64)),
+        items_digest(dataset(rows), np.array([0]), np.array([1, 2])),
+        items_digest(dataset([("b", None, None), *rows[1:]]), np.array([0, 1]), np.array([2])),
     ]
     assert len({first, *others}) == 5
-    assert contents(examples(rows), np.array([2, 0, 2])).tolist() == [[0] * 32, [2] * 32]
+    assert contents(dataset(rows), np.array([2, 0, 2])).tolist() == [[0] * 32, [2] * 32]
 
 
-def overlapping(n: int) -> tuple[LabelledVectors, np.ndarray]:
+def overlapping(n: int) -> tuple[FeatureDataset, np.ndarray]:
     rng = np.random.default_rng(0)
-    given = examples([("ab"[i % 2], None, None) for i in range(n)])
+    given = dataset([("ab"[i % 2], None, None) for i in range(n)])
     return given, (rng.normal(size=(n, 5)) + 0.7 * (given.y == "b")[:, None]).astype(np.float32)
 
 
 def test_the_output_begins_as_the_path_solver_ends() -> None:
     given, X = overlapping(60)
     rows = np.arange(5, 60)
-    output, chosen = outset(lambda at: X[at], given, rows, 0, Silent())
+    output, chosen = linear_probe_init(lambda at: X[at], given, rows, 0, Silent())
     path = make_head("softmax", 0, "classify").fit(X[rows], given.y[rows], groups=given.units[rows])
     form = linear_form(output, ("a", "b"))
     np.testing.assert_allclose(form.probabilities(X), path.predict_proba(X), atol=1e-6)
@@ -203,8 +201,8 @@ def test_the_output_begins_as_the_path_solver_ends() -> None:
 
 def test_refitted_it_is_the_head_of_train() -> None:
     given, X = overlapping(60)
-    given = replace(given, read=lambda at: X[at], read_views=None, views=("0",), layers=("pooled",), shapes=((5,),))
-    output, _ = outset(given.read, given, np.arange(5, 60), 0, Silent())
+    given = replace(given, read=lambda at: X[at], view_reader=None, views=("0",), layers=("pooled",), shapes=((5,),))
+    output, _ = linear_probe_init(given.read, given, np.arange(5, 60), 0, Silent())
     rows = np.random.default_rng(1).permutation(60)
     chosen, temperature = refit(output, given.read, given, rows, 0, Silent())
     head = fit(given, rows, "softmax", 0)

@@ -1,4 +1,4 @@
-"""The later layers train on cached activations; what comes of it is what torch computes of the pictures."""
+"""The later layers train on cached activations; what comes of it is what torch computes of the images."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ import featcache as fc
 from featcache.backbones import tiny_backbone
 from featcache.core.errors import MissingVectorsError, RecipeMismatchError, TrainingError, UnknownNameError, UsageError
 from featcache.finetuning.checkpoint import remove
-from featcache.finetuning.schedule import Schedule
+from featcache.finetuning.schedule import TrainingConfig
 from featcache.finetuning.tune import activations_needed, tune
 from featcache.training.bundle import Bundle
-from featcache.training.suffix import SuffixForm
+from featcache.training.suffix import PartialModel
 from tests.finetuning.stores import blind_behind_stem, contents, draw_hues, extracted
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-SHORT = Schedule(epochs=6, rate=3e-2, batch_size=12, layer_decay=1.0)
+SHORT = TrainingConfig(epochs=6, rate=3e-2, batch_size=12, layer_decay=1.0)
 BACKBONE = blind_behind_stem()
 
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with ``pooled`` of 60 pictures, and a broken one in quarantine; not to be written to.
+    """A store with ``pooled`` of 60 images, and a broken one in quarantine; not to be written to.
 
     The frozen network cannot tell them apart, so that training is better than the beginning, which is kept else.
     """
     root = draw_hues(tmp_path_factory.mktemp("pictures") / "photos", names=("cats", "dogs"))
-    (root / "cats" / "broken.jpg").write_bytes(b"no picture")
+    (root / "cats" / "broken.jpg").write_bytes(b"no image")
     return extracted(root, root.parent / "kept.fcache", BACKBONE)
 
 
@@ -62,7 +62,7 @@ def run(store: Path, layer: str = "body.0", **options: Any) -> Bundle:
 
 def bits(bundle: Bundle) -> dict[str, bytes]:
     form = bundle.form
-    assert isinstance(form, SuffixForm)
+    assert isinstance(form, PartialModel)
     return {name: t.tobytes() for name, t in form.tensors.items()} | {
         "weight": form.output.weight.tobytes(),
         "bias": form.output.bias.tobytes(),
@@ -77,7 +77,7 @@ def pictures(store: Path) -> list[Path]:
 def by_hand(bundle: Bundle, paths: list[Path]) -> torch.Tensor:
     """Probabilities by the network with the trained tensors in the places of its own."""
     form = bundle.form
-    assert isinstance(form, SuffixForm)
+    assert isinstance(form, PartialModel)
     module = copy.deepcopy(BACKBONE.module)
     module.load_state_dict({name: torch.from_numpy(np.array(t)) for name, t in form.tensors.items()}, strict=False)
     module.eval()
@@ -174,7 +174,7 @@ def test_a_second_training_computes_no_activations_and_gives_the_same_bits(
     store = shutil.copytree(tuned[0], tmp_path / "s.fcache")
     needed = activations_needed(store, "body.0", views=2, backbone=BACKBONE)
     assert (needed.images, needed.stored, needed.bytes) == (60, 120, 0)
-    # With all in the store the pictures are not needed any more, also where one was unusable.
+    # With all in the store the images are not needed any more, also where one was unusable.
     assert bits(run(store)) == bits(tuned[1])
     # Views of another seed and more views of this one, in the store since, change nothing.
     other = run(store, seed=5)
@@ -231,8 +231,8 @@ def test_what_cannot_be_tuned(store: Path) -> None:
     assert set(fc.open(store).spaces[0].layers) == {"pooled"}
 
 
-def test_pictures_that_are_gone(store: Path, tmp_path: Path, draw_pictures: Callable[..., Path]) -> None:
-    root = draw_pictures(tmp_path / "photos", each=8)
+def test_pictures_that_are_gone(store: Path, tmp_path: Path, draw_images: Callable[..., Path]) -> None:
+    root = draw_images(tmp_path / "photos", each=8)
     path = extracted(root, tmp_path / "own.fcache", BACKBONE)
     (root / "cats" / "cat-00.jpg").unlink()
     bundle = run(path)
@@ -243,8 +243,8 @@ def test_pictures_that_are_gone(store: Path, tmp_path: Path, draw_pictures: Call
         run(path, "body.1")
 
 
-def test_labels_of_a_file(tmp_path: Path, draw_pictures: Callable[..., Path]) -> None:
-    root = draw_pictures(tmp_path / "photos", each=6)
+def test_labels_of_a_file(tmp_path: Path, draw_images: Callable[..., Path]) -> None:
+    root = draw_images(tmp_path / "photos", each=6)
     path = extracted(root, tmp_path / "s.fcache", BACKBONE, labels="none")
     before = contents(path)
     uris = sorted(p.relative_to(root).as_posix() for p in root.rglob("*.jpg"))
@@ -280,7 +280,7 @@ def test_classes_that_are_scored_alone_are_no_classes_of_the_bundle(tmp_path: Pa
 
 def test_a_loss_that_is_not_finite_leaves_nothing(store: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="Try a lower rate"):
-        run(store, schedule=Schedule(epochs=3, rate=1e30, batch_size=8), checkpoint=tmp_path / "c.ckpt")
+        run(store, schedule=TrainingConfig(epochs=3, rate=1e30, batch_size=8), checkpoint=tmp_path / "c.ckpt")
     assert contents(store)["quarantine"]
     assert not list(tmp_path.glob("*.fch"))
 
@@ -289,7 +289,7 @@ def test_it_learns_what_the_frozen_layers_behind_the_cut_cannot_tell(tmp_path: P
     """The layers behind the cut see the sum of all maps alone, so hues look the same until they are trained."""
     store = extracted(draw_hues(tmp_path / "photos"), tmp_path / "s.fcache", BACKBONE)
     frozen = fc.train(store, progress=False).report["score"]
-    schedule = Schedule(epochs=12, rate=3e-2, batch_size=12, layer_decay=1.0)
+    schedule = TrainingConfig(epochs=12, rate=3e-2, batch_size=12, layer_decay=1.0)
     made = tune(store, "body.0", views=2, schedule=schedule, backbone=BACKBONE, progress=False)
     assert frozen["accuracy"] <= 0.75
     assert made.report["score"]["accuracy"] >= 0.9

@@ -11,7 +11,7 @@ import pytest
 import featcache as fc
 from featcache.backbones import tiny_backbone
 from featcache.core.errors import UsageError
-from featcache.finetuning.schedule import Schedule
+from featcache.finetuning.schedule import TrainingConfig
 from featcache.finetuning.tune import tune
 from featcache.training.bundle import Bundle
 from tests.finetuning.stores import contents, extracted
@@ -21,8 +21,8 @@ BACKBONE = tiny_backbone()
 
 
 @pytest.fixture
-def store(tmp_path: Path, draw_pictures: Callable[..., Path]) -> Path:
-    return extracted(draw_pictures(tmp_path / "photos"), tmp_path / "s.fcache", BACKBONE)
+def store(tmp_path: Path, draw_images: Callable[..., Path]) -> Path:
+    return extracted(draw_images(tmp_path / "photos"), tmp_path / "s.fcache", BACKBONE)
 
 
 def run(store: Path, layer: str, **options: Any) -> Bundle:
@@ -59,6 +59,6 @@ def test_behind_the_whole_network(store: Path, tmp_path: Path) -> None:
 
 
 def test_what_it_has_no_use_for_is_refused(store: Path, tmp_path: Path) -> None:
-    for wrong in ({"checkpoint": tmp_path / "c"}, {"schedule": Schedule()}):
+    for wrong in ({"checkpoint": tmp_path / "c"}, {"schedule": TrainingConfig()}):
         with pytest.raises(UsageError, match="neither a schedule nor a checkpoint"):
             run(store, "pooled", **wrong)

@@ -34,7 +34,7 @@ def files():
     return {str(p): (p.stat().st_size, p.stat().st_mtime_ns) for p in store.rglob("*") if p.is_file()}
 
 def run():
-    schedule = Schedule(epochs=1, batch_size=8)
+    schedule = TrainingConfig(epochs=1, batch_size=8)
     return tune(store, "body.0", views=40, schedule=schedule, backbone=tiny_backbone(), progress=False)
 
 mount("size=2m")
@@ -58,9 +58,9 @@ def can_mount() -> None:
 
 
 def test_too_little_room_is_told_before_anything_is_written(
-    can_mount: None, tmp_path: Path, draw_pictures: Callable[..., Path]
+    can_mount: None, tmp_path: Path, draw_images: Callable[..., Path]
 ) -> None:
-    photos, disk = draw_pictures(tmp_path / "photos"), tmp_path / "disk"
+    photos, disk = draw_images(tmp_path / "photos"), tmp_path / "disk"
     disk.mkdir()
     words = [*IN_A_NAMESPACE, sys.executable, "-c", textwrap.dedent(SCRIPT), str(photos), str(disk)]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False, timeout=240)

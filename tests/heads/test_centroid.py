@@ -7,8 +7,8 @@ import pytest
 from sklearn.neighbors import NearestCentroid
 
 from featcache.core.errors import UsageError
-from featcache.evaluation.temperature import fit_temperature
 from featcache.heads.centroid import CentroidHead
+from featcache.metrics.calibration import fit_temperature
 from tests.heads.test_heads import gaussians
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -7,8 +7,7 @@ import warnings
 import numpy as np
 import pytest
 
-from featcache.heads.grid_edge import GridEdgeWarning
-from featcache.heads.softmax import SoftmaxPathClassifier
+from featcache.heads.softmax import GridEdgeWarning, SoftmaxPathClassifier
 from tests.heads.test_heads import gaussians
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -8,7 +8,8 @@ from sklearn.metrics import log_loss
 from sklearn.neighbors import NearestNeighbors
 
 from featcache.core.errors import UsageError
-from featcache.heads import knn, neighbours
+from featcache.heads import knn
+from featcache.heads import knn as neighbours
 from featcache.heads.knn import KnnHead
 from tests.heads.test_heads import gaussians
 

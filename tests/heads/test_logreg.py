@@ -25,8 +25,8 @@ def losses(X: np.ndarray, y: np.ndarray, groups: np.ndarray, k: int, seed: int) 
     found = []
     for C in CS:
         total = 0.0
-        for learn, test in folds(y, groups, k, seed):
-            model = plain(C).fit(X[learn], y[learn])  # type: ignore[attr-defined]
+        for train_rows, test in folds(y, groups, k, seed):
+            model = plain(C).fit(X[train_rows], y[train_rows])  # type: ignore[attr-defined]
             total += len(test) * log_loss(y[test], model.predict_proba(X[test]), labels=model.classes_)
         found.append(total / len(y))
     return np.array(found)
@@ -96,7 +96,7 @@ def test_groups_that_hold_several_classes_can_leave_a_fold_without_one() -> None
         if min(len(np.unique(groups[y == c])) for c in range(3)) < 2:
             continue
         parts = folds(y, groups, 2, 0)
-        if any(len(np.unique(y[learn])) < 3 for learn, _ in parts):
+        if any(len(np.unique(y[train_rows])) < 3 for train_rows, _ in parts):
             break
     else:
         pytest.fail("no such problem was found")

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from featcache.heads.logreg import LogRegHead
-from featcache.heads.loss_curve import loss_curve
-from featcache.heads.softmax import SoftmaxPathClassifier
+from featcache.heads.softmax import SoftmaxPathClassifier, loss_curve
 from tests.heads.test_heads import gaussians
 
 pytestmark = pytest.mark.usefixtures("one_thread")

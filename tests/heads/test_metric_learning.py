@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from featcache.heads import metric_losses
+from featcache.heads import metric_learning
 from featcache.heads.metric_learning import trained
 
 
@@ -29,7 +29,7 @@ def test_contrastive() -> None:
                 far.append(max(0.0, 1 - distance) ** 2)
     expected = (np.mean(near) + np.mean(far)) / 2
     assert max(far) > 0
-    assert metric_losses.contrastive(torch.tensor(E), torch.tensor(numbers)).item() == pytest.approx(expected)
+    assert metric_learning.contrastive(torch.tensor(E), torch.tensor(numbers)).item() == pytest.approx(expected)
 
 
 def test_triplet() -> None:
@@ -46,7 +46,7 @@ def test_triplet() -> None:
             negative = beyond.min() if len(beyond) else strangers.max()
             losses.append(max(0.0, squares[a, p] - negative + 0.2))
     assert hard > 0
-    got = metric_losses.triplet(torch.tensor(E), torch.tensor(numbers)).item()
+    got = metric_learning.triplet(torch.tensor(E), torch.tensor(numbers)).item()
     assert got == pytest.approx(np.mean(losses))
 
 
@@ -57,7 +57,7 @@ def test_cosine_margin() -> None:
     own = cosines[np.arange(20), numbers]
     others = np.exp(16 * cosines).sum(1) - np.exp(16 * own)
     expected = -np.log(np.exp(16 * (own - 0.2)) / (np.exp(16 * (own - 0.2)) + others)).mean()
-    got = metric_losses.cosine_margin(torch.tensor(E), torch.tensor(numbers), torch.tensor(W)).item()
+    got = metric_learning.cosine_margin(torch.tensor(E), torch.tensor(numbers), torch.tensor(W)).item()
     assert got == pytest.approx(expected)
 
 
@@ -73,7 +73,7 @@ def test_training_lessens_each(loss: str) -> None:
         E = torch.nn.functional.normalize(torch.from_numpy(rows @ weight.T))
         middles = torch.stack([E[numbers == k].mean(0) for k in range(10)])
         further = (middles,) if loss == "cosine_margin" else ()
-        return float(getattr(metric_losses, loss)(E, torch.from_numpy(numbers), *further))
+        return float(getattr(metric_learning, loss)(E, torch.from_numpy(numbers), *further))
 
     *_, last = trained(rows, numbers, start, loss=loss, noise=0.0, steps=300, seed=0)
     assert np.isfinite(last).all()

@@ -14,11 +14,9 @@ from sklearn.metrics import log_loss
 import featcache as fc
 from featcache.core.errors import UsageError
 from featcache.heads import mlp, with_class_weight, with_hidden_layers
-from featcache.heads.held_out_choice import HeldOutChoice
 from featcache.heads.logreg import LogRegHead
-from featcache.heads.minibatch import hold_out
+from featcache.heads.minibatch import HeldOutChoice, hold_out, logits
 from featcache.heads.mlp import MLPHead
-from featcache.heads.mlp_training import logits
 from featcache.heads.streaming import VectorStream
 from featcache.metrics.calibration import held_out_temperature
 from tests.heads.test_heads import gaussians
@@ -98,18 +96,18 @@ def test_groups_are_on_one_side(seed: int) -> None:
     X, y = rng.normal(size=(400, 4)).astype(np.float32), rng.integers(0, 3, 400)
     head = quick(epochs=1, random_state=seed).fit(X, y, groups)
     held_out = head.held_out_rows_
-    learn = np.setdiff1d(np.arange(400), held_out)
-    assert not set(groups[learn]) & set(groups[held_out])
-    assert set(y[learn]) == set(y[held_out]) == {0, 1, 2}
+    train_rows = np.setdiff1d(np.arange(400), held_out)
+    assert not set(groups[train_rows]) & set(groups[held_out])
+    assert set(y[train_rows]) == set(y[held_out]) == {0, 1, 2}
 
 
 def test_a_group_with_all_rows_of_a_class_is_learned_from() -> None:
     # The second group of "a" has all there is of "b".
     numbers, groups = np.array([0] * 6 + [1] * 2 + [0] * 12), np.array([0] * 6 + [1] * 6 + [2] * 8)
     for seed in range(9):
-        learn, held_out = hold_out(numbers, groups, 0.5, seed)
-        assert set(numbers[learn]) == {0, 1}
-        assert not set(groups[learn]) & set(groups[held_out])
+        train_rows, held_out = hold_out(numbers, groups, 0.5, seed)
+        assert set(numbers[train_rows]) == {0, 1}
+        assert not set(groups[train_rows]) & set(groups[held_out])
 
 
 def test_where_no_group_can_be_held_out_all_epochs_are_trained() -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featcache.core.errors import BundleError
-from featcache.heads.mlp_form import MLPForm
+from featcache.heads.predictors import MLPForm
 from featcache.heads.serialise import PERCEPTRON, pack, unpack
 from featcache.training.to_torch import head_module
 
@@ -57,10 +57,10 @@ def test_as_a_module(hidden: tuple[int, ...]) -> None:
 @given(st.floats(0.01, 100), st.integers(0, 99))
 def test_a_temperature_divides_the_scores_and_changes_no_label(temperature: float, seed: int) -> None:
     form, X = perceptron(5, seed=seed), np.random.default_rng(seed).normal(size=(9, 6)).astype(np.float32)
-    cooled = form.tempered(temperature)
+    cooled = form.with_temperature(temperature)
     np.testing.assert_allclose(cooled.scores(X), form.scores(X) / temperature, rtol=1e-4, atol=1e-5)
     assert cooled.predict(X).tolist() == form.predict(X).tolist()
-    assert form.tempered(1.0) is form
+    assert form.with_temperature(1.0) is form
 
 
 @pytest.mark.parametrize("hidden", [(5,), (7, 4)])

@@ -7,10 +7,10 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from featcache.core.errors import UsageError
-from featcache.evaluation import multilabel_splits
 from featcache.heads import make_head
 from featcache.heads.multilabel import SigmoidPathClassifier
 from featcache.heads.predictors import linear_form
+from featcache.metrics import multilabel
 from featcache.metrics.multilabel import binary_losses
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -45,9 +45,9 @@ def test_c_is_that_of_a_plain_search(noise: float, size: int) -> None:
     groups = np.arange(120) // size
     head = SigmoidPathClassifier(random_state=2).fit(X, Y, groups)
     wanted = np.zeros(len(head.Cs_))
-    for learn, test in multilabel_splits.folds(Y, groups, 5, 2):
+    for train_rows, test in multilabel.folds(Y, groups, 5, 2):
         for place, C in enumerate(head.Cs_):
-            wanted[place] += binary_losses(Y[test], one_by_one(X[learn], Y[learn], C, X[test])).sum() / Y.size
+            wanted[place] += binary_losses(Y[test], one_by_one(X[train_rows], Y[train_rows], C, X[test])).sum() / Y.size
     done = ~np.isnan(head.scores_)
     np.testing.assert_allclose(head.scores_[done], wanted[done], rtol=2e-3)
     assert done[: wanted.argmin() + 1].all()

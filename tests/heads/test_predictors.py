@@ -26,7 +26,7 @@ from sklearn.svm import SVC, LinearSVC
 from featcache.core.errors import BundleError
 from featcache.heads import HEADS, make_head
 from featcache.heads.predictors import linear_form
-from featcache.heads.serialise import form_of
+from featcache.heads.serialise import export_predictor
 from tests.heads.test_heads import gaussians
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -102,7 +102,7 @@ def test_labels_are_equal_where_there_are_no_probabilities(name: str, k: int) ->
 def test_our_heads_have_one_or_another_form(name: str, k: int) -> None:
     X, y = gaussians(120, k)
     fitted = make_head(name).fit(X, y)
-    form = form_of(fitted)
+    form = export_predictor(fitted)
     np.testing.assert_allclose(form.probabilities(X), fitted.predict_proba(X), atol=1e-5)
     assert form.predict(X).tolist() == fitted.predict(X).tolist()
 

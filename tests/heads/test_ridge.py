@@ -9,12 +9,11 @@ from hypothesis import strategies as st
 from sklearn.linear_model import Ridge, RidgeClassifier
 
 from featcache.core.errors import UsageError
-from featcache.evaluation.temperature import fit_temperature
 from featcache.heads import ridge
-from featcache.heads.linear_classifier import class_scores
-from featcache.heads.ridge import RELATIVE_ALPHAS, RidgeHead
-from featcache.heads.ridge_axes import left_out_scores, ridge_axes, signs
+from featcache.heads.ridge import RELATIVE_ALPHAS, RidgeHead, left_out_scores, ridge_axes, signs
 from featcache.heads.streaming import VectorStream
+from featcache.heads.validation import class_scores
+from featcache.metrics.calibration import fit_temperature
 from tests.heads.test_heads import gaussians
 
 pytestmark = pytest.mark.usefixtures("one_thread")

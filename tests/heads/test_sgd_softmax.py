@@ -19,9 +19,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def test_its_loss_is_near_that_of_logreg(k: int) -> None:
     X, y = gaussians(1600, k, d=10, spread=0.7)
     X = X * np.linspace(0.01, 30, 10, dtype=np.float32) + np.linspace(-100, 100, 10, dtype=np.float32)
-    learn, test = slice(0, 1000), slice(1000, 1600)
-    mine = TorchSoftmaxHead().fit(X[learn], y[learn])
-    exact = LogRegHead().fit(X[learn], y[learn])
+    train_rows, test = slice(0, 1000), slice(1000, 1600)
+    mine = TorchSoftmaxHead().fit(X[train_rows], y[train_rows])
+    exact = LogRegHead().fit(X[train_rows], y[train_rows])
     loss, wanted = (log_loss(y[test], head.predict_proba(X[test]), labels=head.classes_) for head in (mine, exact))
     assert wanted < 0.9 * np.log(k)
     assert loss == pytest.approx(wanted, abs=0.01)
@@ -77,25 +77,25 @@ def test_the_best_epoch_is_kept() -> None:
 def test_the_held_out_tenth_keeps_groups_together() -> None:
     numbers = np.arange(400) % 2
     groups = np.arange(400) // 4
-    learn, held_out = held_out_rows(numbers, groups, 0)
-    assert sorted([*learn, *held_out]) == list(range(400))
-    assert not set(groups[learn]) & set(groups[held_out])
+    train_rows, held_out = held_out_rows(numbers, groups, 0)
+    assert sorted([*train_rows, *held_out]) == list(range(400))
+    assert not set(groups[train_rows]) & set(groups[held_out])
     assert len(held_out) == pytest.approx(40, abs=8)
 
 
 def test_at_most_some_thousand_rows_are_held_out() -> None:
-    learn, held_out = held_out_rows(np.arange(60_000) % 2, np.arange(60_000), 0)
+    train_rows, held_out = held_out_rows(np.arange(60_000) % 2, np.arange(60_000), 0)
     assert len(held_out) == 4096
-    assert sorted([*learn, *held_out]) == list(range(60_000))
+    assert sorted([*train_rows, *held_out]) == list(range(60_000))
 
 
 def test_of_large_groups_whole_ones_are_held_out() -> None:
     groups = np.arange(120_000) // 1000
-    learn, held_out = held_out_rows(np.arange(120_000) % 2, groups, 0)
+    train_rows, held_out = held_out_rows(np.arange(120_000) % 2, groups, 0)
     assert len(held_out) == 4000
-    assert not set(groups[learn]) & set(groups[held_out])
+    assert not set(groups[train_rows]) & set(groups[held_out])
 
 
 def test_all_rows_serve_for_both_where_nothing_can_be_held_out() -> None:
-    learn, held_out = held_out_rows(np.array([0, 1, 1]), np.array([0, 1, 1]), 0)
-    assert learn.tolist() == held_out.tolist() == [0, 1, 2]
+    train_rows, held_out = held_out_rows(np.array([0, 1, 1]), np.array([0, 1, 1]), 0)
+    assert train_rows.tolist() == held_out.tolist() == [0, 1, 2]

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from featcache.core.errors import UsageError
-from featcache.evaluation.identity_pairs import pairs_within
 from featcache.heads.siamese import SiameseHead
-from featcache.metrics.verification import cosine_scores, roc
+from featcache.metrics.verification import cosine_scores, pairs_within, roc
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -155,7 +154,7 @@ def test_parameters_out_of_range_are_named(learned, wrong: dict[str, object]) ->
 def test_training_takes_one_thread_and_gives_the_others_back(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from featcache.heads import metric_learning as projection_training
+    from featcache.heads import metric_learning
 
     seen = []
 
@@ -163,8 +162,8 @@ def test_training_takes_one_thread_and_gives_the_others_back(monkeypatch: pytest
         seen.append(torch.get_num_threads())
         return real(*arguments, **options)
 
-    real = projection_training.trained
-    monkeypatch.setattr(projection_training, "trained", watched)
+    real = metric_learning.trained
+    monkeypatch.setattr(metric_learning, "trained", watched)
     rng = np.random.default_rng(0)
     y = np.repeat(np.arange(12), 4)
     X = rng.normal(size=(12, 6))[y] + rng.normal(size=(48, 6))

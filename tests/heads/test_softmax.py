@@ -127,10 +127,12 @@ def test_the_scores_are_those_of_fits_without_the_fold(k: int) -> None:
     s = np.random.default_rng(1).uniform(0.2, 3, 150)
     model = SoftmaxPathClassifier(Cs=[1e-3, 1e-1, 10.0], early_stopping=False).fit(X, y, sample_weight=s)
     by_accuracy = SoftmaxPathClassifier(Cs=[1e-3, 1e-1, 10.0], scoring="accuracy").fit(X, y, sample_weight=s)
-    for fold, (learn, test) in enumerate(splits.folds(y, np.arange(150), 5, 0)):
+    for fold, (train_rows, test) in enumerate(splits.folds(y, np.arange(150), 5, 0)):
         for place, C in enumerate(model.Cs_):
             plain = LogisticRegression(C=C, tol=1e-10, max_iter=10_000)
-            p = plain.fit(X[learn].astype(np.float64), y[learn], sample_weight=s[learn]).predict_proba(X[test])
+            p = plain.fit(X[train_rows].astype(np.float64), y[train_rows], sample_weight=s[train_rows]).predict_proba(
+                X[test]
+            )
             loss = log_loss(y[test], p, sample_weight=s[test])
             # Along the path the gap is at most 1e-4, and the weights are off by its square root; where C was
             # chosen they are nearer.
@@ -147,8 +149,10 @@ def test_the_scores_are_those_of_fits_without_the_fold(k: int) -> None:
 def test_held_out_logits_are_those_of_the_other_folds() -> None:
     X, y = draw(100, 6, 3, 2)
     model = SoftmaxPathClassifier(Cs=[0.01, 0.1]).fit(X, y)
-    for learn, test in splits.folds(y, np.arange(100), 5, 0):
-        plain = LogisticRegression(C=model.C_, tol=1e-10, max_iter=10_000).fit(X[learn].astype(np.float64), y[learn])
+    for train_rows, test in splits.folds(y, np.arange(100), 5, 0):
+        plain = LogisticRegression(C=model.C_, tol=1e-10, max_iter=10_000).fit(
+            X[train_rows].astype(np.float64), y[train_rows]
+        )
         z = plain.decision_function(X[test])
         got = model.held_out_logits_[test]
         np.testing.assert_allclose(
@@ -175,8 +179,8 @@ def test_a_class_that_a_fold_lacks() -> None:
     model = SoftmaxPathClassifier(Cs=[0.01, 1.0], cv=folds).fit(X, y)
     assert np.isfinite(model.scores_).all()
     assert (model.gaps_ <= 1e-4).all()
-    test, learn = folds[0][1], folds[0][0]
-    plain = LogisticRegression(C=model.C_, tol=1e-10, max_iter=10_000).fit(X[learn], y[learn])
+    test, train_rows = folds[0][1], folds[0][0]
+    plain = LogisticRegression(C=model.C_, tol=1e-10, max_iter=10_000).fit(X[train_rows], y[train_rows])
     p = np.column_stack([plain.predict_proba(X[test]), np.zeros(len(test))])
     loss = -np.log(np.clip(p[np.arange(len(test)), y[test]], np.finfo(np.float64).eps, 1)).mean()
     assert -model.scores_[0, list(model.Cs_).index(model.C_)] == pytest.approx(loss, rel=1e-2)
@@ -255,7 +259,7 @@ def test_folds_by_number_of_row_count_the_rows_without_weight() -> None:
     s = (np.arange(80) >= 20).astype(float)
     tests = np.array_split(np.random.default_rng(0).permutation(80), 3)
     given_ = [(np.setdiff1d(np.arange(80), test), test) for test in tests]
-    kept = [(learn[learn >= 20] - 20, test[test >= 20] - 20) for learn, test in given_]
+    kept = [(train_rows[train_rows >= 20] - 20, test[test >= 20] - 20) for train_rows, test in given_]
     with_zeros = SoftmaxPathClassifier(cv=given_).fit(X, y, sample_weight=s)
     without = SoftmaxPathClassifier(cv=kept).fit(X[20:], y[20:])
     np.testing.assert_array_equal(with_zeros.scores_, without.scores_)

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax, softmax
 
-from featcache.heads import softmax_solver as path_solver
-from featcache.heads.rotation import principal_axes
-from featcache.heads.row_threads import row_threads
+from featcache.core.process import row_threads
+from featcache.heads import softmax_solver
 from featcache.heads.softmax_certificate import Labelled, certify, class_sums
-from featcache.heads.softmax_solver import NO_FOLD, Problem, Rows, to_residuals
+from featcache.heads.softmax_solver import NO_FOLD, Problem, Rows, principal_axes, to_residuals
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -56,7 +55,7 @@ def test_losses_and_gradients_of_stacked_problems_are_those_of_each() -> None:
     data, rng = rows(1), np.random.default_rng(2)
     problems = [Problem(1.0, f, rng.normal(size=(4, 7)).astype(np.float32)) for f in (0, 1, 2, NO_FOLD)]
     with row_threads() as threads:
-        found = list(path_solver.evaluate(problems, data, threads, curvature=True))
+        found = list(softmax_solver.evaluate(problems, data, threads, curvature=True))
     for problem, (loss, gradient, curvature) in zip(problems, found, strict=True):
         seen = np.concatenate([np.arange(a, b) for f, a, b in FOLDS if f != problem.fold])
         z = data.Z[seen].astype(np.float64) @ problem.x.T
@@ -72,13 +71,13 @@ def test_no_fold_knows_the_labels_that_it_is_scored_on() -> None:
     found = []
     for relabelled in (False, True):
         data = rows(3, relabelled)
-        problems = [path_solver.start(data, 1e-3, fold) for fold in (2, NO_FOLD)]
+        problems = [softmax_solver.start(data, 1e-3, fold) for fold in (2, NO_FOLD)]
         with row_threads() as threads:
             for C in np.geomspace(1e-3, 1e2, 11):
                 for problem in problems:
                     if problem.C != C:
                         problem.move_to(float(C))
-                path_solver.solve(problems, data, 0.05, 100, threads)
+                softmax_solver.solve(problems, data, 0.05, 100, threads)
         found.append([problem.x.copy() for problem in problems])
     (own, everything), (own_again, everything_again) = found
     np.testing.assert_allclose(own, own_again, atol=1e-4 * np.abs(own).max())
@@ -87,19 +86,19 @@ def test_no_fold_knows_the_labels_that_it_is_scored_on() -> None:
 
 def test_a_warm_start_keeps_the_history_true() -> None:
     data = rows(4)
-    problem = path_solver.start(data, 0.1, NO_FOLD)
+    problem = softmax_solver.start(data, 0.1, NO_FOLD)
     with row_threads() as threads:
-        path_solver.solve([problem], data, 1e-6, 100, threads)
+        softmax_solver.solve([problem], data, 1e-6, 100, threads)
         pairs = [(s.copy(), y.copy()) for s, y, _ in problem.pairs]
         problem.move_to(0.3)
         for (s, y), (same, scaled, _) in zip(pairs, problem.pairs, strict=True):
             np.testing.assert_array_equal(s, same)
             penalty = np.where(np.arange(7) < 6, s, 0)
             np.testing.assert_allclose(scaled, penalty + 3 * (y - penalty), rtol=1e-4, atol=1e-5)
-        path_solver.solve([problem], data, 1e-6, 100, threads)
+        softmax_solver.solve([problem], data, 1e-6, 100, threads)
         warm = problem.x
-        cold = path_solver.start(data, 0.3, NO_FOLD)
-        path_solver.solve([cold], data, 1e-6, 100, threads)
+        cold = softmax_solver.start(data, 0.3, NO_FOLD)
+        softmax_solver.solve([cold], data, 1e-6, 100, threads)
     np.testing.assert_allclose(warm[:, :-1], cold.x[:, :-1], atol=5e-3)
 
 
@@ -136,8 +135,8 @@ def test_a_certificate_bounds_the_distance_to_the_optimum(offset: float) -> None
         rows_ = Rows(
             np.column_stack([X, np.ones(90)]).astype(np.float32), y, data.weights.astype(np.float32), data.folds, 3
         )
-        problem = path_solver.start(rows_, 0.7, NO_FOLD)
-        path_solver.solve([problem], rows_, 1e-9, 500, threads)
+        problem = softmax_solver.start(rows_, 0.7, NO_FOLD)
+        softmax_solver.solve([problem], rows_, 1e-9, 500, threads)
         best, gap = at(problem.weights.astype(np.float64), problem.intercepts.astype(np.float64))
         assert gap < 1e-6
         for size in (1e-3, 1e-1, 1.0):

@@ -14,37 +14,37 @@ from sklearn.linear_model import LogisticRegression
 
 from featcache.core.errors import UsageError
 from featcache.heads import HEADS, make_head
-from featcache.heads.memory import available_memory, check_memory
 from featcache.heads.softmax import SoftmaxPathClassifier
-from featcache.training.dataset import LabelledVectors
+from featcache.heads.streaming import available_memory, check_memory
+from featcache.training.dataset import FeatureDataset
 from featcache.training.fit import fit
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
-def small(tmp_path: Path) -> LabelledVectors:
+def small(tmp_path: Path) -> FeatureDataset:
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "x.npz", features=rng.normal(size=(40, 5)).astype(np.float32), labels=np.arange(40) % 2)
-    return LabelledVectors.from_file(tmp_path / "x.npz")
+    return FeatureDataset.from_file(tmp_path / "x.npz")
 
 
-def enormous(examples: LabelledVectors) -> LabelledVectors:
+def enormous(dataset: FeatureDataset) -> FeatureDataset:
     """The same items with vectors of 10^12 numbers, which nobody may read."""
 
     def read(rows: np.ndarray) -> np.ndarray:
         raise AssertionError("was read")
 
-    return replace(examples, shapes=[(10**12,)], read=read)
+    return replace(dataset, shapes=[(10**12,)], read=read)
 
 
 @pytest.mark.parametrize("head", ["softmax", "logreg", LogisticRegression()])
-def test_too_many_vectors_are_refused_unread(small: LabelledVectors, head: object) -> None:
+def test_too_many_vectors_are_refused_unread(small: FeatureDataset, head: object) -> None:
     with pytest.raises(UsageError, match=r"needs about .*GB .* has .*GB.*--head torch.*ridge"):
         fit(enormous(small), np.arange(40), head, 0)
 
 
-def test_what_is_needed_and_what_there_is_are_told(small: LabelledVectors) -> None:
+def test_what_is_needed_and_what_there_is_are_told(small: FeatureDataset) -> None:
     needed = SoftmaxPathClassifier().memory_needed(40, 5, 2)
     assert needed == 4 * (4 * 40 * 5 + 18 * 6 * 2 * 5) + (8 * 6 + 8) * 40 * 2
     with pytest.raises(UsageError, match=r"softmax needs about 0\.0 MB .* 40 vectors of 5 numbers and 2 classes"):
@@ -53,7 +53,7 @@ def test_what_is_needed_and_what_there_is_are_told(small: LabelledVectors) -> No
 
 
 @pytest.mark.parametrize("head", ["ridge", "torch", "mlp"])
-def test_heads_that_read_piece_by_piece_are_refused_for_what_they_hold_alone(small: LabelledVectors, head: str) -> None:
+def test_heads_that_read_piece_by_piece_are_refused_for_what_they_hold_alone(small: FeatureDataset, head: str) -> None:
     assert [name for name in HEADS if hasattr(make_head(name), "fit_stream")] == ["torch", "ridge", "mlp"]
     made = make_head(head)
     # A million vectors more are none that they hold.

@@ -63,6 +63,6 @@ class Table:
         row = {name: self.rows[key][name] for name in self.features}
         for name, feature in self.features.items():
             if isinstance(feature, _Image) and feature.decode:
-                raise AssertionError("the bytes were to be taken, not the picture")
+                raise AssertionError("the bytes were to be taken, not the image")
             assert name in row
         return row

@@ -36,7 +36,7 @@ def numbers(seed: int, image: bytes, index: int) -> list[float]:
 
 
 def reference(image: Image.Image, policy: Augmentation, seed: int, key: bytes, index: int) -> np.ndarray:
-    """The view step by step, the colours in float64 and rounded at the end; for pictures of a usual shape."""
+    """The view step by step, the colours in float64 and rounded at the end; for images of a usual shape."""
     drawn = numbers(seed, key, index)
     for area, ratio in zip(drawn[:10], drawn[10:20], strict=True):
         wanted = image.width * image.height * np.interp(area, [0, 1], policy.scale)
@@ -104,7 +104,7 @@ def test_half_of_the_views_are_mirrored() -> None:
 
 
 def test_areas_and_shapes_keep_to_the_policy() -> None:
-    """In a picture whose red is the column and whose green is the row, a view tells where it was cut out."""
+    """In an image whose red is the column and whose green is the row, a view tells where it was cut out."""
     columns, rows = np.meshgrid(np.arange(250), np.arange(250))
     image = Image.fromarray(np.stack([columns, rows, 0 * rows], axis=2).astype(np.uint8))
     transform = replace(TRANSFORM, interpolation="nearest", crop=(500, 500))

@@ -47,7 +47,7 @@ def test_a_jpeg_is_as_pillow_reads_it() -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"x", b"This is text, not a picture.\n" * 50, b"%PDF-1.7\n", b"\xff\xd8", b"GIF89a"]
+    "data", [b"", b"x", b"This is text, not an image.\n" * 50, b"%PDF-1.7\n", b"\xff\xd8", b"GIF89a"]
 )
 def test_what_is_no_image(data: bytes) -> None:
     with pytest.raises(UnusableImageError, match=r"not an image|cannot be decoded|cut off"):
@@ -229,7 +229,7 @@ def exif_fields(*fields: tuple[int, int, int, bytes]) -> bytes:
     ids=["offset", "resolution", "date", "pointer"],
 )
 def test_a_damaged_field_beside_it_does_not_hide_the_orientation(damaged: tuple[int, int, int, bytes]) -> None:
-    """Pillow's own `exif_transpose` fails on these; the picture must not lie on its side."""
+    """Pillow's own `exif_transpose` fails on these; the image must not lie on its side."""
     data = encoded(Image.fromarray(NOISE), "JPEG")
     turned = with_exif(data, exif_fields((274, 3, 1, struct.pack("<HH", 6, 0)), damaged))
     np.testing.assert_array_equal(pixels(turned), np.rot90(pixels(data), -1))
@@ -300,7 +300,7 @@ def kilobytes():
 
 
 def test_a_bomb_is_refused_before_memory_is_taken_even_without_the_limit_of_pillow() -> None:
-    """In a process that may take 1 GiB: the picture would need 10."""
+    """In a process that may take 1 GiB: the image would need 10."""
     code = (
         "import sys; from PIL import Image; from featcache.images.decode import decode_rgb\n"
         "from featcache.core.errors import UnusableImageError\n"
@@ -322,7 +322,7 @@ def test_a_bomb_is_refused_before_memory_is_taken_even_without_the_limit_of_pill
 
 
 def test_memory_that_is_short_is_told_from_an_image_that_is_bad(tmp_path: Path) -> None:
-    """In a process that may take 300 MB more: as RGB the picture needs 576."""
+    """In a process that may take 300 MB more: as RGB the image needs 576."""
     Image.new("1", (12000, 12000)).save(tmp_path / "a.png")
     code = (
         "import resource, sys; from featcache.images.decode import decode_rgb\n"

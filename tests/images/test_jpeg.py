@@ -20,7 +20,7 @@ from PIL import Image, ImageFilter
 from featcache.core.errors import UnusableImageError
 from featcache.core.recipe import PixelPath, StandardTransform
 from featcache.images import decode as decoding
-from featcache.images import jpeg
+from featcache.images import decode as jpeg
 from featcache.images.decode import DECODERS, Decoded, decode, decode_rgb
 from featcache.images.transforms import PixelTransform
 from tests.images.mutations import damaged
@@ -69,7 +69,7 @@ def files() -> dict[str, bytes]:
         "RGB that was not transformed": encoded(noise(53, 37), keep_rgb=True),
         "CMYK": adobe(encoded(noise(53, 37, 4).convert("CMYK")), 0),
         "YCCK": adobe(encoded(noise(53, 37, 4).convert("CMYK")), 2),
-        "several pictures": encoded(noise(53, 37), "MPO", save_all=True, append_images=[noise(37, 53)]),
+        "several images": encoded(noise(53, 37), "MPO", save_all=True, append_images=[noise(37, 53)]),
         "profile and comment": encoded(noise(53, 37), icc_profile=b"x" * 70_000, comment=b"a comment"),
         "bytes after the end": encoded(noise(53, 37)) + b"\0" * 999,
     }
@@ -123,7 +123,7 @@ def assert_same(data: bytes, name: object) -> str:
         assert isinstance(quick, str), (name, plain)
         assert plain == quick, name
         smaller = became(data, "simplejpeg/1", lambda width, height: (1, 1))
-        assert isinstance(smaller, str), name  # libjpeg reads all of the file for a smaller picture too
+        assert isinstance(smaller, str), name  # libjpeg reads all of the file for a smaller image too
         return plain
     assert plain.shape == quick.shape, name
     assert np.abs(plain.astype(int) - quick).max() <= 1, name
@@ -188,7 +188,7 @@ def test_a_bomb_is_refused_before_memory_is_taken(tmp_path: Path) -> None:
 
 
 def test_memory_that_is_short_is_told_from_an_image_that_is_bad(tmp_path: Path) -> None:
-    """In a process that may take 150 MB more: the picture needs 256."""
+    """In a process that may take 150 MB more: the image needs 256."""
     Image.new("L", (8000, 8000)).save(tmp_path / "large.jpg")
     code = (
         "import sys, resource; from pathlib import Path\n"

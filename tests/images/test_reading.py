@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from featcache.core.errors import UnusableImageError
-from featcache.images import reading
-from featcache.images.reading import FileStat, read_image_file
+from featcache.images import entry
+from featcache.images.entry import FileStat, read_image_file
 
 
 def test_bytes_and_state(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_a_pipe_put_in_a_files_place_after_it_was_looked_at(tmp_path: Path, monk
 
 
 def test_over_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "LIMIT_BYTES", 3 << 20)
+    monkeypatch.setattr(entry, "LIMIT_BYTES", 3 << 20)
     path = tmp_path / "a.jpg"
     path.write_bytes(b"\0" * (3 << 20))
     assert len(read_image_file(path)[0]) == 3 << 20

@@ -1,4 +1,4 @@
-"""The network's picture equals that of timm and torchvision: pixel for pixel, or where the crop alone is computed,
+"""The network's image equals that of timm and torchvision: pixel for pixel, or where the crop alone is computed,
 to two grey levels."""
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def lite0() -> tuple[StandardTransform, transforms.Compose]:
     return timm_family.standard_transform("tf_efficientnet_lite0", config), published
 
 
-# The published transforms take a picture 1 pixel wide and 700 high to 256 × 179200: such sizes one by one.
+# The published transforms take an image 1 pixel wide and 700 high to 256 × 179200: such sizes one by one.
 @BOTH
 @settings(max_examples=40, deadline=None)
 @given(width=SIDE, height=SIDE)
@@ -84,7 +84,7 @@ def lite0() -> tuple[StandardTransform, transforms.Compose]:
 @example(31, 633)
 @example(257, 256)
 @example(224, 224)
-@example(300, 400)  # here Pillow resizes the rows of the whole picture first, but the columns of the crop
+@example(300, 400)  # here Pillow resizes the rows of the whole image first, but the columns of the crop
 @example(134, 243)
 @example(720, 1280)
 @example(300, 700)
@@ -148,7 +148,7 @@ def test_a_picture_smaller_than_the_crop_is_padded_with_black(implementation: st
 def whole_and_crop_only(
     monkeypatch: pytest.MonkeyPatch, transform: StandardTransform, image: Image.Image
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The picture cut out of the whole resized one, and made without that, both by the older code."""
+    """The image cut out of the whole resized one, and made without that, both by the older code."""
     made = PixelTransform(replace(transform, implementation="pillow/1"))
     monkeypatch.setattr(transforms_module, "MAX_RESIZED", 1 << 60)
     whole = made(image)
@@ -185,7 +185,7 @@ def test_the_crop_alone_with_crops_of_any_size(
 def test_the_crop_alone_is_made_in_the_order_of_the_whole(
     monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], side: int, crop: tuple[int, int]
 ) -> None:
-    """Rows before columns or the other way round: of a picture cut smaller Pillow would choose otherwise."""
+    """Rows before columns or the other way round: of an image cut smaller Pillow would choose otherwise."""
     transform = StandardTransform((side,), crop, "bicubic", HALF, HALF)
     whole, crop_only = whole_and_crop_only(monkeypatch, transform, picture(*size))
     assert np.abs(whole - crop_only).max() <= 1
@@ -204,7 +204,7 @@ def test_the_crop_alone_where_filters_jump_from_pixel_to_pixel(
 @BOTH
 @pytest.mark.parametrize("size", [(1, 60_000_000), (60_000_000, 1), (400, 440_000)])
 def test_an_absurd_aspect_costs_no_memory(implementation: str, size: tuple[int, int]) -> None:
-    """The whole resized picture would have up to 3.9 million megapixels."""
+    """The whole resized image would have up to 3.9 million megapixels."""
     image = Image.new("RGB", size, (10, 200, 30))
     middle = (size[0] // 2, size[1] // 2)
     image.paste((250, 0, 0), (middle[0], middle[1], middle[0] + 400, middle[1] + 400))

@@ -11,8 +11,13 @@ from hypothesis import strategies as st
 from sklearn.calibration import calibration_curve
 from sklearn.linear_model import LogisticRegression
 
-from featcache.evaluation.temperature import log_loss
-from featcache.metrics.calibration import expected_calibration_error, held_out_temperature, plain_temperature, tempered
+from featcache.metrics.calibration import (
+    expected_calibration_error,
+    held_out_temperature,
+    log_loss,
+    plain_temperature,
+    with_temperature,
+)
 
 ANSWERS = st.lists(st.tuples(st.sampled_from([0.1, 0.25, 0.5, 0.7, 0.9, 1.0]), st.booleans()), min_size=1, max_size=60)
 
@@ -135,7 +140,7 @@ def test_tempered_is_softmax_of_the_divided_logits(seed: int, temperature: float
     def softmax(x: np.ndarray) -> np.ndarray:
         return np.asarray(np.exp(x) / np.exp(x).sum(1, keepdims=True))
 
-    after = tempered(softmax(z), temperature)
+    after = with_temperature(softmax(z), temperature)
     np.testing.assert_allclose(after, softmax(z / temperature), rtol=1e-9)
-    np.testing.assert_allclose(tempered(after, 1 / temperature), softmax(z), rtol=1e-9)
+    np.testing.assert_allclose(with_temperature(after, 1 / temperature), softmax(z), rtol=1e-9)
     assert (after.argmax(1) == z.argmax(1)).all()

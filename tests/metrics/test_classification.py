@@ -99,7 +99,7 @@ def test_where_all_are_equal_the_interval_is_wilsons_over_units(right: bool) -> 
 
 @pytest.mark.parametrize("units", [[0] * 10, [0] * 5 + [1] * 5])
 def test_units_that_are_all_alike_say_nothing_of_others(units: list[int]) -> None:
-    """One group of pictures, or two of which four in five are right: no score is known to the last digit."""
+    """One group of images, or two of which four in five are right: no score is known to the last digit."""
     y = np.array(["a", "a", "b", "b", "b"] * 2)
     said = np.array(["a", "a", "b", "b", "a"] * 2)
     p = np.where(said[:, None] == ["a", "b"], 0.7, 0.3)

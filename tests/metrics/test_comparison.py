@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import bootstrap
 
 from featcache.core.errors import UsageError
-from featcache.evaluation.comparison import paired, right_and_losses
+from featcache.metrics.classification import paired, right_and_losses
 
 BITS = st.lists(st.tuples(st.booleans(), st.booleans(), st.integers(0, 9)), min_size=1, max_size=40)
 

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featcache.evaluation.identity_pairs import pairs_within
+from featcache.metrics.verification import pairs_within
 
 
 def unordered(pairs: np.ndarray) -> list[tuple[int, int]]:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, f1_score, log_loss, precision_recall_fscore_support
 
 from featcache.core.errors import UsageError
-from featcache.evaluation import multilabel_splits
 from featcache.metrics import multilabel
+from featcache.metrics import multilabel as multilabel_splits
 from featcache.metrics.classification import wilson
 
 
@@ -153,9 +153,9 @@ def test_folds_share_every_label_out(size: int) -> None:
     units = np.arange(300) // size
     folds = multilabel_splits.folds(Y, units, 5, 0)
     assert sorted(row for _, test in folds for row in test) == list(range(300))
-    for learn, test in folds:
-        assert not set(units[learn]) & set(units[test])
-        assert sorted([*learn, *test]) == list(range(300))
+    for train_rows, test in folds:
+        assert not set(units[train_rows]) & set(units[test])
+        assert sorted([*train_rows, *test]) == list(range(300))
         assert (np.abs(Y[test].sum(axis=0) - Y.sum(axis=0) / 5) <= np.maximum(4, Y.sum(axis=0) / 8)).all()
 
 

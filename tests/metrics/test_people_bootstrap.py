@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from featcache.core.errors import UsageError
-from featcache.evaluation.people_bootstrap import RESAMPLES, point_by_people
 from featcache.metrics.classification import wilson
+from featcache.metrics.verification import RESAMPLES, point_by_people
 
 
 def simulated(people: int, each: int, seed: int, between: float = 1.0):

@@ -1,4 +1,4 @@
-"""The table of classes and the confusion matrix are scikit-learn's; the picture shows them."""
+"""The table of classes and the confusion matrix are scikit-learn's; the image shows them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from PIL import Image
 from sklearn import metrics as reference
 
 from featcache.core.errors import UsageError
-from featcache.evaluation.per_class import confusion_matrix, per_class, units_of_each
-from featcache.metrics.classification import wilson
+from featcache.metrics.classification import confusion_matrix, per_class, units_of_each, wilson
 from featcache.metrics.plots import check_png, draw_confusion
 
 LABELS = ["a", "b", "c", "d"]

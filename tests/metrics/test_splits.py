@@ -197,9 +197,9 @@ def test_folds_test_each_row_once_and_tear_no_unit_apart(pairs: list[tuple[int, 
         parts = folds(y, rows, usable)
         assert len(parts) == usable
         assert sorted(np.concatenate([test for _, test in parts]).tolist()) == list(range(len(y)))
-        for learn, test in parts:
-            assert sorted([*learn.tolist(), *test.tolist()]) == list(range(len(y)))
-            assert not set(rows[learn].tolist()) & set(rows[test].tolist())
+        for train_rows, test in parts:
+            assert sorted([*train_rows.tolist(), *test.tolist()]) == list(range(len(y)))
+            assert not set(rows[train_rows].tolist()) & set(rows[test].tolist())
 
 
 @pytest.mark.parametrize("repeated", [1, 3])
@@ -238,7 +238,7 @@ def test_folds_of_mixed_units_are_as_even_as_scikit_learns(seed: int) -> None:
 
     ours = folds(y, rows, 5, seed)
     assert unevenness(ours) < 1.25 * unevenness(StratifiedGroupKFold(5).split(y, y, rows)) < 0.02
-    assert all(not set(rows[learn]) & set(rows[test]) for learn, test in ours)
+    assert all(not set(rows[train_rows]) & set(rows[test]) for train_rows, test in ours)
 
 
 @pytest.mark.parametrize("groups", [40, 36])

@@ -7,7 +7,7 @@ import pytest
 from scipy.optimize import minimize_scalar
 from sklearn.metrics import log_loss
 
-from featcache.evaluation.temperature import fit_temperature, softmax
+from featcache.metrics.calibration import fit_temperature, softmax
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -76,5 +76,5 @@ def test_scores_that_mislead_or_say_nothing_give_equal_probabilities() -> None:
 def test_many_rows_are_summed_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     scores, numbers = made(300, 3, 1.0, 0.5)
     whole = fit_temperature(scores, numbers)
-    monkeypatch.setattr("featcache.evaluation.temperature._AT_ONCE", 30)
+    monkeypatch.setattr("featcache.metrics.calibration._AT_ONCE", 30)
     assert fit_temperature(scores, numbers) == pytest.approx(whole)

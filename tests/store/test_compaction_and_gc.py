@@ -14,8 +14,7 @@ import pytest
 import featcache as fc
 from featcache.core import failpoints
 from featcache.core.errors import MissingVectorsError, UnknownNameError, UsageError
-from featcache.store import FeatureStore, StoreWriter
-from featcache.store import compact as compaction
+from featcache.store import FeatureStore, StoreWriter, compact
 from featcache.store.rows import ItemRows
 from featcache.store.sources import SourceRecords
 from tests.store import scenarios
@@ -58,7 +57,7 @@ def test_a_full_shard_is_left_alone(tmp_path: Path) -> None:
             space.append(keys(100, start), {("pooled", "0"): values(100, start=start)})
         names = {p.stem for p in files(path)}
         assert len(names) == 4
-        compaction.merge_small_shards(writer)
+        compact.merge_small_shards(writer)
         assert {p.stem for p in files(path)} == names
 
 
@@ -67,16 +66,16 @@ def test_a_run_that_leaves_many_small_shards_merges_them(tmp_path: Path) -> None
     with StoreWriter(path) as writer:
         space = writer.space(recipe())
         space.declare("pooled", "0", 0)
-        for start in range(compaction.MANY - 1):
+        for start in range(compact.MANY - 1):
             space.append(keys(1, start), {("pooled", "0"): values(1, start=start)})
             space.seal()
-        compaction.merge_small_shards(writer)
-        assert len(files(path)) == compaction.MANY - 1
+        compact.merge_small_shards(writer)
+        assert len(files(path)) == compact.MANY - 1
         space.append(keys(1, 50), {("pooled", "0"): values(1, start=50)})
         space.seal()
-        compaction.merge_small_shards(writer)
+        compact.merge_small_shards(writer)
         assert len(files(path)) == 1
-    assert len(FeatureStore.open(path).vectors()) == compaction.MANY
+    assert len(FeatureStore.open(path).vectors()) == compact.MANY
 
 
 def test_rows_that_were_replaced_leave_their_shards(tmp_path: Path) -> None:

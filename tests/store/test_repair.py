@@ -88,7 +88,7 @@ def test_every_flipped_bit_is_found_or_harmless_and_repaired(path: Path, before:
     assert after.ok, after.damaged
     held = scenarios.contents(path)
     assert scenarios.are_right(held)
-    assert held["items of pictures"] == before["items of pictures"]
+    assert held["items of images"] == before["items of images"]
     finish(path)
     assert vectors(path) == vectors_of(before)
 

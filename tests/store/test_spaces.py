@@ -7,8 +7,7 @@ from dataclasses import replace
 import pytest
 
 from featcache.core.recipe import Recipe
-from featcache.store.space_words import distinctions, named
-from featcache.store.spaces import Space
+from featcache.store.spaces import Space, distinctions, named
 from tests.store.making import recipe
 
 

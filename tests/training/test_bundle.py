@@ -14,12 +14,12 @@ from sklearn.ensemble import RandomForestClassifier
 
 import featcache as fc
 from featcache.core.errors import BundleError, RecipeMismatchError, StoreFormatError, UsageError
+from featcache.heads.knn import NeighbourForm, normalised
 from featcache.heads.matching import MatchingForm
-from featcache.heads.neighbours import NeighbourForm, normalised
 from featcache.heads.predictors import LinearForm
-from featcache.layer_use import LayerUse
 from featcache.metrics.likelihood_ratio import Calibration
 from featcache.training.bundle import Bundle
+from featcache.training.dataset import LayerUse
 from tests.store.making import keys, recipe, values
 
 CLASSES = ("ant", "bee", "čmelák")

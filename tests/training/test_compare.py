@@ -19,9 +19,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory, draw_pictures: Callable[..., Path]) -> Path:
+def store(tmp_path_factory: pytest.TempPathFactory, draw_images: Callable[..., Path]) -> Path:
     root = tmp_path_factory.mktemp("compared")
-    draw_pictures(root / "photos", ("cats", "dogs"), 20)
+    draw_images(root / "photos", ("cats", "dogs"), 20)
     fc.extract(
         root / "photos", root / "s.fcache", backbone=tiny_backbone(), layers=["pooled", "body.0:mean"], progress=False
     )

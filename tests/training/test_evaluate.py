@@ -40,12 +40,12 @@ def net() -> Backbone:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, draw_pictures: Callable[..., Path], net: Backbone) -> Path:
+def place(tmp_path_factory: pytest.TempPathFactory, draw_images: Callable[..., Path], net: Backbone) -> Path:
     """``photos/``, three classes of 8, where the first cat has a copy among the dogs, and ``s.fcache/``."""
     root = tmp_path_factory.mktemp("prediction")
-    draw_pictures(root / "photos", ("cats", "dogs", "emus"), 8)
+    draw_images(root / "photos", ("cats", "dogs", "emus"), 8)
     stripes = np.zeros((48, 64, 3), np.uint8)
-    stripes[:, ::6, 0] = 255  # like no other picture
+    stripes[:, ::6, 0] = 255  # like no other image
     Image.fromarray(stripes).save(root / "photos/cats/cat-00.jpg")
     shutil.copy(root / "photos/cats/cat-00.jpg", root / "photos/dogs/copied.jpg")
     fc.extract(root / "photos", root / "s.fcache", backbone=net, layers=LAYERS, progress=False)
@@ -110,7 +110,7 @@ def test_a_tar_stands_for_the_images_in_it(place: Path, bundle: Bundle, net: Bac
     inside = {f"train-{i:03}.tar": names for i, names in enumerate((sorted(wanted)[:9], sorted(wanted)[9:]))}
     for tar, names in inside.items():
         files: list[tuple[str, bytes | str]] = [(name, (place / "photos" / name).read_bytes()) for name in names]
-        write_tar(shards / tar, [*files, ("z/bad.jpg", b"no picture"), ("cats/cat-01.txt", b"caf\xe9")])
+        write_tar(shards / tar, [*files, ("z/bad.jpg", b"no image"), ("cats/cat-01.txt", b"caf\xe9")])
     for given in (shards, shards / "train-*.tar", [str(shards / tar) for tar in inside]):
         answers = say(bundle, given, net)
         names = [f"{tar}/{name}" for tar in inside for name in [*inside[tar], "z/bad.jpg"]]
@@ -137,7 +137,7 @@ def test_top_limits_the_labels(place: Path, bundle: Bundle, net: Backbone) -> No
 
 def test_an_image_that_cannot_be_used_has_a_problem(place: Path, bundle: Bundle, net: Backbone, tmp_path: Path) -> None:
     good = place / "photos/cats/cat-01.jpg"
-    (tmp_path / "text.jpg").write_text("no picture")
+    (tmp_path / "text.jpg").write_text("no image")
     (tmp_path / "cut.jpg").write_bytes(good.read_bytes()[:900])
     answers = say(bundle, [tmp_path / "text.jpg", good, tmp_path / "cut.jpg", good], net)
     assert [answer.labels == [] for answer in answers] == [True, False, True, False]
@@ -310,7 +310,7 @@ def test_an_unknown_image_needs_the_network(place: Path, net: Backbone, tmp_path
     found = fc.similar(place / "s.fcache", picture, k=2, backbone=net, layers=LAYERS)
     assert found[0][0].uri == "emus/emu-02.jpg"
     assert found[0][1] == pytest.approx(1, abs=1e-4)
-    (tmp_path / "text.jpg").write_text("no picture")
+    (tmp_path / "text.jpg").write_text("no image")
     with pytest.raises(UnusableImageError, match=r"text\.jpg"):
         fc.similar(place / "s.fcache", tmp_path / "text.jpg", backbone=net)
     with pytest.raises(SourceError, match=r"none\.jpg"):

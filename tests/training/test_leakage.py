@@ -14,7 +14,7 @@ from PIL import Image
 import featcache as fc
 from featcache.backbones import tiny_backbone
 from featcache.cli import main
-from featcache.store import FeatureStore, holdout
+from featcache.store import FeatureStore, sources
 from featcache.training.bundle import Bundle
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -23,7 +23,7 @@ COPIED = 12
 
 
 def draw(folder: Path, each: int, copied: int) -> Path:
-    """Two classes of smooth pictures; of the first ones of each class there is a copy with one pixel changed."""
+    """Two classes of smooth images; of the first ones of each class there is a copy with one pixel changed."""
     rng = np.random.default_rng(0)
     for number, name in enumerate(("cats", "dogs")):
         (folder / name).mkdir(parents=True)
@@ -62,9 +62,9 @@ def train(store: Path, head: Any = "logreg", **options: Any) -> Bundle:
 
 
 def sides(store: Path, source: str = "photos") -> dict[str, str]:
-    """The part of the hold-out that each picture is in."""
+    """The part of the hold-out that each image is in."""
     opened = FeatureStore.open(store)
-    parts = holdout.kept(opened.catalogue, source)
+    parts = sources.kept(opened.catalogue, source)
     return {item.uri: parts[item.sha256] for item in opened.items()}
 
 
@@ -119,7 +119,7 @@ def test_grouping_leaves_the_holdout_of_the_other_heads_alone(store: Path) -> No
     assert sides(store) == before
     lost = {uri for pair in across for uri in pair if before[uri] == "test"}
     assert grouped.report["score"]["n"] == earlier.report["score"]["n"] - len(lost)
-    # It has learned the pictures that its hold-out lacks, and no other of those that are scored.
+    # It has learned the images that its hold-out lacks, and no other of those that are scored.
     tested = [item for item in fc.open(store).items() if before[item.uri] == "test"]
     assert grouped.overlap(item.sha256 for item in tested) == len(lost)
     assert earlier.overlap(item.sha256 for item in tested) == 0
@@ -209,7 +209,7 @@ def test_a_sweep_tells_of_those_of_its_winner(store: Path, capsys: Any) -> None:
     report = fc.sweep(store, ["centroid"], progress=False)
     assert report.near_duplicates == train(store, "centroid").report["near_duplicates"]
     assert report.near_duplicates["across"] > 0
-    told = f"Beware: {report.near_duplicates['across']} pairs of images that are nearly the same stand on both sides"
+    told = f"Warning: {report.near_duplicates['across']} pairs of images that are nearly the same stand on both sides"
     assert told in Path(str(report.paths["markdown"])).read_text(encoding="utf-8")
     assert main(["sweep", str(store), "--heads", "centroid"]) == 0
     assert told in capsys.readouterr().out

@@ -17,9 +17,9 @@ from featcache.backbones import tiny_backbone
 from featcache.cli import main
 from featcache.core.errors import UnknownNameError, UsageError
 from featcache.metrics import multilabel
-from featcache.store import FeatureStore, holdout
+from featcache.store import FeatureStore, sources
 from featcache.training.bundle import Bundle
-from featcache.training.dataset import LabelledVectors
+from featcache.training.dataset import FeatureDataset
 from featcache.training.multilabel import several_labels
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -29,7 +29,7 @@ LABELS = ("blue", "green", "red")
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``list.csv`` of 40 pictures, whose labels are the colours that they hold, and ``s.fcache``."""
+    """``list.csv`` of 40 images, whose labels are the colours that they hold, and ``s.fcache``."""
     root, rng = tmp_path_factory.mktemp("several"), np.random.default_rng(0)
     lines = ["path,label,group"]
     for i in range(40):
@@ -57,7 +57,7 @@ def truth(place: Path) -> tuple[np.ndarray, np.ndarray, list[bytes]]:
 
 def test_the_score_is_that_of_the_head_on_its_holdout(place: Path, bundle: Bundle) -> None:
     X, Y, sha256s = truth(place)
-    parts = holdout.kept(FeatureStore.open(place / "s.fcache").catalogue, "list")
+    parts = sources.kept(FeatureStore.open(place / "s.fcache").catalogue, "list")
     test = np.array([parts[sha256] == "test" for sha256 in sha256s])
     assert bundle.classes == LABELS
     assert bundle.task == bundle.report["task"] == "multilabel"
@@ -174,9 +174,9 @@ def test_cross_validation_scores_every_item(place: Path) -> None:
 
 
 def test_the_holdout_is_that_of_other_heads(place: Path, bundle: Bundle) -> None:
-    before = holdout.kept(FeatureStore.open(place / "s.fcache").catalogue, "list")
+    before = sources.kept(FeatureStore.open(place / "s.fcache").catalogue, "list")
     fc.train(place / "s.fcache", "softmax", task="multilabel", seed=5, progress=False)
-    assert holdout.kept(FeatureStore.open(place / "s.fcache").catalogue, "list") == before
+    assert sources.kept(FeatureStore.open(place / "s.fcache").catalogue, "list") == before
 
 
 class Notes:
@@ -202,9 +202,9 @@ def test_one_label_an_image_takes_the_text_whole_and_says_so(place: Path) -> Non
     assert quiet.notes == []
 
 
-def test_plain_labels_need_no_hint(tmp_path: Path, draw_pictures: Callable[..., Path]) -> None:
+def test_plain_labels_need_no_hint(tmp_path: Path, draw_images: Callable[..., Path]) -> None:
     heard = Notes()
-    fc.extract(draw_pictures(tmp_path / "p"), tmp_path / "s.fcache", backbone=tiny_backbone(), progress=False)
+    fc.extract(draw_images(tmp_path / "p"), tmp_path / "s.fcache", backbone=tiny_backbone(), progress=False)
     fc.train(tmp_path / "s.fcache", "centroid", progress=heard)
     assert heard.notes == []
 
@@ -255,14 +255,14 @@ def test_none_of_the_labels_is_learned_and_an_empty_cell_is_left_out_and_told(
     assert bundle.classes == LABELS
     assert (bundle.fitted_on, bundle.report["without_labels"]) == (35, 5)
     assert {items[i].sha256 for i in range(0, 10, 2)} < {row.tobytes() for row in bundle.trained_on}
-    examples = LabelledVectors.from_store(fc.open(place / "s.fcache"), labels=tmp_path / "labels.csv")
-    found = several_labels(examples).y
-    assert (found.any(axis=1) == [item.uri > "09.jpg" for item in examples.items]).all()
+    dataset = FeatureDataset.from_store(fc.open(place / "s.fcache"), labels=tmp_path / "labels.csv")
+    found = several_labels(dataset).y
+    assert (found.any(axis=1) == [item.uri > "09.jpg" for item in dataset.items]).all()
 
 
 def test_labels_are_told_apart(place: Path) -> None:
-    examples = LabelledVectors.from_store(fc.open(place / "s.fcache"))
-    found = several_labels(examples, ("red", "none"))
+    dataset = FeatureDataset.from_store(fc.open(place / "s.fcache"))
+    found = several_labels(dataset, ("red", "none"))
     assert found.labels == ("red", "none", "blue", "green")
     _, Y, _ = truth(place)
     assert (found.y == np.column_stack([Y[:, 2], np.zeros(40, bool), Y[:, 0], Y[:, 1]])).all()

@@ -28,8 +28,8 @@ from featcache.backbones import tiny_backbone
 from featcache.cli import main
 from featcache.core.errors import FeatcacheError, UnknownNameError, UsageError
 from featcache.metrics import splits
-from featcache.store import holdout
-from featcache.training.dataset import LabelledVectors
+from featcache.store import sources
+from featcache.training.dataset import FeatureDataset
 from featcache.training.sweep_cells import Cell, digest_of_items
 from featcache.training.sweep_report import SweepReport, ranked
 
@@ -40,9 +40,9 @@ LINEAR = LogisticRegression(C=0.1, max_iter=1000, tol=1e-8)
 
 
 @pytest.fixture(scope="module")
-def kept_store(tmp_path_factory: pytest.TempPathFactory, draw_pictures: Callable[..., Path]) -> Path:
-    """36 pictures in 3 classes, two of them one picture; not to be written to."""
-    root = draw_pictures(tmp_path_factory.mktemp("pictures") / "photos", classes=("cats", "dogs", "elks"))
+def kept_store(tmp_path_factory: pytest.TempPathFactory, draw_images: Callable[..., Path]) -> Path:
+    """36 images in 3 classes, two of them one image; not to be written to."""
+    root = draw_images(tmp_path_factory.mktemp("pictures") / "photos", classes=("cats", "dogs", "elks"))
     shutil.copy(root / "cats" / "cat-00.jpg", root / "cats" / "cat-01.jpg")
     path = root.parent / "kept.fcache"
     layers = ["pooled", "body.0:mean", "body.1:none"]
@@ -62,7 +62,7 @@ def sweep(store: Path, heads: Any = (KNN,), layers: Any = ("pooled",), **options
 def parts(store: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Labels, units, and which rows are of the training part."""
     opened = fc.open(store)
-    kept = holdout.kept(opened.catalogue, "photos")
+    kept = sources.kept(opened.catalogue, "photos")
     items = opened.items()
     return (
         np.array([item.label for item in items]),
@@ -90,17 +90,17 @@ class Recorder(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 @pytest.mark.parametrize("head", [KNN, LINEAR], ids=["knn", "linear"])
 def test_scores_are_those_of_a_plain_loop_over_the_folds(store: Path, layers: str, head: Any) -> None:
     report = sweep(store, [head], [layers])
-    y, units, learn = parts(store)
+    y, units, train_rows = parts(store)
     names = layers.split("+")
-    columns = [fc.open(store).arrays(layers=name)[0][learn].astype(np.float64) for name in names]
-    y, units = y[learn], units[learn]
+    columns = [fc.open(store).arrays(layers=name)[0][train_rows].astype(np.float64) for name in names]
+    y, units = y[train_rows], units[train_rows]
     probabilities = np.zeros((len(y), 3))
     for fitting, test in splits.folds(y, units, 5, 0):
         scales = [np.sqrt(np.mean(X[fitting] ** 2)) if len(names) > 1 else 1.0 for X in columns]
         X = np.hstack([X / scale for X, scale in zip(columns, scales, strict=True)])
         probabilities[test] = head.fit(X[fitting], y[fitting]).predict_proba(X[test])
     (cell,) = report.cells
-    assert (cell.layers, cell.d, report.n, report.folds) == (names, X.shape[1], learn.sum(), 5)
+    assert (cell.layers, cell.d, report.n, report.folds) == (names, X.shape[1], train_rows.sum(), 5)
     said = np.array(["cats", "dogs", "elks"])[probabilities.argmax(1)]
     assert cell.accuracy == pytest.approx(accuracy_score(y, said))
     clipped = np.clip(probabilities, np.finfo(float).eps, 1)
@@ -121,10 +121,10 @@ def test_the_held_out_items_take_no_part_in_the_choice(store: Path) -> None:
     report = sweep(store, [Recorder(), LINEAR])
     assert report.winner["head"] == "LogisticRegression"
     X, _, _ = fc.open(store).arrays(layers="pooled")
-    _, _, learn = parts(store)
+    _, _, train_rows = parts(store)
     shown = {row.tobytes() for part in Recorder.shown for row in part}
-    assert shown == {row.tobytes() for row in X[learn]}
-    assert not shown & {row.tobytes() for row in X[~learn]}
+    assert shown == {row.tobytes() for row in X[train_rows]}
+    assert not shown & {row.tobytes() for row in X[~train_rows]}
 
 
 def test_the_winner_is_fitted_on_the_training_part_and_scored_on_the_rest(store: Path) -> None:
@@ -135,11 +135,11 @@ def test_the_winner_is_fitted_on_the_training_part_and_scored_on_the_rest(store:
     best = report.cells[0]
     assert (report.winner["head"], report.winner["layers"]) == (best.head, best.layers)
     X, y, items = fc.open(store).arrays(layers=best.layers)
-    _, _, learn = parts(store)
+    _, _, train_rows = parts(store)
     bundle = report.bundle
-    assert {row.tobytes() for row in bundle.trained_on} == {items[i].sha256 for i in np.flatnonzero(learn)}
-    assert report.score["accuracy"] == (bundle.predict_vectors(X[~learn]) == y[~learn]).mean()
-    assert (report.score["n"], bundle.fitted_on) == ((~learn).sum(), learn.sum())
+    assert {row.tobytes() for row in bundle.trained_on} == {items[i].sha256 for i in np.flatnonzero(train_rows)}
+    assert report.score["accuracy"] == (bundle.predict_vectors(X[~train_rows]) == y[~train_rows]).mean()
+    assert (report.score["n"], bundle.fitted_on) == ((~train_rows).sum(), train_rows.sum())
     alone = fc.train(store, {"LogisticRegression": LINEAR}.get(best.head, KNN), layers=best.layers, progress=False)
     assert alone.report["score"] == {k: v for k, v in report.score.items() if k != "log_loss"}
 
@@ -179,10 +179,10 @@ def test_whatever_makes_a_cell_is_in_its_key(store: Path, tmp_path: Path) -> Non
     ):
         assert sweep(store, [head]).computed == 1
     assert sweep(store, seed=1).computed == 1
-    y, _, learn = parts(store)
+    y, _, train_rows = parts(store)
     items = fc.open(store).items()
     other = {"cats": "dogs", "dogs": "elks", "elks": "cats"}
-    turned = int(np.flatnonzero(learn)[5])
+    turned = int(np.flatnonzero(train_rows)[5])
     lines = [f"{item.uri},{other[y[i]] if i == turned else y[i]}" for i, item in enumerate(items)]
     (tmp_path / "labels.csv").write_text("\n".join(["path,label", *lines]) + "\n", encoding="utf-8")
     assert sweep(store, labels=tmp_path / "labels.csv").computed == 1
@@ -191,11 +191,11 @@ def test_whatever_makes_a_cell_is_in_its_key(store: Path, tmp_path: Path) -> Non
 
 def test_units_are_in_the_key_by_what_they_hold_together(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", features=np.eye(8, dtype=np.float32), labels=np.arange(8) % 2)
-    alone = LabelledVectors.from_file(tmp_path / "x.npz")
+    alone = FeatureDataset.from_file(tmp_path / "x.npz")
     folds = [(np.arange(4), np.arange(4, 8)), (np.arange(4, 8), np.arange(4))]
     pairs, others = replace(alone, units=np.arange(8) // 2), replace(alone, units=np.array([0, 0, 1, 1, 2, 2, 3, 4]))
     named = replace(pairs, units=70 - pairs.units)
-    digests = [digest_of_items(examples, folds) for examples in (alone, pairs, others)]
+    digests = [digest_of_items(dataset, folds) for dataset in (alone, pairs, others)]
     assert len(set(digests)) == 3
     assert digest_of_items(named, folds) == digests[1]
 
@@ -265,9 +265,9 @@ def test_a_cell_that_fails_stops_nothing(store: Path) -> None:
 
 
 def test_layers_that_some_items_lack_are_not_compared(
-    store: Path, draw_pictures: Callable[..., Path], tmp_path: Path
+    store: Path, draw_images: Callable[..., Path], tmp_path: Path
 ) -> None:
-    root = draw_pictures(tmp_path / "photos")
+    root = draw_images(tmp_path / "photos")
     path = tmp_path / "part.fcache"
     for layers, limit in ((["pooled"], None), (["body.0:mean"], 16)):
         fc.extract(root, path, backbone=tiny_backbone(), layers=layers, limit=limit, progress=False)
@@ -278,22 +278,20 @@ def test_layers_that_some_items_lack_are_not_compared(
     assert "only part of the layers" in str(problems["body.0:mean+pooled"])
 
 
-def test_too_few_items_and_unknown_names_say_so(
-    store: Path, draw_pictures: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_too_few_items_and_unknown_names_say_so(store: Path, draw_images: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match="logreg"):
         sweep(store, ["logregg"])
     with pytest.raises(UnknownNameError, match="pooled"):
         sweep(store, [KNN], ["poled"])
     few = tmp_path / "few.fcache"
-    fc.extract(draw_pictures(tmp_path / "few", each=2), few, backbone=tiny_backbone(), progress=False)
+    fc.extract(draw_images(tmp_path / "few", each=2), few, backbone=tiny_backbone(), progress=False)
     with pytest.raises(UsageError, match="only one independent item"):
         sweep(few)
 
 
-def test_fewer_items_make_fewer_folds(draw_pictures: Callable[..., Path], tmp_path: Path) -> None:
+def test_fewer_items_make_fewer_folds(draw_images: Callable[..., Path], tmp_path: Path) -> None:
     few = tmp_path / "few.fcache"
-    fc.extract(draw_pictures(tmp_path / "few", each=4), few, backbone=tiny_backbone(), progress=False)
+    fc.extract(draw_images(tmp_path / "few", each=4), few, backbone=tiny_backbone(), progress=False)
     assert sweep(few, [KNeighborsClassifier(1)]).folds == 3
 
 

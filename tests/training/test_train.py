@@ -1,4 +1,4 @@
-"""From stored pictures to a scored head: what is learned from is never scored on."""
+"""From stored images to a scored head: what is learned from is never scored on."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from featcache.heads import make_head
 from featcache.heads.logreg import LogRegHead
 from featcache.heads.softmax import SoftmaxPathClassifier
 from featcache.metrics import splits
-from featcache.store import FeatureStore, holdout
+from featcache.store import FeatureStore, sources
 from featcache.training.bundle import Bundle
-from featcache.training.dataset import LabelledVectors
+from featcache.training.dataset import FeatureDataset
 from featcache.training.fit import fit
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory, draw_pictures: Callable[..., Path]) -> Path:
-    """24 pictures; the first three cats are one picture under three names."""
-    root = draw_pictures(tmp_path_factory.mktemp("pictures") / "photos")
+def pictures(tmp_path_factory: pytest.TempPathFactory, draw_images: Callable[..., Path]) -> Path:
+    """24 images; the first three cats are one image under three names."""
+    root = draw_images(tmp_path_factory.mktemp("pictures") / "photos")
     for name in ("cat-01.jpg", "cat-02.jpg"):
         shutil.copy(root / "cats" / "cat-00.jpg", root / "cats" / name)
     return root
@@ -42,7 +42,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory, draw_pictures: Callable[.
 
 @pytest.fixture(scope="module")
 def kept_store(pictures: Path) -> Path:
-    """The pictures' vectors; not to be written to."""
+    """The images' vectors; not to be written to."""
     path = pictures.parent / "kept.fcache"
     fc.extract(pictures, path, backbone=tiny_backbone(), layers=["pooled", "body.0:mean"], progress=False)
     return path
@@ -59,7 +59,7 @@ def train(store: Path, head: Any = "softmax", **options: Any) -> Bundle:
 
 
 def kept(store: Path, source: str = "photos") -> dict[bytes, str]:
-    return holdout.kept(FeatureStore.open(store).catalogue, source)
+    return sources.kept(FeatureStore.open(store).catalogue, source)
 
 
 def contents(bundle: Bundle) -> set[bytes]:
@@ -67,7 +67,7 @@ def contents(bundle: Bundle) -> set[bytes]:
 
 
 def with_manifest(pictures: Path, tmp_path: Path, row: Callable[[int, str], str], heading: str) -> Path:
-    """A store of the pictures listed in a manifest; *row* gives what stands behind the path."""
+    """A store of the images listed in a manifest; *row* gives what stands behind the path."""
     root = shutil.copytree(pictures, tmp_path / "listed")
     paths = sorted(p.relative_to(root).as_posix() for p in root.rglob("*.jpg"))
     lines = [f"path,{heading}", *(f"{path},{row(i, path)}" for i, path in enumerate(paths))]
@@ -167,7 +167,7 @@ def test_a_new_item_of_a_learned_group_is_not_scored_by_evaluate(pictures: Path,
     store = with_manifest(pictures, tmp_path, lambda i, path: f"{path.split('/')[0]},g{i // 3}", "label,group")
     bundle = train(store)
     whole = fc.evaluate(bundle, store)
-    # As if two pictures had come to the store after the training, of groups that were learned from.
+    # As if two images had come to the store after the training, of groups that were learned from.
     fewer = replace(bundle, trained_on=bundle.trained_on[2:])
     found = fc.evaluate(fewer, store)
     assert (found.n, found.accuracy, found.overlap) == (whole.n, whole.accuracy, 0)
@@ -245,7 +245,7 @@ def test_one_class_only(store: Path, tmp_path: Path, cv: int | None) -> None:
 
 def test_items_without_vectors_are_counted(pictures: Path, store: Path, tmp_path: Path) -> None:
     assert train(store).report["without_vectors"] == 0
-    (pictures / "cats" / "text.jpg").write_text("no picture")  # in quarantine: nothing is waited for
+    (pictures / "cats" / "text.jpg").write_text("no image")  # in quarantine: nothing is waited for
     half = tmp_path / "half.fcache"
     fc.extract(pictures, half, backbone=tiny_backbone(), progress=False)
     (pictures / "cats" / "text.jpg").unlink()
@@ -299,14 +299,14 @@ def test_the_choice_is_made_inside_each_fold(store: Path) -> None:
     X, y, items = fc.open(store).arrays(layers="pooled")
     units = splits.units(items)
     p = np.zeros((24, 2))
-    for learn, test in splits.folds(y, units, 3, 2):
-        p[test] = LogRegHead(random_state=2).fit(X[learn], y[learn], units[learn]).predict_proba(X[test])
+    for train_rows, test in splits.folds(y, units, 3, 2):
+        p[test] = LogRegHead(random_state=2).fit(X[train_rows], y[train_rows], units[train_rows]).predict_proba(X[test])
     assert bundle.report["score"]["accuracy"] == (np.array(["cats", "dogs"])[p.argmax(1)] == y).mean()
     assert bundle.report["log_loss"]["value"] == pytest.approx(log_loss(y, p), rel=1e-4)
 
 
 def test_too_few_for_the_folds(store: Path) -> None:
-    # 12 cats, but three of them are one picture.
+    # 12 cats, but three of them are one image.
     with pytest.raises(UsageError, match=r"'cats' has 10 independent items, too few for 11 folds"):
         train(store, cv=11)
 
@@ -427,8 +427,8 @@ class Overconfident(LogRegHead):
     def fit(self, X: np.ndarray, y: np.ndarray, groups: np.ndarray) -> Overconfident:
         super().fit(X, y, groups)
         self.held_out_logits_ = np.full((len(y), len(self.classes_)), np.nan, np.float32)
-        for learn, test in splits.folds(y, groups, 3):
-            z = LogRegHead(Cs=[self.chosen_["C"]]).fit(X[learn], y[learn]).decision_function(X[test])
+        for train_rows, test in splits.folds(y, groups, 3):
+            z = LogRegHead(Cs=[self.chosen_["C"]]).fit(X[train_rows], y[train_rows]).decision_function(X[test])
             z = z if z.ndim == 2 else np.column_stack([np.zeros_like(z), z])
             self.held_out_logits_[test] = 10 * z
         self.held_out_logits_[0] = np.nan
@@ -447,7 +447,7 @@ def test_a_head_with_out_of_fold_logits_is_calibrated_by_them(tmp_path: Path, cv
     assert 5 < found["temperature"] < 20
     assert found["ece_after"] < found["ece_before"] / 2
     # The saved head is the one that is scored, and the temperature is in its weights.
-    plain = fit(LabelledVectors.from_file(tmp_path / "x.npz"), np.arange(600), LogRegHead(), 0)
+    plain = fit(FeatureDataset.from_file(tmp_path / "x.npz"), np.arange(600), LogRegHead(), 0)
     assert plain.report["calibration"] is None
     bundle.save(tmp_path / "a.fch")
     p = fc.load(tmp_path / "a.fch").predict_proba_vectors(X)
@@ -465,9 +465,9 @@ def test_softmax_is_calibrated_by_its_own_folds(tmp_path: Path, head: Any) -> No
     np.savez(tmp_path / "x.npz", features=X, labels=y)
     report = train(tmp_path / "x.npz", head).report["calibration"]
     assert report.keys() == {"temperature", "ece_before", "ece_after"}
-    examples = LabelledVectors.from_file(tmp_path / "x.npz")
-    bundle = fit(examples, np.arange(240), head, 0)
-    alone = make_head(head, 0).fit(X, y, groups=examples.units)
+    dataset = FeatureDataset.from_file(tmp_path / "x.npz")
+    bundle = fit(dataset, np.arange(240), head, 0)
+    alone = make_head(head, 0).fit(X, y, groups=dataset.units)
     logits = alone.held_out_logits_.astype(np.float64)
 
     def loss(log_t: float) -> float:

@@ -12,13 +12,13 @@ from safetensors.numpy import load_file
 
 import featcache as fc
 from featcache.backbones import tiny_backbone
-from featcache.backbones.own_weights import with_weights
+from featcache.backbones.registry import with_weights
 from featcache.backbones.weights import digest_of
 from featcache.core.errors import BundleError, FeatcacheError, RecipeMismatchError, WeightsError
 from featcache.heads.predictors import LinearForm
-from featcache.layer_use import LayerUse
 from featcache.training.bundle import Bundle
-from featcache.training.suffix import SuffixForm, pack, unpack
+from featcache.training.dataset import LayerUse
+from featcache.training.suffix import PartialModel, pack, unpack
 from tests.training.test_bundle import rewrite
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -42,7 +42,7 @@ def output(width: int = 16) -> LinearForm:
 def suffix() -> Bundle:
     """A bundle of the layers from ``body`` on."""
     backbone = tiny_backbone()
-    form = SuffixForm("body", SHAPE, state(1, "body"), output(), backbone.recipe, backbone)
+    form = PartialModel("body", SHAPE, state(1, "body"), output(), backbone.recipe, backbone)
     return Bundle(
         head="tune", classes=CLASSES, layers=(LayerUse("stem:none", SHAPE, 1.0),), recipe=backbone.recipe, form=form,
         trained_on=np.zeros((1, 32), np.uint8),
@@ -220,7 +220,7 @@ def test_own_weights_leave_the_backbone_as_it_is() -> None:
 
 def test_a_suffix_packs_and_unpacks() -> None:
     form = suffix().form
-    assert isinstance(form, SuffixForm)
+    assert isinstance(form, PartialModel)
     arrays, values = pack(form)
     back = unpack(arrays | {"trained_on": np.zeros((0, 32), np.uint8)}, values, CLASSES, SHAPE, form.recipe)
     assert (back.layer, back.shape, back.classes, back.link) == ("body", SHAPE, CLASSES, "softmax")
@@ -228,7 +228,7 @@ def test_a_suffix_packs_and_unpacks() -> None:
     X = np.random.default_rng(0).normal(size=(70, 8 * 16 * 16)).astype(np.float32)
     np.testing.assert_allclose(form.scores(X)[33:35], form.scores(X[33:35]), rtol=1e-5, atol=1e-5)
     assert form.scores(X[:0]).shape == (0, 3)
-    np.testing.assert_allclose(form.tempered(2.0).scores(X), form.scores(X) / 2, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(form.with_temperature(2.0).scores(X), form.scores(X) / 2, rtol=1e-4, atol=1e-4)
     assert form.predict(X).tolist() == np.array(CLASSES)[form.probabilities(X).argmax(1)].tolist()
     with torch.inference_mode():
         module = tiny_backbone(1).module

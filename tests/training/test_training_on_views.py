@@ -18,23 +18,23 @@ import featcache as fc
 from featcache.backbones import tiny_backbone
 from featcache.core.errors import MissingVectorsError, UnknownNameError
 from featcache.heads import make_head
-from featcache.heads.neighbours import NeighbourForm
+from featcache.heads.knn import NeighbourForm
 from featcache.heads.predictors import LinearForm
-from featcache.heads.serialise import form_of
+from featcache.heads.serialise import export_predictor
 from featcache.metrics import splits
 from featcache.metrics.calibration import held_out_temperature
-from featcache.store import FeatureStore, Item, holdout
+from featcache.store import FeatureStore, Item, sources
 from featcache.training.bundle import Bundle
-from featcache.training.dataset import LabelledVectors
+from featcache.training.dataset import FeatureDataset
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 K = 3
 
 
 @pytest.fixture(scope="module")
-def kept_store(tmp_path_factory: pytest.TempPathFactory, draw_pictures: Callable[..., Path]) -> Path:
-    """The vectors of 24 pictures in three views; not to be written to."""
-    root = draw_pictures(tmp_path_factory.mktemp("pictures") / "photos")
+def kept_store(tmp_path_factory: pytest.TempPathFactory, draw_images: Callable[..., Path]) -> Path:
+    """The vectors of 24 images in three views; not to be written to."""
+    root = draw_images(tmp_path_factory.mktemp("pictures") / "photos")
     path = root.parent / "kept.fcache"
     fc.extract(root, path, backbone=tiny_backbone(), layers=["pooled", "body.0:mean"], views=K, progress=False)
     return path
@@ -52,7 +52,7 @@ def train(store: Path, head: Any = "softmax", **options: Any) -> Bundle:
 
 def learned_rows(store: Path, layers: str = "pooled") -> tuple[np.ndarray, np.ndarray, list[Item]]:
     """Vectors of all views, labels and items of the training part, as the store gives them."""
-    parts = holdout.kept(FeatureStore.open(store).catalogue, "photos")
+    parts = sources.kept(FeatureStore.open(store).catalogue, "photos")
     X, y, items = fc.open(store).arrays(layers=layers, views=True)
     of = np.array([parts[item.sha256] == "train" for item in items])
     return X[of], y[of], [item for item, learned in zip(items, of, strict=True) if learned]
@@ -75,7 +75,7 @@ def test_a_head_is_the_one_fitted_on_all_views_of_the_training_part(store: Path,
     bundle = train(store, head)
     X, y, items = learned_rows(store)
     expected = make_head(head, 0).fit(X, y, groups=splits.units(items))
-    form, calibration = form_of(expected), bundle.report["calibration"]
+    form, calibration = export_predictor(expected), bundle.report["calibration"]
     if isinstance(bundle.form, LinearForm):
         assert isinstance(form, LinearForm)
         temperature = 1.0 if calibration is None else calibration["temperature"]
@@ -125,7 +125,7 @@ def test_the_first_view_alone_is_as_if_no_other_were_stored(store: Path) -> None
     assert "views" not in first.report["score"]["protocol"]
     X, y, items = learned_rows(store)
     expected = make_head("softmax", 0).fit(X[::K], y[::K], groups=splits.units(items[::K]))
-    form = form_of(expected)
+    form = export_predictor(expected)
     assert isinstance(form, LinearForm)
     assert isinstance(first.form, LinearForm)
     temperature = first.report["calibration"]["temperature"]
@@ -140,8 +140,8 @@ def test_the_bundle_notes_the_views(store: Path, tmp_path: Path) -> None:
     assert len(fc.open(store).view_names()) == K
 
 
-def test_a_store_with_views_of_some_images_is_told(tmp_path: Path, draw_pictures: Callable[..., Path]) -> None:
-    root, store = draw_pictures(tmp_path / "photos", each=6), tmp_path / "s.fcache"
+def test_a_store_with_views_of_some_images_is_told(tmp_path: Path, draw_images: Callable[..., Path]) -> None:
+    root, store = draw_images(tmp_path / "photos", each=6), tmp_path / "s.fcache"
     fc.extract(root, store, backbone=tiny_backbone(), views=2, progress=False)
     Image.new("RGB", (40, 30), (1, 2, 3)).save(root / "cats" / "new.png")
     fc.extract(root, store, backbone=tiny_backbone(), progress=False)
@@ -152,8 +152,8 @@ def test_a_store_with_views_of_some_images_is_told(tmp_path: Path, draw_pictures
     assert len(train(store).report["views"]) == 2
 
 
-def test_several_labels_an_item(tmp_path: Path, draw_pictures: Callable[..., Path]) -> None:
-    root, store = draw_pictures(tmp_path / "photos"), tmp_path / "s.fcache"
+def test_several_labels_an_item(tmp_path: Path, draw_images: Callable[..., Path]) -> None:
+    root, store = draw_images(tmp_path / "photos"), tmp_path / "s.fcache"
     paths = sorted(p.relative_to(root).as_posix() for p in root.rglob("*.jpg"))
     with (root / "list.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(
@@ -163,7 +163,7 @@ def test_several_labels_an_item(tmp_path: Path, draw_pictures: Callable[..., Pat
     bundle = train(store, task="multilabel")
     X, y, items = learned_rows(store)
     Y = np.array([[label in text.split("|") for label in bundle.classes] for text in y])
-    form = form_of(make_head("softmax", 0, "multilabel").fit(X, Y, groups=splits.units(items)))
+    form = export_predictor(make_head("softmax", 0, "multilabel").fit(X, Y, groups=splits.units(items)))
     assert isinstance(form, LinearForm)
     assert isinstance(bundle.form, LinearForm)
     np.testing.assert_allclose(bundle.form.weight, form.weight, rtol=1e-4, atol=1e-6)
@@ -171,17 +171,17 @@ def test_several_labels_an_item(tmp_path: Path, draw_pictures: Callable[..., Pat
 
 def test_views_are_read_in_any_order(store: Path) -> None:
     opened = FeatureStore.open(store)
-    examples = LabelledVectors.from_store(opened, "pooled+body.0:mean", views=True)
+    dataset = FeatureDataset.from_store(opened, "pooled+body.0:mean", views=True)
     X = opened.arrays(layers="pooled+body.0:mean", views=True)[0]
     rows = np.array([5, 0, 23])
-    places = examples.learned(rows)
-    np.testing.assert_array_equal(examples.read_learned(places), X.reshape(24, K, -1)[rows].reshape(9, -1))
-    np.testing.assert_array_equal(examples.read_learned(places[::-2]), X[places[::-2]])
-    np.testing.assert_array_equal(examples.read(rows), X[rows * K])
+    places = dataset.learned(rows)
+    np.testing.assert_array_equal(dataset.read_views(places), X.reshape(24, K, -1)[rows].reshape(9, -1))
+    np.testing.assert_array_equal(dataset.read_views(places[::-2]), X[places[::-2]])
+    np.testing.assert_array_equal(dataset.read(rows), X[rows * K])
 
 
 def test_the_temperature_is_that_of_view_0() -> None:
-    """Augmented views are harder, so a head would seem less sure than it is on pictures as they are."""
+    """Augmented views are harder, so a head would seem less sure than it is on images as they are."""
     rng = np.random.default_rng(0)
     logits, y = rng.normal(size=(40, 3)), rng.choice(["a", "b", "c"], 40)
     logits[np.arange(40), [" abc".index(label) - 1 for label in y]] += 1.5

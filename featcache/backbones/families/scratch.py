@@ -1,4 +1,4 @@
-"""The family ``scratch``: a small convolutional network for pictures of few pixels, which has no pretrained weights.
+"""The family ``scratch``: a small convolutional network for images of few pixels, which has no pretrained weights.
 
 It cannot extract before it was trained: `featcache.finetuning.finetune` begins it with random weights, and a bundle
 carries those that it learned.
@@ -22,11 +22,11 @@ _TRANSFORM = StandardTransform((SIDE,), (SIDE, SIDE), "bilinear", (0.5, 0.5, 0.5
 
 
 class SmallCNN(nn.Module):
-    """Blocks of convolution, batch normalisation, ReLU and pooling, and the mean over the picture.
+    """Blocks of convolution, batch normalisation, ReLU and pooling, and the mean over the image.
 
     Each block is 3 × 3 convolution, normalisation (Ioffe and Szegedy, ICML 2015) and ReLU, twice, then 2 × 2 maximum
     pooling, which the last block leaves out. Weights of convolutions are drawn by He et al., "Delving deep into
-    rectifiers", ICCV 2015, equation 14, from the ways out. It is meant for pictures of 28 to 64 pixels.
+    rectifiers", ICCV 2015, equation 14, from the ways out. It is meant for images of 28 to 64 pixels.
 
     Args:
         channels: maps that each block makes; one block for each. The last is the length of its vectors.

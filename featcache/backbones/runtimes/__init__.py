@@ -5,6 +5,7 @@ that it gives the same activations before it is used. Nothing here imports torch
 ready, and a graph that was proven before needs no torch at all.
 """
 
-from featcache.backbones.runtimes.choice import RUNTIMES, check_choice, passes_for, passes_of, runtime_of_recipe
+from featcache.backbones.compute import RUNTIMES, check_choice, runtime_of_recipe
+from featcache.backbones.runtimes.passes import passes_for, passes_of
 
 __all__ = ["RUNTIMES", "check_choice", "passes_for", "passes_of", "runtime_of_recipe"]

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 
-from featcache.backbones.runtimes import openvino_library
-from featcache.backbones.runtimes.agreement import check_agreement
+from featcache.backbones import compute
 from featcache.backbones.runtimes.openvino import CompiledGraph, Graph
-from featcache.backbones.runtimes.proof import GraphCache, Proven
+from featcache.backbones.runtimes.proof import GraphCache, Proven, check_agreement
 from featcache.core.errors import ConversionError, UsageError
 
 if TYPE_CHECKING:
     from featcache.backbones.backbone import Backbone
     from featcache.backbones.layers import Layer
+
 
 Key: TypeAlias = tuple[tuple[str, ...], tuple[int, ...]]
 """Names of layers, and the shape of one image's input."""
@@ -138,7 +138,7 @@ class GraphPasses:
         key = _key(batch, layers)
         if key in self._graphs or self._torch is not None:
             return
-        if not openvino_library.is_installed():
+        if not compute.is_installed():
             self._take_torch("OpenVINO is not installed; it comes with: pip install openvino")
             return
         try:
@@ -177,7 +177,7 @@ class GraphPasses:
         try:
             graph = self._compiled(proven.graph, key)
             check_agreement(graph.forward(proven.pictures), proven.expected, self._backbone.precision)
-            if self._backbone.made_in_python:
+            if self._backbone.is_custom:
                 check_agreement(graph.forward(batch), self._reference(batch, layers), self._backbone.precision)
         except ConversionError:
             cache.forget()
@@ -250,3 +250,37 @@ def _pictures(batch: np.ndarray) -> np.ndarray:
     noise = rng.integers(0, 256, (2, *shape), dtype=np.uint8)
     coarse = noise[1, ::16, ::16].repeat(16, axis=0).repeat(16, axis=1)[: shape[0], : shape[1]]
     return np.stack([noise[0], coarse // 2 + noise[1] // 2])
+
+
+def passes_for(
+    backbone: Backbone, *, at_once: int = 1, cores: int | None = None, images: int | None = None, convert: bool = True
+) -> Passes:
+    """What runs batches through a backbone: the runtime chosen, or with ``auto`` the fastest that proves itself.
+
+    Args:
+        backbone: the backbone.
+        at_once: passes at one time, where the runtime allows several.
+        cores: cores that these passes share; all that this process may use by default.
+        images: images in a pass; by default what the runtime is best with.
+        convert: with ``auto``, convert a network of which no proven graph is kept, which takes seconds.
+    """
+    named = compute.runtime_of_recipe(backbone.runtime, backbone.precision, backbone.device) or backbone.runtime
+    if named == "torch" or backbone.device != "cpu":
+        return TorchPasses(backbone, images)
+    must = named == "openvino"
+    return GraphPasses(
+        backbone, images=images, at_once=at_once, cores=cores or compute.cores(), must=must,
+        may_convert=convert or must,
+    )  # fmt: skip
+
+
+def passes_of(network: Any, **wishes: Any) -> Passes:
+    """What runs batches through a `Backbone`, or through something else that has its ``forward``.
+
+    Args:
+        network: a backbone, or what stands for one.
+        wishes: as for `passes_for`.
+    """
+    make = getattr(network, "passes", None)
+    made: Passes = PlainPasses(network, wishes.get("images")) if make is None else make(**wishes)
+    return made

@@ -15,18 +15,18 @@ from featcache.finetuning.advise.outcome import Outcome
 from featcache.finetuning.advise.probes import curve_seconds, learning_curve, probe, seconds_for
 from featcache.finetuning.advise.rates import step_seconds
 from featcache.finetuning.advise.situation import Situation
-from featcache.training.dataset import LabelledVectors
+from featcache.training.dataset import FeatureDataset
 
 _MLP_STEPS, _MLP_BATCH, _HIDDEN = 2000, 128, 512
 
 
 def measured_curve(at: Situation) -> list[Outcome]:
     """The softmax over the number of images; that of all images alone where the budget does not allow more."""
-    examples, folds = at.items.examples, at.items.folds
+    dataset, folds = at.items.dataset, at.items.folds
     found = at.budget.run(
         "learning curve",
         curve_seconds(at.whole),
-        lambda: learning_curve(at.whole, examples, folds, at.seed, at.watched),
+        lambda: learning_curve(at.whole, dataset, folds, at.seed, at.watched),
     )
     return found or [at.whole]
 
@@ -41,7 +41,7 @@ def measured_depth(at: Situation) -> Depth | None:
     if not at.provide(what, at.layers):
         return None
     # Blocks have no other views, so they are compared with what pooled gives without them.
-    views = len(at.items.examples.views)
+    views = len(at.items.dataset.views)
     several = views > 1
     fitted = [*blocks, "pooled"] if several else blocks
 
@@ -51,14 +51,14 @@ def measured_depth(at: Situation) -> Depth | None:
             for layer in fitted
         ]
         outcomes += [] if several else [at.whole]
-        return by_depth([*blocks, "pooled"], [*depths, 1.0], outcomes, at.items.examples.units, at.seed)
+        return by_depth([*blocks, "pooled"], [*depths, 1.0], outcomes, at.items.dataset.units, at.seed)
 
     return at.budget.run(what, seconds_for(at.whole, _width(at), at.widths(fitted), views), measure)
 
 
 def measured_heads(at: Situation) -> list[Outcome]:
     """All blocks together, nearest neighbours and hidden layers, as far as the budget goes."""
-    examples, folds = at.items.examples, at.items.folds
+    dataset, folds = at.items.dataset, at.items.folds
     found = []
     several = len(at.layers) > 1
     if not several:
@@ -67,38 +67,38 @@ def measured_heads(at: Situation) -> list[Outcome]:
         found.append(
             at.budget.run(
                 "multilayer",
-                seconds_for(at.whole, _width(at), [sum(at.widths(at.layers))], len(examples.views)),
+                seconds_for(at.whole, _width(at), [sum(at.widths(at.layers))], len(dataset.views)),
                 lambda: probe("multilayer", at.vectors(at.layers), folds, "softmax", at.seed, at.watched),
             )
         )
     found.append(
-        at.budget.run("knn", at.whole.seconds, lambda: probe("knn", examples, folds, "knn", at.seed, at.watched))
+        at.budget.run("knn", at.whole.seconds, lambda: probe("knn", dataset, folds, "knn", at.seed, at.watched))
     )
-    found.append(_mlp(at, examples))
+    found.append(_mlp(at, dataset))
     return [outcome for outcome in found if outcome is not None]
 
 
-def _mlp(at: Situation, examples: LabelledVectors) -> Outcome | None:
+def _mlp(at: Situation, dataset: FeatureDataset) -> Outcome | None:
     """The head ``mlp``: one fold, which tells how long the others take, and these."""
     folds = at.items.folds
     first = at.budget.run(
         f"mlp, fold 1 of {len(folds)}",
         _mlp_seconds(at, len(folds[0][0])),
-        lambda: probe("mlp", examples, folds[:1], "mlp", at.seed, at.watched, within=Deadline(at.budget, Silent())),
+        lambda: probe("mlp", dataset, folds[:1], "mlp", at.seed, at.watched, within=Deadline(at.budget, Silent())),
     )
     if first is None:
         return None
     rest = at.budget.run(
         "mlp, the other folds",
         1.2 * first.seconds * (len(folds) - 1),
-        lambda: probe("mlp", examples, folds[1:], "mlp", at.seed, at.watched, within=Deadline(at.budget, Silent())),
+        lambda: probe("mlp", dataset, folds[1:], "mlp", at.seed, at.watched, within=Deadline(at.budget, Silent())),
     )
     return first if rest is None else first.joined(rest)
 
 
 def _mlp_seconds(at: Situation, learned: int) -> float:
     """About how long the head ``mlp`` takes to learn from so many items, by a few steps."""
-    classes, size = len(set(at.items.examples.y.tolist())), min(_MLP_BATCH, learned)
+    classes, size = len(set(at.items.dataset.y.tolist())), min(_MLP_BATCH, learned)
     with torch.random.fork_rng([]):
         layers = nn.Sequential(nn.Linear(_width(at), _HIDDEN), nn.ReLU(), nn.Linear(_HIDDEN, classes))
     return _MLP_STEPS * size * step_seconds(layers, torch.zeros(size, _width(at)), classes, steps=20)
@@ -131,4 +131,4 @@ def frozen_costs(at: Situation, outcomes: Sequence[Outcome]) -> list[Cost]:
 
 
 def _width(at: Situation) -> int:
-    return sum(at.items.examples.widths)
+    return sum(at.items.dataset.widths)

@@ -12,7 +12,7 @@ from featcache.core.errors import MissingVectorsError, UsageError
 from featcache.core.progress import Progress
 from featcache.metrics import splits
 from featcache.training import leakage
-from featcache.training.dataset import LabelledVectors
+from featcache.training.dataset import FeatureDataset
 
 FOLDS = 5
 _EXAMPLES = 5
@@ -28,20 +28,20 @@ class LearningItems:
     """The items to learn from.
 
     Attributes:
-        examples: they alone, with some layers; rows are counted here.
+        dataset: they alone, with some layers; rows are counted here.
         rows: (n,) their rows among all labelled items.
         folds: of the cross-validation.
         rare: independent items of each class that has fewer than there are folds; some folds do not ask for it.
         near_duplicates: see `learning_items`.
     """
 
-    examples: LabelledVectors
+    dataset: FeatureDataset
     rows: np.ndarray
     folds: Folds
     rare: dict[str, int]
     near_duplicates: dict[str, Any]
 
-    def of(self, whole: LabelledVectors) -> LabelledVectors:
+    def of(self, whole: FeatureDataset) -> FeatureDataset:
         """The same items with other layers.
 
         Args:
@@ -51,9 +51,9 @@ class LearningItems:
             MissingVectorsError: these are not the same items.
         """
         self.check(whole)
-        return replace(part(whole, self.rows), units=self.examples.units, links=self.examples.links)
+        return replace(part(whole, self.rows), units=self.dataset.units, links=self.dataset.links)
 
-    def check(self, whole: LabelledVectors) -> None:
+    def check(self, whole: FeatureDataset) -> None:
         """Refuse vectors of other items.
 
         Args:
@@ -63,32 +63,32 @@ class LearningItems:
             MissingVectorsError: these are not the same items.
         """
         kept = [whole.items[row].sha256 for row in self.rows if row < len(whole.items)]
-        if kept != [item.sha256 for item in self.examples.items]:
+        if kept != [item.sha256 for item in self.dataset.items]:
             raise MissingVectorsError(f"Not all items have vectors of {', '.join(whole.layers)}.")
 
 
-def learning_items(examples: LabelledVectors, learn: np.ndarray, seed: int, shown: Progress) -> LearningItems:
+def learning_items(dataset: FeatureDataset, train_rows: np.ndarray, seed: int, shown: Progress) -> LearningItems:
     """The items to learn from, in 5 folds or as many as the classes of at least half of them allow.
 
     Near-duplicates (`featcache.metrics.near_duplicates`) are one unit, as with ``group_near_duplicates`` of
     `featcache.train`: a twin in the fold that is learned from would flatter some strategies more than others.
     ``near_duplicates`` has the number of ``pairs``, and of those ``across`` the folds; ``threshold``; up to five
-    ``examples``; a ``note`` why none were looked for; and whether they are ``grouped``.
+    ``dataset``; a ``note`` why none were looked for; and whether they are ``grouped``.
 
     Args:
-        examples: all labelled items.
-        learn: (n,) rows to learn from.
+        dataset: all labelled items.
+        train_rows: (n,) rows to learn from.
         seed: of the folds and the search.
         shown: is told of the search.
 
     Raises:
         UsageError: a class has one independent item alone, or all its items fall into one fold.
     """
-    near = leakage.search(examples, learn, seed=seed, progress=shown)
-    y, units = examples.y[learn], examples.linked(near.pairs).units[learn]
+    near = leakage.search(dataset, train_rows, seed=seed, progress=shown)
+    y, units = dataset.y[train_rows], dataset.linked(near.pairs).units[train_rows]
     names, sizes = _independent(y, units)
     if sizes.min() < 2:
-        raise UsageError(_one_alone(y, units, examples.units[learn]))
+        raise UsageError(_one_alone(y, units, dataset.units[train_rows]))
     k = _folds(sizes)
     folds = splits.folds(y, units, k, seed, fewest=2)
     for fit, _ in folds:
@@ -98,18 +98,18 @@ def learning_items(examples: LabelledVectors, learn: np.ndarray, seed: int, show
                 f"All items of class {str(unseen[0])!r} belong together with some of other classes and fall into one "
                 "fold, so nothing can be measured on it. Use finer groups, or leave it out with --labels FILE."
             )
-    place = {row: number for number, row in enumerate(learn.tolist())}
+    place = {row: number for number, row in enumerate(train_rows.tolist())}
     links = np.array([[place[a], place[b]] for a, b in near.pairs.tolist()], dtype=np.int64).reshape(-1, 2)
-    report = leakage.guard(examples, [learn[test] for _, test in folds], found=near).report(examples)
+    report = leakage.guard(dataset, [train_rows[test] for _, test in folds], found=near).report(dataset)
     report |= {
         "examples": [
-            {"a": examples.items[a].uri, "b": examples.items[b].uri, "cosine": float(cosine)}
+            {"a": dataset.items[a].uri, "b": dataset.items[b].uri, "cosine": float(cosine)}
             for (a, b), cosine in zip(near.pairs[:_EXAMPLES], near.cosines[:_EXAMPLES], strict=True)
         ],
         "grouped": near.note is None,
     }
     rare = {str(name): int(size) for name, size in zip(names, sizes, strict=True) if size < k}
-    return LearningItems(replace(part(examples, learn), units=units, links=links), learn, folds, rare, report)
+    return LearningItems(replace(part(dataset, train_rows), units=units, links=links), train_rows, folds, rare, report)
 
 
 def _independent(y: np.ndarray, units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -137,24 +137,24 @@ def _one_alone(y: np.ndarray, units: np.ndarray, known: np.ndarray) -> str:
     )
 
 
-def part(examples: LabelledVectors, rows: np.ndarray) -> LabelledVectors:
+def part(dataset: FeatureDataset, rows: np.ndarray) -> FeatureDataset:
     """Some of the labelled vectors, in memory where they are not too large for that."""
     made = replace(
-        examples,
-        items=[examples.items[row] for row in rows],
-        y=examples.y[rows],
-        units=examples.units[rows],
-        read=lambda at: examples.read(rows[at]),
-        read_views=_of_views(examples, rows),
+        dataset,
+        items=[dataset.items[row] for row in rows],
+        y=dataset.y[rows],
+        units=dataset.units[rows],
+        read=lambda at: dataset.read(rows[at]),
+        view_reader=_of_views(dataset, rows),
     )
-    if len(examples.views) > 1 or 4 * len(rows) * sum(examples.widths) > _HELD_BYTES:
+    if len(dataset.views) > 1 or 4 * len(rows) * sum(dataset.widths) > _HELD_BYTES:
         return made
-    X = examples.read(rows)
+    X = dataset.read(rows)
     return replace(made, read=lambda at: X[at])
 
 
-def _of_views(examples: LabelledVectors, rows: np.ndarray) -> Callable[[np.ndarray], np.ndarray] | None:
-    read, k = examples.read_views, len(examples.views)
+def _of_views(dataset: FeatureDataset, rows: np.ndarray) -> Callable[[np.ndarray], np.ndarray] | None:
+    read, k = dataset.view_reader, len(dataset.views)
     if read is None:
         return None
     return lambda places: read(rows[places // k] * k + places % k)

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from featcache.evaluation.comparison import paired
-from featcache.metrics.classification import Interval, wilson
+from featcache.metrics.classification import Interval, paired, wilson
 
 _RESAMPLES = 4000
 """Of wider intervals than 95 % the ends are rare, so more resamples than usual are drawn."""

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from featcache.core.progress import Progress
-from featcache.evaluation.comparison import right_and_losses
 from featcache.finetuning.advise.learning_items import Folds, shared
 from featcache.finetuning.advise.outcome import Outcome
-from featcache.heads.grid_edge import GridEdgeWarning
-from featcache.training.dataset import LabelledVectors
+from featcache.heads.softmax import GridEdgeWarning
+from featcache.metrics.classification import right_and_losses
+from featcache.training.dataset import FeatureDataset
 from featcache.training.fit import answers, fit
 
 CURVE: tuple[tuple[float, int], ...] = ((1 / 8, 3), (1 / 4, 2), (1 / 2, 2))
@@ -25,7 +25,7 @@ _FEW, _MARGIN = 400, 1.2
 
 def probe(
     name: str,
-    examples: LabelledVectors,
+    dataset: FeatureDataset,
     folds: Folds,
     head: Any,
     seed: int,
@@ -39,7 +39,7 @@ def probe(
 
     Args:
         name: of the outcome.
-        examples: the items to learn from.
+        dataset: the items to learn from.
         folds: of the cross-validation.
         head: a name or a scikit-learn classifier.
         seed: of the head and the draws.
@@ -48,21 +48,21 @@ def probe(
         draws: how often; an item's answers are averaged.
         within: is told of each step of a fit, where the head counts its own.
     """
-    began, count = time.monotonic(), len(examples.y)
+    began, count = time.monotonic(), len(dataset.y)
     right, losses, learned = np.zeros(count), np.zeros(count), 0
     shown.start(name, draws * len(folds), "fits")
     for draw in range(draws):
-        for number, (learn, test) in enumerate(folds):
-            chosen = learn
+        for number, (train_rows, test) in enumerate(folds):
+            chosen = train_rows
             if share < 1:
                 rng = np.random.default_rng([seed, draw, number])
-                chosen = learn[shared(examples.y[learn], examples.units[learn], share, rng)]
+                chosen = train_rows[shared(dataset.y[train_rows], dataset.units[train_rows], share, rng)]
             with warnings.catch_warnings():
                 # Whether the grid of C is wide enough is told when the head is trained that is kept.
                 warnings.simplefilter("ignore", GridEdgeWarning)
-                bundle = fit(examples, chosen, head, seed, progress=within)
-            probabilities, said = answers(bundle, examples, test)
-            hits, missed = right_and_losses(examples.y[test], probabilities, said, bundle.classes)
+                bundle = fit(dataset, chosen, head, seed, progress=within)
+            probabilities, said = answers(bundle, dataset, test)
+            hits, missed = right_and_losses(dataset.y[test], probabilities, said, bundle.classes)
             right[test] += hits / draws
             losses[test] += np.nan if missed is None else missed / draws
             learned += len(chosen)
@@ -79,19 +79,15 @@ def curve_seconds(whole: Outcome) -> float:
     return _MARGIN * sum(draws * max(share, floor) for share, draws in CURVE) * whole.seconds
 
 
-def learning_curve(
-    whole: Outcome, examples: LabelledVectors, folds: Folds, seed: int, shown: Progress
-) -> list[Outcome]:
+def learning_curve(whole: Outcome, dataset: FeatureDataset, folds: Folds, seed: int, shown: Progress) -> list[Outcome]:
     """The softmax probe over the number of learned items, from few to all.
 
     Args:
         whole: the probe that learned from all items.
-        examples, folds, seed, shown: as for `probe`.
+        dataset, folds, seed, shown: as for `probe`.
     """
     return [
-        probe(
-            f"softmax, {_said(share)} of the items", examples, folds, "softmax", seed, shown, share=share, draws=draws
-        )
+        probe(f"softmax, {_said(share)} of the items", dataset, folds, "softmax", seed, shown, share=share, draws=draws)
         for share, draws in CURVE
     ] + [whole]
 

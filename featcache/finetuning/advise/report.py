@@ -20,7 +20,7 @@ class Advice:
         folds: of the cross-validation.
         views: of ``pooled`` that heads on it learned from.
         rare_classes: of each class that has fewer independent items than there are folds, how many it has.
-        near_duplicates: ``pairs`` among the items, ``across`` folds, ``threshold``, ``examples``, ``note``, and
+        near_duplicates: ``pairs`` among the items, ``across`` folds, ``threshold``, ``dataset``, ``note``, and
             ``grouped``: whether they count as one item, see `featcache.finetuning.advise.learning_items`.
         seed: of all that was drawn.
         budget, seconds: that were allowed, and that were spent.

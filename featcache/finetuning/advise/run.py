@@ -24,10 +24,10 @@ from featcache.finetuning.advise.report import Advice
 from featcache.finetuning.advise.rule import ORDER, base_of, cheapest_first, confidence_for, recommend
 from featcache.finetuning.advise.situation import Situation
 from featcache.finetuning.advise.trials import tried
+from featcache.finetuning.all_blocks import block_layers
 from featcache.store import FeatureStore
-from featcache.strategies.block_layers import block_layers
-from featcache.training.dataset import LabelledVectors
-from featcache.training.holdout import check_classes, learned_and_scored
+from featcache.training.dataset import FeatureDataset
+from featcache.training.holdout import check_classes, train_test_split
 
 if TYPE_CHECKING:
     from featcache.backbones import Backbone
@@ -85,13 +85,13 @@ def advise(
     opened = FeatureStore.open(path)
     chosen = opened.space(space)
     with choose(progress) as shown:
-        examples = LabelledVectors.from_store(
+        dataset = FeatureDataset.from_store(
             opened, "pooled", labels=labels, source=source, space=chosen.fingerprint, views=True
         )
-        check_classes(examples)
-        learn, held_out, _ = learned_and_scored(examples, None, seed, path, shown)
-        items = learning_items(examples, learn, seed, shown)
-        whole = time.run("softmax", None, lambda: probe("softmax", items.examples, items.folds, "softmax", seed, shown))
+        check_classes(dataset)
+        train_rows, held_out, _ = train_test_split(dataset, None, seed, path, shown)
+        items = learning_items(dataset, train_rows, seed, shown)
+        whole = time.run("softmax", None, lambda: probe("softmax", items.dataset, items.folds, "softmax", seed, shown))
         assert whole is not None
         shown.start("load the network", None, "items")
         network, why_not = _network(opened, chosen.fingerprint, backbone)
@@ -104,7 +104,7 @@ def advise(
                 why_not = str(error)
         shown.finish()
         at = Situation(
-            path, chosen.fingerprint, examples.items[0].source, labels, seed, network, why_not, items, time, shown,
+            path, chosen.fingerprint, dataset.items[0].source, labels, seed, network, why_not, items, time, shown,
             Deadline(time, shown),
             whole, layers,
         )  # fmt: skip
@@ -115,7 +115,7 @@ def advise(
         outcomes = heads + trials
         costs = [*frozen_costs(at, heads), *costs]
         shown.finish()
-    units = items.examples.units
+    units = items.dataset.units
     by_name = {outcome.name: outcome for outcome in outcomes}
     names = cheapest_first(list(by_name))
 
@@ -139,12 +139,12 @@ def advise(
     return Advice(
         store=str(store),
         backbone=chosen.recipe.backbone,
-        classes=sorted(set(items.examples.y.tolist())),
-        items=len(learn),
+        classes=sorted(set(items.dataset.y.tolist())),
+        items=len(train_rows),
         units=len(np.unique(units)),
         held_out=len(held_out),
         folds=len(items.folds),
-        views=list(examples.views),
+        views=list(dataset.views),
         rare_classes=items.rare,
         near_duplicates=items.near_duplicates,
         seed=seed,
@@ -169,7 +169,7 @@ def advise(
             given,
             [] if network is not None else layers,
             several_views=any(len(chosen.layers[name].views) > 1 for name in layers if name in chosen.layers),
-            in_python=network is not None and network.made_in_python,
+            in_python=network is not None and network.is_custom,
         ),
     )
 

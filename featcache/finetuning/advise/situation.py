@@ -17,7 +17,7 @@ from featcache.finetuning.advise.learning_items import LearningItems
 from featcache.finetuning.advise.outcome import Outcome
 from featcache.finetuning.advise.rates import ExtractionRate, extraction_rate
 from featcache.store import FeatureStore
-from featcache.training.dataset import LabelledVectors
+from featcache.training.dataset import FeatureDataset
 
 _GUESSED_RATE = 15.0
 """Seconds that it may take to load a network and measure its speed, before anything is known of it."""
@@ -65,7 +65,7 @@ class Situation:
         """The store, opened again since it may have grown."""
         return FeatureStore.open(self.path)
 
-    def vectors(self, layers: Sequence[str], *, views: bool | Sequence[str] = False) -> LabelledVectors:
+    def vectors(self, layers: Sequence[str], *, views: bool | Sequence[str] = False) -> FeatureDataset:
         """The items to learn from with other layers.
 
         Raises:
@@ -73,8 +73,8 @@ class Situation:
         """
         return self.items.of(self._all(layers, views))
 
-    def _all(self, layers: Sequence[str], views: bool | Sequence[str] = False) -> LabelledVectors:
-        return LabelledVectors.from_store(
+    def _all(self, layers: Sequence[str], views: bool | Sequence[str] = False) -> FeatureDataset:
+        return FeatureDataset.from_store(
             self.store, list(layers), labels=self.labels, source=self.source, space=self.space, views=views
         )
 

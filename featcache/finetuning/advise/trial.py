@@ -15,21 +15,18 @@ from torch import Tensor
 from featcache.backbones import Backbone
 from featcache.backbones.split import Cut
 from featcache.core.progress import Progress
-from featcache.evaluation.comparison import right_and_losses
-from featcache.evaluation.temperature import softmax
-from featcache.finetuning import batches as picture_batches
+from featcache.finetuning import batches
 from featcache.finetuning.advise.outcome import Outcome
 from featcache.finetuning.batches import Pictures
 from featcache.finetuning.finetune import PRETRAINED, SCRATCH
-from featcache.finetuning.schedule import Schedule
-from featcache.finetuning.trainers import beginning, train_network
+from featcache.finetuning.schedule import TrainingConfig
+from featcache.finetuning.trainers import Trained, beginning, train_network, train_suffix
 from featcache.finetuning.tune import SCHEDULE
-from featcache.heads.grid_edge import GridEdgeWarning
+from featcache.heads.softmax import GridEdgeWarning
 from featcache.images.entry import Entry
-from featcache.strategies import cached_batches
-from featcache.strategies.suffix_training import train_suffix
-from featcache.strategies.trained import Trained
-from featcache.training.dataset import LabelledVectors
+from featcache.metrics.calibration import softmax
+from featcache.metrics.classification import right_and_losses
+from featcache.training.dataset import FeatureDataset
 
 Fold = tuple[np.ndarray, np.ndarray]
 Pass = Callable[[np.ndarray, np.ndarray, int], Iterable[tuple[Tensor, Tensor]]]
@@ -58,8 +55,8 @@ class Trial:
 def try_suffix(
     name: str,
     cut: Cut,
-    frozen: LabelledVectors,
-    activations: LabelledVectors,
+    frozen: FeatureDataset,
+    activations: FeatureDataset,
     fold: Fold,
     epochs: int,
     seed: int,
@@ -81,7 +78,7 @@ def try_suffix(
     return _trial(
         name,
         lambda: train_suffix(cut, activations, frozen.read, *fold, schedule, progress=shown),
-        partial(cached_batches.in_order, activations),
+        partial(batches.activations_in_order, activations),
         frozen, fold, schedule, SCHEDULE,
     )  # fmt: skip
 
@@ -90,7 +87,7 @@ def try_network(
     init: str,
     backbone: Backbone,
     entries: Sequence[Entry],
-    frozen: LabelledVectors,
+    frozen: FeatureDataset,
     fold: Fold,
     epochs: int,
     seed: int,
@@ -112,7 +109,7 @@ def try_network(
     return _trial(
         name,
         lambda: train_network(network, pictures, init, frozen, *fold, schedule, progress=shown),
-        partial(picture_batches.in_order, pictures),
+        partial(batches.images_in_order, pictures),
         frozen, fold, schedule, usual,
     )  # fmt: skip
 
@@ -121,12 +118,12 @@ def _trial(
     name: str,
     train: Callable[[], Trained],
     in_order: Pass,
-    frozen: LabelledVectors,
+    frozen: FeatureDataset,
     fold: Fold,
-    schedule: Schedule,
-    usual: Schedule,
+    schedule: TrainingConfig,
+    usual: TrainingConfig,
 ) -> Trial:
-    learn, test = fold
+    train_rows, test = fold
     began = time.monotonic()
     with warnings.catch_warnings():
         # Whether the grid of C is wide enough is told when the head is trained that is kept.
@@ -144,6 +141,6 @@ def _trial(
         note = f"a trial of {schedule.epochs} epochs at most, of {usual.epochs}"
         shortened = schedule.epochs
     seconds = time.monotonic() - began
-    outcome = Outcome(name, test, right.astype(np.float64), losses, len(learn), seconds, 1, note, shortened)
+    outcome = Outcome(name, test, right.astype(np.float64), losses, len(train_rows), seconds, 1, note, shortened)
     epochs = trained.curve.epochs
-    return Trial(outcome, sum(epoch.seconds for epoch in epochs) / (len(epochs) * len(learn)), len(epochs))
+    return Trial(outcome, sum(epoch.seconds for epoch in epochs) / (len(epochs) * len(train_rows)), len(epochs))

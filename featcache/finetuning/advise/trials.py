@@ -25,7 +25,7 @@ from featcache.finetuning.advise.rates import step_seconds
 from featcache.finetuning.advise.situation import Situation
 from featcache.finetuning.advise.trial import FEWEST_EPOCHS, SCHEDULES, Fold, Trial, try_network, try_suffix
 from featcache.finetuning.batches import Pictures
-from featcache.finetuning.trainers import Whole, beginning, blank_output
+from featcache.finetuning.trainers import FullModel, beginning, blank_output
 from featcache.finetuning.tune import VIEWS
 from featcache.finetuning.validation import SHARE
 from featcache.images.entry import Entry
@@ -160,14 +160,14 @@ def _tunes(at: Situation, backbone: Backbone) -> list[_Candidate]:
 def _tune(at: Situation, backbone: Backbone, layer: str) -> _Candidate:
     cut = backbone.cut(layer)
     x = torch.randn(_ACTIVATIONS, *cut.shape, generator=torch.Generator().manual_seed(at.seed)).abs()
-    classes = len(set(at.items.examples.y.tolist()))
+    classes = len(set(at.items.dataset.y.tolist()))
     model = nn.Sequential(cut.suffix, blank_output(backbone.network, classes)).to(backbone.device)
     item = step_seconds(model, x, classes)
     name = f"tune {layer}"
 
     def run(fold: Fold, epochs: int, views: int) -> Trial:
         activations = at.vectors([cut.cached], views=view_names(views, at.seed))
-        return try_suffix(name, backbone.cut(layer), at.items.examples, activations, fold, epochs, at.seed, at.watched)
+        return try_suffix(name, backbone.cut(layer), at.items.dataset, activations, fold, epochs, at.seed, at.watched)
 
     return _Candidate(name, "tune", _epoch(item, 0.0), run, cut.cached)
 
@@ -177,10 +177,10 @@ def _wholes(at: Situation, backbone: Backbone) -> list[_Candidate]:
 
     def prepare() -> tuple[list[Entry], float]:
         entries = _entries(at, backbone)
-        classes = len(set(at.items.examples.y.tolist()))
+        classes = len(set(at.items.dataset.y.tolist()))
         network = beginning(backbone, "pretrained", at.seed)
-        model = Whole(network, blank_output(network, classes).to(backbone.device))
-        pictures = Pictures(backbone, at.items.examples.items, entries, at.seed)
+        model = FullModel(network, blank_output(network, classes).to(backbone.device))
+        pictures = Pictures(backbone, at.items.dataset.items, entries, at.seed)
         rows = np.arange(len(entries))[:: max(1, len(entries) // _IMAGES)][:_IMAGES]
         began = time.monotonic()
         x = np.stack([pictures.pixels(int(row), epoch=1) for row in rows])
@@ -195,7 +195,7 @@ def _wholes(at: Situation, backbone: Backbone) -> list[_Candidate]:
         return []
     entries, epoch = prepared
     kinds = {"finetune": "pretrained"}
-    if backbone.made_in_python:
+    if backbone.is_custom:
         at.budget.leave_out("scratch", f"how the weights of {backbone.name} begin only its own code knows")
     else:
         kinds["scratch"] = "scratch"
@@ -214,7 +214,7 @@ def _try_whole(
     at: Situation, backbone: Backbone, entries: list[Entry], init: str, fold: Fold, epochs: int, _views: int
 ) -> Trial:
     # Each epoch sees the pictures in views of its own, so none are cached.
-    return try_network(init, backbone, entries, at.items.examples, fold, epochs, at.seed, at.watched)
+    return try_network(init, backbone, entries, at.items.dataset, fold, epochs, at.seed, at.watched)
 
 
 def _epoch(step: float, picture: float) -> float:
@@ -233,7 +233,7 @@ def _entries(at: Situation, backbone: Backbone) -> list[Entry]:
     if recipe.detection is not None or not isinstance(recipe.pixels.transform, StandardTransform):
         raise UsageError("the pictures are aligned faces, or transformed by a callable, on which no network is trained")
     notes: list[str] = []
-    items = at.items.examples.items
+    items = at.items.dataset.items
     there = known_images(at.store, at.source, items, notes)
     absent = [item.uri for item in items if item.uri not in there]
     if absent:

@@ -70,7 +70,7 @@ def of_items(items: LearningItems) -> list[str]:
     """What the items do not allow, and what was found among them."""
     k, said = len(items.folds), list[str]()
     rare = sorted(items.rare, key=lambda name: (items.rare[name], name))
-    views = len(items.examples.views)
+    views = len(items.dataset.views)
     if views > 1:
         said.append(f"Heads on pooled learned from all {views} stored views of each image, as train does.")
     if k < FOLDS:
