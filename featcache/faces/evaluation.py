@@ -132,7 +132,7 @@ def evaluate(
         )
     opened = store if isinstance(store, FeatureStore) else FeatureStore.open(store)
     bundle = head if head is None or isinstance(head, Bundle) else Bundle.load(head)
-    form = None if bundle is None else bundle.matching
+    predictor = None if bundle is None else bundle.matching
     if bundle is not None:
         needed = None if bundle.recipe is None else bundle.recipe.fingerprint
         if space is None and needed in {one.fingerprint for one in opened.spaces}:
@@ -157,7 +157,7 @@ def evaluate(
         other_scores, other_failed = _scores(theirs, items, drawn, None)
         others[other] = verify_on_folds(other_scores, drawn.same, drawn.fold, other_failed)
     people = people_of(drawn, items)
-    calibration = None if form is None else form.calibration
+    calibration = None if predictor is None else predictor.calibration
     at = None
     if calibration is not None:
         llr = calibration.llr(scores[~failed])

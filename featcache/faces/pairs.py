@@ -217,9 +217,9 @@ class _Names:
 def _pair(fields: list[str], same: bool, names: _Names) -> tuple[int, int]:
     """The two images that a line names."""
     if len(fields) != (3 if same else 4):
-        form = "NAME⇥1⇥4, a pair of one person," if same else "NAME⇥1⇥OTHER⇥1, a pair of two people,"
+        predictor = "NAME⇥1⇥4, a pair of one person," if same else "NAME⇥1⇥OTHER⇥1, a pair of two people,"
         raise SourceError(
-            f"{form} is expected here by the first line's count, with tabs between the fields; there "
+            f"{predictor} is expected here by the first line's count, with tabs between the fields; there "
             f"{'is 1 field' if len(fields) == 1 else f'are {len(fields)} fields'}."
         )
     if not same and fields[0] == fields[2]:

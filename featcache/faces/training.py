@@ -21,7 +21,7 @@ from featcache.core.progress import Progress, choose
 from featcache.faces.calibrate import PAIRS, Evidence, calibrate, evidence
 from featcache.faces.detection import CENTRE_BOX, detections
 from featcache.faces.people import preferred_layer, sides
-from featcache.heads.matching import MatchingForm
+from featcache.heads.matching import MatchingPredictor
 from featcache.heads.streaming import check_memory
 from featcache.metrics.verification import cllr, cosine_scores, minimal_cllr, pairs_within, point_by_people, roc
 from featcache.store import FeatureStore
@@ -91,7 +91,7 @@ def train(
     with choose(progress) as shown:
         shown.start(f"train {projection}", None, "images")
         uses = layer_uses(dataset, train_rows, about_mean=projection != "none")
-        form, chosen, how, based_on = _fitted(dataset, train_rows, uses, projection, far, seed)
+        predictor, chosen, how, based_on = _fitted(dataset, train_rows, uses, projection, far, seed)
         if based_on.warning:
             shown.note(based_on.warning)
         shown.finish()
@@ -99,24 +99,24 @@ def train(
         "head": projection,
         "task": "match",
         "n": len(train_rows),
-        "people": len(form.classes),
+        "people": len(predictor.classes),
         "left_out": parts.left_out,
         "without_vectors": dataset.without_vectors,
         "chosen": chosen,
         **how,
         "calibrated_on": asdict(based_on),
         "warning": based_on.warning,
-        "threshold": 1 - form.calibration.threshold if form.calibration is not None else None,
-        "score": {**_scored(form, dataset, parts.score, uses, seed), "protocol": parts.protocol},
+        "threshold": 1 - predictor.calibration.threshold if predictor.calibration is not None else None,
+        "score": {**_scored(predictor, dataset, parts.score, uses, seed), "protocol": parts.protocol},
         "seconds": time.monotonic() - began,
     }
     contents = sorted(dataset.items[row].sha256 for row in train_rows)
     return Bundle(
         head=projection,
-        classes=form.classes,
+        classes=predictor.classes,
         layers=uses,
         recipe=dataset.recipe,
-        form=form,
+        predictor=predictor,
         trained_on=np.frombuffer(b"".join(contents), dtype=np.uint8).reshape(-1, 32),
         fitted_on=len(train_rows),
         chosen=chosen,
@@ -135,14 +135,14 @@ def _has_face(store: FeatureStore, dataset: FeatureDataset) -> np.ndarray:
 
 def _fitted(
     dataset: FeatureDataset, rows: np.ndarray, uses: tuple[LayerUse, ...], projection: str, far: float, seed: int
-) -> tuple[MatchingForm, dict[str, Any], dict[str, Any], Evidence]:
+) -> tuple[MatchingPredictor, dict[str, Any], dict[str, Any], Evidence]:
     """The calibrated form, what was chosen, how, and what the threshold was set on."""
     people, width = dataset.y[rows], sum(use.width for use in uses)
     if projection == "none":
         names = tuple(np.unique(people).tolist())
-        form = MatchingForm(np.zeros(width, np.float32), None, None, names)
-        vectors = form.embed(scale_layers(dataset.read(rows), uses))
-        return replace(form, calibration=calibrate(vectors, people, far, seed=seed)), {}, {}, evidence(people, far)
+        predictor = MatchingPredictor(np.zeros(width, np.float32), None, None, names)
+        vectors = predictor.embed(scale_layers(dataset.read(rows), uses))
+        return replace(predictor, calibration=calibrate(vectors, people, far, seed=seed)), {}, {}, evidence(people, far)
     from featcache.heads.siamese import SiameseHead
 
     head = SiameseHead(random_state=seed) if projection == "siamese" else SiameseHead(loss="none", random_state=seed)
@@ -157,28 +157,28 @@ def _fitted(
         )
     calibration = calibrate(head.out_of_fold_, people, far, fold=head.fold_, seed=seed)
     how = {"chosen_by": head.chosen_by_, "held_out_eer": head.held_out_eer_}
-    return replace(head.form(), calibration=calibration), dict(head.chosen_), how, based_on
+    return replace(head.predictor(), calibration=calibration), dict(head.chosen_), how, based_on
 
 
 def _scored(
-    form: MatchingForm, dataset: FeatureDataset, rows: np.ndarray, uses: tuple[LayerUse, ...], seed: int
+    predictor: MatchingPredictor, dataset: FeatureDataset, rows: np.ndarray, uses: tuple[LayerUse, ...], seed: int
 ) -> dict[str, Any]:
     """The scores on all pairs of some images, or a sample of them."""
-    assert form.calibration is not None
+    assert predictor.calibration is not None
     people, stored = dataset.y[rows], dataset.read(rows)
     pairs, same = pairs_within(people, PAIRS, seed)
     X = scale_layers(stored, uses)
-    scores = cosine_scores(form.embed(X), pairs)
+    scores = cosine_scores(predictor.embed(X), pairs)
     curve = roc(scores, same)
-    point = point_by_people(scores, same, people[pairs], form.calibration.threshold, seed=seed)
+    point = point_by_people(scores, same, people[pairs], predictor.calibration.threshold, seed=seed)
     return {
         "eer": curve.eer(),
         "auc": curve.auc(),
-        "cllr": cllr(form.calibration.llr(scores), same),
+        "cllr": cllr(predictor.calibration.llr(scores), same),
         "minimal_cllr": minimal_cllr(scores, same),
         "tar": point.tar.to_dict(),
         "far": point.far.to_dict(),
-        "far_target": form.calibration.far,
+        "far_target": predictor.calibration.far,
         "eer_without": roc(cosine_scores(X, pairs), same).eer(),
         "people": len(np.unique(people)),
         "images": len(rows),

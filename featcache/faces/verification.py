@@ -166,13 +166,13 @@ def verify(
             1 - float(cosine_scores(vectors, np.array([[0, 1]]))[0]), False, second_pass=seen[0], several_faces=seen[1]
         )
     bundle = head if isinstance(head, Bundle) else Bundle.load(head)
-    form = bundle.matching
+    predictor = bundle.matching
     if bundle.recipe is None:
         raise RecipeMismatchError("This head was trained on vectors of unknown origin, so it cannot look at images.")
     vectors, seen = _vectors([a, b], bundle.recipe, [use.name for use in bundle.layers], backbone)
     scaled = bundle.scaled(vectors)
-    scores = form.scores(scaled[:1], scaled[1:])
-    calibration = form.calibration
+    scores = predictor.scores(scaled[:1], scaled[1:])
+    calibration = predictor.calibration
     if calibration is None:
         return Match(1 - float(scores[0]), False, second_pass=seen[0], several_faces=seen[1])
     return Match(

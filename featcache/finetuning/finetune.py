@@ -20,7 +20,7 @@ from featcache.core.recipe import StandardTransform
 from featcache.extraction.embed import backbone_for
 from featcache.extraction.stored_source import known_images
 from featcache.finetuning.batches import Pictures, images_in_order
-from featcache.finetuning.linear_probe import linear_form
+from featcache.finetuning.linear_probe import linear_predictor
 from featcache.finetuning.report import keep_record, of_training
 from featcache.finetuning.schedule import TrainingConfig
 from featcache.finetuning.trainers import beginning, train_network
@@ -150,7 +150,7 @@ def finetune(
             classes=trained.classes,
             layers=(LayerUse(POOLED, (trained.output.in_features,), 1.0),),
             recipe=own.recipe,
-            form=linear_form(trained.output, trained.classes),
+            predictor=linear_predictor(trained.output, trained.classes),
             trained_on=contents(dataset, np.union1d(train_rows, trained.validation)),
             fitted_on=trained.learned,
             chosen=dict(trained.chosen),

@@ -34,7 +34,7 @@ from featcache.finetuning.history import Beginning, Curve
 from featcache.finetuning.schedule import TrainingConfig
 from featcache.heads import make_head
 from featcache.heads.minibatch import FEWEST_TO_TEMPER
-from featcache.heads.predictors import LinearForm
+from featcache.heads.predictors import LinearPredictor
 from featcache.heads.serialise import export_predictor
 from featcache.metrics.calibration import fit_temperature, held_out_temperature
 from featcache.training.dataset import FeatureDataset
@@ -59,10 +59,10 @@ def linear_probe_init(
         progress: is told of the fit.
     """
     head = _softmax(frozen, dataset, np.sort(rows), seed, progress)
-    form = export_predictor(head)
-    assert isinstance(form, LinearForm)
-    output = nn.Linear(form.weight.shape[1], len(form.classes))
-    _fill(output, form)
+    predictor = export_predictor(head)
+    assert isinstance(predictor, LinearPredictor)
+    output = nn.Linear(predictor.weight.shape[1], len(predictor.classes))
+    _fill(output, predictor)
     return output, _chosen(head)
 
 
@@ -85,10 +85,10 @@ def refit(
     """
     rows = np.sort(rows)  # as `train` does, so that the folds are the same
     head = _softmax(frozen, dataset, rows, seed, progress)
-    form = export_predictor(head)
-    assert isinstance(form, LinearForm)
+    predictor = export_predictor(head)
+    assert isinstance(predictor, LinearPredictor)
     temperature = held_out_temperature(head, dataset.y[rows])
-    _fill(output, form.with_temperature(temperature or 1.0))
+    _fill(output, predictor.with_temperature(temperature or 1.0))
     return _chosen(head), temperature
 
 
@@ -105,10 +105,10 @@ def _softmax(
     return head
 
 
-def _fill(output: nn.Linear, form: LinearForm) -> None:
+def _fill(output: nn.Linear, predictor: LinearPredictor) -> None:
     with torch.no_grad():
-        output.weight.copy_(torch.from_numpy(form.weight))
-        output.bias.copy_(torch.from_numpy(form.bias))
+        output.weight.copy_(torch.from_numpy(predictor.weight))
+        output.bias.copy_(torch.from_numpy(predictor.bias))
 
 
 def _chosen(head: Any) -> dict[str, object]:
@@ -139,10 +139,10 @@ def temper(output: nn.Linear, scores: Tensor, numbers: Tensor) -> float | None:
     return temperature
 
 
-def linear_form(output: nn.Linear, classes: tuple[str, ...]) -> LinearForm:
+def linear_predictor(output: nn.Linear, classes: tuple[str, ...]) -> LinearPredictor:
     """The same as a form that answers from vectors."""
     weight, bias = (tensor.detach().cpu().numpy().copy() for tensor in (output.weight, output.bias))
-    return LinearForm(weight, bias, classes, "softmax")
+    return LinearPredictor(weight, bias, classes, "softmax")
 
 
 def train_on(

@@ -20,7 +20,7 @@ from featcache.core.errors import UnknownNameError, UsageError
 from featcache.core.progress import Progress, choose
 from featcache.extraction.embed import backbone_for
 from featcache.finetuning.activations import Activations, needed, store_activations, view_names
-from featcache.finetuning.linear_probe import linear_form
+from featcache.finetuning.linear_probe import linear_predictor
 from featcache.finetuning.report import keep_record, of_training
 from featcache.finetuning.schedule import TrainingConfig
 from featcache.finetuning.trainers import train_suffix
@@ -139,11 +139,11 @@ def tune(
             checkpoint=None if checkpoint is None else Path(checkpoint),
             task={"recipe": fingerprint, "from_layer": from_layer}, progress=shown,
         )  # fmt: skip
-        form = PartialModel(
+        predictor = PartialModel(
             from_layer,
             cut.shape,
             {name: tensor.detach().cpu().numpy().copy() for name, tensor in cut.suffix.state_dict().items()},
-            linear_form(trained.output, trained.classes),
+            linear_predictor(trained.output, trained.classes),
             recipe,
             backbone,
         )
@@ -152,7 +152,7 @@ def tune(
             classes=trained.classes,
             layers=layer_uses(dataset, train_rows),
             recipe=recipe,
-            form=form,
+            predictor=predictor,
             trained_on=contents(dataset, np.union1d(train_rows, trained.validation)),
             fitted_on=trained.learned,
             chosen=dict(trained.chosen),

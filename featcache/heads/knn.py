@@ -25,7 +25,7 @@ _COSINES_AT_ONCE = 16_000_000
 
 
 @dataclass(frozen=True)
-class NeighbourForm:
+class KnnPredictor:
     """Stored vectors that vote.
 
     Attributes:
@@ -181,13 +181,13 @@ class KnnHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
             total -= np.log(p[:, self.ks_ - 1]).sum(axis=0)
         return total / len(queries)
 
-    def form(self) -> NeighbourForm:
+    def predictor(self) -> KnnPredictor:
         """What is saved and turned into torch: labels as text, vectors in float32."""
         check_is_fitted(self)
         return self._form(self.vectors_.astype(np.float32))
 
-    def _form(self, vectors: np.ndarray) -> NeighbourForm:
-        return NeighbourForm(vectors, self.numbers_, self.k_, tuple(str(c) for c in self.classes_))
+    def _form(self, vectors: np.ndarray) -> KnnPredictor:
+        return KnnPredictor(vectors, self.numbers_, self.k_, tuple(str(c) for c in self.classes_))
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """(n, k) probabilities in the order of ``classes_``."""

@@ -19,7 +19,7 @@ _ROWS_AT_ONCE = 8192
 
 
 @dataclass(frozen=True)
-class MatchingForm:
+class MatchingPredictor:
     """A linear projection with a cosine behind it.
 
     Attributes:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from featcache.core.errors import UsageError
 from featcache.heads.minibatch import HELD_OUT_ROWS, HeldOutChoice, Layers, hold_out, moments, threads_for, trained
-from featcache.heads.predictors import MLPForm
+from featcache.heads.predictors import MLPPredictor
 from featcache.heads.streaming import VectorStream
 from featcache.heads.validation import check_finite, to_answer, to_fit
 
@@ -210,18 +210,18 @@ class MLPHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
         vectors = 4 * d * ((n if 4 * n * d <= _KEPT_BYTES else 0) + min(n // 5, HELD_OUT_ROWS))
         return 4 * 5 * parameters + vectors + 4 * min(n, self.batch_size) * sum(widths)
 
-    def form(self) -> MLPForm:
+    def predictor(self) -> MLPPredictor:
         """What is saved and turned into torch: labels as text."""
         check_is_fitted(self)
-        return MLPForm(self.weights_, self.biases_, tuple(str(c) for c in self.classes_))
+        return MLPPredictor(self.weights_, self.biases_, tuple(str(c) for c in self.classes_))
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """(n, k) probabilities in the order of ``classes_``."""
-        return self.form().probabilities(to_answer(self, X))
+        return self.predictor().probabilities(to_answer(self, X))
 
     def predict(self, X: Any) -> np.ndarray:
         """(n,) the likeliest label."""
-        places = self.form().scores(to_answer(self, X)).argmax(axis=1)
+        places = self.predictor().scores(to_answer(self, X)).argmax(axis=1)
         return np.asarray(self.classes_[places])
 
     def __sklearn_is_fitted__(self) -> bool:

@@ -28,7 +28,7 @@ SUPPORTED = (
 
 
 @dataclass(frozen=True)
-class LinearForm:
+class LinearPredictor:
     """A linear classifier.
 
     Attributes:
@@ -56,7 +56,7 @@ class LinearForm:
             return np.asarray(np.exp(-np.logaddexp(0, -z)))
         return softmax(z)
 
-    def with_temperature(self, temperature: float) -> LinearForm:
+    def with_temperature(self, temperature: float) -> LinearPredictor:
         """The form whose scores are divided by a temperature; it predicts the same labels."""
         if temperature == 1.0:
             return self
@@ -69,7 +69,7 @@ class LinearForm:
         return np.asarray(np.array(self.classes)[self.scores(X).argmax(axis=1)])
 
 
-def linear_form(fitted: Any) -> LinearForm:
+def linear_predictor(fitted: Any) -> LinearPredictor:
     """Bring a fitted estimator into linear form.
 
     Raises:
@@ -95,13 +95,13 @@ def linear_form(fitted: Any) -> LinearForm:
     weight, bias = weight / temperature, bias / temperature
     classes = tuple(str(c) for c in final.classes_)
     if getattr(final, "link", None) == "sigmoid":
-        return LinearForm(np.ascontiguousarray(weight, np.float32), bias.astype(np.float32), classes, "sigmoid")
+        return LinearPredictor(np.ascontiguousarray(weight, np.float32), bias.astype(np.float32), classes, "sigmoid")
     if len(weight) == 1:
         # Two classes: sigmoid(z) is softmax(0, z).
         weight, bias = np.vstack([np.zeros_like(weight), weight]), np.concatenate([[0.0], bias])
     link = "softmax" if hasattr(final, "predict_proba") and _is_softmax(final) else "margin"
     # In the order of rows, as it is read back from a file: BLAS rounds other orders otherwise.
-    return LinearForm(np.ascontiguousarray(weight, np.float32), bias.astype(np.float32), classes, link)
+    return LinearPredictor(np.ascontiguousarray(weight, np.float32), bias.astype(np.float32), classes, link)
 
 
 def _is_linear(estimator: Any) -> bool:
@@ -152,7 +152,7 @@ def _affine(step: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 @dataclass(frozen=True)
-class MLPForm:
+class MLPPredictor:
     """A multilayer perceptron with rectifiers (ReLU) between its layers.
 
     Attributes:
@@ -178,7 +178,7 @@ class MLPForm:
         """(n, k) float64 for vectors (n, d), rows sum to 1."""
         return softmax(self.scores(X))
 
-    def with_temperature(self, temperature: float) -> MLPForm:
+    def with_temperature(self, temperature: float) -> MLPPredictor:
         """The form whose scores are divided by a temperature; it predicts the same labels."""
         if temperature == 1.0:
             return self

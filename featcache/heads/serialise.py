@@ -1,8 +1,8 @@
 """What a fitted head boils down to, and how that is written down as named arrays.
 
-A head that can be saved has one of four forms. A `LinearForm`, an `MLPForm` and a `NeighbourForm` name labels: they
-have ``classes``, ``link``, ``probabilities(X)`` and ``predict(X)``. A `MatchingForm` compares two images. Packed, a
-form is a kind, arrays and plain values.
+A head is saved as one of four predictors. A `LinearPredictor`, an `MLPPredictor` and a `KnnPredictor` name labels: they
+have ``classes``, ``link``, ``probabilities(X)`` and ``predict(X)``. A `MatchingPredictor` compares two images. Packed,
+a predictor is a kind, arrays and plain values.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from featcache.core.errors import BundleError
-from featcache.heads.knn import NeighbourForm
-from featcache.heads.matching import MatchingForm
-from featcache.heads.predictors import LINKS, LinearForm, MLPForm, linear_form
+from featcache.heads.knn import KnnPredictor
+from featcache.heads.matching import MatchingPredictor
+from featcache.heads.predictors import LINKS, LinearPredictor, MLPPredictor, linear_predictor
 from featcache.metrics.likelihood_ratio import Calibration
 
-Classifier: TypeAlias = LinearForm | MLPForm | NeighbourForm
-Form: TypeAlias = Classifier | MatchingForm
+Classifier: TypeAlias = LinearPredictor | MLPPredictor | KnnPredictor
+Predictor: TypeAlias = Classifier | MatchingPredictor
 
 LINEAR = "linear head on vectors"
 PERCEPTRON = "multilayer perceptron on vectors"
@@ -29,46 +29,46 @@ NEIGHBOURS = "neighbours by vectors"
 MATCHING = "projection for matching"
 
 
-def export_predictor(fitted: Any) -> Form:
+def export_predictor(fitted: Any) -> Predictor:
     """The form of a fitted estimator.
 
     Raises:
         BundleError: it has none; the message names what is supported.
     """
     if type(fitted).__module__.startswith("featcache.heads.") and hasattr(fitted, "form"):
-        return fitted.form()  # type: ignore[no-any-return]
-    return linear_form(fitted)
+        return fitted.predictor()  # type: ignore[no-any-return]
+    return linear_predictor(fitted)
 
 
-def pack(form: Form) -> tuple[str, dict[str, np.ndarray], dict[str, Any]]:
+def pack(predictor: Predictor) -> tuple[str, dict[str, np.ndarray], dict[str, Any]]:
     """Kind, arrays and plain values."""
-    if isinstance(form, LinearForm):
-        arrays = {"weight": form.weight.astype(np.float32), "bias": form.bias.astype(np.float32)}
-        return LINEAR, arrays, {"link": form.link}
-    if isinstance(form, MLPForm):
-        arrays = {f"weight.{i}": weight.astype(np.float32) for i, weight in enumerate(form.weights)}
-        arrays |= {f"bias.{i}": bias.astype(np.float32) for i, bias in enumerate(form.biases)}
-        return PERCEPTRON, arrays, {"link": form.link, "depth": len(form.weights)}
-    if isinstance(form, MatchingForm):
-        arrays = {"mean": form.mean.astype(np.float32)}
-        if form.projection is not None:
-            arrays["projection"] = form.projection.astype(np.float32)
+    if isinstance(predictor, LinearPredictor):
+        arrays = {"weight": predictor.weight.astype(np.float32), "bias": predictor.bias.astype(np.float32)}
+        return LINEAR, arrays, {"link": predictor.link}
+    if isinstance(predictor, MLPPredictor):
+        arrays = {f"weight.{i}": weight.astype(np.float32) for i, weight in enumerate(predictor.weights)}
+        arrays |= {f"bias.{i}": bias.astype(np.float32) for i, bias in enumerate(predictor.biases)}
+        return PERCEPTRON, arrays, {"link": predictor.link, "depth": len(predictor.weights)}
+    if isinstance(predictor, MatchingPredictor):
+        arrays = {"mean": predictor.mean.astype(np.float32)}
+        if predictor.projection is not None:
+            arrays["projection"] = predictor.projection.astype(np.float32)
         return (
             MATCHING,
             arrays,
             {
-                "link": form.link,
-                "dimensions": None if form.projection is None else len(form.projection),
-                "calibration": None if form.calibration is None else asdict(form.calibration),
+                "link": predictor.link,
+                "dimensions": None if predictor.projection is None else len(predictor.projection),
+                "calibration": None if predictor.calibration is None else asdict(predictor.calibration),
             },
         )
-    arrays = {"vectors": form.vectors.astype(np.float32), "numbers": form.numbers.astype(np.int64)}
-    return NEIGHBOURS, arrays, {"link": form.link, "neighbours": form.k}
+    arrays = {"vectors": predictor.vectors.astype(np.float32), "numbers": predictor.numbers.astype(np.int64)}
+    return NEIGHBOURS, arrays, {"link": predictor.link, "neighbours": predictor.k}
 
 
 def unpack(
     kind: str, arrays: Mapping[str, np.ndarray], values: Mapping[str, Any], classes: tuple[str, ...], width: int
-) -> Form:
+) -> Predictor:
     """The form that was packed.
 
     Args:
@@ -88,7 +88,7 @@ def unpack(
             bias.shape == (len(classes),) and bias.dtype == np.float32,
             np.isfinite(weight).all() and np.isfinite(bias).all(),
         )
-        return LinearForm(weight, bias, classes, link)
+        return LinearPredictor(weight, bias, classes, link)
     if kind == PERCEPTRON:
         return _perceptron(arrays, values, classes, width)
     if kind == MATCHING:
@@ -105,12 +105,12 @@ def unpack(
         np.isfinite(vectors).all() and _of_length_one(vectors),
         len(numbers) > 0 and numbers.min() >= 0 and numbers.max() < len(classes),
     )
-    return NeighbourForm(vectors, numbers, k, classes)
+    return KnnPredictor(vectors, numbers, k, classes)
 
 
 def _perceptron(
     arrays: Mapping[str, np.ndarray], values: Mapping[str, Any], classes: tuple[str, ...], width: int
-) -> MLPForm:
+) -> MLPPredictor:
     depth, layered = values["depth"], [name for name in arrays if name.startswith(("weight", "bias"))]
     # Two arrays a layer and no others, so that a lost layer is not taken for none.
     _check(values["link"] == "softmax", type(depth) is int and depth >= 2)
@@ -124,12 +124,12 @@ def _perceptron(
             np.isfinite(weight).all() and np.isfinite(bias).all(),
         )
     _check(len(weights[-1]) == len(classes))
-    return MLPForm(weights, biases, classes)
+    return MLPPredictor(weights, biases, classes)
 
 
 def _matching(
     arrays: Mapping[str, np.ndarray], values: Mapping[str, Any], classes: tuple[str, ...], width: int
-) -> MatchingForm:
+) -> MatchingPredictor:
     mean, dimensions, calibration = arrays["mean"], values["dimensions"], values["calibration"]
     _check(values["link"] == "match", mean.shape == (width,) and mean.dtype == np.float32, np.isfinite(mean).all())
     # The number says whether there is a projection, so that a lost one is not taken for none.
@@ -145,7 +145,7 @@ def _matching(
         _check(all(type(value) in (int, float) and math.isfinite(value) for value in calibration.values()))
         _check(calibration["slope"] >= 0, 0 < calibration["far"] < 1)
         calibration = Calibration(**{name: float(value) for name, value in calibration.items()})
-    return MatchingForm(mean, projection, calibration, classes)
+    return MatchingPredictor(mean, projection, calibration, classes)
 
 
 def _of_length_one(vectors: np.ndarray) -> bool:

@@ -23,7 +23,7 @@ from sklearn.utils.validation import check_is_fitted
 from featcache.core.errors import UnknownNameError, UsageError
 from featcache.heads.knn import normalised
 from featcache.heads.lda import Scatter, Whitened, scatter_of, whiten
-from featcache.heads.matching import MatchingForm
+from featcache.heads.matching import MatchingPredictor
 from featcache.heads.validation import to_answer, to_fit
 from featcache.metrics import splits
 from featcache.metrics.verification import cosine_scores, pairs_within, roc
@@ -158,12 +158,12 @@ class SiameseHead(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             UsageError: a value is not finite; the message names the row.
         """
         check_is_fitted(self)
-        return self.form().embed(to_answer(self, X))
+        return self.predictor().embed(to_answer(self, X))
 
-    def form(self) -> MatchingForm:
+    def predictor(self) -> MatchingPredictor:
         """What can be saved; without a calibration."""
         check_is_fitted(self)
-        return MatchingForm(self.mean_, self.projection_, None, tuple(str(name) for name in self.classes_))
+        return MatchingPredictor(self.mean_, self.projection_, None, tuple(str(name) for name in self.classes_))
 
     def memory_needed(self, n: int, d: int, k: int) -> int:
         """Bytes that a fit on n vectors of d numbers takes at most; k, the identities, hardly matter."""

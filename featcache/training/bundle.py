@@ -22,8 +22,8 @@ from featcache.core.errors import BundleError, RecipeMismatchError, UsageError
 from featcache.core.progress import Progress, choose
 from featcache.core.recipe import Recipe
 from featcache.extraction.embed import ImageLike, backbone_for, embed, listed
-from featcache.heads.matching import MatchingForm
-from featcache.heads.serialise import Classifier, Form, export_predictor
+from featcache.heads.matching import MatchingPredictor
+from featcache.heads.serialise import Classifier, Predictor, export_predictor
 from featcache.training import bundle_file
 from featcache.training.dataset import LayerUse, scale_layers
 from featcache.training.suffix import PartialModel
@@ -65,8 +65,8 @@ class Bundle:
         layers: the layers it reads, in network order.
         recipe: what made the vectors it was fitted on; None where that is not known, and then it can
             predict from vectors only.
-        form: what the head boils down to; None for an estimator that has no such form and cannot be saved.
-        estimator: the fitted estimator, where `form` is None.
+        predictor: what the head boils down to; None for an estimator that has no such form and cannot be saved.
+        estimator: the fitted estimator, where `predictor` is None.
         weights: the state of the network, by name, where it was trained with the head and is no published one.
         trained_on: (m, 32) uint8, the sorted SHA-256s of the images it was fitted on, each once; none where
             the vectors came from a file that does not say which images they are.
@@ -80,7 +80,7 @@ class Bundle:
     classes: tuple[str, ...]
     layers: tuple[LayerUse, ...]
     recipe: Recipe | None
-    form: Form | PartialModel | None
+    predictor: Predictor | PartialModel | None
     trained_on: np.ndarray
     fitted_on: int = 0
     chosen: dict[str, Any] = field(default_factory=dict)
@@ -99,7 +99,7 @@ class Bundle:
         """``match`` for a head that compares two images; ``multilabel`` where every label has a probability of
         its own; else ``classify``.
         """
-        return _TASKS.get("" if self.form is None else self.form.link, "classify")
+        return _TASKS.get("" if self.predictor is None else self.predictor.link, "classify")
 
     @property
     def classifier(self) -> Classifier | PartialModel | None:
@@ -108,26 +108,26 @@ class Bundle:
         Raises:
             UsageError: the head compares two images.
         """
-        if isinstance(self.form, MatchingForm):
+        if isinstance(self.predictor, MatchingPredictor):
             raise UsageError(
                 "This head compares two images and names no labels. Use it for matching: `featcache faces verify`, "
                 "or in Python `bundle.matching`. A head that names labels is made with `featcache train`."
             )
-        return self.form
+        return self.predictor
 
     @property
-    def matching(self) -> MatchingForm:
+    def matching(self) -> MatchingPredictor:
         """The form of a head that compares two images; it takes vectors from `scaled`.
 
         Raises:
             UsageError: the head names labels.
         """
-        if not isinstance(self.form, MatchingForm):
+        if not isinstance(self.predictor, MatchingPredictor):
             raise UsageError(
                 f"The head {self.head} names labels and cannot compare two images. `featcache faces train` makes one "
                 "that can."
             )
-        return self.form
+        return self.predictor
 
     @property
     def width(self) -> int:
@@ -163,15 +163,15 @@ class Bundle:
             (n, k) float64, rows sum to 1 but for the task ``multilabel``; None for a head that has no
             probabilities.
         """
-        form, Z = self.classifier, self.scaled(X)
-        if form is not None:
-            return form.probabilities(Z)
+        predictor, Z = self.classifier, self.scaled(X)
+        if predictor is not None:
+            return predictor.probabilities(Z)
         return np.asarray(self.estimator.predict_proba(Z)) if hasattr(self.estimator, "predict_proba") else None
 
     def predict_vectors(self, X: np.ndarray) -> np.ndarray:
         """The (n,) labels from (n, d) vectors as stored; for the task ``multilabel`` (n, k) bool."""
-        form, Z = self.classifier, self.scaled(X)
-        return form.predict(Z) if form is not None else np.asarray(self.estimator.predict(Z)).astype(str)
+        predictor, Z = self.classifier, self.scaled(X)
+        return predictor.predict(Z) if predictor is not None else np.asarray(self.estimator.predict(Z)).astype(str)
 
     def predict(
         self,
@@ -204,7 +204,7 @@ class Bundle:
                 "This head was trained on vectors of unknown origin, so it cannot look at images. "
                 "Use predict_vectors with vectors of the same kind."
             )
-        if backbone is not None and isinstance(self.form, PartialModel):
+        if backbone is not None and isinstance(self.predictor, PartialModel):
             return self.on(backbone).predict(images, top=top, progress=progress)
         found = listed(images)
         network = self.backbone(backbone)
@@ -230,8 +230,8 @@ class Bundle:
         """
         if self.recipe is None:
             raise RecipeMismatchError("This head was trained on vectors of unknown origin, so it has no backbone.")
-        if given is None and isinstance(self.form, PartialModel):
-            return self.form.frozen  # once in memory serves the layers before the cut and those behind it
+        if given is None and isinstance(self.predictor, PartialModel):
+            return self.predictor.frozen  # once in memory serves the layers before the cut and those behind it
         if self.weights is None:
             return backbone_for(self.recipe, given)
         if given is None:
@@ -248,7 +248,9 @@ class Bundle:
     def on(self, backbone: Backbone) -> Bundle:
         """The same bundle; of a suffix the one that is cut from this backbone, where no name leads to it."""
         return (
-            replace(self, form=replace(self.form, backbone=backbone)) if isinstance(self.form, PartialModel) else self
+            replace(self, predictor=replace(self.predictor, backbone=backbone))
+            if isinstance(self.predictor, PartialModel)
+            else self
         )
 
     def require(self, recipe: Recipe) -> None:
@@ -283,16 +285,16 @@ class Bundle:
             RecipeMismatchError: the backbone does not follow the recipe of the vectors.
             UsageError: the head compares two images.
         """
-        form = self.classifier
-        if form is None:
+        predictor = self.classifier
+        if predictor is None:
             raise BundleError(f"The head {self.head} has no linear form, so it cannot be turned into torch.")
         if self.recipe is None:
             raise RecipeMismatchError("This head was trained on vectors of unknown origin, so it has no backbone.")
         from featcache.training.to_torch import EndToEnd
 
-        if backbone is not None and isinstance(form, PartialModel):
+        if backbone is not None and isinstance(predictor, PartialModel):
             return self.on(backbone).to_torch()
-        return EndToEnd(self.backbone(backbone), form, [(use.name, use.scale) for use in self.layers])
+        return EndToEnd(self.backbone(backbone), predictor, [(use.name, use.scale) for use in self.layers])
 
     def save(self, path: str | Path) -> None:
         """Write the bundle.
@@ -301,7 +303,7 @@ class Bundle:
             BundleError: the head has no form that can be saved; the message names what is supported.
             UsageError: there is a file at *path* that is no bundle.
         """
-        if self.form is None:
+        if self.predictor is None:
             export_predictor(self.estimator)
             raise BundleError(f"The head {self.head} cannot be saved.")
         target = Path(path)

@@ -30,12 +30,12 @@ _SMALLEST, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float3
 
 def described(bundle: Bundle) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The JSON and the tensors of a bundle whose head has a form."""
-    form = bundle.form
-    assert form is not None
-    if isinstance(form, PartialModel):
-        kind, (tensors, values) = suffix.SUFFIX, suffix.pack(form)
+    predictor = bundle.predictor
+    assert predictor is not None
+    if isinstance(predictor, PartialModel):
+        kind, (tensors, values) = suffix.SUFFIX, suffix.pack(predictor)
     else:
-        kind, tensors, values = serialise.pack(form)
+        kind, tensors, values = serialise.pack(predictor)
     tensors["trained_on"] = np.asarray(bundle.trained_on, dtype=np.uint8).reshape(-1, 32)
     if bundle.weights is not None:
         tensors |= {_NETWORK + name: np.asarray(tensor) for name, tensor in bundle.weights.items()}
@@ -80,11 +80,11 @@ def fields(data: Mapping[str, Any], tensors: Mapping[str, np.ndarray], *, where:
         classes = tuple(str(name) for name in data["classes"])
         recipe = None if data["recipe"] is None else Recipe.from_json(data["recipe"])
         trained_on, kind = tensors["trained_on"], data["kind"]
-        form: serialise.Form | PartialModel
+        predictor: serialise.Predictor | PartialModel
         if kind == suffix.SUFFIX and len(uses) == 1:
-            form = suffix.unpack(tensors, data, classes, uses[0].shape, recipe)
+            predictor = suffix.unpack(tensors, data, classes, uses[0].shape, recipe)
         else:
-            form = serialise.unpack(kind, tensors, data, classes, sum(use.width for use in uses))
+            predictor = serialise.unpack(kind, tensors, data, classes, sum(use.width for use in uses))
         # Files of before have no such entry, and no network.
         weights, count = None, data.get("network")
         if count is not None:
@@ -94,7 +94,7 @@ def fields(data: Mapping[str, Any], tensors: Mapping[str, np.ndarray], *, where:
             "classes": classes,
             "layers": uses,
             "recipe": recipe,
-            "form": form,
+            "form": predictor,
             "trained_on": trained_on,
             "fitted_on": int(data["fitted_on"]),
             "chosen": dict(data["chosen"]),

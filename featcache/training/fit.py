@@ -11,7 +11,7 @@ import numpy as np
 from featcache.core.errors import BundleError
 from featcache.core.progress import Progress, Silent
 from featcache.heads import head_name, make_head
-from featcache.heads.predictors import LinearForm, MLPForm
+from featcache.heads.predictors import LinearPredictor, MLPPredictor
 from featcache.heads.serialise import export_predictor
 from featcache.heads.softmax import loss_curve
 from featcache.heads.streaming import VectorStream, check_memory
@@ -76,24 +76,24 @@ def fit(
     if hasattr(estimator, "on_progress"):
         del estimator.on_progress  # what was to be told is over
     try:
-        form = export_predictor(estimator)
+        predictor = export_predictor(estimator)
     except BundleError:
-        form = None
+        predictor = None
     classes = dataset.labels or tuple(str(c) for c in estimator.classes_)
     temperature = None
-    if isinstance(form, LinearForm | MLPForm):
+    if isinstance(predictor, LinearPredictor | MLPPredictor):
         if dataset.labels is not None:
-            form = replace(form, classes=classes)
-        elif form.link == "softmax":
+            predictor = replace(predictor, classes=classes)
+        elif predictor.link == "softmax":
             temperature = held_out_temperature(estimator, dataset.y[rows], views)
-            form = form.with_temperature(temperature or 1.0)
+            predictor = predictor.with_temperature(temperature or 1.0)
     contents = sorted({dataset.items[row].sha256 for row in rows}) if dataset.knows_images else []
     return Bundle(
         head=head_name(head),
         classes=classes,
         layers=uses,
         recipe=dataset.recipe,
-        form=form,
+        predictor=predictor,
         trained_on=np.frombuffer(b"".join(contents), dtype=np.uint8).reshape(-1, 32),
         fitted_on=len(rows),
         chosen=dict(getattr(estimator, "chosen_", {})),
@@ -105,7 +105,7 @@ def fit(
         | {"views": list(dataset.views)}
         | {"calibration": None if temperature is None else {"temperature": temperature}}
         | loss_curve(estimator),
-        estimator=None if form is not None else estimator,
+        estimator=None if predictor is not None else estimator,
     )
 
 

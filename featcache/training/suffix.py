@@ -17,7 +17,7 @@ import numpy as np
 from featcache.core.errors import BundleError
 from featcache.core.recipe import Recipe
 from featcache.extraction.embed import backbone_for
-from featcache.heads.predictors import LinearForm
+from featcache.heads.predictors import LinearPredictor
 from featcache.metrics.calibration import softmax
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class PartialModel:
     layer: str
     shape: tuple[int, ...]
     tensors: Mapping[str, np.ndarray]
-    output: LinearForm
+    output: LinearPredictor
     recipe: Recipe
     backbone: Backbone | None = None
 
@@ -155,11 +155,11 @@ def frozen_vectors(cut: Cut, read: Callable[[np.ndarray], np.ndarray]) -> Callab
     return vectors
 
 
-def pack(form: PartialModel) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def pack(predictor: PartialModel) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Arrays and plain values."""
-    arrays = {_PREFIX + name: np.asarray(tensor) for name, tensor in form.tensors.items()}
-    arrays |= {"weight": form.output.weight.astype(np.float32), "bias": form.output.bias.astype(np.float32)}
-    return arrays, {"from_layer": form.layer, "link": form.link}
+    arrays = {_PREFIX + name: np.asarray(tensor) for name, tensor in predictor.tensors.items()}
+    arrays |= {"weight": predictor.output.weight.astype(np.float32), "bias": predictor.output.bias.astype(np.float32)}
+    return arrays, {"from_layer": predictor.layer, "link": predictor.link}
 
 
 def unpack(
@@ -197,4 +197,4 @@ def unpack(
     )
     if not holds or recipe is None:
         raise BundleError("The arrays do not fit their description.")
-    return PartialModel(layer, shape, tensors, LinearForm(weight, bias, classes, "softmax"), recipe)
+    return PartialModel(layer, shape, tensors, LinearPredictor(weight, bias, classes, "softmax"), recipe)

@@ -120,6 +120,6 @@ def vectors_for(
     bundle.require(store.space(space).recipe)
     names = [use.name for use in bundle.layers]
     dataset = FeatureDataset.from_store(store, names, labels=labels, source=source, space=space)
-    if isinstance(bundle.form, PartialModel):
-        return replace(dataset, narrow=bundle.form.frozen_vectors(dataset.read))
+    if isinstance(bundle.predictor, PartialModel):
+        return replace(dataset, narrow=bundle.predictor.frozen_vectors(dataset.read))
     return multilabel.several_labels(dataset, bundle.classes) if bundle.task == "multilabel" else dataset

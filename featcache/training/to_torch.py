@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from featcache.backbones.activations import activations
-from featcache.heads.knn import SHARPNESS, NeighbourForm
-from featcache.heads.predictors import LinearForm
+from featcache.heads.knn import SHARPNESS, KnnPredictor
+from featcache.heads.predictors import LinearPredictor
 from featcache.heads.serialise import Classifier
 from featcache.training.suffix import PartialModel
 
@@ -27,7 +27,7 @@ class EndToEnd(nn.Module):
 
     Args:
         backbone: the frozen network.
-        form: the head's.
+        predictor: the head's.
         layers: (name, scale) of each layer that the head reads, in network order.
 
     Attributes:
@@ -35,16 +35,16 @@ class EndToEnd(nn.Module):
     """
 
     def __init__(
-        self, backbone: Backbone, form: Classifier | PartialModel, layers: Sequence[tuple[str, float]]
+        self, backbone: Backbone, predictor: Classifier | PartialModel, layers: Sequence[tuple[str, float]]
     ) -> None:
         super().__init__()
         self._backbone = backbone
         self._layers = backbone.resolve_layers([name for name, _ in layers])
         self._axes = backbone.network.axes
         self.backbone = backbone.module
-        self.head = head_module(form)
+        self.head = head_module(predictor)
         self.scales = [scale for _, scale in layers]
-        self.classes = form.classes
+        self.classes = predictor.classes
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -67,13 +67,13 @@ class EndToEnd(nn.Module):
 class Votes(nn.Module):
     """The nearest stored vectors vote, as in `featcache.heads.knn`; logits are log-probabilities."""
 
-    def __init__(self, form: NeighbourForm) -> None:
+    def __init__(self, predictor: KnnPredictor) -> None:
         super().__init__()
-        self.k, self.count = form.k, len(form.classes)
+        self.k, self.count = predictor.k, len(predictor.classes)
         self.vectors: Tensor
         self.numbers: Tensor
-        self.register_buffer("vectors", torch.from_numpy(form.vectors))
-        self.register_buffer("numbers", torch.from_numpy(form.numbers))
+        self.register_buffer("vectors", torch.from_numpy(predictor.vectors))
+        self.register_buffer("numbers", torch.from_numpy(predictor.numbers))
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, d) vectors to logits (n, k)."""
@@ -84,16 +84,16 @@ class Votes(nn.Module):
         return torch.log(votes / votes.sum(1, keepdim=True))
 
 
-def head_module(form: Classifier | PartialModel) -> nn.Module:
+def head_module(predictor: Classifier | PartialModel) -> nn.Module:
     """A head as a module from vectors, or activations flattened, (n, d) float32 to logits (n, k)."""
-    if isinstance(form, PartialModel):
+    if isinstance(predictor, PartialModel):
         # A copy: whoever trains the module on, or moves it, leaves the head as it is.
-        return copy.deepcopy(form.module).requires_grad_(True)
-    if isinstance(form, NeighbourForm):
-        return Votes(form)
-    if isinstance(form, LinearForm):
-        return _linear(form.weight, form.bias)
-    first, *others = (_linear(weight, bias) for weight, bias in zip(form.weights, form.biases, strict=True))
+        return copy.deepcopy(predictor.module).requires_grad_(True)
+    if isinstance(predictor, KnnPredictor):
+        return Votes(predictor)
+    if isinstance(predictor, LinearPredictor):
+        return _linear(predictor.weight, predictor.bias)
+    first, *others = (_linear(weight, bias) for weight, bias in zip(predictor.weights, predictor.biases, strict=True))
     return nn.Sequential(first, *(module for layer in others for module in (nn.ReLU(), layer)))
 
 

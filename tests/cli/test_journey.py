@@ -253,7 +253,7 @@ def test_hidden_layers_are_for_the_head_that_has_them(trained, tmp_path, run, ca
     code, report = run("train", store, "-o", head, "--head", "mlp", "--hidden", "8,4", "--dropout", "0.1")
     assert (code, report["head"]) == (0, "mlp")
     assert report["chosen"].keys() == {"weight_decay", "epochs"}
-    assert [weight.shape for weight in fc.load(head).form.weights] == [(8, 1280), (4, 8), (2, 4)]
+    assert [weight.shape for weight in fc.load(head).predictor.weights] == [(8, 1280), (4, 8), (2, 4)]
     assert run("evaluate", head, store)[1]["accuracy"] == report["score"]["accuracy"]
     capsys.readouterr()
     assert main(["train", str(store), "-o", str(tmp_path / "n.fch"), "--hidden", "8"]) == 2

@@ -128,7 +128,7 @@ FILES = st.lists(
 @given(FILES, st.integers(1, 3), st.integers(0, 9))
 def test_drawn_pairs_come_back_from_their_file(tmp_path_factory, files: list, folds: int, seed: int) -> None:
     """Whatever the images are called, numbers alone among them."""
-    uris = [form.format(p=person, k=k) for k, (person, form) in enumerate(files)]
+    uris = [predictor.format(p=person, k=k) for k, (person, predictor) in enumerate(files)]
     labels = [person for person, _ in files]
     if len(set(labels)) < 6 or min(map(labels.count, labels)) < 3:
         return

@@ -195,10 +195,10 @@ def test_tune_then_answers_as_the_head_on_all_learned_items(solved: Path) -> Non
     made = tune(solved, "body.0", views=2, schedule=schedule, backbone=tiny_backbone(), progress=False)
     assert made.chosen["epoch"] == 0
     assert made.chosen["output_C"] == head.chosen["C"]
-    form = made.form
-    assert isinstance(form, PartialModel)
+    predictor = made.predictor
+    assert isinstance(predictor, PartialModel)
     frozen = tiny_backbone().module.state_dict()
-    assert all(torch.equal(torch.from_numpy(np.array(t)), frozen[name]) for name, t in form.tensors.items())
+    assert all(torch.equal(torch.from_numpy(np.array(t)), frozen[name]) for name, t in predictor.tensors.items())
     X = fc.open(solved).arrays(layers="stem:none", views=False)[0]
     np.testing.assert_allclose(made.predict_proba_vectors(X.reshape(len(X), -1)), expected, atol=2e-3)
 

@@ -86,9 +86,11 @@ def test_it_answers_as_torch_does(hues: Path, trained: Bundle, tmp_path: Path) -
     backbone = colour_blind()
     pixels = np.stack([backbone.prepare(backbone.decode(path.read_bytes())) for path in paths])
     x = (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
-    form: Any = trained.form
+    predictor: Any = trained.predictor
     with torch.no_grad():
-        expected = (module(x) @ torch.from_numpy(form.weight).T + torch.from_numpy(form.bias)).softmax(1).numpy()
+        expected = (
+            (module(x) @ torch.from_numpy(predictor.weight).T + torch.from_numpy(predictor.bias)).softmax(1).numpy()
+        )
     got = answers(trained, paths, backbone)
     np.testing.assert_allclose(got, expected, atol=1e-5)
     with torch.no_grad():

@@ -34,7 +34,7 @@ def test_killed_it_goes_on_to_the_same_bundle(tmp_path: Path) -> None:
     assert (broken / "curve.json").read_text() == (whole / "curve.json").read_text()
     a, b = Bundle.load(whole / "a.fch"), Bundle.load(broken / "a.fch")
     assert learned(a) == learned(b)
-    assert a.form.weight.tobytes() == b.form.weight.tobytes()  # type: ignore[union-attr]
+    assert a.predictor.weight.tobytes() == b.predictor.weight.tobytes()  # type: ignore[union-attr]
     assert (whole / "c.ckpt").exists()  # until whoever made the bundle has saved it
     with pytest.raises(UsageError, match=r'task\.init was "pretrained" and is now null'):
         tune(

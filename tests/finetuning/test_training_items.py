@@ -18,7 +18,7 @@ from featcache.backbones import tiny_backbone
 from featcache.core.errors import UsageError
 from featcache.core.progress import Silent
 from featcache.finetuning.batches import CachedBatches, activations_in_order, batch_count, shuffled
-from featcache.finetuning.linear_probe import linear_form, linear_probe_init, refit, temper
+from featcache.finetuning.linear_probe import linear_predictor, linear_probe_init, refit, temper
 from featcache.finetuning.schedule import network_stages
 from featcache.finetuning.validation import class_numbers, contents, items_digest, validation_rows
 from featcache.heads import make_head
@@ -193,8 +193,8 @@ def test_the_output_begins_as_the_path_solver_ends() -> None:
     rows = np.arange(5, 60)
     output, chosen = linear_probe_init(lambda at: X[at], given, rows, 0, Silent())
     path = make_head("softmax", 0, "classify").fit(X[rows], given.y[rows], groups=given.units[rows])
-    form = linear_form(output, ("a", "b"))
-    np.testing.assert_allclose(form.probabilities(X), path.predict_proba(X), atol=1e-6)
+    predictor = linear_predictor(output, ("a", "b"))
+    np.testing.assert_allclose(predictor.probabilities(X), path.predict_proba(X), atol=1e-6)
     assert chosen == {f"output_{name}": value for name, value in path.chosen_.items()}
     assert output.weight.requires_grad
 
@@ -209,7 +209,7 @@ def test_refitted_it_is_the_head_of_train() -> None:
     assert temperature == head.report["calibration"]["temperature"] != 1
     assert chosen == {f"output_{name}": value for name, value in head.chosen.items()}
     np.testing.assert_allclose(
-        linear_form(output, ("a", "b")).probabilities(X), head.predict_proba_vectors(X), atol=1e-6
+        linear_predictor(output, ("a", "b")).probabilities(X), head.predict_proba_vectors(X), atol=1e-6
     )
 
 

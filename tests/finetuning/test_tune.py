@@ -61,11 +61,11 @@ def run(store: Path, layer: str = "body.0", **options: Any) -> Bundle:
 
 
 def bits(bundle: Bundle) -> dict[str, bytes]:
-    form = bundle.form
-    assert isinstance(form, PartialModel)
-    return {name: t.tobytes() for name, t in form.tensors.items()} | {
-        "weight": form.output.weight.tobytes(),
-        "bias": form.output.bias.tobytes(),
+    predictor = bundle.predictor
+    assert isinstance(predictor, PartialModel)
+    return {name: t.tobytes() for name, t in predictor.tensors.items()} | {
+        "weight": predictor.output.weight.tobytes(),
+        "bias": predictor.output.bias.tobytes(),
     }
 
 
@@ -76,15 +76,17 @@ def pictures(store: Path) -> list[Path]:
 
 def by_hand(bundle: Bundle, paths: list[Path]) -> torch.Tensor:
     """Probabilities by the network with the trained tensors in the places of its own."""
-    form = bundle.form
-    assert isinstance(form, PartialModel)
+    predictor = bundle.predictor
+    assert isinstance(predictor, PartialModel)
     module = copy.deepcopy(BACKBONE.module)
-    module.load_state_dict({name: torch.from_numpy(np.array(t)) for name, t in form.tensors.items()}, strict=False)
+    module.load_state_dict({name: torch.from_numpy(np.array(t)) for name, t in predictor.tensors.items()}, strict=False)
     module.eval()
     pixels = np.stack([BACKBONE.prepare(BACKBONE.decode(path.read_bytes())) for path in paths])
     x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
     with torch.no_grad():
-        scores = module((x - 0.5) / 0.5) @ torch.from_numpy(form.output.weight).T + torch.from_numpy(form.output.bias)
+        scores = module((x - 0.5) / 0.5) @ torch.from_numpy(predictor.output.weight).T + torch.from_numpy(
+            predictor.output.bias
+        )
     return scores.softmax(1)
 
 

@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from featcache.core.errors import UsageError
 from featcache.heads import make_head
 from featcache.heads.multilabel import SigmoidPathClassifier
-from featcache.heads.predictors import linear_form
+from featcache.heads.predictors import linear_predictor
 from featcache.metrics import multilabel
 from featcache.metrics.multilabel import binary_losses
 
@@ -80,11 +80,11 @@ def test_few_groups_mean_few_folds() -> None:
 def test_the_linear_form_has_a_sigmoid() -> None:
     X, Y = problem()
     head = SigmoidPathClassifier().fit(X, Y)
-    form = linear_form(head)
-    assert form.link == "sigmoid"
-    np.testing.assert_allclose(form.probabilities(X), head.predict_proba(X), atol=1e-5)
-    assert (form.predict(X) == head.predict(X)).all()
-    large = form.probabilities(X * 1e6)
+    predictor = linear_predictor(head)
+    assert predictor.link == "sigmoid"
+    np.testing.assert_allclose(predictor.probabilities(X), head.predict_proba(X), atol=1e-5)
+    assert (predictor.predict(X) == head.predict(X)).all()
+    large = predictor.probabilities(X * 1e6)
     assert large is not None
     assert np.isfinite(large).all()
 

@@ -25,7 +25,7 @@ from sklearn.svm import SVC, LinearSVC
 
 from featcache.core.errors import BundleError
 from featcache.heads import HEADS, make_head
-from featcache.heads.predictors import linear_form
+from featcache.heads.predictors import linear_predictor
 from featcache.heads.serialise import export_predictor
 from tests.heads.test_heads import gaussians
 
@@ -66,12 +66,12 @@ NONE = {
 def test_probabilities_are_equal(name: str, k: int) -> None:
     X, y = gaussians(120, k)
     fitted = SOFTMAX[name].fit(X, y)
-    form = linear_form(fitted)
-    assert (form.link, form.classes, form.weight.shape) == ("softmax", tuple(fitted.classes_), (k, 6))
-    assert form.weight.dtype == form.bias.dtype == np.float32
-    p = form.probabilities(X)
+    predictor = linear_predictor(fitted)
+    assert (predictor.link, predictor.classes, predictor.weight.shape) == ("softmax", tuple(fitted.classes_), (k, 6))
+    assert predictor.weight.dtype == predictor.bias.dtype == np.float32
+    p = predictor.probabilities(X)
     np.testing.assert_allclose(p, fitted.predict_proba(X), atol=1e-5)
-    assert form.predict(X).tolist() == fitted.predict(X).tolist()
+    assert predictor.predict(X).tolist() == fitted.predict(X).tolist()
 
 
 @pytest.mark.parametrize("k", [2, 3])
@@ -80,9 +80,9 @@ def test_cross_validated_logistic_regression(k: int) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of coming changes in its options
         fitted = LogisticRegressionCV(Cs=3, cv=3).fit(X, y)
-    form = linear_form(fitted)
-    np.testing.assert_allclose(form.probabilities(X), fitted.predict_proba(X), atol=1e-5)
-    assert form.predict(X).tolist() == fitted.predict(X).tolist()
+    predictor = linear_predictor(fitted)
+    np.testing.assert_allclose(predictor.probabilities(X), fitted.predict_proba(X), atol=1e-5)
+    assert predictor.predict(X).tolist() == fitted.predict(X).tolist()
 
 
 @pytest.mark.parametrize("k", [2, 3])
@@ -90,11 +90,11 @@ def test_cross_validated_logistic_regression(k: int) -> None:
 def test_labels_are_equal_where_there_are_no_probabilities(name: str, k: int) -> None:
     X, y = gaussians(120, k, spread=0.6)
     fitted = MARGIN[name].fit(X, y)
-    form = linear_form(fitted)
-    assert form.link == "margin"
-    assert form.probabilities(X) is None
-    assert form.predict(X).tolist() == fitted.predict(X).tolist()
-    assert len(set(form.predict(X))) == k
+    predictor = linear_predictor(fitted)
+    assert predictor.link == "margin"
+    assert predictor.probabilities(X) is None
+    assert predictor.predict(X).tolist() == fitted.predict(X).tolist()
+    assert len(set(predictor.predict(X))) == k
 
 
 @pytest.mark.parametrize("k", [2, 3])
@@ -102,9 +102,9 @@ def test_labels_are_equal_where_there_are_no_probabilities(name: str, k: int) ->
 def test_our_heads_have_one_or_another_form(name: str, k: int) -> None:
     X, y = gaussians(120, k)
     fitted = make_head(name).fit(X, y)
-    form = export_predictor(fitted)
-    np.testing.assert_allclose(form.probabilities(X), fitted.predict_proba(X), atol=1e-5)
-    assert form.predict(X).tolist() == fitted.predict(X).tolist()
+    predictor = export_predictor(fitted)
+    np.testing.assert_allclose(predictor.probabilities(X), fitted.predict_proba(X), atol=1e-5)
+    assert predictor.predict(X).tolist() == fitted.predict(X).tolist()
 
 
 @pytest.mark.parametrize(("strategy", "k"), [("ovr", 3), ("multinomial", 2)])
@@ -113,19 +113,19 @@ def test_probabilities_that_are_no_softmax_of_the_scores_are_left_out(strategy: 
     X, y = gaussians(120, k)
     fitted = LogisticRegression().fit(X, y)
     fitted.multi_class = strategy
-    assert linear_form(fitted).link == "margin"
+    assert linear_predictor(fitted).link == "margin"
 
 
 def test_labels_become_text() -> None:
     X, y = gaussians(60)
-    form = linear_form(LogisticRegression().fit(X, np.unique(y, return_inverse=True)[1]))
-    assert form.classes == ("0", "1", "2")
+    predictor = linear_predictor(LogisticRegression().fit(X, np.unique(y, return_inverse=True)[1]))
+    assert predictor.classes == ("0", "1", "2")
 
 
 def test_probabilities_of_large_scores_are_finite() -> None:
     X, y = gaussians(60)
-    form = linear_form(LogisticRegression().fit(X, y))
-    p = form.probabilities(X * 1e6)
+    predictor = linear_predictor(LogisticRegression().fit(X, y))
+    p = predictor.probabilities(X * 1e6)
     assert p is not None
     np.testing.assert_allclose(p.sum(1), 1)
 
@@ -135,7 +135,7 @@ def test_what_has_none_says_what_is_supported(name: str) -> None:
     fitted = NONE[name].fit(*gaussians(60))
     for estimator in (fitted, make_pipeline(StandardScaler(), NONE[name]).fit(*gaussians(60))):
         with pytest.raises(BundleError, match=f"A {name} trains and scores, but.*LogisticRegression.*PCA"):
-            linear_form(estimator)
+            linear_predictor(estimator)
 
 
 CLIPPING = [MinMaxScaler(clip=True)]
@@ -147,7 +147,7 @@ if "clip" in MaxAbsScaler().get_params():  # an option of newer versions of scik
 def test_a_step_that_is_not_affine_is_named(step: Any) -> None:
     fitted = make_pipeline(step, LogisticRegression(max_iter=2000)).fit(*gaussians(60))
     with pytest.raises(BundleError, match=f"A pipeline with {type(step).__name__}.*StandardScaler"):
-        linear_form(fitted)
+        linear_predictor(fitted)
 
 
 def test_a_linear_regression_of_numbers_is_no_classifier() -> None:
@@ -155,12 +155,12 @@ def test_a_linear_regression_of_numbers_is_no_classifier() -> None:
 
     X, _ = gaussians(60)
     with pytest.raises(BundleError, match="LinearRegression"):
-        linear_form(LinearRegression().fit(X, X[:, 0]))
+        linear_predictor(LinearRegression().fit(X, X[:, 0]))
 
 
 @pytest.mark.parametrize("k", [2, 3])
 @pytest.mark.parametrize("name", sorted(set(HEADS) - {"knn", "mlp"}))
 def test_the_order_in_memory_is_that_of_a_file(name: str, k: int) -> None:
     # A bundle read back has its rows in order; BLAS may round another order otherwise.
-    form = linear_form(make_head(name).fit(*gaussians(60, k)))
-    assert form.weight.flags["C_CONTIGUOUS"]
+    predictor = linear_predictor(make_head(name).fit(*gaussians(60, k)))
+    assert predictor.weight.flags["C_CONTIGUOUS"]

@@ -95,10 +95,10 @@ def test_one_seed_gives_one_head(fitted, learned) -> None:
 
 
 def test_the_form_embeds_as_the_head(fitted, unseen) -> None:
-    form = fitted.form()
-    np.testing.assert_array_equal(form.embed(unseen[0]), fitted.transform(unseen[0]))
-    assert form.classes == tuple(str(k) for k in range(40))
-    assert form.calibration is None
+    predictor = fitted.predictor()
+    np.testing.assert_array_equal(predictor.embed(unseen[0]), fitted.transform(unseen[0]))
+    assert predictor.classes == tuple(str(k) for k in range(40))
+    assert predictor.calibration is None
 
 
 def test_more_numbers_than_vectors() -> None:

@@ -108,7 +108,7 @@ def _repeatably() -> None:
 
     numbers = itertools.count(1)
     uuid.uuid4 = lambda: uuid.UUID(int=next(numbers) << 64, version=4)
-    time.strftime = lambda form: "20260101-000000"
+    time.strftime = lambda predictor: "20260101-000000"
     time.time_ns = lambda: 1_767_225_600_000_000_000  # of this a shard has its number, or one more than the last one
     for name, module in list(sys.modules.items()):
         if name.startswith("featcache.store.") and getattr(module, "datetime", None) is datetime:

@@ -14,9 +14,9 @@ from sklearn.ensemble import RandomForestClassifier
 
 import featcache as fc
 from featcache.core.errors import BundleError, RecipeMismatchError, StoreFormatError, UsageError
-from featcache.heads.knn import NeighbourForm, normalised
-from featcache.heads.matching import MatchingForm
-from featcache.heads.predictors import LinearForm
+from featcache.heads.knn import KnnPredictor, normalised
+from featcache.heads.matching import MatchingPredictor
+from featcache.heads.predictors import LinearPredictor
 from featcache.metrics.likelihood_ratio import Calibration
 from featcache.training.bundle import Bundle
 from featcache.training.dataset import LayerUse
@@ -28,13 +28,15 @@ CLASSES = ("ant", "bee", "čmelák")
 def made(link: str = "softmax", known: bool = True) -> Bundle:
     """A bundle for vectors (n, 8) of two layers."""
     rng = np.random.default_rng(0)
-    form = LinearForm(rng.normal(size=(3, 8)).astype(np.float32), rng.normal(size=3).astype(np.float32), CLASSES, link)
+    predictor = LinearPredictor(
+        rng.normal(size=(3, 8)).astype(np.float32), rng.normal(size=3).astype(np.float32), CLASSES, link
+    )
     return Bundle(
         head="logreg",
         classes=CLASSES,
         layers=(LayerUse("body:mean", (5,), 0.37), LayerUse("pooled", (3,), 2.5)),
         recipe=recipe() if known else None,
-        form=form,
+        predictor=predictor,
         trained_on=np.frombuffer(b"".join(sorted(keys(4))), np.uint8).reshape(-1, 32),
         fitted_on=6,
         chosen={"C": 0.1},
@@ -86,7 +88,7 @@ def votes() -> Bundle:
     bundle, rng = made(), np.random.default_rng(1)
     vectors = normalised(rng.normal(size=(12, 8)).astype(np.float32))
     vectors[5] = 0
-    bundle.form = NeighbourForm(vectors, np.arange(12) % 3, 4, CLASSES)
+    bundle.predictor = KnnPredictor(vectors, np.arange(12) % 3, 4, CLASSES)
     return bundle
 
 
@@ -99,7 +101,7 @@ def test_neighbours_come_back_bit_for_bit(tmp_path: Path) -> None:
     assert again is not None
     assert p.tobytes() == again.tobytes()
     assert back.predict_vectors(values(20)).tolist() == np.array(CLASSES)[p.argmax(1)].tolist()
-    assert back.form.k == 4  # type: ignore[union-attr]
+    assert back.predictor.k == 4  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
@@ -150,7 +152,7 @@ def matching(projects: bool = True, calibrated: bool = True) -> Bundle:
     bundle, rng = made(), np.random.default_rng(2)
     mean, projection = rng.normal(size=8).astype(np.float32), rng.normal(size=(4, 8)).astype(np.float32)
     calibration = Calibration(8.25, -3.1, 0.1 + 0.2, 1e-3) if calibrated else None
-    bundle.form = MatchingForm(mean, projection if projects else None, calibration, CLASSES)
+    bundle.predictor = MatchingPredictor(mean, projection if projects else None, calibration, CLASSES)
     return bundle
 
 
@@ -230,16 +232,16 @@ def test_heads_of_the_two_kinds_are_not_taken_for_each_other() -> None:
 
 def test_each_layer_is_divided_by_its_scale() -> None:
     bundle, X = made(), values(4)
-    assert bundle.form is not None
+    assert bundle.predictor is not None
     by_hand = np.hstack([X[:, :5] / np.float32(0.37), X[:, 5:] / np.float32(2.5)])
     np.testing.assert_array_equal(bundle.scaled(X), by_hand)
-    np.testing.assert_array_equal(bundle.predict_proba_vectors(X), bundle.form.probabilities(by_hand))
+    np.testing.assert_array_equal(bundle.predict_proba_vectors(X), bundle.predictor.probabilities(by_hand))
 
 
 def test_saving_again_replaces_the_bundle(saved: Path) -> None:
     other = made("margin")
     other.save(saved)
-    assert Bundle.load(saved).form.link == "margin"  # type: ignore[union-attr]
+    assert Bundle.load(saved).predictor.link == "margin"  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("content", [b"", b"notes of last summer", pickle.dumps({"a": 1})])
@@ -437,7 +439,7 @@ def test_an_estimator_without_linear_form_predicts_and_is_not_saved(tmp_path: Pa
     X = values(30)
     y = np.array(CLASSES)[np.arange(30) % 3]
     bundle = made()
-    bundle.form, bundle.estimator = None, RandomForestClassifier(5, random_state=0).fit(bundle.scaled(X), y)
+    bundle.predictor, bundle.estimator = None, RandomForestClassifier(5, random_state=0).fit(bundle.scaled(X), y)
     assert (bundle.predict_vectors(X) == y).mean() > 0.5
     assert bundle.predict_proba_vectors(X).shape == (30, 3)  # type: ignore[union-attr]
     with pytest.raises(BundleError, match=r"RandomForestClassifier.*Supported are"):

@@ -348,8 +348,8 @@ def test_one_layer_is_left_as_it_is(store: Path) -> None:
 
 def test_training_again_gives_the_same_head(store: Path) -> None:
     first, second = train(store), train(store)
-    np.testing.assert_array_equal(first.form.weight, second.form.weight)  # type: ignore[union-attr]
-    np.testing.assert_array_equal(first.form.bias, second.form.bias)  # type: ignore[union-attr]
+    np.testing.assert_array_equal(first.predictor.weight, second.predictor.weight)  # type: ignore[union-attr]
+    np.testing.assert_array_equal(first.predictor.bias, second.predictor.bias)  # type: ignore[union-attr]
 
 
 def test_an_estimator_that_cannot_be_saved_trains_and_scores(store: Path, tmp_path: Path) -> None:
@@ -405,7 +405,7 @@ def test_class_weights_reach_the_head(store: Path) -> None:
     # A temperature for the shares of the classes as they are would undo the weights.
     assert (plain.report["calibration"] is None, given.report["calibration"] is None) == (False, True)
     X, _, _ = fc.open(store).arrays(layers="pooled")
-    assert not np.array_equal(plain.form.weight, given.form.weight)  # type: ignore[union-attr]
+    assert not np.array_equal(plain.predictor.weight, given.predictor.weight)  # type: ignore[union-attr]
     # The classes are far apart; a strong penalty leaves doubt, and the weights decide on which side.
     doubtful = SoftmaxPathClassifier(Cs=[1e-5])
     cats = [
@@ -480,7 +480,7 @@ def test_softmax_is_calibrated_by_its_own_folds(tmp_path: Path, head: Any) -> No
     assert abs(temperature - 1) > 0.01
     if head != "softmax":
         assert temperature > 1.2
-    np.testing.assert_allclose(bundle.form.weight * temperature, alone.coef_, rtol=1e-4, atol=1e-6)  # type: ignore[union-attr]
+    np.testing.assert_allclose(bundle.predictor.weight * temperature, alone.coef_, rtol=1e-4, atol=1e-6)  # type: ignore[union-attr]
 
 
 def test_other_heads_are_not_calibrated(store: Path) -> None:

@@ -15,7 +15,7 @@ from featcache.backbones import tiny_backbone
 from featcache.backbones.registry import with_weights
 from featcache.backbones.weights import digest_of
 from featcache.core.errors import BundleError, FeatcacheError, RecipeMismatchError, WeightsError
-from featcache.heads.predictors import LinearForm
+from featcache.heads.predictors import LinearPredictor
 from featcache.training.bundle import Bundle
 from featcache.training.dataset import LayerUse
 from featcache.training.suffix import PartialModel, pack, unpack
@@ -32,9 +32,9 @@ def state(seed: int, prefix: str = "") -> dict[str, np.ndarray]:
     return {name: t.numpy().copy() for name, t in module.state_dict().items() if name.startswith(prefix)}
 
 
-def output(width: int = 16) -> LinearForm:
+def output(width: int = 16) -> LinearPredictor:
     rng = np.random.default_rng(0)
-    return LinearForm(
+    return LinearPredictor(
         rng.normal(size=(3, width)).astype(np.float32), rng.normal(size=3).astype(np.float32), CLASSES, "softmax"
     )
 
@@ -42,10 +42,10 @@ def output(width: int = 16) -> LinearForm:
 def suffix() -> Bundle:
     """A bundle of the layers from ``body`` on."""
     backbone = tiny_backbone()
-    form = PartialModel("body", SHAPE, state(1, "body"), output(), backbone.recipe, backbone)
+    predictor = PartialModel("body", SHAPE, state(1, "body"), output(), backbone.recipe, backbone)
     return Bundle(
-        head="tune", classes=CLASSES, layers=(LayerUse("stem:none", SHAPE, 1.0),), recipe=backbone.recipe, form=form,
-        trained_on=np.zeros((1, 32), np.uint8),
+        head="tune", classes=CLASSES, layers=(LayerUse("stem:none", SHAPE, 1.0),), recipe=backbone.recipe,
+        predictor=predictor, trained_on=np.zeros((1, 32), np.uint8),
     )  # fmt: skip
 
 
@@ -54,7 +54,7 @@ def whole() -> Bundle:
     weights = state(1)
     recipe = with_weights(tiny_backbone(), weights).recipe
     return Bundle(
-        head="finetune", classes=CLASSES, layers=(LayerUse("pooled", (16,), 1.0),), recipe=recipe, form=output(),
+        head="finetune", classes=CLASSES, layers=(LayerUse("pooled", (16,), 1.0),), recipe=recipe, predictor=output(),
         trained_on=np.zeros((1, 32), np.uint8), weights=weights,
     )  # fmt: skip
 
@@ -219,20 +219,20 @@ def test_own_weights_leave_the_backbone_as_it_is() -> None:
 
 
 def test_a_suffix_packs_and_unpacks() -> None:
-    form = suffix().form
-    assert isinstance(form, PartialModel)
-    arrays, values = pack(form)
-    back = unpack(arrays | {"trained_on": np.zeros((0, 32), np.uint8)}, values, CLASSES, SHAPE, form.recipe)
+    predictor = suffix().predictor
+    assert isinstance(predictor, PartialModel)
+    arrays, values = pack(predictor)
+    back = unpack(arrays | {"trained_on": np.zeros((0, 32), np.uint8)}, values, CLASSES, SHAPE, predictor.recipe)
     assert (back.layer, back.shape, back.classes, back.link) == ("body", SHAPE, CLASSES, "softmax")
-    assert {n: t.tobytes() for n, t in back.tensors.items()} == {n: t.tobytes() for n, t in form.tensors.items()}
+    assert {n: t.tobytes() for n, t in back.tensors.items()} == {n: t.tobytes() for n, t in predictor.tensors.items()}
     X = np.random.default_rng(0).normal(size=(70, 8 * 16 * 16)).astype(np.float32)
-    np.testing.assert_allclose(form.scores(X)[33:35], form.scores(X[33:35]), rtol=1e-5, atol=1e-5)
-    assert form.scores(X[:0]).shape == (0, 3)
-    np.testing.assert_allclose(form.with_temperature(2.0).scores(X), form.scores(X) / 2, rtol=1e-4, atol=1e-4)
-    assert form.predict(X).tolist() == np.array(CLASSES)[form.probabilities(X).argmax(1)].tolist()
+    np.testing.assert_allclose(predictor.scores(X)[33:35], predictor.scores(X[33:35]), rtol=1e-5, atol=1e-5)
+    assert predictor.scores(X[:0]).shape == (0, 3)
+    np.testing.assert_allclose(predictor.with_temperature(2.0).scores(X), predictor.scores(X) / 2, rtol=1e-4, atol=1e-4)
+    assert predictor.predict(X).tolist() == np.array(CLASSES)[predictor.probabilities(X).argmax(1)].tolist()
     with torch.inference_mode():
         module = tiny_backbone(1).module
         by_hand = module.pool(module.body(torch.from_numpy(X).reshape(-1, *SHAPE)))
     np.testing.assert_allclose(
-        form.scores(X), by_hand.numpy() @ output().weight.T + output().bias, rtol=1e-4, atol=1e-4
+        predictor.scores(X), by_hand.numpy() @ output().weight.T + output().bias, rtol=1e-4, atol=1e-4
     )

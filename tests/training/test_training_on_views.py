@@ -18,8 +18,8 @@ import featcache as fc
 from featcache.backbones import tiny_backbone
 from featcache.core.errors import MissingVectorsError, UnknownNameError
 from featcache.heads import make_head
-from featcache.heads.knn import NeighbourForm
-from featcache.heads.predictors import LinearForm
+from featcache.heads.knn import KnnPredictor
+from featcache.heads.predictors import LinearPredictor
 from featcache.heads.serialise import export_predictor
 from featcache.metrics import splits
 from featcache.metrics.calibration import held_out_temperature
@@ -75,15 +75,15 @@ def test_a_head_is_the_one_fitted_on_all_views_of_the_training_part(store: Path,
     bundle = train(store, head)
     X, y, items = learned_rows(store)
     expected = make_head(head, 0).fit(X, y, groups=splits.units(items))
-    form, calibration = export_predictor(expected), bundle.report["calibration"]
-    if isinstance(bundle.form, LinearForm):
-        assert isinstance(form, LinearForm)
+    predictor, calibration = export_predictor(expected), bundle.report["calibration"]
+    if isinstance(bundle.predictor, LinearPredictor):
+        assert isinstance(predictor, LinearPredictor)
         temperature = 1.0 if calibration is None else calibration["temperature"]
-        np.testing.assert_allclose(bundle.form.weight * temperature, form.weight, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(bundle.predictor.weight * temperature, predictor.weight, rtol=1e-4, atol=1e-6)
     else:
-        assert isinstance(bundle.form, NeighbourForm)
-        assert isinstance(form, NeighbourForm)
-        np.testing.assert_array_equal(bundle.form.vectors, form.vectors)
+        assert isinstance(bundle.predictor, KnnPredictor)
+        assert isinstance(predictor, KnnPredictor)
+        np.testing.assert_array_equal(bundle.predictor.vectors, predictor.vectors)
         assert bundle.report["chosen_by"] == "leaving out one group"
     assert bundle.chosen == expected.chosen_
     assert bundle.fitted_on == len(bundle.trained_on) == len(X) / K
@@ -125,11 +125,11 @@ def test_the_first_view_alone_is_as_if_no_other_were_stored(store: Path) -> None
     assert "views" not in first.report["score"]["protocol"]
     X, y, items = learned_rows(store)
     expected = make_head("softmax", 0).fit(X[::K], y[::K], groups=splits.units(items[::K]))
-    form = export_predictor(expected)
-    assert isinstance(form, LinearForm)
-    assert isinstance(first.form, LinearForm)
+    predictor = export_predictor(expected)
+    assert isinstance(predictor, LinearPredictor)
+    assert isinstance(first.predictor, LinearPredictor)
     temperature = first.report["calibration"]["temperature"]
-    np.testing.assert_allclose(first.form.weight * temperature, form.weight, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(first.predictor.weight * temperature, predictor.weight, rtol=1e-4, atol=1e-6)
     with pytest.raises(UnknownNameError, match="views"):
         train(store, views="second")
 
@@ -163,10 +163,10 @@ def test_several_labels_an_item(tmp_path: Path, draw_images: Callable[..., Path]
     bundle = train(store, task="multilabel")
     X, y, items = learned_rows(store)
     Y = np.array([[label in text.split("|") for label in bundle.classes] for text in y])
-    form = export_predictor(make_head("softmax", 0, "multilabel").fit(X, Y, groups=splits.units(items)))
-    assert isinstance(form, LinearForm)
-    assert isinstance(bundle.form, LinearForm)
-    np.testing.assert_allclose(bundle.form.weight, form.weight, rtol=1e-4, atol=1e-6)
+    predictor = export_predictor(make_head("softmax", 0, "multilabel").fit(X, Y, groups=splits.units(items)))
+    assert isinstance(predictor, LinearPredictor)
+    assert isinstance(bundle.predictor, LinearPredictor)
+    np.testing.assert_allclose(bundle.predictor.weight, predictor.weight, rtol=1e-4, atol=1e-6)
 
 
 def test_views_are_read_in_any_order(store: Path) -> None:

@@ -12,18 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featcache.core.errors import BundleError
-from featcache.heads.predictors import MLPForm
+from featcache.heads.predictors import MLPPredictor
 from featcache.heads.serialise import PERCEPTRON, pack, unpack
 from featcache.training.to_torch import head_module
 
 CLASSES = ("a", "b", "c")
 
 
-def perceptron(*hidden: int, d: int = 6, seed: int = 0) -> MLPForm:
+def perceptron(*hidden: int, d: int = 6, seed: int = 0) -> MLPPredictor:
     rng = np.random.default_rng(seed)
     widths = [d, *hidden, len(CLASSES)]
     pairs = list(pairwise(widths))
-    return MLPForm(
+    return MLPPredictor(
         tuple(rng.normal(size=(b, a)).astype(np.float32) for a, b in pairs),
         tuple(rng.normal(size=b).astype(np.float32) for _, b in pairs),
         CLASSES,
@@ -32,46 +32,46 @@ def perceptron(*hidden: int, d: int = 6, seed: int = 0) -> MLPForm:
 
 @pytest.mark.parametrize("hidden", [(5,), (7, 4), (3, 1, 8)])
 def test_against_torch(hidden: tuple[int, ...]) -> None:
-    form, X = perceptron(*hidden), np.random.default_rng(1).normal(size=(9, 6)).astype(np.float32)
+    predictor, X = perceptron(*hidden), np.random.default_rng(1).normal(size=(9, 6)).astype(np.float32)
     z = torch.from_numpy(X).double()
-    for place, (weight, bias) in enumerate(zip(form.weights, form.biases, strict=True)):
+    for place, (weight, bias) in enumerate(zip(predictor.weights, predictor.biases, strict=True)):
         z = torch.nn.functional.linear(
             z.relu() if place else z, torch.from_numpy(weight).double(), torch.from_numpy(bias).double()
         )
-    np.testing.assert_allclose(form.scores(X), z.numpy(), atol=1e-12)
-    p = form.probabilities(X)
+    np.testing.assert_allclose(predictor.scores(X), z.numpy(), atol=1e-12)
+    p = predictor.probabilities(X)
     assert p.dtype == np.float64
     np.testing.assert_allclose(p, z.softmax(1).numpy(), atol=1e-12)
-    assert form.predict(X).tolist() == [CLASSES[i] for i in z.argmax(1)]
+    assert predictor.predict(X).tolist() == [CLASSES[i] for i in z.argmax(1)]
 
 
 @pytest.mark.parametrize("hidden", [(5,), (7, 4)])
 def test_as_a_module(hidden: tuple[int, ...]) -> None:
-    form, X = perceptron(*hidden), np.random.default_rng(1).normal(size=(9, 6)).astype(np.float32)
-    module = head_module(form)
+    predictor, X = perceptron(*hidden), np.random.default_rng(1).normal(size=(9, 6)).astype(np.float32)
+    module = head_module(predictor)
     assert [type(part).__name__ for part in module.children()] == ["Linear", *["ReLU", "Linear"] * len(hidden)]
     with torch.no_grad():
-        np.testing.assert_allclose(module(torch.from_numpy(X)).numpy(), form.scores(X), rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(module(torch.from_numpy(X)).numpy(), predictor.scores(X), rtol=1e-5, atol=1e-5)
 
 
 @given(st.floats(0.01, 100), st.integers(0, 99))
 def test_a_temperature_divides_the_scores_and_changes_no_label(temperature: float, seed: int) -> None:
-    form, X = perceptron(5, seed=seed), np.random.default_rng(seed).normal(size=(9, 6)).astype(np.float32)
-    cooled = form.with_temperature(temperature)
-    np.testing.assert_allclose(cooled.scores(X), form.scores(X) / temperature, rtol=1e-4, atol=1e-5)
-    assert cooled.predict(X).tolist() == form.predict(X).tolist()
-    assert form.with_temperature(1.0) is form
+    predictor, X = perceptron(5, seed=seed), np.random.default_rng(seed).normal(size=(9, 6)).astype(np.float32)
+    cooled = predictor.with_temperature(temperature)
+    np.testing.assert_allclose(cooled.scores(X), predictor.scores(X) / temperature, rtol=1e-4, atol=1e-5)
+    assert cooled.predict(X).tolist() == predictor.predict(X).tolist()
+    assert predictor.with_temperature(1.0) is predictor
 
 
 @pytest.mark.parametrize("hidden", [(5,), (7, 4)])
 def test_it_comes_back_from_its_arrays(hidden: tuple[int, ...]) -> None:
-    form = perceptron(*hidden)
-    kind, arrays, values = pack(form)
+    predictor = perceptron(*hidden)
+    kind, arrays, values = pack(predictor)
     assert (kind, values) == (PERCEPTRON, {"link": "softmax", "depth": len(hidden) + 1})
     back = unpack(kind, arrays | {"trained_on": np.zeros(0)}, values, CLASSES, 6)
-    assert isinstance(back, MLPForm)
+    assert isinstance(back, MLPPredictor)
     X = np.random.default_rng(1).normal(size=(9, 6)).astype(np.float32)
-    assert back.probabilities(X).tobytes() == form.probabilities(X).tobytes()
+    assert back.probabilities(X).tobytes() == predictor.probabilities(X).tobytes()
 
 
 @pytest.mark.parametrize(
