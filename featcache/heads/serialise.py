@@ -35,7 +35,7 @@ def export_predictor(fitted: Any) -> Predictor:
     Raises:
         BundleError: it has none; the message names what is supported.
     """
-    if type(fitted).__module__.startswith("featcache.heads.") and hasattr(fitted, "form"):
+    if type(fitted).__module__.startswith("featcache.heads.") and hasattr(fitted, "predictor"):
         return fitted.predictor()  # type: ignore[no-any-return]
     return linear_predictor(fitted)
 

@@ -94,7 +94,7 @@ def fields(data: Mapping[str, Any], tensors: Mapping[str, np.ndarray], *, where:
             "classes": classes,
             "layers": uses,
             "recipe": recipe,
-            "form": predictor,
+            "predictor": predictor,
             "trained_on": trained_on,
             "fitted_on": int(data["fitted_on"]),
             "chosen": dict(data["chosen"]),

@@ -17,7 +17,7 @@ import openvino
 import pytest
 
 import featcache as fc
-from featcache.errors import UsageError
+from featcache.core.errors import UsageError
 
 from .network import DATA, kernels, network, scratch_head
 
