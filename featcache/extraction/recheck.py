@@ -23,7 +23,6 @@ from featcache.extraction.reference import published, reference_of
 from featcache.extraction.stored_source import known_images
 from featcache.images.entry import Entry, pixels_sha256
 from featcache.store import FeatureStore, Item
-from featcache.store.commit import places
 from featcache.training.bundle import Bundle
 
 if TYPE_CHECKING:
@@ -212,8 +211,9 @@ class _Checking:
         computed = self.reference.forward(np.stack(pixels), self.layers)
         stored: dict[str, dict[bytes, np.ndarray]] = {}
         for layer in self.report.layers:
-            column = self.store.column(layer, self.space.fingerprint).column
-            there = list(places(self.store.catalogue, column, [item.sha256 for item in read]))
+            sha256s = list(dict.fromkeys(item.sha256 for item in read))
+            has = self.store.has(sha256s, layer, space=self.space.fingerprint)
+            there = [sha256s[i] for i in np.flatnonzero(has)]
             (rows,) = self.store.gather(there, [layer], self.space.fingerprint)
             stored[layer] = dict(zip(there, rows.reshape(len(there), -1), strict=True))
         for row, item in enumerate(read):
@@ -299,14 +299,13 @@ def _draw(
 ) -> list[Item]:
     """*n* random items that have a vector of any of the layers, each content once, in the order of *items*."""
     distinct = list({item.sha256: item for item in items}.values())
-    columns = [store.column(layer, space.fingerprint).column for layer in layers]
     order = np.random.default_rng(seed).permutation(len(distinct))
     drawn: list[int] = []
     for start in range(0, len(order), 1000):
         some = [int(at) for at in order[start : start + 1000]]
         sha256s = [distinct[at].sha256 for at in some]
-        having = {sha256 for column in columns for sha256 in places(store.catalogue, column, sha256s)}
-        drawn += [at for at in some if distinct[at].sha256 in having]
+        has = np.any([store.has(sha256s, layer, space=space.fingerprint) for layer in layers], axis=0)
+        drawn += [some[i] for i in np.flatnonzero(has)]
         if len(drawn) >= n:
             break
     return [distinct[at] for at in sorted(drawn[:n])]

@@ -20,13 +20,10 @@ from featcache.extraction.extract import extract
 from featcache.images.decode import NO_IMAGE, is_no_image
 from featcache.images.in_memory import GivenImage, GivenImages, given
 from featcache.store import FeatureStore
-from featcache.store.commit import places
 from featcache.store.folder import has_catalogue
 
 if TYPE_CHECKING:
     from featcache.backbones import Backbone, Layer
-
-_AT_ONCE = 500
 
 
 class CachedEmbedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
@@ -153,12 +150,10 @@ class CachedEmbedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # 
         space = next((s for s in store.spaces if s.fingerprint == network.recipe.fingerprint), None)
         if space is None:
             return list(once.values())
-        ready = _noted(store, list(once))
+        ready = store.listed(list(once))
         for layer in layers:
-            if layer.name not in space.layers:
-                return list(once.values())
-            column = store.column(layer.name, space.fingerprint).column
-            ready &= places(store.catalogue, column, list(ready)).keys()
+            asked = list(ready)
+            ready = {asked[i] for i in np.flatnonzero(store.has(asked, layer.name, space=space.fingerprint))}
         return [one for sha256, one in once.items() if sha256 not in ready]
 
     def _compute(
@@ -208,18 +203,3 @@ def _images(X: Any) -> list[ImageLike]:
             f"Give n images as a list, as an array (n,) of objects or as an array (n, h, w, c), not as {shape}."
         )
     return list(X)
-
-
-def _noted(store: FeatureStore, sha256s: Sequence[bytes]) -> set[bytes]:
-    """Which of these images some source of the store lists."""
-    found: set[bytes] = set()
-    for start in range(0, len(sha256s), _AT_ONCE):
-        some = sha256s[start : start + _AT_ONCE]
-        marks = ",".join("?" * len(some))
-        found.update(
-            sha256
-            for (sha256,) in store.catalogue.query(
-                "h", f"SELECT DISTINCT sha256 FROM items WHERE sha256 IN ({marks})", tuple(some)
-            )
-        )
-    return found

@@ -39,7 +39,6 @@ from featcache.core.recipe import CustomTransform, PixelPath, Recipe
 from featcache.images import decode as decoding
 from featcache.images.decode import Decoded
 from featcache.store import FeatureStore
-from featcache.store.commit import places
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -301,7 +300,7 @@ class StoredDetections:
             return self._read(sha256s)
 
     def _read(self, sha256s: Sequence[bytes]) -> dict[bytes, Detection]:
-        found = places(self._store.catalogue, self._reader.column, list(dict.fromkeys(sha256s)))
+        found = self._reader.places(list(dict.fromkeys(sha256s)))
         rows = np.empty((len(found), len(COLUMNS)), np.float32)
         self._reader.gather(np.array(list(found.values()), np.int64).reshape(-1, 2), rows)
         return {sha256: Detection.of_row(row) for sha256, row in zip(found, rows, strict=True)}

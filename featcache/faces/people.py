@@ -19,7 +19,6 @@ from featcache.core.errors import MissingVectorsError, UnknownNameError, UsageEr
 from featcache.faces.aligned import MIRRORED
 from featcache.metrics import splits as identity_splits
 from featcache.store import FeatureStore
-from featcache.store.commit import places
 from featcache.training.dataset import FeatureDataset
 from featcache.training.holdout import of_split
 
@@ -188,4 +187,4 @@ def preferred_layer(store: FeatureStore, source: str | None = None, space: str |
 
 def rows_having(store: FeatureStore, layer: str, sha256s: Sequence[bytes], space: str | None = None) -> int:
     """How many of these contents have a vector of a stored layer."""
-    return len(places(store.catalogue, store.column(layer, space).column, list(dict.fromkeys(sha256s))))
+    return int(store.has(list(dict.fromkeys(sha256s)), layer, space=space).sum())

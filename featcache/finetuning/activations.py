@@ -17,7 +17,6 @@ from featcache.extraction.extract import extract
 from featcache.extraction.stored_source import KnownSource, known_images
 from featcache.images.augmentation import views_beside
 from featcache.store import FeatureStore, Item
-from featcache.store.commit import places
 from featcache.training.dataset import labels_of
 
 _BYTES = {"float16": 2, "float32": 4}
@@ -89,11 +88,7 @@ def needed(
     (found,) = backbone.resolve_layers([layer])
     labelled = {item.sha256 for item in _labelled(store, source, store.space(space).fingerprint, labels)}
     names = view_names(views, seed)
-    column = store.space(space).layers.get(layer)
-    stored = 0
-    if column is not None:
-        for name in set(names) & set(column.views):
-            stored += len(places(store.catalogue, store.column(layer, space, name).column, sorted(labelled)))
+    stored = sum(int(store.has(sorted(labelled), layer, name, space).sum()) for name in set(names))
     row = math.prod(found.shape) * _BYTES[found.default_dtype]
     return Activations(
         layer, found.shape, found.default_dtype, len(labelled), views, stored,

@@ -24,7 +24,7 @@ import numpy as np
 
 from featcache.core.errors import DamagedStoreError, ShardGoneError
 from featcache.store.catalogue import Catalogue, foreign_errors
-from featcache.store.commit import live_rows, shard_path
+from featcache.store.commit import live_rows, places, shard_path
 from featcache.store.shard import Extent, ShardLayout, read_layout
 
 OPEN_SHARDS = 256
@@ -211,6 +211,10 @@ class ColumnReader:
         """All rows of one shard, (rows, …), as stored, read-only and mapped."""
         ref, dtype, shape, _ = self.shards[shard]
         return self.maps.array(ref, self.layer, self.view, dtype, shape)
+
+    def places(self, sha256s: Sequence[bytes]) -> dict[bytes, tuple[int, int]]:
+        """Shard and row of those of these images (SHA-256s, each once) that are stored."""
+        return places(self.catalogue, self.column, sha256s)
 
     def gather(self, pairs: np.ndarray, out: np.ndarray) -> None:
         """Fill *out* with the rows asked for, in the order asked.

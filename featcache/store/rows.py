@@ -14,7 +14,7 @@ from featcache.store.sources import judged
 from featcache.store.spaces import Item
 
 if TYPE_CHECKING:
-    from featcache.store.feature_store import FeatureStore
+    from featcache.store.reader import StoreReader
 
 
 class ItemRows:
@@ -33,7 +33,7 @@ class ItemRows:
 
     def __init__(
         self,
-        store: FeatureStore,
+        store: StoreReader,
         space: str | None,
         layers: list[str],
         items: list[Item],
@@ -47,7 +47,7 @@ class ItemRows:
     @classmethod
     def of(
         cls,
-        store: FeatureStore,
+        store: StoreReader,
         layers: str | Sequence[str] | None = None,
         *,
         split: str | None = None,
@@ -127,7 +127,7 @@ class ItemRows:
 
 
 def _locate(
-    store: FeatureStore,
+    store: StoreReader,
     names: Sequence[str],
     *,
     split: str | None,

@@ -1,7 +1,4 @@
-"""What the catalogue knows of one source: its images, and those that could not be used.
-
-The hold-out that was drawn for a source: kept, so that all heads are scored on the same items.
-"""
+"""What the catalogue knows of one source: its images, those that could not be used, and its hold-out."""
 
 from __future__ import annotations
 
@@ -17,18 +14,10 @@ from featcache.store.catalogue import Catalogue
 from featcache.store.writer import StoreWriter
 
 
-def kept(catalogue: Catalogue, source: str) -> dict[bytes, str]:
-    """The part, ``train`` or ``test``, of each SHA-256 for which it was decided."""
-    rows = catalogue.query(
-        "ht",
-        "SELECT h.sha256, h.part FROM holdout h JOIN sources s ON s.id = h.source_id WHERE s.name = ?",
-        (source,),
-    )
-    return {bytes(sha256): str(part) for sha256, part in rows}
+def save_holdout(path: Path, source: str, parts: Mapping[bytes, str]) -> None:
+    """Keep the part, ``train`` or ``test``, of each SHA-256, so that all heads are scored on the same items.
 
-
-def keep(path: Path, source: str, parts: Mapping[bytes, str]) -> None:
-    """Keep these parts; what was decided before gives way.
+    What was drawn before gives way.
 
     Raises:
         NotAStoreError: the store is gone.

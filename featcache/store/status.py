@@ -8,10 +8,10 @@ from featcache.core.names import in_order, seeds
 from featcache.store.spaces import distinctions
 
 if TYPE_CHECKING:
-    from featcache.store.feature_store import FeatureStore
+    from featcache.store.reader import StoreReader
 
 
-def status(store: FeatureStore) -> dict[str, Any]:
+def status(store: StoreReader) -> dict[str, Any]:
     """Count what is in the catalogue; no shard is opened.
 
     Returns:

@@ -18,11 +18,11 @@ from featcache.core.errors import MissingVectorsError
 from featcache.store.rows import ItemRows
 
 if TYPE_CHECKING:
-    from featcache.store.feature_store import FeatureStore
+    from featcache.store.reader import StoreReader
     from featcache.store.spaces import Item
 
 
-class FeatureDataset(Dataset[tuple[torch.Tensor, int]]):
+class TorchDataset(Dataset[tuple[torch.Tensor, int]]):
     """Vectors and class numbers of the labelled items of a source.
 
     Attributes:
@@ -35,7 +35,7 @@ class FeatureDataset(Dataset[tuple[torch.Tensor, int]]):
 
     def __init__(
         self,
-        store: FeatureStore,
+        store: StoreReader,
         layers: str | Sequence[str] | None = None,
         *,
         split: str | None = None,

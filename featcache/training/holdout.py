@@ -138,7 +138,7 @@ def _holdout(dataset: FeatureDataset, seed: int, store: Path | None, shown: Prog
     keys = splits.unit_keys(dataset.items, dataset.links)
     kept: dict[bytes, str] = {}
     if store is not None:
-        kept = sources.kept(FeatureStore.open(store).catalogue, dataset.items[0].source)
+        kept = FeatureStore.open(store).holdout(dataset.items[0].source)
     # With links there are other units, which the hold-out of the other heads must not depend on.
     shared = not (kept and len(dataset.links))
     decided, torn = splits.decided_units(keys, [kept.get(item.sha256) for item in dataset.items])
@@ -169,7 +169,7 @@ def _holdout(dataset: FeatureDataset, seed: int, store: Path | None, shown: Prog
     new = {item.sha256: parts[key] for key, item in zip(keys, dataset.items, strict=True)}
     if store is not None and any(kept.get(sha256) != part for sha256, part in new.items()):
         try:
-            sources.keep(store, dataset.items[0].source, new)
+            sources.save_holdout(store, dataset.items[0].source, new)
         except StoreError as error:
             shown.note(f"The hold-out could not be kept in the store, so it may differ next time: {error}")
     return np.array([parts[key] for key in keys]), words

@@ -30,7 +30,6 @@ from featcache.finetuning.advise.words import reasons
 from featcache.heads import make_head
 from featcache.heads.softmax import GridEdgeWarning
 from featcache.metrics.splits import folds
-from featcache.store import sources
 from featcache.training.dataset import FeatureDataset
 
 from .advise_making import names_of, outcome, reason_of, store_of, synthetic
@@ -89,7 +88,7 @@ def accuracy_by_hand(vectors: np.ndarray, y: np.ndarray) -> float:
 
 def test_heads_on_pooled_learn_from_all_views_and_blocks_from_one(early: tuple[Path, Advice]) -> None:
     path, found = early
-    parts = sources.kept(fc.open(path).catalogue, "pictures")
+    parts = fc.open(path).holdout("pictures")
     X, y, items = fc.open(path).arrays(layers="pooled", views=True)
     learned = np.array([parts[item.sha256] == "train" for item in items])
     vectors, y = X[learned].reshape(12, 3, -1), y[learned].reshape(12, 3)[:, 0]
@@ -114,7 +113,7 @@ def without_times(advice: Advice) -> object:
 def test_the_hold_out_takes_no_part_and_the_seed_decides(tmp_path: Path) -> None:
     path = synthetic(tmp_path / "t.fcache", 20, early=5.0, last=0.0)
     found = advise(path, budget=1e-6, progress=False)
-    parts = sources.kept(fc.open(path).catalogue, "pictures")
+    parts = fc.open(path).holdout("pictures")
     assert found.held_out == list(parts.values()).count("test") == 8
     assert {measured["items"] for measured in found.strategies} == {32}
     # Other vectors of the held-out items, and nothing changes.

@@ -14,7 +14,7 @@ from PIL import Image
 import featcache as fc
 from featcache.backbones import tiny_backbone
 from featcache.cli import main
-from featcache.store import FeatureStore, sources
+from featcache.store import FeatureStore
 from featcache.training.bundle import Bundle
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -64,7 +64,7 @@ def train(store: Path, head: Any = "logreg", **options: Any) -> Bundle:
 def sides(store: Path, source: str = "photos") -> dict[str, str]:
     """The part of the hold-out that each image is in."""
     opened = FeatureStore.open(store)
-    parts = sources.kept(opened.catalogue, source)
+    parts = opened.holdout(source)
     return {item.uri: parts[item.sha256] for item in opened.items()}
 
 

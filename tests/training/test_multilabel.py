@@ -17,7 +17,7 @@ from featcache.backbones import tiny_backbone
 from featcache.cli import main
 from featcache.core.errors import UnknownNameError, UsageError
 from featcache.metrics import multilabel
-from featcache.store import FeatureStore, sources
+from featcache.store import FeatureStore
 from featcache.training.bundle import Bundle
 from featcache.training.dataset import FeatureDataset
 from featcache.training.multilabel import several_labels
@@ -57,7 +57,7 @@ def truth(place: Path) -> tuple[np.ndarray, np.ndarray, list[bytes]]:
 
 def test_the_score_is_that_of_the_head_on_its_holdout(place: Path, bundle: Bundle) -> None:
     X, Y, sha256s = truth(place)
-    parts = sources.kept(FeatureStore.open(place / "s.fcache").catalogue, "list")
+    parts = FeatureStore.open(place / "s.fcache").holdout("list")
     test = np.array([parts[sha256] == "test" for sha256 in sha256s])
     assert bundle.classes == LABELS
     assert bundle.task == bundle.report["task"] == "multilabel"
@@ -174,9 +174,9 @@ def test_cross_validation_scores_every_item(place: Path) -> None:
 
 
 def test_the_holdout_is_that_of_other_heads(place: Path, bundle: Bundle) -> None:
-    before = sources.kept(FeatureStore.open(place / "s.fcache").catalogue, "list")
+    before = FeatureStore.open(place / "s.fcache").holdout("list")
     fc.train(place / "s.fcache", "softmax", task="multilabel", seed=5, progress=False)
-    assert sources.kept(FeatureStore.open(place / "s.fcache").catalogue, "list") == before
+    assert FeatureStore.open(place / "s.fcache").holdout("list") == before
 
 
 class Notes:

@@ -28,7 +28,6 @@ from featcache.backbones import tiny_backbone
 from featcache.cli import main
 from featcache.core.errors import FeatcacheError, UnknownNameError, UsageError
 from featcache.metrics import splits
-from featcache.store import sources
 from featcache.training.dataset import FeatureDataset
 from featcache.training.sweep_cells import Cell, digest_of_items
 from featcache.training.sweep_report import SweepReport, ranked
@@ -62,7 +61,7 @@ def sweep(store: Path, heads: Any = (KNN,), layers: Any = ("pooled",), **options
 def parts(store: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Labels, units, and which rows are of the training part."""
     opened = fc.open(store)
-    kept = sources.kept(opened.catalogue, "photos")
+    kept = opened.holdout("photos")
     items = opened.items()
     return (
         np.array([item.label for item in items]),

@@ -23,7 +23,7 @@ from featcache.heads import make_head
 from featcache.heads.logreg import LogRegHead
 from featcache.heads.softmax import SoftmaxPathClassifier
 from featcache.metrics import splits
-from featcache.store import FeatureStore, sources
+from featcache.store import FeatureStore
 from featcache.training.bundle import Bundle
 from featcache.training.dataset import FeatureDataset
 from featcache.training.fit import fit
@@ -59,7 +59,7 @@ def train(store: Path, head: Any = "softmax", **options: Any) -> Bundle:
 
 
 def kept(store: Path, source: str = "photos") -> dict[bytes, str]:
-    return sources.kept(FeatureStore.open(store).catalogue, source)
+    return FeatureStore.open(store).holdout(source)
 
 
 def contents(bundle: Bundle) -> set[bytes]:

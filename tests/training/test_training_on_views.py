@@ -23,7 +23,7 @@ from featcache.heads.predictors import LinearPredictor
 from featcache.heads.serialise import export_predictor
 from featcache.metrics import splits
 from featcache.metrics.calibration import held_out_temperature
-from featcache.store import FeatureStore, Item, sources
+from featcache.store import FeatureStore, Item
 from featcache.training.bundle import Bundle
 from featcache.training.dataset import FeatureDataset
 
@@ -52,7 +52,7 @@ def train(store: Path, head: Any = "softmax", **options: Any) -> Bundle:
 
 def learned_rows(store: Path, layers: str = "pooled") -> tuple[np.ndarray, np.ndarray, list[Item]]:
     """Vectors of all views, labels and items of the training part, as the store gives them."""
-    parts = sources.kept(FeatureStore.open(store).catalogue, "photos")
+    parts = FeatureStore.open(store).holdout("photos")
     X, y, items = fc.open(store).arrays(layers=layers, views=True)
     of = np.array([parts[item.sha256] == "train" for item in items])
     return X[of], y[of], [item for item, learned in zip(items, of, strict=True) if learned]
