@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from featcache.backbones import Backbone, available, get
-from featcache.backbones.families.dlib import padded_sum
+from featcache.backbones.families.dlib_resnet import padded_sum
 from featcache.backbones.families.dlib_weights import FACE_NETWORK, face_network_arrays, installed_path
 from featcache.core.errors import MissingExtraError, UnknownNameError, WeightsError
 from tests.backbones.making import close, run

@@ -1,14 +1,12 @@
-"""Reader of dlib's face network: from the bytes of its ``.dat`` file to named arrays.
+"""dlib's published model files: where pip put them, the check of their bytes, and the reader of the face network.
 
-The format is what dlib's ``serialize`` writes for this one network (``dlib/serialize.h``, ``dlib/dnn/core.h`` and
-``dlib/dnn/layers.h`` of dlib 19.x): the versions of all layers from the last to the first, the input, then the layers
-from the first to the last. Nothing in it is skipped: each field but the numbers of the tensors is compared with what
-this network has there, and nothing may be left over. So a file that is read is a file that was understood.
+The extra ``faces`` installs them. Neither dlib nor the package with the files is imported: the package needs
+setuptools. Only the published files are accepted, byte for byte, since any other would give other vectors.
 
-The model files of dlib that the extra ``faces`` installs: where pip put them, and that they are the published ones.
-
-Neither dlib nor the package that carries the files is imported: the latter cannot be where setuptools is absent.
-A file is used only if it is the published one to the last byte, since another would make other vectors.
+The format of the face network's ``.dat`` is what dlib's ``serialize`` writes (``dlib/serialize.h``,
+``dlib/dnn/core.h``, ``dlib/dnn/layers.h`` of dlib 19.x): the versions of all layers from last to first, the input, then
+the layers from first to last. The reader skips nothing: every field except the tensors' numbers is compared with what
+this network must have there, and no byte may be left over.
 """
 
 from __future__ import annotations
