@@ -1,38 +1,44 @@
-"""The files that a sweep writes, below the folder ``runs`` of the store."""
+"""Files that are whole or not there: written aside, flushed to the disk, renamed into their place."""
 
 from __future__ import annotations
 
 import os
 import uuid
-from contextlib import suppress
-from datetime import datetime, timezone
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file aside, flush it, and rename it into its place.
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A file to write in the place of *path*: it lies beside it, and is flushed and renamed in the end.
+
+    Its folder is made where there is none. If the block raises, nothing is left of the file, and *path* is as it was.
 
     Raises:
-        OSError: it cannot be written; nothing is left of it then.
+        OSError: it cannot be written.
+
+    Example:
+        >>> with written_whole(Path("report.txt")) as aside:
+        ...     _ = aside.write_text("done")
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.partial")
     try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        yield aside
+        sync(aside)
+        aside.replace(path)
     finally:
         with suppress(OSError):
-            partial.unlink(missing_ok=True)
+            aside.unlink(missing_ok=True)
 
 
-def free_stem(folder: Path) -> str:
-    """``sweep-`` and the time in UTC, and a number where another sweep ended in the same second."""
-    stem = name = datetime.now(timezone.utc).strftime("sweep-%Y%m%dT%H%M%SZ")
-    number = 1
-    while (folder / f"{name}.json").exists():
-        number += 1
-        name = f"{stem}-{number}"
-    return name
+def sync(path: Path) -> None:
+    """Flush one file's bytes, or one folder's names, to the disk."""
+    if os.name == "nt" and path.is_dir():
+        return  # Windows opens no folder, and keeps names by its own journal
+    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -24,6 +24,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from featcache.core.errors import SourceError, UsageError
+from featcache.core.files import written_whole
 
 _NUMBER = re.compile(r"[0-9]{1,9}", re.ASCII)
 _SHOWN = 80
@@ -138,13 +139,9 @@ def write_pairs(path: str | Path, pairs: Pairs, uris: Sequence[str], labels: Seq
         if not pairs.same[i]:
             fields.insert(2, names.person(second, labels))
         lines.append("\t".join(fields))
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        try:
-            partial.write_bytes(("\n".join(lines) + "\n").encode())
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with written_whole(path) as aside:
+            aside.write_bytes(("\n".join(lines) + "\n").encode())
     except OSError as error:
         raise UsageError(f"The pairs cannot be written to {path}: {error.strerror}. Give another file.") from error
 

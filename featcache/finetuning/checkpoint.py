@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import glob
 import json
-import os
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from torch import Tensor
 
 from featcache.core.errors import TrainingError, UsageError
 from featcache.core.failpoints import reach
+from featcache.core.files import written_whole
 from featcache.core.recipe import weights_digest
 from featcache.finetuning.history import Epoch, best_of
 
@@ -69,23 +68,16 @@ def write(path: Path, settings: Mapping[str, Any], state: State) -> None:
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in kept.items()}
     data = {"format": _FORMAT, "settings": settings, "epochs": [asdict(epoch) for epoch in state.epochs]}
     text = json.dumps(data)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, partial, metadata={_KEY: text, "sha256": _digest(text, tensors)})
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        reach("checkpoint: file written")
-        os.replace(partial, path)
+        with written_whole(path) as aside:
+            save_file(tensors, aside, metadata={_KEY: text, "sha256": _digest(text, tensors)})
+            reach("checkpoint: file written")
         reach("checkpoint: renamed")
     except (OSError, SafetensorError) as error:
         raise TrainingError(
             f"The checkpoint {path} cannot be written: {error}. Make room there or give another file, and start the "
             "training again."
         ) from error
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
 
 
 def read(path: Path, settings: Mapping[str, Any], weights: Mapping[str, Tensor]) -> State | None:

@@ -34,6 +34,7 @@ from featcache.core.errors import (
     StoreBusyError,
     StoreError,
 )
+from featcache.core.files import sync
 from featcache.store import schema
 
 BUSY_SECONDS = 60.0
@@ -170,7 +171,7 @@ class Catalogue:
                 self.connection.backup(target)
             finally:
                 target.close()
-            sync_file(path)
+            sync(path)
 
     def close(self) -> None:
         """Close this thread's connection."""
@@ -304,12 +305,3 @@ def _disk_full(where: str) -> DiskFullError:
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     return DiskFullError(f"{where} could not be written: no room is left on its disk ({free:,} bytes are free).")
-
-
-def sync_file(path: Path) -> None:
-    """Flush one file's bytes, or one folder's names, to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -28,8 +28,9 @@ from filelock import FileLock, Timeout
 
 from featcache.core.errors import DamagedStoreError, StoreError
 from featcache.core.failpoints import reach
+from featcache.core.files import sync
 from featcache.core.recipe import Recipe
-from featcache.store.catalogue import Catalogue, foreign_errors, sync_file
+from featcache.store.catalogue import Catalogue, foreign_errors
 from featcache.store.shard import ShardLayout, hash_file, read_layout
 from featcache.store.shard_writer import Column, SealedShard
 
@@ -111,12 +112,12 @@ def put_in_place(writer: Path, unsealed: Path, target: Path, shard: SealedShard,
         )
     if not target.parent.is_dir():
         target.parent.mkdir(exist_ok=True)
-        sync_file(target.parent.parent)
+        sync(target.parent.parent)
     note_sealed(writer, target, shard.sha256)
     reach(f"{verb}: journal noted")
     os.rename(unsealed, target)
     reach(f"{verb}: renamed")
-    sync_file(target.parent)
+    sync(target.parent)
 
 
 def commit_shard(

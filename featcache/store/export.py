@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import h5py
 import numpy as np
 
 from featcache.core.errors import FeatcacheError, SourceError, UsageError
+from featcache.core.files import written_whole
 from featcache.core.recipe import Recipe
 from featcache.store.catalogue import foreign_errors
 from featcache.store.spaces import Item
@@ -64,38 +64,33 @@ def write(
     uris = [item.uri for item in items]
     groups, parts = [item.group or "" for item in items], [item.split or "" for item in items]
     sha256 = np.frombuffer(b"".join(item.sha256 for item in items), dtype=np.uint8).reshape(-1, 32)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with foreign_errors(str(path)):
-        try:
-            if path.suffix == ".npz":
-                with partial.open("wb") as file:
-                    np.savez(
-                        file,
-                        features=X,
-                        labels=labels,
-                        uris=np.array(uris, dtype=str),
-                        sha256=sha256,
-                        groups=np.array(groups, dtype=str),
-                        splits=np.array(parts, dtype=str),
-                        classes=np.array(classes, dtype=str),
-                        recipe=np.array(recipe.to_json()),
-                        layers=np.array(list(layers), dtype=str),
-                    )
-            else:
-                with h5py.File(partial, "w") as file:
-                    file["features"] = X
-                    file["labels"] = labels
-                    text = h5py.string_dtype()
-                    file["sha256"] = sha256
-                    for name, texts in (("uris", uris), ("groups", groups), ("splits", parts)):
-                        file.create_dataset(name, data=texts, dtype=text)
-                    file.create_dataset("classes", data=classes, dtype=text, shape=(len(classes),))
-                    file.attrs["recipe"] = recipe.to_json()
-                    file.attrs["fingerprint"] = recipe.fingerprint
-                    file.attrs["layers"] = json.dumps(list(layers))
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+    with foreign_errors(str(path)), written_whole(path) as partial:
+        if path.suffix == ".npz":
+            with partial.open("wb") as file:
+                np.savez(
+                    file,
+                    features=X,
+                    labels=labels,
+                    uris=np.array(uris, dtype=str),
+                    sha256=sha256,
+                    groups=np.array(groups, dtype=str),
+                    splits=np.array(parts, dtype=str),
+                    classes=np.array(classes, dtype=str),
+                    recipe=np.array(recipe.to_json()),
+                    layers=np.array(list(layers), dtype=str),
+                )
+        else:
+            with h5py.File(partial, "w") as file:
+                file["features"] = X
+                file["labels"] = labels
+                text = h5py.string_dtype()
+                file["sha256"] = sha256
+                for name, texts in (("uris", uris), ("groups", groups), ("splits", parts)):
+                    file.create_dataset(name, data=texts, dtype=text)
+                file.create_dataset("classes", data=classes, dtype=text, shape=(len(classes),))
+                file.attrs["recipe"] = recipe.to_json()
+                file.attrs["fingerprint"] = recipe.fingerprint
+                file.attrs["layers"] = json.dumps(list(layers))
 
 
 def read(path: Path) -> PlainFile:

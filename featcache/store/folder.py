@@ -9,7 +9,8 @@ from filelock import FileLock, Timeout
 
 from featcache.core.errors import DamagedStoreError, NotAStoreError, StoreBusyError
 from featcache.core.failpoints import reach
-from featcache.store.catalogue import BUSY_SECONDS, Catalogue, foreign_errors, sync_file
+from featcache.core.files import sync
+from featcache.store.catalogue import BUSY_SECONDS, Catalogue, foreign_errors
 
 CATALOGUE = "catalog.sqlite"
 BACKUP = "catalog.backup.sqlite"
@@ -24,7 +25,7 @@ def renew_backup(store: Path, catalogue: Catalogue, folder: Path) -> None:
     with foreign_errors(str(copy)):
         os.replace(copy, store / BACKUP)
         reach("backup: renamed")
-        sync_file(store)
+        sync(store)
 
 
 def lock_out_writers(store: Path) -> FileLock:

@@ -26,9 +26,10 @@ import numpy as np
 
 from featcache.core.errors import DamagedStoreError, FeatcacheError, NotAStoreError, StoreFormatError
 from featcache.core.failpoints import reach
+from featcache.core.files import sync
 from featcache.core.progress import Progress, choose
 from featcache.core.recipe import Recipe
-from featcache.store.catalogue import Catalogue, foreign_errors, sync_file
+from featcache.store.catalogue import Catalogue, foreign_errors
 from featcache.store.column import row_shape
 from featcache.store.commit import (
     adopt_shard,
@@ -162,14 +163,14 @@ def _sound_catalogue(store: Path, own: Path, report: RepairReport) -> Catalogue:
         report.catalogue = "made anew"
         if backup.exists():
             _set_aside(store, backup, str(why_no_backup), report)
-    sync_file(new)
+    sync(new)
     # A journal of the damaged file must not be applied to the new one.
     for path in (store / f"{CATALOGUE}-journal", place):
         if path.exists():
             _set_aside(store, path, str(reason), report)
     reach("repair: damaged catalogue set aside")
     os.replace(new, place)
-    sync_file(store)
+    sync(store)
     reach("repair: catalogue in its place")
     return Catalogue(place, writable=True)
 
@@ -188,8 +189,8 @@ def _set_aside(store: Path, path: Path, reason: str, report: RepairReport) -> No
     folder.mkdir(exist_ok=True)
     target = folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:8]}-{path.name}"
     os.rename(path, target)
-    sync_file(folder)
-    sync_file(path.parent)
+    sync(folder)
+    sync(path.parent)
     report.set_aside.append({"file": str(target.relative_to(store)), "reason": reason})
 
 

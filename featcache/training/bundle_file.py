@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
-from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featcache.core.errors import BundleError, StoreFormatError, UsageError
+from featcache.core.files import written_whole
 from featcache.core.recipe import Recipe
 from featcache.heads import serialise
 from featcache.training import suffix
@@ -129,19 +128,12 @@ def write(target: Path, data: Mapping[str, Any], tensors: Mapping[str, np.ndarra
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    partial = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         rows = {name: np.array(tensor, order="C") for name, tensor in tensors.items()}
-        save_file(rows, partial, metadata={"featcache": json.dumps(data)})
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, target)
+        with written_whole(target) as aside:
+            save_file(rows, aside, metadata={"featcache": json.dumps(data)})
     except (OSError, SafetensorError) as error:
         raise BundleError(f"The head cannot be written to {target}: {error}.") from error
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

@@ -10,13 +10,14 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from featcache.core.errors import FeatcacheError, MissingVectorsError
-from featcache.core.files import free_stem, write_atomically
+from featcache.core.files import written_whole
 from featcache.core.progress import Progress, choose
 from featcache.heads import head_name, make_head
 from featcache.metrics import splits
@@ -309,11 +310,26 @@ def _words(error: Exception) -> str:
 
 
 def _write(report: SweepReport, folder: Path, winner: Cell) -> None:
-    stem = free_stem(folder)
+    stem = _free_stem(folder)
     figure = draw(report.cells, winner)
     written = {"json": f"{stem}.json", "markdown": f"{stem}.md", "figure": f"{stem}.png" if figure else None}
     if figure is not None:
-        write_atomically(folder / f"{stem}.png", figure)
+        _write_file(folder / f"{stem}.png", figure)
     report.paths = {kind: None if name is None else str(folder / name) for kind, name in written.items()}
-    write_atomically(folder / f"{stem}.md", markdown(report).encode())
-    write_atomically(folder / f"{stem}.json", (json.dumps(plain(report.to_dict()), indent=1) + "\n").encode())
+    _write_file(folder / f"{stem}.md", markdown(report).encode())
+    _write_file(folder / f"{stem}.json", (json.dumps(plain(report.to_dict()), indent=1) + "\n").encode())
+
+
+def _write_file(path: Path, data: bytes) -> None:
+    with written_whole(path) as aside:
+        aside.write_bytes(data)
+
+
+def _free_stem(folder: Path) -> str:
+    """``sweep-`` and the time in UTC, and a number where another sweep ended in the same second."""
+    stem = name = datetime.now(timezone.utc).strftime("sweep-%Y%m%dT%H%M%SZ")
+    number = 1
+    while (folder / f"{name}.json").exists():
+        number += 1
+        name = f"{stem}-{number}"
+    return name

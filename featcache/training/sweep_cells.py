@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from featcache.core.files import write_atomically
+from featcache.core.files import written_whole
 from featcache.core.progress import Silent
 from featcache.heads import head_name, make_head
 from featcache.metrics import classification
@@ -168,7 +168,8 @@ class KnownCells:
         """
         if key is not None:
             text = json.dumps({"key": key, "cell": cell.to_dict()}, indent=1)
-            write_atomically(self._folder / f"{key}.json", text.encode())
+            with written_whole(self._folder / f"{key}.json") as aside:
+                aside.write_bytes(text.encode())
 
 
 def _is_sound(cell: Cell) -> bool:

@@ -196,7 +196,7 @@ def test_two_folders_of_one_name_are_told_apart(
 
 def test_a_moved_folder_computes_nothing(run: Callable[..., ExtractReport], tmp_path: Path, photos: Path) -> None:
     run()
-    moved = photos.rename(tmp_path / "pictures")
+    moved = photos.rename(tmp_path / "images")
     report = run(moved, name="photos", moved=True)
     assert (report.computed, report.added, report.removed) == (0, 0, 0)
     assert fc.open(tmp_path / "s.fcache").sources() == {"photos": str(moved.resolve())}

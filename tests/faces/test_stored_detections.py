@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from featcache.faces import detection
 from featcache.faces.detection import COLUMNS, FACE, Detector, StoredDetections
 from featcache.store import FeatureStore, StoreWriter
+from featcache.store.column import ColumnReader
 from featcache.store.compact import compact
 from featcache.store.sources import Record, SourceRecords
 from tests.store.making import recipe
@@ -36,8 +36,8 @@ def test_rows_that_were_moved_in_between_are_read_where_they_are(tmp_path, monke
             compact(store)
         return found
 
-    real = detection.places
-    monkeypatch.setattr(detection, "places", places_of_before)
+    real = ColumnReader.places
+    monkeypatch.setattr(ColumnReader, "places", places_of_before)
     late = FeatureStore.open(store)
     assert repr(StoredDetections(late, late.spaces[0].fingerprint).of(keys)) == expected
     assert len(asked) == 2

@@ -42,7 +42,7 @@ def store_of(
             space.declare(name, view, list(vectors).index(name), "float32")
             space.append(contents, {(name, view): X.astype(np.float32)})
             space.seal()
-        SourceRecords(writer.catalogue, "pictures", "/nowhere").save(
+        SourceRecords(writer.catalogue, "images", "/nowhere").save(
             [
                 Record(f"{i:05}.jpg", key, label, None, None, 1, 2, 3, 4, 5)
                 for i, (key, label) in enumerate(zip(contents, y, strict=True))

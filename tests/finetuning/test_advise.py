@@ -88,7 +88,7 @@ def accuracy_by_hand(vectors: np.ndarray, y: np.ndarray) -> float:
 
 def test_heads_on_pooled_learn_from_all_views_and_blocks_from_one(early: tuple[Path, Advice]) -> None:
     path, found = early
-    parts = fc.open(path).holdout("pictures")
+    parts = fc.open(path).holdout("images")
     X, y, items = fc.open(path).arrays(layers="pooled", views=True)
     learned = np.array([parts[item.sha256] == "train" for item in items])
     vectors, y = X[learned].reshape(12, 3, -1), y[learned].reshape(12, 3)[:, 0]
@@ -113,7 +113,7 @@ def without_times(advice: Advice) -> object:
 def test_the_hold_out_takes_no_part_and_the_seed_decides(tmp_path: Path) -> None:
     path = synthetic(tmp_path / "t.fcache", 20, early=5.0, last=0.0)
     found = advise(path, budget=1e-6, progress=False)
-    parts = fc.open(path).holdout("pictures")
+    parts = fc.open(path).holdout("images")
     assert found.held_out == list(parts.values()).count("test") == 8
     assert {measured["items"] for measured in found.strategies} == {32}
     # Other vectors of the held-out items, and nothing changes.
@@ -167,7 +167,7 @@ def test_what_the_budget_leaves_out_is_not_read(tmp_path: Path) -> None:
     items = learning_items(dataset, np.arange(10), 0, Silent())
     layers = ["b.0:mean_std", "b.1:mean_std", "pooled"]
     at = Situation(
-        path, dataset.recipe.fingerprint, "pictures", None, 0, None, "no network", items, Budget(1e-6), Silent(),
+        path, dataset.recipe.fingerprint, "images", None, 0, None, "no network", items, Budget(1e-6), Silent(),
         Silent(), outcome("softmax", np.ones(10)), layers,
     )  # fmt: skip
     assert at.widths(layers) == [200_000, 200_000, 4]

@@ -27,7 +27,7 @@ LONG = 10_000.0
 @pytest.fixture(scope="module")
 def tried(tmp_path_factory: pytest.TempPathFactory, draw_images: Callable[..., Path]) -> tuple[Path, Advice]:
     """Pictures with a network, all strategies tried, and the advice for them."""
-    root = draw_images(tmp_path_factory.mktemp("pictures") / "photos", each=4)
+    root = draw_images(tmp_path_factory.mktemp("images") / "photos", each=4)
     path = root.parent / "s.fcache"
     fc.extract(root, path, backbone=tiny_backbone(), progress=False)
     return path, advise(path, budget=LONG, backbone=tiny_backbone(), progress=False)

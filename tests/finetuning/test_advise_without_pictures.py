@@ -41,7 +41,7 @@ def test_a_network_made_in_python_is_advised_in_python(tmp_path: Path, monkeypat
     vectors["pooled"] = rng.normal(size=(16, 16))
     labels = ["abcd"[number] for number in y]
     path = store_of(tmp_path / "s.fcache", labels, vectors, made_by=tiny_backbone().recipe)
-    found = advise(path, budget=LONG, source="pictures", backbone=tiny_backbone(), progress=False)
+    found = advise(path, budget=LONG, source="images", backbone=tiny_backbone(), progress=False)
     assert found.recommendation == "multilayer"
     assert found.command == (f"fc.multilayer({str(path)!r}, source='pictures', backbone=backbone).save('HEAD.fch')")
     monkeypatch.chdir(tmp_path)

@@ -37,7 +37,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     The frozen network cannot tell them apart, so that training is better than the beginning, which is kept else.
     """
-    root = draw_hues(tmp_path_factory.mktemp("pictures") / "photos", names=("cats", "dogs"))
+    root = draw_hues(tmp_path_factory.mktemp("images") / "photos", names=("cats", "dogs"))
     (root / "cats" / "broken.jpg").write_bytes(b"no image")
     return extracted(root, root.parent / "kept.fcache", BACKBONE)
 

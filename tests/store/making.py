@@ -37,7 +37,7 @@ def fill(
     layers: dict[str, int] | None = None,
     dtype: str = "float32",
     backbone: str = "test:net",
-    source: str = "pictures",
+    source: str = "images",
 ) -> None:
     """Append *count* images in shards of *shard*, with items labelled by turns a, b, c."""
     layers = layers or {"pooled": 8}

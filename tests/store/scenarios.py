@@ -116,7 +116,7 @@ def _numbers() -> dict[bytes, int]:
 def relabel(path: Path, label: str) -> None:
     """Give the first item another label."""
     with StoreWriter(path) as writer:
-        records = SourceRecords(writer.catalogue, "pictures", "/nowhere")
+        records = SourceRecords(writer.catalogue, "images", "/nowhere")
         records.save([Record("00000.jpg", keys(1)[0], label, None, None, 1, 2, 3, 4, 5)])
 
 

@@ -27,7 +27,7 @@ def files(path: Path) -> list[Path]:
     return sorted((path / "shards").rglob("*.h5"))
 
 
-def remove(path: Path, numbers: range, source: str = "pictures", root: str = "/") -> None:
+def remove(path: Path, numbers: range, source: str = "images", root: str = "/") -> None:
     """Let a source, which lies at *root* now, list some items no longer."""
     with StoreWriter(path) as writer:
         records = SourceRecords(writer.catalogue, source, root, moved=True)
@@ -122,7 +122,7 @@ def test_open_readers_go_on_through_compaction(tmp_path: Path, opened: str) -> N
     np.testing.assert_array_equal(vectors[[59, 3]], values(60)[[59, 3]])
     np.testing.assert_array_equal(np.sort(rows.read(np.arange(60))), np.sort(expected))
     np.testing.assert_array_equal(store.gather(keys(60), ["pooled"])[0], values(60))
-    np.testing.assert_array_equal(store.arrays(layers="pooled", source="pictures")[0], values(60))
+    np.testing.assert_array_equal(store.arrays(layers="pooled", source="images")[0], values(60))
 
 
 def test_readers_in_another_process_go_on_through_compaction_and_gc(tmp_path: Path) -> None:

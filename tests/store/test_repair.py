@@ -26,7 +26,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("whole") / "s.fcache"
     scenarios.start(path)
     with StoreWriter(path) as writer:
-        records = SourceRecords(writer.catalogue, "pictures", "/nowhere")
+        records = SourceRecords(writer.catalogue, "images", "/nowhere")
         records.save(
             [
                 Record(f"{i:05}.jpg", key, f"räuber {i % 3}", "train" if i % 2 else "test", f"g{i % 7}", 1, 2, 3, 4, 5)

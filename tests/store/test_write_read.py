@@ -217,7 +217,7 @@ def test_an_image_that_departs_twice_leaves_the_digests_in_order(tmp_path: Path)
     with StoreWriter(path) as writer:
         with writer.catalogue.transaction() as connection:
             connection.execute("INSERT INTO departed SELECT source_id, uri, sha256 FROM items")
-        SourceRecords(writer.catalogue, "pictures", "/nowhere").remove(["00000.jpg"])
+        SourceRecords(writer.catalogue, "images", "/nowhere").remove(["00000.jpg"])
     assert FeatureStore.open(path).verify().ok
 
 

@@ -41,7 +41,7 @@ LINEAR = LogisticRegression(C=0.1, max_iter=1000, tol=1e-8)
 @pytest.fixture(scope="module")
 def kept_store(tmp_path_factory: pytest.TempPathFactory, draw_images: Callable[..., Path]) -> Path:
     """36 images in 3 classes, two of them one image; not to be written to."""
-    root = draw_images(tmp_path_factory.mktemp("pictures") / "photos", classes=("cats", "dogs", "elks"))
+    root = draw_images(tmp_path_factory.mktemp("images") / "photos", classes=("cats", "dogs", "elks"))
     shutil.copy(root / "cats" / "cat-00.jpg", root / "cats" / "cat-01.jpg")
     path = root.parent / "kept.fcache"
     layers = ["pooled", "body.0:mean", "body.1:none"]

@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory, draw_images: Callable[..., Path]) -> Path:
     """24 images; the first three cats are one image under three names."""
-    root = draw_images(tmp_path_factory.mktemp("pictures") / "photos")
+    root = draw_images(tmp_path_factory.mktemp("images") / "photos")
     for name in ("cat-01.jpg", "cat-02.jpg"):
         shutil.copy(root / "cats" / "cat-00.jpg", root / "cats" / name)
     return root

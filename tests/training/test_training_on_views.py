@@ -34,7 +34,7 @@ K = 3
 @pytest.fixture(scope="module")
 def kept_store(tmp_path_factory: pytest.TempPathFactory, draw_images: Callable[..., Path]) -> Path:
     """The vectors of 24 images in three views; not to be written to."""
-    root = draw_images(tmp_path_factory.mktemp("pictures") / "photos")
+    root = draw_images(tmp_path_factory.mktemp("images") / "photos")
     path = root.parent / "kept.fcache"
     fc.extract(root, path, backbone=tiny_backbone(), layers=["pooled", "body.0:mean"], views=K, progress=False)
     return path
