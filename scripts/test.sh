@@ -13,4 +13,4 @@ run ruff check
 run ruff format --check
 run mypy
 run lint-imports --no-logo
-run pytest -n auto "$@"
+run pytest -n auto --durations=25 "$@"
