@@ -28,7 +28,7 @@ COSINE_SCALE = 16.0
 def contrastive(embedded: Tensor, numbers: Tensor) -> Tensor:
     """Half the squared distance of pairs of one identity, and half of what others lack to the margin, squared.
 
-    Equation 4 of Hadsell, Chopra and LeCun (2006), with the margin 1, meaned over each kind of pair so that the
+    Equation 4 of Hadsell, Chopra and LeCun (2006), with the margin 1, averaged over each kind of pair so that the
     rarer one, that of one identity, weighs as much.
     """
     same, different, squares = _pairs(embedded, numbers)
