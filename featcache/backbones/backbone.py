@@ -11,39 +11,36 @@ import numpy as np
 
 from featcache.backbones import layers as naming
 from featcache.backbones.compute import check_choice, runtime_of_recipe
-from featcache.backbones.layers import POOLED, Layer, LayerInfo
+from featcache.backbones.layers import Layer, LayerInfo
 from featcache.backbones.recipe_cache import CachedRecipe, RecipeCache
-from featcache.backbones.runtimes import passes_for
 from featcache.core.errors import UnusableImageError, UsageError, WeightsError
 from featcache.core.recipe import CustomTransform, PixelPath, Recipe, StandardTransform
 from featcache.images import decode as decoding
 from featcache.images.decode import SCALED, Decoded
-from featcache.images.transforms import IMPLEMENTATIONS, PixelTransform
+from featcache.images.transforms import PixelTransform, with_code_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import nn
 
     from featcache.backbones.network import Network
-    from featcache.backbones.runtimes.openvino import CompiledGraph
-    from featcache.backbones.runtimes.passes import Passes
     from featcache.backbones.split import Cut
 
 
 class Backbone:
     """A frozen network; get one from ``featcache.backbones.get`` or `Backbone.from_module`.
 
-    As long as only the recipe and layers are asked for that an earlier process has seen, neither the
-    network nor torch is loaded.
+    Neither the network nor torch is loaded while only its recipe and layers are needed and an earlier process has
+    cached them.
 
     Args:
         name: full name, ``family:name``.
         load: loads the network.
-        blueprint: makes the network without its weights, where that is quicker.
+        blueprint: makes the network without its weights, if that is faster.
         device: ``cpu`` (by default), ``cuda``, ``cuda:1``, …, see `featcache.backbones.compute`.
         runtime: ``auto``, ``torch`` or ``openvino``, see `featcache.backbones.runtimes`.
         precision: ``float32`` or ``bfloat16``.
-        cache: where what was learned of this backbone is kept for later processes.
+        cache: keeps the recipe and layers for later processes.
 
     Raises:
         UnknownNameError: no such runtime, precision or kind of device.
@@ -66,8 +63,6 @@ class Backbone:
         self.device = "cpu" if device is None else device
         check_choice(runtime, precision, self.device)
         self.runtime, self.precision = runtime, precision
-        self.compiled: dict[tuple[Any, ...], CompiledGraph] = {}
-        """Graphs of this network that are ready in this process; `featcache.backbones.runtimes` keeps them."""
         self.origin: Callable[[], Backbone] | None = None
         """Makes the same backbone in another process."""
         self._load = load
@@ -75,8 +70,7 @@ class Backbone:
         self._cache = cache
         self._network: Network | None = None
         self._known: CachedRecipe | None = cache.read() if cache is not None else None
-        self._like: PixelPath | None = None
-        self._pixels: PixelTransform | None = None
+        self._code_of: PixelPath | None = None
 
     @classmethod
     def from_module(
@@ -91,34 +85,40 @@ class Backbone:
         input_size: tuple[int, int] | None = None,
         device: str | None = None,
     ) -> Backbone:
-        """Make a backbone of any network.
+        """Make a backbone from any network.
 
         Args:
             module: maps (n, 3, h, w) float32 to vectors (n, d). It is set to eval mode and frozen.
-            transform: a `StandardTransform`, or a callable from an RGB PIL image to a float tensor
-                (3, h, w). Of a callable the recipe knows *name* and *version* alone: change the version
-                whenever the callable changes.
+            transform: a `StandardTransform`, or a callable from an RGB PIL image to a float tensor (3, h, w). A
+                callable enters the recipe by *name* and *version* only: change the version when the callable changes.
             name: the backbone's name, without a family.
-            version: of the module and a callable transform, part of the recipe; needed with a callable. The recipe
-                knows a module by its name, version and weights alone, so two that compute different things with the
-                same weights need two versions.
-            axes: order of the activations inside, ``NCHW``, ``NHWC`` or ``NLC`` (tokens); needed for
-                layers other than ``pooled``.
-            prefix_tokens: tokens before those of the image's patches.
-            input_size: height and width of the input that a callable makes, 224 by 224 by default.
+            version: of the module and the callable; required with a callable. The recipe identifies a module by name,
+                version and weights, so two modules that compute different things with equal weights need two versions.
+            axes: axis order of the inner activations, ``NCHW``, ``NHWC`` or ``NLC`` (tokens); required for layers
+                other than ``pooled``.
+            prefix_tokens: tokens before those of the image patches.
+            input_size: height and width that the callable returns, 224 × 224 by default.
             device: torch device.
 
         Raises:
-            UsageError: a callable without a version, or an unknown order of axes.
+            UsageError: a callable without a version, or an unknown axis order.
+
+        Example:
+            >>> from torch import nn
+            >>> from featcache.core.recipe import StandardTransform
+            >>> module = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(1))
+            >>> transform = StandardTransform((32,), (32, 32), "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+            >>> Backbone.from_module(module, transform=transform, name="mine").resolve_layers(["pooled"])[0].shape
+            (8,)
         """
         if ":" in name or not name:
             raise UsageError(f"The name {name!r} should be one word without a colon.")
         if axes not in (None, "NCHW", "NHWC", "NLC"):
-            raise UsageError(f"The order of axes is 'NCHW', 'NHWC' or 'NLC', not {axes!r}.")
+            raise UsageError(f"The axis order is 'NCHW', 'NHWC' or 'NLC', not {axes!r}.")
         if not isinstance(transform, StandardTransform) and not version:
             raise UsageError(
-                "A callable transform is known by its name and version alone: give version='1', and another one "
-                "whenever the callable changes."
+                "A callable transform is identified by name and version: give version='1', and a new version whenever "
+                "the callable changes."
             )
 
         def load() -> Network:
@@ -147,7 +147,7 @@ class Backbone:
         return made
 
     def with_runtime(self, *, runtime: str = "auto", precision: str = "float32") -> Backbone:
-        """The same backbone on another runtime, or at another precision.
+        """The same backbone on another runtime or at another precision.
 
         Raises:
             UnknownNameError: no such runtime, precision or kind of device.
@@ -156,21 +156,23 @@ class Backbone:
         if (runtime, precision) == (self.runtime, self.precision):
             return self
         check_choice(runtime, precision, self.device)
-        made = Backbone.__new__(Backbone)
-        made.__dict__.update(self.__dict__)
-        made.runtime, made.precision = runtime, precision
-        if self.origin is not None:
-            made.origin = functools.partial(_running, self.origin, runtime, precision)
+        origin = functools.partial(Backbone.with_runtime, self, runtime=runtime, precision=precision)
+        return self._changed(origin, runtime=runtime, precision=precision)
+
+    def _changed(self, origin: Callable[[], Backbone], **attributes: Any) -> Backbone:
+        """A copy with other values of these attributes; *origin* makes it in another process."""
+        made = object.__new__(type(self))
+        made.__dict__.update(self.__dict__ | attributes)
+        made.origin = None if self.origin is None else origin
         return made
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Backbone:
-        # It is frozen, so a copy (scikit-learn's `clone` makes one a fold) would only be another load.
+        # It is frozen: a copy (scikit-learn's `clone` makes one per fold) would only load it again.
         return self
 
     def __reduce__(self) -> tuple[Callable[[], Backbone], tuple[()]]:
-        # Another process makes it anew: by its name, or of the module itself.
         if self.origin is None:
-            raise TypeError(f"The backbone {self.name} does not know how it was made, so it cannot be pickled.")
+            raise TypeError(f"The backbone {self.name} has no origin to be made from again, so it cannot be pickled.")
         return self.origin, ()
 
     def __repr__(self) -> str:
@@ -181,18 +183,19 @@ class Backbone:
         """The loaded network.
 
         Raises:
-            WeightsError: it is not the one that an earlier process saw behind the same file of weights.
+            WeightsError: its weights are not those that an earlier process read from the same file.
         """
         if self._network is None:
             network = self._load()
-            if self._known is not None and self._known.recipe != self._recipe_of(network):
-                # Under the recipe that was announced its vectors would be mixed with those of other weights.
+            recipe = Recipe(self.name, network.digest, network.pixels)
+            if self._known is not None and self._known.recipe != recipe:
+                # Its vectors would be stored under the recipe of other weights.
                 self._known = None
                 if self._cache is not None:
                     self._cache.forget()
                 raise WeightsError(
-                    f"The weights of {self.name} are not those that were found in the same file before: it was changed "
-                    "at this moment, or what was kept about it is wrong and is forgotten now. Run the command again."
+                    f"The weights of {self.name} differ from those cached for the same file: the file changed just "
+                    "now, or the cache entry was wrong. The entry is deleted. Run the command again."
                 )
             self._network = network
             network.to(self.device)
@@ -200,63 +203,54 @@ class Backbone:
 
     @property
     def module(self) -> nn.Module:
-        """The frozen module; it gives the penultimate vectors (n, d)."""
+        """The frozen module; it maps (n, 3, h, w) to the penultimate vectors (n, d)."""
         return self.network.module
 
     def load(self) -> None:
-        """Load the network, if that was not done before.
-
-        Raises:
-            WeightsError: as `network`.
-        """
+        """Load the network, unless it is loaded. Raises `WeightsError` as `network` does."""
         _ = self.network
 
     @property
     def is_custom(self) -> bool:
-        """Whether it was made from a module, and not found by its name."""
+        """Whether it was made from a module, not by name."""
         return self._cache is None
 
     @property
     def library(self) -> str | None:
-        """The package whose code makes the network, where it was found by its name."""
+        """The package that defines the network, if the backbone was made by name."""
         return None if self._cache is None else self._cache.library
 
     @property
     def recipe(self) -> Recipe:
-        """What identifies the vectors of this backbone."""
+        """Identifies the vectors of this backbone."""
         recipe = self._published()
-        if self._like is not None:
-            recipe = replace(recipe, pixels=_followed(recipe.pixels, self._like))
+        pixels = recipe.pixels if self._code_of is None else with_code_of(recipe.pixels, self._code_of)
         runtime = runtime_of_recipe(self.runtime, self.precision, self.device)
-        return replace(recipe, precision=self.precision, runtime=runtime)
+        return replace(recipe, pixels=pixels, precision=self.precision, runtime=runtime)
 
     def with_pixels(self, pixels: PixelPath) -> Backbone:
-        """The same network, its images decoded and resized by the code that *pixels* names.
+        """The same network, with images decoded and resized by the implementations that *pixels* names.
 
-        A head needs the pixels that it was trained on, also where newer code is the default. Only the names of code
-        are taken over (decoder, implementation, ``scaled``), and only those that this featcache has; sizes, mean and
-        so on stay as published.
+        A head needs the pixels that it was trained on, even if newer implementations are the default now. See
+        `featcache.images.transforms.with_code_of`.
         """
-        if _followed(self.recipe.pixels, pixels) == self.recipe.pixels:
+        if with_code_of(self.recipe.pixels, pixels) == self.recipe.pixels:
             return self
-        made = object.__new__(type(self))
-        made.__dict__.update(self.__dict__)
-        made.origin = None if self.origin is None else functools.partial(_following, self, pixels)
-        made._load = lambda: self.network  # once in memory serves both
-        made._like, made._pixels = pixels, None
-        return made
+        origin = functools.partial(Backbone.with_pixels, self, pixels)
+        # Both share the network in memory.
+        return self._changed(origin, _load=lambda: self.network, _code_of=pixels)
 
     def scaled(self) -> Backbone:
-        """The same network, large JPEG photographs made smaller while they are decoded: a recipe of its own.
+        """The same network, with large JPEGs downscaled while they are decoded, which is another recipe.
 
         Raises:
-            UsageError: a callable transforms the image, and of what size it wants it nobody knows.
+            UsageError: the transform is a callable, so the size that it needs is unknown.
         """
         pixels = self.recipe.pixels
         if not isinstance(pixels.transform, StandardTransform):
             raise UsageError(
-                f"The transform of {self.name} is a callable, so it is not known how small its images may be. "
-                "Leave out scaled, or give a StandardTransform."
+                f"The transform of {self.name} is a callable, so the size of image that it needs is unknown. "
+                "Omit scaled, or give a StandardTransform."
             )
         return self.with_pixels(replace(pixels, scaled=SCALED))
 
@@ -264,19 +258,19 @@ class Backbone:
         """The recipe at float32 with the code that is the default."""
         if self._network is None and self._known is not None:
             return self._known.recipe
-        recipe = self._recipe_of(self.network)
+        recipe = Recipe(self.name, self.network.digest, self.network.pixels)
         self._learn(recipe, {})
         return recipe
 
     def resolve_layers(self, layers: Sequence[str]) -> list[Layer]:
-        """Check layers and put them into network order.
+        """Expand and check layer names, in network order.
 
         Args:
             layers: names or globs, see `featcache.backbones.layers.expand`.
 
         Raises:
             UnknownNameError: no such module.
-            UsageError: a layer that cannot be pooled so.
+            UsageError: a layer cannot be pooled as asked.
         """
         if self._network is None and self._known is not None:
             names = naming.expand(layers, self._known.names)
@@ -291,11 +285,11 @@ class Backbone:
         return chosen
 
     def layers(self) -> list[LayerInfo]:
-        """The layers that can be chosen, in network order, ``pooled`` last. No weights are needed for this."""
+        """The available layers, in network order, ``pooled`` last. Weights are not needed."""
         return (self._network or self._blueprint()).layer_infos()
 
     def architecture(self) -> Network:
-        """The network with random weights, made anew; one made of a module is that module with its own."""
+        """The network with random weights; for a custom backbone its own module, with its weights."""
         return self._blueprint()
 
     def cut(self, layer: str) -> Cut:
@@ -305,7 +299,7 @@ class Backbone:
         return cut(self.network, layer)
 
     def decode(self, data: bytes) -> Decoded:
-        """An image file's bytes as an image, by the decoder of the recipe.
+        """Decode an image file's bytes by the recipe's decoder.
 
         Args:
             data: as for `featcache.images.decode.decode_rgb`.
@@ -313,41 +307,36 @@ class Backbone:
         Raises:
             UnusableImageError, ImageMemoryError, UsageError: as there.
         """
-        pixels = self.recipe.pixels
-        resized = None if pixels.scaled is None else self._pixel_transform().resized
+        pixels, resized = self.recipe.pixels, None
+        if pixels.scaled is not None and isinstance(pixels.transform, StandardTransform):
+            resized = PixelTransform(pixels.transform).resized
         return decoding.decode(data, pixels.decoder, resized)
 
     def prepare(self, image: Image | Decoded, sha256: bytes | None = None) -> np.ndarray:
-        """An image as the network's input.
+        """The network's input for one image.
 
         Args:
-            image: an upright RGB image, or what `decode` made.
-            sha256: of its bytes; the input depends on the image alone.
+            image: an upright RGB image, or what `decode` returned.
+            sha256: of its bytes; not used here.
 
         Returns:
             (h, w, 3) uint8 for a published transform, (3, h, w) float32 for a callable.
 
         Raises:
-            UnusableImageError: the image cannot be resized, or the callable gave no (3, h, w) tensor.
+            UnusableImageError: the image cannot be resized, or the callable returned no (3, h, w) tensor.
         """
-        if isinstance(self.recipe.pixels.transform, StandardTransform):
-            return self._pixel_transform()(image)
+        transform = self.recipe.pixels.transform
+        if isinstance(transform, StandardTransform):
+            return PixelTransform(transform)(image)
         assert self.network.custom is not None
-        picture = image.image if isinstance(image, Decoded) else image
-        made = np.asarray(self.network.custom(picture), dtype=np.float32)
+        rgb = image.image if isinstance(image, Decoded) else image
+        made = np.asarray(self.network.custom(rgb), dtype=np.float32)
         if made.ndim != 3 or made.shape[0] != 3:
-            raise UnusableImageError(f"the transform gave shape {made.shape}, not (3, height, width)")
+            raise UnusableImageError(f"the transform returned shape {made.shape}, not (3, height, width)")
         return made
 
-    def _pixel_transform(self) -> PixelTransform:
-        if self._pixels is None:
-            transform = self.recipe.pixels.transform
-            assert isinstance(transform, StandardTransform)
-            self._pixels = PixelTransform(transform)
-        return self._pixels
-
     def forward(self, batch: np.ndarray, layers: Sequence[Layer]) -> dict[str, np.ndarray]:
-        """One pass in eager torch, in eval and inference mode; `passes` gives faster ones.
+        """One pass in eager torch, in eval and inference mode; `runtimes.passes_for` gives faster ones.
 
         Args:
             batch: (n, …) what `prepare` gave for n images.
@@ -357,15 +346,6 @@ class Backbone:
             For each layer's name its activations (n, …) float32.
         """
         return self.network.forward(batch, layers, self.precision)
-
-    def passes(
-        self, *, at_once: int = 1, cores: int | None = None, images: int | None = None, convert: bool = True
-    ) -> Passes:
-        """What runs batches on the runtime that was chosen; see `featcache.backbones.runtimes.passes_for`."""
-        return passes_for(self, at_once=at_once, cores=cores, images=images, convert=convert)
-
-    def _recipe_of(self, network: Network) -> Recipe:
-        return Recipe(self.name, network.digest, network.pixels)
 
     def _learn(self, recipe: Recipe, layers: dict[str, Layer]) -> None:
         known = self._known
@@ -377,26 +357,3 @@ class Backbone:
         file, state = self.network.weights_file, self.network.weights_state
         if self._cache is not None and file is not None and state is not None:
             self._cache.write(self._known, file, state)
-
-
-def _following(backbone: Backbone, pixels: PixelPath) -> Backbone:
-    return backbone.with_pixels(pixels)
-
-
-def _followed(own: PixelPath, other: PixelPath) -> PixelPath:
-    """*own* with the names of code of *other*, as far as there is such code here."""
-    mine, theirs = own.transform, other.transform
-    if isinstance(mine, StandardTransform) and isinstance(theirs, StandardTransform):
-        if theirs.implementation in IMPLEMENTATIONS:
-            mine = replace(mine, implementation=theirs.implementation)
-        if other.scaled in (None, SCALED):
-            own = replace(own, scaled=other.scaled)
-    decoder = other.decoder if other.decoder in decoding.DECODERS else own.decoder
-    return replace(own, transform=mine, decoder=decoder)
-
-
-def _running(origin: Callable[[], Backbone], runtime: str, precision: str) -> Backbone:
-    return origin().with_runtime(runtime=runtime, precision=precision)
-
-
-__all__ = ["POOLED", "Backbone"]

@@ -22,11 +22,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featcache.backbones import ModelInfo, available, get
-from featcache.backbones import compute as processor
+from featcache.backbones import ModelInfo, available, compute, get
 from featcache.backbones.layers import POOLED
 from featcache.backbones.recipe_cache import cache_folder
-from featcache.backbones.runtimes import openvino
+from featcache.backbones.runtimes import openvino, passes_for
 from featcache.core.errors import FeatcacheError
 from featcache.core.names import VIEW_0
 from featcache.core.progress import Progress, choose
@@ -78,11 +77,11 @@ def measure(backbone: Backbone, layer: Layer, *, seconds: float, progress: Progr
     Raises:
         FeatcacheError: the network cannot be had, or the runtime asked for cannot run it.
     """
-    files, cores = pictures(), processor.cores()
+    files, cores = pictures(), compute.cores()
     began = time.monotonic()
-    passes = backbone.passes(at_once=cores, cores=cores)
-    passes.ready(_decoded(backbone, files, 0, passes.images), [layer])
-    passes.forward(_decoded(backbone, files, 0, passes.images), [layer])
+    passes = passes_for(backbone, concurrency=cores, cores=cores)
+    passes.ready(_decoded(backbone, files, 0, passes.batch_size), [layer])
+    passes.forward(_decoded(backbone, files, 0, passes.batch_size), [layer])
     start = time.monotonic()
     images = _both_in_threads if passes.parallel else _decoding_in_threads
     done = images(backbone, passes, layer, files, cores, start + seconds, progress)
@@ -112,9 +111,9 @@ def _both_in_threads(
     def work(thread: int) -> int:
         done = 0
         while time.monotonic() < end:
-            passes.forward(_decoded(backbone, files, thread + done, passes.images), [layer])
-            done += passes.images
-            progress.advance(passes.images)
+            passes.forward(_decoded(backbone, files, thread + done, passes.batch_size), [layer])
+            done += passes.batch_size
+            progress.advance(passes.batch_size)
         return done
 
     with ThreadPoolExecutor(cores) as pool:
@@ -127,13 +126,13 @@ def _decoding_in_threads(
     """The runtime has threads of its own; meanwhile others decode the next batches."""
     done = 0
     with ThreadPoolExecutor(cores) as pool:
-        coming = deque(pool.submit(_decoded, backbone, files, n, passes.images) for n in range(cores))
+        coming = deque(pool.submit(_decoded, backbone, files, n, passes.batch_size) for n in range(cores))
         while time.monotonic() < end:
             batch = coming.popleft().result()
-            coming.append(pool.submit(_decoded, backbone, files, done, passes.images))
+            coming.append(pool.submit(_decoded, backbone, files, done, passes.batch_size))
             passes.forward(batch, [layer])
-            done += passes.images
-            progress.advance(passes.images)
+            done += passes.batch_size
+            progress.advance(passes.batch_size)
     return done
 
 
@@ -250,8 +249,8 @@ def doctor(
         shown.start("look around", None, "parts")
         runtimes = [_torch(), _openvino()]
         report = DoctorReport(
-            metadata.version("featcache"), platform.python_version(), processor.identity().rpartition(" ")[0],
-            processor.cores(), [name for name in FEATURES if name in processor.features()], processor.has_bfloat16(),
+            metadata.version("featcache"), platform.python_version(), compute.identity().rpartition(" ")[0],
+            compute.cores(), [name for name in FEATURES if name in compute.features()], compute.has_bfloat16(),
             runtimes, available(), _extras(),
             [_disk("cache", cache_folder()), _disk("working folder", Path.cwd())], backbone,
         )  # fmt: skip
@@ -281,7 +280,7 @@ def _torch() -> Runtime:
 
 
 def _openvino() -> Runtime:
-    if not processor.is_installed():
+    if not compute.is_installed():
         return Runtime("openvino", None, [])  # there are platforms without
     try:
         devices = [str(device) for device in openvino.core().available_devices]

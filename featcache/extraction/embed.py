@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias, Union
 
 import numpy as np
 
-from featcache.backbones.runtimes import passes_of
+from featcache.backbones.runtimes import passes_for
 from featcache.core.errors import RecipeMismatchError, SourceError, UnusableImageError, UsageError
 from featcache.core.recipe import Recipe
 from featcache.images.entry import Entry
@@ -96,7 +96,7 @@ def embed(
     chosen = backbone.resolve_layers(layers)
     # A graph that was proven before starts sooner than torch; for a few images a new one would not pay.
     batch_size = min(batch_size, len(images)) or 1
-    passes = passes_of(backbone, images=batch_size, convert=len(images) >= WORTH_CONVERTING)
+    passes = passes_for(backbone, batch_size=batch_size, convert=len(images) >= WORTH_CONVERTING)
     for start in range(0, len(images), batch_size):
         names, pixels, reasons = [], [], {}
         for place, image in enumerate(images[start : start + batch_size], start):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featcache.backbones.compute import cores
-from featcache.backbones.runtimes import passes_of
+from featcache.backbones.runtimes import passes_for
 from featcache.core.errors import DiskFullError, UsageError
 from featcache.core.names import GIVEN, VIEW_0
 from featcache.core.progress import Progress, choose, counted, phase_if_slow
@@ -167,8 +167,8 @@ def extract(
                 try:
                     run.forget_removed({entry.uri for entry in listed}, images.incomplete, images.within)
                     threads = workers or cores()
-                    at_once = min(threads, cores())  # more threads read a slow disk, but do not compute faster
-                    passes = passes_of(network, at_once=at_once, cores=at_once, images=batch_size)
+                    concurrency = min(threads, cores())  # more threads read a slow disk, but do not compute faster
+                    passes = passes_for(network, concurrency=concurrency, cores=concurrency, batch_size=batch_size)
                     run.over(entries, passes, threads, shown)
                 finally:
                     run.finish()

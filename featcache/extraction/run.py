@@ -136,12 +136,12 @@ class Run:
             batches = Batches(passes, self.layers, crew, most=min(workers, cores()) + 1, stages=self.stages)
             batch: list[Picture] = []
             # All views of an image are made at one time, so fewer images fill as much memory.
-            ahead = max(_AHEAD * passes.images // (1 + len(self.views)), 2 * workers)
+            ahead = max(_AHEAD * passes.batch_size // (1 + len(self.views)), 2 * workers)
             with closing(reader.read(todo, crew, ahead, lambda: stop.asked)) as reads:
                 for read in reads:
                     for picture in self._settle(read):
                         batch.append(picture)
-                        if len(batch) >= passes.images:
+                        if len(batch) >= passes.batch_size:
                             self._put(batches, batch, shown)
                             batch = []
                     with self.stages.measured("write"):

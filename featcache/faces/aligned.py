@@ -17,7 +17,7 @@ from PIL import Image as pil
 
 from featcache.backbones import Extractor, Layer
 from featcache.backbones.layers import POOLED
-from featcache.backbones.runtimes import passes_of
+from featcache.backbones.runtimes import passes_for
 from featcache.core.errors import TransientImageError, UnusableImageError
 from featcache.core.recipe import Recipe, StandardTransform
 from featcache.faces.detection import CENTRE_BOX, Detection, Detector, dlib_library, picture_in
@@ -190,9 +190,9 @@ class AlignedBackbone:
         """
         return self._with_mirror(self.base.forward, batch, layers)
 
-    def passes(self, **wishes: Any) -> Passes:
+    def passes(self, **options: Any) -> Passes:
         """The same on the backbone's runtime; arguments are those of `featcache.backbones.runtimes.passes_for`."""
-        return _AlignedPasses(self, passes_of(self.base, **wishes))
+        return _AlignedPasses(self, passes_for(self.base, **options))
 
     def layers_of_base(self, layers: Sequence[Layer]) -> list[Layer]:
         """What the backbone has to give for these layers."""
@@ -235,8 +235,8 @@ class _AlignedPasses:
         return self._base.parallel
 
     @property
-    def images(self) -> int:
-        return self._base.images
+    def batch_size(self) -> int:
+        return self._base.batch_size
 
     @property
     def notes(self) -> list[str]:

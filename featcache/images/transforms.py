@@ -9,12 +9,13 @@ theirs and computes the whole resized image; ``pillow/2`` computes the crop alon
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 from PIL import Image
 
-from featcache.core.recipe import StandardTransform
-from featcache.images.decode import Decoded
+from featcache.core.recipe import PixelPath, StandardTransform
+from featcache.images.decode import DECODERS, SCALED, Decoded
 
 IMPLEMENTATIONS = ("pillow/2", "pillow/1")
 """The names in a recipe, the one for new recipes first."""
@@ -208,3 +209,18 @@ class _Span:
     def box(self, first: int, last: int) -> tuple[float, float]:
         """Where the span begins and ends in the image's pixels *first* to *last*, counted from there."""
         return max(0.0, self._ends[0] - first), min(float(last - first), self._ends[1] - first)
+
+
+def with_code_of(own: PixelPath, other: PixelPath) -> PixelPath:
+    """*own* with the implementations that *other* names: decoder, resize and ``scaled``.
+
+    Implementations that this version does not have are not taken over, and neither are sizes, mean and std.
+    """
+    transform, theirs = own.transform, other.transform
+    if isinstance(transform, StandardTransform) and isinstance(theirs, StandardTransform):
+        if theirs.implementation in IMPLEMENTATIONS:
+            transform = replace(transform, implementation=theirs.implementation)
+        if other.scaled in (None, SCALED):
+            own = replace(own, scaled=other.scaled)
+    decoder = other.decoder if other.decoder in DECODERS else own.decoder
+    return replace(own, transform=transform, decoder=decoder)

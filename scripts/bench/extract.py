@@ -41,6 +41,7 @@ from PIL import Image
 import featcache as fc
 from featcache.backbones import Backbone, get
 from featcache.backbones.compute import cores, identity
+from featcache.backbones.runtimes import passes_for
 
 sys.path.insert(0, str(Path(__file__).parent))
 import recording
@@ -175,8 +176,8 @@ def decode(paths: Sequence[Path], backbone: Backbone) -> float:
 def forward(paths: Sequence[Path], backbone: Backbone) -> float:
     """Images a second that pass through the network, one core a pass."""
     layers = backbone.resolve_layers(["pooled"])
-    passes = backbone.passes(at_once=cores(), cores=cores())
-    x = np.stack([backbone.prepare(backbone.decode(path.read_bytes())) for path in paths[: passes.images]])
+    passes = passes_for(backbone, concurrency=cores(), cores=cores())
+    x = np.stack([backbone.prepare(backbone.decode(path.read_bytes())) for path in paths[: passes.batch_size]])
     passes.ready(x, layers)
     turns = -(-len(paths) // len(x))
     threads = cores() if passes.parallel else 1

@@ -14,6 +14,7 @@ import torchvision
 
 import featcache as fc
 from featcache.backbones import get
+from featcache.backbones.runtimes import passes_for
 from tests.backbones.making import batch, randomised, relative, saved
 
 
@@ -45,7 +46,7 @@ def test_every_layer_is_that_of_eager_torch(tmp_path: Path, name: str) -> None:
     backbone = get(name, weights, runtime="openvino")
     layers = backbone.resolve_layers(NETWORKS[name])
     x = batch(backbone, 3)
-    passes = backbone.passes(images=2, cores=1)
+    passes = passes_for(backbone, batch_size=2, cores=1)
     passes.ready(x, layers)
     assert (passes.runtime, passes.notes) == ("openvino", [])
     got, expected = passes.forward(x, layers), backbone.network.forward(x, layers)

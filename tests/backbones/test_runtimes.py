@@ -14,8 +14,8 @@ from PIL import Image
 from torch import nn
 
 import featcache as fc
-from featcache.backbones import Backbone, get, tiny_backbone
-from featcache.backbones import compute as processor
+from featcache.backbones import Backbone, compute, get, tiny_backbone
+from featcache.backbones.runtimes import passes_for
 from featcache.backbones.runtimes.openvino import Graph
 from featcache.backbones.runtimes.passes import GraphPasses
 from featcache.backbones.runtimes.proof import GraphCache, check_agreement
@@ -51,9 +51,10 @@ def test_what_lies_behind_the_deepest_layer_is_cut_off() -> None:
     kinds = {}
     for layer in ("stem:mean", "pooled"):
         layers = backbone.resolve_layers([layer])
-        passes = backbone.passes(images=1, cores=1)
+        passes = passes_for(backbone, batch_size=1, cores=1)
         passes.ready(pictures(backbone), layers)
-        (graph,) = (g for g in backbone.compiled.values() if g.names == (layer,))
+        assert isinstance(passes, GraphPasses)
+        (graph,) = passes._graphs.values()
         kinds[layer] = [
             op.get_rt_info()["layerType"].astype(str) for op in graph._compiled.get_runtime_model().get_ops()
         ]
@@ -108,7 +109,7 @@ def test_a_network_that_looks_at_values_is_no_graph(look: str) -> None:
     """On dark images the graph of a trace would agree with torch; it is wrong on the others."""
     backbone = made(Looks(LOOKS[look]))
     layers, x = backbone.resolve_layers(["pooled"]), pictures(backbone)
-    passes = backbone.passes()
+    passes = passes_for(backbone)
     passes.ready(x, layers)
     assert (passes.runtime, len(passes.notes)) == ("torch", 1)
     assert "looks at in Python" in passes.notes[0]
@@ -129,7 +130,7 @@ class Harmless(nn.Module):
 def test_shapes_may_be_looked_at() -> None:
     backbone = made(Harmless())
     layers, x = backbone.resolve_layers(["pooled"]), pictures(backbone)
-    passes = backbone.passes()
+    passes = passes_for(backbone)
     passes.ready(x, layers)
     assert (passes.runtime, passes.notes) == ("openvino", [])
     more = pictures(backbone, 5, seed=1)
@@ -144,7 +145,7 @@ def test_a_graph_is_compared_on_pictures_of_another_kind_too(monkeypatch: pytest
     monkeypatch.setattr(watching, "looks_at_values", lambda run: False)
     backbone = made(Looks(lambda mean: mean.max() > 2))
     layers, dark = backbone.resolve_layers(["pooled"]), pictures(backbone) // 8
-    passes = backbone.passes()
+    passes = passes_for(backbone)
     passes.ready(dark, layers)
     assert passes.runtime == "torch"
     assert "differs from eager torch" in passes.notes[0]
@@ -155,14 +156,14 @@ def test_a_graph_is_compared_on_pictures_of_another_kind_too(monkeypatch: pytest
 def test_what_cannot_be_converted_runs_on_torch(module: nn.Module, reason: str) -> None:
     backbone = made(module)
     layers, x = backbone.resolve_layers(["pooled"]), pictures(backbone)
-    passes = backbone.passes()
+    passes = passes_for(backbone)
     passes.ready(x, layers)
     assert (passes.runtime, passes.parallel) == ("torch", False)
     (note,) = passes.notes
     assert reason in note
     np.testing.assert_array_equal(passes.forward(x, layers)["pooled"], backbone.forward(x, layers)["pooled"])
     with pytest.raises(ConversionError, match=f"module:mine cannot run on OpenVINO.*{reason}.*--runtime torch"):
-        backbone.with_runtime(runtime="openvino").passes().ready(x, layers)
+        passes_for(backbone.with_runtime(runtime="openvino")).ready(x, layers)
 
 
 def test_a_run_says_which_runtime_it_took_and_why(photos: Path, tmp_path: Path) -> None:
@@ -273,7 +274,7 @@ def test_nan_of_an_overflow_is_not_hidden(makes: str, hides: nn.Module) -> None:
     backbone = Backbone.from_module(Overflows(makes, hides), transform=transform, name="overflow")
     layers = backbone.resolve_layers(["pooled"])
     x = np.repeat(np.array([120, 255, 130, 255], np.uint8), 32 * 32 * 3).reshape(4, 32, 32, 3)
-    passes = backbone.with_runtime(runtime="openvino").passes(images=4, cores=1)
+    passes = passes_for(backbone.with_runtime(runtime="openvino"), batch_size=4, cores=1)
     passes.ready(x[::2], layers)
     got, expected = (run(x, layers)["pooled"] for run in (passes.forward, backbone.forward))
     assert np.isnan(expected).any(axis=1).tolist() == [False, True, False, True]
@@ -297,7 +298,7 @@ def kept() -> tuple[Callable[..., GraphPasses], Path]:
 
     def start(backbone: Backbone | None = None) -> GraphPasses:
         fresh = backbone or tiny_backbone()
-        passes = fresh.passes(images=2, cores=1)
+        passes = passes_for(fresh, batch_size=2, cores=1)
         assert isinstance(passes, GraphPasses)
         passes.ready(pictures(fresh), fresh.resolve_layers(["pooled"]))
         return passes
@@ -358,7 +359,7 @@ def test_another_release_converts_for_itself(
 
 def test_another_processor_converts_for_itself(kept: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     # The cache folder of a user can move to another machine; this test cannot.
-    monkeypatch.setattr(processor, "identity", lambda: "another one")
+    monkeypatch.setattr(compute, "identity", lambda: "another one")
     done = conversions(monkeypatch)
     kept[0]()
     assert done == [1]
@@ -402,13 +403,13 @@ def test_a_graph_that_disagrees_is_not_used(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(conversion, "convert", lambda network, layers, x: inner(wrong.network, wrong_layers, x))
     backbone = tiny_backbone()
     layers, x = backbone.resolve_layers(["pooled"]), pictures(backbone)
-    passes = backbone.passes()
+    passes = passes_for(backbone)
     passes.ready(x, layers)
     assert passes.runtime == "torch"
     assert "pooled differs from eager torch" in passes.notes[0]
     assert cached_files() == []
     with pytest.raises(ConversionError, match="differs from eager torch"):
-        backbone.with_runtime(runtime="openvino").passes().ready(x, layers)
+        passes_for(backbone.with_runtime(runtime="openvino")).ready(x, layers)
 
 
 def test_a_graph_that_cannot_be_read_is_no_graph(kept: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -442,7 +443,7 @@ def test_the_precision_is_asked_of_openvino(kept: Any, monkeypatch: pytest.Monke
     assert proven is not None
 
     def compiled(precision: str) -> module.CompiledGraph:
-        return module.CompiledGraph(proven.graph, ["pooled"], images=1, at_once=1, cores=1, precision=precision)
+        return module.CompiledGraph(proven.graph, ["pooled"], batch_size=1, concurrency=1, cores=1, precision=precision)
 
     assert compiled("float32")._compiled.get_property("INFERENCE_PRECISION_HINT") == openvino.Type.f32
     real = module.core()
@@ -467,7 +468,7 @@ def test_for_a_few_images_nothing_is_converted(monkeypatch: pytest.MonkeyPatch) 
     done = conversions(monkeypatch)
     backbone = tiny_backbone()
     layers, x = backbone.resolve_layers(["pooled"]), pictures(backbone)
-    passes = backbone.passes(convert=False)
+    passes = passes_for(backbone, convert=False)
     passes.ready(x, layers)
     assert (passes.runtime, passes.notes, done) == ("torch", [], [])
 
@@ -537,7 +538,7 @@ def test_what_there_is_not_is_refused(options: dict[str, Any], error: type[Excep
 @pytest.fixture
 def without_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     # What a user's processor has is not what this machine's has; the answer must not depend on where tests run.
-    monkeypatch.setattr(processor, "features", lambda: frozenset({"avx2", "fma"}))
+    monkeypatch.setattr(compute, "features", lambda: frozenset({"avx2", "fma"}))
 
 
 @pytest.mark.usefixtures("without_bfloat16")
@@ -551,7 +552,7 @@ def test_bfloat16_where_the_processor_lacks_it(photos: Path, tmp_path: Path) -> 
 
 def test_bfloat16_is_a_recipe_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     # Recipes are compared and nothing is computed, so the processor need not have it.
-    monkeypatch.setattr(processor, "features", lambda: frozenset({"avx512_bf16"}))
+    monkeypatch.setattr(compute, "features", lambda: frozenset({"avx512_bf16"}))
     plain = tiny_backbone()
     found = {plain.with_runtime(runtime=r, precision="bfloat16").recipe for r in ("auto", "torch", "openvino")}
     assert {(recipe.precision, recipe.runtime) for recipe in found} == {("bfloat16", "torch"), ("bfloat16", "openvino")}

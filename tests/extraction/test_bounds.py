@@ -73,7 +73,7 @@ class WatchedView:
 class Slow:
     """Passes that take their time, while whoever may reads on, and note how many images anything holds then."""
 
-    runtime, images = "own", IN_A_PASS
+    runtime, batch_size = "own", IN_A_PASS
 
     def __init__(self, parallel: bool, alive: Alive) -> None:
         self.parallel, self.alive, self.most = parallel, alive, 0

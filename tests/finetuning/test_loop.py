@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from torch import Tensor, nn
 
-from featcache.backbones import compute as processor
+from featcache.backbones import compute
 from featcache.core.errors import TrainingError, UnknownNameError, UsageError
 from featcache.core.progress import Silent
 from featcache.finetuning import loop
@@ -302,7 +302,7 @@ def test_bfloat16_where_the_processor_has_it() -> None:
     x, y = clouds(60, 4, 3)
     model = perceptron(4, 3)
     rest = (stages(model), Rows(x.float(), y, 30), whole(x.float(), y), TrainingConfig(epochs=1))
-    if processor.has_bfloat16():
+    if compute.has_bfloat16():
         assert len(train(model, *rest, precision="bfloat16").epochs) == 1
     else:
         with pytest.raises(UsageError, match=r"does not compute in bfloat16.*float32"):

@@ -5,7 +5,6 @@ that it gives the same activations before it is used. Nothing here imports torch
 ready, and a graph that was proven before needs no torch at all.
 """
 
-from featcache.backbones.compute import RUNTIMES, check_choice, runtime_of_recipe
-from featcache.backbones.runtimes.passes import passes_for, passes_of
+from featcache.backbones.runtimes.passes import Passes, passes_for
 
-__all__ = ["RUNTIMES", "check_choice", "passes_for", "passes_of", "runtime_of_recipe"]
+__all__ = ["Passes", "passes_for"]

@@ -78,7 +78,7 @@ class Graph:
 
 
 class CompiledGraph:
-    """Runs a graph. `forward` may be called in up to *at_once* threads, and others then wait.
+    """Runs a graph. `forward` may be called in up to *concurrency* threads, and others then wait.
 
     The number of images in a pass is fixed, as OpenVINO plans its memory once for one shape; a smaller batch is
     filled up. So an image's activations do not depend on what else is in its batch.
@@ -86,8 +86,8 @@ class CompiledGraph:
     Args:
         graph: as `convert` gave it.
         names: the layers of its outputs, in order.
-        images: images in a pass.
-        at_once: passes that run at one time.
+        batch_size: images in a pass.
+        concurrency: passes that run at one time.
         cores: cores that these passes share.
         precision: ``float32`` or ``bfloat16``.
 
@@ -97,14 +97,14 @@ class CompiledGraph:
     """
 
     def __init__(
-        self, graph: Graph, names: Sequence[str], *, images: int, at_once: int, cores: int, precision: str
+        self, graph: Graph, names: Sequence[str], *, batch_size: int, concurrency: int, cores: int, precision: str
     ) -> None:
-        self.names, self.images = tuple(names), images
+        self.names, self.batch_size = tuple(names), batch_size
         openvino, hint = library(), _HINTS[precision]
         properties = {
             # Left alone, OpenVINO takes bfloat16 or float16 by itself where the processor has it.
             "INFERENCE_PRECISION_HINT": hint,
-            "NUM_STREAMS": str(at_once),
+            "NUM_STREAMS": str(concurrency),
             "INFERENCE_NUM_THREADS": str(cores),
             # A pass that is bound to one core waits for the image that is decoded there.
             "ENABLE_CPU_PINNING": "NO",
@@ -113,12 +113,12 @@ class CompiledGraph:
             model = core().read_model(graph.xml, openvino.Tensor(graph.weights))
             if len(model.outputs) - len(self.names) not in (0, 1):
                 raise ConversionError(f"the graph has {len(model.outputs)} outputs for {len(self.names)} layers")
-            model.reshape([images, *[part.get_length() for part in list(model.input(0).partial_shape)[1:]]])
+            model.reshape([batch_size, *[part.get_length() for part in list(model.input(0).partial_shape)[1:]]])
             self._compiled = core().compile_model(model, "CPU", properties)
             taken = self._compiled.get_property("INFERENCE_PRECISION_HINT")
             if taken != getattr(openvino.Type, hint):
                 raise ConversionError(f"OpenVINO would compute as {taken}, not as {hint}")
-            requests = [self._compiled.create_infer_request() for _ in range(at_once)]
+            requests = [self._compiled.create_infer_request() for _ in range(concurrency)]
         except RuntimeError as error:
             raise _foreign("OpenVINO cannot compile it", error) from error
         self._outputs = len(model.outputs)
@@ -141,7 +141,7 @@ class CompiledGraph:
         """
         request = self._free.get()
         try:
-            parts = [self._pass(request, batch[i : i + self.images]) for i in range(0, len(batch), self.images)]
+            parts = [self._pass(request, batch[i : i + self.batch_size]) for i in range(0, len(batch), self.batch_size)]
         finally:
             self._free.put(request)
         if len(parts) == 1:
@@ -150,8 +150,8 @@ class CompiledGraph:
 
     def _pass(self, request: Any, some: np.ndarray) -> list[np.ndarray]:
         n = len(some)
-        if n < self.images:
-            some = np.concatenate([some, np.repeat(some[-1:], self.images - n, axis=0)])
+        if n < self.batch_size:
+            some = np.concatenate([some, np.repeat(some[-1:], self.batch_size - n, axis=0)])
         try:
             request.infer({0: np.ascontiguousarray(some)}, share_inputs=True)
         except RuntimeError as error:

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from featcache.backbones import compute
+from featcache.backbones.backbone import Backbone
 from featcache.backbones.runtimes.openvino import CompiledGraph, Graph
 from featcache.backbones.runtimes.proof import GraphCache, Proven, check_agreement
 from featcache.core.errors import ConversionError, UsageError
 
 if TYPE_CHECKING:
-    from featcache.backbones.backbone import Backbone
+    from featcache.backbones.extractor import Extractor
     from featcache.backbones.layers import Layer
 
 
@@ -28,7 +30,10 @@ Key: TypeAlias = tuple[tuple[str, ...], tuple[int, ...]]
 
 _SEED = 20
 _HELD = 4
-"""Graphs that a backbone keeps compiled, with their weights."""
+"""Compiled graphs that are kept for a backbone, with their weights."""
+_Place: TypeAlias = tuple[int, Key, int, int, int, str]
+"""Process, key, batch size, concurrency, cores, precision."""
+_compiled: WeakKeyDictionary[Backbone, dict[_Place, CompiledGraph]] = WeakKeyDictionary()
 
 
 class Passes(Protocol):
@@ -43,7 +48,7 @@ class Passes(Protocol):
         """Whether `forward` may be called in several threads at one time, each pass on one core."""
 
     @property
-    def images(self) -> int:
+    def batch_size(self) -> int:
         """Images in a pass that it runs best with."""
 
     @property
@@ -58,34 +63,21 @@ class Passes(Protocol):
         """For each layer's name (n, …) float32, of (n, …) of what `Backbone.prepare` gave for n images."""
 
 
-class TorchPasses:
-    """Passes in eager torch, on the backbone's device and at its precision."""
+class EagerPasses:
+    """Passes by the extractor's own ``forward``, which for a `Backbone` is eager torch on its device."""
 
-    runtime, parallel = "torch", False
+    parallel = False
 
-    def __init__(self, backbone: Backbone, images: int | None) -> None:
-        self._backbone = backbone
-        self.images = images or 16
+    def __init__(self, extractor: Extractor, batch_size: int | None, runtime: str = "torch") -> None:
+        self._extractor, self.runtime = extractor, runtime
+        self.batch_size = batch_size or 16
         self.notes: list[str] = []
 
     def ready(self, batch: np.ndarray, layers: Sequence[Layer]) -> None:
-        self._backbone.load()
+        self._extractor.load()
 
     def forward(self, batch: np.ndarray, layers: Sequence[Layer]) -> dict[str, np.ndarray]:
-        return self._backbone.network.forward(batch, layers, self._backbone.precision)
-
-
-class PlainPasses:
-    """Passes of what is no `Backbone` and has only a ``forward`` of its own."""
-
-    runtime, parallel = "own", False
-
-    def __init__(self, network: Any, images: int | None) -> None:
-        self.forward, self.images = network.forward, images or 16
-        self.notes: list[str] = []
-
-    def ready(self, batch: np.ndarray, layers: Sequence[Layer]) -> None:
-        """There is nothing to prepare."""
+        return self._extractor.forward(batch, layers)
 
 
 class GraphPasses:
@@ -98,21 +90,21 @@ class GraphPasses:
 
     Args:
         backbone: runs on ``cpu``.
-        images: images in a pass.
-        at_once: passes at one time.
+        batch_size: images in a pass.
+        concurrency: passes at one time.
         cores: cores that these passes share.
         must: raise where the graph cannot be had or is wrong, instead of taking torch.
         may_convert: convert where no proven graph is kept, which takes seconds; else torch is taken.
     """
 
     def __init__(
-        self, backbone: Backbone, *, images: int | None, at_once: int, cores: int, must: bool, may_convert: bool
+        self, backbone: Backbone, *, batch_size: int | None, concurrency: int, cores: int, must: bool, may_convert: bool
     ) -> None:
-        self._backbone, self._asked = backbone, images
-        self._at_once, self._cores = at_once, cores
+        self._backbone, self._asked = backbone, batch_size
+        self._concurrency, self._cores = concurrency, cores
         self._must, self._may_convert = must, may_convert
         self._graphs: dict[Key, CompiledGraph] = {}
-        self._torch: TorchPasses | None = None
+        self._torch: EagerPasses | None = None
         self.notes: list[str] = []
 
     @property
@@ -124,9 +116,9 @@ class GraphPasses:
         return self._torch is None
 
     @property
-    def images(self) -> int:
+    def batch_size(self) -> int:
         # One image runs as fast as sixteen on one core; some together save what a pass costs besides.
-        return (self._asked or 8) if self._torch is None else self._torch.images
+        return (self._asked or 8) if self._torch is None else self._torch.batch_size
 
     def ready(self, batch: np.ndarray, layers: Sequence[Layer]) -> None:
         """As in `Passes`.
@@ -154,7 +146,7 @@ class GraphPasses:
                 f"There is not enough memory for passes of {self._asked:,} images. Give a smaller --batch-size."
             ) from error
         if found is None:
-            self._torch = TorchPasses(self._backbone, self._asked)
+            self._torch = EagerPasses(self._backbone, self._asked)
         else:
             self._graphs[key] = found
 
@@ -168,14 +160,14 @@ class GraphPasses:
 
     def _known(self, key: Key, batch: np.ndarray, layers: Sequence[Layer]) -> CompiledGraph | None:
         """A graph that is compiled in this process or kept on the disk, if it still proves right."""
-        if (found := self._backbone.compiled.get(self._place(key))) is not None:
+        if (found := _compiled.get(self._backbone, {}).get(self._place(key))) is not None:
             return found
         cache = self._cache(key)
         proven = cache.read()
         if proven is None:
             return None
         try:
-            graph = self._compiled(proven.graph, key)
+            graph = self._compile(proven.graph, key)
             check_agreement(graph.forward(proven.pictures), proven.expected, self._backbone.precision)
             if self._backbone.is_custom:
                 check_agreement(graph.forward(batch), self._reference(batch, layers), self._backbone.precision)
@@ -189,7 +181,7 @@ class GraphPasses:
 
         pictures = _pictures(batch)
         made = convert(self._backbone.network, layers, pictures)
-        graph = self._compiled(made, key)
+        graph = self._compile(made, key)
         # Negatives too: a run's first images are often of one kind, and a graph may be right for that kind alone.
         images = np.concatenate([batch, _negatives(batch)])
         errors = check_agreement(graph.forward(images), self._reference(images, layers), self._backbone.precision)
@@ -202,9 +194,9 @@ class GraphPasses:
     def _reference(self, batch: np.ndarray, layers: Sequence[Layer]) -> dict[str, np.ndarray]:
         return self._backbone.network.forward(batch, layers)
 
-    def _compiled(self, graph: Graph, key: Key) -> CompiledGraph:
+    def _compile(self, graph: Graph, key: Key) -> CompiledGraph:
         return CompiledGraph(
-            graph, key[0], images=self.images, at_once=self._at_once, cores=self._cores,
+            graph, key[0], batch_size=self.batch_size, concurrency=self._concurrency, cores=self._cores,
             precision=self._backbone.precision,
         )  # fmt: skip
 
@@ -212,15 +204,15 @@ class GraphPasses:
         return GraphCache(self._backbone.recipe.fingerprint, *key, self._backbone.library)
 
     def _keep(self, key: Key, graph: CompiledGraph) -> CompiledGraph:
-        held = self._backbone.compiled
+        held = _compiled.setdefault(self._backbone, {})
         held[self._place(key)] = graph
         for oldest in list(held)[:-_HELD]:
             held.pop(oldest, None)
         return graph
 
-    def _place(self, key: Key) -> tuple[Any, ...]:
+    def _place(self, key: Key) -> _Place:
         # Threads do not outlive a fork, so a child compiles for itself.
-        return (os.getpid(), key, self.images, self._at_once, self._cores, self._backbone.precision)
+        return (os.getpid(), key, self.batch_size, self._concurrency, self._cores, self._backbone.precision)
 
     def _take_torch(self, reason: str, error: ConversionError | None = None) -> None:
         name = self._backbone.name
@@ -229,7 +221,7 @@ class GraphPasses:
                 f"{name} cannot run on OpenVINO: {reason}. Choose the runtime torch: --runtime torch."
             ) from error
         self.notes.append(f"{name} runs on torch, as OpenVINO is out of the question: {reason}.")
-        self._torch = TorchPasses(self._backbone, self._asked)
+        self._torch = EagerPasses(self._backbone, self._asked)
 
 
 def _key(batch: np.ndarray, layers: Sequence[Layer]) -> Key:
@@ -253,34 +245,48 @@ def _pictures(batch: np.ndarray) -> np.ndarray:
 
 
 def passes_for(
-    backbone: Backbone, *, at_once: int = 1, cores: int | None = None, images: int | None = None, convert: bool = True
+    extractor: Extractor,
+    *,
+    concurrency: int = 1,
+    cores: int | None = None,
+    batch_size: int | None = None,
+    convert: bool = True,
 ) -> Passes:
     """What runs batches through a backbone: the runtime chosen, or with ``auto`` the fastest that proves itself.
 
     Args:
-        backbone: the backbone.
-        at_once: passes at one time, where the runtime allows several.
+        extractor: a `Backbone`, or an extractor with a ``passes`` method of the same arguments, which it answers by the
+            passes of the backbone inside it. Any other extractor is run by its own ``forward``.
+        concurrency: passes at one time, where the runtime allows several.
         cores: cores that these passes share; all that this process may use by default.
-        images: images in a pass; by default what the runtime is best with.
+        batch_size: images in a pass; by default what the runtime is best with.
         convert: with ``auto``, convert a network of which no proven graph is kept, which takes seconds.
+
+    Example:
+        >>> from featcache.backbones import tiny_backbone
+        >>> backbone = tiny_backbone()
+        >>> layers = backbone.resolve_layers(["pooled"])
+        >>> passes = passes_for(backbone, batch_size=2)
+        >>> images = np.zeros((2, 32, 32, 3), np.uint8)
+        >>> passes.ready(images, layers)
+        >>> passes.forward(images, layers)["pooled"].shape
+        (2, 16)
     """
-    named = compute.runtime_of_recipe(backbone.runtime, backbone.precision, backbone.device) or backbone.runtime
-    if named == "torch" or backbone.device != "cpu":
-        return TorchPasses(backbone, images)
+    if not isinstance(extractor, Backbone):
+        wrapped = getattr(extractor, "passes", None)
+        if wrapped is None:
+            return EagerPasses(extractor, batch_size, "own")
+        made: Passes = wrapped(concurrency=concurrency, cores=cores, batch_size=batch_size, convert=convert)
+        return made
+    named = compute.runtime_of_recipe(extractor.runtime, extractor.precision, extractor.device) or extractor.runtime
+    if named == "torch" or extractor.device != "cpu":
+        return EagerPasses(extractor, batch_size)
     must = named == "openvino"
     return GraphPasses(
-        backbone, images=images, at_once=at_once, cores=cores or compute.cores(), must=must,
+        extractor,
+        batch_size=batch_size,
+        concurrency=concurrency,
+        cores=cores or compute.cores(),
+        must=must,
         may_convert=convert or must,
-    )  # fmt: skip
-
-
-def passes_of(network: Any, **wishes: Any) -> Passes:
-    """What runs batches through a `Backbone`, or through something else that has its ``forward``.
-
-    Args:
-        network: a backbone, or what stands for one.
-        wishes: as for `passes_for`.
-    """
-    make = getattr(network, "passes", None)
-    made: Passes = PlainPasses(network, wishes.get("images")) if make is None else make(**wishes)
-    return made
+    )
