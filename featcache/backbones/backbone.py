@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from featcache.backbones.network import Network
-    from featcache.backbones.split import Cut
 
 
 class Backbone:
@@ -291,12 +290,6 @@ class Backbone:
     def architecture(self) -> Network:
         """The network with random weights; for a custom backbone its own module, with its weights."""
         return self._blueprint()
-
-    def cut(self, layer: str) -> Cut:
-        """The network in two where *layer* begins, the later part as a trainable copy; `featcache.backbones.split`."""
-        from featcache.backbones.split import cut
-
-        return cut(self.network, layer)
 
     def decode(self, data: bytes) -> Decoded:
         """Decode an image file's bytes by the recipe's decoder.

@@ -1,12 +1,10 @@
-"""A network in two: the frozen part, whose activations are kept, and a trainable copy of what follows.
+"""Splitting a network in two: the frozen part, whose activations are stored, and a trainable copy of the tail.
 
-The first layers of a network that was trained on one task serve others as they are, and the later they are, the more
-they have to be trained again (J. Yosinski, J. Clune, Y. Bengio and H. Lipson, "How transferable are features in deep
-neural networks?", NIPS 2014). The frozen part is the network itself, taken at a stored layer, so nothing is built for
-it. What follows is a graph of `torch.fx` with its own copy of the weights; it is never written to disk as code, since
-the same cut of the same network makes it again, with the same names of weights.
-
-The trainable copy of what follows a cut, and its parts.
+The first layers of a trained network transfer as they are; the later a layer, the more it has to be trained again
+(J. Yosinski, J. Clune, Y. Bengio and H. Lipson, "How transferable are features in deep neural networks?", NIPS 2014).
+The frozen part is the network itself, taken at a stored layer. The tail is a `torch.fx` graph with its own copy of the
+weights. It is never written to disk as code: the same split of the same network makes it again, with the same names of
+weights.
 """
 
 from __future__ import annotations
@@ -28,51 +26,57 @@ from featcache.core.errors import UnknownNameError, UsageError
 from featcache.core.recipe import StandardTransform
 
 TOLERANCE = 1e-4
-"""Largest ‖a - b‖/‖b‖ between what a suffix gives of the stored activations and the network of the images."""
+"""Largest ‖a - b‖/‖b‖ between the tail's vectors from stored activations and the network's from images."""
 _IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 
 
 @dataclass(frozen=True)
-class Cut:
-    """A network cut in two.
+class SplitNetwork:
+    """A network split in two.
 
     Attributes:
         layer: path of the first module that trains.
-        cached: the layer whose stored activations the suffix takes, such as ``blocks.4:none``; ``P:mean`` where the
-            module P gives one vector an image.
+        cached: the layer whose stored activations the tail takes, such as ``blocks.4:none``; ``P:mean`` if the module P
+            returns one vector per image.
         shape: of one image's activations there.
-        suffix: maps (n, *shape) float32 to what ``pooled`` is, (n, d). A trainable copy, in eval mode, on the
-            network's device; to train it or not changes nothing of the network.
-        stages: names and modules of the suffix's parts that have parameters, in network order; each parameter is in
-            one of them. A part with no weight of more axes than one, such as a normalisation, belongs to the stage
-            before it.
+        tail: maps (n, *shape) float32 to what ``pooled`` is, (n, d). A trainable copy, in eval mode, on the network's
+            device; training it changes nothing in the network.
+        stages: names and modules of the tail's parts that have parameters, in network order; each parameter is in
+            exactly one. A part without any parameter of two or more axes, such as a normalisation, belongs to the
+            stage before it.
     """
 
     layer: str
     cached: str
     shape: tuple[int, ...]
-    suffix: nn.Module
+    tail: nn.Module
     stages: tuple[tuple[str, nn.Module], ...]
 
 
-def cut(network: Network, layer: str) -> Cut:
-    """Cut a network where a layer begins.
+def split_network(network: Network, layer: str) -> SplitNetwork:
+    """Split a network before a layer.
 
-    All that the network computes from there on must follow from the output of one module before it, and that module's
-    ``:none`` is what is stored; where views or functions without weights stand between, such as flatten, or an
-    identity or dropout, these belong to the suffix. In training mode the suffix is what its modules are: batch
-    normalisation takes the statistics of the batch and keeps its own running ones, dropout and stochastic depth drop.
-    The suffix is proven on two random images before it is given out.
+    Everything that the network computes from there on must follow from the output of one module before it; that
+    module's ``:none`` is what is stored. Views and functions without weights in between, such as flatten, identity or
+    dropout, belong to the tail. In training mode the tail behaves as its modules do: batch normalisation uses batch
+    statistics and updates its running ones, dropout and stochastic depth drop. The tail is compared with the network
+    on two random images before it is returned.
 
     Args:
         network: the loaded network.
-        layer: path of the first module that trains, as `places` lists them or deeper, such as ``layer3.1``.
+        layer: path of the first module that trains, as `split_points` lists them or deeper, such as ``layer3.1``.
 
     Raises:
         UnknownNameError: there is no such module.
-        UsageError: a connection skips over the cut, the layer's input is not the output of one module, its axes are
-            not declared, nothing that has weights follows, or torch.fx cannot follow the code around it; the nearest
-            layers that can be cut at are named.
+        UsageError: a skip connection crosses the split point, the layer's input is not the output of one module, its
+            axes are not declared, nothing after it has weights, or torch.fx cannot trace the code around it. The
+            message names the nearest split points.
+
+    Example:
+        >>> from featcache.backbones import tiny_backbone
+        >>> split = split_network(tiny_backbone().network, "body.1")
+        >>> split.cached, split.shape, [name for name, _ in split.stages]
+        ('body.0:none', (12, 8, 8), ['body.1.0'])
     """
     if layer not in network.names:
         raise UnknownNameError.among("layer", layer, network.names, "`featcache layers B` lists them.")
@@ -80,66 +84,63 @@ def cut(network: Network, layer: str) -> Cut:
     traced = None
     try:
         traced = trace(network.module, {".".join(parts[:i]) for i in range(1, len(parts))}, _lists(network))
-        place = _place(traced, layer)
+        point = _split_point(traced, layer)
     except UsageError as why:
-        raise UsageError(f"The network cannot be cut at {layer!r}: {why} {_nearest(network, traced, layer)}") from why
-    cached = Layer(_stored(network, [place.path]).get(place.path, f"{place.path}:none"), 0, ())
+        raise UsageError(f"The network cannot be split at {layer!r}: {why} {_nearest(network, traced, layer)}") from why
+    cached = Layer(_stored(network, [point.path]).get(point.path, f"{point.path}:none"), 0, ())
     got = network.forward(_noise(network), [cached, Layer(POOLED, 1, ())])
     stored, expected = got[cached.name], got[POOLED]
     x = torch.from_numpy(stored.copy()).to(network.device)
-    suffix = follow_up(traced, place.source, place.nodes)
+    tail = tail_of(traced, point.source, point.nodes)
     with torch.inference_mode():
-        given = suffix(x).float().cpu().numpy()
+        given = tail(x).float().cpu().numpy()
     if not np.array_equal(x.cpu().numpy(), stored, equal_nan=True):
-        # It works in place on what it is given, which is the caller's.
-        suffix = follow_up(traced, place.source, place.nodes, copies=True)
-    lengths = np.linalg.norm(expected, axis=1)
-    away = np.linalg.norm(given - expected, axis=1) if given.shape == expected.shape else np.full(len(stored), np.inf)
-    if not (away <= TOLERANCE * lengths).all():
+        # It changes its input in place, which belongs to the caller.
+        tail = tail_of(traced, point.source, point.nodes, clone_input=True)
+    norms = np.linalg.norm(expected, axis=1)
+    errors = np.linalg.norm(given - expected, axis=1) if given.shape == expected.shape else np.full(len(stored), np.inf)
+    if not (errors <= TOLERANCE * norms).all():
         raise UsageError(
-            f"The network cannot be cut at {layer!r}: of the activations of {cached.name} the layers that follow give "
-            f"other vectors than the whole network of the images, up to {(away / lengths).max():.1e} of their norm. "
-            "Its code may change activations in place behind a module, or decide by what a graph does not hold."
+            f"The network cannot be split at {layer!r}: from the activations of {cached.name} the later layers give "
+            f"other vectors than the whole network does from the images (relative error {(errors / norms).max():.1e}). "
+            "Its code may change activations in place after a module, or depend on what a graph does not hold."
         )
-    return Cut(layer, cached.name, stored.shape[1:], suffix, suffix_stages(suffix))
+    return SplitNetwork(layer, cached.name, stored.shape[1:], tail, tail_stages(tail))
 
 
-def places(network: Network) -> list[str]:
-    """The layers at which a network can be cut, in network order.
+def split_points(network: Network) -> list[str]:
+    """The layers at which a network can be split, in network order.
 
-    Of the layers that ``featcache layers`` shows these are the ones where `cut` works, but for those without weights
-    and those that belong to the layer before, such as a normalisation. `cut` also works at these, and may work inside
-    of others. Where several names mean the same cut, as ``layer1`` and its first block, it is listed once, by the
-    shortest.
+    These are the layers that ``featcache layers`` shows and where `split_network` works, except those without weights
+    and those that belong to the layer before, such as a normalisation. `split_network` also works there, and often
+    inside of other layers. If several names mean the same split, such as ``layer1`` and its first block, only the
+    shortest is listed.
 
     Args:
         network: the loaded network, or one without its weights.
 
     Raises:
-        UsageError: torch.fx cannot follow the network's own code.
+        UsageError: torch.fx cannot trace the network's own code.
+
+    Example:
+        >>> from featcache.backbones import tiny_backbone
+        >>> split_points(tiny_backbone().network)
+        ['body', 'body.1']
     """
-    return [path for path, _ in _places(network, trace(network.module, set(), _lists(network)))]
-
-
-def places_if_any(network: Network) -> list[str]:
-    """The same; none where torch.fx cannot follow the network's own code."""
-    try:
-        return places(network)
-    except UsageError:
-        return []
+    return [path for path, _ in _split_points(network, trace(network.module, set(), _lists(network)))]
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
-    """Where a network can be cut: the module whose output is stored, its node, and the nodes that follow."""
+class _SplitPoint:
+    """The module whose output is stored, its node, and the nodes that follow."""
 
     path: str
     source: fx.Node
     nodes: frozenset[fx.Node]
 
 
-def _place(traced: Trace, layer: str) -> _Place:
-    """Where to cut so that *layer* is the first that trains; `UsageError` tells why that cannot be."""
+def _split_point(traced: Trace, layer: str) -> _SplitPoint:
+    """Where to split so that *layer* is the first that trains; `UsageError` if that is impossible."""
     calls = traced.calls.get(layer, [])
     if len(calls) != 1:
         how = "more than once" if calls else "not, or not as a module,"
@@ -154,22 +155,24 @@ def _place(traced: Trace, layer: str) -> _Place:
         sources = _sources(traced, entry, through=False)
     source = sources.copy().pop() if len(sources) == 1 else entry
     if source is traced.image:
-        raise UsageError("it takes the image itself, so nothing before it could be kept.")
+        raise UsageError("it takes the image itself, so there is nothing before it to store.")
     nodes = traced.upstream(stop=source)
     if traced.image in nodes:
         after = traced.downstream(source)
         skipping = [node for node in nodes & moving - after if any(user in after & nodes for user in node.users)]
-        raise UsageError(f"a skip connection crosses the cut: {_from(traced, skipping)} is used again after it.")
+        raise UsageError(
+            f"a skip connection crosses the split point: {_from(traced, skipping)} is used again after it."
+        )
     if len(sources) != 1 or source not in traced.modules_of:
         raise UsageError(f"its input is not the output of one module, but made of {_from(traced, [entry])}.")
     if not any(traced.has_weights(node) for node in nodes):
         raise UsageError("neither it nor anything after it has weights.")
-    return _Place(traced.modules_of[source][0], source, frozenset(nodes))
+    return _SplitPoint(traced.modules_of[source][0], source, frozenset(nodes))
 
 
 def _sources(traced: Trace, entry: fx.Node, *, through: bool) -> set[fx.Node]:
-    """What a node is made of by functions alone: outputs of modules, weights, the image. With *through* those
-    modules that change nothing in eval mode count as functions."""
+    """The module outputs, weights and image that a node is computed from by functions only. With *through*, modules
+    that do nothing in eval mode count as functions."""
     found, todo = set(), [entry]
     while todo:
         node = todo.pop()
@@ -199,17 +202,17 @@ def _lists(network: Network) -> set[str]:
     return {path.rpartition(".")[0] for path in network.blocks()} - {""}
 
 
-def _places(network: Network, traced: Trace) -> list[tuple[str, int]]:
-    """The places in a trace, and how many of its nodes come before each."""
+def _split_points(network: Network, traced: Trace) -> list[tuple[str, int]]:
+    """The split points in a trace, and how many of its nodes come before each."""
     calls = [(traced.calls[path][0].position, path) for path in network.blocks() if path in traced.calls]
     found: dict[str, tuple[str, int]] = {}
     for position, path in sorted(calls, key=lambda call: (call[0], call[1].count("."))):
         if not begins_stage(network.module.get_submodule(path).parameters()):
             continue
         with suppress(UsageError):
-            found.setdefault(_place(traced, path).path, (path, position))
+            found.setdefault(_split_point(traced, path).path, (path, position))
     stored = _stored(network, found)
-    return [place for path, place in found.items() if path in stored]
+    return [point for path, point in found.items() if path in stored]
 
 
 def _stored(network: Network, paths: Iterable[str]) -> dict[str, str]:
@@ -226,21 +229,21 @@ def _stored(network: Network, paths: Iterable[str]) -> dict[str, str]:
 
 
 def _nearest(network: Network, traced: Trace | None, layer: str) -> str:
-    """Advice: the places before and after a layer."""
+    """Advice: the split points before and after a layer."""
     try:
         traced = traced or trace(network.module, set(), _lists(network))
-        known = _places(network, traced)
+        known = _split_points(network, traced)
     except UsageError:
-        return "Train heads on its vectors, or the whole network."
+        return "Train a head on its vectors, or the whole network."
     if not known:
-        return "There is no layer at which it can be cut."
+        return "It has no split point."
     position = 0
     while layer and not position:
         position = calls[0].position if (calls := traced.calls.get(layer)) else 0
         layer = layer.rpartition(".")[0]
     before = [f"{path!r} before it" for path, there in known if there <= position][-1:]
     after = [f"{path!r} after it" for path, there in known if there > position][:1]
-    return f"It can be cut at {' and at '.join(before + after)}."
+    return f"It can be split at {' and at '.join(before + after)}."
 
 
 def _noise(network: Network) -> np.ndarray:
@@ -252,21 +255,21 @@ def _noise(network: Network) -> np.ndarray:
     return rng.normal(size=(2, 3, height, width)).astype(np.float32)
 
 
-def follow_up(traced: Trace, source: fx.Node, nodes: frozenset[fx.Node], *, copies: bool = False) -> fx.GraphModule:
-    """A module of some nodes of a graph, with weights of its own.
+def tail_of(traced: Trace, source: fx.Node, nodes: frozenset[fx.Node], *, clone_input: bool = False) -> fx.GraphModule:
+    """A module made of some nodes of a graph, with its own copy of the weights.
 
     Args:
         traced: the network's graph.
         source: whose value is the module's input.
         nodes: those between it and the network's end.
-        copies: take a copy of the input first.
+        clone_input: copy the input first, for a graph that changes it in place.
 
     Returns:
-        In eval mode, all its parameters trainable. Parts and weights have the names that they have in the network.
+        The module in eval mode, all parameters trainable. Parts and weights keep their names in the network.
     """
     graph = fx.Graph()
     start = graph.placeholder("x")
-    made = {source: graph.call_method("clone", (start,)) if copies else start}
+    made = {source: graph.call_method("clone", (start,)) if clone_input else start}
     for node in traced.graph.nodes:
         if node in traced.batch_sizes and not nodes.isdisjoint(node.users):
             made[node] = graph.call_method("size", (start, 0))
@@ -275,34 +278,34 @@ def follow_up(traced: Trace, source: fx.Node, nodes: frozenset[fx.Node], *, copi
     graph.output(fx.node.map_arg(traced.output.args[0], made.__getitem__))
     graph.lint()
     # The trace shares its weights with the frozen network, the copy does not.
-    suffix = copy.deepcopy(fx.GraphModule(traced.root, graph))
+    tail = copy.deepcopy(fx.GraphModule(traced.root, graph))
     saved = traced.root.state_dict().keys()
-    for node in suffix.graph.nodes:
-        value = attrgetter(str(node.target))(suffix) if node.op == "get_attr" else None
+    for node in tail.graph.nodes:
+        value = attrgetter(str(node.target))(tail) if node.op == "get_attr" else None
         if isinstance(value, Tensor) and node.target not in saved:
-            # A constant of the code, which every cut makes again, is no weight.
+            # A constant of the code, which every split makes again, is no weight.
             owner, _, name = str(node.target).rpartition(".")
-            suffix.get_submodule(owner).register_buffer(name, value, persistent=False)
-    for parameter in suffix.parameters():
+            tail.get_submodule(owner).register_buffer(name, value, persistent=False)
+    for parameter in tail.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
-    return suffix.eval()
+    return tail.eval()
 
 
-def suffix_stages(suffix: fx.GraphModule) -> tuple[tuple[str, nn.Module], ...]:
-    """The parts that have parameters, in the order in which they are run; every parameter is in exactly one.
+def tail_stages(tail: fx.GraphModule) -> tuple[tuple[str, nn.Module], ...]:
+    """The parts that have parameters, in the order in which they run; every parameter is in exactly one.
 
-    A part whose parameters are all of one axis (of a normalisation, or a bias) goes with the part before it.
+    A part whose parameters all have one axis (a normalisation, a bias) joins the part before it.
 
     Args:
-        suffix: from `follow_up`.
+        tail: from `tail_of`.
     """
     stages: list[tuple[str, list[nn.Module]]] = []
     seen: set[nn.Parameter] = set()
-    for node in suffix.graph.nodes:
+    for node in tail.graph.nodes:
         if node.op not in ("call_module", "get_attr"):
             continue
         name = str(node.target)
-        part = attrgetter(name)(suffix)
+        part = attrgetter(name)(tail)
         # A constant or a buffer is neither.
         own = list(part.parameters()) if isinstance(part, nn.Module) else [part] * isinstance(part, nn.Parameter)
         new = [parameter for parameter in own if parameter not in seen]
@@ -318,5 +321,5 @@ def suffix_stages(suffix: fx.GraphModule) -> tuple[tuple[str, nn.Module], ...]:
 
 
 def begins_stage(parameters: Iterable[nn.Parameter]) -> bool:
-    """Whether any parameter has several axes, as weights of convolutions, linear layers and attention do."""
+    """Whether any parameter has two or more axes, as weights of convolutions, linear layers and attention do."""
     return any(parameter.ndim > 1 for parameter in parameters)

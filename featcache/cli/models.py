@@ -1,4 +1,4 @@
-"""``featcache models`` and ``layers``: which networks there are, and where vectors can be taken."""
+"""``featcache models`` and ``featcache layers``: the available backbones and their layers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import typer
 
 from featcache.cli import output as screen
 from featcache.cli.command import Answer, Debug, Json, verb
+from featcache.core.errors import UsageError
 
 if TYPE_CHECKING:
     from featcache.backbones import LayerInfo, ModelInfo
@@ -18,14 +19,14 @@ if TYPE_CHECKING:
 def models(
     pattern: Annotated[
         str | None,
-        typer.Argument(metavar="PATTERN", help="A glob, in quotes; without one only those that need no download."),
+        typer.Argument(metavar="PATTERN", help="A glob, in quotes. Default: the backbones that need no download."),
     ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> Answer:
-    """List backbones: those whose weights are pip packages, or those whose names match a pattern.
+    """List backbones: those whose weights come with pip packages, or those that match a pattern.
 
-    Ends with 1 where no name matches.
+    Exits with 1 if no name matches.
 
     Example: featcache models
 
@@ -44,36 +45,41 @@ def layers(
     as_json: Json = False,
     debug: Debug = False,
 ) -> Answer:
-    """List a backbone's layers with the shape and size of one image's vector, and where `tune` can begin.
+    """List a backbone's layers with their shape and size per image, and the split points for fine-tuning.
 
     Example: featcache layers bundled:efficientnet_lite0
     """
     from featcache import backbones
-    from featcache.backbones.split import places_if_any
+    from featcache.backbones.split import split_points
 
     network = backbones.get(backbone)
-    found, cuts = network.layers(), places_if_any(network.architecture())
+    found = network.layers()
+    try:
+        points = split_points(network.architecture())
+    except UsageError:  # torch.fx cannot trace its code
+        points = []
     listed = [dataclasses.asdict(layer) for layer in found]
-    return Answer({"backbone": backbone, "layers": listed, "cuts": cuts}, lambda: _show_layers(found, cuts))
+    answer = {"backbone": backbone, "layers": listed, "split_points": points}
+    return Answer(answer, lambda: _show_layers(found, points))
 
 
 def _show_models(found: list[ModelInfo], pattern: str | None) -> None:
     for model in found:
         about = [f"{model.input_size} pixels"] if model.input_size else []
-        about += [f"{model.dim:,} numbers an image"] if model.dim else []
+        about += [f"{model.dim:,} values per image"] if model.dim else []
         about += [f"{model.parameters / 1e6:.1f} M parameters"] if model.parameters else []
         about += [word for word in (model.licence, model.weights) if word and word != "download"]
         screen.say(f"{model.name}  ({', '.join(about)})" if about else model.name)
     if not found:
-        screen.say(f"No backbone matches {pattern!r}. A pattern means the whole name; stars stand for any letters:")
+        screen.say(f"No backbone matches {pattern!r}. A pattern matches the whole name; * stands for any characters:")
         screen.say("  featcache models 'timm:*convnext*'")
     if pattern is None:
-        screen.say("And all classification networks of torchvision and timm, which download their weights:")
+        screen.say("Also the classification networks of torchvision and timm, whose weights are downloaded:")
         screen.say("  featcache models 'torchvision:*'")
         screen.say("  featcache models 'timm:*resnet*'")
 
 
-def _show_layers(found: list[LayerInfo], cuts: list[str]) -> None:
+def _show_layers(found: list[LayerInfo], split_points: list[str]) -> None:
     screen.table(
         ["layer", "shape", "axes", "with :mean", "with :none"],
         [
@@ -88,10 +94,10 @@ def _show_layers(found: list[LayerInfo], cuts: list[str]) -> None:
         ],
         right=["with :mean", "with :none"],
     )
-    screen.say("Bytes an image. :mean and :mean_std pool to a vector (mean_std: twice as long), :none keeps the map.")
+    screen.say("Bytes per image. :mean and :mean_std pool to a vector (mean_std: twice as long), :none keeps the map.")
     screen.say("Take several with globs: --layers 'blocks.*:mean'.")
     screen.say(
-        f"`featcache tune --from-layer` can begin at: {', '.join(cuts)}."
-        if cuts
-        else "`featcache tune` cannot cut this network: torch.fx cannot follow its code."
+        f"Split points for fine-tuning: {', '.join(split_points)}."
+        if split_points
+        else "There is no split point for fine-tuning: torch.fx cannot trace this network."
     )

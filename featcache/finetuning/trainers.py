@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from featcache.backbones import Layer
 from featcache.backbones.layers import POOLED
-from featcache.backbones.split import Cut
+from featcache.backbones.split import SplitNetwork
 from featcache.core.errors import UsageError
 from featcache.core.progress import Progress
 from featcache.finetuning import loop
@@ -155,7 +155,7 @@ def blank_output(network: Network, classes: int) -> nn.Linear:
 
 
 def train_suffix(
-    cut: Cut,
+    cut: SplitNetwork,
     dataset: FeatureDataset,
     frozen: Callable[[np.ndarray], np.ndarray],
     train_rows: np.ndarray,
@@ -184,8 +184,8 @@ def train_suffix(
     fit, validation = validation_rows(dataset, train_rows, scored, schedule.seed, progress)
     classes, numbers = class_numbers(dataset.y, train_rows)
     output, chosen = linear_probe_init(frozen, dataset, fit, schedule.seed, progress)
-    output.to(next(cut.suffix.parameters()).device)
-    model = nn.Sequential(nn.Unflatten(1, cut.shape), cut.suffix, output)
+    output.to(next(cut.tail.parameters()).device)
+    model = nn.Sequential(nn.Unflatten(1, cut.shape), cut.tail, output)
 
     def held_out() -> Iterable[tuple[Tensor, Tensor]]:
         return activations_in_order(dataset, validation, numbers[validation], schedule.batch_size)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from featcache.backbones.split import Cut
+from featcache.backbones.split import SplitNetwork, split_network
 from featcache.core.errors import UnknownNameError, UsageError
 from featcache.core.progress import Progress, choose
 from featcache.extraction.embed import backbone_for
@@ -71,8 +71,8 @@ def tune(
 
     Args:
         store: a store with the vectors of some backbone.
-        from_layer: the first layer that trains, as `featcache.backbones.split.places` lists them; with ``new`` it may
-            be ``pooled``, for hidden layers behind the whole network.
+        from_layer: the first layer that trains, as `featcache.backbones.split.split_points` lists them; with ``new``
+            it may be ``pooled``, for hidden layers behind the whole network.
         init: ``pretrained`` or ``new``.
         views: of each image that are cached and learned from, see `featcache.extract`.
         hidden: units of each hidden layer; for ``new`` alone.
@@ -111,7 +111,7 @@ def tune(
     fingerprint = opened.space(space).fingerprint
     with choose(progress) as shown:
         if init == "new":
-            layer = "pooled" if from_layer == "pooled" else _mean(network.cut(from_layer))
+            layer = "pooled" if from_layer == "pooled" else _mean(split_network(network.network, from_layer))
             _store(opened, network, layer, views, seed, labels, source, fingerprint, shown)
             head = make_head("mlp", seed, "classify").set_params(hidden=tuple(hidden), dropout=dropout)
             made = train(
@@ -121,7 +121,7 @@ def tune(
             made.report |= {"strategy": "tune", "init": init, "from_layer": from_layer}
             made.report["seconds"] = time.monotonic() - began
             return made
-        cut = network.cut(from_layer)
+        cut = split_network(network.network, from_layer)
         _store(opened, network, cut.cached, views, seed, labels, source, fingerprint, shown)
         opened = FeatureStore.open(Path(store))
         dataset = FeatureDataset.from_store(
@@ -142,7 +142,7 @@ def tune(
         predictor = PartialModel(
             from_layer,
             cut.shape,
-            {name: tensor.detach().cpu().numpy().copy() for name, tensor in cut.suffix.state_dict().items()},
+            {name: tensor.detach().cpu().numpy().copy() for name, tensor in cut.tail.state_dict().items()},
             linear_predictor(trained.output, trained.classes),
             recipe,
             backbone,
@@ -195,7 +195,7 @@ def activations_needed(
     network = backbone_for(opened.space(space).recipe, backbone)
     layer = from_layer
     if init != "new" or from_layer != "pooled":
-        cut = network.cut(from_layer)
+        cut = split_network(network.network, from_layer)
         layer = _mean(cut) if init == "new" else cut.cached
     return needed(opened, network, layer, views=views, seed=seed, labels=labels, source=source, space=space)
 
@@ -210,7 +210,7 @@ def _check_beginning(init: str, from_layer: str) -> None:
         )
 
 
-def _mean(cut: Cut) -> str:
+def _mean(cut: SplitNetwork) -> str:
     return cut.cached.rpartition(":")[0] + ":mean"
 
 

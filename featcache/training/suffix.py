@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from featcache.backbones import Backbone
-    from featcache.backbones.split import Cut
+    from featcache.backbones.split import SplitNetwork
 
 SUFFIX = "suffix on activations"
 _PREFIX = "suffix."
@@ -83,12 +83,12 @@ class PartialModel:
         from torch import nn
 
         from featcache.backbones.layers import POOLED
-        from featcache.backbones.split import cut
+        from featcache.backbones.split import split_network
         from featcache.backbones.weights import load_into
 
         # The answers are computed where the arrays are, wherever the frozen network is.
-        made = cut(self.frozen.network, self.layer)
-        suffix = made.suffix.cpu()
+        made = split_network(self.frozen.network, self.layer)
+        suffix = made.tail.cpu()
         load_into(suffix, {name: torch.from_numpy(np.array(t)) for name, t in self.tensors.items()}, "the bundle")
         ((width,),) = (layer.shape for layer in self.frozen.resolve_layers([POOLED]))
         if (made.shape, width) != (tuple(self.shape), self.output.weight.shape[1]):
@@ -121,14 +121,16 @@ class PartialModel:
 
     def frozen_vectors(self, read: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
         """The vectors of the frozen network from the activations at the cut, see `frozen_vectors`."""
-        return frozen_vectors(self.frozen.cut(self.layer), read)
+        from featcache.backbones.split import split_network
+
+        return frozen_vectors(split_network(self.frozen.network, self.layer), read)
 
     def with_temperature(self, temperature: float) -> PartialModel:
         """The form whose logits are divided by a temperature; it predicts the same labels."""
         return replace(self, output=self.output.with_temperature(temperature))
 
 
-def frozen_vectors(cut: Cut, read: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+def frozen_vectors(cut: SplitNetwork, read: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
     """What a suffix gives before it is trained, computed once for each row.
 
     Args:
@@ -140,7 +142,7 @@ def frozen_vectors(cut: Cut, read: Callable[[np.ndarray], np.ndarray]) -> Callab
     """
     import torch
 
-    device = next(cut.suffix.parameters()).device
+    device = next(cut.tail.parameters()).device
     known: dict[int, np.ndarray] = {}
 
     def vectors(rows: np.ndarray) -> np.ndarray:
@@ -149,7 +151,7 @@ def frozen_vectors(cut: Cut, read: Callable[[np.ndarray], np.ndarray]) -> Callab
             part = missing[start : start + _AT_ONCE]
             X = torch.from_numpy(read(part)).reshape(-1, *cut.shape).to(device)
             with torch.inference_mode():
-                known.update(zip(part.tolist(), cut.suffix(X).float().cpu().numpy(), strict=True))
+                known.update(zip(part.tolist(), cut.tail(X).float().cpu().numpy(), strict=True))
         return np.stack([known[row] for row in rows.tolist()])
 
     return vectors

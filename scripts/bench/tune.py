@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 import featcache as fc
 from featcache.backbones import for_recipe
-from featcache.backbones.split import Cut
+from featcache.backbones.split import SplitNetwork, split_network
 from featcache.core.progress import Silent
 from featcache.extraction.stored_source import known_images
 from featcache.finetuning import loop
@@ -59,7 +59,7 @@ class _Reached(Exception):
 class Prefix(nn.Module):
     """The frozen part of a network and nothing behind it."""
 
-    def __init__(self, network: Any, cut: Cut) -> None:
+    def __init__(self, network: Any, cut: SplitNetwork) -> None:
         super().__init__()
         self.network, self.scaled = network.module, network.scaled
         self.found: Tensor | None = None
@@ -76,12 +76,12 @@ class Prefix(nn.Module):
         return self.found.clone()
 
 
-def stepper(cut: Cut, classes: int) -> Callable[[Tensor, Tensor], None]:
+def stepper(cut: SplitNetwork, classes: int) -> Callable[[Tensor, Tensor], None]:
     """One training step of the suffix and an output on activations."""
     with torch.inference_mode():
-        width = cut.suffix(torch.zeros(2, *cut.shape)).shape[1]
+        width = cut.tail(torch.zeros(2, *cut.shape)).shape[1]
     output = nn.Linear(width, classes)
-    model = nn.Sequential(cut.suffix.to(memory_format=torch.channels_last), output).train()
+    model = nn.Sequential(cut.tail.to(memory_format=torch.channels_last), output).train()
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-5)
 
     def step(x: Tensor, y: Tensor) -> None:
@@ -100,10 +100,10 @@ def drained(batches: Iterable[Any]) -> None:
         pass
 
 
-def opened(store: Path, layer: str) -> tuple[Any, Any, Cut, FeatureDataset]:
+def opened(store: Path, layer: str) -> tuple[Any, Any, SplitNetwork, FeatureDataset]:
     found = fc.open(store)
     backbone = for_recipe(found.space().recipe)
-    cut = backbone.cut(layer)
+    cut = split_network(backbone.network, layer)
     return found, backbone, cut, FeatureDataset.from_store(found, cut.cached, views=True)
 
 
@@ -174,8 +174,8 @@ def accuracy(store: Path, layer: str, epochs: int) -> dict[str, Any]:
     }
     right = {}
     for name, (first, batches, read) in sides.items():
-        cut, own = backbone.cut(layer), copy.deepcopy(output)
-        model = nn.Sequential(first, cut.suffix, own)
+        cut, own = split_network(backbone.network, layer), copy.deepcopy(output)
+        model = nn.Sequential(first, cut.tail, own)
         loop.train(
             _PrefixFrozen(model),
             [*((stage, list(part.parameters())) for stage, part in cut.stages), ("output", list(own.parameters()))],

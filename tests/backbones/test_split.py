@@ -1,4 +1,4 @@
-"""A network cut in two: what follows the cut gives, of the stored activations, what the whole gives of the image."""
+"""A network split in two: the tail gives from stored activations what the whole network gives from images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from featcache.backbones.activations import Axes
 from featcache.backbones.families import timm as timm_family
 from featcache.backbones.families import torchvision as torchvision_family
 from featcache.backbones.network import Network
-from featcache.backbones.split import Cut, cut, places
+from featcache.backbones.split import SplitNetwork, split_network, split_points
 from featcache.core.errors import UnknownNameError, UsageError
 from featcache.core.recipe import PixelPath, StandardTransform
 from tests.backbones.making import randomised, relative
@@ -62,7 +62,7 @@ def pictures(net: Network, count: int = 3) -> np.ndarray:
     return np.random.default_rng(1).integers(0, 256, (count, *net.size, 3), dtype=np.uint8)
 
 
-def both(net: Network, made: Cut, count: int = 3) -> tuple[Tensor, np.ndarray]:
+def both(net: Network, made: SplitNetwork, count: int = 3) -> tuple[Tensor, np.ndarray]:
     """The stored activations and ``pooled`` of the same images."""
     backbone = Backbone("module:net", lambda: net)
     got = backbone.forward(pictures(net, count), backbone.resolve_layers([made.cached, "pooled"]))
@@ -70,20 +70,20 @@ def both(net: Network, made: Cut, count: int = 3) -> tuple[Tensor, np.ndarray]:
     return torch.from_numpy(got[made.cached].copy()), got["pooled"]
 
 
-def check(net: Network, made: Cut) -> None:
+def check(net: Network, made: SplitNetwork) -> None:
     x, expected = both(net, made)
     with torch.inference_mode():
-        assert relative(made.suffix(x).numpy(), expected) <= EXACT
-        assert relative(made.suffix(x.half().float()).numpy(), expected) <= HALF
+        assert relative(made.tail(x).numpy(), expected) <= EXACT
+        assert relative(made.tail(x.half().float()).numpy(), expected) <= HALF
         # One image alone, and more than there were when it was made.
-        assert relative(made.suffix(x[:1]).numpy(), expected[:1]) <= EXACT
-        assert made.suffix(torch.cat([x, x])).shape == (6, expected.shape[1])
+        assert relative(made.tail(x[:1]).numpy(), expected[:1]) <= EXACT
+        assert made.tail(torch.cat([x, x])).shape == (6, expected.shape[1])
     in_stages = [parameter for _, stage in made.stages for parameter in stage.parameters()]
     assert len(in_stages) == len(set(in_stages))
-    assert set(in_stages) == set(made.suffix.parameters())
+    assert set(in_stages) == set(made.tail.parameters())
     assert all(parameter.requires_grad for parameter in in_stages)
     assert not set(in_stages) & set(net.module.parameters())
-    assert set(made.suffix.state_dict()) <= set(net.module.state_dict())
+    assert set(made.tail.state_dict()) <= set(net.module.state_dict())
 
 
 # Name, options, size of the image, layer, what is stored, its shape, stages.
@@ -117,11 +117,11 @@ NETWORKS: list[tuple[str, dict[str, Any], int, str, str, tuple[int, ...], int]] 
 @pytest.mark.parametrize(
     ("name", "options", "size", "layer", "cached", "shape", "stages"), NETWORKS, ids=[n[0] for n in NETWORKS]
 )
-def test_what_follows_a_cut_gives_the_pooled_vector(
+def test_the_tail_gives_the_pooled_vector(
     name: str, options: dict[str, Any], size: int, layer: str, cached: str, shape: tuple[int, ...], stages: int
 ) -> None:
     net = network(name, size, **options)
-    made = cut(net, layer)
+    made = split_network(net, layer)
     assert (made.layer, made.cached, made.shape, len(made.stages)) == (layer, cached, shape, stages)
     assert made.stages[0][0].startswith(layer)
     check(net, made)
@@ -139,22 +139,22 @@ def test_what_follows_a_cut_gives_the_pooled_vector(
 )
 def test_other_families(make: Callable[[], Network], layer: str, cached: str) -> None:
     net = make()
-    made = cut(net, layer)
+    made = split_network(net, layer)
     assert made.cached == cached
     check(net, made)
 
 
-def test_every_place_of_a_network() -> None:
+def test_every_split_point_of_a_network() -> None:
     net = network("torchvision:mobilenet_v3_small")
-    listed = places(net)
+    listed = split_points(net)
     assert listed == [*(f"features.{i}" for i in range(1, 13)), "classifier"]
     counts = []
     for layer in listed:
-        made = cut(net, layer)
+        made = split_network(net, layer)
         check(net, made)
-        counts.append(sum(parameter.numel() for parameter in made.suffix.parameters()))
+        counts.append(sum(parameter.numel() for parameter in made.tail.parameters()))
     assert counts == sorted(set(counts), reverse=True)
-    last = cut(net, "classifier")
+    last = split_network(net, "classifier")
     assert (last.cached, [name for name, _ in last.stages]) == ("avgpool:none", ["classifier.0"])
 
 
@@ -165,31 +165,31 @@ def test_every_place_of_a_network() -> None:
         ("timm:convnext_atto", ["stages", "stages.1", "stages.2", "stages.3"]),
     ],
 )
-def test_places_are_in_network_order_and_each_cut_is_listed_once(name: str, expected: list[str]) -> None:
-    assert places(network(name)) == expected
+def test_split_points_are_in_network_order_and_listed_once(name: str, expected: list[str]) -> None:
+    assert split_points(network(name)) == expected
 
 
-def test_training_changes_the_suffix_alone() -> None:
+def test_training_changes_only_the_tail() -> None:
     net = network("torchvision:resnet18")
     before = copy.deepcopy(net.module.state_dict())
-    made = cut(net, "layer4")
+    made = split_network(net, "layer4")
     x, vectors = both(net, made)
-    own = copy.deepcopy(made.suffix.state_dict())
-    made.suffix.train()
+    own = copy.deepcopy(made.tail.state_dict())
+    made.tail.train()
     assert not any(module.training for module in net.module.modules())
-    made.suffix(x).square().mean().backward()
-    torch.optim.SGD(made.suffix.parameters(), 0.1).step()
-    for key, value in made.suffix.state_dict().items():
+    made.tail(x).square().mean().backward()
+    torch.optim.SGD(made.tail.parameters(), 0.1).step()
+    for key, value in made.tail.state_dict().items():
         assert not torch.equal(value, own[key]), key
     for key, value in net.module.state_dict().items():
         assert torch.equal(value, before[key]), key
     assert all(p.grad is None and not p.requires_grad for p in net.module.parameters())
     np.testing.assert_array_equal(both(net, made)[1], vectors)
-    # The trained suffix is another function, and the next cut starts from the frozen weights again.
-    made.suffix.eval()
+    # The trained tail is another function, and the next split starts from the frozen weights again.
+    made.tail.eval()
     with torch.inference_mode():
-        assert relative(made.suffix(x).numpy(), vectors) > 1e-2
-        assert relative(cut(net, "layer4").suffix(x).numpy(), vectors) <= EXACT
+        assert relative(made.tail(x).numpy(), vectors) > 1e-2
+        assert relative(split_network(net, "layer4").tail(x).numpy(), vectors) <= EXACT
 
 
 def test_training_mode_is_that_of_torchs_own_modules() -> None:
@@ -197,19 +197,19 @@ def test_training_mode_is_that_of_torchs_own_modules() -> None:
     net = network("torchvision:efficientnet_b0")
     parts = copy.deepcopy(net.module)
     plain = nn.Sequential(*parts.features[6:], parts.avgpool, nn.Flatten(), parts.classifier)
-    made = cut(net, "features.6")
+    made = split_network(net, "features.6")
     x, _ = both(net, made, count=8)
     random = []
     for _ in range(2):
         got = []
-        for module in (made.suffix, plain):
+        for module in (made.tail, plain):
             module.train()
             torch.manual_seed(len(random))
             got.append(module(x).detach())
         torch.testing.assert_close(got[0], got[1], rtol=1e-5, atol=1e-6)
         random.append(got[0])
     assert not torch.allclose(random[0], random[1])
-    mine, before = made.suffix.state_dict(), net.module.state_dict()
+    mine, before = made.tail.state_dict(), net.module.state_dict()
     assert len(mine) == len(plain.state_dict())
     for name, value in plain.state_dict().items():
         number, _, rest = name.partition(".")
@@ -239,28 +239,28 @@ class Plain(nn.Module):
 @pytest.mark.parametrize(("layer", "cached"), [("conv2", "conv1:none"), ("fc1", "conv2:none"), ("fc2", "fc1:mean")])
 def test_functions_in_forward(layer: str, cached: str) -> None:
     net = of(randomised(Plain()), 32)
-    made = cut(net, layer)
+    made = split_network(net, layer)
     assert made.cached == cached
     check_plain(net, made)
-    assert places(net) == ["conv2", "fc1", "fc2"]
+    assert split_points(net) == ["conv2", "fc1", "fc2"]
     x, _ = both(net, made)
     kept = x.clone()
     whole = copy.deepcopy(net.module).train()
-    made.suffix.train()
+    made.tail.train()
     torch.manual_seed(0)
     expected = whole(net.normalised(pictures(net)))
     torch.manual_seed(0)
-    torch.testing.assert_close(made.suffix(x), expected, rtol=1e-5, atol=1e-6)
-    assert not torch.allclose(made.suffix(x), made.suffix(x))
-    made.suffix.eval()
-    assert torch.equal(made.suffix(x), made.suffix(x))
+    torch.testing.assert_close(made.tail(x), expected, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(made.tail(x), made.tail(x))
+    made.tail.eval()
+    assert torch.equal(made.tail(x), made.tail(x))
     # Its ReLU works in place, but not on what belongs to the caller.
     assert torch.equal(x, kept)
 
 
-def check_plain(net: Network, made: Cut) -> None:
+def check_plain(net: Network, made: SplitNetwork) -> None:
     check(net, made)
-    names = [name for name, _ in made.suffix.named_parameters()]
+    names = [name for name, _ in made.tail.named_parameters()]
     assert "scale" in names
     assert made.stages[-1][0] == "fc2"
 
@@ -268,34 +268,34 @@ def check_plain(net: Network, made: Cut) -> None:
 def test_two_cuts_have_the_same_names_and_take_each_others_weights() -> None:
     one, other = network("timm:convnext_atto"), network("timm:convnext_atto")
     randomised(other.module, seed=5)
-    first, second = cut(one, "stages.3"), cut(other, "stages.3")
-    assert list(first.suffix.state_dict()) == list(second.suffix.state_dict())
+    first, second = split_network(one, "stages.3"), split_network(other, "stages.3")
+    assert list(first.tail.state_dict()) == list(second.tail.state_dict())
     assert [name for name, _ in first.stages] == [name for name, _ in second.stages]
     x, vectors = both(one, first)
     with torch.inference_mode():
-        assert relative(second.suffix(x).numpy(), vectors) > 1e-2
+        assert relative(second.tail(x).numpy(), vectors) > 1e-2
         # Through a file that holds tensors alone.
-        second.suffix.load_state_dict(load(save(first.suffix.state_dict())), strict=True)
-        assert relative(second.suffix(x).numpy(), vectors) <= EXACT
+        second.tail.load_state_dict(load(save(first.tail.state_dict())), strict=True)
+        assert relative(second.tail(x).numpy(), vectors) <= EXACT
 
 
-def test_a_copy_of_a_suffix_is_a_suffix() -> None:
+def test_a_copy_of_a_tail_is_a_tail() -> None:
     net = network("torchvision:mobilenet_v3_small")
-    made = cut(net, "features.9")
+    made = split_network(net, "features.9")
     x, vectors = both(net, made)
     with torch.inference_mode():
-        assert relative(copy.deepcopy(made.suffix)(x).numpy(), vectors) <= EXACT
+        assert relative(copy.deepcopy(made.tail)(x).numpy(), vectors) <= EXACT
 
 
 def test_stored_activations_are_those_of_extraction(tmp_path: Path, photos: Path) -> None:
     backbone = tiny_backbone()
-    made = backbone.cut("body.1")
+    made = split_network(backbone.network, "body.1")
     fc.extract(photos, tmp_path / "s.fcache", backbone=backbone, layers=[made.cached, "pooled"], progress=False)
     store = fc.open(tmp_path / "s.fcache")
     stored, _, _ = store.arrays(layers=made.cached)
     vectors, _, _ = store.arrays(layers="pooled")
     with torch.inference_mode():
-        got = made.suffix(torch.from_numpy(np.asarray(stored, np.float32)).view(-1, *made.shape)).numpy()
+        got = made.tail(torch.from_numpy(np.asarray(stored, np.float32)).view(-1, *made.shape)).numpy()
     assert relative(got, vectors) <= HALF
 
 
@@ -309,30 +309,30 @@ def test_stored_activations_are_those_of_extraction(tmp_path: Path, photos: Path
         ("layer4.1.conv2", r"skip connection crosses .*'layer4.0'.* at 'layer4.1' before it\.$"),
         ("conv1", r"takes the image itself.* at 'layer1' after it\.$"),
         ("layer1.0.relu", r"'layer1.0.relu': it is run more than once.* at 'layer1' before it and at 'layer1.1'"),
-        ("fc", r"neither it nor anything after it has weights\. It can be cut at 'layer4.1' before"),
+        ("fc", r"neither it nor anything after it has weights\. It can be split at 'layer4.1' before"),
     ],
 )
-def test_where_it_cannot_be_cut(layer: str, message: str) -> None:
+def test_where_it_cannot_be_split(layer: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        cut(network("torchvision:resnet18"), layer)
+        split_network(network("torchvision:resnet18"), layer)
 
 
 def test_a_layer_that_does_not_exist() -> None:
     with pytest.raises(UnknownNameError, match=r"'layer31'.*Did you mean 'layer3"):
-        cut(network("torchvision:resnet18"), "layer31")
+        split_network(network("torchvision:resnet18"), "layer31")
 
 
 def test_a_network_without_vectors() -> None:
     net = of(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)))
     with pytest.raises(UsageError, match="has no 'pooled'"):
-        cut(net, "1")
+        split_network(net, "1")
 
 
 def test_axes_that_are_not_declared() -> None:
     module = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), nn.Conv2d(4, 4, 3), nn.Flatten())
     with pytest.raises(UsageError, match="not declared which axis of '0'"):
-        cut(of(module, axes=None), "1")
-    assert places(of(module, axes=None)) == []
+        split_network(of(module, axes=None), "1")
+    assert split_points(of(module, axes=None)) == []
 
 
 class Pooling(nn.Module):
@@ -365,14 +365,14 @@ class Choice(nn.Module):
 
 def test_code_that_cannot_be_followed() -> None:
     net = of(Branching(nn.Conv2d(4, 4, 1)), 16)
-    for act in (lambda: cut(net, "last"), lambda: places(net)):
+    for act in (lambda: split_network(net, "last"), lambda: split_points(net)):
         with pytest.raises(UsageError, match=r"torch\.fx cannot follow the network's own code: symbolically"):
             act()
     net = of(randomised(Pooling(Choice(), Choice())), 16)
-    assert places(net) == ["parts", "parts.1", "last"]
-    check(net, cut(net, "parts.1"))
+    assert split_points(net) == ["parts", "parts.1", "last"]
+    check(net, split_network(net, "parts.1"))
     with pytest.raises(UsageError, match=r"cannot follow the code of 'parts.1'.* 'parts.1' before it and at 'last'"):
-        cut(net, "parts.1.conv")
+        split_network(net, "parts.1.conv")
 
 
 class Louder(Pooling):
@@ -391,14 +391,14 @@ class Behind(Pooling):
 
 def test_code_that_computes_something_else_in_training() -> None:
     with pytest.raises(UsageError, match="In training mode the network's own code computes something else"):
-        cut(of(Louder(nn.Conv2d(4, 4, 1)), 16), "last")
+        split_network(of(Louder(nn.Conv2d(4, 4, 1)), 16), "last")
 
 
 def test_activations_changed_in_place_are_found_by_the_proof() -> None:
     net = of(randomised(Behind(nn.Conv2d(4, 4, 1))), 16)
     with pytest.raises(UsageError, match="give other vectors than the whole network"):
-        cut(net, "parts")
-    check(net, cut(net, "last"))
+        split_network(net, "parts")
+    check(net, split_network(net, "last"))
 
 
 class Sum(Pooling):
@@ -410,8 +410,8 @@ class Sum(Pooling):
 def test_an_input_made_of_two_outputs() -> None:
     net = of(Sum(nn.Conv2d(4, 4, 1)), 16)
     with pytest.raises(UsageError, match=r"not the output of one module, but made of .*'parts' and .*'stem'"):
-        cut(net, "last")
-    assert places(net) == ["parts"]
-    made = cut(net, "parts")
+        split_network(net, "last")
+    assert split_points(net) == ["parts"]
+    made = split_network(net, "parts")
     check(net, made)
     assert [name for name, _ in made.stages] == ["parts.0", "last"]

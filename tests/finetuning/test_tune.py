@@ -226,7 +226,7 @@ def test_what_cannot_be_tuned(store: Path) -> None:
         run(store, "bodi.0")
     with pytest.raises(UnknownNameError, match="way to begin"):
         run(store, init="scratch")
-    with pytest.raises(UsageError, match=r"cannot be cut at 'stem'.*'body'"):
+    with pytest.raises(UsageError, match=r"cannot be split at 'stem'.*'body'"):
         run(store, "stem")
     with pytest.raises(RecipeMismatchError, match="module given in Python"):
         run(store, backbone=None)

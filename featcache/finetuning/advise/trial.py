@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from featcache.backbones import Backbone
-from featcache.backbones.split import Cut
+from featcache.backbones.split import SplitNetwork
 from featcache.core.progress import Progress
 from featcache.finetuning import batches
 from featcache.finetuning.advise.outcome import Outcome
@@ -54,7 +54,7 @@ class Trial:
 
 def try_suffix(
     name: str,
-    cut: Cut,
+    cut: SplitNetwork,
     frozen: FeatureDataset,
     activations: FeatureDataset,
     fold: Fold,

@@ -13,7 +13,7 @@ from torch import nn
 
 from featcache.backbones import Backbone
 from featcache.backbones.compute import cores
-from featcache.backbones.split import places
+from featcache.backbones.split import split_network, split_points
 from featcache.core.errors import FeatcacheError, MissingVectorsError, UsageError
 from featcache.core.progress import duration
 from featcache.core.recipe import StandardTransform
@@ -143,7 +143,7 @@ def _first(at: Situation, candidate: _Candidate) -> tuple[Outcome, int] | None:
 def _tunes(at: Situation, backbone: Backbone) -> list[_Candidate]:
     """The last blocks at which the network can be cut, the latest first."""
     found = []
-    named = at.budget.run("places to cut the network", _GUESSED_CUT, lambda: places(backbone.network)) or []
+    named = at.budget.run("places to cut the network", _GUESSED_CUT, lambda: split_points(backbone.network)) or []
     blocks = {layer.rpartition(":")[0] for layer in at.layers}
     chosen = [place for place in named if place in blocks] or named
     for layer in chosen[: -_CUTS - 1 : -1]:
@@ -158,16 +158,25 @@ def _tunes(at: Situation, backbone: Backbone) -> list[_Candidate]:
 
 
 def _tune(at: Situation, backbone: Backbone, layer: str) -> _Candidate:
-    cut = backbone.cut(layer)
+    cut = split_network(backbone.network, layer)
     x = torch.randn(_ACTIVATIONS, *cut.shape, generator=torch.Generator().manual_seed(at.seed)).abs()
     classes = len(set(at.items.dataset.y.tolist()))
-    model = nn.Sequential(cut.suffix, blank_output(backbone.network, classes)).to(backbone.device)
+    model = nn.Sequential(cut.tail, blank_output(backbone.network, classes)).to(backbone.device)
     item = step_seconds(model, x, classes)
     name = f"tune {layer}"
 
     def run(fold: Fold, epochs: int, views: int) -> Trial:
         activations = at.vectors([cut.cached], views=view_names(views, at.seed))
-        return try_suffix(name, backbone.cut(layer), at.items.dataset, activations, fold, epochs, at.seed, at.watched)
+        return try_suffix(
+            name,
+            split_network(backbone.network, layer),
+            at.items.dataset,
+            activations,
+            fold,
+            epochs,
+            at.seed,
+            at.watched,
+        )
 
     return _Candidate(name, "tune", _epoch(item, 0.0), run, cut.cached)
 
