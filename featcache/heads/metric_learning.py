@@ -1,16 +1,12 @@
-"""Steps of gradient descent that train a projection on batches of some identities with some images each.
+"""Losses that teach a projection who is alike, and the training of one.
 
-A batch is 32 identities with 4 images each, as far as there are so many. The optimiser is Adam (Kingma and Ba 2015)
-with a learning rate that falls from 0.001 as a cosine.
-
-Losses that teach a projection who is alike, on batches of vectors of length 1.
-
-All take embeddings (b, p) of length 1 and identity numbers (b,), in which each identity occurs several times.
+All losses take embeddings (b, p) of length 1 and identity numbers (b,), in which each identity occurs several times. A
+batch is 32 identities with 4 images each, as far as there are so many. The optimiser is Adam (Kingma and Ba 2015; AdamW
+without weight decay) with a learning rate that falls from 0.001 as a cosine.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from featcache.heads.training_loop import train_epochs
 
 CONTRASTIVE_MARGIN = 1.0
 TRIPLET_MARGIN = 0.2
@@ -108,17 +106,19 @@ def trained(
     else:
         # A mate is needed; noise on one image twice would teach nothing.
         members = [of for of in members if len(of) > 1]
-    optimiser = torch.optim.Adam(learned, lr=LEARNING_RATE)
-    for step in range(steps):
-        optimiser.param_groups[0]["lr"] = LEARNING_RATE * (1 + math.cos(math.pi * step / steps)) / 2
+
+    def batches(_: int) -> Iterator[tuple[Tensor, Tensor]]:
         drawn = rng.choice(len(members), min(IDENTITIES, len(members)), replace=False)
         batch = np.concatenate([rng.permutation(members[i])[:IMAGES] for i in drawn])
-        x = points[batch]
+        yield points[batch], targets[batch]
+
+    def of_batch(x: Tensor, identities: Tensor) -> Tensor:
         embedded = functional.normalize((x + noise * torch.randn(x.shape, generator=generator)) @ turning.T)
-        optimiser.zero_grad()
-        torch.autograd.backward(_loss(loss, embedded, targets[batch], learned))
-        optimiser.step()
-        if (step + 1) % EVERY == 0 or step + 1 == steps:
+        return _loss(loss, embedded, identities, learned)
+
+    optimiser = torch.optim.AdamW(learned, lr=LEARNING_RATE, weight_decay=0.0)
+    for step, _ in enumerate(train_epochs(optimiser, batches, of_batch, epochs=steps, steps=1), start=1):
+        if step % EVERY == 0 or step == steps:
             yield turning.detach().numpy().copy()
 
 

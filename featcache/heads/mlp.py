@@ -1,10 +1,11 @@
 """The head ``mlp``: hidden layers of its own and an output layer, trained by mini-batches.
 
 Vectors are standardised by mean and deviation of the rows that are learned from. A part of the rows, whole groups of
-every class that has two, is held out. For each weight decay the layers are trained from the same start on the same
-batches (see `featcache.heads.minibatch`) until the held-out log-loss has not fallen for some epochs, and the
-weights of the decay and the epoch of the least held-out loss are kept. Half by half they also serve for the
-temperature, see `featcache.heads.minibatch`.
+every class that has two, is held out. For each weight decay the layers are trained by AdamW (Loshchilov and Hutter,
+ICLR 2019; biases do not decay) from the same start on the same batches until the held-out log-loss has not fallen for
+some epochs, and the weights of the decay and the epoch of the least held-out loss are kept. Half by half the held-out
+rows also serve for the temperature, see `featcache.heads.minibatch`. Dropout (Srivastava et al. 2014) sets values
+behind the rectifiers to 0. Whatever is drawn comes from generators of the head's own.
 """
 
 from __future__ import annotations
@@ -18,15 +19,27 @@ import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
+from torch.nn import functional
 
 from featcache.core.errors import UsageError
-from featcache.heads.minibatch import HELD_OUT_ROWS, HeldOutChoice, Layers, hold_out, moments, threads_for, trained
+from featcache.heads.minibatch import (
+    HELD_OUT_ROWS,
+    HeldOutChoice,
+    Layers,
+    hold_out,
+    initial_layers,
+    logits,
+    moments,
+    threads_for,
+)
 from featcache.heads.predictors import MLPPredictor
 from featcache.heads.streaming import VectorStream
+from featcache.heads.training_loop import NonFiniteError, require_finite, train_epochs
 from featcache.heads.validation import check_finite, to_answer, to_fit
 
 _STEPS, _FEWEST_EPOCHS = 1000, 20
 _HELD_OUT = 0.2
+_WARMUP_FRACTION = 0.05
 _KEPT_BYTES = 2**28
 """Vectors that take no more are read once; others are read again in each epoch."""
 
@@ -146,41 +159,60 @@ class MLPHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
         tell = self.on_progress or (lambda done, of: None)
         layers: Layers = []
         for column, decay in enumerate(decays):
-            order = np.random.default_rng(self.random_state)
-
-            def batches(order: np.random.Generator = order) -> Iterator[tuple[Tensor, Tensor]]:
-                shuffled = order.permutation(train_rows)
-                for start in range(0, len(train_rows), self.batch_size):
-                    rows = shuffled[start : start + self.batch_size]
-                    yield standardised(rows), targets[rows]
-
             tell(column * epochs, len(decays) * epochs)
-            for epoch, (loss, layers) in enumerate(
-                trained(
-                    batches,
-                    widths,
-                    decay=decay,
-                    dropout=self.dropout,
-                    lr=self.lr,
-                    epochs=epochs,
-                    steps=steps,
-                    seed=self.random_state,
-                )
-            ):
-                if choice is not None and np.isfinite(loss):
-                    loss = choice.judge(layers, decay, epoch + 1)
-                if not np.isfinite(loss):
-                    raise UsageError(
-                        f"The training diverged: in epoch {epoch + 1}, at the weight decay {decay:g}, the loss is no "
-                        f"finite number any more, and no weights are kept. Take a smaller lr than {self.lr:g}."
-                    )
-                losses[epoch, column] = loss
-                tell(column * epochs + epoch + 1, len(decays) * epochs)
-                if choice is not None and epoch - np.nanargmin(losses[:, column]) >= patience:
-                    break
+            try:
+                for epoch, (loss, layers) in enumerate(
+                    self._epochs(decay, widths, train_rows, lambda rows: (standardised(rows), targets[rows]), epochs)
+                ):
+                    if choice is not None:
+                        loss = choice.judge(layers, decay, epoch + 1)
+                        require_finite("held-out loss", loss, epoch + 1, steps, self.lr)
+                    losses[epoch, column] = loss
+                    tell(column * epochs + epoch + 1, len(decays) * epochs)
+                    if choice is not None and epoch - np.nanargmin(losses[:, column]) >= patience:
+                        break
+            except NonFiniteError as error:
+                raise UsageError(
+                    f"The training diverged: in epoch {error.epoch}, at the weight decay {decay:g}, the {error.what} "
+                    f"is not finite, and no weights are kept. Take a smaller lr than {self.lr:g}."
+                ) from error
         tell(len(decays) * epochs, len(decays) * epochs)
         self._describe(losses, decays, choice)
         return layers if choice is None else choice.layers
+
+    def _epochs(
+        self,
+        decay: float,
+        widths: list[int],
+        train_rows: np.ndarray,
+        batch: Callable[[np.ndarray], tuple[Tensor, Tensor]],
+        epochs: int,
+    ) -> Iterator[tuple[float, Layers]]:
+        """The mean loss of each epoch, and the layers after it, which the next epoch changes."""
+        order, generator = np.random.default_rng(self.random_state), torch.Generator().manual_seed(self.random_state)
+        layers = initial_layers(widths, generator)
+
+        def batches(_: int) -> Iterator[tuple[Tensor, Tensor]]:
+            shuffled = order.permutation(train_rows)
+            for start in range(0, len(train_rows), self.batch_size):
+                yield batch(shuffled[start : start + self.batch_size])
+
+        optimiser = torch.optim.AdamW(
+            [
+                {"params": [weight for weight, _ in layers], "weight_decay": decay},
+                {"params": [bias for _, bias in layers], "weight_decay": 0.0},
+            ],
+            lr=self.lr,
+        )
+        for loss, _ in train_epochs(
+            optimiser,
+            batches,
+            lambda x, target: functional.cross_entropy(logits(layers, x, self.dropout, generator), target),
+            epochs=epochs,
+            steps=-(-len(train_rows) // self.batch_size),
+            warmup_fraction=_WARMUP_FRACTION,
+        ):
+            yield loss, layers
 
     def _describe(self, losses: np.ndarray, decays: list[float], choice: HeldOutChoice | None) -> None:
         """Set what is told of the choice."""

@@ -2,8 +2,8 @@
 
 Vectors are standardised by mean and deviation from a first pass. For several C at once, each with a
 layer of its own on the same batches, the objective is that of logistic regression over n rows, mean
-cross-entropy + ‖W‖² / (2 C n), minimised by Adam (Kingma and Ba 2015) with a learning rate that falls as
-a cosine. A tenth of the units is held out; the C and the epoch of the least held-out loss are kept, and
+cross-entropy + ‖W‖² / (2 C n), minimised by Adam (Kingma and Ba 2015; AdamW without weight decay) with a learning rate
+that falls as a cosine. A tenth of the units is held out; the C and the epoch of the least held-out loss are kept, and
 training stops when no C has improved for some epochs. In memory are one batch, the layers and the
 held-out tenth, at most some thousand rows.
 """
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from featcache.heads.minibatch import HELD_OUT_ROWS, Batches, hold_out, moments, threads_for
 from featcache.heads.streaming import VectorStream
+from featcache.heads.training_loop import train_epochs
 from featcache.heads.validation import check_finite, to_answer, to_fit
 from featcache.metrics.calibration import softmax
 
@@ -108,28 +109,28 @@ class TorchSoftmaxHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
         Cs = torch.tensor(sorted_Cs)
         weight = torch.zeros(len(Cs), len(self.classes_), width, requires_grad=True)
         bias = torch.zeros(len(Cs), 1, len(self.classes_), requires_grad=True)
-        optimiser = torch.optim.Adam([weight, bias], lr=self.lr)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(1, epochs * steps))
 
-        def losses(vectors: np.ndarray, numbers: np.ndarray) -> Tensor:
+        def losses(vectors: Tensor, target: Tensor) -> Tensor:
             """Mean weighted cross-entropy of each C's layer."""
-            z = ((torch.from_numpy(vectors) - mean) / scale) @ weight.transpose(1, 2) + bias
-            target = torch.from_numpy(np.asarray(numbers, dtype=np.int64))
+            z = ((vectors - mean) / scale) @ weight.transpose(1, 2) + bias
             each = torch.nn.functional.cross_entropy(z.transpose(1, 2), target.expand(len(Cs), -1), reduction="none")
             return (each * class_weights[target]).mean(1)
 
         best_loss, best_epoch = np.full(len(Cs), np.inf), np.zeros(len(Cs), dtype=int)
         best_weight, best_bias = weight.detach().clone(), bias.detach().clone()
         history = []
-        for epoch in range(1, epochs + 1):
-            for vectors, numbers in batches():
-                penalty = weight.square().sum((1, 2)) / (2 * Cs * rows)
-                optimiser.zero_grad()
-                torch.autograd.backward((losses(vectors, numbers) + penalty).sum())
-                optimiser.step()
-                schedule.step()
+        for epoch, _ in enumerate(
+            train_epochs(
+                torch.optim.AdamW([weight, bias], lr=self.lr, weight_decay=0.0),
+                lambda _: map(_tensors, batches()),
+                lambda x, target: (losses(x, target) + weight.square().sum((1, 2)) / (2 * Cs * rows)).sum(),
+                epochs=epochs,
+                steps=steps,
+            ),
+            start=1,
+        ):
             with torch.no_grad():
-                history.append(losses(*held_out).numpy())
+                history.append(losses(*_tensors(held_out)).numpy())
             better = history[-1] < best_loss
             best_loss[better], best_epoch[better] = history[-1][better], epoch
             best_weight[better], best_bias[better] = weight.detach()[better], bias.detach()[better]
@@ -164,6 +165,11 @@ def held_out_rows(numbers: np.ndarray, groups: np.ndarray, seed: int) -> tuple[n
     """
     train_rows, held_out = hold_out(numbers, groups, 0.1, seed)
     return (train_rows, held_out) if len(held_out) else (train_rows, train_rows[:HELD_OUT_ROWS])
+
+
+def _tensors(batch: tuple[np.ndarray, np.ndarray]) -> tuple[Tensor, Tensor]:
+    vectors, numbers = batch
+    return torch.from_numpy(vectors), torch.from_numpy(np.asarray(numbers, dtype=np.int64))
 
 
 def _class_weights(class_weight: Any, classes: np.ndarray, counts: np.ndarray) -> np.ndarray:
