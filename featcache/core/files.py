@@ -13,7 +13,7 @@ from pathlib import Path
 def written_whole(path: Path) -> Iterator[Path]:
     """A file to write in the place of *path*: it lies beside it, and is flushed and renamed in the end.
 
-    Its folder is made where there is none. If the block raises, nothing is left of the file, and *path* is as it was.
+    If the block raises, nothing is left of the file, and *path* is as it was.
 
     Raises:
         OSError: it cannot be written.
@@ -22,7 +22,6 @@ def written_whole(path: Path) -> Iterator[Path]:
         >>> with written_whole(Path("report.txt")) as aside:
         ...     _ = aside.write_text("done")
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.partial")
     try:
         yield aside

@@ -69,6 +69,7 @@ def write(path: Path, settings: Mapping[str, Any], state: State) -> None:
     data = {"format": _FORMAT, "settings": settings, "epochs": [asdict(epoch) for epoch in state.epochs]}
     text = json.dumps(data)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(path) as aside:
             save_file(tensors, aside, metadata={_KEY: text, "sha256": _digest(text, tensors)})
             reach("checkpoint: file written")

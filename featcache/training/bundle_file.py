@@ -129,6 +129,7 @@ def write(target: Path, data: Mapping[str, Any], tensors: Mapping[str, np.ndarra
     from safetensors.numpy import save_file
 
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         rows = {name: np.array(tensor, order="C") for name, tensor in tensors.items()}
         with written_whole(target) as aside:
             save_file(rows, aside, metadata={"featcache": json.dumps(data)})

@@ -321,6 +321,7 @@ def _write(report: SweepReport, folder: Path, winner: Cell) -> None:
 
 
 def _write_file(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as aside:
         aside.write_bytes(data)
 

@@ -168,6 +168,7 @@ class KnownCells:
         """
         if key is not None:
             text = json.dumps({"key": key, "cell": cell.to_dict()}, indent=1)
+            self._folder.mkdir(parents=True, exist_ok=True)
             with written_whole(self._folder / f"{key}.json") as aside:
                 aside.write_bytes(text.encode())
 

@@ -288,7 +288,7 @@ def test_a_space_goes_with_what_a_dead_writer_left_of_it(tmp_path: Path) -> None
         import os, signal, sys
         from pathlib import Path
         sys.path.insert(0, {str(ROOT)!r})
-        from featcache import failpoints
+        from featcache.core import failpoints
         from tests.store.making import fill
         def kill(point):
             if point == "seal: renamed":
