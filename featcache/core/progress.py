@@ -2,11 +2,12 @@
 
 The library reports to a `Progress`; who called decides what becomes of it: nothing, a bar on a
 terminal, or now and then a line where there is no terminal (a log file, a pipe). All of it goes to
-stderr, never to stdout. Rich is imported only when a bar is drawn.
+stderr, never to stdout. Rich is imported only when a bar is drawn. Notes also go to the logger ``featcache``.
 """
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 import time
@@ -16,6 +17,10 @@ from typing import TYPE_CHECKING, Protocol, TextIO
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
+
+
+LOGGER = logging.getLogger("featcache")
+LOGGER.addHandler(logging.NullHandler())
 
 
 class Progress(Protocol):
@@ -35,7 +40,7 @@ class Progress(Protocol):
 
 
 class Silent:
-    """Says nothing."""
+    """Shows nothing; what is noted is only logged."""
 
     def start(self, what: str, total: int | None, unit: str) -> None:
         pass
@@ -44,7 +49,7 @@ class Silent:
         pass
 
     def note(self, text: str) -> None:
-        pass
+        _log(text)
 
     def finish(self) -> None:
         pass
@@ -68,7 +73,7 @@ class Lines:
         self._done = self._done_then = 0
         self._began = self._said = time.monotonic()
         self._paced = False
-        self.note(f"{what} …" if total is None else f"{what}: {counted(total, unit)} …")
+        self._print(f"{what} …" if total is None else f"{what}: {counted(total, unit)} …")
 
     def advance(self, n: int = 1) -> None:
         with self._lock:
@@ -78,16 +83,20 @@ class Lines:
                 return
             text = self._state(now)
             self._said, self._done_then, self._paced = now, self._done, True
-        self.note(text)
+        self._print(text)
 
     def note(self, text: str) -> None:
+        _log(text)
+        self._print(text)
+
+    def _print(self, text: str) -> None:
         print(text, file=self._stream, flush=True)
 
     def finish(self) -> None:
         now = time.monotonic()
         if self._what and now - self._began >= 1:
             done = f"{counted(self._done, self._unit)} in " if self._done else ""
-            self.note(f"{self._what}: {done}{now - self._began:.1f} s")
+            self._print(f"{self._what}: {done}{now - self._began:.1f} s")
         self._what = ""
 
     def _state(self, now: float) -> str:
@@ -146,6 +155,7 @@ class Bar:
             self._bar.advance(self._task, n)
 
     def note(self, text: str) -> None:
+        _log(text)
         # soft_wrap: a long path must stay on one line, or it cannot be copied.
         self._bar.console.print(text, markup=False, soft_wrap=True)
 
@@ -154,6 +164,10 @@ class Bar:
             self._bar.stop()
             self._bar.remove_task(self._task)
             self._task = None
+
+
+def _log(text: str) -> None:
+    LOGGER.log(logging.WARNING if text.startswith("Warning:") else logging.INFO, text)
 
 
 @contextmanager

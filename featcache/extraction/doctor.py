@@ -27,6 +27,7 @@ from featcache.backbones.layers import POOLED
 from featcache.backbones.recipe_cache import cache_folder
 from featcache.backbones.runtimes import openvino, passes_for
 from featcache.core.errors import FeatcacheError
+from featcache.core.html import HtmlTable
 from featcache.core.names import VIEW_0
 from featcache.core.progress import Progress, choose
 from featcache.core.recipe import Recipe
@@ -179,7 +180,7 @@ class Disk:
 
 
 @dataclass
-class DoctorReport:
+class DoctorReport(HtmlTable):
     """What `doctor` found.
 
     Attributes:

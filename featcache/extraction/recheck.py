@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featcache.core.errors import MissingVectorsError, UnusableImageError, UsageError
+from featcache.core.html import HtmlTable
 from featcache.core.names import VIEW_0
 from featcache.core.progress import Progress, choose
 from featcache.extraction.reference import published, reference_of
@@ -59,7 +60,7 @@ class Compared:
 
 
 @dataclass
-class CheckLiveReport:
+class CheckLiveReport(HtmlTable):
     """What `check_live` found. Figures are over all compared vectors, one an image and layer, and None without any.
 
     Attributes:

@@ -13,10 +13,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from featcache.core.errors import FeatcacheError
+from featcache.core.html import HtmlTable
 
 
 @dataclass
-class ExtractReport:
+class ExtractReport(HtmlTable):
     """What a run of `extract` did.
 
     Attributes:

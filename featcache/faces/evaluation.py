@@ -11,6 +11,7 @@ import numpy as np
 
 from featcache.backbones.layers import POOLED
 from featcache.core.errors import UsageError
+from featcache.core.html import HtmlTable
 from featcache.faces.aligned import MIRRORED
 from featcache.faces.calibrate import VerificationReport, verify_on_folds
 from featcache.faces.detection import CENTRE_BOX, FIRST_PASS, SECOND_PASS, detections
@@ -43,7 +44,7 @@ class AtThreshold:
 
 
 @dataclass(frozen=True, slots=True)
-class PairsReport:
+class PairsReport(HtmlTable):
     """Verification on pairs.
 
     Attributes:

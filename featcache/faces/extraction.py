@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from featcache.core.html import HtmlTable
 from featcache.core.progress import Progress, choose
 from featcache.extraction.extract import IMAGE_TIMEOUT, limited
 from featcache.extraction.extract import extract as extract_arrays
@@ -24,7 +25,7 @@ DEFAULT_BACKBONE = "dlib:face_resnet"
 
 
 @dataclass
-class FacesReport:
+class FacesReport(HtmlTable):
     """What a run of `extract` did.
 
     Each image is counted once: ``first_pass + second_pass + centre_box + no_face + unusable == items``, and

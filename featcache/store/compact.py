@@ -21,6 +21,7 @@ import numpy as np
 
 from featcache.core.errors import ShardGoneError
 from featcache.core.failpoints import reach
+from featcache.core.html import HtmlTable
 from featcache.core.progress import Progress, Silent, choose
 from featcache.core.recipe import Recipe
 from featcache.store.catalogue import Catalogue, foreign_errors
@@ -45,7 +46,7 @@ MANY = 8
 
 
 @dataclass
-class CompactReport:
+class CompactReport(HtmlTable):
     """What `compact` did.
 
     Attributes:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from featcache.core.html import html_table
 from featcache.core.names import VIEW_0
 from featcache.core.progress import Progress
 from featcache.store import export, status, verify
@@ -85,6 +86,9 @@ class FeatureStore(StoreReader):
         from featcache.store.torch_dataset import TorchDataset
 
         return TorchDataset(self, layers, split=split, source=source, space=space, labels=labels)
+
+    def _repr_html_(self) -> str:
+        return html_table(repr(self), {name: value for name, value in self.status().items() if name != "store"})
 
     def status(self) -> dict[str, Any]:
         """What the store holds, as `featcache.store.status.status` describes it."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from featcache.core.errors import UsageError
 from featcache.core.failpoints import reach
+from featcache.core.html import HtmlTable
 from featcache.core.names import GIVEN, IN_PYTHON
 from featcache.store import spaces as layer_names
 from featcache.store.catalogue import Catalogue, foreign_errors
@@ -28,7 +29,7 @@ _OF_SOURCE = (
 
 
 @dataclass
-class GcReport:
+class GcReport(HtmlTable):
     """What `gc` did, or would do.
 
     Attributes:

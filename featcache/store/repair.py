@@ -27,6 +27,7 @@ import numpy as np
 from featcache.core.errors import DamagedStoreError, FeatcacheError, NotAStoreError, StoreFormatError
 from featcache.core.failpoints import reach
 from featcache.core.files import sync
+from featcache.core.html import HtmlTable
 from featcache.core.progress import Progress, choose
 from featcache.core.recipe import Recipe
 from featcache.store.catalogue import Catalogue, foreign_errors
@@ -58,7 +59,7 @@ from featcache.store.verify import homeless_rows, named_shards, row_counts, shar
 
 
 @dataclass
-class RepairReport:
+class RepairReport(HtmlTable):
     """What `repair` did.
 
     Attributes:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from featcache.core.errors import FeatcacheError
+from featcache.core.html import HtmlTable
 from featcache.core.progress import Progress, choose
 from featcache.store.catalogue import Catalogue, foreign_errors
 from featcache.store.column import ShardMaps, ShardRef, row_shape
@@ -21,7 +22,7 @@ _ROWS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
-class VerifyReport:
+class VerifyReport(HtmlTable):
     """What `verify` found.
 
     Attributes:

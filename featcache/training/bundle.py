@@ -19,6 +19,7 @@ import numpy as np
 from featcache.backbones import get
 from featcache.backbones.registry import with_weights
 from featcache.core.errors import BundleError, RecipeMismatchError, UsageError
+from featcache.core.html import html_table
 from featcache.core.progress import Progress, choose
 from featcache.core.recipe import Recipe
 from featcache.extraction.embed import ImageLike, backbone_for, embed, listed
@@ -93,6 +94,10 @@ class Bundle:
         origin = "unknown vectors" if self.recipe is None else self.recipe.backbone
         layers = "+".join(use.name for use in self.layers)
         return f"Bundle({self.head}, {len(self.classes)} classes, {layers} of {origin})"
+
+    def _repr_html_(self) -> str:
+        shown = ("n", "score", "chosen", "fit_seconds")
+        return html_table(repr(self), {name: self.report[name] for name in shown if name in self.report})
 
     @property
     def task(self) -> str:

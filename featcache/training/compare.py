@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from featcache.core.errors import MissingVectorsError, UsageError
+from featcache.core.html import HtmlTable
 from featcache.metrics.classification import Difference, paired, right_and_losses
 from featcache.store import FeatureStore
 from featcache.training.bundle import Bundle
@@ -17,7 +18,7 @@ from featcache.training.test_set import scorable, vectors_for
 
 
 @dataclass(frozen=True, slots=True)
-class CompareReport:
+class CompareReport(HtmlTable):
     """Head A against head B.
 
     Attributes:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from featcache.core.html import HtmlTable
 from featcache.core.progress import Progress, choose
 from featcache.extraction.embed import ImageLike
 from featcache.metrics import classification
@@ -30,7 +31,7 @@ __all__ = ["EvaluateReport", "Prediction", "evaluate", "predict"]
 
 
 @dataclass(frozen=True, slots=True)
-class EvaluateReport:
+class EvaluateReport(HtmlTable):
     """A head's scores on items of a store; intervals are at 95 %.
 
     Attributes:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from featcache.core.errors import UsageError
+from featcache.core.html import HtmlTable
 from featcache.metrics.classification import Interval
 from featcache.metrics.multilabel import LabelScore, MultilabelScores
 from featcache.training.dataset import FeatureDataset
@@ -23,7 +24,7 @@ HINT = (
 
 
 @dataclass(frozen=True, slots=True)
-class MultilabelReport:
+class MultilabelReport(HtmlTable):
     """A head's scores on items of a store; intervals are at 95 %.
 
     Attributes:

@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from featcache.core.html import HtmlTable
 from featcache.training.bundle import Bundle
 from featcache.training.sweep_cells import Cell
 
 
 @dataclass
-class SweepReport:
+class SweepReport(HtmlTable):
     """What `sweep` found out.
 
     Attributes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import threading
 
 import pytest
@@ -110,3 +111,15 @@ def test_the_bar_stops_when_the_work_fails(monkeypatch):
         raise RuntimeError
     assert isinstance(shown, Bar)
     assert shown._task is None
+
+
+@pytest.mark.parametrize("progress", [False, True])
+def test_notes_are_logged_whatever_is_shown(progress: bool, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "featcache"), choose(progress) as shown:
+        shown.start("decode", 3, "images")
+        shown.note("Warning: 1 image could not be used.")
+        shown.note("2 images are new.")
+    assert [(record.levelname, record.message) for record in caplog.records] == [
+        ("WARNING", "Warning: 1 image could not be used."),
+        ("INFO", "2 images are new."),
+    ]
