@@ -32,8 +32,8 @@ from featcache.training.bundle import Bundle
 from featcache.training.dataset import FeatureDataset
 from featcache.training.fit import answers, layer_uses
 from featcache.training.holdout import check_classes, train_test_split
+from featcache.training.partial_model import PartialModel, frozen_vectors
 from featcache.training.report import described, scored, views_told
-from featcache.training.suffix import PartialModel, frozen_vectors
 from featcache.training.train import train
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +27,7 @@ from featcache.heads.matching import MatchingPredictor
 from featcache.heads.serialise import Classifier, Predictor, export_predictor
 from featcache.training import bundle_file
 from featcache.training.dataset import LayerUse, scale_layers
-from featcache.training.suffix import PartialModel
+from featcache.training.partial_model import PartialModel
 
 if TYPE_CHECKING:
     from torch import nn
@@ -313,7 +313,7 @@ class Bundle:
             raise BundleError(f"The head {self.head} cannot be saved.")
         target = Path(path)
         check_target(target)
-        bundle_file.write(target, *bundle_file.described(self))
+        bundle_file.write(target, {one.name: getattr(self, one.name) for one in fields(self)})
 
     @classmethod
     def load(cls, path: str | Path) -> Bundle:
@@ -324,7 +324,7 @@ class Bundle:
             BundleError: it is no bundle, or its parts do not fit together.
             StoreFormatError: it was written by a newer featcache.
         """
-        return cls(**bundle_file.fields(*bundle_file.read(Path(path)), where=Path(path)))
+        return cls(**bundle_file.read(Path(path)))
 
     def _labels(self, vector: np.ndarray, top: int | None) -> list[tuple[str, float | None]]:
         probabilities = self.predict_proba_vectors(vector[None])
@@ -348,7 +348,7 @@ def check_target(path: Path) -> None:
         raise UsageError(f"{path} is a folder, which is not overwritten. Give a file, for example {path / 'head.fch'}.")
     if path.exists():
         try:
-            Bundle.load(path)
+            bundle_file.read(path)
         except BundleError as error:
             raise UsageError(f"{path} is there already and is no head, so it is not overwritten.") from error
     trial = path.with_name(f".{path.name}.{os.getpid()}")

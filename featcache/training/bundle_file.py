@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -14,12 +14,9 @@ from featcache.core.errors import BundleError, StoreFormatError, UsageError
 from featcache.core.files import written_whole
 from featcache.core.recipe import Recipe
 from featcache.heads import serialise
-from featcache.training import suffix
+from featcache.training import partial_model
 from featcache.training.dataset import LayerUse
-from featcache.training.suffix import PartialModel
-
-if TYPE_CHECKING:
-    from featcache.training.bundle import Bundle
+from featcache.training.partial_model import PartialModel
 
 BUNDLE_FORMAT = 1
 _NETWORK = "network."
@@ -27,100 +24,12 @@ _NETWORK = "network."
 _SMALLEST, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 
-def described(bundle: Bundle) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The JSON and the tensors of a bundle whose head has a form."""
-    predictor = bundle.predictor
-    assert predictor is not None
-    if isinstance(predictor, PartialModel):
-        kind, (tensors, values) = suffix.SUFFIX, suffix.pack(predictor)
-    else:
-        kind, tensors, values = serialise.pack(predictor)
-    tensors["trained_on"] = np.asarray(bundle.trained_on, dtype=np.uint8).reshape(-1, 32)
-    if bundle.weights is not None:
-        tensors |= {_NETWORK + name: np.asarray(tensor) for name, tensor in bundle.weights.items()}
-    return {
-        "format": BUNDLE_FORMAT,
-        "kind": kind,
-        "head": bundle.head,
-        "classes": list(bundle.classes),
-        **values,
-        "layers": [{"name": use.name, "shape": list(use.shape), "scale": use.scale} for use in bundle.layers],
-        "recipe": None if bundle.recipe is None else bundle.recipe.to_json(),
-        "network": None if bundle.weights is None else len(bundle.weights),
-        "fitted_on": bundle.fitted_on,
-        "chosen": bundle.chosen,
-        "report": bundle.report,
-        "created": bundle.created,
-        "versions": {name: version(name) for name in ("featcache", "numpy", "scikit-learn")},
-    }, tensors
-
-
-def fields(data: Mapping[str, Any], tensors: Mapping[str, np.ndarray], *, where: Path) -> dict[str, Any]:
-    """The fields of a bundle.
+def write(target: Path, fields: Mapping[str, Any]) -> None:
+    """Write a bundle aside, then rename it into place, so that there is a whole file or none.
 
     Args:
-        data, tensors: as `read` gives them.
-        where: the file, for the error.
-
-    Raises:
-        BundleError: they do not fit together.
-        StoreFormatError: they were written by a newer featcache.
-    """
-    if data.get("format") != BUNDLE_FORMAT:
-        raise StoreFormatError(
-            f"{where} has bundle format {data.get('format')!r}; this featcache reads format {BUNDLE_FORMAT}. "
-            "Upgrade featcache to read it."
-        )
-    try:
-        uses = tuple(
-            LayerUse(str(use["name"]), tuple(int(n) for n in use["shape"]), float(use["scale"]))
-            for use in data["layers"]
-        )
-        classes = tuple(str(name) for name in data["classes"])
-        recipe = None if data["recipe"] is None else Recipe.from_json(data["recipe"])
-        trained_on, kind = tensors["trained_on"], data["kind"]
-        predictor: serialise.Predictor | PartialModel
-        if kind == suffix.SUFFIX and len(uses) == 1:
-            predictor = suffix.unpack(tensors, data, classes, uses[0].shape, recipe)
-        else:
-            predictor = serialise.unpack(kind, tensors, data, classes, sum(use.width for use in uses))
-        # Files of before have no such entry, and no network.
-        weights, count = None, data.get("network")
-        if count is not None:
-            weights = {n.removeprefix(_NETWORK): v for n, v in tensors.items() if n.startswith(_NETWORK)}
-        found = {
-            "head": str(data["head"]),
-            "classes": classes,
-            "layers": uses,
-            "recipe": recipe,
-            "predictor": predictor,
-            "trained_on": trained_on,
-            "fitted_on": int(data["fitted_on"]),
-            "chosen": dict(data["chosen"]),
-            "report": dict(data["report"]),
-            "weights": weights,
-            "created": str(data["created"]),
-        }
-    except BundleError as error:
-        raise BundleError(f"{where} is damaged: its tensors do not fit its description.") from error
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise BundleError(f"{where} is no bundle that can be read: {error!r}.") from error
-    fits = (
-        len(set(classes)) == len(classes) >= 2
-        and trained_on.dtype == np.uint8
-        and trained_on.ndim == 2
-        and trained_on.shape[1] == 32
-        and all(_SMALLEST <= use.scale <= _LARGEST and min(use.shape, default=0) > 0 for use in uses)
-        and (weights is None or (recipe is not None and type(count) is int and len(weights) == count > 0))
-        and (weights is None or kind != suffix.SUFFIX)
-    )
-    if not fits:
-        raise BundleError(f"{where} is damaged: its tensors do not fit its description.")
-    return found
-
-
-def write(target: Path, data: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> None:
-    """Write the file aside, then rename it into place, so that there is a whole file or none.
+        target: the file.
+        fields: of the `featcache.training.bundle.Bundle` by name; its ``predictor`` is not None.
 
     Raises:
         BundleError: it cannot be written.
@@ -128,6 +37,7 @@ def write(target: Path, data: Mapping[str, Any], tensors: Mapping[str, np.ndarra
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
+    data, tensors = _packed(fields)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         rows = {name: np.array(tensor, order="C") for name, tensor in tensors.items()}
@@ -137,7 +47,98 @@ def write(target: Path, data: Mapping[str, Any], tensors: Mapping[str, np.ndarra
         raise BundleError(f"The head cannot be written to {target}: {error}.") from error
 
 
-def read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def read(path: Path) -> dict[str, Any]:
+    """The fields of the bundle in a file, by name.
+
+    Raises:
+        UsageError: there is no file at *path*.
+        BundleError: it is no bundle, or its parts do not fit together.
+        StoreFormatError: it was written by a newer featcache.
+    """
+    data, tensors = _contents(path)
+    if data.get("format") != BUNDLE_FORMAT:
+        raise StoreFormatError(
+            f"{path} has bundle format {data.get('format')!r}; this featcache reads format {BUNDLE_FORMAT}. "
+            "Upgrade featcache to read it."
+        )
+    try:
+        fields = _unpacked(data, tensors)
+    except BundleError as error:
+        raise BundleError(f"{path} is damaged: its tensors do not fit its description.") from error
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise BundleError(f"{path} is no bundle that can be read: {error!r}.") from error
+    return fields
+
+
+def _packed(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The JSON and the tensors of a bundle."""
+    predictor, recipe, weights = fields["predictor"], fields["recipe"], fields["weights"]
+    if isinstance(predictor, PartialModel):
+        kind, (tensors, values) = partial_model.KIND, partial_model.pack(predictor)
+    else:
+        kind, tensors, values = serialise.pack(predictor)
+    tensors["trained_on"] = np.asarray(fields["trained_on"], dtype=np.uint8).reshape(-1, 32)
+    if weights is not None:
+        tensors |= {_NETWORK + name: np.asarray(tensor) for name, tensor in weights.items()}
+    return {
+        "format": BUNDLE_FORMAT,
+        "kind": kind,
+        "head": fields["head"],
+        "classes": list(fields["classes"]),
+        **values,
+        "layers": [{"name": use.name, "shape": list(use.shape), "scale": use.scale} for use in fields["layers"]],
+        "recipe": None if recipe is None else recipe.to_json(),
+        "network": None if weights is None else len(weights),
+        **{name: fields[name] for name in ("fitted_on", "chosen", "report", "created")},
+        "versions": {name: version(name) for name in ("featcache", "numpy", "scikit-learn")},
+    }, tensors
+
+
+def _unpacked(data: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The fields that were packed; raises what any part of them raises where it does not fit."""
+    uses = tuple(
+        LayerUse(str(use["name"]), tuple(int(n) for n in use["shape"]), float(use["scale"])) for use in data["layers"]
+    )
+    classes = tuple(str(name) for name in data["classes"])
+    recipe = None if data["recipe"] is None else Recipe.from_json(data["recipe"])
+    trained_on, kind = tensors["trained_on"], data["kind"]
+    predictor: serialise.Predictor | PartialModel
+    if kind == partial_model.KIND and len(uses) == 1:
+        predictor = partial_model.unpack(tensors, data, classes, uses[0].shape, recipe)
+    else:
+        predictor = serialise.unpack(kind, tensors, data, classes, sum(use.width for use in uses))
+    # Older files have no such entry, and no network.
+    weights, count = None, data.get("network")
+    if count is not None:
+        weights = {n.removeprefix(_NETWORK): v for n, v in tensors.items() if n.startswith(_NETWORK)}
+    fields = {
+        "head": str(data["head"]),
+        "classes": classes,
+        "layers": uses,
+        "recipe": recipe,
+        "predictor": predictor,
+        "trained_on": trained_on,
+        "fitted_on": int(data["fitted_on"]),
+        "chosen": dict(data["chosen"]),
+        "report": dict(data["report"]),
+        "weights": weights,
+        "created": str(data["created"]),
+    }
+    fits = (
+        len(set(classes)) == len(classes) >= 2
+        and trained_on.dtype == np.uint8
+        and trained_on.ndim == 2
+        and trained_on.shape[1] == 32
+        and all(_SMALLEST <= use.scale <= _LARGEST and min(use.shape, default=0) > 0 for use in uses)
+        and (weights is None or (recipe is not None and type(count) is int and len(weights) == count > 0))
+        and (weights is None or kind != partial_model.KIND)
+    )
+    if not fits:
+        raise BundleError("The tensors do not fit their description.")
+    return fields
+
+
+def _contents(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The JSON and the tensors, of which nothing is checked yet.
 
     Raises:

@@ -15,7 +15,7 @@ from featcache.training import multilabel
 from featcache.training.bundle import Bundle
 from featcache.training.dataset import FeatureDataset
 from featcache.training.image_dataset import image_vectors
-from featcache.training.suffix import PartialModel
+from featcache.training.partial_model import PartialModel
 
 if TYPE_CHECKING:
     from featcache.backbones import Backbone

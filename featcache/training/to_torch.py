@@ -14,7 +14,7 @@ from featcache.backbones.activations import activations
 from featcache.heads.knn import SHARPNESS, KnnPredictor
 from featcache.heads.predictors import LinearPredictor
 from featcache.heads.serialise import Classifier
-from featcache.training.suffix import PartialModel
+from featcache.training.partial_model import PartialModel
 
 if TYPE_CHECKING:
     from PIL.Image import Image

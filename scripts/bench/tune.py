@@ -44,7 +44,7 @@ from featcache.finetuning.tune import SCHEDULE
 from featcache.finetuning.validation import validation_rows
 from featcache.training.dataset import FeatureDataset
 from featcache.training.holdout import train_test_split
-from featcache.training.suffix import frozen_vectors
+from featcache.training.partial_model import frozen_vectors
 
 sys.path.insert(0, str(Path(__file__).parent))
 import recording

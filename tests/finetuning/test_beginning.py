@@ -23,7 +23,7 @@ from featcache.finetuning.linear_probe import train_on
 from featcache.finetuning.schedule import TrainingConfig
 from featcache.finetuning.tune import tune
 from featcache.training.bundle import Bundle
-from featcache.training.suffix import PartialModel
+from featcache.training.partial_model import PartialModel
 from tests.finetuning.problems import Rows, bits, clouds, perceptron, stages, whole
 from tests.finetuning.stores import extracted
 

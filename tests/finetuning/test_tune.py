@@ -23,7 +23,7 @@ from featcache.finetuning.checkpoint import remove
 from featcache.finetuning.schedule import TrainingConfig
 from featcache.finetuning.tune import activations_needed, tune
 from featcache.training.bundle import Bundle
-from featcache.training.suffix import PartialModel
+from featcache.training.partial_model import PartialModel
 from tests.finetuning.stores import blind_behind_stem, contents, draw_hues, extracted
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -18,7 +18,7 @@ from featcache.core.errors import BundleError, FeatcacheError, RecipeMismatchErr
 from featcache.heads.predictors import LinearPredictor
 from featcache.training.bundle import Bundle
 from featcache.training.dataset import LayerUse
-from featcache.training.suffix import PartialModel, pack, unpack
+from featcache.training.partial_model import PartialModel, pack, unpack
 from tests.training.test_bundle import rewrite
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from featcache.backbones import Backbone
     from featcache.backbones.split import SplitNetwork
 
-SUFFIX = "suffix on activations"
+KIND = "suffix on activations"
 _PREFIX = "suffix."
 _AT_ONCE = 32
 
