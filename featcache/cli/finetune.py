@@ -123,7 +123,7 @@ def tune(
     new = {"--hidden": hidden, "--dropout": dropout}
     old = {"--epochs": epochs, "--rate": rate, "--batch-size": batch_size, "--curve": curve}
     _refuse_others(init, INITS, {"pretrained": new, "new": old})
-    head = with_hidden_layers("mlp", hidden, dropout, seed)
+    head = with_hidden_layers("mlp", hidden, dropout).make()
     check_target(output)
     _check_curve(curve)
     needed = activations_needed(

@@ -124,7 +124,7 @@ def train(
         warnings.simplefilter("ignore", GridEdgeWarning)  # told by the report
         bundle = run(
             store,
-            head if hidden is None and dropout is None else with_hidden_layers(head, hidden, dropout, seed),
+            head if hidden is None and dropout is None else with_hidden_layers(head, hidden, dropout),
             task=task,
             layers=layer_list(context, layers) or None,
             cv=cv,

@@ -18,8 +18,6 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from featcache.core.errors import UsageError
 
@@ -64,6 +62,9 @@ def _ranked(y: np.ndarray, seed: int, groups: np.ndarray | None) -> tuple[np.nda
     names, numbers = np.unique(np.asarray(y).astype(str), return_inverse=True)
     together = np.arange(len(names))
     if groups is not None:
+        from scipy.sparse import coo_array
+        from scipy.sparse.csgraph import connected_components
+
         kinds, group = np.unique(np.asarray(groups), return_inverse=True)
         size = len(names) + len(kinds)
         links = coo_array((np.ones(len(numbers), bool), (numbers, len(names) + group)), shape=(size, size))

@@ -236,11 +236,11 @@ def test_weights_multiply_the_loss_as_in_scikit_learn(name: str) -> None:
 def test_heads_that_cannot_weigh_classes_are_told_which_can() -> None:
     assert {name for name in HEADS if "class_weight" in make_head(name).get_params()} == set(WEIGHING)
     for name in HEADS.keys() - set(WEIGHING):
-        with pytest.raises(UsageError, match=rf"{name} cannot weigh.*{', '.join(WEIGHING)}"):
+        with pytest.raises(UsageError, match=rf"{name} takes no class weights.*{', '.join(WEIGHING)}"):
             with_class_weight(name, "balanced")
     with pytest.raises(UnknownNameError, match=r"'bal'\. Did you mean 'balanced'"):
         with_class_weight("softmax", "bal")
-    with pytest.raises(UsageError, match=rf"KNeighborsClassifier cannot weigh.*{', '.join(WEIGHING)}"):
+    with pytest.raises(UsageError, match=rf"KNeighborsClassifier takes no class weights.*{', '.join(WEIGHING)}"):
         with_class_weight(KNeighborsClassifier(), "balanced")
 
 

@@ -13,7 +13,7 @@ from sklearn.metrics import log_loss
 
 import featcache as fc
 from featcache.core.errors import UsageError
-from featcache.heads import mlp, with_class_weight, with_hidden_layers
+from featcache.heads import mlp, resolve_head, with_class_weight, with_hidden_layers
 from featcache.heads.logreg import LogRegHead
 from featcache.heads.minibatch import HeldOutChoice, hold_out, logits
 from featcache.heads.mlp import MLPHead
@@ -252,23 +252,23 @@ def test_one_width_alone_is_one_layer() -> None:
 
 
 def test_it_cannot_weigh_classes() -> None:
-    with pytest.raises(UsageError, match="mlp cannot weigh"):
+    with pytest.raises(UsageError, match="mlp takes no class weights"):
         with_class_weight("mlp", "balanced")
-    with pytest.raises(UsageError, match="mlp cannot weigh"):
+    with pytest.raises(UsageError, match="mlp takes no class weights"):
         with_class_weight(MLPHead(), "balanced")
 
 
 def test_layers_in_words() -> None:
-    made = with_hidden_layers("mlp", "512, 256", 0.5, seed=3)
+    made = resolve_head(with_hidden_layers("mlp", "512, 256", 0.5), seed=3).make()
     assert (made.hidden, made.dropout, made.random_state) == ((512, 256), 0.5, 3)
-    assert with_hidden_layers("mlp", None, 0.0).get_params() == MLPHead(dropout=0.0).get_params()
+    assert with_hidden_layers("mlp", None, 0.0).make().get_params() == MLPHead(dropout=0.0).get_params()
     with pytest.raises(UsageError, match=r"--hidden and --dropout are for --head mlp; the head ridge"):
         with_hidden_layers("ridge", "512", None)
     for wrong in ("", "0", "-5", "512,", "5.5", "many"):
-        with pytest.raises(UsageError, match="--hidden are whole numbers"):
+        with pytest.raises(UsageError, match="--hidden takes whole numbers"):
             with_hidden_layers("mlp", wrong, None)
     for share in (1.0, -0.1, float("nan")):
-        with pytest.raises(UsageError, match="--dropout is a number from 0 to less than 1"):
+        with pytest.raises(UsageError, match="--dropout takes a number from 0 to less than 1"):
             with_hidden_layers("mlp", None, share)
 
 

@@ -212,7 +212,7 @@ def test_plain_labels_need_no_hint(tmp_path: Path, draw_images: Callable[..., Pa
 def test_wrong_tasks_and_heads(place: Path) -> None:
     with pytest.raises(UnknownNameError, match="'multilabel'"):
         fc.train(place / "s.fcache", "softmax", task="multi-label", progress=False)
-    with pytest.raises(UsageError, match="The head ridge gives one label an item"):
+    with pytest.raises(UsageError, match="The head ridge gives one label per item"):
         fc.train(place / "s.fcache", "ridge", task="multilabel", progress=False)
 
 
@@ -290,7 +290,7 @@ def test_what_is_meant_for_one_label_an_image_is_refused(
     place: Path, bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = place / "s.fcache"
-    with pytest.raises(UsageError, match="no head can weigh classes"):
+    with pytest.raises(UsageError, match="no head takes class weights"):
         fc.train(store, task="multilabel", class_weight="balanced", progress=False)
     with pytest.raises(UsageError, match="cannot be compared"):
         fc.compare(bundle, bundle, store)
