@@ -52,7 +52,7 @@ def similar(
     """
     if isinstance(image, (str, Path)) and Path(image).is_dir():
         raise UsageError(f"{image} is a folder. Give one image of which the like is sought.")
-    opened = store if isinstance(store, FeatureStore) else FeatureStore.open(store)
+    opened = FeatureStore.open(store)
     names = opened.layer_names(layers, space)
     X, _, items = opened.arrays(None, names, source=source, space=space)
     query, own = None, None

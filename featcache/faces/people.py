@@ -20,7 +20,7 @@ from featcache.faces.aligned import MIRRORED
 from featcache.metrics import splits as identity_splits
 from featcache.store import FeatureStore
 from featcache.training.dataset import FeatureDataset
-from featcache.training.holdout import of_split
+from featcache.training.holdout import split_rows
 
 HOLDOUT = 0.2
 FEWEST_LEARNED, FEWEST_SCORED = 8, 8
@@ -132,10 +132,10 @@ def _usable(dataset: FeatureDataset, has_face: np.ndarray, wanted: np.ndarray) -
 
 def _given(dataset: FeatureDataset, split: str, names: list[str]) -> tuple[np.ndarray, np.ndarray, str]:
     """The rows of the source's own splits, and the name of the one to score on."""
-    train_rows = of_split(dataset, split)
+    train_rows = split_rows(dataset, split)
     for other in ("test", "val"):
         if other in names and other != split:
-            return train_rows, of_split(dataset, other), other
+            return train_rows, split_rows(dataset, other), other
     raise UsageError(
         f"The source has the splits {', '.join(names)}, but besides {split!r}, which is learned from, no 'test' or "
         "'val' to score on. Give one with `featcache extract --split FILE`."

@@ -26,7 +26,7 @@ from featcache.heads.streaming import check_memory
 from featcache.metrics.verification import cllr, cosine_scores, minimal_cllr, pairs_within, point_by_people, roc
 from featcache.store import FeatureStore
 from featcache.training.bundle import Bundle
-from featcache.training.dataset import FeatureDataset, LayerUse, scale_layers
+from featcache.training.dataset import FeatureDataset, LayerUse, Selection, scale_layers
 from featcache.training.fit import layer_uses
 
 PROJECTIONS = ("siamese", "lda", "none")
@@ -81,11 +81,11 @@ def train(
         raise UnknownNameError.among("projection", projection, PROJECTIONS)
     if not 0 < far < 1:
         raise UsageError(f"A false accept rate lies between 0 and 1, as 0.01 does; {far} does not.")
-    opened = store if isinstance(store, FeatureStore) else FeatureStore.open(store)
+    opened = FeatureStore.open(store)
     chosen_space = opened.space(space)
     if layers is None:
         layers = preferred_layer(opened, source, chosen_space.fingerprint)
-    dataset = FeatureDataset.from_store(opened, layers, source=source, space=chosen_space.fingerprint)
+    dataset = FeatureDataset.from_store(opened, layers, Selection(source=source, space=chosen_space.fingerprint))
     parts = sides(dataset, _has_face(opened, dataset), split, seed)
     train_rows = parts.train_rows
     with choose(progress) as shown:
@@ -110,14 +110,13 @@ def train(
         "score": {**_scored(predictor, dataset, parts.score, uses, seed), "protocol": parts.protocol},
         "seconds": time.monotonic() - began,
     }
-    contents = sorted(dataset.items[row].sha256 for row in train_rows)
     return Bundle(
         head=projection,
         classes=predictor.classes,
         layers=uses,
         recipe=dataset.recipe,
         predictor=predictor,
-        trained_on=np.frombuffer(b"".join(contents), dtype=np.uint8).reshape(-1, 32),
+        trained_on=dataset.contents(train_rows),
         fitted_on=len(train_rows),
         chosen=chosen,
         report=report,

@@ -28,7 +28,7 @@ from featcache.finetuning.validation import contents
 from featcache.store import FeatureStore
 from featcache.training import leakage
 from featcache.training.bundle import Bundle
-from featcache.training.dataset import FeatureDataset, LayerUse
+from featcache.training.dataset import FeatureDataset, LayerUse, Selection
 from featcache.training.fit import answers
 from featcache.training.holdout import check_classes, train_test_split
 from featcache.training.image_dataset import image_vectors
@@ -115,7 +115,7 @@ def finetune(
     check_choice("torch", precision, str(device or base.device))
     with choose(progress) as shown:
         dataset = FeatureDataset.from_store(
-            opened, "pooled", labels=labels, source=source, space=chosen_space.fingerprint
+            opened, "pooled", Selection(source, chosen_space.fingerprint, labels=labels)
         )
         check_classes(dataset)
         notes: list[str] = []
@@ -127,7 +127,7 @@ def finetune(
                 f"{absent[0]}). {' '.join([*notes, 'Run'])} `featcache extract` again, so that it forgets those that "
                 "are gone, or with --moved, if they lie elsewhere now."
             )
-        train_rows, test, protocol = train_test_split(dataset, split, seed, Path(store), shown)
+        train_rows, test, protocol = train_test_split(dataset, split, seed, opened, shown)
         guard = leakage.guard(dataset, [train_rows, test], scored=test, seed=seed, progress=shown)
         fit_began = time.monotonic()
         network = beginning(base, init, seed)

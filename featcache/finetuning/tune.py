@@ -29,7 +29,7 @@ from featcache.heads import make_head
 from featcache.store import FeatureStore
 from featcache.training import leakage
 from featcache.training.bundle import Bundle
-from featcache.training.dataset import FeatureDataset
+from featcache.training.dataset import FeatureDataset, Selection
 from featcache.training.fit import answers, layer_uses
 from featcache.training.holdout import check_classes, train_test_split
 from featcache.training.partial_model import PartialModel, frozen_vectors
@@ -125,10 +125,10 @@ def tune(
         _store(opened, network, cut.cached, views, seed, labels, source, fingerprint, shown)
         opened = FeatureStore.open(Path(store))
         dataset = FeatureDataset.from_store(
-            opened, cut.cached, labels=labels, source=source, space=fingerprint, views=view_names(views, seed)
+            opened, cut.cached, Selection(source, fingerprint, labels=labels), views=view_names(views, seed)
         )
         check_classes(dataset)
-        train_rows, test, protocol = train_test_split(dataset, split, seed, Path(store), shown)
+        train_rows, test, protocol = train_test_split(dataset, split, seed, opened, shown)
         vectors = frozen_vectors(cut, dataset.read)
         dataset = replace(dataset, narrow=vectors)
         guard = leakage.guard(dataset, [train_rows, test], scored=test, seed=seed, progress=shown)

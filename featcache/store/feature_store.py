@@ -30,15 +30,15 @@ class FeatureStore(StoreReader):
     """A store opened for reading; get one from `FeatureStore.open` or ``featcache.open``."""
 
     @classmethod
-    def open(cls, path: str | Path) -> FeatureStore:
-        """Open the store in folder *path* for reading.
+    def open(cls, store: str | Path | FeatureStore) -> FeatureStore:
+        """Open a store for reading, given its folder; an open store is returned as it is.
 
         Raises:
             NotAStoreError: there is no store.
             StoreFormatError: the store was written by a newer featcache.
             DamagedStoreError: the catalogue is not readable as one.
         """
-        return cls(path)
+        return store if isinstance(store, FeatureStore) else cls(store)
 
     def arrays(
         self,

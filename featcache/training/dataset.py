@@ -1,48 +1,86 @@
-"""Labelled vectors to learn from or to score on, read on demand.
-
-The layers that a head reads, each with the scale that its vectors are divided by.
-"""
+"""Labelled vectors, read on demand, and the layers that a head reads."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 
 from featcache.core.errors import MissingVectorsError, UsageError
 from featcache.core.names import VIEW_0
 from featcache.core.recipe import Recipe
+from featcache.heads.streaming import available_memory
 from featcache.metrics import splits
 from featcache.store import FeatureStore, Item, export
 from featcache.store.rows import ItemRows
 
+_HELD_BYTES = 2 << 30
+"""Vectors that `FeatureDataset.in_memory` keeps at most."""
+
+
+class SelectionOptions(TypedDict, total=False):
+    """`Selection` as keyword arguments."""
+
+    source: str | None
+    space: str | None
+    split: str | None
+    labels: str | Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which vectors of a store, and which labels.
+
+    Attributes:
+        source: name of the source; needed only where the store holds several.
+        space: fingerprint of the space, or its start, or the name of its backbone; needed only where the store holds
+            several.
+        split: only the images of this split.
+        labels: a CSV file (``path,label``) whose labels replace the stored ones.
+    """
+
+    source: str | None = None
+    space: str | None = None
+    split: str | None = None
+    labels: str | Path | None = None
+
+    def all_splits(self) -> Selection:
+        """The same in all splits."""
+        return replace(self, split=None)
+
+
+ALL = Selection()
+"""Everything in a store that holds one source and one space."""
+
 
 @dataclass
 class FeatureDataset:
-    """Labelled vectors.
+    """Labelled vectors of n images.
 
     Attributes:
-        items: n items.
-        y: (n,) labels, text; or (n, k) bool, where an item can have several.
-        units: (n,) int64; items with one number share their content or their group, or are linked.
+        items: the n images.
+        y: (n,) labels, text; (n, k) bool with several labels per image.
+        units: (n,) int64; images with the same content or group, or that are linked, share a number.
         layers: names of the layers, in network order.
         shapes: the shape of one image's activations, for each layer.
-        recipe: what made the vectors, where that is known.
-        read: from row numbers to vectors of view 0, (rows, d) float32, the layers one after another.
-        views: the K views of each item that are learned from, view 0 first; answers are asked for view 0.
-        view_reader: from row · K + place of the view to vectors, likewise; None where there is view 0 alone.
-        knows_images: whether the items' SHA-256s are those of images.
-        without_vectors: labelled images of the source that have no vectors, so are not among the items; those
-            in quarantine are not counted.
-        without_labels: images of the source that have vectors but no label, so are not among the items.
-        labels: the k labels of the columns of ``y``, where an item can have several.
-        narrow: from row numbers to (rows, e) vectors by which near-duplicates are looked for, where those of ``read``
-            are whole activation maps.
-        links: (m, 2) row numbers of pairs that were linked, see `linked`.
+        recipe: of the vectors; None if not known.
+        read: from row numbers (m,) to vectors (m, d) float32 of view 0, the layers concatenated.
+        views: the K views to train on, view 0 first; predictions are made on view 0.
+        view_reader: from row · K + number of the view to vectors, likewise; None for view 0 alone.
+        knows_images: whether the SHA-256s of the items are those of images.
+        without_vectors: labelled images of the source that are missing here because they have no vectors and are not
+            in quarantine.
+        without_labels: images of the source that are missing here because they have vectors but no label.
+        labels: the k labels of the columns of ``y``, with several labels per image.
+        narrow: from row numbers (m,) to vectors (m, e) to search for near-duplicates, where ``read`` gives whole
+            activation maps.
+        links: (m, 2) row numbers of the pairs that `linked` was given.
     """
 
     items: list[Item]
@@ -62,57 +100,76 @@ class FeatureDataset:
     links: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.int64))
 
     def linked(self, pairs: np.ndarray) -> FeatureDataset:
-        """The same vectors, where the items of each of these pairs (m, 2) belong to one unit."""
+        """The same vectors, with the two images of each pair (m, 2) in one group."""
         return replace(self, units=splits.units(self.items, pairs), links=pairs)
 
-    def learned(self, rows: np.ndarray) -> np.ndarray:
-        """The places (m·K,) of all views of these rows (m,) for `view_reader`, a row's one after another."""
+    def view_rows(self, rows: np.ndarray) -> np.ndarray:
+        """Row numbers (m·K,) for `read_views` of all views of these rows (m,); a row's views follow one another."""
         k = len(self.views)
         return (rows[:, None] * k + np.arange(k)).reshape(-1)
 
-    def read_views(self, places: np.ndarray) -> np.ndarray:
-        """The vectors (m, d) at some of the places that `learned` gives."""
-        return (self.read if self.view_reader is None else self.view_reader)(places)
+    def read_views(self, rows: np.ndarray) -> np.ndarray:
+        """Vectors (m, d) of these rows (m,) of `view_rows`."""
+        return (self.read if self.view_reader is None else self.view_reader)(rows)
 
     @property
     def widths(self) -> list[int]:
-        """How many numbers of a vector come from each layer."""
+        """Size of each layer's part of a vector."""
         return [int(np.prod(shape, dtype=np.int64)) for shape in self.shapes]
+
+    def in_memory(self) -> FeatureDataset:
+        """The same, but all vectors are read once, at the first use, and kept.
+
+        Vectors that take more than 2 GiB, or more than a quarter of the available memory, are read from the store
+        each time, as before.
+        """
+        views, available = len(self.views), available_memory()
+        most = _HELD_BYTES if available is None else min(_HELD_BYTES, available // 4)
+        if 4 * len(self.items) * views * sum(self.widths) > most:
+            return self
+
+        @functools.cache
+        def vectors() -> np.ndarray:
+            return self.read_views(np.arange(len(self.items) * views))
+
+        return replace(
+            self,
+            read=lambda rows: vectors()[rows * views],
+            view_reader=None if self.view_reader is None else lambda rows: vectors()[rows],
+        )
+
+    def contents(self, rows: Iterable[int]) -> np.ndarray:
+        """The SHA-256s of the images in these rows, sorted, each once: (m, 32) uint8; none if they are not known."""
+        found = sorted({self.items[row].sha256 for row in rows}) if self.knows_images else []
+        return np.frombuffer(b"".join(found), dtype=np.uint8).reshape(-1, 32)
 
     @classmethod
     def from_store(
         cls,
         store: FeatureStore,
         layers: str | Sequence[str] | None = None,
+        select: Selection = ALL,
         *,
-        labels: str | Path | None = None,
-        split: str | None = None,
-        source: str | None = None,
-        space: str | None = None,
         views: bool | Sequence[str] = False,
     ) -> FeatureDataset:
-        """The labelled items of a source that have vectors.
+        """The labelled images of a source that have vectors.
 
         Args:
             store: the store.
-            layers: which stored layers.
-            labels: a CSV file (``path,label``) whose labels take the place of the stored ones.
-            split: only this split.
-            source: which source.
-            space: which space.
-            views: learn from all views that are stored of these layers, not from view 0 alone; or from view 0 and
-                those of these names.
+            layers: names of stored layers; ``pooled`` by default.
+            select: source, space, split and labels.
+            views: True for all views stored of these layers; or names of views, in addition to view 0.
 
         Raises:
-            MissingVectorsError: no labelled item has vectors, or some lack a layer or a view.
-            UsageError: *labels* names paths that are no images of the source.
+            MissingVectorsError: no labelled image has vectors, or some lack a layer or a view.
+            UsageError: the CSV file names paths that are not images of the source.
         """
         chosen = views if isinstance(views, bool) else [VIEW_0, *views]
-        rows = ItemRows.of(store, layers, split=split, source=source, space=space, views=chosen)
+        rows = ItemRows.of(store, layers, split=select.split, source=select.source, space=select.space, views=chosen)
         items = rows.items
         given: dict[str, str] | None = None
-        if labels is not None:
-            given = labels_of(store, items[0].source, labels)
+        if select.labels is not None:
+            given = labels_of(store, items[0].source, select.labels)
             items = [replace(item, label=given.get(item.uri)) for item in items]
         kept = np.array([i for i, item in enumerate(items) if item.label is not None], dtype=np.int64)
         if not len(kept):
@@ -127,11 +184,11 @@ class FeatureDataset:
             units=splits.units(labelled),
             layers=rows.layers,
             shapes=rows.shapes,
-            recipe=store.space(space).recipe,
+            recipe=store.space(select.space).recipe,
             read=lambda at: rows.read(kept[at] * k),
             views=tuple(rows.views),
             view_reader=None if k == 1 else lambda at: rows.read(kept[at // k] * k + at % k),
-            without_vectors=_without_vectors(store, items, split, given),
+            without_vectors=_without_vectors(store, items, select.split, given),
             without_labels=len(items) - len(kept),
         )
 
@@ -139,11 +196,11 @@ class FeatureDataset:
     def from_file(cls, path: Path) -> FeatureDataset:
         """The labelled rows of a plain HDF5 or NumPy file.
 
-        Where the file does not say which images they are (``sha256``), equal vectors count as one image.
+        Without ``sha256`` in the file, equal vectors count as one image.
 
         Raises:
             UsageError: the file is a head.
-            SourceError: the file has no ``features`` and ``labels``, or they do not fit.
+            SourceError: ``features`` or ``labels`` are missing, or do not fit together.
             MissingVectorsError: no row has a label.
         """
         if path.suffix == ".fch":
@@ -182,18 +239,18 @@ def labels_of(store: FeatureStore, source: str, labels: str | Path) -> dict[str,
     """Labels by URI from a CSV file (``path,label``).
 
     Raises:
-        SourceError: as `featcache.images.sources.read_labels`.
-        UsageError: paths are no images of the source.
+        SourceError: see `featcache.images.sources.read_labels`.
+        UsageError: a path is not an image of the source.
     """
     from featcache.images.sources import read_labels
 
     given = read_labels(Path(labels))
-    # An image in quarantine may be named; what is no image of the source was misspelt.
+    # Images in quarantine are listed too.
     unknown = sorted(given.keys() - {item.uri for item in store.items(source=source)})
     if unknown:
         raise UsageError(
-            f"{labels} gives {len(given)} paths a label, of which {len(unknown)} are no images of source "
-            f"{source!r} (first: {unknown[0]}). Paths are relative to {store.sources()[source]}."
+            f"{len(unknown)} of {len(given)} paths in {labels} are not images of source {source!r} "
+            f"(first: {unknown[0]}). Paths are relative to {store.sources()[source]}."
         )
     return given
 
@@ -201,11 +258,11 @@ def labels_of(store: FeatureStore, source: str, labels: str | Path) -> dict[str,
 def _without_vectors(
     store: FeatureStore, having: Sequence[Item], split: str | None, given: Mapping[str, str] | None
 ) -> int:
-    """How many labelled images of the source of *having* are missing there, except those in quarantine."""
+    """How many labelled images of the source are not in *having* and not in quarantine."""
     name = having[0].source
     known = next(source["items"] for source in store.status()["sources"] if source["name"] == name)
     if known == len(having):
-        return 0  # nothing is missing, so a list of a million images need not be read twice
+        return 0  # so that a list of a million images is not read twice
     there = {item.uri for item in having} | {uri for uri, _ in store.quarantine(name)}
     lacking = [item for item in store.items(split, name) if item.uri not in there]
     return sum((item.label if given is None else given.get(item.uri)) is not None for item in lacking)
@@ -218,8 +275,8 @@ class LayerUse:
     Attributes:
         name: the layer.
         shape: shape of one image's activations.
-        scale: its vectors are divided by this: their root mean square on the items the head was fitted
-            on, or 1 where the head reads one layer.
+        scale: its vectors are divided by this: their root mean square on the images the head was fitted on; 1 for
+            a head that reads one layer.
     """
 
     name: str
@@ -228,12 +285,12 @@ class LayerUse:
 
     @property
     def width(self) -> int:
-        """Numbers an image."""
+        """Size of one image's activations."""
         return math.prod(self.shape)
 
 
 def scale_layers(X: np.ndarray, layers: Sequence[LayerUse]) -> np.ndarray:
-    """Divide each layer's part of (n, d) vectors by its scale."""
+    """Vectors (n, d), each layer's part divided by its scale."""
     if all(use.scale == 1.0 for use in layers):
         return X
     return X / np.repeat(np.array([u.scale for u in layers], np.float32), [u.width for u in layers])

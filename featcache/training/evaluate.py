@@ -1,4 +1,4 @@
-"""Images to answers, and heads to scores."""
+"""`predict`: images to labels; `evaluate`: a head's scores on images of a store."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
@@ -21,8 +21,9 @@ from featcache.metrics.classification import ClassScore, confusion_matrix, per_c
 from featcache.store import FeatureStore
 from featcache.training import leakage, multilabel
 from featcache.training.bundle import Bundle, Prediction
+from featcache.training.dataset import Selection, SelectionOptions
 from featcache.training.fit import answers
-from featcache.training.test_set import scorable
+from featcache.training.test_set import choose_test_rows
 
 if TYPE_CHECKING:
     from featcache.backbones import Backbone
@@ -94,47 +95,48 @@ def evaluate(
     head: str | Path | Bundle,
     store: str | Path | FeatureStore,
     *,
-    split: str | None = None,
-    source: str | None = None,
-    space: str | None = None,
-    labels: str | Path | None = None,
     backbone: Backbone | None = None,
     progress: Progress | bool | None = None,
+    **selection: Unpack[SelectionOptions],
 ) -> EvaluateReport | multilabel.MultilabelReport:
-    """Score a head on items of a store.
-
-    A head for several labels an item has a report of its own, `featcache.training.multilabel.MultilabelReport`.
+    """Score a head on images of a store.
 
     Args:
         head: a bundle or its path.
         store: a store or its path.
-        split: score on this split; by default ``test`` where the source has it, else the items that the
-            head was not trained on.
-        source: which source.
-        space: which space; by default the one whose recipe the head needs.
-        labels: a CSV file (``path,label``) whose labels take the place of the stored ones.
-        backbone: needed only for a network that was trained, in part or whole, and that a module given in Python made.
-        progress: as for `featcache.extract`, while near-duplicates are looked for.
+        backbone: needed only for a network that was trained, in part or in full, and whose architecture is a module
+            in Python.
+        progress: as for `featcache.extract`, during the search for near-duplicates.
+        **selection: ``source``, ``labels`` and ``space`` of `Selection` (by default the space with the head's
+            recipe); and ``split``, the split to score: by default ``test``, if the source has it, else the images
+            that the head was not trained on.
+
+    Returns:
+        An `EvaluateReport`; for a head with several labels per image a
+        `featcache.training.multilabel.MultilabelReport`.
 
     Raises:
-        RecipeMismatchError: the store's vectors were made by another recipe; the fields are named.
-        MissingVectorsError: there is no item to score on.
+        RecipeMismatchError: the store's vectors have another recipe; the message names the fields.
+        MissingVectorsError: no image is left to score.
         UnknownNameError: no such split, or the head's layers are not stored.
+
+    Example:
+        >>> evaluate("pets.fch", "pets.fcache").accuracy  # doctest: +SKIP
+        0.93
     """
     bundle = head if isinstance(head, Bundle) else Bundle.load(head)
     if backbone is not None:
         bundle = bundle.on(backbone)
-    opened = store if isinstance(store, FeatureStore) else FeatureStore.open(store)
-    on = scorable(bundle, opened, split=split, source=source, space=space, labels=labels, backbone=backbone)
+    on = choose_test_rows(bundle, FeatureStore.open(store), Selection(**selection), backbone=backbone)
     dataset, rows, knows = on.dataset, on.rows, bool(len(bundle.trained_on))
     probabilities, predicted = answers(bundle, dataset, rows)
     y, units = dataset.y[rows], dataset.units[rows]
     overlap, near = None, None
     if knows:
         overlap = int(on.seen[rows].sum())
-        with choose(progress) as shown:
-            learned = np.setdiff1d(np.flatnonzero(on.seen), rows)
-            near = leakage.guard(dataset, [learned, rows], scored=rows, progress=shown).report(dataset)
+        with choose(progress) as bar:
+            train_rows = np.setdiff1d(np.flatnonzero(on.seen), rows)
+            near = leakage.guard(dataset, [train_rows, rows], scored=rows, progress=bar).report(dataset)
     if dataset.labels is not None:
         assert probabilities is not None
         padded = multilabel.padded(probabilities, len(dataset.labels))

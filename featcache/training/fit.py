@@ -1,4 +1,4 @@
-"""One head fitted on some rows, and what it says of others."""
+"""One head fitted on some rows, and its predictions for others."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from featcache.core.errors import BundleError
 from featcache.core.progress import Progress, Silent
-from featcache.heads import head_name, make_head
+from featcache.heads import Head
 from featcache.heads.predictors import LinearPredictor, MLPPredictor
 from featcache.heads.serialise import export_predictor
 from featcache.heads.softmax import loss_curve
@@ -19,62 +19,60 @@ from featcache.metrics.calibration import held_out_temperature
 from featcache.training.bundle import Bundle
 from featcache.training.dataset import FeatureDataset, LayerUse, scale_layers
 
-_ROWS_AT_ONCE = 8192
-_NUMBERS_AT_ONCE = 2**26
-"""Of whole activation maps fewer rows: 8192 of them may take many gigabytes."""
-_STREAMING = "Take --head torch or --head ridge, which read the vectors piece by piece, or fewer layers."
+_BATCH = 8192
+_BATCH_NUMBERS = 2**26
+"""Whole activation maps go in smaller batches: 8192 of them may take many gigabytes."""
+_STREAMING = "Use --head torch or --head ridge, which read the vectors in blocks, or fewer layers."
 
 
 def fit(
     dataset: FeatureDataset,
     rows: np.ndarray,
-    head: Any,
-    seed: int,
+    head: Head,
     *,
     available_memory: int | None = None,
     progress: Progress | None = None,
 ) -> Bundle:
-    """Fit a head on some rows, in all views of them; a row's views belong to its unit.
+    """Fit a head on some rows, in all their views; the views of a row stay in one group.
 
     Args:
         dataset: labelled vectors.
         rows: (m,) row numbers to fit on.
-        head: a name or a scikit-learn classifier.
-        seed: of our own heads.
-        available_memory: bytes that the head may take; by default what the machine has. Of a head that reads
-            piece by piece only what it holds counts, not the vectors.
-        progress: is told of the fit as a phase, step by step where the head counts its own.
+        head: from `featcache.heads.resolve_head`.
+        available_memory: bytes that the head may take; by default what is free. For a head that reads in blocks, only
+            what it holds counts, not the vectors.
+        progress: gets the fit as a phase, with its steps if the head counts them.
 
     Returns:
-        A bundle; the logits of a head that has out-of-fold ones are divided by the temperature that fits
-        these best, which the report has as ``calibration``.
+        A bundle. A head with out-of-fold logits gets the temperature that fits them best, reported as
+        ``calibration``.
 
     Raises:
-        UsageError: the head needs more memory than that.
+        UsageError: the head needs more memory than is available.
     """
     rows, views = np.sort(rows), len(dataset.views)
-    estimator = make_head(head, seed, "classify" if dataset.labels is None else "multilabel")
+    estimator = head.make()
     streams = hasattr(estimator, "fit_stream")
     check_memory(
         estimator,
-        head_name(head),
+        head.name,
         len(rows) * views,
         sum(dataset.widths),
         len(dataset.labels or np.unique(dataset.y[rows])),
-        streaming="Take fewer layers." if streams or dataset.labels is not None else _STREAMING,
+        streaming="Use fewer layers." if streams or dataset.labels is not None else _STREAMING,
         available=available_memory,
     )
-    _report(estimator, head_name(head), Silent() if progress is None else progress)
+    _start_phase(estimator, head.name, Silent() if progress is None else progress)
     uses = layer_uses(dataset, rows)
     if streams:
         estimator.fit_stream(_stream(dataset, rows, uses))
     else:
-        X = scale_layers(dataset.read_views(dataset.learned(rows)), uses)
-        units = np.repeat(dataset.units[rows], views)
-        groups = {"groups": units} if type(estimator).__module__.startswith("featcache.") else {}
-        estimator.fit(X, np.repeat(dataset.y[rows], views, axis=0), **groups)
+        X = scale_layers(dataset.read_views(dataset.view_rows(rows)), uses)
+        groups = np.repeat(dataset.units[rows], views)
+        takes_groups = type(estimator).__module__.startswith("featcache.")
+        estimator.fit(X, np.repeat(dataset.y[rows], views, axis=0), **({"groups": groups} if takes_groups else {}))
     if hasattr(estimator, "on_progress"):
-        del estimator.on_progress  # what was to be told is over
+        del estimator.on_progress
     try:
         predictor = export_predictor(estimator)
     except BundleError:
@@ -87,14 +85,13 @@ def fit(
         elif predictor.link == "softmax":
             temperature = held_out_temperature(estimator, dataset.y[rows], views)
             predictor = predictor.with_temperature(temperature or 1.0)
-    contents = sorted({dataset.items[row].sha256 for row in rows}) if dataset.knows_images else []
     return Bundle(
-        head=head_name(head),
+        head=head.name,
         classes=classes,
         layers=uses,
         recipe=dataset.recipe,
         predictor=predictor,
-        trained_on=np.frombuffer(b"".join(contents), dtype=np.uint8).reshape(-1, 32),
+        trained_on=dataset.contents(rows),
         fitted_on=len(rows),
         chosen=dict(getattr(estimator, "chosen_", {})),
         report={
@@ -109,33 +106,35 @@ def fit(
     )
 
 
-def _report(estimator: Any, name: str, shown: Progress) -> None:
-    """Begin the phase of the fit; a head with ``on_progress`` says itself how many steps it has."""
+def _start_phase(estimator: Any, name: str, progress: Progress) -> None:
+    """Start the phase of the fit; a head with ``on_progress`` reports its own steps."""
     if not hasattr(estimator, "on_progress"):
-        shown.start(f"train {name}", None, "items")
+        progress.start(f"train {name}", None, "items")
         return
-    told = 0
+    reported = 0
 
-    def tell(done: int, of: int) -> None:
-        nonlocal told
+    def report(done: int, total: int) -> None:
+        nonlocal reported
         if not done:
-            told = 0
-            shown.start(f"train {name}", of, "steps")
-        shown.advance(done - told)
-        told = done
+            reported = 0
+            progress.start(f"train {name}", total, "steps")
+        progress.advance(done - reported)
+        reported = done
 
-    estimator.on_progress = tell
+    estimator.on_progress = report
 
 
 def answers(bundle: Bundle, dataset: FeatureDataset, rows: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
-    """A head's probabilities (m, k), or None where it has none, and its labels (m,) for some rows.
+    """A head's predictions for some rows.
 
-    With several labels an item the latter are (m, k) bool.
+    Returns:
+        Probabilities (m, k), or None for a head without them; and labels (m,), or (m, k) bool with several labels per
+        image.
     """
     probabilities, predicted = [], []
-    at_once = max(1, min(_ROWS_AT_ONCE, _NUMBERS_AT_ONCE // bundle.width))
-    for start in range(0, len(rows), at_once):
-        X = dataset.read(rows[start : start + at_once])
+    size = max(1, min(_BATCH, _BATCH_NUMBERS // bundle.width))
+    for start in range(0, len(rows), size):
+        X = dataset.read(rows[start : start + size])
         p = bundle.predict_proba_vectors(X)
         probabilities.append(p)
         if bundle.task == "multilabel" or p is None:
@@ -147,24 +146,24 @@ def answers(bundle: Bundle, dataset: FeatureDataset, rows: np.ndarray) -> tuple[
 
 
 def layer_uses(dataset: FeatureDataset, rows: np.ndarray, *, about_mean: bool = False) -> tuple[LayerUse, ...]:
-    """The layers with their scales: the root mean square over *rows* in all their views where there are several.
+    """The layers with their scales: with several layers, the root mean square over *rows* in all their views.
 
     Args:
         dataset: labelled vectors.
         rows: (m,) row numbers.
-        about_mean: take it of what the vectors differ from their mean, for a head that takes the mean away first.
+        about_mean: subtract the mean first, for a head that does so.
     """
     scales = np.ones(len(dataset.layers))
     if len(dataset.layers) > 1:
         squares, edges = np.zeros(len(dataset.layers)), np.cumsum([0, *dataset.widths])
-        total, places = np.zeros(edges[-1]), dataset.learned(rows)
-        for start in range(0, len(places), _ROWS_AT_ONCE):
-            X = dataset.read_views(places[start : start + _ROWS_AT_ONCE])
+        total, view_rows = np.zeros(edges[-1]), dataset.view_rows(rows)
+        for start in range(0, len(view_rows), _BATCH):
+            X = dataset.read_views(view_rows[start : start + _BATCH])
             squares += [float(np.square(X[:, a:b], dtype=np.float64).sum()) for a, b in pairwise(edges)]
             total += X.sum(axis=0, dtype=np.float64)
         if about_mean:
-            squares -= [float(np.square(total[a:b]).sum()) / len(places) for a, b in pairwise(edges)]
-        roots = np.sqrt(np.maximum(squares, 0) / (len(places) * np.array(dataset.widths)))
+            squares -= [float(np.square(total[a:b]).sum()) / len(view_rows) for a, b in pairwise(edges)]
+        roots = np.sqrt(np.maximum(squares, 0) / (len(view_rows) * np.array(dataset.widths)))
         scales = np.where(roots > 0, roots, 1.0)
     return tuple(
         LayerUse(name, shape, float(scale))
@@ -173,12 +172,12 @@ def layer_uses(dataset: FeatureDataset, rows: np.ndarray, *, about_mean: bool = 
 
 
 def _stream(dataset: FeatureDataset, rows: np.ndarray, uses: tuple[LayerUse, ...]) -> VectorStream:
-    """Some rows as a head reads them; nothing but their labels and units is kept in memory."""
-    classes, numbers = np.unique(dataset.y[rows], return_inverse=True)
-    places, views = dataset.learned(rows), len(dataset.views)
+    """Some rows for a head that reads in blocks."""
+    classes, class_ids = np.unique(dataset.y[rows], return_inverse=True)
+    view_rows, views = dataset.view_rows(rows), len(dataset.views)
     return VectorStream(
-        read=lambda at: scale_layers(dataset.read_views(places[at]), uses),
-        numbers=np.repeat(numbers, views),
+        read=lambda at: scale_layers(dataset.read_views(view_rows[at]), uses),
+        numbers=np.repeat(class_ids, views),
         groups=np.repeat(dataset.units[rows], views),
         classes=classes,
         width=sum(use.width for use in uses),

@@ -1,15 +1,14 @@
-"""Which labelled items a head learns from, and which it is scored on.
+"""Which images a head is trained on, and which it is scored on.
 
-The source's own split counts; where it has none, a hold-out is drawn once and kept in the catalogue, so all
-heads of a source are scored on the same items. A head that keeps near-duplicates together cannot always use that
-hold-out; then it gets one of its own, and the one that is kept stays. What shares its content or its group with a
-learned item is not scored on.
+The source's own splits count. Without splits a hold-out is drawn once and kept in the catalogue, so that all heads of a
+source are scored on the same images. A head that keeps near-duplicates together cannot always use that hold-out; then
+it gets its own, and the one in the catalogue stays. Images that share content or a group with a training image are not
+scored.
 """
 
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import numpy as np
 
@@ -25,11 +24,11 @@ HOLDOUT = 0.2
 
 
 def check_classes(dataset: FeatureDataset) -> None:
-    """Refuse labels that leave nothing to learn.
+    """Check that there are classes to tell apart.
 
     Raises:
-        UsageError: there is one class alone.
-        MissingVectorsError: likewise, but other labelled images have no vectors.
+        UsageError: there is only one class.
+        MissingVectorsError: likewise, but other labelled images have no vectors yet.
     """
     if dataset.labels is not None:
         multilabel.check_labels(dataset)
@@ -50,29 +49,29 @@ def check_classes(dataset: FeatureDataset) -> None:
 
 
 def train_test_split(
-    dataset: FeatureDataset, split: str | None, seed: int, store: Path | None, shown: Progress
+    dataset: FeatureDataset, split: str | None, seed: int, store: FeatureStore | None, progress: Progress
 ) -> tuple[np.ndarray, np.ndarray, str]:
-    """Rows to learn from, rows to score on, and the protocol in words.
+    """Rows to train on, rows to score, and the protocol in words.
 
     Args:
         dataset: labelled vectors of one source.
-        split: learn from this split; ``train`` by default where the source has splits.
+        split: the split to train on; ``train`` by default, if the source has splits.
         seed: of the hold-out.
-        store: whose catalogue keeps the hold-out; None to keep it nowhere.
-        shown: is told where the hold-out could not be kept.
+        store: keeps the hold-out in its catalogue; None to draw it each time.
+        progress: gets a note if the hold-out cannot be kept.
 
     Raises:
         UnknownNameError: no such split.
-        UsageError: no other split to score on, a group stands on both sides, all learned items are of one class,
-            or nothing is left to score on.
+        UsageError: no other split to score on, a group on both sides, only one class to train on, or nothing left to
+            score.
     """
     named = {item.split for item in dataset.items} - {None}
     if named:
-        train_rows = of_split(dataset, split or "train")
+        train_rows = split_rows(dataset, split or "train")
         for other in ("test", "val"):
             if other in named and other != (split or "train"):
-                test = of_split(dataset, other)
-                return _never_learned(
+                test = split_rows(dataset, other)
+                return _without_leaks(
                     dataset, train_rows, test, f"the source's own split {other!r}, {counted(len(test), 'items')}"
                 )
         raise UsageError(
@@ -85,18 +84,18 @@ def train_test_split(
             f"No split is called {split!r}: the source has none. Leave --split away, or give the source a split "
             "with `featcache extract --split`."
         )
-    drawn, words = _holdout(dataset, seed, store, shown)
-    train_rows, test = np.flatnonzero(drawn == "train"), np.flatnonzero(drawn == "test")
-    return _never_learned(
+    parts, words = _holdout(dataset, seed, store, progress)
+    train_rows, test = np.flatnonzero(parts == "train"), np.flatnonzero(parts == "test")
+    return _without_leaks(
         dataset, train_rows, test, f"a hold-out of {counted(len(test), 'items')} (one in five, {words})"
     )
 
 
-def of_split(dataset: FeatureDataset, split: str) -> np.ndarray:
-    """The rows of a split of the source.
+def split_rows(dataset: FeatureDataset, split: str) -> np.ndarray:
+    """Row numbers of a split of the source.
 
     Raises:
-        UnknownNameError: no item is of it; those there are are named.
+        UnknownNameError: no image is in that split.
     """
     rows = np.array([i for i, item in enumerate(dataset.items) if item.split == split], dtype=np.int64)
     if not len(rows):
@@ -105,10 +104,10 @@ def of_split(dataset: FeatureDataset, split: str) -> np.ndarray:
     return rows
 
 
-def _never_learned(
+def _without_leaks(
     dataset: FeatureDataset, train_rows: np.ndarray, test: np.ndarray, protocol: str
 ) -> tuple[np.ndarray, np.ndarray, str]:
-    """The same without the rows to score on that share content or a link with a learned one."""
+    """The same without the rows to score that share content or a link with a training row."""
     names = sorted(set(dataset.y[train_rows].tolist())) if dataset.labels is None else dataset.labels
     if len(names) < 2:
         raise UsageError(
@@ -120,7 +119,7 @@ def _never_learned(
         return train_rows, test, protocol
     groups = {dataset.items[row].group for row in test[shared]} - {None}
     if len(dataset.links):
-        # A near-duplicate of a learned image is no reason to refuse the group that it is in.
+        # A link alone does not make it the user's mistake.
         groups &= {dataset.items[row].group for row in train_rows}
     if groups:
         raise UsageError(
@@ -133,13 +132,15 @@ def _never_learned(
     return train_rows, test[~shared], f"{protocol}, without {int(shared.sum())} {copies} of learned ones"
 
 
-def _holdout(dataset: FeatureDataset, seed: int, store: Path | None, shown: Progress) -> tuple[np.ndarray, str]:
+def _holdout(
+    dataset: FeatureDataset, seed: int, store: FeatureStore | None, progress: Progress
+) -> tuple[np.ndarray, str]:
     """``train`` or ``test`` for each row, and how that was decided; kept in the catalogue."""
     keys = splits.unit_keys(dataset.items, dataset.links)
     kept: dict[bytes, str] = {}
     if store is not None:
-        kept = FeatureStore.open(store).holdout(dataset.items[0].source)
-    # With links there are other units, which the hold-out of the other heads must not depend on.
+        kept = store.holdout(dataset.items[0].source)
+    # Links make other groups, on which the hold-out of other heads must not depend.
     shared = not (kept and len(dataset.links))
     decided, torn = splits.decided_units(keys, [kept.get(item.sha256) for item in dataset.items])
     words = "the same as for earlier heads" if decided else f"seed {seed}"
@@ -159,7 +160,7 @@ def _holdout(dataset: FeatureDataset, seed: int, store: Path | None, shown: Prog
     else:
         relabelled = multilabel_splits.held_out_alone(dataset.y, keys, parts)
     if relabelled:
-        # Labels were changed after the draw, and a class lies in the hold-out altogether: drawn anew.
+        # Labels changed after the draw, and all of a class is in the hold-out: draw that class again.
         decided = {key: part for key, part in decided.items() if key not in relabelled}
         parts = draw(dataset.y, keys, fraction=HOLDOUT, seed=seed, decided=decided)
     if not shared:
@@ -169,7 +170,7 @@ def _holdout(dataset: FeatureDataset, seed: int, store: Path | None, shown: Prog
     new = {item.sha256: parts[key] for key, item in zip(keys, dataset.items, strict=True)}
     if store is not None and any(kept.get(sha256) != part for sha256, part in new.items()):
         try:
-            sources.save_holdout(store, dataset.items[0].source, new)
+            sources.save_holdout(store.path, dataset.items[0].source, new)
         except StoreError as error:
-            shown.note(f"The hold-out could not be kept in the store, so it may differ next time: {error}")
+            progress.note(f"The hold-out could not be kept in the store, so it may differ next time: {error}")
     return np.array([parts[key] for key in keys]), words

@@ -1,7 +1,4 @@
-"""`sweep`: every head on every layer set, the choice among them, and an honest score of the chosen one.
-
-The layer sets of a sweep, and whether their scores can be compared.
-"""
+"""`sweep`: score every head on every set of layers, choose the best, and score it on images that took no part."""
 
 from __future__ import annotations
 
@@ -12,17 +9,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
 from featcache.core.errors import FeatcacheError, MissingVectorsError
 from featcache.core.files import written_whole
 from featcache.core.progress import Progress, choose
-from featcache.heads import head_name, make_head
+from featcache.heads import Head, resolve_head
 from featcache.metrics import splits
 from featcache.store import FeatureStore
-from featcache.training.dataset import FeatureDataset
+from featcache.training.dataset import FeatureDataset, Selection, SelectionOptions
 from featcache.training.holdout import check_classes, train_test_split
 from featcache.training.sweep_cells import Cell, KnownCells, compute, digest_of_items, key_of, plain
 from featcache.training.sweep_report import SweepReport, called, draw, markdown, ranked
@@ -31,12 +28,12 @@ from featcache.training.train import train
 
 @dataclass(frozen=True, slots=True)
 class LayerSet:
-    """Some layers that are used together.
+    """Layers whose vectors are concatenated.
 
     Attributes:
         names: in network order.
-        dtypes: for each layer those in which it is stored.
-        problem: why it cannot take part.
+        dtypes: the dtypes in which each layer is stored.
+        problem: why the set cannot be scored.
     """
 
     names: list[str]
@@ -45,15 +42,15 @@ class LayerSet:
 
 
 def layer_sets(store: FeatureStore, layers: str | Sequence[str] | None, space: str | None) -> list[list[str]]:
-    """The layer sets that are meant, each once.
+    """The layer sets to score, each once.
 
     Args:
         store: the store.
-        layers: each text is one set; by default every layer alone and all together, without whole maps.
-        space: which space.
+        layers: each text is one set; by default every layer alone and all together, without whole activation maps.
+        space: the space.
 
     Raises:
-        UnknownNameError: no stored layer is called so.
+        UnknownNameError: no such layer is stored.
     """
     if layers is None:
         stored = list(store.space(space).layers)
@@ -65,25 +62,24 @@ def layer_sets(store: FeatureStore, layers: str | Sequence[str] | None, space: s
 
 
 def comparable(
-    store: FeatureStore, sets: Sequence[Sequence[str]], space: str | None, **which: Any
+    store: FeatureStore, sets: Sequence[Sequence[str]], select: Selection
 ) -> tuple[list[LayerSet], FeatureDataset]:
-    """The layer sets, and the items that they are compared on: those of the set that has vectors of most.
+    """The layer sets, and the images to compare them on: those of the set with vectors of most images.
 
     Args:
         store: the store.
-        sets: of `layer_sets`.
-        space: which space.
-        which: ``labels`` and ``source``, as for `FeatureDataset.from_store`.
+        sets: from `layer_sets`.
+        select: source, space and labels.
 
     Raises:
-        MissingVectorsError: no set has vectors of any labelled item.
+        MissingVectorsError: no labelled image has vectors of any set.
     """
-    columns = store.space(space).layers
+    columns = store.space(select.space).layers
     most: FeatureDataset | None = None
     contents: list[str | MissingVectorsError] = []
     for names in sets:
         try:
-            dataset = FeatureDataset.from_store(store, list(names), space=space, **which)
+            dataset = FeatureDataset.from_store(store, list(names), select)
         except MissingVectorsError as error:
             contents.append(error)
             continue
@@ -117,92 +113,79 @@ RUNS = "runs"
 FOLDS = 5
 QUICK = ("softmax", "ridge", "centroid", "knn")
 """The heads that are swept by default."""
-_HELD_BYTES = 2 << 30
-"""Vectors of one layer set that are kept in memory for all heads; of more, each head reads its own."""
 
 
 def sweep(
-    store: str | Path,
+    store: str | Path | FeatureStore,
     heads: Sequence[Any] | None = None,
     layers: str | Sequence[str] | None = None,
     *,
-    split: str | None = None,
-    labels: str | Path | None = None,
-    source: str | None = None,
-    space: str | None = None,
     seed: int = 0,
     progress: Progress | bool | None = None,
+    **selection: Unpack[SelectionOptions],
 ) -> SweepReport:
-    """Score every head on every layer set, choose the best, and score it on items that took no part.
+    """Score every head on every layer set, choose the best, and score it on images that took no part.
 
-    Each pair is scored by out-of-fold predictions of 5 folds (fewer where a class has fewer independent
-    items) on the training part: the split ``train``, or what is not in the hold-out that all heads of the
-    source share. The least log-loss wins; a head without probabilities wins if its accuracy is higher than
-    that of the least log-loss. The winner is fitted on the training part and scored on the rest. All of this is done
-    on view 0, so that layers are compared which have been stored in different views.
+    Each pair is scored by out-of-fold predictions of 5 folds (fewer if a class has fewer independent images) on the
+    training part: the split ``train``, or what is not in the hold-out that all heads of the source share. The lowest
+    log-loss wins; a head without probabilities wins if its accuracy is higher than that of the lowest log-loss. The
+    winner is fitted on the training part and scored on the rest. All on view 0, so that layers stored in different
+    views can be compared.
 
-    What was computed is kept in the store's folder ``runs``, each pair under all that made it. So a second
-    sweep, or one that was stopped, computes only what is new; a scikit-learn estimator of another package
-    is computed each time. A pair that fails is told in the report, and the others go on.
+    Results are kept in the store's folder ``runs``, each pair under a hash of everything it depends on. A second sweep,
+    or one that was stopped, computes only what is new; an estimator of another package than scikit-learn is computed
+    each time. A pair that fails is reported, and the others go on.
 
     Args:
-        store: a store.
-        heads: names, or scikit-learn classifiers. By default softmax, ridge, centroid and knn.
+        store: a store or its path.
+        heads: names, import paths or scikit-learn classifiers. By default softmax, ridge, centroid and knn.
         layers: layer sets: each text is one (``pooled``, ``pooled+blocks.5:mean``, a glob), and its layers are
-            used together. By default every stored layer alone and all of them together, without whole maps.
-        split: the training part, where the source has splits; ``train`` by default.
-        labels: a CSV file (``path,label``) whose labels take the place of the stored ones.
-        source: which source, where the store has several.
-        space: which space, where the store has several.
+            concatenated. By default every stored layer alone and all together, without whole activation maps.
         seed: of the hold-out, the folds, the heads and the bootstrap.
-        progress: True for a bar, False for none, None for a bar on a terminal, or an object that is told.
+        progress: True for a bar, False for none, None for a bar on a terminal, or an object to report to.
+        **selection: ``source``, ``space`` and ``labels`` of `Selection`; and ``split``, the training part
+            (``train`` by default, if the source has splits).
 
     Returns:
         A `SweepReport`; its ``bundle`` is the winner.
 
     Raises:
         UnknownNameError: no such head or layer.
-        UsageError: fewer than two classes, or a class with too few items to be cross-validated.
-        MissingVectorsError: no labelled item has vectors.
+        UsageError: fewer than two classes, or a class with too few images for cross-validation.
+        MissingVectorsError: no labelled image has vectors.
         FeatcacheError: no pair could be scored.
+
+    Example:
+        >>> report = sweep("pets.fcache", ["softmax", "ridge"])  # doctest: +SKIP
+        >>> report.winner  # doctest: +SKIP
+        {'head': 'softmax', 'layers': ['pooled'], 'chosen': {'C': 0.1}}
     """
     began = time.monotonic()
-    path, opened = Path(store), FeatureStore.open(store)
-    chosen = list(QUICK) if heads is None else [heads] if isinstance(heads, str) else list(heads)
-    for head in chosen:
-        make_head(head, seed)  # a misspelt name should not wait for the others
-    sets, dataset = comparable(opened, layer_sets(opened, layers, space), space, labels=labels, source=source)
-    with choose(progress) as shown:
+    opened, select = FeatureStore.open(store), Selection(**selection)
+    named = list(QUICK) if heads is None else [heads] if isinstance(heads, str) else list(heads)
+    chosen = [resolve_head(head, seed=seed) for head in named]
+    sets, dataset = comparable(opened, layer_sets(opened, layers, select.space), select.all_splits())
+    runs = opened.path / RUNS
+    with choose(progress) as bar:
         check_classes(dataset)
-        train_rows, _, _ = train_test_split(dataset, split, seed, path, shown)
+        train_rows, _, _ = train_test_split(dataset, select.split, seed, opened, bar)
         cells, makers = _Sweep(
-            read=lambda names: FeatureDataset.from_store(opened, names, labels=labels, source=source, space=space),
+            read=lambda names: FeatureDataset.from_store(opened, names, select.all_splits()),
             dataset=dataset,
             train_rows=train_rows,
-            fingerprint=opened.space(space).fingerprint,
-            known=KnownCells(path / RUNS / "cells"),
+            fingerprint=opened.space(select.space).fingerprint,
+            known=KnownCells(runs / "cells"),
             seed=seed,
-            shown=shown,
+            progress=bar,
         ).over(sets, chosen)
         order = ranked(cells)
         winner = order[0]
         if winner.accuracy is None:
             raise FeatcacheError(f"No head could be scored. The first one, {winner.head}: {winner.problem}")
         maker = next(head for head, cell in zip(makers, cells, strict=True) if cell is winner)
-        bundle = train(
-            path,
-            maker,
-            layers=winner.layers,
-            split=split,
-            labels=labels,
-            source=source,
-            space=space,
-            seed=seed,
-            views="first",
-            progress=shown,
-        )
+        bundle = train(opened, maker, layers=winner.layers, seed=seed, views="first", progress=bar, **selection)
         report = SweepReport(
-            store=str(store),
+            store=str(opened.path),
             cells=order,
             winner={"head": winner.head, "layers": winner.layers, "chosen": bundle.chosen},
             score=plain({**bundle.report["score"], "log_loss": bundle.report["log_loss"]["value"]}),
@@ -215,10 +198,10 @@ def sweep(
             bundle=bundle,
         )
         try:
-            _write(report, path / RUNS, winner)
+            _write(report, runs, winner)
         except OSError as error:
             report.paths = dict.fromkeys(report.paths)
-            shown.note(f"The report could not be written to {path / RUNS}: {error.strerror or error}.")
+            bar.note(f"The report could not be written to {runs}: {error.strerror or error}.")
     return report
 
 
@@ -227,13 +210,13 @@ class _Sweep:
     """The cells of one sweep.
 
     Attributes:
-        read: from names of layers to the labelled vectors.
-        dataset: the items that all cells are compared on.
+        read: from names of layers to labelled vectors.
+        dataset: the images that all cells are compared on.
         train_rows: rows of the training part.
         fingerprint: of the recipe.
         known: cells of earlier sweeps.
         seed: of folds, heads and bootstrap.
-        shown: progress.
+        progress: gets every cell.
     """
 
     read: Callable[[list[str]], FeatureDataset]
@@ -242,42 +225,42 @@ class _Sweep:
     fingerprint: str
     known: KnownCells
     seed: int
-    shown: Progress
+    progress: Progress
 
-    def over(self, sets: Sequence[LayerSet], heads: Sequence[Any]) -> tuple[list[Cell], list[Any]]:
+    def over(self, sets: Sequence[LayerSet], heads: Sequence[Head]) -> tuple[list[Cell], list[Head]]:
         """All cells, and the head of each."""
         y, units = self.dataset.y[self.train_rows], self.dataset.units[self.train_rows]
         folds = _usable_folds(self.dataset, self.train_rows)
-        drawn = splits.folds(y, units, folds or FOLDS, self.seed)  # which says what is wrong where there are none
+        drawn = splits.folds(y, units, folds or FOLDS, self.seed)  # raises if there are too few images for folds
         items = digest_of_items(_part(self.dataset, self.train_rows), drawn)
         made_of = {"recipe": self.fingerprint, "items": items, "folds": folds}
         cells, makers = [], []
-        self.shown.start("sweep", len(sets) * len(heads), "cells")
+        self.progress.start("sweep", len(sets) * len(heads), "cells")
         for layer_set in sets:
             held: FeatureDataset | None = None
             for head in heads:
                 key = key_of(head, layer_set.dtypes, made_of, self.seed)
-                cell = self.known.get(key, head_name(head), layer_set.names)
+                cell = self.known.get(key, head.name, layer_set.names)
                 if layer_set.problem is not None:
-                    cell = Cell(head_name(head), layer_set.names, problem=layer_set.problem)
+                    cell = Cell(head.name, layer_set.names, problem=layer_set.problem)
                 if cell is None:
                     try:
-                        held = held or _in_memory(_part(self.read(layer_set.names), self.train_rows))
+                        held = held or _part(self.read(layer_set.names), self.train_rows).in_memory()
                         cell = compute(held, head, drawn, self.seed)
                         self._keep(key, cell)
                     except Exception as error:  # an estimator may raise anything, and the other cells go on
-                        cell = Cell(head_name(head), layer_set.names, problem=_words(error))
+                        cell = Cell(head.name, layer_set.names, problem=_words(error))
                 cells.append(cell)
                 makers.append(head)
-                self.shown.advance()
-        self.shown.finish()
+                self.progress.advance()
+        self.progress.finish()
         return cells, makers
 
     def _keep(self, key: str | None, cell: Cell) -> None:
         try:
             self.known.keep(key, cell)
         except OSError as error:
-            self.shown.note(f"{cell.head} on {called(cell.layers)} could not be kept: {error.strerror or error}.")
+            self.progress.note(f"{cell.head} on {called(cell.layers)} could not be kept: {error.strerror or error}.")
 
 
 def _usable_folds(dataset: FeatureDataset, train_rows: np.ndarray) -> int:
@@ -293,15 +276,6 @@ def _part(dataset: FeatureDataset, rows: np.ndarray) -> FeatureDataset:
         units=dataset.units[rows],
         read=lambda at: dataset.read(rows[at]),
     )
-
-
-def _in_memory(dataset: FeatureDataset) -> FeatureDataset:
-    """The same, read once for all heads where they are not too large for that."""
-    count = len(dataset.items)
-    if 4 * count * sum(dataset.widths) > _HELD_BYTES:
-        return dataset
-    X = dataset.read(np.arange(count))
-    return replace(dataset, read=lambda at: X[at])
 
 
 def _words(error: Exception) -> str:

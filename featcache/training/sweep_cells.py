@@ -21,7 +21,7 @@ import numpy as np
 
 from featcache.core.files import written_whole
 from featcache.core.progress import Silent
-from featcache.heads import head_name, make_head
+from featcache.heads import Head
 from featcache.metrics import classification
 from featcache.training.dataset import FeatureDataset
 from featcache.training.train import cross_validated
@@ -68,22 +68,23 @@ class Cell:
         return asdict(self)
 
 
-def compute(dataset: FeatureDataset, head: Any, folds: Sequence[tuple[np.ndarray, np.ndarray]], seed: int) -> Cell:
-    """Score a head by out-of-fold predictions on all of some labelled vectors.
+def compute(dataset: FeatureDataset, head: Head, folds: Sequence[tuple[np.ndarray, np.ndarray]], seed: int) -> Cell:
+    """Score a head by out-of-fold predictions for all rows.
 
     Args:
         dataset: the training part alone.
-        head: a name or a scikit-learn classifier.
-        folds: pairs of row numbers, to learn from and to answer for.
-        seed: of the head and the bootstrap.
+        head: from `featcache.heads.resolve_head`.
+        folds: pairs of row numbers: to train on, to predict.
+        seed: of the bootstrap.
     """
     began = time.monotonic()
-    rows = np.arange(len(dataset.y))
-    bundle, probabilities, predicted, _, _ = cross_validated(dataset, rows, head, folds, seed, Silent())
-    scores = classification.score(dataset.y, probabilities, predicted, bundle.classes, units=dataset.units, seed=seed)
+    bundle, found, _ = cross_validated(dataset, np.arange(len(dataset.y)), head, folds, Silent())
+    scores = classification.score(
+        dataset.y, found.probabilities, found.labels, bundle.classes, units=dataset.units, seed=seed
+    )
     loss = scores.log_loss
     return Cell(
-        head=head_name(head),
+        head=head.name,
         layers=list(dataset.layers),
         d=sum(dataset.widths),
         accuracy=scores.accuracy.value,
@@ -115,22 +116,22 @@ def digest_of_items(dataset: FeatureDataset, folds: Sequence[tuple[np.ndarray, n
     return digest.hexdigest()
 
 
-def key_of(head: Any, layers: Mapping[str, Sequence[str]], made_of: Mapping[str, Any], seed: int) -> str | None:
-    """The name under which a cell is kept; None where nothing tells whether the head's code is still the same.
+def key_of(head: Head, layers: Mapping[str, Sequence[str]], made_of: Mapping[str, Any], seed: int) -> str | None:
+    """The name under which a cell is kept; None if the version of the head's code is not known.
 
     Args:
-        head: a name or a scikit-learn classifier.
+        head: from `featcache.heads.resolve_head`.
         layers: for each layer the dtypes in which it is stored.
-        made_of: all else: the recipe's fingerprint, the digest of the items, the number of folds.
+        made_of: everything else: the recipe's fingerprint, the digest of the images, the number of folds.
         seed: of folds, head and bootstrap.
     """
-    estimator = make_head(head, seed)
+    estimator = head.make()
     parameters = estimator.get_params()
     parts = [estimator, *(value for value in parameters.values() if hasattr(value, "get_params"))]
     if any(type(part).__module__.partition(".")[0] not in _KNOWN_BY_VERSION for part in parts):
         return None
     told = {
-        "head": head_name(head),
+        "head": head.name,
         "class": f"{type(estimator).__module__}.{type(estimator).__qualname__}",
         "parameters": {name: _told(value) for name, value in parameters.items()},
         "layers": {name: sorted(dtypes) for name, dtypes in layers.items()},

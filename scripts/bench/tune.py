@@ -154,7 +154,7 @@ def accuracy(store: Path, layer: str, epochs: int) -> dict[str, Any]:
     schedule = replace(SCHEDULE, epochs=epochs, patience=epochs)
     fc.tune(store, layer, schedule=fc.TrainingConfig(epochs=1), progress=False)  # puts the activations into the store
     found, backbone, cut, dataset = opened(store, layer)
-    train_rows, test, _ = train_test_split(dataset, None, 0, store, Silent())
+    train_rows, test, _ = train_test_split(dataset, None, 0, found, Silent())
     fit, validation = validation_rows(dataset, train_rows, test, 0, Silent())
     numbers = np.unique(dataset.y, return_inverse=True)[1]
     output, _ = linear_probe_init(frozen_vectors(cut, dataset.read), dataset, fit, 0, Silent())

@@ -99,7 +99,7 @@ def test_aligned_faces_are_refused(tmp_path: Path) -> None:
 
 def test_labels_of_a_file_that_names_no_image(own: Path, tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("path,label\nred/00.png,red\nred/xx.png,red\n")
-    with pytest.raises(UsageError, match=r"1 are no images of source 'photos' \(first: red/xx\.png\)"):
+    with pytest.raises(UsageError, match=r" are not images of source 'photos' \(first: red/xx\.png\)"):
         run(own, labels=tmp_path / "labels.csv")
     bundle = run(own)
     with pytest.raises(UsageError, match=r"red/xx\.png"):

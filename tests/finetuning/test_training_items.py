@@ -21,7 +21,7 @@ from featcache.finetuning.batches import CachedBatches, activations_in_order, ba
 from featcache.finetuning.linear_probe import linear_predictor, linear_probe_init, refit, temper
 from featcache.finetuning.schedule import network_stages
 from featcache.finetuning.validation import class_numbers, contents, items_digest, validation_rows
-from featcache.heads import make_head
+from featcache.heads import make_head, resolve_head
 from featcache.metrics import splits
 from featcache.metrics.calibration import fit_temperature
 from featcache.store import Item
@@ -205,7 +205,7 @@ def test_refitted_it_is_the_head_of_train() -> None:
     output, _ = linear_probe_init(given.read, given, np.arange(5, 60), 0, Silent())
     rows = np.random.default_rng(1).permutation(60)
     chosen, temperature = refit(output, given.read, given, rows, 0, Silent())
-    head = fit(given, rows, "softmax", 0)
+    head = fit(given, rows, resolve_head("softmax"))
     assert temperature == head.report["calibration"]["temperature"] != 1
     assert chosen == {f"output_{name}": value for name, value in head.chosen.items()}
     np.testing.assert_allclose(

@@ -13,7 +13,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from featcache.core.errors import UsageError
-from featcache.heads import HEADS, make_head
+from featcache.heads import HEADS, make_head, resolve_head
 from featcache.heads.softmax import SoftmaxPathClassifier
 from featcache.heads.streaming import available_memory, check_memory
 from featcache.training.dataset import FeatureDataset
@@ -41,15 +41,15 @@ def enormous(dataset: FeatureDataset) -> FeatureDataset:
 @pytest.mark.parametrize("head", ["softmax", "logreg", LogisticRegression()])
 def test_too_many_vectors_are_refused_unread(small: FeatureDataset, head: object) -> None:
     with pytest.raises(UsageError, match=r"needs about .*GB .* has .*GB.*--head torch.*ridge"):
-        fit(enormous(small), np.arange(40), head, 0)
+        fit(enormous(small), np.arange(40), resolve_head(head))
 
 
 def test_what_is_needed_and_what_there_is_are_told(small: FeatureDataset) -> None:
     needed = SoftmaxPathClassifier().memory_needed(40, 5, 2)
     assert needed == 4 * (4 * 40 * 5 + 18 * 6 * 2 * 5) + (8 * 6 + 8) * 40 * 2
     with pytest.raises(UsageError, match=r"softmax needs about 0\.0 MB .* 40 vectors of 5 numbers and 2 classes"):
-        fit(small, np.arange(40), "softmax", 0, available_memory=needed - 1)
-    assert fit(small, np.arange(40), "softmax", 0, available_memory=needed).fitted_on == 40
+        fit(small, np.arange(40), resolve_head("softmax"), available_memory=needed - 1)
+    assert fit(small, np.arange(40), resolve_head("softmax"), available_memory=needed).fitted_on == 40
 
 
 @pytest.mark.parametrize("head", ["ridge", "torch", "mlp"])
@@ -58,12 +58,12 @@ def test_heads_that_read_piece_by_piece_are_refused_for_what_they_hold_alone(sma
     made = make_head(head)
     # A million vectors more are none that they hold.
     assert made.memory_needed(2_000_000, 1280, 10) == made.memory_needed(1_000_000, 1280, 10) < 4 * 1_000_000 * 1280
-    with pytest.raises(UsageError, match=rf"{head} needs about .*GB .* has .*GB.*Take fewer layers"):
-        fit(enormous(small), np.arange(40), head, 0)
+    with pytest.raises(UsageError, match=rf"{head} needs about .*GB .* has .*GB.*Use fewer layers"):
+        fit(enormous(small), np.arange(40), resolve_head(head))
     needed = made.memory_needed(40, 5, 2)
     with pytest.raises(UsageError, match=f"{head} needs about"):
-        fit(small, np.arange(40), head, 0, available_memory=needed - 1)
-    assert fit(small, np.arange(40), head, 0, available_memory=needed).fitted_on == 40
+        fit(small, np.arange(40), resolve_head(head), available_memory=needed - 1)
+    assert fit(small, np.arange(40), resolve_head(head), available_memory=needed).fitted_on == 40
 
 
 @pytest.mark.parametrize("k", [2, 50])

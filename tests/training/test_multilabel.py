@@ -19,7 +19,7 @@ from featcache.core.errors import UnknownNameError, UsageError
 from featcache.metrics import multilabel
 from featcache.store import FeatureStore
 from featcache.training.bundle import Bundle
-from featcache.training.dataset import FeatureDataset
+from featcache.training.dataset import FeatureDataset, Selection
 from featcache.training.multilabel import several_labels
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -255,7 +255,7 @@ def test_none_of_the_labels_is_learned_and_an_empty_cell_is_left_out_and_told(
     assert bundle.classes == LABELS
     assert (bundle.fitted_on, bundle.report["without_labels"]) == (35, 5)
     assert {items[i].sha256 for i in range(0, 10, 2)} < {row.tobytes() for row in bundle.trained_on}
-    dataset = FeatureDataset.from_store(fc.open(place / "s.fcache"), labels=tmp_path / "labels.csv")
+    dataset = FeatureDataset.from_store(fc.open(place / "s.fcache"), select=Selection(labels=tmp_path / "labels.csv"))
     found = several_labels(dataset).y
     assert (found.any(axis=1) == [item.uri > "09.jpg" for item in dataset.items]).all()
 

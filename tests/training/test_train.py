@@ -19,7 +19,7 @@ from sklearn.neighbors import KNeighborsClassifier
 import featcache as fc
 from featcache.backbones import tiny_backbone
 from featcache.core.errors import BundleError, MissingVectorsError, RecipeMismatchError, UnknownNameError, UsageError
-from featcache.heads import make_head
+from featcache.heads import make_head, resolve_head
 from featcache.heads.logreg import LogRegHead
 from featcache.heads.softmax import SoftmaxPathClassifier
 from featcache.metrics import splits
@@ -230,7 +230,7 @@ def test_labels_of_other_pictures_are_an_error(store: Path, tmp_path: Path) -> N
     (tmp_path / "labels.csv").write_text("path,label\nelsewhere/a.jpg,x\n", encoding="utf-8")
     with pytest.raises(
         UsageError,
-        match=r"gives 1 paths a label, of which 1 are no images of source 'photos' \(first: elsewhere/a\.jpg\)",
+        match=r"1 of 1 paths in .* are not images of source 'photos' \(first: elsewhere/a\.jpg\)",
     ):
         train(store, labels=tmp_path / "labels.csv")
 
@@ -447,7 +447,7 @@ def test_a_head_with_out_of_fold_logits_is_calibrated_by_them(tmp_path: Path, cv
     assert 5 < found["temperature"] < 20
     assert found["ece_after"] < found["ece_before"] / 2
     # The saved head is the one that is scored, and the temperature is in its weights.
-    plain = fit(FeatureDataset.from_file(tmp_path / "x.npz"), np.arange(600), LogRegHead(), 0)
+    plain = fit(FeatureDataset.from_file(tmp_path / "x.npz"), np.arange(600), resolve_head(LogRegHead()))
     assert plain.report["calibration"] is None
     bundle.save(tmp_path / "a.fch")
     p = fc.load(tmp_path / "a.fch").predict_proba_vectors(X)
@@ -466,7 +466,7 @@ def test_softmax_is_calibrated_by_its_own_folds(tmp_path: Path, head: Any) -> No
     report = train(tmp_path / "x.npz", head).report["calibration"]
     assert report.keys() == {"temperature", "ece_before", "ece_after"}
     dataset = FeatureDataset.from_file(tmp_path / "x.npz")
-    bundle = fit(dataset, np.arange(240), head, 0)
+    bundle = fit(dataset, np.arange(240), resolve_head(head))
     alone = make_head(head, 0).fit(X, y, groups=dataset.units)
     logits = alone.held_out_logits_.astype(np.float64)
 

@@ -174,7 +174,7 @@ def test_views_are_read_in_any_order(store: Path) -> None:
     dataset = FeatureDataset.from_store(opened, "pooled+body.0:mean", views=True)
     X = opened.arrays(layers="pooled+body.0:mean", views=True)[0]
     rows = np.array([5, 0, 23])
-    places = dataset.learned(rows)
+    places = dataset.view_rows(rows)
     np.testing.assert_array_equal(dataset.read_views(places), X.reshape(24, K, -1)[rows].reshape(9, -1))
     np.testing.assert_array_equal(dataset.read_views(places[::-2]), X[places[::-2]])
     np.testing.assert_array_equal(dataset.read(rows), X[rows * K])

@@ -12,6 +12,7 @@ import numpy as np
 from featcache.core.progress import Progress
 from featcache.finetuning.advise.learning_items import Folds, shared
 from featcache.finetuning.advise.outcome import Outcome
+from featcache.heads import resolve_head
 from featcache.heads.softmax import GridEdgeWarning
 from featcache.metrics.classification import right_and_losses
 from featcache.training.dataset import FeatureDataset
@@ -48,7 +49,7 @@ def probe(
         draws: how often; an item's answers are averaged.
         within: is told of each step of a fit, where the head counts its own.
     """
-    began, count = time.monotonic(), len(dataset.y)
+    began, count, resolved = time.monotonic(), len(dataset.y), resolve_head(head, seed=seed)
     right, losses, learned = np.zeros(count), np.zeros(count), 0
     shown.start(name, draws * len(folds), "fits")
     for draw in range(draws):
@@ -60,7 +61,7 @@ def probe(
             with warnings.catch_warnings():
                 # Whether the grid of C is wide enough is told when the head is trained that is kept.
                 warnings.simplefilter("ignore", GridEdgeWarning)
-                bundle = fit(dataset, chosen, head, seed, progress=within)
+                bundle = fit(dataset, chosen, resolved, progress=within)
             probabilities, said = answers(bundle, dataset, test)
             hits, missed = right_and_losses(dataset.y[test], probabilities, said, bundle.classes)
             right[test] += hits / draws

@@ -26,7 +26,7 @@ from featcache.finetuning.advise.situation import Situation
 from featcache.finetuning.advise.trials import tried
 from featcache.finetuning.all_blocks import block_layers
 from featcache.store import FeatureStore
-from featcache.training.dataset import FeatureDataset
+from featcache.training.dataset import FeatureDataset, Selection
 from featcache.training.holdout import check_classes, train_test_split
 
 if TYPE_CHECKING:
@@ -86,10 +86,10 @@ def advise(
     chosen = opened.space(space)
     with choose(progress) as shown:
         dataset = FeatureDataset.from_store(
-            opened, "pooled", labels=labels, source=source, space=chosen.fingerprint, views=True
+            opened, "pooled", Selection(source, chosen.fingerprint, labels=labels), views=True
         )
         check_classes(dataset)
-        train_rows, held_out, _ = train_test_split(dataset, None, seed, path, shown)
+        train_rows, held_out, _ = train_test_split(dataset, None, seed, opened, shown)
         items = learning_items(dataset, train_rows, seed, shown)
         whole = time.run("softmax", None, lambda: probe("softmax", items.dataset, items.folds, "softmax", seed, shown))
         assert whole is not None

@@ -17,7 +17,7 @@ from featcache.finetuning.advise.learning_items import LearningItems
 from featcache.finetuning.advise.outcome import Outcome
 from featcache.finetuning.advise.rates import ExtractionRate, extraction_rate
 from featcache.store import FeatureStore
-from featcache.training.dataset import FeatureDataset
+from featcache.training.dataset import FeatureDataset, Selection
 
 _GUESSED_RATE = 15.0
 """Seconds that it may take to load a network and measure its speed, before anything is known of it."""
@@ -75,7 +75,7 @@ class Situation:
 
     def _all(self, layers: Sequence[str], views: bool | Sequence[str] = False) -> FeatureDataset:
         return FeatureDataset.from_store(
-            self.store, list(layers), labels=self.labels, source=self.source, space=self.space, views=views
+            self.store, list(layers), Selection(self.source, self.space, labels=self.labels), views=views
         )
 
     def widths(self, layers: Sequence[str]) -> list[int]:
