@@ -26,8 +26,9 @@ from featcache.heads.streaming import check_memory
 from featcache.metrics.verification import cllr, cosine_scores, minimal_cllr, pairs_within, point_by_people, roc
 from featcache.store import FeatureStore
 from featcache.training.bundle import Bundle
-from featcache.training.dataset import FeatureDataset, LayerUse, Selection, scale_layers
+from featcache.training.dataset import FeatureDataset, Selection
 from featcache.training.fit import layer_uses
+from featcache.training.layer_use import LayerUse, scale_layers
 
 PROJECTIONS = ("siamese", "lda", "none")
 

@@ -28,10 +28,11 @@ from featcache.finetuning.validation import contents
 from featcache.store import FeatureStore
 from featcache.training import leakage
 from featcache.training.bundle import Bundle
-from featcache.training.dataset import FeatureDataset, LayerUse, Selection
+from featcache.training.dataset import FeatureDataset, Selection
 from featcache.training.fit import answers
 from featcache.training.holdout import check_classes, train_test_split
 from featcache.training.image_dataset import image_vectors
+from featcache.training.layer_use import LayerUse
 from featcache.training.report import described, scored
 
 if TYPE_CHECKING:

@@ -11,29 +11,29 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timezone
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featcache.backbones import get
-from featcache.backbones.registry import with_weights
 from featcache.core.errors import BundleError, RecipeMismatchError, UsageError
 from featcache.core.html import html_table
 from featcache.core.progress import Progress, choose
 from featcache.core.recipe import Recipe
-from featcache.extraction.embed import ImageLike, backbone_for, embed, listed
 from featcache.heads.matching import MatchingPredictor
 from featcache.heads.serialise import Classifier, Predictor, export_predictor
 from featcache.training import bundle_file
-from featcache.training.dataset import LayerUse, scale_layers
+from featcache.training.layer_use import LayerUse, scale_layers
 from featcache.training.partial_model import PartialModel
 
 if TYPE_CHECKING:
     from torch import nn
 
     from featcache.backbones import Backbone
+    from featcache.extraction.embed import Embedded, ImageLike
 
+_BATCH = 16
 _TASKS = {"sigmoid": "multilabel", "match": "match"}
 
 
@@ -186,23 +186,29 @@ class Bundle:
         backbone: Backbone | None = None,
         progress: Progress | bool | None = None,
     ) -> list[Prediction]:
-        """Say what is in images.
+        """Predict the labels of images.
 
         Args:
-            images: one or several paths of files or folders, tar files or patterns of them, PIL images or arrays.
-            top: how many labels for each image; by default 5, and for the task ``multilabel`` all those that
-                are likelier than not.
-            backbone: needed only where the vectors were made by a module given in Python.
+            images: one or several of: paths of files or folders, tar files or patterns of them, PIL images, arrays.
+            top: how many labels per image; by default 5, and for the task ``multilabel`` all with a probability above
+                0.5.
+            backbone: needed only for vectors of a module in Python.
             progress: as for `featcache.extract`.
 
         Returns:
-            One `Prediction` an image, in order; an image that cannot be used has a ``problem``.
+            One `Prediction` per image, in order; an image that cannot be used has a ``problem``.
 
         Raises:
             SourceError: a path does not exist.
-            RecipeMismatchError: the backbone does not follow the recipe of the vectors.
+            RecipeMismatchError: the backbone does not have the recipe of the vectors.
             UsageError: the head compares two images.
+
+        Example:
+            >>> bundle.predict("cat.jpg")[0].labels  # doctest: +SKIP
+            [('cat', 0.97), ('dog', 0.03)]
         """
+        from featcache.extraction.embed import embed, listed
+
         _ = self.classifier  # raises before a backbone is loaded
         if self.recipe is None:
             raise RecipeMismatchError(
@@ -212,16 +218,13 @@ class Bundle:
         if backbone is not None and isinstance(self.predictor, PartialModel):
             return self.on(backbone).predict(images, top=top, progress=progress)
         found = listed(images)
-        network = self.backbone(backbone)
-        predictions = []
-        with choose(progress) as shown:
-            shown.start("predict", len(found), "images")
-            for embedded in embed(found, network, [layer.name for layer in self.layers]):
-                if embedded.vector is None:
-                    predictions.append(Prediction(embedded.name, [], embedded.reason))
-                else:
-                    predictions.append(Prediction(embedded.name, self._labels(embedded.vector, top)))
-                shown.advance()
+        embedded = embed(found, self.backbone(backbone), [layer.name for layer in self.layers])
+        predictions: list[Prediction] = []
+        with choose(progress) as bar:
+            bar.start("predict", len(found), "images")
+            while batch := list(islice(embedded, _BATCH)):
+                predictions += self._predictions(batch, top)
+                bar.advance(len(batch))
         return predictions
 
     def backbone(self, given: Backbone | None = None) -> Backbone:
@@ -235,8 +238,11 @@ class Bundle:
         """
         if self.recipe is None:
             raise RecipeMismatchError("This head was trained on vectors of unknown origin, so it has no backbone.")
+        from featcache.backbones.registry import with_weights
+        from featcache.extraction.embed import backbone_for
+
         if given is None and isinstance(self.predictor, PartialModel):
-            return self.predictor.frozen  # once in memory serves the layers before the cut and those behind it
+            return self.predictor.frozen  # one network in memory, for the layers before the cut and behind it
         if self.weights is None:
             return backbone_for(self.recipe, given)
         if given is None:
@@ -247,6 +253,10 @@ class Bundle:
     def _own_network(self) -> Backbone:
         assert self.recipe is not None
         assert self.weights is not None
+        from featcache.backbones import get
+        from featcache.backbones.registry import with_weights
+        from featcache.extraction.embed import backbone_for
+
         made = get(self.recipe.backbone, runtime=self.recipe.runtime or "auto", precision=self.recipe.precision)
         return backbone_for(self.recipe, with_weights(made, self.weights, self.recipe.pixels))
 
@@ -326,16 +336,27 @@ class Bundle:
         """
         return cls(**bundle_file.read(Path(path)))
 
-    def _labels(self, vector: np.ndarray, top: int | None) -> list[tuple[str, float | None]]:
-        probabilities = self.predict_proba_vectors(vector[None])
+    def _predictions(self, batch: Sequence[Embedded], top: int | None) -> list[Prediction]:
+        vectors = [embedded.vector for embedded in batch if embedded.vector is not None]
+        labels = iter(self._labels(np.stack(vectors), top) if vectors else ())
+        return [
+            Prediction(e.name, [], e.reason) if e.vector is None else Prediction(e.name, next(labels)) for e in batch
+        ]
+
+    def _labels(self, X: np.ndarray, top: int | None) -> list[list[tuple[str, float | None]]]:
+        """For each of the vectors (n, d) its (label, probability) pairs."""
+        probabilities = self.predict_proba_vectors(X)
         if probabilities is None:
-            return [(str(self.predict_vectors(vector[None])[0]), None)]
-        order = np.argsort(-probabilities[0], kind="stable")
-        if top is None and self.task == "multilabel":
-            order = order[probabilities[0][order] > 0.5]
-        else:
-            order = order[: 5 if top is None else top]
-        return [(self.classes[i], float(probabilities[0][i])) for i in order]
+            return [[(str(label), None)] for label in self.predict_vectors(X)]
+        found: list[list[tuple[str, float | None]]] = []
+        for p in probabilities:
+            order = np.argsort(-p, kind="stable")
+            if top is None and self.task == "multilabel":
+                order = order[p[order] > 0.5]
+            else:
+                order = order[: 5 if top is None else top]
+            found.append([(self.classes[i], float(p[i])) for i in order])
+        return found
 
 
 def check_target(path: Path) -> None:

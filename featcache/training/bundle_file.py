@@ -15,7 +15,7 @@ from featcache.core.files import written_whole
 from featcache.core.recipe import Recipe
 from featcache.heads import serialise
 from featcache.training import partial_model
-from featcache.training.dataset import LayerUse
+from featcache.training.layer_use import LayerUse
 from featcache.training.partial_model import PartialModel
 
 BUNDLE_FORMAT = 1

@@ -1,10 +1,9 @@
-"""Labelled vectors, read on demand, and the layers that a head reads."""
+"""Which vectors of a store, and labelled vectors that are read on demand."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -266,31 +265,3 @@ def _without_vectors(
     there = {item.uri for item in having} | {uri for uri, _ in store.quarantine(name)}
     lacking = [item for item in store.items(split, name) if item.uri not in there]
     return sum((item.label if given is None else given.get(item.uri)) is not None for item in lacking)
-
-
-@dataclass(frozen=True, slots=True)
-class LayerUse:
-    """A layer that a head reads.
-
-    Attributes:
-        name: the layer.
-        shape: shape of one image's activations.
-        scale: its vectors are divided by this: their root mean square on the images the head was fitted on; 1 for
-            a head that reads one layer.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    scale: float
-
-    @property
-    def width(self) -> int:
-        """Size of one image's activations."""
-        return math.prod(self.shape)
-
-
-def scale_layers(X: np.ndarray, layers: Sequence[LayerUse]) -> np.ndarray:
-    """Vectors (n, d), each layer's part divided by its scale."""
-    if all(use.scale == 1.0 for use in layers):
-        return X
-    return X / np.repeat(np.array([u.scale for u in layers], np.float32), [u.width for u in layers])

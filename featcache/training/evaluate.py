@@ -13,7 +13,6 @@ import numpy as np
 
 from featcache.core.html import HtmlTable
 from featcache.core.progress import Progress, choose
-from featcache.extraction.embed import ImageLike
 from featcache.metrics import classification
 from featcache.metrics import multilabel as multilabel_metrics
 from featcache.metrics.calibration import expected_calibration_error
@@ -27,6 +26,7 @@ from featcache.training.test_set import choose_test_rows
 
 if TYPE_CHECKING:
     from featcache.backbones import Backbone
+    from featcache.extraction.embed import ImageLike
 
 __all__ = ["EvaluateReport", "Prediction", "evaluate", "predict"]
 

@@ -17,7 +17,8 @@ from featcache.heads.softmax import loss_curve
 from featcache.heads.streaming import VectorStream, check_memory
 from featcache.metrics.calibration import held_out_temperature
 from featcache.training.bundle import Bundle
-from featcache.training.dataset import FeatureDataset, LayerUse, scale_layers
+from featcache.training.dataset import FeatureDataset
+from featcache.training.layer_use import LayerUse, scale_layers
 
 _BATCH = 8192
 _BATCH_NUMBERS = 2**26

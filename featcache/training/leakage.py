@@ -15,8 +15,9 @@ import numpy as np
 from featcache.core.progress import Progress
 from featcache.metrics import near_duplicates
 from featcache.metrics.near_duplicates import NearDuplicates
-from featcache.training.dataset import FeatureDataset, scale_layers
+from featcache.training.dataset import FeatureDataset
 from featcache.training.fit import layer_uses
+from featcache.training.layer_use import scale_layers
 
 _EXAMPLES = 5
 

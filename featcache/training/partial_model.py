@@ -16,7 +16,6 @@ import numpy as np
 
 from featcache.core.errors import BundleError
 from featcache.core.recipe import Recipe
-from featcache.extraction.embed import backbone_for
 from featcache.heads.predictors import LinearPredictor
 from featcache.metrics.calibration import softmax
 
@@ -68,6 +67,8 @@ class PartialModel:
         Raises:
             RecipeMismatchError: it cannot be had, or follows another recipe.
         """
+        from featcache.extraction.embed import backbone_for
+
         return backbone_for(self.recipe, self.backbone)
 
     @cached_property

@@ -19,7 +19,7 @@ from featcache.heads.matching import MatchingPredictor
 from featcache.heads.predictors import LinearPredictor
 from featcache.metrics.likelihood_ratio import Calibration
 from featcache.training.bundle import Bundle
-from featcache.training.dataset import LayerUse
+from featcache.training.layer_use import LayerUse
 from tests.store.making import keys, recipe, values
 
 CLASSES = ("ant", "bee", "čmelák")

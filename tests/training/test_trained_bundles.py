@@ -17,7 +17,7 @@ from featcache.backbones.weights import digest_of
 from featcache.core.errors import BundleError, FeatcacheError, RecipeMismatchError, WeightsError
 from featcache.heads.predictors import LinearPredictor
 from featcache.training.bundle import Bundle
-from featcache.training.dataset import LayerUse
+from featcache.training.layer_use import LayerUse
 from featcache.training.partial_model import PartialModel, pack, unpack
 from tests.training.test_bundle import rewrite
 
