@@ -1,4 +1,4 @@
-"""Taking activations out of a network on their way, several layers in one pass."""
+"""Capturing the activations of several layers in one forward pass, and pooling them."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from featcache.core.errors import UsageError
 
 @dataclass(frozen=True, slots=True)
 class Axes:
-    """What the axes of a network's activations are.
+    """The axis order of a network's activations.
 
     Attributes:
-        maps: ``NCHW``, ``NHWC``, or None where it is not declared.
+        maps: ``NCHW``, ``NHWC``, or None if it is not declared.
         tokens: whether outputs with three axes are (batch, token, channel).
-        prefix_tokens: tokens before those of the image's patches, left out of pooling.
+        prefix_tokens: tokens before those of the image patches; they are left out of pooling.
     """
 
     maps: str | None = None
@@ -29,15 +29,15 @@ class Axes:
     prefix_tokens: int = 0
 
     def of(self, module: nn.Module, output: Tensor) -> str:
-        """``NC``, ``NLC``, ``NCHW`` or ``NHWC``, or ``?`` where it is not known.
+        """``NC``, ``NLC``, ``NCHW`` or ``NHWC``, or ``?`` if it is unknown.
 
-        A declared order that the shape contradicts counts as not known: pooling over the wrong axes
-        would be wrong in silence. Images are square, so the two equal axes are those of the image.
+        A declared order that contradicts the shape counts as unknown, since pooling over the wrong axes would go
+        unnoticed. Images are square, so the two equal axes are height and width.
         """
         if output.ndim == 2:
             return "NC"
         if output.ndim == 3 and self.tokens:
-            # A square number of tokens is the patches alone: the prefix is not there yet.
+            # A square number of tokens: the patches only, before the prefix is added.
             return "?" if self.prefix_tokens and math.isqrt(output.shape[1]) ** 2 == output.shape[1] else "NLC"
         if output.ndim != 4:
             return "?"
@@ -49,19 +49,19 @@ class Axes:
 
 
 def activations(module: nn.Module, layers: Sequence[Layer], axes: Axes, x: Tensor) -> dict[str, Tensor]:
-    """One pass; what it gives at each layer.
+    """The activations of some layers from one forward pass.
 
     Args:
         module: the network without its classifier.
-        layers: the layers wished for.
-        axes: what the axes are.
+        layers: the layers to capture.
+        axes: the axis order.
         x: (n, 3, h, w) float input.
 
     Returns:
-        For each layer's name a tensor (n, …).
+        A tensor (n, …) by layer name.
 
     Raises:
-        UsageError: a layer cannot be pooled or is not run exactly once; ``pooled`` is not a vector.
+        UsageError: a layer cannot be pooled or does not run exactly once; ``pooled`` is not a vector.
     """
     outputs = outputs_of(module, {layer.path for layer in layers if layer.path}, x)
     got = {}
@@ -71,7 +71,7 @@ def activations(module: nn.Module, layers: Sequence[Layer], axes: Axes, x: Tenso
             if not isinstance(output, Tensor) or output.ndim != 2:
                 shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
                 raise UsageError(
-                    f"This network has no {POOLED!r}: without its classifier it gives {shape}, not a vector an "
+                    f"This network has no {POOLED!r}: without its classifier it returns {shape}, not one vector per "
                     "image. Choose another layer, such as MODULE:mean; `featcache layers B` lists them."
                 )
             got[layer.name] = output
@@ -81,18 +81,18 @@ def activations(module: nn.Module, layers: Sequence[Layer], axes: Axes, x: Tenso
 
 
 def outputs_of(module: nn.Module, paths: set[str], x: Tensor) -> dict[str, Any]:
-    """What the submodules at *paths* give in one pass; under ``""`` what the whole gives.
+    """The outputs of the submodules at *paths* in one pass, and of the whole module under ``""``.
 
     Raises:
-        UsageError: a submodule is run more than once, or not at all.
+        UsageError: a submodule runs more than once, or not at all.
     """
     outputs: dict[str, Any] = {}
 
     def hook(path: str) -> Any:
         def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
             if path in outputs:
-                raise UsageError(f"The layer {path!r} is run more than once in a pass, so it has no one output.")
-            # A copy, since what follows may work in place: ReLU after a normalisation does.
+                raise UsageError(f"The layer {path!r} runs more than once per pass, so it has no single output.")
+            # A copy, since later modules may change it in place, as a ReLU after a normalisation does.
             outputs[path] = output.clone() if isinstance(output, Tensor) else output
 
         return keep
@@ -103,9 +103,9 @@ def outputs_of(module: nn.Module, paths: set[str], x: Tensor) -> dict[str, Any]:
     finally:
         for handle in handles:
             handle.remove()
-    absent = sorted(paths - outputs.keys())
-    if absent:
-        raise UsageError(f"The layer {absent[0]!r} is not run in a pass, so it has no output.")
+    missing = sorted(paths - outputs.keys())
+    if missing:
+        raise UsageError(f"The layer {missing[0]!r} does not run in a pass, so it has no output.")
     return outputs | {"": whole}
 
 
@@ -113,31 +113,31 @@ def pool(output: Any, module: nn.Module, layer: Layer, axes: Axes) -> Tensor:
     """Pool one module's output.
 
     Args:
-        output: what the module gave.
+        output: of the module.
         module: the module.
-        layer: which pooling.
-        axes: what the axes are.
+        layer: names the pooling.
+        axes: the axis order.
 
     Returns:
-        (n, c) for ``mean``, (n, 2c) for ``mean_std``, the output itself for ``none``. An output that is
-        one vector an image is its own ``mean``.
+        (n, c) for ``mean``, (n, 2c) for ``mean_std``, the output itself for ``none``. An output of one vector per image
+        is its own ``mean``.
 
     Raises:
-        UsageError: the output is no tensor, or its axes are not known.
+        UsageError: the output is not a tensor, or its axis order is unknown.
     """
     if not isinstance(output, Tensor):
-        raise UsageError(f"The layer {layer.path!r} gives {type(output).__name__}, not a tensor.")
+        raise UsageError(f"The layer {layer.path!r} returns {type(output).__name__}, not a tensor.")
     order = axes.of(module, output)
     if order == "?":
         raise UsageError(
             f"It is not declared which axis of {layer.path!r} {tuple(output.shape[1:])} is the channel, and a guess "
-            f"could pool over the wrong one. {POOLED!r} works, and so do layers whose axes `featcache layers` shows."
+            f"could pool over the wrong one. Use {POOLED!r} or a layer whose axes `featcache layers` shows."
         )
     if order == "NC":
         if layer.pooling == "mean":
             return output
         raise UsageError(
-            f"The layer {layer.path!r} is one vector an image: only {layer.path}:mean fits, {layer.name} does not."
+            f"The layer {layer.path!r} is one vector per image, so use {layer.path}:mean, not {layer.name}."
         )
     if layer.pooling == "none":
         return output

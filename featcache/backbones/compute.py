@@ -1,4 +1,4 @@
-"""What this machine can do: its processor and cores, its devices, and the runtimes and precisions that they allow."""
+"""What this machine can compute with: CPU cores and features, torch devices, runtimes and precisions."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from pathlib import Path
 from featcache.core.errors import UnknownNameError, UsageError
 from featcache.core.recipe import PRECISIONS
 
+RUNTIMES = ("auto", "torch", "openvino")
+DEVICES = ("cpu", "cuda", "mps", "xpu")
+"""Kinds of devices; all except ``cpu`` may be numbered, as in ``cuda:1``."""
 _BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}
 
 
 def cores() -> int:
-    """Processors that this process may run on."""
+    """CPU cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -24,7 +27,7 @@ def cores() -> int:
 
 @functools.cache
 def features() -> frozenset[str]:
-    """The processor's features by the names that Linux gives them; none where they are not told."""
+    """The CPU's features by their names in Linux; empty where the system does not list them."""
     for key, value in _described():
         if key in ("flags", "Features"):
             return frozenset(value.split())
@@ -33,14 +36,14 @@ def features() -> frozenset[str]:
 
 @functools.cache
 def identity() -> str:
-    """Model and features in a few words: what was measured or compiled on one processor may not hold on another."""
+    """The CPU's model and features in short; what was measured or compiled on one CPU may not hold on another."""
     model = next((value for key, value in _described() if key in ("model name", "CPU part")), platform.processor())
     digest = hashlib.sha256(" ".join(sorted(features())).encode()).hexdigest()
     return f"{platform.machine()} {model} {digest[:12]}"
 
 
 def has_bfloat16() -> bool:
-    """Whether the processor multiplies bfloat16 itself: it has AVX512_BF16, AMX or ARM's BF16."""
+    """Whether the CPU multiplies bfloat16 in hardware (AVX512_BF16, AMX or ARM's BF16)."""
     return bool(_BFLOAT16 & features())
 
 
@@ -53,20 +56,16 @@ def _described() -> list[tuple[str, str]]:
     return [(key.strip(), value.strip()) for key, _, value in pairs]
 
 
-def is_installed() -> bool:
-    """Whether OpenVINO can be imported; it is not imported for that."""
+def has_openvino() -> bool:
+    """Whether OpenVINO is installed; it is not imported."""
     return find_spec("openvino") is not None
 
 
-DEVICES = ("cpu", "cuda", "mps", "xpu")
-"""Kinds of devices; all but the processor may be numbered, as in ``cuda:1``."""
-
-
 def check_device(device: str) -> None:
-    """Refuse a device that this machine does not have. For the processor torch is not imported.
+    """Raise for a device that this machine does not have. For ``cpu`` torch is not imported.
 
     Args:
-        device: ``cpu``, or another of `DEVICES`, with ``:`` and a number from 0 on where one of several is meant.
+        device: one of `DEVICES`, and for one of several GPUs ``:`` and its number from 0 on.
 
     Raises:
         UnknownNameError: no such kind of device.
@@ -76,9 +75,9 @@ def check_device(device: str) -> None:
         return
     kind, colon, number = device.partition(":")
     if kind not in DEVICES:
-        raise UnknownNameError.among("device", device, DEVICES, "A GPU of NVIDIA or AMD is cuda, one of Apple mps.")
+        raise UnknownNameError.among("device", device, DEVICES, "NVIDIA and AMD GPUs are cuda, Apple GPUs mps.")
     if kind == "cpu":
-        raise UsageError(f"The processor is one device and has no numbers: --device cpu, not {device}.")
+        raise UsageError(f"The CPU has no number: use --device cpu, not {device}.")
     if colon and not (number.isascii() and number.isdigit()):
         raise UsageError(f"The device {device!r} should be {kind}, or {kind}: and a number from 0 on.")
     import torch
@@ -86,53 +85,50 @@ def check_device(device: str) -> None:
     there = getattr(torch, kind)
     count = there.device_count() if there.is_available() else 0
     if not count:
-        raise UsageError(f"There is no {kind} device here that torch {torch.__version__} can use: leave --device out.")
+        raise UsageError(f"torch {torch.__version__} finds no {kind} device on this machine. Omit --device.")
     if int(number or 0) >= count:
         last = "" if count == 1 else f" to {kind}:{count - 1}"
-        raise UsageError(f"There is no device {device}; this machine has {kind}:0{last}.")
-
-
-RUNTIMES = ("auto", "torch", "openvino")
+        raise UsageError(f"There is no device {device}: this machine has {kind}:0{last}.")
 
 
 def check_choice(runtime: str, precision: str, device: str) -> None:
-    """Refuse what this machine cannot do.
+    """Raise for a choice that this machine cannot run.
 
     Args:
         runtime: one of `RUNTIMES`.
         precision: ``float32`` or ``bfloat16``.
-        device: torch device, see `featcache.backbones.compute`.
+        device: torch device, see `check_device`.
 
     Raises:
         UnknownNameError: no such runtime, precision or kind of device.
-        UsageError: OpenVINO is asked for on another device than the processor, there is no such device, or the
-            processor or GPU does not compute in bfloat16.
+        UsageError: OpenVINO on another device than the CPU, a device that is not there, or bfloat16 on a CPU or GPU
+            without it.
     """
     if runtime not in RUNTIMES:
         raise UnknownNameError.among("runtime", runtime, RUNTIMES)
     if precision not in PRECISIONS:
         raise UnknownNameError.among("precision", precision, PRECISIONS)
-    on_processor = device == "cpu"
-    if runtime == "openvino" and not on_processor:
-        raise UsageError(f"OpenVINO runs here on the processor, not on {device}: leave --device out, or --runtime.")
+    on_cpu = device == "cpu"
+    if runtime == "openvino" and not on_cpu:
+        raise UsageError(f"featcache runs OpenVINO on the CPU, not on {device}. Omit --device or --runtime.")
     check_device(device)
-    if precision == "bfloat16" and not (has_bfloat16() if on_processor else _gpu_has_bfloat16(device)):
+    if precision == "bfloat16" and not (has_bfloat16() if on_cpu else _gpu_has_bfloat16(device)):
         lacks = (
-            "This processor does not compute in bfloat16 (it has none of AVX512_BF16, AMX and ARM's BF16)"
-            if on_processor
+            "This CPU does not compute in bfloat16 (it has none of AVX512_BF16, AMX and ARM's BF16)"
+            if on_cpu
             else f"The device {device} does not compute in bfloat16"
         )
-        raise UsageError(f"{lacks}, so it would be slower and less exact. Use --precision float32.")
+        raise UsageError(f"{lacks}, so it would be slower and less accurate. Use --precision float32.")
 
 
 def runtime_of_recipe(runtime: str, precision: str, device: str) -> str | None:
-    """What the recipe says of the runtime: nothing at float32, where every runtime has to agree with eager torch; else
-    the one that computes, which for ``auto`` is settled by the machine alone."""
+    """The runtime as the recipe names it: None at float32, where every runtime must agree with eager torch; otherwise
+    the runtime that computes, which for ``auto`` depends only on the machine."""
     if precision == "float32":
         return None
     if runtime != "auto":
         return runtime
-    return "openvino" if device == "cpu" and is_installed() else "torch"
+    return "openvino" if device == "cpu" and has_openvino() else "torch"
 
 
 def _gpu_has_bfloat16(device: str) -> bool:

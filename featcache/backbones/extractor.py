@@ -1,4 +1,4 @@
-"""`Extractor`: what images can be run through, one after another, and what of it can be kept in a store."""
+"""`Extractor`: the interface of whatever turns images into arrays that a store can hold."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 class Extractor(Protocol):
-    """A `Backbone`, or whatever else turns an image into arrays that its bytes and a recipe determine.
+    """A `Backbone`, or anything else that turns an image into arrays determined by its bytes and a recipe.
 
-    `prepare` is called in many threads at once, `forward` in one.
+    `prepare` is called from many threads at once, `forward` from one.
     """
 
     @property
@@ -28,38 +28,38 @@ class Extractor(Protocol):
 
     @property
     def recipe(self) -> Recipe:
-        """All that determines the arrays besides the image's bytes and the layer."""
+        """Everything that determines the arrays besides the image's bytes and the layer."""
 
     @property
     def quarantine_key(self) -> str:
-        """What decides which images can be used and does not change the arrays of those that can; mostly nothing.
+        """Settings that decide which images are usable without changing the arrays of those that are; mostly empty.
 
-        Images in quarantine are tried again when it is another text than when they were put there.
+        Quarantined images are tried again when it has changed.
         """
 
     def resolve_layers(self, layers: Sequence[str]) -> list[Layer]:
-        """Check the names of layers and put them into order."""
+        """Expand and check layer names, in network order."""
 
     def load(self) -> None:
-        """Load what `forward` needs, if that was not done before."""
+        """Load what `forward` needs, unless it is loaded."""
 
     def decode(self, data: bytes) -> Decoded:
-        """An image file's bytes as an upright RGB image.
+        """Decode an image file's bytes to an upright RGB image.
 
         Raises:
-            UnusableImageError: they are none.
+            UnusableImageError: the bytes are not an image.
         """
 
     def prepare(self, image: Image | Decoded, sha256: bytes | None = None) -> np.ndarray:
-        """One image's part of a batch.
+        """One image's row of a batch.
 
         Args:
-            image: an upright RGB image, or what `decode` made.
-            sha256: SHA-256 of the image's bytes, where it is known.
+            image: an upright RGB image, or what `decode` returned.
+            sha256: SHA-256 of the image's bytes, if it is known.
 
         Raises:
             UnusableImageError: the image cannot be used.
         """
 
     def forward(self, batch: np.ndarray, layers: Sequence[Layer]) -> dict[str, np.ndarray]:
-        """For each layer's name an array (n, …) float32, of a batch (n, …) of what `prepare` gave."""
+        """By layer name an array (n, …) float32, for a batch (n, …) of what `prepare` returned."""

@@ -1,8 +1,8 @@
-"""Layers: places in a network where activations are taken, with a pooling.
+"""Layers: module outputs that are taken as activations, with a pooling.
 
-``pooled`` is the penultimate vector. Any other layer is ``<module path>:<pooling>`` with the poolings
-``mean``, ``mean_std`` (mean and population standard deviation, one after the other) and ``none`` (the
-whole map). Pooling is over all axes but batch and channel.
+``pooled`` is the penultimate vector. Any other layer is ``<module path>:<pooling>``, where the pooling is ``mean``,
+``mean_std`` (mean and population standard deviation, concatenated) or ``none`` (the whole map). Pooling is over all
+axes except batch and channel.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Layer:
 
     name: str
     position: int
-    """Place in the network's order; ``pooled`` comes last."""
+    """Index in network order; ``pooled`` is last."""
     shape: tuple[int, ...]
     """Shape of one image's activations."""
 
@@ -46,14 +46,14 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class LayerInfo:
-    """One module of a network, for those who choose layers.
+    """One module of a network, as ``featcache layers`` lists it.
 
     Attributes:
         name: ``pooled`` or the module's path.
-        shape: shape of its output for one image.
-        axes: what the axes are (``C``, ``CHW``, ``HWC``, ``LC``), or ``?`` where that is not declared.
-        mean_bytes: bytes an image with ``:mean`` as float32; ``pooled``: with the vector itself.
-        none_bytes: bytes an image with ``:none`` as float16; 0 where there is nothing to pool.
+        shape: of its output for one image.
+        axes: the axis order (``C``, ``CHW``, ``HWC``, ``LC``), or ``?`` if it is not declared.
+        mean_bytes: bytes per image with ``:mean`` as float32; for ``pooled`` of the vector itself.
+        none_bytes: bytes per image with ``:none`` as float16; 0 if there is nothing to pool.
     """
 
     name: str
@@ -64,7 +64,7 @@ class LayerInfo:
 
 
 def expand(patterns: Sequence[str], names: Sequence[str]) -> list[str]:
-    """Names of layers from names, globs and ``+``.
+    """Expand names, globs and ``+`` to layer names.
 
     Args:
         patterns: for example ``pooled``, ``blocks.4:mean_std``, ``blocks.*:mean``, ``pooled+blocks.5:mean``.
@@ -72,11 +72,15 @@ def expand(patterns: Sequence[str], names: Sequence[str]) -> list[str]:
         names: the network's module paths, in network order.
 
     Returns:
-        Names of layers in network order, each once.
+        Layer names in network order, each once.
 
     Raises:
         UsageError: a layer without a pooling.
         UnknownNameError: no module matches, or an unknown pooling.
+
+    Example:
+        >>> expand(["pooled+blocks.*:mean"], ["stem", "blocks", "blocks.0", "blocks.1"])
+        ['blocks.0:mean', 'blocks.1:mean', 'pooled']
     """
     chosen: set[tuple[int, str]] = set()
     for pattern in (part.strip() for text in patterns for part in text.split("+")):
@@ -109,5 +113,5 @@ def expand(patterns: Sequence[str], names: Sequence[str]) -> list[str]:
 
 
 def position(name: str, names: Sequence[str]) -> int:
-    """A layer's place in the network's order."""
+    """A layer's index in network order."""
     return len(names) if name == POOLED else names.index(name.rpartition(":")[0])

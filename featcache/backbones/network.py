@@ -1,4 +1,4 @@
-"""A loaded network: the module without its classifier, the axes of its activations, its weights' digest."""
+"""`Network`: a loaded module without its classifier, with its axis order and the digest of its weights."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from featcache.images.entry import FileStat
 
 @dataclass
 class Network:
-    """A network ready to be run.
+    """A network ready to run.
 
     Attributes:
-        module: gives the penultimate vector (n, d).
-        digest: of the weights; the classifier takes no part, since it takes none in the vectors.
-        pixels: from bytes to its input.
-        axes: what the axes of its activations are.
-        weights_file: where the weights came from, where that is a file.
-        weights_state: the file's state before it was read, where later processes may go by it.
+        module: returns the penultimate vector (n, d).
+        digest: of the weights without the classifier, which the vectors do not depend on.
+        pixels: how bytes become its input.
+        axes: axis order of its activations.
+        weights_file: the file that the weights came from, if any.
         custom: the callable of a `CustomTransform`.
-        input_size: height and width of its input where that is not the transform's crop.
+        input_size: height and width of the input that *custom* returns.
+        weights_state: the file's state before it was read, if later processes may rely on it.
     """
 
     module: nn.Module
@@ -65,9 +65,9 @@ class Network:
         return next(iter(self.module.parameters()), torch.empty(0)).device
 
     def to(self, device: str) -> None:
-        """Move to a torch device, in the memory format that convolutions run fastest in."""
+        """Move to a torch device, in the memory format that is fastest for convolutions."""
         if device != "cpu":
-            # Float32 means float32: TensorFloat-32 keeps ten bits of the mantissa.
+            # float32 must be float32: TensorFloat-32 keeps ten bits of the mantissa.
             torch.backends.cuda.matmul.allow_tf32 = False
             torch.backends.cudnn.allow_tf32 = False
         self.module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -76,33 +76,32 @@ class Network:
         """One frozen pass in eager torch, the reference for every other runtime.
 
         Args:
-            batch: (n, h, w, 3) uint8 for a standard transform, else (n, 3, h, w) float32.
-            layers: the layers wished for.
-            precision: ``bfloat16`` for torch's own choice of what is computed so (autocast); not measured, neither on
-                a processor nor on a GPU.
+            batch: (n, h, w, 3) uint8 for a standard transform, otherwise (n, 3, h, w) float32.
+            layers: the layers to compute.
+            precision: ``float32``, or ``bfloat16`` for torch's autocast (its accuracy is not measured).
 
         Returns:
-            For each layer's name a float32 array (n, …).
+            A float32 array (n, …) by layer name.
         """
-        # Whatever a caller did to the module meanwhile, it is frozen here.
+        # A caller may have changed the mode of the module.
         self.module.eval()
-        x = self.normalised(batch)
+        x = self.to_input(batch)
         mixed = torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bfloat16")
         with torch.inference_mode(), mixed:
             got = activations(self.module, layers, self.axes, x)
             return {name: value.float().cpu().numpy() for name, value in got.items()}
 
-    def normalised(self, batch: np.ndarray) -> Tensor:
+    def to_input(self, batch: np.ndarray) -> Tensor:
         """The module's input (n, 3, h, w) float32 on its device."""
         device = self.device
         x = torch.from_numpy(np.ascontiguousarray(batch))
         if device.type == "cuda":
-            # From pinned memory the copy runs while the processor goes on; not measured.
+            # From pinned memory the copy is asynchronous; not measured.
             x = x.pin_memory().to(device, non_blocking=True)
-        return self.scaled(x.to(device))
+        return self.normalise(x.to(device))
 
-    def scaled(self, x: Tensor) -> Tensor:
-        """Bytes (n, h, w, 3) of images as the module's input (n, 3, h, w) float32; what a callable made, as it is."""
+    def normalise(self, x: Tensor) -> Tensor:
+        """uint8 images (n, h, w, 3) as the module's input (n, 3, h, w) float32; a callable's output as it is."""
         transform = self.pixels.transform
         if isinstance(transform, CustomTransform):
             return x.to(torch.float32)
@@ -112,14 +111,14 @@ class Network:
         return x.sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
 
     def shapes_of(self, layers: Sequence[Layer]) -> dict[str, tuple[int, ...]]:
-        """Shapes of one image's activations, found by a pass of zeros; also checks that the layers can be had."""
+        """Shapes of one image's activations, from a pass of zeros, which also checks the layers."""
         return {name: tuple(got.shape[1:]) for name, got in self.forward(self._zeros(), layers).items()}
 
     def layer_infos(self) -> list[LayerInfo]:
-        """The modules that can be layers: those not inside a block, in network order, and ``pooled``."""
+        """The modules that can be layers, except those inside a block, in network order, and ``pooled``."""
         paths = self.blocks()
         with torch.inference_mode():
-            outputs = outputs_that_exist(self.module, set(paths), self.normalised(self._zeros()))
+            outputs = outputs_that_exist(self.module, set(paths), self.to_input(self._zeros()))
         infos = []
         for path in paths:
             output = outputs.get(path)
@@ -136,7 +135,7 @@ class Network:
         return infos
 
     def blocks(self) -> list[str]:
-        """Paths of the network's parts and of the blocks that they are lists of, but of nothing inside a block."""
+        """Paths of the network's parts and, for lists of blocks, of their blocks; of nothing inside a block."""
         found: list[str] = []
 
         def visit(module: nn.Module, path: str) -> None:
@@ -159,7 +158,7 @@ class Network:
 
 
 def outputs_that_exist(module: nn.Module, paths: set[str], x: Tensor) -> dict[str, Any]:
-    """`outputs_of` without those submodules that are run twice or never, which can be no layers."""
+    """`outputs_of` without the submodules that run twice or never, which cannot be layers."""
     seen: dict[str, int] = {}
     handles = [
         module.get_submodule(path).register_forward_hook(

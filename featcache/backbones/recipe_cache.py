@@ -1,8 +1,7 @@
-"""What earlier processes learned of a backbone, so that its recipe is known without loading it.
+"""The recipes and layers of backbones, cached in the user's cache folder, so that they are known without torch.
 
-An entry holds as long as the weights file has the size, times and inode that it had, and featcache and
-the backbone's library have the same versions. It is only ever a shortcut: an entry that is damaged,
-foreign or cannot be written is not used.
+An entry holds as long as the weights file keeps its size, times and inode, and featcache and the backbone's library
+keep their versions. An entry that is damaged or of another version is ignored, one that cannot be written is skipped.
 """
 
 from __future__ import annotations
@@ -10,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from platformdirs import user_cache_path
 
 from featcache.backbones.layers import Layer
 from featcache.core.errors import FeatcacheError
@@ -29,7 +29,13 @@ _FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class CachedRecipe:
-    """What is known of a backbone: its recipe, the paths of its modules, and some of its layers."""
+    """What is cached of a backbone.
+
+    Attributes:
+        recipe: at float32, with the default implementations.
+        names: paths of its modules, in network order.
+        layers: those that were resolved so far, by name.
+    """
 
     recipe: Recipe
     names: list[str]
@@ -51,14 +57,14 @@ class RecipeCache:
     library: str
 
     def read(self) -> CachedRecipe | None:
-        """What is known, or None where that is nothing or no longer holds."""
+        """The entry, or None if there is none that still holds."""
         found = _read(self._path())
         if found is None or found[0] != self._key():
             return None
         return found[1]
 
     def write(self, known: CachedRecipe, weights_file: Path, stat: FileStat) -> None:
-        """Keep what is known; *weights_file* is where the weights came from, *stat* its state before they were read."""
+        """Write the entry; *weights_file* is where the weights came from, *stat* its state before they were read."""
         with suppress(OSError):
             data = {
                 "format": _FORMAT,
@@ -76,7 +82,7 @@ class RecipeCache:
             os.replace(partial, path)
 
     def forget(self) -> None:
-        """Drop what turned out not to hold."""
+        """Delete the entry."""
         with suppress(OSError):
             self._path().unlink(missing_ok=True)
 
@@ -91,7 +97,7 @@ class RecipeCache:
 
 
 def weights_used_for(recipe: Recipe) -> str | None:
-    """The file of weights that was given for this recipe on this machine, if any and if it is unchanged."""
+    """The file of weights that was last given for this recipe on this machine, if it is unchanged."""
     for key, known in _entries():
         same = (known.recipe.backbone, known.recipe.weights) == (recipe.backbone, recipe.weights)
         if same and key[1] is not None:
@@ -100,14 +106,10 @@ def weights_used_for(recipe: Recipe) -> str | None:
 
 
 def cache_folder() -> Path:
-    """The user's folder for what can be made again: ``FEATCACHE_CACHE``, or the system's place for it."""
+    """The user's cache folder: ``FEATCACHE_CACHE``, or the one that the operating system has for that."""
     if given := os.environ.get("FEATCACHE_CACHE"):
         return Path(given)
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "featcache"
-    if os.name == "nt":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home())) / "featcache" / "cache"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "featcache"
+    return user_cache_path("featcache", appauthor=False)
 
 
 def _entries() -> Iterator[tuple[list[str | None], CachedRecipe]]:

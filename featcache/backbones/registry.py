@@ -1,7 +1,4 @@
-"""Backbones by name, and the list of those there are.
-
-A backbone with weights of one's own: what is left when a whole network was trained.
-"""
+"""Backbones by name: get one, list them, find the one of a recipe, or give one other weights."""
 
 from __future__ import annotations
 
@@ -30,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """A backbone that can be asked for by name; what is not known without loading it is None."""
+    """A backbone that `get` knows by name; what is unknown before it is loaded is None."""
 
     name: str
     input_size: int | None = None
@@ -48,20 +45,20 @@ FAMILIES = {
     "timm": ("featcache.backbones.families.timm", "timm"),
     "torchvision": ("featcache.backbones.families.torchvision", "torchvision"),
 }
-"""For each family its module, with ``load(name, weights)`` and ``blueprint(name)``, and the package that makes its
+"""By family its module, with ``load(name, weights)`` and ``blueprint(name)``, and the package that defines its
 networks."""
 
 
 BFLOAT16_FLOORS: dict[str, float] = {}
-"""By full name the least cosine of bfloat16 vectors with those of eager torch in float32, where it was measured."""
+"""By full name the measured lower bound of the cosine between bfloat16 vectors and float32 vectors of eager torch."""
 
 BFLOAT16_FLOOR = 0.99
-"""The same for all others, set and not measured: a bfloat16 graph may be away by a tenth of the vector's length, which
-is a cosine of 0.995, and decoders differ besides."""
+"""The same for all others, assumed and not measured: a bfloat16 graph may differ by a tenth of the vector's norm, which
+is a cosine of 0.995, and decoders differ too."""
 
 
 def bfloat16_floor(name: str) -> float:
-    """The least cosine that a right bfloat16 vector of this backbone has with the reference."""
+    """The least cosine between a correct bfloat16 vector of this backbone and the reference."""
     return BFLOAT16_FLOORS.get(name, BFLOAT16_FLOOR)
 
 
@@ -73,30 +70,33 @@ def get(
     runtime: str = "auto",
     precision: str = "float32",
 ) -> Backbone:
-    """The backbone of a full name. It is loaded when it is first needed.
+    """The backbone of that name. It is loaded when it is first needed.
 
     Args:
         name: ``bundled:…``, ``dlib:face_resnet``, ``timm:…`` or ``torchvision:…``.
-        weights: a file of weights instead of the published ones (.safetensors, .pth); for ``dlib:face_resnet`` the
-            published file itself (.dat) where it is not installed.
+        weights: a file of weights in place of the published ones (.safetensors, .pth); for ``dlib:face_resnet`` the
+            published file (.dat) if it is not installed.
         device: ``cpu`` (by default), ``cuda``, ``cuda:1``, …, see `featcache.backbones.compute`.
         runtime: ``auto``, ``torch`` or ``openvino``, see `featcache.backbones.runtimes`.
         precision: ``float32`` or ``bfloat16``.
 
     Raises:
         UnknownNameError: no such family, bundled backbone, network of dlib, runtime or precision.
-        UsageError: the file of weights is not there, or this machine does not have the device, runtime
-            or precision.
+        UsageError: the file of weights does not exist, or this machine does not have the device, runtime or precision.
+
+    Example:
+        >>> get("bundled:efficientnet_lite0").recipe.backbone
+        'bundled:efficientnet_lite0'
     """
     family, colon, inner = name.partition(":")
     if family == "module":
         raise UsageError(
-            f"{name} was made from a module in Python, so it cannot be found by its name. "
-            "Use the Python API and give it as backbone=Backbone.from_module(…)."
+            f"{name} was made from a module in Python, so it cannot be loaded by name. "
+            "Use the Python API and pass backbone=Backbone.from_module(…)."
         )
     if not colon or family not in FAMILIES:
         known = [f"bundled:{n}" for n in BUNDLED] + [f"dlib:{n}" for n in dlib.NAMES]
-        # The other families take seconds to be imported, so they are asked only where ours have no such name.
+        # Importing the other families takes seconds, so our own names are tried first.
         own = [repr(full) for full in known if full.endswith(f":{name}")]
         known += [f"{f}:NAME" for f in FAMILIES if f not in ("bundled", "dlib", "scratch")]
         if not colon and (full := own or [repr(info.name) for info in available(f"*:{name}")]):
@@ -128,17 +128,17 @@ def get(
 def for_recipe(recipe: Recipe, device: str | None = None) -> Backbone:
     """The backbone that a recipe names, with the file of weights that was last given for it, if any.
 
-    It makes pixels by the code that the recipe names, also where that is not the default any more.
+    It decodes and resizes by the implementations that the recipe names, even if these are no longer the default.
 
     Raises:
         RecipeMismatchError: the recipe's backbone was made from a module in Python.
-        UnknownNameError: this featcache knows no such backbone.
+        UnknownNameError: this version of featcache has no such backbone.
         UsageError: this machine does not have the recipe's precision.
     """
     if recipe.backbone.startswith("module:"):
         raise RecipeMismatchError(
-            f"The vectors were made by {recipe.backbone}, a module given in Python. Only Python can give it again: "
-            "pass backbone=Backbone.from_module(…)."
+            f"The vectors were made by {recipe.backbone}, a module given in Python. "
+            "Use the Python API and pass backbone=Backbone.from_module(…)."
         )
     found = get(
         recipe.backbone, weights_used_for(recipe), device, runtime=recipe.runtime or "auto", precision=recipe.precision
@@ -147,11 +147,11 @@ def for_recipe(recipe: Recipe, device: str | None = None) -> Backbone:
 
 
 def available(pattern: str | None = None) -> list[ModelInfo]:
-    """The backbones that can be asked for by name.
+    """The backbones that `get` knows by name.
 
     Args:
-        pattern: a glob for the full name (``timm:*resnet*``); a family is imported only where the pattern
-            can mean it. By default those whose weights are installed: the bundled ones, and dlib's with its extra.
+        pattern: a glob for the full name (``timm:*resnet*``); a family is imported only if the pattern can match it.
+            By default those whose weights come with pip packages: the bundled ones, and dlib's with its extra.
     """
     found = [
         ModelInfo(f"bundled:{s.name}", s.transform.crop[0], s.dim, s.parameters, s.licence, origin(s))
@@ -180,21 +180,20 @@ def available(pattern: str | None = None) -> list[ModelInfo]:
 
 
 def with_weights(backbone: Backbone, tensors: Mapping[str, np.ndarray], pixels: PixelPath | None = None) -> Backbone:
-    """The same network and pixels with these weights; the backbone itself stays as it is.
+    """The same network with other weights, such as those of a fine-tuned bundle; *backbone* itself does not change.
 
-    Nothing is downloaded: of a network that is known by its name only the architecture is made.
+    Nothing is downloaded: for a backbone known by name only the architecture is made.
 
     Args:
-        backbone: gives the architecture, the pixels, the device, the runtime and the precision.
-        tensors: all tensors of the state of the network without its classifier, by name.
-        pixels: names the code that decodes and resizes, see `Backbone.with_pixels`; by default the newest.
+        backbone: gives the architecture, pixels, device, runtime and precision.
+        tensors: the full state of the network without its classifier, by name.
+        pixels: names the implementations that decode and resize, see `Backbone.with_pixels`; by default the newest.
 
     Returns:
         A backbone whose recipe has the digest of these weights.
 
     Raises:
-        WeightsError: names or shapes differ from the network's; the first are listed. It is raised once the network
-            is needed.
+        WeightsError: names or shapes differ from the network's; raised when the network is first needed.
     """
 
     def load() -> Network:

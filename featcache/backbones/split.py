@@ -143,8 +143,8 @@ def _split_point(traced: Trace, layer: str) -> _SplitPoint:
     """Where to split so that *layer* is the first that trains; `UsageError` if that is impossible."""
     calls = traced.calls.get(layer, [])
     if len(calls) != 1:
-        how = "more than once" if calls else "not, or not as a module,"
-        raise UsageError(f"it is run {how} in a pass.")
+        how = "more than once" if calls else "not at all, or not as a module,"
+        raise UsageError(f"it runs {how} in a pass.")
     moving = traced.downstream(traced.image)
     inputs = [node for node in calls[0].inputs if node in moving]
     if len(inputs) != 1:
@@ -219,7 +219,7 @@ def _stored(network: Network, paths: Iterable[str]) -> dict[str, str]:
     """For each module whose activations can be stored the layer that holds all of them."""
     network.module.eval()
     with torch.inference_mode():
-        outputs = outputs_that_exist(network.module, set(paths), network.normalised(_noise(network)[:1]))
+        outputs = outputs_that_exist(network.module, set(paths), network.to_input(_noise(network)[:1]))
     stored = {}
     for path in paths:
         output = outputs.get(path)

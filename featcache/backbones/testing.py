@@ -1,4 +1,4 @@
-"""A tiny deterministic backbone, for tests of what is built on featcache."""
+"""`tiny_backbone`: a small deterministic backbone for tests of code that uses featcache."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from featcache.core.recipe import StandardTransform
 
 
 def tiny_backbone(seed: int = 0, dim: int = 16, size: int = 32) -> Backbone:
-    """A small convolutional network with weights drawn from *seed*; it has learned nothing.
+    """A small convolutional network with random weights.
 
     Args:
         seed: of the weights.

@@ -1,8 +1,8 @@
-"""How data flows through a network: its graph, and which module takes and gives what on the way.
+"""The data flow of a network: its `torch.fx` graph, and the inputs and output of every module in it.
 
-The graph is that of `torch.fx` (J. Reed, Z. DeVito, H. He, A. Ussery and J. Ansel, "torch.fx: Practical Program
-Capture and Transformation for Deep Learning in Python", MLSys 2022). Only modules that have to be looked into are
-opened. All others are one node each, so it does not matter what Python code does inside of them.
+See J. Reed, Z. DeVito, H. He, A. Ussery and J. Ansel, "torch.fx: Practical Program Capture and Transformation for Deep
+Learning in Python", MLSys 2022. Only the modules that must be traced are opened; every other module is one node, so its
+Python code does not matter.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import fx, nn
 from featcache.core.errors import UsageError
 
 MODE = "_training_mode"
-"""Path of the module that tells functions whether the network trains; no network has one of this name."""
+"""Path of the module that tells functions whether the network is in training mode."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Call:
         path: of the module.
         position: nodes of the graph before it.
         inputs: the nodes among its arguments.
-        output: the node that it gave, None where that is no single value.
+        output: its node, None if it does not return a single value.
     """
 
     path: str
@@ -42,16 +42,16 @@ class Trace:
     """The graph of one pass.
 
     Args:
-        root: a copy of the network that shares its tensors; the graph's nodes name its parts.
-        graph: of a pass in eval mode. What differs in training is asked of the module `MODE`.
-        calls: of all modules that were run, opened or not, in the order of their beginning.
+        root: a copy of the network that shares its tensors; the graph's nodes refer to its parts.
+        graph: of a pass in eval mode. What differs in training mode depends on the module `MODE`.
+        calls: of all modules that ran, opened or not, in order of their start.
     """
 
     def __init__(self, root: nn.Module, graph: fx.Graph, calls: Iterable[Call]) -> None:
         self.root, self.graph = root, graph
         self.calls: dict[str, list[Call]] = {}
         self.modules_of: dict[fx.Node, list[str]] = {}
-        """For a node the modules that gave it, the outermost first."""
+        """By node the modules whose output it is, the outermost first."""
         for call in sorted(calls, key=lambda call: (call.position, call.path.count("."))):
             self.calls.setdefault(call.path, []).append(call)
             if call.output is not None:
@@ -59,7 +59,7 @@ class Trace:
         for paths in self.modules_of.values():
             paths.sort(key=lambda path: path.count("."))
         self.batch_sizes = {node for node in graph.nodes if _is_batch_size(node, self.image)}
-        """Nodes that only tell how many images there are, which every activation tells as well."""
+        """Nodes that are the batch size, which every activation has as well."""
 
     @property
     def image(self) -> fx.Node:
@@ -69,12 +69,12 @@ class Trace:
 
     @property
     def output(self) -> fx.Node:
-        """The node that stands for the end; its arguments are what the network gives."""
+        """The output node; its arguments are what the network returns."""
         last: fx.Node = next(iter(reversed(self.graph.nodes)))
         return last
 
     def downstream(self, start: fx.Node) -> set[fx.Node]:
-        """All nodes that depend on one, and itself."""
+        """All nodes that depend on *start*, and itself."""
         found = {start}
         for node in self.graph.nodes:
             if not found.isdisjoint(node.all_input_nodes):
@@ -82,7 +82,7 @@ class Trace:
         return found
 
     def upstream(self, stop: fx.Node) -> set[fx.Node]:
-        """All nodes that the end depends on, but for *stop*, `batch_sizes`, and what only these depend on."""
+        """All nodes that the output depends on, without *stop*, `batch_sizes`, and what only these depend on."""
         found: set[fx.Node] = set()
         todo = [self.output]
         while todo:
@@ -92,14 +92,14 @@ class Trace:
         return found
 
     def has_weights(self, node: fx.Node) -> bool:
-        """Whether a node is, or is a call of a module with, parameters."""
+        """Whether a node is a parameter or the call of a module that has parameters."""
         if node.op == "call_module":
             return next(self.root.get_submodule(str(node.target)).parameters(), None) is not None
         return node.op == "get_attr" and isinstance(operator.attrgetter(str(node.target))(self.root), nn.Parameter)
 
 
 def _is_batch_size(node: fx.Node, image: fx.Node) -> bool:
-    """Whether it is ``x.shape[0]``, ``x.size(0)`` or ``x.size()[0]`` of the images x."""
+    """Whether a node is ``x.shape[0]``, ``x.size(0)`` or ``x.size()[0]`` of the images x."""
     if node.target == "size":
         return node.args == (image, 0)
     if node.target is not operator.getitem or node.args[1] != 0 or not isinstance(node.args[0], fx.Node):
@@ -109,16 +109,16 @@ def _is_batch_size(node: fx.Node, image: fx.Node) -> bool:
 
 
 def trace(module: nn.Module, needed: set[str], wished: set[str]) -> Trace:
-    """Follow one pass through a network. Not while other threads run networks: torch.fx replaces what they call.
+    """Trace one pass through a network. No other thread may run networks meanwhile: torch.fx patches what they call.
 
     Args:
-        module: the network, (n, 3, h, w) to (n, d). Nothing in it is changed.
-        needed: paths of the modules that have to be looked into, besides the network itself.
-        wished: paths of those that are looked into where their code allows it.
+        module: the network, (n, 3, h, w) to (n, d). It is not changed.
+        needed: paths of the modules that must be opened, besides the network itself.
+        wished: paths of the modules that are opened if torch.fx can trace their code.
 
     Raises:
-        UsageError: torch.fx cannot follow the code of the network or of a module that is needed, or that code
-            computes something else in training than functions that are told so.
+        UsageError: torch.fx cannot trace the code of the network or of a needed module, or that code computes
+            something else in training mode other than by functions that take the mode as an argument.
     """
     root = _sharing_copy(module)
     closed: set[str] = set()
@@ -135,24 +135,24 @@ def trace(module: nn.Module, needed: set[str], wished: set[str]) -> Trace:
                 continue
             where = f"the code of {stuck!r}" if stuck else "the network's own code"
             reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-            raise UsageError(f"torch.fx cannot follow {where}: {reason.rstrip('.')}.") from error
+            raise UsageError(f"torch.fx cannot trace {where}: {reason.rstrip('.')}.") from error
         break
     _reconcile(root, graph, training)
     return Trace(root, graph, tracer.called)
 
 
 class _Tracer(fx.Tracer):
-    """Opens certain modules, and writes down all calls."""
+    """Opens some modules and records all calls."""
 
     def __init__(self, opened: set[str]) -> None:
         super().__init__(param_shapes_constant=True)
         self.opened = opened
         self.called: list[Call] = []
         self.stuck = ""
-        """The innermost opened module whose code could not be followed."""
+        """The innermost opened module whose code could not be traced."""
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
-        # The image alone is an input; other arguments keep the values that they have by default.
+        # Only the image is an input; other arguments keep their defaults.
         return root_fn, [self.root, self.create_proxy("placeholder", "x", (), {})]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -164,7 +164,7 @@ class _Tracer(fx.Tracer):
         path, position = self.path_of_module(m), len(self.graph.nodes)
         try:
             output = super().call_module(m, forward, args, kwargs)
-        except Exception:  # whatever the network's own code raises; it goes on its way
+        except Exception:  # the network's own code may raise anything; it is raised again
             self.stuck = self.stuck or path
             raise
         inputs = tuple(dict.fromkeys(_proxied((args, kwargs))))
@@ -183,7 +183,7 @@ def _proxied(value: Any) -> Iterator[fx.Node]:
 
 
 def _sharing_copy(module: nn.Module) -> nn.Module:
-    """A copy of the modules with the very same tensors: to trace means to change modes and to add constants."""
+    """A copy of the modules that shares the tensors, since tracing changes modes and adds constants."""
     shared = {id(tensor): tensor for tensor in [*module.parameters(), *module.buffers()]}
     try:
         return copy.deepcopy(module, shared)
@@ -192,18 +192,18 @@ def _sharing_copy(module: nn.Module) -> nn.Module:
 
 
 class Mode(nn.Module):
-    """Tells whether it is in training mode."""
+    """Returns whether it is in training mode."""
 
     def forward(self) -> bool:
-        """Take nothing, give ``training``."""
+        """Return ``training``."""
         return self.training
 
 
 def _reconcile(root: nn.Module, graph: fx.Graph, training: fx.Graph) -> None:
-    """Let functions such as dropout, which are told whether the network trains, ask at every pass.
+    """Let functions such as dropout, which take the training mode as an argument, read it at every pass.
 
-    ``F.dropout(x, 0.5, self.training)`` leaves the value of the moment in a graph. An argument that is False in eval
-    mode and True in training mode is replaced by the output of a `Mode`.
+    ``F.dropout(x, 0.5, self.training)`` leaves the value at tracing time in the graph. An argument that is False in
+    eval mode and True in training mode is replaced by the output of a `Mode`.
     """
     nodes, others = list(graph.nodes), list(training.nodes)
     same = {other: node for node, other in zip(nodes, others, strict=False)}
@@ -232,8 +232,8 @@ def _reconcile(root: nn.Module, graph: fx.Graph, training: fx.Graph) -> None:
             if a == b:
                 return a
         raise UsageError(
-            "In training mode the network's own code computes something else, and not by functions that are told so, "
-            "such as F.dropout(x, p, self.training)."
+            "In training mode the network's own code computes something else, other than by functions that take the "
+            "mode as an argument, such as F.dropout(x, p, self.training)."
         )
 
     merged([n.op for n in nodes], [n.op for n in others])

@@ -33,7 +33,7 @@ def digest_of(module: nn.Module) -> str:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a ``.safetensors``, ``.pth`` or ``.pt`` file.
 
-    A checkpoint's ``state_dict`` or ``model`` is taken, and ``module.`` (of a parallel wrapper) removed.
+    Of a checkpoint the ``state_dict`` or ``model`` is read; a ``module.`` prefix (of a parallel wrapper) is removed.
 
     Raises:
         WeightsError: there is no such file, it cannot be read without running code, or it holds no tensors.
@@ -68,8 +68,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def settled_state(path: Path) -> FileStat | None:
-    """A file's state, to be asked for before it is read; None where there is no such file, or where it was changed
-    less than two seconds ago and so may change again within the clock's grain."""
+    """A file's state, to be taken before it is read. None if there is no such file, or if it changed less than two
+    seconds ago and may change again within the resolution of its timestamps."""
     try:
         state = FileStat.of(os.stat(path))
     except OSError:
@@ -78,13 +78,13 @@ def settled_state(path: Path) -> FileStat | None:
 
 
 def load_into(module: nn.Module, tensors: Mapping[str, Tensor], where: str, classifier: str | None = None) -> None:
-    """Load tensors into a module, all of them and nothing else.
+    """Load tensors into a module; names and shapes must match exactly.
 
     Args:
         module: the network.
         tensors: by name.
-        where: the file's name, for the error.
-        classifier: path of the classifier, which may be absent or of another size: it is not used.
+        where: the file's name, for the error message.
+        classifier: path of the classifier, which is not used and so may be missing or of another size.
 
     Raises:
         WeightsError: names or shapes differ; the first are listed.

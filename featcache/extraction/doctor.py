@@ -281,7 +281,7 @@ def _torch() -> Runtime:
 
 
 def _openvino() -> Runtime:
-    if not compute.is_installed():
+    if not compute.has_openvino():
         return Runtime("openvino", None, [])  # there are platforms without
     try:
         devices = [str(device) for device in openvino.core().available_devices]

@@ -50,7 +50,7 @@ class FullModel(nn.Module):
 
     def __init__(self, network: Network, output: nn.Linear, dropout: float = 0.0) -> None:
         super().__init__()
-        self._scaled = network.scaled
+        self._scaled = network.normalise
         self.network, self.dropout, self.output = network.module, nn.Dropout(dropout), output
 
     def forward(self, x: Tensor) -> Tensor:

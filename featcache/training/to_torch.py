@@ -61,7 +61,7 @@ class EndToEnd(nn.Module):
 
     def transform(self, image: Image) -> Tensor:
         """An RGB image as input (3, h, w)."""
-        return self._backbone.network.normalised(self._backbone.prepare(image)[None])[0]
+        return self._backbone.network.to_input(self._backbone.prepare(image)[None])[0]
 
 
 class Votes(nn.Module):

@@ -61,7 +61,7 @@ class Prefix(nn.Module):
 
     def __init__(self, network: Any, cut: SplitNetwork) -> None:
         super().__init__()
-        self.network, self.scaled = network.module, network.scaled
+        self.network, self.scaled = network.module, network.normalise
         self.found: Tensor | None = None
         network.module.get_submodule(cut.cached.rpartition(":")[0]).register_forward_hook(self._keep)
 

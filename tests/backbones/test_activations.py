@@ -48,7 +48,7 @@ def test_pooled_and_pooled_layers(
 
     parent, _, last = classifier.rpartition(".")
     setattr(module.get_submodule(parent), last, nn.Identity())
-    reference = hooked(module, paths, backbone.network.normalised(pictures))
+    reference = hooked(module, paths, backbone.network.to_input(pictures))
     close(got["pooled"], reference[""])
     for path in paths:
         whole = reference[path]
@@ -101,7 +101,7 @@ def test_a_network_without_a_penultimate_vector(tmp_path: Path) -> None:
         backbone.resolve_layers(["pooled"])
     assert "pooled" not in [info.name for info in backbone.layers()]
     pictures = batch(backbone)
-    expected = hooked(module, ["features.12"], backbone.network.normalised(pictures))["features.12"]
+    expected = hooked(module, ["features.12"], backbone.network.to_input(pictures))["features.12"]
     close(run(backbone, pictures, "features.12:mean")["features.12:mean"], expected.mean((2, 3)))
 
 
@@ -156,9 +156,9 @@ class Turn(nn.Module):
 @pytest.mark.parametrize(
     ("layer", "message"),
     [
-        ("conv:mean", "'conv' is run more than once"),
-        ("never:mean", "'never' is not run"),
-        ("pair:mean", "'pair' gives tuple, not a tensor"),
+        ("conv:mean", "'conv' runs more than once"),
+        ("never:mean", "'never' does not run"),
+        ("pair:mean", "'pair' returns tuple, not a tensor"),
         ("turn:mean", "not declared which axis of 'turn'"),
         ("turn:mean_std", "not declared which axis of 'turn'"),
     ],

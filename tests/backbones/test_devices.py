@@ -38,7 +38,7 @@ def test_a_device_that_is_not_here(device: str, error: type[UsageError], message
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, so a cuda device is rightly taken")
 @pytest.mark.parametrize("options", [{}, {"precision": "bfloat16"}])
 def test_no_gpu_at_all(options: dict[str, str]) -> None:
-    with pytest.raises(UsageError, match="There is no cuda device here"):
+    with pytest.raises(UsageError, match="finds no cuda device on this machine"):
         get("bundled:efficientnet_lite0", device="cuda", **options)
 
 

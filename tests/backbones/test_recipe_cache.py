@@ -16,7 +16,7 @@ import torch
 
 from featcache.backbones import Backbone, for_recipe, get, recipe_cache
 from featcache.backbones import weights as weights_module
-from featcache.backbones.recipe_cache import RecipeCache, weights_used_for
+from featcache.backbones.recipe_cache import RecipeCache, cache_folder, weights_used_for
 from featcache.core.errors import WeightsError
 
 LAYERS = ["layer1:mean", "layer4:mean_std", "pooled"]
@@ -178,3 +178,12 @@ def test_what_other_code_for_the_pixels_left_does_not_hold(weights: Path) -> Non
     assert not known(backbone)
     assert backbone.recipe.pixels.decoder == "simplejpeg/1"
     assert backbone.network.module is backbone.module
+
+
+def test_the_cache_folder_of_linux(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("FEATCACHE_CACHE")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert cache_folder() == tmp_path / ".cache" / "featcache"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder() == tmp_path / "xdg" / "featcache"

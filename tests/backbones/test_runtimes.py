@@ -527,7 +527,7 @@ def test_agreement_is_asked_of_every_image_and_needs_one_that_is_finite() -> Non
     [
         ({"runtime": "onnx"}, UnknownNameError, "'onnx'"),
         ({"precision": "float16"}, UnknownNameError, "'float16'"),
-        ({"runtime": "openvino", "device": "cuda"}, UsageError, "on the processor, not on cuda"),
+        ({"runtime": "openvino", "device": "cuda"}, UsageError, "OpenVINO on the CPU, not on cuda"),
     ],
 )
 def test_what_there_is_not_is_refused(options: dict[str, Any], error: type[Exception], message: str) -> None:

@@ -248,7 +248,7 @@ def test_functions_in_forward(layer: str, cached: str) -> None:
     whole = copy.deepcopy(net.module).train()
     made.tail.train()
     torch.manual_seed(0)
-    expected = whole(net.normalised(pictures(net)))
+    expected = whole(net.to_input(pictures(net)))
     torch.manual_seed(0)
     torch.testing.assert_close(made.tail(x), expected, rtol=1e-5, atol=1e-6)
     assert not torch.allclose(made.tail(x), made.tail(x))
@@ -308,7 +308,7 @@ def test_stored_activations_are_those_of_extraction(tmp_path: Path, photos: Path
         ),
         ("layer4.1.conv2", r"skip connection crosses .*'layer4.0'.* at 'layer4.1' before it\.$"),
         ("conv1", r"takes the image itself.* at 'layer1' after it\.$"),
-        ("layer1.0.relu", r"'layer1.0.relu': it is run more than once.* at 'layer1' before it and at 'layer1.1'"),
+        ("layer1.0.relu", r"'layer1.0.relu': it runs more than once.* at 'layer1' before it and at 'layer1.1'"),
         ("fc", r"neither it nor anything after it has weights\. It can be split at 'layer4.1' before"),
     ],
 )
@@ -366,12 +366,12 @@ class Choice(nn.Module):
 def test_code_that_cannot_be_followed() -> None:
     net = of(Branching(nn.Conv2d(4, 4, 1)), 16)
     for act in (lambda: split_network(net, "last"), lambda: split_points(net)):
-        with pytest.raises(UsageError, match=r"torch\.fx cannot follow the network's own code: symbolically"):
+        with pytest.raises(UsageError, match=r"torch\.fx cannot trace the network's own code: symbolically"):
             act()
     net = of(randomised(Pooling(Choice(), Choice())), 16)
     assert split_points(net) == ["parts", "parts.1", "last"]
     check(net, split_network(net, "parts.1"))
-    with pytest.raises(UsageError, match=r"cannot follow the code of 'parts.1'.* 'parts.1' before it and at 'last'"):
+    with pytest.raises(UsageError, match=r"cannot trace the code of 'parts.1'.* 'parts.1' before it and at 'last'"):
         split_network(net, "parts.1.conv")
 
 

@@ -46,7 +46,7 @@ def picture(width: int, height: int) -> Image.Image:
 
 def ours(transform: StandardTransform, image: Image.Image) -> torch.Tensor:
     network = Network(torch.nn.Identity(), "", PixelPath(transform), Axes())
-    return network.normalised(PixelTransform(transform)(image)[None])[0]
+    return network.to_input(PixelTransform(transform)(image)[None])[0]
 
 
 def assert_close(implementation: str, transform: StandardTransform, image: Image.Image, published: Any) -> None:

@@ -21,49 +21,17 @@ from featcache.core.recipe import PixelPath, StandardTransform
 
 _TIMEOUT_SECONDS = 10
 
-# timm's files of networks whose activations are known to lie so.
-_NCHW = frozenset(
-    [
-        "convnext",
-        "cspnet",
-        "densenet",
-        "dla",
-        "dpn",
-        "edgenext",
-        "efficientnet",
-        "ghostnet",
-        "hardcorenas",
-        "hgnet",
-        "hrnet",
-        "inception_resnet_v2",
-        "inception_v3",
-        "inception_v4",
-        "mobilenetv3",
-        "mobilevit",
-        "nasnet",
-        "nfnet",
-        "pnasnet",
-        "regnet",
-        "repvit",
-        "res2net",
-        "resnest",
-        "resnet",
-        "resnetv2",
-        "rexnet",
-        "selecsls",
-        "senet",
-        "sknet",
-        "tresnet",
-        "vgg",
-        "vovnet",
-        "xception",
-        "xception_aligned",
-        "byobnet",
-        "byoanet",
-    ]
-)
-_TOKENS = frozenset(["vision_transformer", "vision_transformer_relpos", "deit", "eva", "beit", "cait"])
-_NHWC = frozenset(["swin_transformer", "swin_transformer_v2"])
+# timm's modules by the axis order of the activations inside. timm does not declare it: `output_fmt` is an attribute of
+# four families only, and as an argument of `forward_intermediates` it names a conversion.
+_NCHW = {
+    "byoanet", "byobnet", "convnext", "cspnet", "densenet", "dla", "dpn", "edgenext", "efficientnet",
+    "ghostnet", "hardcorenas", "hgnet", "hrnet", "inception_resnet_v2", "inception_v3", "inception_v4",
+    "mobilenetv3", "mobilevit", "nasnet", "nfnet", "pnasnet", "regnet", "repvit", "res2net", "resnest",
+    "resnet", "resnetv2", "rexnet", "selecsls", "senet", "sknet", "tresnet", "vgg", "vovnet", "xception",
+    "xception_aligned",
+}  # fmt: skip
+_TOKENS = {"vision_transformer", "vision_transformer_relpos", "deit", "eva", "beit", "cait"}
+_NHWC = {"swin_transformer", "swin_transformer_v2"}
 
 
 def load(name: str, weights: Path | None) -> Network:

@@ -130,7 +130,7 @@ class GraphPasses:
         key = _key(batch, layers)
         if key in self._graphs or self._torch is not None:
             return
-        if not compute.is_installed():
+        if not compute.has_openvino():
             self._take_torch("OpenVINO is not installed; it comes with: pip install openvino")
             return
         try:
