@@ -16,13 +16,13 @@ from featcache.core.errors import UnknownNameError, UsageError
 from featcache.core.recipe import StandardTransform
 
 NOT_HERE = [
-    ("gpu", UnknownNameError, "is cuda"),
+    ("gpu", UnknownNameError, "are cuda"),
     ("cdua", UnknownNameError, "Did you mean 'cuda'"),
     ("", UnknownNameError, "No device is called ''"),
-    ("cuda:99", UsageError, "There is no"),
+    ("cuda:99", UsageError, "finds no cuda device|There is no device"),
     ("cuda:x", UsageError, "a number from 0 on"),
     ("cuda:", UsageError, "a number from 0 on"),
-    ("cpu:1", UsageError, "has no numbers"),
+    ("cpu:1", UsageError, "has no number"),
 ]
 
 

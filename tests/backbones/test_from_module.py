@@ -103,7 +103,7 @@ def test_the_name_is_needed() -> None:
 
 def test_a_module_that_gives_no_vector_has_no_pooled() -> None:
     backbone = Backbone.from_module(module()[:3], transform=SMALL, name="maps", axes="NCHW")
-    with pytest.raises(UsageError, match=r"has no 'pooled'.*gives \(1, 6, 18, 18\)"):
+    with pytest.raises(UsageError, match=r"has no 'pooled'.*returns \(1, 6, 18, 18\)"):
         backbone.resolve_layers(["pooled"])
     assert run(backbone, batch(backbone), "0:mean_std")["0:mean_std"].shape == (2, 12)
 

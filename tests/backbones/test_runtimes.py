@@ -112,7 +112,7 @@ def test_a_network_that_looks_at_values_is_no_graph(look: str) -> None:
     passes = passes_for(backbone)
     passes.ready(x, layers)
     assert (passes.runtime, len(passes.notes)) == ("torch", 1)
-    assert "looks at in Python" in passes.notes[0]
+    assert "reads values of tensors" in passes.notes[0]
 
 
 class Harmless(nn.Module):
@@ -139,10 +139,10 @@ def test_shapes_may_be_looked_at() -> None:
 
 def test_a_graph_is_compared_on_pictures_of_another_kind_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """The run's first images are all dark here, and the noise that is traced is no lighter than grey."""
-    from featcache.backbones.runtimes import convert as watching
+    from featcache.backbones.runtimes import convert as conversion
 
     # No look is known that goes unseen, so here none is seen.
-    monkeypatch.setattr(watching, "looks_at_values", lambda run: False)
+    monkeypatch.setattr(conversion, "looks_at_values", lambda run: False)
     backbone = made(Looks(lambda mean: mean.max() > 2))
     layers, dark = backbone.resolve_layers(["pooled"]), pictures(backbone) // 8
     passes = passes_for(backbone)
@@ -152,7 +152,7 @@ def test_a_graph_is_compared_on_pictures_of_another_kind_too(monkeypatch: pytest
     assert cached_files() == []
 
 
-@pytest.mark.parametrize(("module", "reason"), [(Odd(), r"aten::special_i0"), (Looks(), "looks at in Python")])
+@pytest.mark.parametrize(("module", "reason"), [(Odd(), r"aten::special_i0"), (Looks(), "reads values of tensors")])
 def test_what_cannot_be_converted_runs_on_torch(module: nn.Module, reason: str) -> None:
     backbone = made(module)
     layers, x = backbone.resolve_layers(["pooled"]), pictures(backbone)
@@ -365,7 +365,7 @@ def test_another_processor_converts_for_itself(kept: Any, monkeypatch: pytest.Mo
     assert done == [1]
 
 
-def place_of(backbone: Backbone) -> GraphCache:
+def entry_of(backbone: Backbone) -> GraphCache:
     return GraphCache(backbone.recipe.fingerprint, ("pooled",), (32, 32, 3), backbone.library)
 
 
@@ -376,18 +376,18 @@ def test_a_wrong_graph_with_a_right_digest_is_found_out(kept: Any, monkeypatch: 
     start, _ = kept
     mine, other = tiny_backbone(), tiny_backbone(1)
     start(other)
-    stolen = place_of(other).read()
-    right = place_of(mine).read()
+    stolen = entry_of(other).read()
+    right = entry_of(mine).read()
     assert stolen is not None
     assert right is not None
-    place_of(mine).write(replace(right, graph=stolen.graph))
+    entry_of(mine).write(replace(right, graph=stolen.graph))
     done = conversions(monkeypatch)
     passes = start(mine)
     assert done == [1]
     layers, x = mine.resolve_layers(["pooled"]), pictures(mine, seed=5)
     assert relative(passes.forward(x, layers)["pooled"], mine.forward(x, layers)["pooled"]) <= 1e-4
     # All of it wrong, images and answers too: the module at hand contradicts it.
-    place_of(mine).write(stolen)
+    entry_of(mine).write(stolen)
     start(tiny_backbone())
     assert done == [1, 1]
 
@@ -415,10 +415,10 @@ def test_a_graph_that_disagrees_is_not_used(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_graph_that_cannot_be_read_is_no_graph(kept: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from dataclasses import replace
 
-    place = place_of(tiny_backbone())
-    right = place.read()
+    entry = entry_of(tiny_backbone())
+    right = entry.read()
     assert right is not None
-    place.write(replace(right, graph=Graph(b"<net/>", right.graph.weights)))
+    entry.write(replace(right, graph=Graph(b"<net/>", right.graph.weights)))
     done = conversions(monkeypatch)
     assert kept[0]().runtime == "openvino"
     assert done == [1]
@@ -439,7 +439,7 @@ def test_the_precision_is_asked_of_openvino(kept: Any, monkeypatch: pytest.Monke
 
     from featcache.backbones.runtimes import openvino as module
 
-    proven = place_of(tiny_backbone()).read()
+    proven = entry_of(tiny_backbone()).read()
     assert proven is not None
 
     def compiled(precision: str) -> module.CompiledGraph:

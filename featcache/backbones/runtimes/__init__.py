@@ -1,8 +1,7 @@
-"""Runtimes: what computes the forward passes.
+"""Runtimes: what computes the forward passes, eager torch or OpenVINO.
 
-At float32 a runtime is no part of a recipe, because each but eager torch, the reference, has to prove on real images
-that it gives the same activations before it is used. Nothing here imports torch or OpenVINO before a pass is made
-ready, and a graph that was proven before needs no torch at all.
+At float32 the runtime is not part of a recipe, because every runtime must first give the activations of eager torch on
+real images. torch and OpenVINO are imported only when a pass is prepared, and a cached graph runs without torch.
 """
 
 from featcache.backbones.runtimes.passes import Passes, passes_for

@@ -1,7 +1,4 @@
-"""A converted network, and the same made ready to run on this machine in several threads at one time.
-
-OpenVINO, imported so that it reports to nobody, and its one `Core` a process.
-"""
+"""OpenVINO: imported without its telemetry, one `Core` per process, and compiled graphs that run in several threads."""
 
 from __future__ import annotations
 
@@ -25,18 +22,15 @@ _cores: dict[int, Any] = {}
 
 
 def library() -> Any:
-    """The module ``openvino``.
-
-    It sends a message to its makers when it is imported, unless it finds no package to do so with.
-    """
+    """The module ``openvino``, imported with its telemetry disabled."""
     with _lock, _without_telemetry():
         import openvino
     return openvino
 
 
 def pytorch_frontend() -> tuple[Any, Any]:
-    """What converts traced modules, and the class that shows it one. The converter that OpenVINO has on top of these
-    reports every conversion."""
+    """OpenVINO's frontend for PyTorch and its decoder of traced modules; `openvino.convert_model` on top of them sends
+    telemetry."""
     openvino = library()
     with _lock, _without_telemetry():
         from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
@@ -44,7 +38,7 @@ def pytorch_frontend() -> tuple[Any, Any]:
 
 
 def core() -> Any:
-    """The `Core` of this process; a forked child has one of its own, as threads do not outlive a fork."""
+    """The `Core` of this process; a forked child gets its own, since threads do not survive a fork."""
     openvino = library()
     with _lock:
         if os.getpid() not in _cores:
@@ -58,7 +52,7 @@ def _without_telemetry() -> Iterator[None]:
     if _TELEMETRY in sys.modules:
         yield
         return
-    sys.modules[_TELEMETRY] = None  # type: ignore[assignment]  # None is how Python is told of no such module
+    sys.modules[_TELEMETRY] = None  # type: ignore[assignment]  # None makes the import fail
     try:
         yield
     finally:
@@ -70,7 +64,7 @@ _HINTS = {"float32": "f32", "bfloat16": "bf16"}
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """A graph in OpenVINO's own form: an XML text, and the numbers that it refers to as float32."""
+    """A serialised OpenVINO graph: its XML, and the float32 weights that it refers to."""
 
     xml: bytes
     weights: np.ndarray
@@ -78,16 +72,16 @@ class Graph:
 
 
 class CompiledGraph:
-    """Runs a graph. `forward` may be called in up to *concurrency* threads, and others then wait.
+    """Runs a graph. Up to *concurrency* threads may be in `forward`; others wait.
 
-    The number of images in a pass is fixed, as OpenVINO plans its memory once for one shape; a smaller batch is
-    filled up. So an image's activations do not depend on what else is in its batch.
+    The number of images in a pass is fixed, since OpenVINO plans its memory for one shape; a smaller batch is padded.
+    So an image's activations do not depend on the rest of its batch.
 
     Args:
-        graph: as `convert` gave it.
+        graph: from `convert`.
         names: the layers of its outputs, in order.
         batch_size: images in a pass.
-        concurrency: passes that run at one time.
+        concurrency: passes that run at the same time.
         cores: cores that these passes share.
         precision: ``float32`` or ``bfloat16``.
 
@@ -102,11 +96,11 @@ class CompiledGraph:
         self.names, self.batch_size = tuple(names), batch_size
         openvino, hint = library(), _HINTS[precision]
         properties = {
-            # Left alone, OpenVINO takes bfloat16 or float16 by itself where the processor has it.
+            # By default OpenVINO takes bfloat16 or float16 where the CPU has it.
             "INFERENCE_PRECISION_HINT": hint,
             "NUM_STREAMS": str(concurrency),
             "INFERENCE_NUM_THREADS": str(cores),
-            # A pass that is bound to one core waits for the image that is decoded there.
+            # A pass that is pinned to a core waits for the image that is decoded there.
             "ENABLE_CPU_PINNING": "NO",
         }
         try:
@@ -127,13 +121,13 @@ class CompiledGraph:
             self._free.put(request)
 
     def forward(self, batch: np.ndarray) -> dict[str, np.ndarray]:
-        """One pass for every so many images.
+        """Run a batch, in passes of `batch_size` images.
 
         Args:
-            batch: (n, …) of the graph's input.
+            batch: (n, …) inputs of the graph.
 
         Returns:
-            For each layer's name (n, …) float32, all NaN for an image with NaN anywhere on the way.
+            (n, …) float32 by layer name, all NaN for an image with NaN anywhere inside.
 
         Raises:
             ConversionError: OpenVINO cannot compute it.
@@ -156,23 +150,23 @@ class CompiledGraph:
             request.infer({0: np.ascontiguousarray(some)}, share_inputs=True)
         except RuntimeError as error:
             raise _foreign("OpenVINO fails at a pass", error) from error
-        # The request's own memory is written over by the next pass.
+        # The next pass overwrites the request's memory.
         got = [np.array(request.get_output_tensor(i).data[:n], np.float32) for i in range(self._outputs)]
-        lost = got.pop() != 0 if self._outputs > len(self.names) else np.zeros(n, bool)
-        if some.dtype != np.uint8:  # what a callable made may hold NaN itself
-            lost |= np.isnan(some[:n].reshape(n, -1)).any(axis=1)
+        non_finite = got.pop() != 0 if self._outputs > len(self.names) else np.zeros(n, bool)
+        if some.dtype != np.uint8:  # a callable's output may contain NaN itself
+            non_finite |= np.isnan(some[:n].reshape(n, -1)).any(axis=1)
         for array in got:
-            array[lost] = np.nan
+            array[non_finite] = np.nan
         return got
 
 
 def _foreign(what: str, error: Exception) -> Exception:
-    """OpenVINO's error as one of ours; it has one kind for all, and lack of memory says nothing of the graph."""
+    """OpenVINO's error as one of ours; it has one type for all, and lack of memory is no fault of the graph."""
     text = _last_line(error)
     return MemoryError(text) if "bad_alloc" in text else ConversionError(f"{what}: {text}")
 
 
 def _last_line(error: Exception) -> str:
-    """What the library says; before that stands where in its own code."""
+    """The library's message, without the places in its code before it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else repr(error)

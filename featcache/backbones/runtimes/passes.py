@@ -1,8 +1,8 @@
-"""Forward passes on a runtime, in as many threads at one time as it allows.
+"""Forward passes on a runtime, in as many threads as it allows.
 
-- `torch` is the reference. On a processor it runs one pass at a time, with torch's own threads.
-- `openvino` runs a graph that was converted from the module, one core a pass. It is used only for layers for which it
-  has proved itself, see `GraphPasses`.
+- ``torch`` is the reference. It runs one pass at a time, on the CPU with torch's own threads.
+- ``openvino`` runs a graph converted from the module, one core per pass. It is used only for layers for which it gave
+  the activations of eager torch, see `GraphPasses`.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 
 Key: TypeAlias = tuple[tuple[str, ...], tuple[int, ...]]
-"""Names of layers, and the shape of one image's input."""
+"""Layer names, and the shape of one image's input."""
 
 _SEED = 20
-_HELD = 4
+_MAX_COMPILED = 4
 """Compiled graphs that are kept for a backbone, with their weights."""
 _Place: TypeAlias = tuple[int, Key, int, int, int, str]
 """Process, key, batch size, concurrency, cores, precision."""
@@ -41,26 +41,26 @@ class Passes(Protocol):
 
     @property
     def runtime(self) -> str:
-        """``torch`` or ``openvino``; ``own`` of what is run in a way of its own."""
+        """``torch`` or ``openvino``; ``own`` for an extractor with its own ``forward``."""
 
     @property
     def parallel(self) -> bool:
-        """Whether `forward` may be called in several threads at one time, each pass on one core."""
+        """Whether several threads may call `forward` at the same time, each pass on one core."""
 
     @property
     def batch_size(self) -> int:
-        """Images in a pass that it runs best with."""
+        """The number of images per pass that it runs best with."""
 
     @property
     def notes(self) -> list[str]:
-        """What a person should know of the choice of the runtime."""
+        """Messages for the user about the choice of the runtime."""
 
     def ready(self, batch: np.ndarray, layers: Sequence[Layer]) -> None:
-        """Make all ready for these layers; call it with real images before the first `forward` of a set of layers, in
-        the thread that takes the results."""
+        """Prepare for these layers; to be called with real images before the first `forward` of a set of layers, in the
+        thread that takes the results."""
 
     def forward(self, batch: np.ndarray, layers: Sequence[Layer]) -> dict[str, np.ndarray]:
-        """For each layer's name (n, …) float32, of (n, …) of what `Backbone.prepare` gave for n images."""
+        """(n, …) float32 by layer name, for n inputs (n, …) from `Backbone.prepare`."""
 
 
 class EagerPasses:
@@ -81,20 +81,19 @@ class EagerPasses:
 
 
 class GraphPasses:
-    """Passes in OpenVINO, once the graph has proved for its layers that it gives what eager torch gives.
+    """Passes in OpenVINO, by graphs that are proven to give what eager torch gives.
 
-    The proof of a new graph is a comparison on the images given to `ready`, on the negatives of two of them, and on
-    noise made from a seed. A graph that an earlier process has proved is compared on that noise again, with what
-    torch gave for it then; the network of a backbone made in Python is at hand, so for it the run's own images are
-    compared every time.
+    A new graph is compared with torch on the images given to `ready`, on the negatives of two of them, and on noise
+    from a seed. A cached graph is compared on that noise again, with the activations that torch gave then. For a custom
+    backbone, whose network is in memory, the images given to `ready` are compared every time.
 
     Args:
-        backbone: runs on ``cpu``.
+        backbone: on ``cpu``.
         batch_size: images in a pass.
-        concurrency: passes at one time.
+        concurrency: passes at the same time.
         cores: cores that these passes share.
-        must: raise where the graph cannot be had or is wrong, instead of taking torch.
-        may_convert: convert where no proven graph is kept, which takes seconds; else torch is taken.
+        must: raise if there is no correct graph, instead of falling back to torch.
+        may_convert: convert if no graph is cached, which takes seconds; otherwise use torch.
     """
 
     def __init__(
@@ -117,31 +116,31 @@ class GraphPasses:
 
     @property
     def batch_size(self) -> int:
-        # One image runs as fast as sixteen on one core; some together save what a pass costs besides.
+        # On one core an image takes as long alone as in a batch; a few together save overhead.
         return (self._asked or 8) if self._torch is None else self._torch.batch_size
 
     def ready(self, batch: np.ndarray, layers: Sequence[Layer]) -> None:
         """As in `Passes`.
 
         Raises:
-            ConversionError: the network cannot be run by OpenVINO as it runs in torch, and *must* is set.
-            UsageError: so many images in a pass were asked for that there is not enough memory.
+            ConversionError: OpenVINO cannot run the network as torch does, and *must* is set.
+            UsageError: there is not enough memory for the batch size that was asked for.
         """
         key = _key(batch, layers)
         if key in self._graphs or self._torch is not None:
             return
         if not compute.has_openvino():
-            self._take_torch("OpenVINO is not installed; it comes with: pip install openvino")
+            self._take_torch("OpenVINO is not installed (pip install openvino)")
             return
         try:
-            found = self._known(key, batch, layers) or (self._new(key, batch, layers) if self._may_convert else None)
+            found = self._proven(key, batch, layers) or (self._new(key, batch, layers) if self._may_convert else None)
         except ConversionError as error:
             self._take_torch(str(error), error)
             return
         except MemoryError as error:
             if self._asked is None:
                 raise
-            # Torch would need no less of it.
+            # torch would need as much.
             raise UsageError(
                 f"There is not enough memory for passes of {self._asked:,} images. Give a smaller --batch-size."
             ) from error
@@ -151,15 +150,15 @@ class GraphPasses:
             self._graphs[key] = found
 
     def forward(self, batch: np.ndarray, layers: Sequence[Layer]) -> dict[str, np.ndarray]:
-        # A graph first: torch, whose hooks allow one pass at a time, must not be called by threads that were sent off
-        # before it was taken.
+        # Graphs first: torch, whose hooks allow one pass at a time, must not be called by threads that were started
+        # before the fallback to it.
         if (graph := self._graphs.get(_key(batch, layers))) is not None:
             return graph.forward(batch)
         assert self._torch is not None, "`ready` was not called for these layers"
         return self._torch.forward(batch, layers)
 
-    def _known(self, key: Key, batch: np.ndarray, layers: Sequence[Layer]) -> CompiledGraph | None:
-        """A graph that is compiled in this process or kept on the disk, if it still proves right."""
+    def _proven(self, key: Key, batch: np.ndarray, layers: Sequence[Layer]) -> CompiledGraph | None:
+        """A graph that is compiled in this process, or cached on disk and still correct."""
         if (found := _compiled.get(self._backbone, {}).get(self._place(key))) is not None:
             return found
         cache = self._cache(key)
@@ -168,7 +167,7 @@ class GraphPasses:
             return None
         try:
             graph = self._compile(proven.graph, key)
-            check_agreement(graph.forward(proven.pictures), proven.expected, self._backbone.precision)
+            check_agreement(graph.forward(proven.inputs), proven.expected, self._backbone.precision)
             if self._backbone.is_custom:
                 check_agreement(graph.forward(batch), self._reference(batch, layers), self._backbone.precision)
         except ConversionError:
@@ -179,16 +178,16 @@ class GraphPasses:
     def _new(self, key: Key, batch: np.ndarray, layers: Sequence[Layer]) -> CompiledGraph:
         from featcache.backbones.runtimes.convert import convert
 
-        pictures = _pictures(batch)
-        made = convert(self._backbone.network, layers, pictures)
+        inputs = _noise(batch)
+        made = convert(self._backbone.network, layers, inputs)
         graph = self._compile(made, key)
-        # Negatives too: a run's first images are often of one kind, and a graph may be right for that kind alone.
+        # Negatives too: the first images of a run are often alike, and a graph may be correct for such images only.
         images = np.concatenate([batch, _negatives(batch)])
         errors = check_agreement(graph.forward(images), self._reference(images, layers), self._backbone.precision)
-        expected = self._reference(pictures, layers)
+        expected = self._reference(inputs, layers)
         if all(np.isfinite(array).all() for array in expected.values()):
-            check_agreement(graph.forward(pictures), expected, self._backbone.precision)
-            self._cache(key).write(Proven(made, pictures, expected, errors))
+            check_agreement(graph.forward(inputs), expected, self._backbone.precision)
+            self._cache(key).write(Proven(made, inputs, expected, errors))
         return self._keep(key, graph)
 
     def _reference(self, batch: np.ndarray, layers: Sequence[Layer]) -> dict[str, np.ndarray]:
@@ -206,12 +205,12 @@ class GraphPasses:
     def _keep(self, key: Key, graph: CompiledGraph) -> CompiledGraph:
         held = _compiled.setdefault(self._backbone, {})
         held[self._place(key)] = graph
-        for oldest in list(held)[:-_HELD]:
+        for oldest in list(held)[:-_MAX_COMPILED]:
             held.pop(oldest, None)
         return graph
 
     def _place(self, key: Key) -> _Place:
-        # Threads do not outlive a fork, so a child compiles for itself.
+        # Threads do not survive a fork, so a child process compiles its own.
         return (os.getpid(), key, self.batch_size, self._concurrency, self._cores, self._backbone.precision)
 
     def _take_torch(self, reason: str, error: ConversionError | None = None) -> None:
@@ -220,7 +219,7 @@ class GraphPasses:
             raise ConversionError(
                 f"{name} cannot run on OpenVINO: {reason}. Choose the runtime torch: --runtime torch."
             ) from error
-        self.notes.append(f"{name} runs on torch, as OpenVINO is out of the question: {reason}.")
+        self.notes.append(f"{name} runs on torch, since OpenVINO cannot be used: {reason}.")
         self._torch = EagerPasses(self._backbone, self._asked)
 
 
@@ -229,12 +228,12 @@ def _key(batch: np.ndarray, layers: Sequence[Layer]) -> Key:
 
 
 def _negatives(batch: np.ndarray) -> np.ndarray:
-    """The first two inputs of a batch with light and dark exchanged."""
+    """The first two inputs of a batch, inverted."""
     return 255 - batch[:2] if batch.dtype == np.uint8 else -batch[:2]
 
 
-def _pictures(batch: np.ndarray) -> np.ndarray:
-    """Two inputs of the batch's kind made from a seed: noise, and noise in squares, which has coarse shapes too."""
+def _noise(batch: np.ndarray) -> np.ndarray:
+    """Two inputs like those of the batch, from a seed: noise, and noise with coarse squares."""
     rng = np.random.default_rng(_SEED)
     shape = batch.shape[1:]
     if batch.dtype != np.uint8:
@@ -252,15 +251,15 @@ def passes_for(
     batch_size: int | None = None,
     convert: bool = True,
 ) -> Passes:
-    """What runs batches through a backbone: the runtime chosen, or with ``auto`` the fastest that proves itself.
+    """Passes on the backbone's runtime; with ``auto`` on the fastest one that agrees with eager torch.
 
     Args:
-        extractor: a `Backbone`, or an extractor with a ``passes`` method of the same arguments, which it answers by the
-            passes of the backbone inside it. Any other extractor is run by its own ``forward``.
-        concurrency: passes at one time, where the runtime allows several.
-        cores: cores that these passes share; all that this process may use by default.
-        batch_size: images in a pass; by default what the runtime is best with.
-        convert: with ``auto``, convert a network of which no proven graph is kept, which takes seconds.
+        extractor: a `Backbone`; an extractor that wraps one and has a method ``passes`` with the other arguments of
+            this function; or any other, which runs by its own ``forward``.
+        concurrency: passes at the same time, if the runtime allows several.
+        cores: cores that these passes share; by default all that this process may use.
+        batch_size: images in a pass; by default what the runtime runs best with.
+        convert: with ``auto``, convert a network without a cached graph, which takes seconds.
 
     Example:
         >>> from featcache.backbones import tiny_backbone

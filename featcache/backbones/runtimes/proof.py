@@ -1,11 +1,9 @@
-"""Converted graphs and the proof that they are right, kept for later processes.
+"""Comparing a graph's activations with those of eager torch, and the cache of graphs that agreed.
 
-One file a graph: the graph, some images made from a seed, and what eager torch gave for them. A file is used only
-while the digest of all that is in it holds, and the graph is run on these images again before it is trusted: so
-neither a damaged file, nor a wrong graph, nor a library that computes otherwise on this machine goes unseen, and no
-torch is needed for that. The proof on a run's own images is kept as figures; the images are not.
-
-Whether two runtimes give the same activations of the same images.
+One file per graph: the graph, inputs made from a seed, and what eager torch gave for them. A file is used only if its
+digest holds, and the graph runs on these inputs again before it is trusted. So a damaged file, a wrong graph and a
+library that computes something else on this machine are found, without torch. Of the comparison on a run's own images
+only the errors are kept.
 """
 
 from __future__ import annotations
@@ -28,37 +26,37 @@ from featcache.core.errors import ConversionError
 from featcache.core.recipe import weights_digest
 
 _FORMAT = 2
-"""Another number where more is asked of a graph than before."""
-_KEPT = 32
-"""Graphs that are kept; those that were not used for the longest time go."""
+"""Raised when more is asked of a graph than before."""
+_MAX_GRAPHS = 32
+"""Graphs in the cache; the least recently used ones are deleted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Proven:
-    """A graph with its proof.
+    """A graph with the data that proves it.
 
     Attributes:
         graph: the graph.
-        images: (n, …) its input, made from a seed.
+        inputs: (n, …), made from a seed.
         expected: what eager torch gave for them, by layer.
-        errors: the largest relative error of each layer on the images of the run that converted it.
+        errors: by layer the largest relative error on the images of the run that converted it.
     """
 
     graph: Graph
-    pictures: np.ndarray
+    inputs: np.ndarray
     expected: dict[str, np.ndarray]
     errors: dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
 class GraphCache:
-    """The place of one graph.
+    """The cache entry of one graph.
 
     Attributes:
         fingerprint: of the recipe.
-        layers: names of the layers, in the order of the outputs.
+        layers: names, in the order of the outputs.
         shape: of one image's input.
-        library: the package whose code makes the network, if it is known.
+        library: the package that defines the network, if known.
     """
 
     fingerprint: str
@@ -68,7 +66,7 @@ class GraphCache:
 
     @property
     def key(self) -> str:
-        """All that the graph was made of and with, as JSON."""
+        """Everything that the graph depends on, as JSON."""
         packages = ("featcache", "openvino", "torch", *([self.library] if self.library else []))
         versions = {package: _version(package) for package in packages}
         return json.dumps(
@@ -81,7 +79,7 @@ class GraphCache:
         return cache_folder() / "graphs" / f"{hashlib.sha256(self.key.encode()).hexdigest()[:32]}.safetensors"
 
     def read(self) -> Proven | None:
-        """What is kept, or None where that is nothing or is damaged."""
+        """The entry, or None if there is none or it is damaged."""
         from safetensors import SafetensorError, safe_open
 
         try:
@@ -92,7 +90,7 @@ class GraphCache:
                 return None
             expected = {name: tensors[f"expected/{name}"] for name in self.layers}
             proven = Proven(
-                Graph(tensors["xml"].tobytes(), tensors["weights"]), tensors["pictures"], expected,
+                Graph(tensors["xml"].tobytes(), tensors["weights"]), tensors["inputs"], expected,
                 {str(name): float(error) for name, error in json.loads(kept["errors"]).items()},
             )  # fmt: skip
             os.utime(self.path)
@@ -101,14 +99,14 @@ class GraphCache:
         return proven
 
     def write(self, proven: Proven) -> None:
-        """Keep a graph; one that cannot be kept is only made again."""
+        """Write the entry; if that fails the graph is converted again next time."""
         from safetensors import SafetensorError
         from safetensors.numpy import save_file
 
         tensors = {
             "xml": np.frombuffer(proven.graph.xml, np.uint8),
             "weights": proven.graph.weights,
-            "pictures": np.ascontiguousarray(proven.pictures),
+            "inputs": np.ascontiguousarray(proven.inputs),
             **{f"expected/{name}": np.ascontiguousarray(array) for name, array in proven.expected.items()},
         }
         errors = json.dumps(proven.errors, sort_keys=True)
@@ -122,11 +120,11 @@ class GraphCache:
             finally:
                 partial.unlink(missing_ok=True)
             files = sorted(self.path.parent.glob("*.safetensors"), key=lambda path: path.stat().st_mtime)
-            for old in files[:-_KEPT]:
+            for old in files[:-_MAX_GRAPHS]:
                 old.unlink(missing_ok=True)
 
     def forget(self) -> None:
-        """Drop what turned out to be wrong."""
+        """Delete the entry."""
         with suppress(OSError):
             self.path.unlink(missing_ok=True)
 
@@ -147,8 +145,8 @@ def _version(package: str) -> str | None:
 
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
-"""Largest ‖a - b‖/‖b‖ of an image's activations at one layer, by precision. A bfloat16 number keeps eight binary
-digits, so after many layers two right answers differ by some percent; the bound tells these from a wrong graph."""
+"""Largest ‖a - b‖/‖b‖ of an image's activations at one layer, by precision. bfloat16 has eight significant bits, so
+after many layers two correct results differ by some percent; the bound tells these from a wrong graph."""
 
 
 def check_agreement(
@@ -156,19 +154,19 @@ def check_agreement(
 ) -> dict[str, float]:
     """Compare activations with those of the reference, image by image and layer by layer.
 
-    An image that the reference loses at any layer is not compared: a graph may tell of NaN for all layers at once. It
-    has to be lost at that layer, though.
+    An image with non-finite values at any layer of the reference is not compared, since a graph reports NaN for all
+    layers at once. At a layer where the reference is not finite, *got* must not be finite either.
 
     Args:
-        got, expected: for each layer's name (n, …) float32 of the same n images.
+        got, expected: by layer name (n, …) float32 of the same n images.
         precision: ``float32`` or ``bfloat16``, that of *got*.
 
     Returns:
-        For each layer the largest relative error.
+        The largest relative error by layer.
 
     Raises:
-        ConversionError: they differ by more than `TOLERANCE` or in shape, values are not finite in one alone, or there
-            is no image of which all values of the reference are finite.
+        ConversionError: they differ by more than `TOLERANCE` or in shape, values are not finite in only one of them, or
+            the reference is finite for no image.
     """
     whole = np.logical_and.reduce([_finite(reference) for reference in expected.values()])
     largest = {}
