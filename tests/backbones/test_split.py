@@ -44,7 +44,7 @@ def network(name: str, size: int = 64, **options: Any) -> Network:
         module.reset_classifier(0)
         axes = timm_family.axes_of(module)
     else:
-        module = torchvision_family._beheaded(torchvision.models.get_model(arch, weights=None, **options))
+        module = torchvision_family.without_classifier(torchvision.models.get_model(arch, weights=None, **options))
         axes = torchvision_family.axes_of(arch)
     made = of(randomised(module), size)
     made.axes = axes
@@ -53,7 +53,7 @@ def network(name: str, size: int = 64, **options: Any) -> Network:
 
 def vision_transformer() -> Network:
     module = torchvision.models.VisionTransformer(32, 8, 3, 2, 16, 32, dropout=0.1)
-    made = of(randomised(torchvision_family._beheaded(module)), 32)
+    made = of(randomised(torchvision_family.without_classifier(module)), 32)
     made.axes = torchvision_family.axes_of("vit_b_16")
     return made
 

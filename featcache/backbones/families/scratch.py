@@ -1,7 +1,7 @@
-"""The family ``scratch``: a small convolutional network for images of few pixels, which has no pretrained weights.
+"""The family ``scratch``: a small convolutional network for small images, without pretrained weights.
 
-It cannot extract before it was trained: `featcache.finetuning.finetune` begins it with random weights, and a bundle
-carries those that it learned.
+It cannot extract before it is trained: `featcache.finetuning.finetune` starts from random weights, and the bundle holds
+the trained ones.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _TRANSFORM = StandardTransform((SIDE,), (SIDE, SIDE), "bilinear", (0.5, 0.5, 0.5
 class SmallCNN(nn.Module):
     """Blocks of convolution, batch normalisation, ReLU and pooling, and the mean over the image.
 
-    Each block is 3 × 3 convolution, normalisation (Ioffe and Szegedy, ICML 2015) and ReLU, twice, then 2 × 2 maximum
-    pooling, which the last block leaves out. Weights of convolutions are drawn by He et al., "Delving deep into
-    rectifiers", ICCV 2015, equation 14, from the ways out. It is meant for images of 28 to 64 pixels.
+    Each block is 3 × 3 convolution, normalisation (Ioffe and Szegedy, ICML 2015) and ReLU, twice, then 2 × 2 max
+    pooling, except in the last block. Convolutions are initialised by He et al., "Delving deep into rectifiers", ICCV
+    2015, equation 14 (fan-out). It is meant for images of 28 to 64 pixels.
 
     Args:
-        channels: maps that each block makes; one block for each. The last is the length of its vectors.
+        channels: output channels of each block; the last is the length of the vectors.
     """
 
     def __init__(self, channels: Sequence[int] = (32, 64, 128)) -> None:
@@ -51,11 +51,11 @@ class SmallCNN(nn.Module):
 
 
 def load(name: str, weights: Path | None) -> Network:
-    """There is nothing to load.
+    """Raise, since there are no pretrained weights.
 
     Raises:
         UnknownNameError: no such network.
-        WeightsError: always else: it has no pretrained weights.
+        WeightsError: it has no pretrained weights.
     """
     check_name(name)
     raise WeightsError(
@@ -65,7 +65,7 @@ def load(name: str, weights: Path | None) -> Network:
 
 
 def blueprint(name: str) -> Network:
-    """The network with random weights, drawn from torch's generator.
+    """The network with random weights, from torch's global generator.
 
     Raises:
         UnknownNameError: no such network.
@@ -75,15 +75,15 @@ def blueprint(name: str) -> Network:
 
 
 def check_name(name: str) -> None:
-    """Refuse other names.
+    """Check that the family has a network of that name.
 
     Raises:
-        UnknownNameError: no such network.
+        UnknownNameError: it has none.
     """
     if name != NAME:
         raise UnknownNameError.among("network of the family 'scratch'", name, [NAME])
 
 
 def _convolved(width: int, maps: int) -> list[nn.Module]:
-    # The normalisation has a shift of its own, so the convolution needs none.
+    # The normalisation has a bias, so the convolution needs none.
     return [nn.Conv2d(width, maps, 3, padding=1, bias=False), nn.BatchNorm2d(maps), nn.ReLU(inplace=True)]

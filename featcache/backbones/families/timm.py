@@ -39,8 +39,8 @@ def load(name: str, weights: Path | None) -> Network:
 
     Raises:
         UnknownNameError: timm has no such network.
-        UsageError: its published transform cannot be followed exactly.
-        WeightsError: the weights cannot be had or do not fit.
+        UsageError: its published transform is not supported.
+        WeightsError: the weights cannot be downloaded or do not fit.
     """
     module = _created(name)
     config: dict[str, Any] = module.pretrained_cfg
@@ -68,15 +68,15 @@ def blueprint(name: str) -> Network:
 
 
 def standard_transform(name: str, config: Mapping[str, Any]) -> StandardTransform:
-    """The published transform, exactly as timm's own evaluation transform makes it.
+    """The published transform, exactly as timm's evaluation transform computes it.
 
     Raises:
-        UsageError: a part of it is not published, or is of a kind that is not followed here.
+        UsageError: a part of it is not published or not supported.
     """
     needed = ("input_size", "crop_pct", "interpolation", "mean", "std")
-    absent = [key for key in needed if not config.get(key)]
-    if absent:
-        raise UsageError(f"timm publishes no {', '.join(absent)} for {name}, and a guess would give wrong vectors.")
+    missing = [key for key in needed if not config.get(key)]
+    if missing:
+        raise UsageError(f"timm publishes no {', '.join(missing)} for {name}, and a guess could give wrong vectors.")
     channels, height, width = config["input_size"]
     mode = config.get("crop_mode") or "center"
     if channels != 3 or mode not in ("center", "squash") or (mode == "center" and height != width):
@@ -84,9 +84,9 @@ def standard_transform(name: str, config: Mapping[str, Any]) -> StandardTransfor
             f"The transform of {name} (input {config['input_size']}, crop mode {mode!r}) is not supported. "
             "Use Backbone.from_module with a transform of your own."
         )
-    scaled = tuple(math.floor(side / config["crop_pct"]) for side in (height, width))
+    resize = tuple(math.floor(side / config["crop_pct"]) for side in (height, width))
     return StandardTransform(
-        resize=scaled if mode == "squash" else scaled[:1],
+        resize=resize if mode == "squash" else resize[:1],
         crop=(height, width),
         interpolation=config["interpolation"],
         mean=config["mean"],
@@ -95,7 +95,7 @@ def standard_transform(name: str, config: Mapping[str, Any]) -> StandardTransfor
 
 
 def axes_of(module: nn.Module) -> Axes:
-    """What the axes of this network's activations are, by the file of timm that defines it."""
+    """The axis order of this network's activations, by the module of timm that defines it."""
     family = type(module).__module__.rpartition(".")[2]
     if family in _TOKENS:
         return Axes(None, True, int(getattr(module, "num_prefix_tokens", 0)))
@@ -105,7 +105,7 @@ def axes_of(module: nn.Module) -> Axes:
 
 
 def weights_folder() -> Path:
-    """Where a file of weights is looked for before anything is downloaded."""
+    """The folder that is searched for a file of weights before anything is downloaded."""
     return cache_folder() / "weights"
 
 
@@ -126,17 +126,17 @@ def _own_file(name: str) -> Path | None:
 def _downloaded(name: str, config: Mapping[str, Any]) -> nn.Module:
     address, file = _address(config)
     advice = (
-        f"Load {file} from {address} on a machine that can, and put it at "
+        f"Download {file} from {address} on another machine, and put it at "
         f"{weights_folder() / f'timm_{name}{Path(file).suffix}'}, or give it with --weights FILE."
     )
     if not address:
-        raise WeightsError(f"timm publishes no weights for {name}. Give some with --weights FILE.")
+        raise WeightsError(f"timm publishes no weights for {name}. Give a file with --weights FILE.")
     if _cached_file(config) is None:
         try:
             request = urllib.request.Request(address, method="HEAD")
             urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS).close()
         except urllib.error.HTTPError:
-            pass  # the address answers; timm knows better how to ask
+            pass  # the server answers; timm sends the right request
         except OSError as error:
             raise WeightsError(f"The weights of timm:{name} cannot be downloaded: {error}. {advice}") from error
     try:
@@ -156,7 +156,7 @@ def _address(config: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _cached_file(config: Mapping[str, Any]) -> Path | None:
-    """The file that timm's own mechanism keeps, if it is there."""
+    """The file in timm's own download cache, if it is there."""
     if config.get("hf_hub_id"):
         from huggingface_hub import try_to_load_from_cache
 

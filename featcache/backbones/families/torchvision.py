@@ -1,7 +1,6 @@
 """The family ``torchvision``: its classification networks with their own weights and transform.
 
-``torchvision:resnet50`` means the best weights that torchvision publishes,
-``torchvision:resnet50.IMAGENET1K_V1`` certain ones.
+``torchvision:resnet50`` has torchvision's default weights, ``torchvision:resnet50.IMAGENET1K_V1`` names others.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ from featcache.backbones.weights import digest_of, load_into, read_weights, sett
 from featcache.core.errors import UnknownNameError, UsageError, WeightsError
 from featcache.core.recipe import PixelPath, StandardTransform
 
-# Their published weights go with a rearranged input that a state dict does not tell of.
-_LEFT_OUT = frozenset({"googlenet", "inception_v3"})
+# Their published weights expect another input normalisation, which the state dict does not say.
+_UNSUPPORTED = frozenset({"googlenet", "inception_v3"})
 
 
 def names() -> list[str]:
-    """The classification networks of torchvision that can be used."""
+    """The supported classification networks of torchvision."""
     listed = torchvision.models.list_models(module=torchvision.models)
-    return [name for name in listed if name not in _LEFT_OUT]
+    return [name for name in listed if name not in _UNSUPPORTED]
 
 
 def load(name: str, weights: Path | None) -> Network:
@@ -36,8 +35,8 @@ def load(name: str, weights: Path | None) -> Network:
 
     Raises:
         UnknownNameError: torchvision has no such network or weights.
-        UsageError: its published transform cannot be followed exactly.
-        WeightsError: the weights cannot be had or do not fit.
+        UsageError: its published transform is not supported.
+        WeightsError: the weights cannot be downloaded or do not fit.
     """
     arch, chosen, transform = _published(name)
     module = torchvision.models.get_model(arch, weights=None)
@@ -48,12 +47,12 @@ def load(name: str, weights: Path | None) -> Network:
             chosen.get_state_dict(progress=False, check_hash=True, weights_only=True)
         except (OSError, RuntimeError) as error:
             raise WeightsError(
-                f"The weights of torchvision:{name} cannot be downloaded: {error}. Load {path.name} from {chosen.url} "
-                f"on a machine that can, and put it into {path.parent}, or give it with --weights FILE."
+                f"The weights of torchvision:{name} cannot be downloaded: {error}. Download {path.name} from "
+                f"{chosen.url} on another machine, and put it into {path.parent}, or give it with --weights FILE."
             ) from error
     before = settled_state(path)
     load_into(module, read_weights(path), str(path), classifier or "classifier")
-    module = _beheaded(module)
+    module = without_classifier(module)
     return Network(module, digest_of(module), PixelPath(transform), axes_of(arch), path, weights_state=before)
 
 
@@ -61,7 +60,7 @@ def blueprint(name: str) -> Network:
     """The same network without its weights, to look at its layers."""
     arch, _, transform = _published(name)
     module = torchvision.models.get_model(arch, weights=None)
-    module = _beheaded(module)
+    module = without_classifier(module)
     return Network(module, "", PixelPath(transform), axes_of(arch))
 
 
@@ -69,7 +68,7 @@ def standard_transform(name: str, preset: Any) -> StandardTransform:
     """The published transform.
 
     Raises:
-        UsageError: it is of a kind that is not followed here.
+        UsageError: it is not supported.
     """
     if not isinstance(preset, ImageClassification) or len(preset.resize_size) != 1:
         raise UsageError(
@@ -87,7 +86,7 @@ def standard_transform(name: str, preset: Any) -> StandardTransform:
 
 
 def axes_of(arch: str) -> Axes:
-    """What the axes of this network's activations are."""
+    """The axis order of this network's activations."""
     if arch.startswith("vit_"):
         return Axes(None, True, 1)
     return Axes("NHWC" if arch.startswith("swin") else "NCHW")
@@ -105,11 +104,11 @@ def _published(name: str) -> tuple[str, Any, StandardTransform]:
     return arch, chosen, standard_transform(name, chosen.transforms())
 
 
-def _beheaded(module: nn.Module) -> nn.Module:
-    """Let the penultimate vector through in place of the classifier's answer."""
+def without_classifier(module: nn.Module) -> nn.Module:
+    """Remove the classifier, so that the module returns the penultimate vector."""
     classifier = _last_linear(module)
     if classifier is None:
-        # SqueezeNet classifies by a convolution: before it there is a map and no vector.
+        # SqueezeNet classifies by a convolution: before it there is a map, not a vector.
         return nn.Sequential(OrderedDict(features=module.get_submodule("features")))
     parent, _, last = classifier.rpartition(".")
     setattr(module.get_submodule(parent), last, nn.Identity())
@@ -117,6 +116,6 @@ def _beheaded(module: nn.Module) -> nn.Module:
 
 
 def _last_linear(module: nn.Module) -> str | None:
-    """Path of the classifier: the last linear layer. A network without one has no ``pooled``."""
+    """Path of the classifier, the last linear layer. A network without one has no ``pooled``."""
     found = [name for name, part in module.named_modules() if isinstance(part, nn.Linear)]
     return found[-1] if found else None
