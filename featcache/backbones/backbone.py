@@ -230,8 +230,7 @@ class Backbone:
     def with_pixels(self, pixels: PixelPath) -> Backbone:
         """The same network, with images decoded and resized by the implementations that *pixels* names.
 
-        A head needs the pixels that it was trained on, even if newer implementations are the default now. See
-        `featcache.images.transforms.with_code_of`.
+        A head needs the pixels that it was trained on, even if newer implementations are the default now.
         """
         if with_code_of(self.recipe.pixels, pixels) == self.recipe.pixels:
             return self
@@ -245,13 +244,12 @@ class Backbone:
         Raises:
             UsageError: the transform is a callable, so the size that it needs is unknown.
         """
-        pixels = self.recipe.pixels
-        if not isinstance(pixels.transform, StandardTransform):
+        if not isinstance(self.recipe.pixels.transform, StandardTransform):
             raise UsageError(
                 f"The transform of {self.name} is a callable, so the size of image that it needs is unknown. "
                 "Omit scaled, or give a StandardTransform."
             )
-        return self.with_pixels(replace(pixels, scaled=SCALED))
+        return self.with_pixels(replace(self.recipe.pixels, scaled=SCALED))
 
     def _published(self) -> Recipe:
         """The recipe at float32 with the code that is the default."""

@@ -46,7 +46,7 @@ def cached_files() -> list[Path]:
     return sorted((cache_folder() / "graphs").glob("*"))
 
 
-def test_what_lies_behind_the_deepest_layer_is_cut_off() -> None:
+def test_a_graph_ends_at_the_deepest_layer() -> None:
     backbone = tiny_backbone()
     kinds = {}
     for layer in ("stem:mean", "pooled"):
@@ -105,7 +105,7 @@ LOOKS: dict[str, Callable[[torch.Tensor], Any]] = {
 
 
 @pytest.mark.parametrize("look", LOOKS)
-def test_a_network_that_looks_at_values_is_no_graph(look: str) -> None:
+def test_a_network_that_reads_values_is_not_converted(look: str) -> None:
     """On dark images the graph of a trace would agree with torch; it is wrong on the others."""
     backbone = made(Looks(LOOKS[look]))
     layers, x = backbone.resolve_layers(["pooled"]), pictures(backbone)
@@ -127,7 +127,7 @@ class Harmless(nn.Module):
         return torch.cat([torch.where(tokens > 0, tokens, 2 * tokens), first, second], dim=1)
 
 
-def test_shapes_may_be_looked_at() -> None:
+def test_shapes_may_be_read() -> None:
     backbone = made(Harmless())
     layers, x = backbone.resolve_layers(["pooled"]), pictures(backbone)
     passes = passes_for(backbone)
@@ -137,7 +137,7 @@ def test_shapes_may_be_looked_at() -> None:
     assert relative(passes.forward(more, layers)["pooled"], backbone.forward(more, layers)["pooled"]) <= 1e-4
 
 
-def test_a_graph_is_compared_on_pictures_of_another_kind_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_graph_is_compared_on_other_images_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """The run's first images are all dark here, and the noise that is traced is no lighter than grey."""
     from featcache.backbones.runtimes import convert as conversion
 
@@ -166,7 +166,7 @@ def test_what_cannot_be_converted_runs_on_torch(module: nn.Module, reason: str) 
         passes_for(backbone.with_runtime(runtime="openvino")).ready(x, layers)
 
 
-def test_a_run_says_which_runtime_it_took_and_why(photos: Path, tmp_path: Path) -> None:
+def test_the_report_has_the_runtime_and_the_reason(photos: Path, tmp_path: Path) -> None:
     report = fc.extract(photos, tmp_path / "a.fcache", backbone=made(Odd()), progress=False)
     assert (report.computed, report.runtime) == (24, "torch")
     assert "aten::special_i0" in report.notes[0]
@@ -425,7 +425,7 @@ def test_a_graph_that_cannot_be_read_is_no_graph(kept: Any, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("runtime", ["auto", "openvino"])
-def test_a_batch_too_large_is_told_to_be_that(photos: Path, tmp_path: Path, runtime: str) -> None:
+def test_a_batch_too_large_for_the_memory(photos: Path, tmp_path: Path, runtime: str) -> None:
     """Lack of memory is no fault of the network, and torch would lack it too."""
     with pytest.raises(UsageError, match=r"not enough memory for passes of 10,000,000,000 images.*--batch-size"):
         fc.extract(
@@ -433,7 +433,7 @@ def test_a_batch_too_large_is_told_to_be_that(photos: Path, tmp_path: Path, runt
         )
 
 
-def test_the_precision_is_asked_of_openvino(kept: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_precision_is_requested_from_openvino(kept: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Left alone it takes bfloat16 where the processor has it; and what it takes is not always what was asked for."""
     import openvino
 
@@ -464,7 +464,7 @@ def test_the_precision_is_asked_of_openvino(kept: Any, monkeypatch: pytest.Monke
         compiled("bfloat16")
 
 
-def test_for_a_few_images_nothing_is_converted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_images_are_not_worth_a_conversion(monkeypatch: pytest.MonkeyPatch) -> None:
     done = conversions(monkeypatch)
     backbone = tiny_backbone()
     layers, x = backbone.resolve_layers(["pooled"]), pictures(backbone)
@@ -481,14 +481,14 @@ def test_for_a_few_images_nothing_is_converted(monkeypatch: pytest.MonkeyPatch) 
         ([[1.0, 2.0, 0.0], [3.0, 4.0, 0.0]], r"shape \(2, 3\)"),
     ],
 )
-def test_what_is_no_agreement(got: list[list[float]], message: str) -> None:
+def test_disagreement(got: list[list[float]], message: str) -> None:
     reference = {"pooled": np.array([[1.0, 2.0], [3.0, 4.0]], np.float32)}
     assert check_agreement(reference, reference, "float32") == {"pooled": 0.0}
     with pytest.raises(ConversionError, match=message):
         check_agreement({"pooled": np.array(got, np.float32)}, reference, "float32")
 
 
-def test_agreement_leaves_out_images_that_the_reference_loses() -> None:
+def test_agreement_skips_images_with_non_finite_reference() -> None:
     """A graph tells of NaN anywhere on the way, so of all layers at once; torch has it behind the place alone."""
     before, behind = np.ones((3, 4), np.float32), np.ones((3, 2), np.float32)
     behind[1] = np.nan
@@ -505,7 +505,7 @@ def test_agreement_leaves_out_images_that_the_reference_loses() -> None:
         check_agreement({"before": before, "behind": np.ones((3, 2), np.float32)}, reference, "float32")
 
 
-def test_agreement_is_asked_of_every_image_and_needs_one_that_is_finite() -> None:
+def test_agreement_checks_every_image_and_needs_a_finite_one() -> None:
     reference = np.ones((3, 4), np.float32)
     reference[1] = np.nan
     assert check_agreement({"a": reference}, {"a": reference}, "float32") == {"a": 0.0}
@@ -530,7 +530,7 @@ def test_agreement_is_asked_of_every_image_and_needs_one_that_is_finite() -> Non
         ({"runtime": "openvino", "device": "cuda"}, UsageError, "OpenVINO on the CPU, not on cuda"),
     ],
 )
-def test_what_there_is_not_is_refused(options: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_unknown_choices(options: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         get("bundled:efficientnet_lite0", **options)
 

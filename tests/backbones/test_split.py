@@ -265,7 +265,7 @@ def check_plain(net: Network, made: SplitNetwork) -> None:
     assert made.stages[-1][0] == "fc2"
 
 
-def test_two_cuts_have_the_same_names_and_take_each_others_weights() -> None:
+def test_two_splits_have_the_same_names_and_take_each_others_weights() -> None:
     one, other = network("timm:convnext_atto"), network("timm:convnext_atto")
     randomised(other.module, seed=5)
     first, second = split_network(one, "stages.3"), split_network(other, "stages.3")
@@ -363,7 +363,7 @@ class Choice(nn.Module):
         return self.conv(x) if x.sum() > 0 else self.conv(-x)
 
 
-def test_code_that_cannot_be_followed() -> None:
+def test_code_that_cannot_be_traced() -> None:
     net = of(Branching(nn.Conv2d(4, 4, 1)), 16)
     for act in (lambda: split_network(net, "last"), lambda: split_points(net)):
         with pytest.raises(UsageError, match=r"torch\.fx cannot trace the network's own code: symbolically"):
@@ -394,7 +394,7 @@ def test_code_that_computes_something_else_in_training() -> None:
         split_network(of(Louder(nn.Conv2d(4, 4, 1)), 16), "last")
 
 
-def test_activations_changed_in_place_are_found_by_the_proof() -> None:
+def test_activations_changed_in_place_are_found() -> None:
     net = of(randomised(Behind(nn.Conv2d(4, 4, 1))), 16)
     with pytest.raises(UsageError, match="give other vectors than the whole network"):
         split_network(net, "parts")

@@ -1,4 +1,4 @@
-"""A recipe names the code that makes pixels; the backbone found for it runs that code, also where there is newer."""
+"""A recipe names the implementations that make its pixels; the backbone for it uses them, even if newer ones exist."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def jpeg_of(width: int, height: int, seed: int = 0) -> bytes:
 @pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("scaled", [None, SCALED])
-def test_every_recipe_that_can_be_named_is_followed(decoder: str, implementation: str, scaled: str | None) -> None:
+def test_every_implementation_that_a_recipe_names(decoder: str, implementation: str, scaled: str | None) -> None:
     net = tiny_backbone()
     transform = net.recipe.pixels.transform
     assert isinstance(transform, StandardTransform)
@@ -88,7 +88,7 @@ def test_what_is_published_is_not_taken_over() -> None:
         backbone_for(replace(net.recipe, pixels=other), net)
 
 
-def test_code_of_a_later_featcache_is_told_to_be_missing() -> None:
+def test_an_unknown_implementation_raises() -> None:
     net = tiny_backbone()
     for later in (
         replace(net.recipe.pixels, decoder="simplejpeg/9"),
@@ -108,7 +108,7 @@ def test_the_same_code_is_the_same_backbone() -> None:
     assert old.with_pixels(net.recipe.pixels).recipe == net.recipe
 
 
-def test_a_backbone_is_found_by_a_recipe_of_before() -> None:
+def test_for_recipe_of_an_older_implementation() -> None:
     recipe = get("bundled:efficientnet_lite0").recipe
     assert for_recipe(recipe).recipe == recipe
     assert for_recipe(before(recipe)).recipe == before(recipe)
@@ -118,13 +118,13 @@ def test_a_backbone_is_found_by_a_recipe_of_before() -> None:
     assert len({recipe.fingerprint, before(recipe).fingerprint, scaled.recipe.fingerprint}) == 3
 
 
-def test_another_process_follows_it_too() -> None:
+def test_pickled_to_another_process() -> None:
     made = get("bundled:efficientnet_lite0").scaled()
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         assert pool.submit(attrgetter("recipe.fingerprint"), made).result() == made.recipe.fingerprint
 
 
-def test_the_vectors_of_real_photographs_keep_to_the_bound() -> None:
+def test_vectors_of_real_photographs() -> None:
     """DESIGN: two grey levels, and a cosine of 0.9999."""
     net = get("bundled:efficientnet_lite0")
     old = for_recipe(before(net.recipe))
@@ -137,7 +137,7 @@ def test_the_vectors_of_real_photographs_keep_to_the_bound() -> None:
     assert cosine.min() >= 0.9999
 
 
-def test_a_head_of_before_sees_the_pixels_it_was_trained_on(tmp_path: Path, draw_images: Callable[..., Path]) -> None:
+def test_an_old_head_gets_the_pixels_it_was_trained_on(tmp_path: Path, draw_images: Callable[..., Path]) -> None:
     net = tiny_backbone()
     old = net.with_pixels(before(net.recipe).pixels)
     photos = draw_images(tmp_path / "photos", ("cats", "dogs"), 6)
@@ -187,7 +187,7 @@ def test_scaled_needs_a_transform_whose_size_is_known() -> None:
         net.scaled()
 
 
-def test_a_callable_follows_the_decoder_alone() -> None:
+def test_a_callable_takes_over_the_decoder_only() -> None:
     seen = []
 
     def transform(image: Image.Image) -> torch.Tensor:
