@@ -18,7 +18,7 @@ def main() -> None:
     parser.add_argument("store", help="a store that extract_features.py made")
     parser.add_argument("head", help="the file to write, *.fch")
     parser.add_argument("images", nargs="*", help="images to ask about")
-    parser.add_argument("--kind", default="softmax", help="softmax, ridge, knn, centroid, torch or logreg")
+    parser.add_argument("--kind", default="softmax", help="softmax, ridge, knn, …, or module:Class(argument=value)")
     options = parser.parse_args()
 
     bundle = fc.train(options.store, head=options.kind)

@@ -26,7 +26,7 @@ def test_importing_featcache_is_light():
     assert heavy_after("import featcache") == []
 
 
-@pytest.mark.parametrize("head", ["softmax", "ridge", "knn", "centroid", "logreg"])
+@pytest.mark.parametrize("head", ["softmax", "ridge", "knn", "centroid", "sklearn.linear_model:LogisticRegression"])
 def test_heads_need_no_torch(head, tmp_path):
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "x.npz", features=rng.normal(size=(40, 5)), labels=np.arange(40) % 2)

@@ -44,12 +44,13 @@ def train(
     head: Annotated[
         str,
         typer.Option(
-            metavar="softmax|ridge|knn|centroid|mlp|torch|logreg",
+            metavar="softmax|ridge|knn|centroid|mlp|torch|MODULE:CLASS(ARG=VALUE)",
             help="softmax: multinomial logistic regression, its C chosen by cross-validation over the whole path;"
             " ridge: ridge regression, in a second or two, also for caches larger than memory; knn: the nearest"
             " vectors vote; centroid: the nearest class mean; mlp: hidden layers of its own (--hidden), where no linear"
             " head tells the classes apart; torch: a softmax layer trained by mini-batches, for caches larger than"
-            " memory; logreg: scikit-learn's logistic regression on standardised vectors.",
+            ' memory; or any scikit-learn classifier, for example "sklearn.svm:LinearSVC(C=0.1)"; linear ones can be'
+            " saved.",
         ),
     ] = "softmax",
     task: Annotated[
@@ -79,8 +80,8 @@ def train(
         str | None,
         typer.Option(
             metavar="balanced",
-            help="balanced: every class weighs the same, however many items it has. For the heads softmax, logreg and"
-            " torch.",
+            help="balanced: every class weighs the same, however many items it has. For the heads softmax and"
+            " torch, and scikit-learn classifiers that have it.",
         ),
     ] = None,
     group_near_duplicates: Annotated[

@@ -26,7 +26,6 @@ __all__ = ["HEADS", "Head", "SoftmaxPathClassifier", "resolve_head"]
 
 HEADS = {
     "softmax": "featcache.heads.softmax:SoftmaxPathClassifier",
-    "logreg": "featcache.heads.logreg:LogRegHead",
     "torch": "featcache.heads.sgd_softmax:TorchSoftmaxHead",
     "ridge": "featcache.heads.ridge:RidgeHead",
     "knn": "featcache.heads.knn:KnnHead",
@@ -35,7 +34,7 @@ HEADS = {
 }
 """Module and class of each named head; imported on first use."""
 
-WEIGHING = ("softmax", "logreg", "torch")
+WEIGHING = ("softmax", "torch")
 """Named heads that take class weights."""
 
 MULTILABEL_HEADS = {"softmax": "featcache.heads.multilabel:SigmoidPathClassifier"}

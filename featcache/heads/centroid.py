@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from featcache.core.errors import UsageError
-from featcache.heads.validation import TemperedLinearClassifier, to_fit
+from featcache.heads.validation import LinearHead, to_fit
 from featcache.metrics.calibration import fit_temperature
 
 
-class CentroidHead(TemperedLinearClassifier):
+class CentroidHead(LinearHead):
     """Nearest class mean.
 
     Attributes:

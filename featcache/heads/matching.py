@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from featcache.core.errors import UsageError
-from featcache.heads.knn import normalised
+from featcache.heads.predictors import normalised
 from featcache.metrics.likelihood_ratio import Calibration
 
 _ROWS_AT_ONCE = 8192

@@ -1,10 +1,8 @@
-"""The head ``softmax`` for several labels an item: one logistic regression a label, one C for all.
+"""The head ``softmax`` for several labels per item: one logistic regression per label, one C for all.
 
-Probabilities are sigmoid(z), each label's for itself. For each C of the grid the log-loss on held-out folds
-is averaged over items and labels; the C of the least mean wins, the smaller one of equals. Folds keep
-groups together and share out every label.
-
-The solver of `featcache.heads.multilabel`: one logistic regression a label along a path of penalties.
+Probabilities are sigmoid(z), each label on its own. For each C of the grid the log-loss on held-out folds is averaged
+over items and labels; the C with the lowest mean is chosen, the smaller one of equals. Folds keep groups together and
+are stratified by every label.
 """
 
 from __future__ import annotations
@@ -23,6 +21,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from featcache.core.errors import UsageError
 from featcache.heads.validation import check_finite, to_answer
 from featcache.metrics import multilabel
+from featcache.metrics.calibration import sigmoid
 from featcache.metrics.multilabel import binary_losses
 
 
@@ -174,7 +173,7 @@ class SigmoidPathClassifier(BaseEstimator):  # type: ignore[misc]  # scikit-lear
             tell(place, len(self.Cs_))
             total = 0.0
             for path, (_, test) in zip(paths, parts, strict=True):
-                total += binary_losses(Y[test], _sigmoid(next(path).scores(X[test]))).sum()
+                total += binary_losses(Y[test], sigmoid(next(path).scores(X[test]))).sum()
             scores[place] = total / Y.size
             if scores[place] > _CLEARLY_WORSE * np.nanmin(scores):
                 break
@@ -188,12 +187,8 @@ class SigmoidPathClassifier(BaseEstimator):  # type: ignore[misc]  # scikit-lear
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """(n, k) probabilities, each label's for itself."""
-        return _sigmoid(self.decision_function(X))
+        return sigmoid(self.decision_function(X))
 
     def predict(self, X: Any) -> np.ndarray:
         """(n, k) bool: which labels are likelier than not."""
         return np.asarray(self.decision_function(X) > 0)
-
-
-def _sigmoid(z: np.ndarray) -> np.ndarray:
-    return np.asarray(np.exp(-np.logaddexp(0, -np.asarray(z, dtype=np.float64))))

@@ -1,24 +1,21 @@
-"""The linear form of a fitted head: what can be saved and turned into torch.
+"""What a fitted head predicts labels with, in NumPy alone: a linear map, a multilayer perceptron, or stored vectors.
 
-Most heads are a matrix and a bias in the end, also behind a scaler: z = W x + b. With the link
-``softmax`` the probabilities are softmax(z); with ``margin`` the largest z names the label and there
-are no probabilities; with ``sigmoid`` each label has the probability 1 / (1 + exp(-z)) of its own.
-
-Hidden layers and an output layer: what the head ``mlp`` answers with, fitted or read from a file.
-
-z = W_m a_{m-1} + b_m, where a_0 = x and a_i = max(0, W_i a_{i-1} + b_i); probabilities are softmax(z).
+A predictor can be saved and converted to torch, and needs neither scikit-learn nor torch to answer.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from featcache.core.errors import BundleError
-from featcache.metrics.calibration import softmax
+from featcache.metrics.calibration import sigmoid, softmax
 
+SHARPNESS = 0.07
+_COSINES_AT_ONCE = 16_000_000
 LINKS = ("softmax", "margin", "sigmoid")
 SUPPORTED = (
     "the heads of featcache by their names, scikit-learn's linear classifiers (LogisticRegression, LinearSVC, "
@@ -29,7 +26,10 @@ SUPPORTED = (
 
 @dataclass(frozen=True)
 class LinearPredictor:
-    """A linear classifier.
+    """A linear classifier, z = W x + b; a scaler in front of it is multiplied in.
+
+    With the link ``softmax`` the probabilities are softmax(z); with ``margin`` the largest z gives the label and
+    there are no probabilities; with ``sigmoid`` each label has its own probability 1 / (1 + exp(-z)).
 
     Attributes:
         weight: (k, d) float32.
@@ -53,7 +53,7 @@ class LinearPredictor:
             return None
         z = self.scores(X)
         if self.link == "sigmoid":
-            return np.asarray(np.exp(-np.logaddexp(0, -z)))
+            return sigmoid(z)
         return softmax(z)
 
     def with_temperature(self, temperature: float) -> LinearPredictor:
@@ -153,7 +153,9 @@ def _affine(step: Any) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class MLPPredictor:
-    """A multilayer perceptron with rectifiers (ReLU) between its layers.
+    """A multilayer perceptron with ReLU between its layers.
+
+    z = W_m a_{m-1} + b_m with a_0 = x and a_i = max(0, W_i a_{i-1} + b_i); the probabilities are softmax(z).
 
     Attributes:
         weights: of each layer from the input to the output, (h, d), …, (k, h) float32.
@@ -193,3 +195,91 @@ class MLPPredictor:
     def predict(self, X: np.ndarray) -> np.ndarray:
         """(n,) labels."""
         return np.asarray(np.array(self.classes)[self.scores(X).argmax(axis=1)])
+
+
+@dataclass(frozen=True)
+class KnnPredictor:
+    """The nearest training vectors vote.
+
+    The k vectors most similar by cosine vote for their classes with weights exp((c - c₁) / 0.07), where c is the
+    cosine and c₁ the largest of them (Wu et al. 2018, equation 8, and its temperature). One more vote is shared by
+    all classes equally, so that no probability is 0.
+
+    Attributes:
+        vectors: (n, d), of length 1 (or 0).
+        numbers: (n,) int64, the class of each as its place in ``classes``.
+        k: how many vote.
+        classes: labels.
+        link: ``votes``; probabilities are those described above.
+    """
+
+    vectors: np.ndarray
+    numbers: np.ndarray
+    k: int
+    classes: tuple[str, ...]
+    link: str = "votes"
+
+    def probabilities(self, X: np.ndarray) -> np.ndarray:
+        """(m, classes) float64 for vectors (m, d), rows sum to 1."""
+        found = np.empty((len(X), len(self.classes)))
+        for at, cosines, places in nearest(self.vectors, normalised(X), self.k):
+            found[at] = vote_shares(cosines, self.numbers[places], len(self.classes))
+        return found
+
+    def predict(self, X: np.ndarray) -> np.ndarray:
+        """(m,) labels."""
+        return np.asarray(np.array(self.classes)[self.probabilities(X).argmax(axis=1)])
+
+
+def normalised(X: np.ndarray) -> np.ndarray:
+    """Vectors (n, d) divided by their lengths; those of length 0 stay 0."""
+    # By the largest number first, whose square could be too large or too small.
+    X = X / np.maximum(np.abs(X).max(axis=1, keepdims=True), np.finfo(X.dtype).tiny)
+    lengths = np.linalg.norm(X, axis=1, keepdims=True)
+    return np.asarray(X / np.where(lengths > 0, lengths, 1))
+
+
+def nearest(
+    vectors: np.ndarray,
+    queries: np.ndarray,
+    k: int,
+    groups: np.ndarray | None = None,
+    query_groups: np.ndarray | None = None,
+) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+    """The most similar vectors of each query, in blocks of bounded memory.
+
+    Args:
+        vectors: (n, d) of length 1.
+        queries: (m, d) of length 1.
+        k: how many; fewer where n is smaller.
+        groups: (n,) numbers.
+        query_groups: (m,) numbers; vectors of the query's own group get the cosine -inf.
+
+    Yields:
+        Which queries these are, their cosines (b, k) from large to small, and row numbers (b, k).
+    """
+    k = min(k, len(vectors))
+    step = max(1, _COSINES_AT_ONCE // len(vectors))
+    for start in range(0, len(queries), step):
+        at = slice(start, min(start + step, len(queries)))
+        cosines = queries[at] @ vectors.T
+        if groups is not None and query_groups is not None:
+            cosines[query_groups[at, None] == groups] = -np.inf
+        places = np.argpartition(cosines, len(vectors) - k, axis=1)[:, len(vectors) - k :]
+        found = np.take_along_axis(cosines, places, axis=1)
+        order = np.argsort(-found, axis=1, kind="stable")
+        yield at, np.take_along_axis(found, order, axis=1), np.take_along_axis(places, order, axis=1)
+
+
+def vote_weights(cosines: np.ndarray) -> np.ndarray:
+    """The votes' weights, (b, k) float64; that of the nearest is 1."""
+    cosines = cosines.astype(np.float64)
+    return np.asarray(np.exp((cosines - cosines[:, :1]) / SHARPNESS))
+
+
+def vote_shares(cosines: np.ndarray, numbers: np.ndarray, classes: int) -> np.ndarray:
+    """(b, classes) probabilities from the neighbours' cosines and class numbers, both (b, k)."""
+    votes = np.full((len(cosines), classes), 1 / classes)
+    for weight, number in zip(vote_weights(cosines).T, numbers.T, strict=True):
+        votes[np.arange(len(votes)), number] += weight
+    return np.asarray(votes / votes.sum(axis=1, keepdims=True))

@@ -24,7 +24,7 @@ import numpy as np
 from featcache.core.errors import UsageError
 from featcache.core.process import one_blas_thread
 from featcache.heads.streaming import VectorStream
-from featcache.heads.validation import TemperedLinearClassifier, check_finite, class_scores, to_fit
+from featcache.heads.validation import LinearHead, check_finite, class_scores, to_fit
 from featcache.metrics.calibration import fit_temperature
 
 _NUMBERS_AT_ONCE = 8_000_000
@@ -197,7 +197,7 @@ RELATIVE_ALPHAS = tuple(10 ** (exponent / 2) for exponent in range(-6, 7))
 SCORED_ROWS = 65_536
 
 
-class RidgeHead(TemperedLinearClassifier):
+class RidgeHead(LinearHead):
     """Ridge classifier with calibrated probabilities.
 
     Args:

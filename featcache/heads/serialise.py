@@ -15,9 +15,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from featcache.core.errors import BundleError
-from featcache.heads.knn import KnnPredictor
 from featcache.heads.matching import MatchingPredictor
-from featcache.heads.predictors import LINKS, LinearPredictor, MLPPredictor, linear_predictor
+from featcache.heads.predictors import LINKS, KnnPredictor, LinearPredictor, MLPPredictor, linear_predictor
 from featcache.metrics.likelihood_ratio import Calibration
 
 Classifier: TypeAlias = LinearPredictor | MLPPredictor | KnnPredictor
@@ -38,6 +37,33 @@ def export_predictor(fitted: Any) -> Predictor:
     if type(fitted).__module__.startswith("featcache.heads.") and hasattr(fitted, "predictor"):
         return fitted.predictor()  # type: ignore[no-any-return]
     return linear_predictor(fitted)
+
+
+def loss_curve(fitted: Any) -> dict[str, list[list[float | None]]]:
+    """The curve for a head's report.
+
+    Args:
+        fitted: an estimator; one of our own heads has a curve if it has ``scores_`` over ``Cs_`` or ``Cs``:
+            either (c,) mean log-losses, or (folds, c) negative log-losses, NaN where a C was skipped, which count by
+            ``held_out_weights_`` (folds,).
+
+    Returns:
+        ``{"loss_over_C": [[C, log-loss or None], …]}`` from small to large C, or ``{}``.
+    """
+    if getattr(fitted, "scoring", "neg_log_loss") != "neg_log_loss":
+        return {}
+    Cs = getattr(fitted, "Cs_", getattr(fitted, "Cs", None))
+    scores = getattr(fitted, "scores_", None)
+    if Cs is None or scores is None or not len(scores) or not type(fitted).__module__.startswith("featcache.heads."):
+        return {}
+    if np.ndim(scores) == 2:
+        # By the same weights as the choice of C.
+        losses = -np.average(scores, axis=0, weights=getattr(fitted, "held_out_weights_", None))
+        order = np.argsort(Cs)
+    else:
+        losses, order = np.asarray(scores), np.arange(len(scores))  # these are sorted already
+    points = zip(np.sort(np.asarray(Cs, dtype=np.float64)).tolist(), losses[order].tolist(), strict=True)
+    return {"loss_over_C": [[C, None if loss != loss else loss] for C, loss in points]}
 
 
 def pack(predictor: Predictor) -> tuple[str, dict[str, np.ndarray], dict[str, Any]]:

@@ -21,9 +21,9 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
 from featcache.core.errors import UnknownNameError, UsageError
-from featcache.heads.knn import normalised
 from featcache.heads.lda import Scatter, Whitened, scatter_of, whiten
 from featcache.heads.matching import MatchingPredictor
+from featcache.heads.predictors import normalised
 from featcache.heads.validation import to_answer, to_fit
 from featcache.metrics import splits
 from featcache.metrics.verification import cosine_scores, pairs_within, roc

@@ -21,17 +21,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils.validation import check_is_fitted
 
 from featcache.core.errors import UsageError
 from featcache.core.process import row_threads
 from featcache.heads.regularization_path import FINAL_GAP, PATH_GAP, RegularisationPath, draw_folds
 from featcache.heads.softmax_certificate import LOGITS_BYTES, Certificate
 from featcache.heads.softmax_solver import NO_FOLD
-from featcache.heads.validation import checked, to_answer
-from featcache.metrics.calibration import softmax
+from featcache.heads.validation import LinearHead, checked
 
 _STEEP = 0.01
 """A last step of the loss by more than this share of all its change: not flat."""
@@ -79,7 +76,7 @@ _CLEARLY_WORSE, _STEPS_BEYOND = 1.03, 3
 _SCORINGS = ("neg_log_loss", "accuracy")
 
 
-class SoftmaxPathClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
+class SoftmaxPathClassifier(LinearHead):
     """Multinomial logistic regression with its C chosen by cross-validation.
 
     Args:
@@ -260,48 +257,3 @@ class SoftmaxPathClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mis
                 ConvergenceWarning,
                 stacklevel=3,
             )
-
-    def decision_function(self, X: Any) -> np.ndarray:
-        """(n, k) logits, or (n,) for two classes."""
-        check_is_fitted(self)
-        logits = to_answer(self, X) @ self.coef_.T + self.intercept_
-        return np.asarray(logits[:, 0] if logits.shape[1] == 1 else logits)
-
-    def predict_proba(self, X: Any) -> np.ndarray:
-        """(n, k) probabilities in the order of ``classes_``."""
-        z = self.decision_function(X)
-        if z.ndim == 1:
-            z = np.column_stack([np.zeros(len(z)), z])
-        return softmax(z)
-
-    def predict(self, X: Any) -> np.ndarray:
-        """(n,) the likeliest label."""
-        p = self.predict_proba(X)
-        return np.asarray(self.classes_[p.argmax(1)])
-
-
-def loss_curve(fitted: Any) -> dict[str, list[list[float | None]]]:
-    """The curve for a head's report.
-
-    Args:
-        fitted: an estimator; one of our own heads has a curve if it has ``scores_`` over ``Cs_`` or ``Cs``:
-            either (c,) mean log-losses, or (folds, c) negative log-losses, NaN where a C was skipped, which count by
-            ``held_out_weights_`` (folds,).
-
-    Returns:
-        ``{"loss_over_C": [[C, log-loss or None], …]}`` from small to large C, or ``{}``.
-    """
-    if getattr(fitted, "scoring", "neg_log_loss") != "neg_log_loss":
-        return {}
-    Cs = getattr(fitted, "Cs_", getattr(fitted, "Cs", None))
-    scores = getattr(fitted, "scores_", None)
-    if Cs is None or scores is None or not len(scores) or not type(fitted).__module__.startswith("featcache.heads."):
-        return {}
-    if np.ndim(scores) == 2:
-        # By the same weights as the choice of C.
-        losses = -np.average(scores, axis=0, weights=getattr(fitted, "held_out_weights_", None))
-        order = np.argsort(Cs)
-    else:
-        losses, order = np.asarray(scores), np.arange(len(scores))  # these are sorted already
-    points = zip(np.sort(np.asarray(Cs, dtype=np.float64)).tolist(), losses[order].tolist(), strict=True)
-    return {"loss_over_C": [[C, None if loss != loss else loss] for C, loss in points]}

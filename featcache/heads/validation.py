@@ -1,9 +1,4 @@
-"""What every head asks of the arrays it is fitted on, and how it says what is wrong with them.
-
-The rows that a weighted head is fitted on: weights multiplied, rows of no weight left out, in float32.
-
-What heads share whose scores are linear and whose probabilities are softmax(scores / T).
-"""
+"""What heads share: checks of the arrays given to fit and predict, sample weights, and prediction from a linear map."""
 
 from __future__ import annotations
 
@@ -171,15 +166,15 @@ def checked(
     return TrainingRows(narrow, numbers[kept], weights[kept], units[kept], classes, shift, kept, n)
 
 
-class TemperedLinearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
-    """Answers from ``coef_``, ``intercept_``, ``temperature_`` and ``classes_``.
+class LinearHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
+    """Predicts from ``coef_``, ``intercept_``, ``temperature_`` and ``classes_``; the probabilities are softmax(z / T).
 
-    For two classes ``coef_`` is (1, d), and the scores of the classes are 0 and what it gives.
+    For two classes ``coef_`` is (1, d), and the scores z of the classes are 0 and what it gives.
     """
 
     coef_: np.ndarray
     intercept_: np.ndarray
-    temperature_: float
+    temperature_: float = 1.0
     classes_: np.ndarray
 
     def decision_function(self, X: Any) -> np.ndarray:

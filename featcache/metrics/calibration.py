@@ -28,6 +28,12 @@ def softmax(scores: np.ndarray) -> np.ndarray:
     return np.asarray(z / z.sum(axis=1, keepdims=True))
 
 
+def sigmoid(scores: np.ndarray) -> np.ndarray:
+    """1 / (1 + exp(-scores)), float64, of any shape."""
+    # Not scipy.special.expit: importing it takes longer than to predict one image.
+    return np.asarray(np.exp(-np.logaddexp(0, -np.asarray(scores, dtype=np.float64))))
+
+
 def log_loss(scores: np.ndarray, numbers: np.ndarray) -> float:
     """Mean of -ln softmax(scores)[number], for (n, k) scores and (n,) class numbers."""
     z = scores - scores.max(axis=1, keepdims=True)

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from featcache.core.errors import UsageError
+from featcache.metrics.calibration import sigmoid
 
 RULE_OF_THREE = 3
 """So many false accepts must be expected of the pairs at hand, or they cannot tell a rate of that size from one of 0
@@ -78,7 +79,7 @@ class Calibration:
         if not 0 < prior < 1:
             raise UsageError(f"The prior probability of one person must lie between 0 and 1; {prior} does not.")
         odds = self.llr(scores) + math.log(prior) - math.log1p(-prior)
-        return np.asarray(np.exp(-np.logaddexp(0.0, -odds)))
+        return sigmoid(odds)
 
     def decide(self, scores: np.ndarray) -> np.ndarray:
         """(n,) bool, whether each of the (n,) scores reaches the threshold; NaN does not."""

@@ -12,8 +12,7 @@ from featcache.core.errors import BundleError
 from featcache.core.progress import Progress, Silent
 from featcache.heads import Head
 from featcache.heads.predictors import LinearPredictor, MLPPredictor
-from featcache.heads.serialise import export_predictor
-from featcache.heads.softmax import loss_curve
+from featcache.heads.serialise import export_predictor, loss_curve
 from featcache.heads.streaming import VectorStream, check_memory
 from featcache.metrics.calibration import held_out_temperature
 from featcache.training.bundle import Bundle

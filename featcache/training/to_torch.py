@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from featcache.backbones.activations import activations
-from featcache.heads.knn import SHARPNESS, KnnPredictor
-from featcache.heads.predictors import LinearPredictor
+from featcache.heads.predictors import SHARPNESS, KnnPredictor, LinearPredictor
 from featcache.heads.serialise import Classifier
 from featcache.training.partial_model import PartialModel
 
@@ -65,7 +64,7 @@ class EndToEnd(nn.Module):
 
 
 class Votes(nn.Module):
-    """The nearest stored vectors vote, as in `featcache.heads.knn`; logits are log-probabilities."""
+    """The nearest stored vectors vote, as in `KnnPredictor`; logits are log-probabilities."""
 
     def __init__(self, predictor: KnnPredictor) -> None:
         super().__init__()

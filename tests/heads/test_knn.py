@@ -8,8 +8,7 @@ from sklearn.metrics import log_loss
 from sklearn.neighbors import NearestNeighbors
 
 from featcache.core.errors import UsageError
-from featcache.heads import knn
-from featcache.heads import knn as neighbours
+from featcache.heads import knn, predictors
 from featcache.heads.knn import KnnHead
 from tests.heads.test_heads import gaussians
 
@@ -37,9 +36,9 @@ def test_probabilities_are_weighted_votes(k: int) -> None:
 
 def test_the_neighbours_are_those_of_scikit_learn() -> None:
     X, _ = gaussians(200, d=20)
-    unit = neighbours.normalised(X.astype(np.float64))
+    unit = predictors.normalised(X.astype(np.float64))
     wanted = NearestNeighbors(n_neighbors=7, metric="cosine").fit(X).kneighbors(X[:50])
-    ((_, cosines, places),) = neighbours.nearest(unit, unit[:50], 7)
+    ((_, cosines, places),) = predictors.nearest(unit, unit[:50], 7)
     assert places.tolist() == wanted[1].tolist()
     np.testing.assert_allclose(cosines, 1 - wanted[0], atol=1e-6)
 
@@ -76,7 +75,7 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     X, y = gaussians(90)
     whole = KnnHead().fit(X, y)
     wanted = whole.predict_proba(X)
-    monkeypatch.setattr(neighbours, "_COSINES_AT_ONCE", 90 * 7)
+    monkeypatch.setattr(predictors, "_COSINES_AT_ONCE", 90 * 7)
     parts = KnnHead().fit(X, y)
     np.testing.assert_allclose(parts.scores_, whole.scores_, rtol=1e-5)
     np.testing.assert_allclose(parts.predict_proba(X), wanted, atol=1e-5)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from featcache.heads.logreg import LogRegHead
-from featcache.heads.softmax import SoftmaxPathClassifier, loss_curve
+from featcache.heads.multilabel import SigmoidPathClassifier
+from featcache.heads.serialise import loss_curve
+from featcache.heads.softmax import SoftmaxPathClassifier
 from tests.heads.test_heads import gaussians
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -18,8 +19,9 @@ def data() -> tuple[np.ndarray, np.ndarray]:
     return rng.normal(size=(40, 5)) + (y == "b")[:, None], y
 
 
-def test_logreg_leaves_its_losses_from_small_to_large_c() -> None:
-    head = LogRegHead(Cs=(1.0, 0.01, 1e-4), cv=4).fit(*data())
+def test_mean_losses_come_from_small_to_large_c() -> None:
+    X, y = data()
+    head = SigmoidPathClassifier(Cs=(1.0, 0.01, 1e-4), cv=4).fit(X, np.column_stack([y == "a", y == "b"]))
     curve = loss_curve(head)["loss_over_C"]
     assert [C for C, _ in curve] == [1e-4, 0.01, 1.0]
     assert [loss for _, loss in curve] == [None if np.isnan(s) else s for s in head.scores_]

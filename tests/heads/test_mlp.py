@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
 import featcache as fc
 from featcache.core.errors import UsageError
 from featcache.heads import mlp, resolve_head, with_class_weight, with_hidden_layers
-from featcache.heads.logreg import LogRegHead
 from featcache.heads.minibatch import HeldOutChoice, hold_out, logits
 from featcache.heads.mlp import MLPHead
 from featcache.heads.streaming import VectorStream
@@ -36,7 +36,7 @@ def checkers(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 def test_what_no_linear_head_can_learn() -> None:
     (X, y), (test, truth) = checkers(1500), checkers(1500, seed=1)
-    linear = LogRegHead().fit(X, y)
+    linear = LogisticRegression().fit(X, y)
     head = MLPHead(hidden=(64,), decays=(0.01,)).fit(X, y)
     assert (linear.predict(test) == truth).mean() < 0.6
     assert (head.predict(test) == truth).mean() > 0.95

@@ -38,7 +38,7 @@ def enormous(dataset: FeatureDataset) -> FeatureDataset:
     return replace(dataset, shapes=[(10**12,)], read=read)
 
 
-@pytest.mark.parametrize("head", ["softmax", "logreg", LogisticRegression()])
+@pytest.mark.parametrize("head", ["softmax", "sklearn.linear_model:LogisticRegression", LogisticRegression()])
 def test_too_many_vectors_are_refused_unread(small: FeatureDataset, head: object) -> None:
     with pytest.raises(UsageError, match=r"needs about .*GB .* has .*GB.*--head torch.*ridge"):
         fit(enormous(small), np.arange(40), resolve_head(head))

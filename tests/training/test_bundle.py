@@ -14,9 +14,8 @@ from sklearn.ensemble import RandomForestClassifier
 
 import featcache as fc
 from featcache.core.errors import BundleError, RecipeMismatchError, StoreFormatError, UsageError
-from featcache.heads.knn import KnnPredictor, normalised
 from featcache.heads.matching import MatchingPredictor
-from featcache.heads.predictors import LinearPredictor
+from featcache.heads.predictors import KnnPredictor, LinearPredictor, normalised
 from featcache.metrics.likelihood_ratio import Calibration
 from featcache.training.bundle import Bundle
 from featcache.training.layer_use import LayerUse
@@ -32,7 +31,7 @@ def made(link: str = "softmax", known: bool = True) -> Bundle:
         rng.normal(size=(3, 8)).astype(np.float32), rng.normal(size=3).astype(np.float32), CLASSES, link
     )
     return Bundle(
-        head="logreg",
+        head="softmax",
         classes=CLASSES,
         layers=(LayerUse("body:mean", (5,), 0.37), LayerUse("pooled", (3,), 2.5)),
         recipe=recipe() if known else None,

@@ -57,7 +57,7 @@ def store(kept_store: Path, tmp_path: Path) -> Path:
     return shutil.copytree(kept_store, tmp_path / "s.fcache")
 
 
-def train(store: Path, head: Any = "logreg", **options: Any) -> Bundle:
+def train(store: Path, head: Any = "ridge", **options: Any) -> Bundle:
     return fc.train(store, head, progress=False, **options)
 
 

@@ -159,13 +159,13 @@ def test_the_default_heads_are_there_and_quick(store: Path) -> None:
 
 
 def test_a_second_sweep_computes_only_what_is_new(store: Path) -> None:
-    first = sweep(store, [KNN, "logreg"], ["pooled", "body.0:mean"])
-    second = sweep(store, [KNN, "logreg"], ["pooled", "body.0:mean"])
+    first = sweep(store, [KNN, "ridge"], ["pooled", "body.0:mean"])
+    second = sweep(store, [KNN, "ridge"], ["pooled", "body.0:mean"])
     assert (second.computed, second.reused) == (0, 4)
     for old, new in zip(first.cells, second.cells, strict=True):
         assert new.to_dict() == old.to_dict() | {"reused": True}
     assert second.score == first.score
-    more = sweep(store, [KNN, "logreg", KNeighborsClassifier(4)], ["pooled", "body.0:mean", "pooled+body.0:mean"])
+    more = sweep(store, [KNN, "ridge", KNeighborsClassifier(4)], ["pooled", "body.0:mean", "pooled+body.0:mean"])
     assert (more.computed, more.reused) == (5, 4)
 
 
@@ -249,8 +249,8 @@ def test_what_was_finished_before_an_interruption_is_kept(store: Path) -> None:
             pass
 
     with pytest.raises(KeyboardInterrupt):
-        fc.sweep(store, [KNN, LINEAR, "logreg"], ["pooled"], progress=Impatient())
-    report = sweep(store, [KNN, LINEAR, "logreg"])
+        fc.sweep(store, [KNN, LINEAR, "ridge"], ["pooled"], progress=Impatient())
+    report = sweep(store, [KNN, LINEAR, "ridge"])
     assert (report.computed, report.reused) == (1, 2)
 
 
@@ -278,8 +278,8 @@ def test_layers_that_some_items_lack_are_not_compared(
 
 
 def test_too_few_items_and_unknown_names_say_so(store: Path, draw_images: Callable[..., Path], tmp_path: Path) -> None:
-    with pytest.raises(UnknownNameError, match="logreg"):
-        sweep(store, ["logregg"])
+    with pytest.raises(UnknownNameError, match="'softmax'"):
+        sweep(store, ["softmaks"])
     with pytest.raises(UnknownNameError, match="pooled"):
         sweep(store, [KNN], ["poled"])
     few = tmp_path / "few.fcache"
@@ -318,13 +318,13 @@ def test_a_head_without_probabilities_takes_part(store: Path) -> None:
 
 
 def test_a_store_with_runs_stays_a_sound_store(store: Path, kept_store: Path) -> None:
-    report = sweep(store, ["logreg"])
+    report = sweep(store, ["ridge"])
     assert fc.verify(store).ok
     assert not fc.repair(store).changed
     fc.extract(kept_store.parent / "photos", store, backbone=tiny_backbone(), progress=False)
     fc.compact(store)
     fc.gc(store, apply=True)
-    assert sweep(store, ["logreg"]).reused == 1
+    assert sweep(store, ["ridge"]).reused == 1
     assert all(Path(str(path)).is_file() for path in report.paths.values())
     assert not list((store / "runs").rglob(".*"))
 
@@ -343,7 +343,7 @@ def test_the_command_answers_and_leaves_files(store: Path, tmp_path: Path, capsy
         "sweep",
         str(store),
         "--heads",
-        "logreg",
+        "softmax",
         "--layers",
         "pooled",
         "body.0:mean",
@@ -362,7 +362,7 @@ def test_the_command_answers_and_leaves_files(store: Path, tmp_path: Path, capsy
     written = json.loads(Path(data["paths"]["json"]).read_text())
     assert written["cells"] == data["cells"]
     page = Path(data["paths"]["markdown"]).read_text()
-    assert f"Winner: logreg on {data['winner']['layers'][0]}" in page
+    assert f"Winner: softmax on {data['winner']['layers'][0]}" in page
     figure = Path(data["paths"]["figure"])
     assert f"({figure.name})" in page
     picture = Image.open(io.BytesIO(figure.read_bytes()))

@@ -14,13 +14,14 @@ from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.ensemble import RandomForestClassifier
+from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
 import featcache as fc
 from featcache.backbones import tiny_backbone
 from featcache.core.errors import BundleError, MissingVectorsError, RecipeMismatchError, UnknownNameError, UsageError
 from featcache.heads import make_head, resolve_head
-from featcache.heads.logreg import LogRegHead
+from featcache.heads.ridge import RidgeHead
 from featcache.heads.softmax import SoftmaxPathClassifier
 from featcache.metrics import splits
 from featcache.store import FeatureStore
@@ -295,12 +296,12 @@ def test_cross_validation_scores_each_item_by_a_head_that_has_not_seen_it(store:
 def test_the_choice_is_made_inside_each_fold(store: Path) -> None:
     from sklearn.metrics import log_loss
 
-    bundle = train(store, "logreg", cv=3, seed=2)
+    bundle = train(store, "ridge", cv=3, seed=2)
     X, y, items = fc.open(store).arrays(layers="pooled")
     units = splits.units(items)
     p = np.zeros((24, 2))
     for train_rows, test in splits.folds(y, units, 3, 2):
-        p[test] = LogRegHead(random_state=2).fit(X[train_rows], y[train_rows], units[train_rows]).predict_proba(X[test])
+        p[test] = RidgeHead(random_state=2).fit(X[train_rows], y[train_rows], units[train_rows]).predict_proba(X[test])
     assert bundle.report["score"]["accuracy"] == (np.array(["cats", "dogs"])[p.argmax(1)] == y).mean()
     assert bundle.report["log_loss"]["value"] == pytest.approx(log_loss(y, p), rel=1e-4)
 
@@ -329,7 +330,7 @@ def test_refit_all_learns_everything_after_scoring(store: Path) -> None:
         assert got == wanted
 
 
-@pytest.mark.parametrize("head", ["softmax", "logreg", "torch"])
+@pytest.mark.parametrize("head", ["softmax", "ridge", "torch"])
 def test_several_layers_are_divided_by_their_root_mean_square(store: Path, tmp_path: Path, head: str) -> None:
     bundle = train(store, head, layers=["pooled", "body.0:mean"])
     X, _, items = fc.open(store).arrays(layers=["pooled", "body.0:mean"])
@@ -413,22 +414,22 @@ def test_class_weights_reach_the_head(store: Path) -> None:
         for weights in (None, {"cats": 50.0})
     ]
     assert cats[1] > cats[0] + 0.1
-    with pytest.raises(UsageError, match=r"takes no class weights.*logreg"):
+    with pytest.raises(UsageError, match=r"takes no class weights.*softmax"):
         train(store, KNeighborsClassifier(1), class_weight="balanced")
     with pytest.raises(UnknownNameError, match="'cats'"):
         train(store, class_weight={"cat": 2.0})
 
 
-class Overconfident(LogRegHead):
+class Overconfident(LogisticRegression):
     """Logistic regression that is ten times too sure of itself, and knows what it said out of fold."""
 
     __module__ = "featcache.heads.for_this_test"
 
     def fit(self, X: np.ndarray, y: np.ndarray, groups: np.ndarray) -> Overconfident:
-        super().fit(X, y, groups)
+        super().fit(X, y)
         self.held_out_logits_ = np.full((len(y), len(self.classes_)), np.nan, np.float32)
         for train_rows, test in splits.folds(y, groups, 3):
-            z = LogRegHead(Cs=[self.chosen_["C"]]).fit(X[train_rows], y[train_rows]).decision_function(X[test])
+            z = LogisticRegression().fit(X[train_rows], y[train_rows]).decision_function(X[test])
             z = z if z.ndim == 2 else np.column_stack([np.zeros_like(z), z])
             self.held_out_logits_[test] = 10 * z
         self.held_out_logits_[0] = np.nan
@@ -447,7 +448,7 @@ def test_a_head_with_out_of_fold_logits_is_calibrated_by_them(tmp_path: Path, cv
     assert 5 < found["temperature"] < 20
     assert found["ece_after"] < found["ece_before"] / 2
     # The saved head is the one that is scored, and the temperature is in its weights.
-    plain = fit(FeatureDataset.from_file(tmp_path / "x.npz"), np.arange(600), resolve_head(LogRegHead()))
+    plain = fit(FeatureDataset.from_file(tmp_path / "x.npz"), np.arange(600), resolve_head(LogisticRegression()))
     assert plain.report["calibration"] is None
     bundle.save(tmp_path / "a.fch")
     p = fc.load(tmp_path / "a.fch").predict_proba_vectors(X)

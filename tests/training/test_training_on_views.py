@@ -18,8 +18,7 @@ import featcache as fc
 from featcache.backbones import tiny_backbone
 from featcache.core.errors import MissingVectorsError, UnknownNameError
 from featcache.heads import make_head
-from featcache.heads.knn import KnnPredictor
-from featcache.heads.predictors import LinearPredictor
+from featcache.heads.predictors import KnnPredictor, LinearPredictor
 from featcache.heads.serialise import export_predictor
 from featcache.metrics import splits
 from featcache.metrics.calibration import held_out_temperature
