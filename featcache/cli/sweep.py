@@ -12,7 +12,7 @@ import typer
 from featcache.cli import output as screen
 from featcache.cli.command import Answer, Debug, Json, verb
 from featcache.cli.options import Labels, Source, Space, Split, StorePath, layer_list
-from featcache.cli.train import warn_of_little, warn_of_missing, warn_of_near_duplicates
+from featcache.cli.train import save, warn_of_little, warn_of_missing, warn_of_near_duplicates
 
 if TYPE_CHECKING:
     from featcache.training.sweep_report import SweepReport
@@ -27,7 +27,10 @@ def sweep(
     ] = None,
     heads: Annotated[
         str | None,
-        typer.Option(metavar="H,H,…", help="Heads with commas between; by default softmax,ridge,centroid,knn."),
+        typer.Option(
+            metavar="H,H,…",
+            help="Heads separated by commas, as of `train --head`; softmax,ridge,centroid,knn by default.",
+        ),
     ] = None,
     layers: Annotated[
         list[str] | None,
@@ -55,6 +58,7 @@ def sweep(
 
     Example: featcache sweep pets.fcache --heads ridge,knn --layers pooled pooled+blocks.4:mean
     """
+    from featcache.heads import split_heads
     from featcache.heads.softmax import GridEdgeWarning
     from featcache.training.bundle import check_target
     from featcache.training.sweep import sweep as run
@@ -65,7 +69,7 @@ def sweep(
         warnings.simplefilter("ignore", GridEdgeWarning)  # that of the winner is told by its report
         report = run(
             store,
-            None if heads is None else [name.strip() for name in heads.split(",") if name.strip()],
+            None if heads is None else split_heads(heads),
             layer_list(context, layers) or None,
             split=split,
             labels=labels,
@@ -74,16 +78,15 @@ def sweep(
             seed=seed,
             progress=True,
         )
-    if output is not None:
-        report.bundle.save(output)
-    data = report.to_dict()
-    data["paths"] = {**report.paths, "head": None if output is None else str(output)}
+    problem = None if output is None else save(report.bundle, output)
+    data = report.to_dict() | ({"error": problem} if problem else {})
+    data["paths"] = {**report.paths, "head": None if output is None or problem else str(output)}
     chosen = {"--source": source, "--space": space, "--labels": labels, "--split": split, "--seed": seed or None}
     following = [str(word) for option, value in chosen.items() if value is not None for word in (option, value)]
-    return Answer(data, lambda: _show(report, output, following))
+    return Answer(data, lambda: _show(report, output, following, problem), 1 if problem else 0)
 
 
-def _show(report: SweepReport, output: Path | None, following: Sequence[str]) -> None:
+def _show(report: SweepReport, output: Path | None, following: Sequence[str], problem: str | None) -> None:
     """Tell a person; *following* are the options that the next command has to repeat."""
     from featcache.training.sweep_report import called
 
@@ -124,7 +127,7 @@ def _show(report: SweepReport, output: Path | None, following: Sequence[str]) ->
         words = ["featcache", "train", report.store, "-o", "HEAD.fch", "--head", winner["head"], *following]
         screen.say(f"Next:  {screen.command(*words, '--layers', *winner['layers'])}")
     else:
-        screen.say(f"Saved: {output}")
+        screen.say(f"Saved: {output}" if problem is None else f"Warning: {problem}")
 
 
 def _short(accuracy: float | None, low: float | None, high: float | None) -> str:

@@ -44,7 +44,7 @@ def train(
     head: Annotated[
         str,
         typer.Option(
-            metavar="softmax|ridge|knn|centroid|mlp|torch|MODULE:CLASS(ARG=VALUE)",
+            metavar="softmax|ridge|knn|centroid|mlp|torch|MODULE:CLASS(…)",
             help="softmax: multinomial logistic regression, its C chosen by cross-validation over the whole path;"
             " ridge: ridge regression, in a second or two, also for caches larger than memory; knn: the nearest"
             " vectors vote; centroid: the nearest class mean; mlp: hidden layers of its own (--hidden), where no linear"
@@ -140,9 +140,26 @@ def train(
             views=views,
             progress=True,
         )
-    bundle.save(output)
-    report = {**bundle.report, "path": str(output)}
-    return Answer(report, lambda: show_train(report))
+    problem = save(bundle, output)
+    report = {**bundle.report, "path": None if problem else str(output)}
+    return Answer(
+        report | ({"error": problem} if problem else {}), lambda: show_train(report, problem), 1 if problem else 0
+    )
+
+
+def save(bundle: Bundle, path: Path) -> str | None:
+    """Save a scored head. Of an estimator that cannot be saved the score still counts, so this says why and goes on.
+
+    Raises:
+        BundleError: the file cannot be written.
+    """
+    try:
+        bundle.save(path)
+    except BundleError as error:
+        if bundle.predictor is not None:
+            raise
+        return f"No head was written. {error}"
+    return None
 
 
 @verb(interrupted="Nothing was changed.")
@@ -216,8 +233,8 @@ def _other(path: Path) -> Bundle:
     return other
 
 
-def show_train(report: dict[str, Any]) -> None:
-    """Show the report of a head that was trained and saved."""
+def show_train(report: dict[str, Any], problem: str | None = None) -> None:
+    """Show the report of a head that was trained, and saved unless there is a *problem*."""
     score = report["score"]
     screen.say(f"Head: {report['head']}, {len(report['classes'])} classes, trained on {report['n']:,} items")
     if report["task"] == "multilabel":
@@ -243,6 +260,9 @@ def show_train(report: dict[str, Any]) -> None:
         )
     warn_of_near_duplicates(report["near_duplicates"])
     screen.say(f"Took {screen.span(report['seconds'])}, the fit {screen.span(report['fit_seconds'])} of it")
+    if problem is not None:
+        screen.say(f"Warning: {problem}")
+        return
     screen.say(f"Saved: {report['path']}")
     if report["predicts"] == "images":
         screen.say(f"Next:  {screen.command('featcache', 'predict', report['path'], 'IMAGE')}")

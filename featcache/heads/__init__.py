@@ -152,6 +152,23 @@ def resolve_head(head: Any, *, seed: int = 0, task: str = "classify", class_weig
     return found
 
 
+def split_heads(text: str) -> list[str]:
+    """Heads separated by commas; commas within parentheses are part of a head.
+
+    Example:
+        >>> split_heads("ridge,sklearn.svm:LinearSVC(C=0.1, tol=0.01)")
+        ['ridge', 'sklearn.svm:LinearSVC(C=0.1, tol=0.01)']
+    """
+    heads, depth = [""], 0
+    for letter in text:
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and depth <= 0:
+            heads.append("")
+        else:
+            heads[-1] += letter
+    return [head.strip() for head in heads if head.strip()]
+
+
 def with_hidden_layers(head: str, hidden: str | None, dropout: float | None) -> Head:
     """The head ``mlp`` with other hidden layers.
 

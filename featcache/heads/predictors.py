@@ -18,9 +18,8 @@ SHARPNESS = 0.07
 _COSINES_AT_ONCE = 16_000_000
 LINKS = ("softmax", "margin", "sigmoid")
 SUPPORTED = (
-    "the heads of featcache by their names, scikit-learn's linear classifiers (LogisticRegression, LinearSVC, "
-    "RidgeClassifier, SGDClassifier …), and pipelines of StandardScaler, MinMaxScaler, MaxAbsScaler, PCA or "
-    "TruncatedSVD before one of these"
+    "the named heads, scikit-learn's linear classifiers (LogisticRegression, LinearSVC, RidgeClassifier, SGDClassifier "
+    "…), and pipelines of StandardScaler, MinMaxScaler, MaxAbsScaler, PCA or TruncatedSVD before one of these"
 )
 
 
@@ -57,7 +56,7 @@ class LinearPredictor:
         return softmax(z)
 
     def with_temperature(self, temperature: float) -> LinearPredictor:
-        """The form whose scores are divided by a temperature; it predicts the same labels."""
+        """The same predictor with its scores divided by a temperature; the labels stay the same."""
         if temperature == 1.0:
             return self
         return replace(self, weight=self.weight / np.float32(temperature), bias=self.bias / np.float32(temperature))
@@ -70,17 +69,17 @@ class LinearPredictor:
 
 
 def linear_predictor(fitted: Any) -> LinearPredictor:
-    """Bring a fitted estimator into linear form.
+    """The linear map of a fitted scikit-learn estimator or pipeline.
 
     Raises:
-        BundleError: it has none; the message names what is supported.
+        BundleError: it is not linear; the message names what is supported.
     """
     steps = [step for _, step in fitted.steps] if hasattr(fitted, "steps") else [fitted]
     final = steps[-1]
     if not all(hasattr(final, name) for name in ("coef_", "intercept_", "classes_")) or not _is_linear(final):
         raise BundleError(
-            f"A {type(final).__name__} trains and scores, but has no linear form, so it cannot be saved or turned "
-            f"into torch. Supported are {SUPPORTED}."
+            f"A {type(final).__name__} cannot be saved or converted to torch, since it is not linear. Supported: "
+            f"{SUPPORTED}."
         )
     weight = np.atleast_2d(np.asarray(final.coef_, dtype=np.float64))
     bias = np.broadcast_to(np.asarray(final.intercept_, dtype=np.float64), (len(weight),)).copy()
@@ -145,10 +144,7 @@ def _affine(step: Any) -> tuple[np.ndarray, np.ndarray]:
             return matrix, -matrix @ step.mean_
         if name == "TruncatedSVD":
             return step.components_, np.zeros(len(step.components_))
-    raise BundleError(
-        f"A pipeline with {name} trains and scores, but cannot be saved or turned into torch. "
-        f"Supported are {SUPPORTED}."
-    )
+    raise BundleError(f"A pipeline with {name} cannot be saved or converted to torch. Supported: {SUPPORTED}.")
 
 
 @dataclass(frozen=True)
@@ -181,7 +177,7 @@ class MLPPredictor:
         return softmax(self.scores(X))
 
     def with_temperature(self, temperature: float) -> MLPPredictor:
-        """The form whose scores are divided by a temperature; it predicts the same labels."""
+        """The same predictor with its scores divided by a temperature; the labels stay the same."""
         if temperature == 1.0:
             return self
         # The last layer alone: scores are linear in it.

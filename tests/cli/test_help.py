@@ -71,7 +71,7 @@ def test_train_says_that_it_reads_plain_files(capsys):
 
 def test_every_head_is_named_by_train():
     option = next(p for p in GROUP.commands["train"].params if p.name == "head")
-    assert sorted(option.metavar.split("|")) == sorted(HEADS)
+    assert sorted(option.metavar.split("|")) == sorted([*HEADS, "MODULE:CLASS(…)"])
     assert all(f"{name}:" in option.help for name in HEADS)
 
 

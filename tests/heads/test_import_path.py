@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,10 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network import MLPClassifier
 
-from featcache.core.errors import UnknownNameError, UsageError
-from featcache.heads import Head, resolve_head
+import featcache as fc
+from featcache.cli import main
+from featcache.core.errors import BundleError, UnknownNameError, UsageError
+from featcache.heads import Head, resolve_head, split_heads
 
 LOGISTIC = "sklearn.linear_model:LogisticRegression"
 
@@ -99,8 +102,72 @@ def test_a_named_head_is_resolved_without_an_import() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_it_learns() -> None:
+@pytest.fixture
+def vectors(tmp_path: Path) -> Path:
+    """200 vectors of two classes in a file."""
     rng = np.random.default_rng(0)
-    y = np.arange(60) % 2
-    X = rng.normal(size=(60, 4)) + 3 * y[:, None]
-    assert resolve_head("sklearn.naive_bayes:GaussianNB").make().fit(X, y).score(X, y) > 0.9
+    y = np.arange(200) % 2
+    np.savez(tmp_path / "x.npz", features=rng.normal(size=(200, 4)) + 2 * y[:, None], labels=np.array(["a", "b"])[y])
+    return tmp_path / "x.npz"
+
+
+def test_a_linear_one_is_saved_and_answers_the_same(vectors: Path, tmp_path: Path) -> None:
+    bundle = fc.train(vectors, f"{LOGISTIC}(C=0.1)", progress=False)
+    bundle.save(tmp_path / "a.fch")
+    loaded = fc.load(tmp_path / "a.fch")
+    X, y = (np.load(vectors)[name] for name in ("features", "labels"))
+    assert loaded.head == f"{LOGISTIC}(C=0.1)"
+    np.testing.assert_array_equal(loaded.predict_proba_vectors(X), bundle.predict_proba_vectors(X))
+    assert (loaded.predict_vectors(X) == y).mean() > 0.9
+
+
+def test_the_name_in_a_file_is_never_imported(vectors: Path, tmp_path: Path) -> None:
+    bundle = fc.train(vectors, f"{LOGISTIC}(C=0.1)", progress=False)
+    bundle.head = "this_module_would_be_imported:Head(C=1)"
+    bundle.save(tmp_path / "a.fch")
+    (tmp_path / "this_module_would_be_imported.py").write_text("raise SystemExit('it was imported')")
+    code = (
+        "import sys, numpy as np; sys.path.insert(0, sys.argv[1]); import featcache as fc;"
+        "bundle = fc.load(sys.argv[1] + '/a.fch'); bundle.predict_vectors(np.ones((1, 4), np.float32));"
+        "print(bundle.head);"
+        "bundle.save(sys.argv[1] + '/b.fch'); print('sklearn' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[:2] == ["this_module_would_be_imported:Head(C=1)", "False"]
+
+
+def test_one_that_is_not_linear_is_scored_and_save_says_what_is_supported(vectors: Path, tmp_path: Path) -> None:
+    bundle = fc.train(vectors, "sklearn.naive_bayes:GaussianNB()", progress=False)
+    assert bundle.report["score"]["accuracy"] > 0.8
+    with pytest.raises(BundleError, match=r"GaussianNB cannot be saved .*Supported: .*LogisticRegression"):
+        bundle.save(tmp_path / "a.fch")
+
+
+def test_the_command_line_tells_the_score_of_what_it_cannot_save(
+    vectors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", str(vectors), "-o", str(tmp_path / "a.fch"), "--head"]
+    assert main([*words, "sklearn.naive_bayes:GaussianNB(var_smoothing=1e-8)"]) == 1
+    told = " ".join(capsys.readouterr().out.split())
+    assert "Accuracy: " in told
+    assert "Warning: No head was written. A GaussianNB cannot be saved" in told
+    assert main([*words, "sklearn.naive_bayes:GaussianNB", "--json"]) == 1
+    data = json.loads(capsys.readouterr().out)
+    assert data["score"]["accuracy"] > 0.8
+    assert (data["path"], data["error"].split(".")[0]) == (None, "No head was written")
+    assert not (tmp_path / "a.fch").exists()
+    assert main([*words, f"{LOGISTIC}(C=0.5)"]) == 0
+    assert (tmp_path / "a.fch").is_file()
+    assert main([*words, f"{LOGISTIC}(D=0.5)"]) == 2
+
+
+def test_commas_of_arguments_do_not_part_heads() -> None:
+    assert split_heads(f" ridge, {LOGISTIC}(C=1, tol=0.1),knn,") == ["ridge", f"{LOGISTIC}(C=1, tol=0.1)", "knn"]
+    assert split_heads("a:B(c=(1, 2), d=[3, 4]),mlp") == ["a:B(c=(1, 2), d=[3, 4])", "mlp"]
+
+
+@pytest.mark.parametrize("module", ["serialise", "predictors", "matching", "streaming"])
+def test_predicting_needs_no_heavy_import(module: str) -> None:
+    code = f"import sys, featcache.heads.{module}; print(sorted({{'torch', 'sklearn', 'scipy'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

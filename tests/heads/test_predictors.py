@@ -134,7 +134,7 @@ def test_probabilities_of_large_scores_are_finite() -> None:
 def test_what_has_none_says_what_is_supported(name: str) -> None:
     fitted = NONE[name].fit(*gaussians(60))
     for estimator in (fitted, make_pipeline(StandardScaler(), NONE[name]).fit(*gaussians(60))):
-        with pytest.raises(BundleError, match=f"A {name} trains and scores, but.*LogisticRegression.*PCA"):
+        with pytest.raises(BundleError, match=f"A {name} cannot be saved.*LogisticRegression.*PCA"):
             linear_predictor(estimator)
 
 

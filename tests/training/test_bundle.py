@@ -441,7 +441,7 @@ def test_an_estimator_without_linear_form_predicts_and_is_not_saved(tmp_path: Pa
     bundle.predictor, bundle.estimator = None, RandomForestClassifier(5, random_state=0).fit(bundle.scaled(X), y)
     assert (bundle.predict_vectors(X) == y).mean() > 0.5
     assert bundle.predict_proba_vectors(X).shape == (30, 3)  # type: ignore[union-attr]
-    with pytest.raises(BundleError, match=r"RandomForestClassifier.*Supported are"):
+    with pytest.raises(BundleError, match=r"RandomForestClassifier.*Supported:"):
         bundle.save(tmp_path / "a.fch")
     with pytest.raises(BundleError, match="no linear form"):
         bundle.to_torch()

@@ -318,13 +318,13 @@ def test_a_head_without_probabilities_takes_part(store: Path) -> None:
 
 
 def test_a_store_with_runs_stays_a_sound_store(store: Path, kept_store: Path) -> None:
-    report = sweep(store, ["ridge"])
+    report = sweep(store, ["softmax"])
     assert fc.verify(store).ok
     assert not fc.repair(store).changed
     fc.extract(kept_store.parent / "photos", store, backbone=tiny_backbone(), progress=False)
     fc.compact(store)
     fc.gc(store, apply=True)
-    assert sweep(store, ["ridge"]).reused == 1
+    assert sweep(store, ["softmax"]).reused == 1
     assert all(Path(str(path)).is_file() for path in report.paths.values())
     assert not list((store / "runs").rglob(".*"))
 
