@@ -1,18 +1,6 @@
-"""Scores of classifiers, each with an interval.
+"""Scores of classifiers with their intervals, scores per class, and two classifiers compared on the same items.
 
-Values are those of scikit-learn's functions of the same names. The intervals are percentile bootstrap
-intervals (Efron and Tibshirani 1993, chapter 13) over units, since items of one unit are no independent
-evidence. They tell how the score would vary over test items, not over trainings. Where all resamples are
-equal (every item is right, or wrong, or there is but one unit) they say nothing: the interval of the accuracy
-then is Wilson's (1927) with the number of units, and the other scores have none.
-
-How well each class is told from the others.
-
-Two heads on the same items: how much better is the one, and how sure is that?
-
-The bootstrap (Efron and Tibshirani 1993, chapter 13) draws units and takes both heads' answers to them, so
-what makes an item hard for both cancels out. The interval of a difference is much narrower for that than
-two separate intervals suggest.
+Values are those of scikit-learn's functions of the same names; intervals are those of `featcache.metrics.intervals`.
 """
 
 from __future__ import annotations
@@ -25,23 +13,7 @@ from typing import Any
 import numpy as np
 
 from featcache.core.errors import UsageError
-
-_Z = 1.959963984540054
-_DRAWS, _FEWEST = 200_000_000, 100
-"""Of so many units that 1000 resamples would take minutes, fewer are drawn; they are as good then."""
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """A value with its 95 % interval; ``low`` and ``high`` are NaN where none is known."""
-
-    value: float
-    low: float
-    high: float
-
-    def to_dict(self) -> dict[str, float]:
-        """``value``, ``low`` and ``high``."""
-        return {"value": self.value, "low": self.low, "high": self.high}
+from featcache.metrics.intervals import Interval, bootstrap, percentile_interval, wilson
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,26 +66,22 @@ def score(
     names = sorted({str(c) for c in classes} | {str(v) for v in y_true} | {str(v) for v in predicted})
     place = {name: i for i, name in enumerate(names)}
     truth = np.array([place[str(v)] for v in y_true])
-    said = np.array([place[str(v)] for v in predicted])
+    answered = np.array([place[str(v)] for v in predicted])
     losses = None
     if probabilities is not None:
         losses = item_losses(y_true, probabilities, classes)
     groups = np.unique(np.arange(n) if units is None else units, return_inverse=True)[1]
-    count = int(groups.max()) + 1
     sizes = np.bincount(groups)
-    rng = np.random.default_rng(seed)
-    values: list[list[float]] = []
-    for drawn in range(1 + few_enough(resamples, count)):
-        # First the sample itself; then as many units as there are, drawn with replacement.
-        times = rng.multinomial(count, np.full(count, 1 / count)) if drawn else np.ones(count, dtype=np.int64)
-        row = _from_counts(truth, said, times[groups], len(names))
+
+    def statistics(times: np.ndarray) -> list[float]:
+        found = _from_counts(truth, answered, times[groups], len(names))
         if losses is not None:
-            row.append(float(times[groups] @ losses / (times @ sizes)))
-        values.append(row)
-    right, balanced, f1, *loss = (_interval(column) for column in np.array(values).T)
-    if math.isnan(right.low):
-        right = Interval(right.value, *wilson(right.value, count))
-    return Scores(n, right, balanced, f1, loss[0] if loss else None)
+            found.append(float(times[groups] @ losses / (times @ sizes)))
+        return found
+
+    right, *others = bootstrap(statistics, len(sizes), resamples=resamples, seed=seed).T
+    balanced, f1, *loss = map(percentile_interval, others)
+    return Scores(n, percentile_interval(right, trials=len(sizes)), balanced, f1, loss[0] if loss else None)
 
 
 def item_losses(y_true: np.ndarray, probabilities: np.ndarray, classes: Sequence[str]) -> np.ndarray:
@@ -131,36 +99,15 @@ def item_losses(y_true: np.ndarray, probabilities: np.ndarray, classes: Sequence
     return np.asarray(-np.log(np.clip(p, np.finfo(np.float64).eps, 1.0)))
 
 
-def few_enough(resamples: int, units: int) -> int:
-    """So many resamples of so many units that they take no minutes."""
-    return min(resamples, max(_FEWEST, _DRAWS // units))
-
-
-def wilson(share: float, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share of n independent trials."""
-    centre = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
-    half = _Z / (1 + _Z**2 / n) * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n * n))
-    # It holds the share; rounding could leave 0 or 1 just outside.
-    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
-
-
-def _from_counts(truth: np.ndarray, said: np.ndarray, weights: np.ndarray, k: int) -> list[float]:
+def _from_counts(truth: np.ndarray, answered: np.ndarray, weights: np.ndarray, k: int) -> list[float]:
     """Accuracy, balanced accuracy and macro-F1 where item i occurs ``weights[i]`` times."""
     true = np.bincount(truth, weights, k)
-    answered = np.bincount(said, weights, k)
-    hits = np.bincount(truth, weights * (truth == said), k)
-    occurs, named = true > 0, true + answered > 0
+    called = np.bincount(answered, weights, k)
+    hits = np.bincount(truth, weights * (truth == answered), k)
+    occurs, named = true > 0, true + called > 0
     balanced = (hits[occurs] / true[occurs]).mean()
-    f1 = (2 * hits[named] / (true + answered)[named]).mean()
+    f1 = (2 * hits[named] / (true + called)[named]).mean()
     return [float(hits.sum() / true.sum()), float(balanced), float(f1)]
-
-
-def _interval(values: np.ndarray) -> Interval:
-    value = float(values[0])
-    if len(values) > 1 and np.ptp(values[1:]) < 1e-12:  # but for rounding, all are equal
-        return Interval(value, math.nan, math.nan)
-    low, high = np.percentile(values[1:], [2.5, 97.5]) if len(values) > 1 else (value, value)
-    return Interval(value, min(float(low), value), max(float(high), value))
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,7 +223,10 @@ def paired(
     resamples: int = 1000,
     confidence: float = 0.95,
 ) -> Difference:
-    """Compare two heads by the mean of one number an item.
+    """Compare two heads by the mean of one number per item.
+
+    Each resample takes both heads' answers to the units drawn, so what makes an item hard for both cancels out: the
+    interval of the difference is much narrower than the two separate ones suggest.
 
     Args:
         a: (n,) of head A, as 1 for a right answer and 0 for a wrong one, or the loss.
@@ -296,21 +246,14 @@ def paired(
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     groups = np.unique(np.arange(n) if units is None else units, return_inverse=True)[1]
     sizes, sums = np.bincount(groups), np.bincount(groups, a - b)
-    count = len(sizes)
-    rng = np.random.default_rng(seed)
-    drawn = np.empty(few_enough(resamples, count))
-    for i in range(len(drawn)):
-        times = rng.multinomial(count, np.full(count, 1 / count))
-        drawn[i] = times @ sums / (times @ sizes)
-    value = float(a.mean() - b.mean())
-    gains = drawn if larger_is_better else -drawn
+    drawn = bootstrap(
+        lambda times: [float(times @ sums / (times @ sizes))], len(sizes), resamples=resamples, seed=seed
+    )[:, 0]
+    drawn[0] = a.mean() - b.mean()
+    gains = drawn[1:] if larger_is_better else -drawn[1:]
     better = float((gains > 0).mean() + (gains == 0).mean() / 2)
-    half = 50 * confidence
-    ends = np.percentile(drawn, [50 - half, 50 + half])
-    low, high = ends if np.ptp(drawn) > 1e-12 * abs(value) else (math.nan, math.nan)
-    # It holds the value; of few resamples the percentiles could miss it. Of a NaN it stays one.
-    low, high = np.minimum(low, value), np.maximum(high, value)
-    return Difference(float(a.mean()), float(b.mean()), value, float(low), float(high), better)
+    found = percentile_interval(drawn, confidence=confidence)
+    return Difference(float(a.mean()), float(b.mean()), found.value, found.low, found.high, better)
 
 
 def right_and_losses(

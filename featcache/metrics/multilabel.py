@@ -1,14 +1,9 @@
-"""Scores of heads that give several labels an item, each with an interval.
+"""Several labels per item: scores with their intervals, and hold-outs and folds stratified by every label.
 
-Values are those of scikit-learn's functions. The intervals are percentile bootstrap intervals over units,
-as in `featcache.metrics.classification`. Where all resamples give one value there is none, but Wilson's for
-the share of exact matches.
-
-Hold-outs and folds for several labels an item: whole units, every label shared out.
-
-Iterative stratification (Sechidis, Tsoumakas and Vlahavas 2011): the rarest label's units are shared out
-first, each to the part that lacks most of that label, of equals to the one that lacks most units. Units
-are taken in the order of SHA-256 of ``seed:key``, so the draw depends on names alone.
+Values are those of scikit-learn's functions; intervals are those of `featcache.metrics.intervals`. Splits are made by
+iterative stratification (Sechidis, Tsoumakas and Vlahavas 2011) of whole units: those of the rarest label come first,
+each goes to the part that lacks most of that label, on a tie to the one that lacks most units. Units are taken in the
+order of SHA-256 of ``seed:key``, so the draw depends on names alone.
 """
 
 from __future__ import annotations
@@ -21,10 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from featcache.core.errors import UsageError
-from featcache.metrics.classification import ClassScore, Interval, counted_score, wilson
-
-_NUMBERS, _FEWEST = 200_000_000, 100
-"""So many items × labels that 1000 resamples would take minutes are drawn less often."""
+from featcache.metrics.classification import ClassScore, counted_score
+from featcache.metrics.intervals import Interval, bootstrap, percentile_interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,28 +90,23 @@ def score(
     ranked = _Ranked(Y, probabilities)
     groups = np.unique(np.arange(n) if units is None else units, return_inverse=True)[1]
     count = int(groups.max()) + 1
-    rng = np.random.default_rng(seed)
-    values = []
-    for drawn in range(1 + min(resamples, max(_FEWEST, _NUMBERS // (n * k)))):
-        # First the sample itself; then as many units as there are, drawn with replacement.
-        times = rng.multinomial(count, np.full(count, 1 / count)) if drawn else np.ones(count, dtype=np.int64)
+
+    def statistics(times: np.ndarray) -> list[float]:
         weights = times[groups].astype(np.float64)
         *sums, exact, loss, total = weights @ summed
-        hits, true, said = np.array(sums).reshape(3, k)
-        named = true + said > 0
-        values.append(
-            [
-                ranked.mean_average_precision(weights),
-                2 * hits.sum() / max((true + said).sum(), 1),
-                (2 * hits[named] / (true + said)[named]).mean() if named.any() else 0.0,
-                exact / total,
-                loss / total,
-            ]
-        )
-    precision, micro, macro, exact_match, log_loss = (_interval(column) for column in np.array(values).T)
-    if math.isnan(exact_match.low):
-        exact_match = Interval(exact_match.value, *wilson(exact_match.value, count))
-    return MultilabelScores(n, precision, micro, macro, exact_match, log_loss)
+        hits, true, called = np.array(sums).reshape(3, k)
+        named = true + called > 0
+        return [
+            ranked.mean_average_precision(weights),
+            2 * hits.sum() / max((true + called).sum(), 1),
+            (2 * hits[named] / (true + called)[named]).mean() if named.any() else 0.0,
+            exact / total,
+            loss / total,
+        ]
+
+    drawn = bootstrap(statistics, count, resamples=resamples, seed=seed, cost=n * k).T
+    trials = (None, None, None, count, None)
+    return MultilabelScores(n, *(percentile_interval(v, trials=t) for v, t in zip(drawn, trials, strict=True)))
 
 
 def per_label(
@@ -186,14 +174,6 @@ class _Ranked:
         found = self.average_precisions(weights)
         occurring = found[~np.isnan(found)]
         return float(occurring.mean()) if len(occurring) else math.nan
-
-
-def _interval(values: np.ndarray) -> Interval:
-    value, drawn = float(values[0]), values[1:][~np.isnan(values[1:])]
-    if not len(drawn) or np.ptp(drawn) < 1e-12:  # but for rounding, all are equal
-        return Interval(value, math.nan, math.nan)
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return Interval(value, min(float(low), value), max(float(high), value))
 
 
 def draw_holdout(

@@ -33,10 +33,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.sparse import coo_array
 
 from featcache.core.errors import UsageError
-from featcache.metrics.classification import Interval, wilson
+from featcache.metrics.intervals import Interval, bootstrap, percentile_interval, wilson
 from featcache.metrics.likelihood_ratio import checked_pairs, fewest_negatives
 
 FARS = (1e-1, 1e-2, 1e-3, 1e-4)
@@ -332,36 +331,28 @@ def point_by_people(
             f"{len(same)} pairs have as many scores, and two people each; scores are of shape {np.shape(scores)}, "
             f"people of {np.shape(people)}. Give (n,) scores and (n, 2) labels."
         )
+    from scipy.sparse import coo_array
+
     checked_pairs(np.asarray(scores)[~failed], same[~failed])
     number = np.unique(people, return_inverse=True)[1].reshape(-1, 2)
     accepted = (np.asarray(scores, dtype=np.float64) >= threshold) & ~failed
     count = int(number.max()) + 1
-    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=RESAMPLES).astype(float)
-
     own, two = number[same, 0], ~same & ~failed
     tried, taken = (np.bincount(own, weights, count) for weights in (None, accepted[same]))
-    tar = _interval(int(taken.sum()), int(tried.sum()), drawn @ taken, drawn @ tried, len(np.unique(own)))
-
-    def of_couples(rows: np.ndarray) -> np.ndarray:
-        table = coo_array((np.ones(rows.sum()), tuple(number[rows].T)), shape=(count, count)).tocsr()
-        return np.asarray(((table @ drawn.T) * drawn.T).sum(axis=0))
-
-    far = _interval(
-        int((two & accepted).sum()),
-        int(two.sum()),
-        of_couples(two & accepted),
-        of_couples(two),
-        len(np.unique(number[two])),
+    couples, false = (
+        coo_array((np.ones(rows.sum()), tuple(number[rows].T)), shape=(count, count)).tocsr()
+        for rows in (two, two & accepted)
     )
-    return OperatingPoint(float(threshold), far, tar)
 
+    def rates(times: np.ndarray) -> list[float]:
+        # Of few people a draw may hold no pair of a kind: 0 / 0 is NaN, which is left out.
+        with np.errstate(invalid="ignore"):
+            wrong, compared = times @ (false @ times), times @ (couples @ times)
+            return [np.divide(wrong, compared), np.divide(times @ taken, times @ tried)]
 
-def _interval(taken: int, tried: int, drawn_taken: np.ndarray, drawn_tried: np.ndarray, people: int) -> Interval:
-    """A share and its interval, from the same two counts in each draw."""
-    share = taken / tried
-    counts = drawn_tried > 0  # of so few people a draw may hold no such pair
-    shares = drawn_taken[counts] / drawn_tried[counts]
-    if len(shares) < 2 or np.ptp(shares) < 1e-12:
-        return Interval(share, *wilson(share, people))
-    low, high = np.percentile(shares, [2.5, 97.5])
-    return Interval(share, min(float(low), share), max(float(high), share))
+    far, tar = bootstrap(rates, count, resamples=RESAMPLES, seed=seed).T
+    return OperatingPoint(
+        float(threshold),
+        percentile_interval(far, trials=len(np.unique(number[two]))),
+        percentile_interval(tar, trials=len(np.unique(own))),
+    )

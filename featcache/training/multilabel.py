@@ -11,7 +11,7 @@ import numpy as np
 
 from featcache.core.errors import UsageError
 from featcache.core.html import HtmlTable
-from featcache.metrics.classification import Interval
+from featcache.metrics.intervals import Interval
 from featcache.metrics.multilabel import LabelScore, MultilabelScores
 from featcache.training.dataset import FeatureDataset
 

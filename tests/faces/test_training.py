@@ -16,7 +16,7 @@ from featcache.core.errors import UnknownNameError, UsageError
 from featcache.faces.detection import CENTRE_BOX, COLUMNS, FACE, FIRST_PASS, Detector
 from featcache.heads import streaming
 from featcache.heads.siamese import SiameseHead
-from featcache.metrics.classification import wilson
+from featcache.metrics.intervals import wilson
 from featcache.metrics.verification import pairs_within, roc
 from featcache.store import FeatureStore, StoreWriter
 from featcache.store.sources import Record, SourceRecords

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from sklearn import metrics as reference
 
 from featcache.core.errors import UsageError
-from featcache.metrics.classification import Interval, score, wilson
+from featcache.metrics.classification import score
+from featcache.metrics.intervals import Interval, wilson
 
 
 def problem(n: int, k: int, seed: int, skill: float = 1.0) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
@@ -147,9 +148,10 @@ def test_the_bootstrap_follows_its_seed() -> None:
     assert drawn[0].log_loss != drawn[2].log_loss
 
 
-def test_no_resampling_gives_the_value_alone() -> None:
+def test_no_resampling_gives_wilsons_interval_alone() -> None:
     got = score(*problem(20, 2, 8), resamples=0)
-    assert got.macro_f1 == Interval(got.macro_f1.value, got.macro_f1.value, got.macro_f1.value)
+    assert got.accuracy == Interval(got.accuracy.value, *wilson(got.accuracy.value, 20))
+    assert got.macro_f1.to_dict("f1") == {"f1": got.macro_f1.value, "low": None, "high": None}
 
 
 def test_memory_does_not_grow_with_resamples_times_items_or_classes_squared() -> None:

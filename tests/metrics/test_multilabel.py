@@ -13,7 +13,7 @@ from sklearn.metrics import average_precision_score, f1_score, log_loss, precisi
 from featcache.core.errors import UsageError
 from featcache.metrics import multilabel
 from featcache.metrics import multilabel as multilabel_splits
-from featcache.metrics.classification import wilson
+from featcache.metrics.intervals import wilson
 
 
 def problem(n: int = 200, k: int = 5, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

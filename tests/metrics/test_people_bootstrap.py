@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from featcache.core.errors import UsageError
-from featcache.metrics.classification import wilson
+from featcache.metrics.intervals import wilson
 from featcache.metrics.verification import RESAMPLES, point_by_people
 
 

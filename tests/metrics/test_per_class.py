@@ -10,7 +10,8 @@ from PIL import Image
 from sklearn import metrics as reference
 
 from featcache.core.errors import UsageError
-from featcache.metrics.classification import confusion_matrix, per_class, units_of_each, wilson
+from featcache.metrics.classification import confusion_matrix, per_class, units_of_each
+from featcache.metrics.intervals import wilson
 from featcache.metrics.plots import check_png, draw_confusion
 
 LABELS = ["a", "b", "c", "d"]

@@ -16,7 +16,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from sklearn.metrics.pairwise import paired_cosine_distances
 
 from featcache.core.errors import UsageError
-from featcache.metrics.classification import wilson
+from featcache.metrics.intervals import wilson
 from featcache.metrics.plots import draw_roc
 from featcache.metrics.verification import best_threshold, cllr, cosine_scores, minimal_cllr, roc
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from featcache.metrics.classification import Interval, paired, wilson
+from featcache.metrics.classification import paired
+from featcache.metrics.intervals import Interval, wilson
 
 _RESAMPLES = 4000
 """Of wider intervals than 95 % the ends are rare, so more resamples than usual are drawn."""
@@ -185,7 +186,7 @@ def _convincing(gains: np.ndarray, doubt: float, items: float) -> float | None:
 
 def plain(found: Interval) -> dict[str, float | None]:
     """An interval as plain values, None for what is not known."""
-    return {name: None if math.isnan(value) else value for name, value in found.to_dict().items()}
+    return found.to_dict()
 
 
 def _mean(values: np.ndarray, units: np.ndarray, seed: int) -> Interval:

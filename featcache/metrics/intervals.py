@@ -1,0 +1,89 @@
+"""95 % intervals of scores: the percentile bootstrap over units, and Wilson's for a share.
+
+The bootstrap (Efron and Tibshirani 1993, chapter 13) draws units with replacement, since items of one unit are not
+independent evidence. It tells how a score would vary over test items, not over trainings. Where all resamples agree
+(every item is right, or wrong, or there is one unit only) it tells nothing; Wilson's interval (1927) does, with the
+number of units as trials, but only of a share.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+_Z = 1.959963984540054
+_DRAWS, _FEWEST = 200_000_000, 100
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A value with its 95 % interval; ``low`` and ``high`` are NaN where none is known."""
+
+    value: float
+    low: float
+    high: float
+
+    def to_dict(self, name: str = "value") -> dict[str, float | None]:
+        """The value under *name*, ``low`` and ``high``; None for NaN."""
+        values = {name: self.value, "low": self.low, "high": self.high}
+        return {key: None if math.isnan(value) else value for key, value in values.items()}
+
+
+def bootstrap(
+    statistics: Callable[[np.ndarray], Sequence[float]],
+    units: int,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    cost: int | None = None,
+) -> np.ndarray:
+    """Statistics of the sample and of resamples of its units.
+
+    Args:
+        statistics: from how often each unit occurs, (units,) int64, to m numbers; NaN where one is not defined.
+        units: how many are drawn.
+        resamples: fewer, but at least 100, where they would take minutes.
+        seed: of the draws.
+        cost: numbers that one resample computes with; *units* by default.
+
+    Returns:
+        (1 + resamples, m) float64, the sample itself first.
+    """
+    rng, chances = np.random.default_rng(seed), np.full(units, 1 / units)
+    found = [statistics(np.ones(units, dtype=np.int64))]
+    for _ in range(min(resamples, max(_FEWEST, _DRAWS // (cost or units)))):
+        found.append(statistics(rng.multinomial(units, chances)))
+    return np.array(found, dtype=np.float64)
+
+
+def percentile_interval(values: np.ndarray, *, trials: int | None = None, confidence: float = 0.95) -> Interval:
+    """The interval of one column of `bootstrap`.
+
+    Args:
+        values: (1 + resamples,), the value itself first; NaN among the others is left out.
+        trials: of a share: where all resamples agree, the interval is Wilson's with so many trials.
+        confidence: share of the resamples that the percentile interval holds.
+
+    Returns:
+        An interval that contains the value; one of NaN where all resamples agree and *trials* are not given.
+    """
+    value, drawn = float(values[0]), values[1:][~np.isnan(values[1:])]
+    if len(drawn) < 2 or np.ptp(drawn) <= 1e-12 * max(1.0, abs(value)):  # equal, but for rounding
+        return Interval(value, *((math.nan, math.nan) if trials is None else wilson(value, trials)))
+    low, high = np.percentile(drawn, [50 - 50 * confidence, 50 + 50 * confidence])
+    return Interval(value, min(float(low), value), max(float(high), value))
+
+
+def wilson(share: float, trials: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share of independent trials.
+
+    The share need not be a whole number of them, as it must be for scipy.stats.binomtest: it is one of items, and the
+    trials are units.
+    """
+    centre = (share + _Z**2 / (2 * trials)) / (1 + _Z**2 / trials)
+    half = _Z / (1 + _Z**2 / trials) * math.sqrt(share * (1 - share) / trials + _Z**2 / (4 * trials * trials))
+    # It contains the share; rounding could leave 0 or 1 just outside.
+    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
