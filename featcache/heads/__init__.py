@@ -319,29 +319,6 @@ def _takes_no_weights(name: str) -> UsageError:
     )
 
 
-# Until their callers resolve the head once.
-
-
 def make_head(head: Any, seed: int = 0, task: str = "classify") -> Any:
     """An unfitted estimator."""
     return resolve_head(head, seed=seed, task=task).make()
-
-
-def check_head(head: Any, task: str = "classify") -> None:
-    """Refuse what is no head."""
-    resolve_head(head, task=task)
-
-
-def prepare(head: Any, task: str = "classify") -> None:
-    """Import a head in the background."""
-    resolve_head(head, task=task).start_import()
-
-
-def with_class_weight(head: Any, class_weight: Any, seed: int = 0, task: str = "classify") -> Any:
-    """An unfitted estimator with class weights."""
-    return resolve_head(head, seed=seed, task=task, class_weight=class_weight).make()
-
-
-def head_name(head: Any) -> str:
-    """The name in reports."""
-    return resolve_head(head).name

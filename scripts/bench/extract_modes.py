@@ -24,7 +24,7 @@ import featcache as fc
 from featcache.backbones import Backbone, get
 from featcache.backbones.compute import has_bfloat16
 from featcache.extraction.reference import published
-from featcache.heads import make_head
+from featcache.heads import resolve_head
 
 sys.path.insert(0, str(Path(__file__).parent))
 import recording
@@ -63,9 +63,9 @@ def main() -> None:
     for mode, backbone in modes().items():
         X[mode], y = vectors(options.photos, options.folder / f"{mode}.fcache", backbone)
     train_rows, test = train_test_split(np.arange(len(y)), test_size=0.2, stratify=y, random_state=0)
-    chosen = make_head("softmax", 0, "classify").fit(X["reference"][train_rows], y[train_rows])
+    chosen = resolve_head("softmax").make().fit(X["reference"][train_rows], y[train_rows])
     heads = {
-        mode: make_head("softmax", 0, "classify").set_params(Cs=[chosen.C_]).fit(vectors[train_rows], y[train_rows])
+        mode: resolve_head("softmax").make().set_params(Cs=[chosen.C_]).fit(vectors[train_rows], y[train_rows])
         for mode, vectors in X.items()
     }
     right = heads["reference"].predict(X["reference"][test])

@@ -13,13 +13,13 @@ import torch
 from featcache.core import failpoints
 from featcache.finetuning.finetune import finetune
 from featcache.finetuning.schedule import TrainingConfig
-from featcache.heads import make_head
+from featcache.heads import resolve_head
 from tests.finetuning.stores import colour_blind
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.finetuning.finetune_child", "torch._dynamo"])
 
-make_head("softmax", 0, "classify")  # what is imported here is there in every process that is forked
+resolve_head("softmax").make()  # what is imported here is there in every process that is forked
 SCHEDULE = TrainingConfig(epochs=4, rate=1e-2, batch_size=16, patience=4)
 
 

@@ -27,7 +27,7 @@ from featcache.finetuning.advise.outcome import compare
 from featcache.finetuning.advise.rule import recommend
 from featcache.finetuning.advise.situation import Situation
 from featcache.finetuning.advise.words import reasons
-from featcache.heads import make_head
+from featcache.heads import resolve_head
 from featcache.heads.softmax import GridEdgeWarning
 from featcache.metrics.splits import folds
 from featcache.training.dataset import FeatureDataset
@@ -81,7 +81,7 @@ def accuracy_by_hand(vectors: np.ndarray, y: np.ndarray) -> float:
         X, groups = vectors[train_rows].reshape(-1, d), np.repeat(train_rows, k)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", GridEdgeWarning)
-            head = make_head("softmax", 0, "classify").fit(X, np.repeat(y[train_rows], k), groups=groups)
+            head = resolve_head("softmax").make().fit(X, np.repeat(y[train_rows], k), groups=groups)
         right[test] = head.predict(vectors[test, 0]) == y[test]
     return float(right.mean())
 

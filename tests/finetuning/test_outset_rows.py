@@ -18,7 +18,7 @@ from featcache.finetuning.finetune import finetune
 from featcache.finetuning.schedule import TrainingConfig
 from featcache.finetuning.tune import tune
 from featcache.finetuning.validation import validation_rows
-from featcache.heads import make_head
+from featcache.heads import resolve_head
 from featcache.store import FeatureStore
 from featcache.training.bundle import Bundle
 from featcache.training.dataset import FeatureDataset
@@ -81,7 +81,7 @@ def test_its_first_loss_is_that_of_a_head_on_the_training_items(store: Path, tra
 
     def loss(rows: np.ndarray) -> float:
         """Of the validation items, by a head that is fitted on these rows."""
-        head = make_head("softmax", 0, "classify").fit(X[rows], y[rows], groups=dataset.units[rows])
+        head = resolve_head("softmax").make().fit(X[rows], y[rows], groups=dataset.units[rows])
         return float(log_loss(y[validation], head.predict_proba(X[validation]), labels=head.classes_))
 
     report = train(store).report

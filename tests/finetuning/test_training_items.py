@@ -21,7 +21,7 @@ from featcache.finetuning.batches import CachedBatches, activations_in_order, ba
 from featcache.finetuning.linear_probe import linear_predictor, linear_probe_init, refit, temper
 from featcache.finetuning.schedule import network_stages
 from featcache.finetuning.validation import class_numbers, contents, items_digest, validation_rows
-from featcache.heads import make_head, resolve_head
+from featcache.heads import resolve_head
 from featcache.metrics import splits
 from featcache.metrics.calibration import fit_temperature
 from featcache.store import Item
@@ -192,7 +192,7 @@ def test_the_output_begins_as_the_path_solver_ends() -> None:
     given, X = overlapping(60)
     rows = np.arange(5, 60)
     output, chosen = linear_probe_init(lambda at: X[at], given, rows, 0, Silent())
-    path = make_head("softmax", 0, "classify").fit(X[rows], given.y[rows], groups=given.units[rows])
+    path = resolve_head("softmax").make().fit(X[rows], given.y[rows], groups=given.units[rows])
     predictor = linear_predictor(output, ("a", "b"))
     np.testing.assert_allclose(predictor.probabilities(X), path.predict_proba(X), atol=1e-6)
     assert chosen == {f"output_{name}": value for name, value in path.chosen_.items()}

@@ -16,7 +16,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from featcache.core.errors import UnknownNameError, UsageError
-from featcache.heads import HEADS, WEIGHING, head_name, make_head, prepare, with_class_weight
+from featcache.heads import HEADS, WEIGHING, resolve_head
 from featcache.heads.knn import KnnHead
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -33,7 +33,7 @@ def gaussians(n: int = 90, k: int = 3, d: int = 6, seed: int = 0, spread: float 
 
 @pytest.fixture(params=sorted(HEADS))
 def head(request: pytest.FixtureRequest) -> Any:
-    return make_head(request.param)
+    return resolve_head(request.param).make()
 
 
 @pytest.fixture
@@ -70,8 +70,8 @@ def test_labels_keep_their_type(short: Any, labels: np.ndarray) -> None:
 
 def test_the_same_seed_gives_the_same_head(head: Any) -> None:
     X, y = gaussians(90, spread=0.5)
-    first = make_head(head_name_of(head), 3).fit(X, y)
-    second = make_head(head_name_of(head), 3).fit(X, y)
+    first = resolve_head(head_name_of(head), seed=3).make().fit(X, y)
+    second = resolve_head(head_name_of(head), seed=3).make().fit(X, y)
     np.testing.assert_array_equal(first.predict_proba(X), second.predict_proba(X))
     assert first.chosen_ == second.chosen_
 
@@ -129,15 +129,16 @@ def head_name_of(head: Any) -> str:
 
 def test_an_estimator_is_cloned() -> None:
     mine = KNeighborsClassifier(3)
-    made = make_head(mine)
+    resolved = resolve_head(mine)
+    made = resolved.make()
     assert isinstance(made, KNeighborsClassifier)
     assert made is not mine
     assert made.n_neighbors == 3
-    assert (head_name(mine), head_name("ridge")) == ("KNeighborsClassifier", "ridge")
+    assert (resolved.name, resolve_head("ridge").name) == ("KNeighborsClassifier", "ridge")
 
 
 def test_the_seed_reaches_our_heads() -> None:
-    made = [make_head(name, 7).get_params() for name in HEADS]
+    made = [resolve_head(name, seed=7).make().get_params() for name in HEADS]
     assert {params["random_state"] for params in made if "random_state" in params} == {7}
     assert [name for name, params in zip(HEADS, made, strict=True) if "random_state" not in params] == ["centroid"]
 
@@ -162,21 +163,21 @@ def test_arrays_in_any_order_and_in_half_precision(short: Any) -> None:
 
 def test_an_unknown_head_offers_the_nearest() -> None:
     with pytest.raises(UnknownNameError, match="'softmax'"):
-        make_head("sofmax")
+        resolve_head("sofmax")
 
 
 @pytest.mark.parametrize("thing", [3, RidgeClassifier.fit, BaseEstimator()])
 def test_what_is_no_classifier_is_refused(thing: Any) -> None:
     with pytest.raises(UsageError, match="scikit-learn classifier"):
-        make_head(thing)
+        resolve_head(thing)
 
 
-def test_a_head_is_prepared_in_the_background() -> None:
+def test_a_head_is_imported_in_the_background() -> None:
     with pytest.raises(UnknownNameError, match="softmax"):
-        prepare("softmacks")
+        resolve_head("softmacks")
     with pytest.raises(UsageError, match="scikit-learn classifier"):
-        prepare(3)
-    prepare("centroid")
+        resolve_head(3)
+    resolve_head("centroid").start_import()
     for thread in threading.enumerate():
         if thread.name == "featcache import":
             thread.join()
@@ -200,23 +201,22 @@ def test_classes_weigh_the_same_on_request(name: str) -> None:
     X = rng.normal(size=(600, 4)).astype(np.float32)
     X[540:, 0] += 1
     recall = {
-        weight: (with_class_weight(name, weight).fit(X, y).predict(X)[540:] == "rare").mean()
+        weight: (resolve_head(name, class_weight=weight).make().fit(X, y).predict(X)[540:] == "rare").mean()
         for weight in ("balanced", None)
     }
     assert recall[None] < 0.3
     assert recall["balanced"] > 0.5
-    same = with_class_weight(name, {"common": 600 / (2 * 540), "rare": 600 / (2 * 60)}).fit(X, y)
+    weights = {"common": 600 / (2 * 540), "rare": 600 / (2 * 60)}
+    same, balanced = (resolve_head(name, class_weight=w).make().fit(X, y) for w in (weights, "balanced"))
     close = 0.02 if name == "torch" else 1e-6  # the held-out tenth is not in its counts
-    np.testing.assert_allclose(
-        same.predict_proba(X), with_class_weight(name, "balanced").fit(X, y).predict_proba(X), atol=close
-    )
+    np.testing.assert_allclose(same.predict_proba(X), balanced.predict_proba(X), atol=close)
 
 
 @pytest.mark.parametrize("name", WEIGHING)
 def test_weights_multiply_the_loss_as_in_scikit_learn(name: str) -> None:
     X, y = gaussians(300, 3, spread=0.7)
     weights = {"class 1": 3.0}
-    made = with_class_weight(name, weights).set_params(Cs=(100.0,))
+    made = resolve_head(name, class_weight=weights).make().set_params(Cs=(100.0,))
     if name == "torch":
         # Judged by the rows it learns from, it goes on to the end.
         numbers = np.unique(y, return_inverse=True)[1]
@@ -234,20 +234,20 @@ def test_weights_multiply_the_loss_as_in_scikit_learn(name: str) -> None:
 
 
 def test_heads_that_cannot_weigh_classes_are_told_which_can() -> None:
-    assert {name for name in HEADS if "class_weight" in make_head(name).get_params()} == set(WEIGHING)
+    assert {name for name in HEADS if "class_weight" in resolve_head(name).make().get_params()} == set(WEIGHING)
     for name in HEADS.keys() - set(WEIGHING):
         with pytest.raises(UsageError, match=rf"{name} takes no class weights.*{', '.join(WEIGHING)}"):
-            with_class_weight(name, "balanced")
+            resolve_head(name, class_weight="balanced")
     with pytest.raises(UnknownNameError, match=r"'bal'\. Did you mean 'balanced'"):
-        with_class_weight("softmax", "bal")
+        resolve_head("softmax", class_weight="bal")
     with pytest.raises(UsageError, match=rf"KNeighborsClassifier takes no class weights.*{', '.join(WEIGHING)}"):
-        with_class_weight(KNeighborsClassifier(), "balanced")
+        resolve_head(KNeighborsClassifier(), class_weight="balanced")
 
 
 def test_a_pipelines_classifier_weighs_classes() -> None:
-    made = with_class_weight(make_pipeline(StandardScaler(), RidgeClassifier()), "balanced")
+    made = resolve_head(make_pipeline(StandardScaler(), RidgeClassifier()), class_weight="balanced").make()
     assert made.steps[-1][1].class_weight == "balanced"
 
 
 def test_our_own_heads_are_called_by_their_names() -> None:
-    assert [head_name(make_head(name)) for name in HEADS] == list(HEADS)
+    assert [resolve_head(resolve_head(name).make()).name for name in HEADS] == list(HEADS)

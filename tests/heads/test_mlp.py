@@ -14,7 +14,7 @@ from sklearn.metrics import log_loss
 
 import featcache as fc
 from featcache.core.errors import UsageError
-from featcache.heads import mlp, resolve_head, with_class_weight, with_hidden_layers
+from featcache.heads import mlp, resolve_head, with_hidden_layers
 from featcache.heads.minibatch import HeldOutChoice, hold_out, logits
 from featcache.heads.mlp import MLPHead
 from featcache.heads.streaming import VectorStream
@@ -253,9 +253,9 @@ def test_one_width_alone_is_one_layer() -> None:
 
 def test_it_cannot_weigh_classes() -> None:
     with pytest.raises(UsageError, match="mlp takes no class weights"):
-        with_class_weight("mlp", "balanced")
+        resolve_head("mlp", class_weight="balanced")
     with pytest.raises(UsageError, match="mlp takes no class weights"):
-        with_class_weight(MLPHead(), "balanced")
+        resolve_head(MLPHead(), class_weight="balanced")
 
 
 def test_layers_in_words() -> None:

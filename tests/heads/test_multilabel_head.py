@@ -7,7 +7,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from featcache.core.errors import UsageError
-from featcache.heads import make_head
+from featcache.heads import resolve_head
 from featcache.heads.multilabel import SigmoidPathClassifier
 from featcache.heads.predictors import linear_predictor
 from featcache.metrics import multilabel
@@ -102,11 +102,11 @@ def test_what_cannot_be_fitted() -> None:
 @pytest.mark.parametrize("head", ["ridge", "sklearn.linear_model:LogisticRegression", "torch", LogisticRegression()])
 def test_heads_of_one_label_name_those_of_several(head: object) -> None:
     with pytest.raises(UsageError, match=r"gives one label per item.*multilabel: softmax"):
-        make_head(head, task="multilabel")
+        resolve_head(head, task="multilabel").make()
 
 
 def test_the_seed_reaches_it() -> None:
-    assert make_head("softmax", 7, "multilabel").random_state == 7
+    assert resolve_head("softmax", seed=7, task="multilabel").make().random_state == 7
 
 
 def test_what_is_wrong_with_the_call_is_said() -> None:

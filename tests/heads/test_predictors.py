@@ -24,7 +24,7 @@ from sklearn.preprocessing import MaxAbsScaler, MinMaxScaler, PolynomialFeatures
 from sklearn.svm import SVC, LinearSVC
 
 from featcache.core.errors import BundleError
-from featcache.heads import HEADS, make_head
+from featcache.heads import HEADS, resolve_head
 from featcache.heads.predictors import linear_predictor
 from featcache.heads.serialise import export_predictor
 from tests.heads.test_heads import gaussians
@@ -101,7 +101,7 @@ def test_labels_are_equal_where_there_are_no_probabilities(name: str, k: int) ->
 @pytest.mark.parametrize("name", sorted(HEADS))
 def test_our_heads_have_one_or_another_form(name: str, k: int) -> None:
     X, y = gaussians(120, k)
-    fitted = make_head(name).fit(X, y)
+    fitted = resolve_head(name).make().fit(X, y)
     predictor = export_predictor(fitted)
     np.testing.assert_allclose(predictor.probabilities(X), fitted.predict_proba(X), atol=1e-5)
     assert predictor.predict(X).tolist() == fitted.predict(X).tolist()
@@ -162,5 +162,5 @@ def test_a_linear_regression_of_numbers_is_no_classifier() -> None:
 @pytest.mark.parametrize("name", sorted(set(HEADS) - {"knn", "mlp"}))
 def test_the_order_in_memory_is_that_of_a_file(name: str, k: int) -> None:
     # A bundle read back has its rows in order; BLAS may round another order otherwise.
-    predictor = linear_predictor(make_head(name).fit(*gaussians(60, k)))
+    predictor = linear_predictor(resolve_head(name).make().fit(*gaussians(60, k)))
     assert predictor.weight.flags["C_CONTIGUOUS"]

@@ -13,7 +13,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from featcache.core.errors import UsageError
-from featcache.heads import HEADS, make_head, resolve_head
+from featcache.heads import HEADS, resolve_head
 from featcache.heads.softmax import SoftmaxPathClassifier
 from featcache.heads.streaming import available_memory, check_memory
 from featcache.training.dataset import FeatureDataset
@@ -54,8 +54,8 @@ def test_what_is_needed_and_what_there_is_are_told(small: FeatureDataset) -> Non
 
 @pytest.mark.parametrize("head", ["ridge", "torch", "mlp"])
 def test_heads_that_read_piece_by_piece_are_refused_for_what_they_hold_alone(small: FeatureDataset, head: str) -> None:
-    assert [name for name in HEADS if hasattr(make_head(name), "fit_stream")] == ["torch", "ridge", "mlp"]
-    made = make_head(head)
+    assert [name for name in HEADS if hasattr(resolve_head(name).make(), "fit_stream")] == ["torch", "ridge", "mlp"]
+    made = resolve_head(head).make()
     # A million vectors more are none that they hold.
     assert made.memory_needed(2_000_000, 1280, 10) == made.memory_needed(1_000_000, 1280, 10) < 4 * 1_000_000 * 1280
     with pytest.raises(UsageError, match=rf"{head} needs about .*GB .* has .*GB.*Use fewer layers"):
@@ -68,8 +68,8 @@ def test_heads_that_read_piece_by_piece_are_refused_for_what_they_hold_alone(sma
 
 @pytest.mark.parametrize("k", [2, 50])
 def test_they_hold_their_gram_matrix_and_their_weights(k: int) -> None:
-    assert make_head("ridge").memory_needed(10_000, 1000, k) > 2 * 8 * 1000**2
-    assert make_head("torch").memory_needed(10_000, 1000, k) > 4 * 4 * 1000 * k * 4
+    assert resolve_head("ridge").make().memory_needed(10_000, 1000, k) > 2 * 8 * 1000**2
+    assert resolve_head("torch").make().memory_needed(10_000, 1000, k) > 4 * 4 * 1000 * k * 4
 
 
 def machine(root: Path, groups: str, files: dict[str, str]) -> Path:

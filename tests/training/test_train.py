@@ -20,7 +20,7 @@ from sklearn.neighbors import KNeighborsClassifier
 import featcache as fc
 from featcache.backbones import tiny_backbone
 from featcache.core.errors import BundleError, MissingVectorsError, RecipeMismatchError, UnknownNameError, UsageError
-from featcache.heads import make_head, resolve_head
+from featcache.heads import resolve_head
 from featcache.heads.ridge import RidgeHead
 from featcache.heads.softmax import SoftmaxPathClassifier
 from featcache.metrics import splits
@@ -468,7 +468,7 @@ def test_softmax_is_calibrated_by_its_own_folds(tmp_path: Path, head: Any) -> No
     assert report.keys() == {"temperature", "ece_before", "ece_after"}
     dataset = FeatureDataset.from_file(tmp_path / "x.npz")
     bundle = fit(dataset, np.arange(240), resolve_head(head))
-    alone = make_head(head, 0).fit(X, y, groups=dataset.units)
+    alone = resolve_head(head).make().fit(X, y, groups=dataset.units)
     logits = alone.held_out_logits_.astype(np.float64)
 
     def loss(log_t: float) -> float:

@@ -17,7 +17,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 import featcache as fc
 from featcache.backbones import tiny_backbone
 from featcache.core.errors import MissingVectorsError, UnknownNameError
-from featcache.heads import make_head
+from featcache.heads import resolve_head
 from featcache.heads.predictors import KnnPredictor, LinearPredictor
 from featcache.heads.serialise import export_predictor
 from featcache.metrics import splits
@@ -73,7 +73,7 @@ class Memory(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 def test_a_head_is_the_one_fitted_on_all_views_of_the_training_part(store: Path, head: str) -> None:
     bundle = train(store, head)
     X, y, items = learned_rows(store)
-    expected = make_head(head, 0).fit(X, y, groups=splits.units(items))
+    expected = resolve_head(head).make().fit(X, y, groups=splits.units(items))
     predictor, calibration = export_predictor(expected), bundle.report["calibration"]
     if isinstance(bundle.predictor, LinearPredictor):
         assert isinstance(predictor, LinearPredictor)
@@ -123,7 +123,7 @@ def test_the_first_view_alone_is_as_if_no_other_were_stored(store: Path) -> None
     assert first.report["views"] == ["0"]
     assert "views" not in first.report["score"]["protocol"]
     X, y, items = learned_rows(store)
-    expected = make_head("softmax", 0).fit(X[::K], y[::K], groups=splits.units(items[::K]))
+    expected = resolve_head("softmax").make().fit(X[::K], y[::K], groups=splits.units(items[::K]))
     predictor = export_predictor(expected)
     assert isinstance(predictor, LinearPredictor)
     assert isinstance(first.predictor, LinearPredictor)
@@ -162,7 +162,9 @@ def test_several_labels_an_item(tmp_path: Path, draw_images: Callable[..., Path]
     bundle = train(store, task="multilabel")
     X, y, items = learned_rows(store)
     Y = np.array([[label in text.split("|") for label in bundle.classes] for text in y])
-    predictor = export_predictor(make_head("softmax", 0, "multilabel").fit(X, Y, groups=splits.units(items)))
+    predictor = export_predictor(
+        resolve_head("softmax", task="multilabel").make().fit(X, Y, groups=splits.units(items))
+    )
     assert isinstance(predictor, LinearPredictor)
     assert isinstance(bundle.predictor, LinearPredictor)
     np.testing.assert_allclose(bundle.predictor.weight, predictor.weight, rtol=1e-4, atol=1e-6)
