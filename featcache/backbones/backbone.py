@@ -17,7 +17,7 @@ from featcache.core.errors import UnusableImageError, UsageError, WeightsError
 from featcache.core.recipe import CustomTransform, PixelPath, Recipe, StandardTransform
 from featcache.images import decode as decoding
 from featcache.images.decode import SCALED, Decoded
-from featcache.images.transforms import PixelTransform, with_code_of
+from featcache.images.transforms import PixelTransform, published, with_code_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -337,6 +337,16 @@ class Backbone:
             For each layer's name its activations (n, …) float32.
         """
         return self.network.forward(batch, layers, self.precision)
+
+    def reference(self) -> Backbone:
+        """The same network in eager torch at float32, its images decoded and resized by the published code.
+
+        Photographs decoded at a fraction of their size have no published transform: their pixels stay those of the
+        recipe.
+        """
+        pixels = self.recipe.pixels
+        exact = self.with_runtime(runtime="torch", precision="float32")
+        return exact.with_pixels(pixels if pixels.scaled is not None else published(pixels))
 
     def _learn(self, recipe: Recipe, layers: dict[str, Layer]) -> None:
         known = self._known

@@ -63,3 +63,12 @@ class Extractor(Protocol):
 
     def forward(self, batch: np.ndarray, layers: Sequence[Layer]) -> dict[str, np.ndarray]:
         """By layer name an array (n, …) float32, for a batch (n, …) of what `prepare` returned."""
+
+    def reference(self) -> Extractor:
+        """What its vectors are checked against: the same in eager torch at float32, on pixels made by published code.
+
+        If nothing is published for the pixels, they are made as the recipe says.
+
+        Raises:
+            UsageError: no network computes these arrays.
+        """

@@ -37,9 +37,21 @@ def check_live(
 
     Example: featcache check-live pets.fcache -n 50
     """
+    from featcache import faces
     from featcache.extraction.recheck import check_live as run
+    from featcache.faces.detection import Detector
+    from featcache.store import FeatureStore
+    from featcache.training.bundle import Bundle
 
-    report = run(store, n, source=source, space=space, head=head, seed=seed, weights=weights, progress=True)
+    opened = FeatureStore.open(store)
+    recipe = opened.space(space).recipe
+    aligned = None
+    if recipe.detection is not None or recipe.backbone == Detector.name:
+        aligned, weights = faces.aligned_backbone(opened, space, weights=weights), None
+    report = run(
+        opened, n, source=source, space=space, head=None if head is None else Bundle.load(head), seed=seed,
+        backbone=aligned, weights=weights, progress=True,
+    )  # fmt: skip
     return Answer(report.to_dict(), lambda: _show_check(report), 0 if report.ok else 1)
 
 

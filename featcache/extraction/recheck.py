@@ -10,24 +10,26 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from featcache.core.errors import MissingVectorsError, UnusableImageError, UsageError
+from featcache.backbones import Backbone, get
+from featcache.core.errors import MissingVectorsError, RecipeMismatchError, UnusableImageError, UsageError
 from featcache.core.html import HtmlTable
 from featcache.core.names import VIEW_0
 from featcache.core.progress import Progress, choose
-from featcache.extraction.reference import published, reference_of
+from featcache.core.recipe import Recipe
+from featcache.extraction.embed import backbone_for
 from featcache.extraction.stored_source import known_images
 from featcache.images.entry import Entry, pixels_sha256
+from featcache.images.transforms import published
 from featcache.store import FeatureStore, Item
-from featcache.training.bundle import Bundle
 
 if TYPE_CHECKING:
-    from featcache.backbones import Backbone, Extractor
+    from featcache.backbones import Extractor
     from featcache.images.datasets import Dataset
     from featcache.images.sources import Source
     from featcache.store.spaces import Space
@@ -116,33 +118,65 @@ class CheckLiveReport(HtmlTable):
         return {"ok": self.ok, **asdict(self)}
 
 
+class _Layer(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+class Head(Protocol):
+    """What `check_live` asks of a head; a `featcache.Bundle` is one."""
+
+    @property
+    def layers(self) -> Sequence[_Layer]:
+        """The layers it reads, one vector after another."""
+
+    @property
+    def classifier(self) -> object:
+        """What names labels.
+
+        Raises:
+            UsageError: the head names none.
+        """
+
+    def require(self, recipe: Recipe) -> None:
+        """Check that it was fitted on vectors of *recipe*.
+
+        Raises:
+            RecipeMismatchError: it was not.
+        """
+
+    def predict_vectors(self, X: np.ndarray) -> np.ndarray:
+        """The (n,) labels, or (n, k) bool, of (n, d) vectors as stored."""
+
+
 def check_live(
     store: str | Path | FeatureStore,
     n: int = 200,
     *,
     source: str | None = None,
     space: str | None = None,
-    head: str | Path | Bundle | None = None,
+    head: Head | None = None,
     seed: int = 0,
     images: str | Path | Source | Dataset | Mapping[str, Dataset] | None = None,
-    backbone: Backbone | None = None,
+    backbone: Extractor | None = None,
     weights: str | Path | None = None,
     progress: Progress | bool | None = None,
 ) -> CheckLiveReport:
     """Compute random vectors of a store once more by the reference, and compare: all stored layers of view 0.
 
-    Images that are gone or changed are counted, not compared, and no other is drawn in their place. See
-    `featcache.extraction.reference.reference_of` for the reference, `COSINE` and `RELATIVE_ERROR` for the tolerance.
+    Images that are gone or changed are counted, not compared, and no other is drawn in their place. The reference is
+    the extractor's own (`featcache.backbones.Extractor.reference`), the tolerance `COSINE` and `RELATIVE_ERROR`.
 
     Args:
         store: a store or its path.
         n: how many images, each content once; all where there are fewer.
         source, space: which; may be left out where there is one.
-        head: a bundle or its path, of which predictions that flip are counted.
+        head: a `Bundle`, of which predictions that flip are counted.
         seed: of the draw.
         images: where the source's images are now, as for `featcache.extract`; by default the root that the store
             knows. Needed for a manifest with other images than those that its folder lists, and for datasets.
-        backbone: needed only where the vectors were made by a module given in Python.
+        backbone: needed only where the vectors were made by a module given in Python, or are those of aligned faces
+            (`featcache.faces.aligned_backbone`).
         weights: the file of weights that the vectors were made with; by default the one that was last given for them
             on this machine, or the published ones.
         progress: as for `featcache.extract`.
@@ -150,8 +184,8 @@ def check_live(
     Raises:
         MissingVectorsError: the source has no vectors in the space.
         RecipeMismatchError: the network cannot be had as it was, or the head needs another recipe.
-        UsageError: *n* is not positive, the space is a detection, the head compares two images, or the images can be
-            given by a Python program alone and were not.
+        UsageError: *n* is not positive, the head compares two images, the images can be given by a Python program
+            alone and were not, or there are both a backbone and weights.
         UnknownNameError: no such source or space, or the head's layers are not stored.
     """
     began = time.monotonic()
@@ -159,11 +193,10 @@ def check_live(
         raise UsageError(f"Check 1 image or more with a seed from 0 on, not {n} with the seed {seed}.")
     opened = store if isinstance(store, FeatureStore) else FeatureStore.open(store)
     chosen, name = opened.space(space), opened.source(source)
-    bundle = Bundle.load(head) if isinstance(head, (str, Path)) else head
-    if bundle is not None:
-        _ = bundle.classifier  # raises before a backbone is loaded
-        bundle.require(chosen.recipe)
-        opened.layer_names([use.name for use in bundle.layers], chosen.fingerprint)
+    if head is not None:
+        _ = head.classifier  # raises before a backbone is loaded
+        head.require(chosen.recipe)
+        opened.layer_names([use.name for use in head.layers], chosen.fingerprint)
     layers = [layer for layer, column in chosen.layers.items() if VIEW_0 in column.views]
     drawn = _draw(opened, chosen, layers, opened.items(source=name), n, seed)
     if not drawn:
@@ -171,12 +204,12 @@ def check_live(
             f"No image of the source {name!r} has a vector in the space {chosen.fingerprint[:12]} of {opened.path}. "
             "Run `featcache extract` first, or choose another --space."
         )
-    reference = reference_of(opened, chosen.recipe, backbone, weights)
+    reference = _reference(chosen.recipe, backbone, weights)
     report = CheckLiveReport(
         str(opened.path), name, chosen.fingerprint, chosen.recipe.backbone, chosen.recipe.precision, layers,
-        _words(reference), len(drawn), *_tolerance(chosen, reference), flips=None if bundle is None else 0,
+        _words(reference), len(drawn), *_tolerance(chosen, reference), flips=None if head is None else 0,
     )  # fmt: skip
-    checking = _Checking(opened, chosen, reference, report, bundle)
+    checking = _Checking(opened, chosen, reference, report, head)
     with choose(progress) as shown:
         shown.start("check", len(drawn), "images")
         entries = known_images(opened, name, drawn, report.notes, images)
@@ -193,9 +226,9 @@ class _Checking:
     """Batches of images compared, and what was found so far."""
 
     def __init__(
-        self, store: FeatureStore, space: Space, reference: Extractor, report: CheckLiveReport, bundle: Bundle | None
+        self, store: FeatureStore, space: Space, reference: Extractor, report: CheckLiveReport, head: Head | None
     ) -> None:
-        self.store, self.space, self.reference, self.report, self.bundle = store, space, reference, report, bundle
+        self.store, self.space, self.reference, self.report, self.head = store, space, reference, report, head
         self.layers = reference.resolve_layers(report.layers)
         self.found: list[Compared] = []
 
@@ -223,8 +256,8 @@ class _Checking:
                     pair = stored[layer][item.sha256], computed[layer][row].reshape(-1)
                     self.found.append(Compared(item.uri, layer, *_compared(*pair)))
         self.report.compared += len(read)
-        if self.bundle is not None:
-            self._count_flips(self.bundle, read, stored, computed)
+        if self.head is not None:
+            self._count_flips(self.head, read, stored, computed)
 
     def _pixels(self, item: Item, entry: Entry | None) -> np.ndarray | None:
         """The reference's input of one image; None, and counted, where there is none."""
@@ -254,18 +287,18 @@ class _Checking:
 
     def _count_flips(
         self,
-        bundle: Bundle,
+        head: Head,
         items: Sequence[Item],
         stored: Mapping[str, Mapping[bytes, np.ndarray]],
         computed: Mapping[str, np.ndarray],
     ) -> None:
-        names = [use.name for use in bundle.layers]
+        names = [use.name for use in head.layers]
         rows = [row for row, item in enumerate(items) if all(item.sha256 in stored[name] for name in names)]
         if not rows:
             return
         mine = [np.concatenate([stored[name][items[row].sha256] for name in names]) for row in rows]
         theirs = [np.concatenate([computed[name][row].reshape(-1) for name in names]) for row in rows]
-        differ = bundle.predict_vectors(np.stack(mine)) != bundle.predict_vectors(np.stack(theirs))
+        differ = head.predict_vectors(np.stack(mine)) != head.predict_vectors(np.stack(theirs))
         self.report.flips = int(differ.reshape(len(rows), -1).any(axis=1).sum()) + (self.report.flips or 0)
 
     def finish(self) -> None:
@@ -310,6 +343,28 @@ def _draw(
         if len(drawn) >= n:
             break
     return [distinct[at] for at in sorted(drawn[:n])]
+
+
+def _reference(recipe: Recipe, backbone: Extractor | None, weights: str | Path | None) -> Extractor:
+    """What the vectors of a recipe are compared with.
+
+    Raises:
+        RecipeMismatchError: the extractor does not follow the recipe at float32; the message names the fields.
+        UsageError: there is no such file of weights, or there are both a backbone and weights.
+    """
+    if backbone is not None and weights is not None:
+        raise UsageError("A backbone brings its weights. Give one of the two, backbone or weights.")
+    exact = replace(recipe, precision="float32", runtime=None)
+    if backbone is not None and not isinstance(backbone, Backbone):
+        reference = backbone.reference()
+        differing = exact.differences(reference.recipe)
+        if differing:
+            listed = "; ".join(f"{name} is {theirs!r}, needed is {mine!r}" for name, mine, theirs in differing)
+            raise RecipeMismatchError(f"The vectors of {recipe.backbone} cannot be made again here: {listed}.")
+        return reference
+    if weights is not None and not recipe.backbone.startswith("module:"):
+        backbone = get(recipe.backbone, weights)
+    return backbone_for(exact, backbone and backbone.with_runtime(runtime="torch", precision="float32")).reference()
 
 
 def _tolerance(space: Space, reference: Extractor) -> tuple[float, float]:

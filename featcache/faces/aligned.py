@@ -10,19 +10,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image as pil
 
-from featcache.backbones import Extractor, Layer
+from featcache import backbones
+from featcache.backbones import Backbone, Extractor, Layer
 from featcache.backbones.layers import POOLED
 from featcache.backbones.runtimes import passes_for
-from featcache.core.errors import TransientImageError, UnusableImageError
+from featcache.core.errors import TransientImageError, UnusableImageError, UsageError
 from featcache.core.recipe import Recipe, StandardTransform
-from featcache.faces.detection import CENTRE_BOX, Detection, Detector, dlib_library, picture_in
+from featcache.faces.detection import (
+    CENTRE_BOX,
+    Detection,
+    Detector,
+    StoredDetections,
+    dlib_library,
+    picture_in,
+)
 from featcache.images import decode as decoding
 from featcache.images.decode import Decoded
+from featcache.store import FeatureStore
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -190,6 +200,17 @@ class AlignedBackbone:
         """
         return self._with_mirror(self.base.forward, batch, layers)
 
+    def reference(self) -> AlignedBackbone:
+        """The same faces in eager torch at float32; aligned faces have no published transform.
+
+        Where no face was found, the middle of the image is taken: which images that concerns, the vectors that are
+        stored tell.
+        """
+        base = self.base
+        if isinstance(base, Backbone):
+            base = base.with_runtime(runtime="torch", precision="float32")
+        return AlignedBackbone(base, self.detector, centre_box=True, detections=self._detections)
+
     def passes(self, **options: Any) -> Passes:
         """The same on the backbone's runtime; arguments are those of `featcache.backbones.runtimes.passes_for`."""
         return _AlignedPasses(self, passes_for(self.base, **options))
@@ -218,6 +239,44 @@ class AlignedBackbone:
             both = _normalised(found[POOLED].astype(np.float64) + seen_in_mirror)
             found = found | {MIRRORED: both.astype(np.float32)}
         return {name: found[name] for name in names}
+
+
+def aligned_backbone(
+    store: str | Path | FeatureStore,
+    space: str | None = None,
+    *,
+    backbone: Backbone | None = None,
+    weights: str | Path | None = None,
+) -> AlignedBackbone:
+    """What made the face vectors of a space, with the detections that the store keeps.
+
+    Args:
+        store: a store or its path.
+        space: start of the space's fingerprint; may be left out where there is one.
+        backbone: needed only where the vectors were made by a module given in Python.
+        weights: a file of weights for the backbone; by default the one that was last given for it on this machine, or
+            the published ones.
+
+    Raises:
+        MissingVectorsError: the detections are not in the store.
+        UsageError: the space holds no aligned faces, or a backbone and weights are given.
+
+    Example:
+        ``fc.check_live("people.fcache", backbone=fc.faces.aligned_backbone("people.fcache"))``
+    """
+    opened = store if isinstance(store, FeatureStore) else FeatureStore.open(store)
+    recipe = opened.space(space).recipe
+    detector = Detector()
+    if recipe.backbone == detector.name:
+        detector.reference()
+    if recipe.detection is None:
+        raise UsageError(f"The vectors of {recipe.backbone} are those of whole images, not of aligned faces.")
+    if backbone is not None and weights is not None:
+        raise UsageError("A backbone brings its weights. Give one of the two, backbone or weights.")
+    if backbone is None:
+        backbone = backbones.for_recipe(recipe) if weights is None else backbones.get(recipe.backbone, weights)
+    stored = StoredDetections(opened, recipe.detection)
+    return AlignedBackbone(backbone.with_pixels(recipe.pixels), detector, centre_box=True, detections=stored)
 
 
 class _AlignedPasses:

@@ -207,6 +207,14 @@ class Detector:
         """The rows (n, 17) themselves."""
         return {layer.name: batch for layer in layers}
 
+    def reference(self) -> Detector:
+        """There is none.
+
+        Raises:
+            UsageError: always.
+        """
+        raise UsageError("This space holds where faces were found, which no network computed. Choose another --space.")
+
     def detect(self, image: Image) -> Detection:
         """Find the face of an upright RGB image."""
         seen, scale = _bounded(image)

@@ -20,6 +20,9 @@ from featcache.images.decode import DECODERS, SCALED, Decoded
 IMPLEMENTATIONS = ("pillow/2", "pillow/1")
 """The names in a recipe, the one for new recipes first."""
 
+PUBLISHED = "pillow/1"
+"""The decoder and the resizing that are equal to those of timm and torchvision, to the last grey level."""
+
 MAX_RESIZED = 64 << 20
 """Pixels of the whole resized image beyond which, for a very wide or tall image, only the crop is computed."""
 
@@ -46,6 +49,14 @@ the columns first, which differs by up to 20 levels: a long image that is made s
 _LONG_SIDE = 8192
 _LONG_ASPECT = 50
 """Beyond these the part of the image that the crop is made of is cut out first."""
+
+
+def published(pixels: PixelPath) -> PixelPath:
+    """The same pixel path, decoded and resized by `PUBLISHED`."""
+    transform = pixels.transform
+    if isinstance(transform, StandardTransform):
+        transform = replace(transform, implementation=PUBLISHED)
+    return replace(pixels, transform=transform, decoder=PUBLISHED)
 
 
 class PixelTransform:

@@ -23,8 +23,8 @@ from sklearn.model_selection import train_test_split
 import featcache as fc
 from featcache.backbones import Backbone, get
 from featcache.backbones.compute import has_bfloat16
-from featcache.extraction.reference import published
 from featcache.heads import resolve_head
+from featcache.images.transforms import published
 
 sys.path.insert(0, str(Path(__file__).parent))
 import recording

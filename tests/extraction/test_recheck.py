@@ -151,7 +151,7 @@ def test_flips_of_a_head_are_counted(store: Path, made: Path, net: Backbone) -> 
     assert set(called) == {"cats", "dogs"}
     at, other = (int(np.flatnonzero(called == name)[0]) for name in ("cats", "dogs"))
     change(store, items[at].uri, lambda v: X[other])
-    report = fc.check_live(store, head=made / "s.fch", backbone=net, progress=False)
+    report = fc.check_live(store, head=head, backbone=net, progress=False)
     assert report.flips == 1
 
 

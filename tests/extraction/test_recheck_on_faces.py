@@ -8,7 +8,7 @@ import pytest
 
 import featcache as fc
 from featcache.backbones import tiny_backbone
-from featcache.core.errors import UsageError
+from featcache.core.errors import RecipeMismatchError, UsageError
 from tests.faces.drawing import draw_face
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -21,11 +21,20 @@ def test_aligned_faces_are_compared_with_their_own_pixels(tmp_path: Path) -> Non
         draw_face(150 + 20 * number).save(tmp_path / "people" / "ann" / f"{number}.png")
     base = tiny_backbone()
     made = fc.faces.extract(tmp_path / "people", tmp_path / "s.fcache", backbone=base, progress=False)
-    report = fc.check_live(tmp_path / "s.fcache", backbone=base, progress=False)
+    aligned = fc.faces.aligned_backbone(tmp_path / "s.fcache", made.space, backbone=base)
+    report = fc.check_live(tmp_path / "s.fcache", space=made.space, backbone=aligned, progress=False)
     assert report.ok
     assert (report.compared, report.space, report.layers) == (3, made.space, ["pooled", "mirrored"])
     assert report.reference == "its recipe's pixels, eager torch, float32"
     assert report.relative_error_largest is not None
     assert report.relative_error_largest <= 1e-4
     with pytest.raises(UsageError, match="where faces were found"):
-        fc.check_live(tmp_path / "s.fcache", space=made.detection, backbone=base, progress=False)
+        fc.faces.aligned_backbone(tmp_path / "s.fcache", made.detection, backbone=base)
+    fc.extract(tmp_path / "people", tmp_path / "t.fcache", backbone=base, progress=False)
+    with pytest.raises(UsageError, match="whole images"):
+        fc.faces.aligned_backbone(tmp_path / "t.fcache", backbone=base)
+    with pytest.raises(RecipeMismatchError, match="aligned faces"):
+        fc.check_live(tmp_path / "s.fcache", space=made.space, backbone=base, progress=False)
+    other = fc.faces.aligned_backbone(tmp_path / "s.fcache", made.space, backbone=tiny_backbone(1))
+    with pytest.raises(RecipeMismatchError, match="cannot be made again here: backbone"):
+        fc.check_live(tmp_path / "s.fcache", space=made.space, backbone=other, progress=False)

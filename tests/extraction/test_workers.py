@@ -36,7 +36,7 @@ class Job:
 def in_order(
     jobs: Iterable[Job], *, workers: int, ahead: int, seconds: float, stopped: Callable[[], bool] = lambda: False
 ) -> Generator[str, None, None]:
-    with WorkerPool(threads, seconds) as crew:
+    with WorkerPool(workers, seconds) as crew:
         yield from in_order_of(crew, jobs, ahead=ahead, stopped=stopped)
 
 
