@@ -141,16 +141,16 @@ def listed(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike | Entry]:
     """
     from PIL import Image as pil
 
-    from featcache.images.sources import open_source
+    from featcache.images.sources import images_below
 
     several = [images] if isinstance(images, (str, Path, np.ndarray, pil.Image)) else list(images)
     found: list[ImageLike | Entry] = []
     for image in several:
-        if isinstance(image, (str, Path)) and (Path(image).is_dir() or str(image).lower().endswith(".tar")):
-            entries = open_source(image, labels="none").entries()
-            found += [entry.path if entry.content is None else entry for entry in entries]
-        else:
+        entries = images_below(image) if isinstance(image, (str, Path)) else None
+        if entries is None:
             found.append(image)
+        else:
+            found += [entry.path if entry.content is None else entry for entry in entries]
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -69,32 +69,19 @@ def known_images(
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class KnownSource:
+class KnownSource(Source):
     """What a store knows of a source, as a `Source` to extract more of: labels, splits and groups stay as they are.
 
-    Attributes:
+    Args:
         name, root: of the source.
         items: those that are wanted.
-        there: images by URI; items without one are left out, and nothing is taken to be gone.
+        there: images by URI; items without one are omitted, and nothing is taken to be gone.
     """
 
-    name: str
-    root: str
-    items: Sequence[Item]
-    there: Mapping[str, Entry]
+    within = ()
 
-    @property
-    def ignored(self) -> int:
-        return 0
-
-    @property
-    def incomplete(self) -> tuple[str, ...]:
-        return ()
-
-    @property
-    def within(self) -> tuple[str, ...]:
-        return ()
+    def __init__(self, name: str, root: str, items: Sequence[Item], there: Mapping[str, Entry]) -> None:
+        self.name, self.root, self.items, self.there = name, root, items, there
 
     def entries(self) -> list[Entry]:
         """The images that are there, with what the store knows of them."""
@@ -127,8 +114,8 @@ def image_of_item(item: Item, entry: Entry, backbone: Extractor) -> Decoded:
 def _tars(root: str, items: Sequence[Item]) -> dict[str, Path]:
     """The tar files that these items are in, by the beginning of their URIs; other files may lie beside them."""
     names = {item.uri.split("/")[0] for item in items if "/" in item.uri}
-    paths = {name: Path(root, name) for name in sorted(names) if name.lower().endswith(".tar")}
-    return {name: path for name, path in paths.items() if path.is_file()}
+    # What is a file and has images below it is a tar file.
+    return {name: path for name in sorted(names) if (path := Path(root, name)).is_file()}
 
 
 def _single_files(root: str, items: Sequence[Item]) -> Iterator[Entry]:

@@ -9,12 +9,12 @@ from itertools import pairwise
 from pathlib import Path, PurePosixPath
 
 from featcache.core.errors import SourceError
-from featcache.images.entry import Entry, as_text
+from featcache.images.entry import Entry, Source, as_text
 
 COLUMNS = ("path", "label", "split", "group")
 
 
-class ManifestSource:
+class ManifestSource(Source):
     """Images listed in a CSV file with the columns ``path`` and, if there are any, ``label,split,group``.
 
     Paths are relative to the file's folder, which is the source's root.
@@ -28,9 +28,6 @@ class ManifestSource:
         self.path = path.resolve()
         self.root = as_text(str(self.path.parent))
         self.name = as_text(name or self.path.stem)
-        self.ignored = 0
-        self.incomplete: tuple[str, ...] = ()
-        self.within = ("",)
 
     def entries(self) -> list[Entry]:
         """List the images, sorted by URI.

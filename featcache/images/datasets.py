@@ -19,7 +19,7 @@ from featcache.core.errors import ImageMemoryError, UnusableImageError, UsageErr
 from featcache.core.names import IN_PYTHON
 from featcache.core.process import Turn
 from featcache.images.decode import rgb_from, rgb_from_array
-from featcache.images.entry import Content, Entry, FileStat, Unusable, as_text, read_image_file
+from featcache.images.entry import Content, Entry, FileStat, Source, Unusable, as_text, read_image_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -35,7 +35,7 @@ class Dataset(Protocol):
     def __getitem__(self, place: int, /) -> Any: ...
 
 
-class DatasetSource:
+class DatasetSource(Source):
     """The images of a dataset, or of several by split.
 
     A URI is the index in eight digits, with the file's name where the dataset tells it: ``00000042-tabby.jpg``; with
@@ -68,9 +68,6 @@ class DatasetSource:
         kinds = {f"{type(part).__module__}.{type(part).__qualname__}" for part in self._parts.values()}
         self.root = IN_PYTHON + ",".join(sorted(kinds))
         self.name = as_text(name)
-        self.ignored = 0
-        self.incomplete: tuple[str, ...] = ()
-        self.within = ("",)
 
     def entries(self) -> list[Entry]:
         """List the images in the order of the dataset.

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from urllib.parse import quote
 
 from featcache.core.errors import UnusableImageError
@@ -148,6 +148,29 @@ class Entry:
     def path(self) -> Path:
         """Where its bytes are."""
         return Path(self.place)
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A named collection of images.
+
+    Attributes:
+        name: the source's name.
+        root: absolute path that URIs are relative to, or what stands for it where the images are in no file.
+        ignored: files found by `entries` that are no images.
+        incomplete: beginnings of URIs of which `entries` could not list all.
+        within: beginnings of the URIs that `entries` looks at, ``("",)`` where it looks at the whole source. What it
+            does not look at is not judged to be gone.
+    """
+
+    name: str
+    root: str
+    ignored: int = 0
+    incomplete: tuple[str, ...] = ()
+    within: tuple[str, ...] = ("",)
+
+    def entries(self) -> list[Entry]:
+        """List the images, each URI once, in an order that depends on nothing else and is good to read in."""
 
 
 def as_text(name: str) -> str:

@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from featcache.core.errors import SourceError
-from featcache.images.entry import EXTENSIONS, Entry, as_text
+from featcache.images.entry import EXTENSIONS, Entry, Source, as_text
 
 SPLITS = {
     "train": "train", "training": "train",
@@ -21,7 +21,7 @@ SPLITS = {
 }  # fmt: skip
 
 
-class FolderSource:
+class FolderSource(Source):
     """Images below one folder.
 
     The label is the name of the first folder below the root, or below the split's folder; images that
@@ -38,9 +38,6 @@ class FolderSource:
         self._folder = str(resolved)
         self.root = as_text(self._folder)
         self.name = as_text(name or resolved.name or "root")
-        self.ignored = 0
-        self.incomplete: tuple[str, ...] = ()
-        self.within = ("",)
 
     def entries(self) -> list[Entry]:
         """List the images, sorted by URI.

@@ -17,7 +17,7 @@ import numpy as np
 from featcache.core.errors import SourceError, UnusableImageError, UsageError
 from featcache.core.names import MEMORY, PATHS
 from featcache.images.decode import rgb_from, rgb_from_array
-from featcache.images.entry import Entry, as_text, file_sha256, pixels_sha256
+from featcache.images.entry import Entry, Source, as_text, file_sha256, pixels_sha256
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,38 +37,23 @@ class GivenImage:
     entry: Entry
 
 
-@dataclass(frozen=True, slots=True)
-class GivenImages:
-    """Some images of the source ``paths`` or ``memory``; a `Source`.
+class GivenImages(Source):
+    """Some images of the source ``paths`` or ``memory``.
 
-    Attributes:
+    Args:
         name: of the source.
-        given: its images, each content once.
+        images: its images, each content once.
     """
 
-    name: str
-    given: Sequence[GivenImage]
+    within = ()  # nobody looked for what is not given
 
-    @property
-    def root(self) -> str:
-        """The file system's root for ``paths``; images in memory have none."""
-        return os.path.abspath(os.sep) if self.name == PATHS else ""
-
-    @property
-    def ignored(self) -> int:
-        return 0
-
-    @property
-    def incomplete(self) -> tuple[str, ...]:
-        return ()
-
-    @property
-    def within(self) -> tuple[str, ...]:
-        return ()
+    def __init__(self, name: str, images: Sequence[GivenImage]) -> None:
+        self.name, self._images = name, images
+        self.root = os.path.abspath(os.sep) if name == PATHS else ""  # images in memory have none
 
     def entries(self) -> list[Entry]:
         """The images, sorted by URI."""
-        return sorted((one.entry for one in self.given), key=lambda entry: entry.uri)
+        return sorted((one.entry for one in self._images), key=lambda entry: entry.uri)
 
 
 def given(image: Any, place: int) -> GivenImage:

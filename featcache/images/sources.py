@@ -13,47 +13,19 @@ import hashlib
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from featcache.core.errors import SourceError, UsageError
 from featcache.images.csv_manifest import ManifestSource, read_column
 from featcache.images.datasets import DatasetSource
-from featcache.images.entry import EXTENSIONS, Content, Entry
+from featcache.images.entry import Content, Entry, Source
 from featcache.images.folder import FolderSource
 from featcache.images.tar import TarSource
-from featcache.images.tar_patterns import is_tar_pattern, tar_source_name, tars_named, tars_of
+from featcache.images.tar_patterns import tar_files
 
-__all__ = ["Content", "Entry", "Source", "open_source", "read_labels"]
-
-
-@runtime_checkable
-class Source(Protocol):
-    """A named collection of images.
-
-    Attributes:
-        name: the source's name.
-        root: absolute path that URIs are relative to, or what stands for it where the images are in no file.
-        ignored: files found by `entries` that are no images.
-        incomplete: beginnings of URIs of which `entries` could not list all.
-        within: beginnings of the URIs that `entries` looks at, ``("",)`` where it looks at the whole source. What it
-            does not look at is not judged to be gone.
-    """
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def root(self) -> str: ...
-    @property
-    def ignored(self) -> int: ...
-    @property
-    def incomplete(self) -> tuple[str, ...]: ...
-    @property
-    def within(self) -> tuple[str, ...]: ...
-
-    def entries(self) -> list[Entry]:
-        """List the images, each URI once, in an order that depends on nothing else and is good to read in."""
+__all__ = ["Content", "Entry", "Source", "images_below", "open_source", "read_labels"]
 
 
 def open_source(
@@ -85,12 +57,13 @@ def open_source(
             tar files in one folder; ``folder`` for tar files.
     """
     found: Source
-    wants_labels = labels in (None, "folder")
-    if isinstance(path, (str, os.PathLike)):
-        found = _opened(Path(path), name, wants_labels)
-    elif isinstance(path, (list, tuple)) and any(isinstance(one, (str, os.PathLike)) for one in path):
-        tars = tars_named(path)
-        found = TarSource(tars, name=name or tars[0].parent.name or "root", labels=wants_labels)
+    tars, tars_name = tar_files(path)
+    is_path = isinstance(path, (str, os.PathLike))
+    if tars:
+        is_all, wants_labels = is_path and os.path.isdir(path), labels in (None, "folder")
+        found = TarSource(tars, name=name or tars_name, labels=wants_labels, is_all=is_all)
+    elif is_path:
+        found = _opened(Path(path), name)
     else:
         found = DatasetSource(path, name=name)
     if "folder" in (labels, split) and isinstance(found, TarSource):
@@ -104,44 +77,30 @@ def open_source(
     return _Described(found, labels, split)
 
 
-def _opened(place: Path, name: str | None, wants_labels: bool) -> Source:
+def _opened(place: Path, name: str | None) -> Source:
     # os.path answers where Path raises: names that are too long, folders that may not be entered.
     if os.path.isdir(place):
-        tars = _only_tars(place)
-        if tars:
-            return TarSource(tars, name=name or place.resolve().name or "root", labels=wants_labels, is_all=True)
         return FolderSource(place, name=name)
-    if os.path.isfile(place):
-        if place.suffix.lower() == ".csv":
-            return ManifestSource(place, name=name)
-        if place.suffix.lower() == ".tar":
-            place = place.resolve()
-            return TarSource([place], name=name or tar_source_name(place), labels=wants_labels)
-    elif is_tar_pattern(str(place)):
-        tars = tars_of(str(place))
-        return TarSource(tars, name=name or tars[0].parent.name or "root", labels=wants_labels)
+    if os.path.isfile(place) and place.suffix.lower() == ".csv":
+        return ManifestSource(place, name=name)
     if os.path.exists(place):
         raise SourceError(
             f"{place} is neither a folder of images nor a CSV manifest (NAME.csv) nor a tar file (NAME.tar). "
-            "Of a compressed tar file no image can be read by its place: decompress it first."
+            "The images of a compressed tar file cannot be read by their offset: decompress it first."
         )
     raise SourceError(f"There is nothing at {place}. Give a folder of images, a CSV manifest or tar files.")
 
 
-def _only_tars(folder: Path) -> list[Path]:
-    """The tar files of a folder that holds no image and no folder; else none."""
-    try:
-        with os.scandir(folder) as listing:
-            inside = [entry for entry in listing if not entry.name.startswith(".")]
-            if any(entry.is_dir() for entry in inside):
-                return []
-    except OSError:
-        return []  # listing it as a folder of images says what is wrong
-    endings = {os.path.splitext(entry.name)[1].lower() for entry in inside}
-    if endings & EXTENSIONS:
-        return []
-    tars = [e.name for e in inside if e.name.lower().endswith(".tar") and os.path.isfile(e)]  # a pipe would block
-    return [folder.resolve() / name for name in sorted(tars)]
+def images_below(path: str | Path) -> list[Entry] | None:
+    """The images that a folder, a tar file or a pattern of tar files stands for; None where *path* is one file.
+
+    Raises:
+        SourceError: there is no image, or no such tar file.
+    """
+    tars, name = tar_files(path)
+    if tars:
+        return TarSource(tars, name=name, labels=False).entries()
+    return FolderSource(Path(path)).entries() if os.path.isdir(path) else None
 
 
 def read_labels(path: Path) -> dict[str, str]:
@@ -153,32 +112,17 @@ def read_labels(path: Path) -> dict[str, str]:
     return read_column(path, "label")
 
 
-@dataclass
-class _Described:
+class _Described(Source):
     """A source whose labels or splits come from elsewhere."""
 
-    inner: Source
-    labels: str | Path | None
-    split: str | Path | None
-
-    def __post_init__(self) -> None:
-        self.name, self.root = self.inner.name, self.inner.root
-        self.fractions = _fractions(self.split)
-
-    @property
-    def ignored(self) -> int:
-        return self.inner.ignored
-
-    @property
-    def incomplete(self) -> tuple[str, ...]:
-        return self.inner.incomplete
-
-    @property
-    def within(self) -> tuple[str, ...]:
-        return self.inner.within
+    def __init__(self, inner: Source, labels: str | Path | None, split: str | Path | None) -> None:
+        self.inner, self.labels, self.split = inner, labels, split
+        self.name, self.root = inner.name, inner.root
+        self.fractions = _fractions(split)
 
     def entries(self) -> list[Entry]:
         entries = self.inner.entries()
+        self.ignored, self.incomplete, self.within = self.inner.ignored, self.inner.incomplete, self.inner.within
         if self.labels == "none":
             entries = [replace(entry, label=None) for entry in entries]
         elif self.labels not in (None, "folder"):

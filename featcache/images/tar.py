@@ -20,7 +20,7 @@ from typing import Any
 
 from featcache.core.errors import SourceError, UnusableImageError
 from featcache.core.progress import counted
-from featcache.images.entry import EXTENSIONS, LIMIT_BYTES, Content, Entry, FileStat, Unusable, as_text
+from featcache.images.entry import EXTENSIONS, LIMIT_BYTES, Content, Entry, FileStat, Source, Unusable, as_text
 
 LABEL_ENDINGS = ("cls", "json", "txt")
 """In the order in which they are asked."""
@@ -160,7 +160,7 @@ class Member:
             return None
 
 
-class TarSource:
+class TarSource(Source):
     """The images of some tar files that lie in one folder.
 
     A URI is the tar's name and the name inside, ``shard-000.tar/cats/0001.jpg``. Files whose names are equal up to
@@ -180,8 +180,6 @@ class TarSource:
         self._tars = [str(tar) for tar in tars]
         self.root = as_text(os.path.dirname(self._tars[0]))
         self.name = as_text(name)
-        self.ignored = 0
-        self.incomplete: tuple[str, ...] = ()
         self._wants_labels = labels
         self.within = ("",) if is_all else tuple(f"{as_text(os.path.basename(tar))}/" for tar in self._tars)
 
