@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 WIDTH, HEIGHT = 500, 375
-_PICTURES = 16
+_JPEGS = 16
 _SEED = 0
 
 
@@ -78,7 +78,7 @@ def measure(backbone: Backbone, layer: Layer, *, seconds: float, progress: Progr
     Raises:
         FeatcacheError: the network cannot be had, or the runtime asked for cannot run it.
     """
-    files, cores = pictures(), compute.cores()
+    files, cores = jpegs(), compute.cores()
     began = time.monotonic()
     passes = passes_for(backbone, concurrency=cores, cores=cores)
     passes.ready(_decoded(backbone, files, 0, passes.batch_size), [layer])
@@ -90,12 +90,12 @@ def measure(backbone: Backbone, layer: Layer, *, seconds: float, progress: Progr
     return Speed(passes.runtime, done / took, done, took, start - began, list(passes.notes))
 
 
-def pictures() -> list[bytes]:
+def jpegs() -> list[bytes]:
     """JPEGs of WIDTH × HEIGHT pixels at quality 90, which take about as long to decode as photographs of that size."""
     from PIL import Image
 
     rng, made = np.random.default_rng(_SEED), []
-    for _ in range(_PICTURES):
+    for _ in range(_JPEGS):
         coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((WIDTH, HEIGHT))
         noise = rng.normal(0, 12, (HEIGHT, WIDTH, 1))
         out = io.BytesIO()

@@ -26,7 +26,7 @@ from featcache.store.writer import StoreWriter
 if TYPE_CHECKING:
     from featcache.backbones import Extractor
     from featcache.images.datasets import Dataset
-    from featcache.images.sources import Entry, Source
+    from featcache.images.entry import Entry, Source
 
 DEFAULT_BACKBONE = "bundled:efficientnet_lite0"
 IMAGE_TIMEOUT = 30.0
@@ -172,7 +172,7 @@ def extract(
                     run.over(entries, passes, threads, shown)
                 finally:
                     run.finish()
-                    report.seconds, report.stages = time.monotonic() - began, run.stages.seconds()
+                    report.seconds, report.stages = time.monotonic() - began, run.timer.seconds()
                     if report.computed or report.added or report.changed or report.removed:
                         writer.record_run("extract", started, report.to_dict() | {"interrupted": run.stopped})
             except DiskFullError as error:

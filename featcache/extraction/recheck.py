@@ -265,9 +265,9 @@ class _Checking:
             self.report.gone += 1
             return None
         try:
-            if entry.picture is not None:
-                picture = entry.picture()
-                sha256, data = pixels_sha256(picture), b""
+            if entry.make_image is not None:
+                made = entry.make_image()
+                sha256, data = pixels_sha256(made), b""
             else:
                 data, _ = entry.read()
                 sha256 = hashlib.sha256(data).digest()
@@ -278,7 +278,7 @@ class _Checking:
             self.report.changed += 1
             return None
         try:
-            image = picture if entry.picture is not None else self.reference.decode(data)
+            image = made if entry.make_image is not None else self.reference.decode(data)
             return self.reference.prepare(image, sha256)
         except UnusableImageError as error:
             self.report.unusable += 1

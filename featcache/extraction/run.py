@@ -1,4 +1,4 @@
-"""One run of extraction: which images need work, the passes, and the books kept of it.
+"""One run of extraction: decides which images need work, and keeps the books of what became of each.
 
 - Only what is missing is computed: an unchanged file is not read (its state on disk says so), known
   content is not decoded, a stored (image, layer, view) is not computed again.
@@ -26,9 +26,8 @@ from featcache.core.errors import UnusableImageError
 from featcache.core.names import VIEW_0
 from featcache.core.process import stop_when_safe
 from featcache.core.progress import Progress, counted
-from featcache.extraction.batches import Batches
-from featcache.extraction.reader import Picture, Reader, ReadImage
-from featcache.extraction.report import ExtractReport, Stages
+from featcache.extraction.pipeline import Batch, Batches, Reader, ReadImage, StageTimer
+from featcache.extraction.report import ExtractReport
 from featcache.extraction.threads import WorkerPool
 from featcache.images.entry import FileStat
 from featcache.store.sources import Record, Rejected, SourceRecords
@@ -38,12 +37,12 @@ if TYPE_CHECKING:
     from featcache.backbones import Extractor, Layer
     from featcache.backbones.runtimes.passes import Passes
     from featcache.images.augmentation import AugmentedView
-    from featcache.images.sources import Entry
+    from featcache.images.entry import Entry
 
 _RACY_NS = 2_000_000_000
 _SAVE_EVERY = 1000
 _AHEAD = 4
-"""Batches that are read before their turn: a slow image keeps the other threads from nothing for so long."""
+"""Batches that are read ahead: for so long a slow image does not hold up the other threads."""
 _CATALOGUE_BYTES = 600
 """About what the catalogue and its backup grow by with each image."""
 
@@ -53,9 +52,9 @@ class Run:
 
     Args:
         network: the backbone.
-        layers: the layers wished for, in network order.
+        layers: the layers asked for, in network order.
         records: the source's records in the catalogue.
-        views: the views wished for beside view 0.
+        views: the views asked for beside view 0.
         space: where the vectors go; the layers are declared there, in all views.
         report: filled as the run goes on.
         dtype: storage dtype if one was asked for explicitly.
@@ -81,22 +80,24 @@ class Run:
         self.views = views
         self.strict, self.image_timeout = strict, image_timeout
         self.stopped = False
-        self.stages = Stages()
+        self.timer = StageTimer()
         self._at_least = "float32" if dtype == "float32" else "float16"
         # Another release of either may read what this one refuses, and so may other conditions.
         self._versions = f"featcache {version('featcache')}; pillow {version('pillow')}"
         if network.quarantine_key:
             self._versions += f"; {network.quarantine_key}"
-        self._wished = {(name, view) for name in self.layers for view in (VIEW_0, *(view.name for view in views))}
+        self._asked = {(name, view) for name in self.layers for view in (VIEW_0, *(view.name for view in views))}
         self._known = records.known()
         self._before = records.rejected(space.id, self._versions)
-        self._lost_before = {r.sha256: r.columns for r in self._before.values() if r.sha256 is not None and r.columns}
+        self._non_finite_before = {
+            r.sha256: r.columns for r in self._before.values() if r.sha256 is not None and r.columns
+        }
         self._judged: set[str] = set()
         self._rejected: dict[str, Rejected] = {}
-        self._lost: dict[str, tuple[Record, set[tuple[str, str]]]] = {}
-        self._passing: dict[bytes, str] = {}
+        self._non_finite: dict[str, tuple[Record, set[tuple[str, str]]]] = {}
+        self._transient: dict[bytes, str] = {}
         self._shape: tuple[int, ...] | None = None
-        self._twins: list[Record] = []
+        self._duplicates: list[Record] = []
         self._unsaved: list[Record] = []
         self._todo = self._complete = 0
 
@@ -121,69 +122,69 @@ class Run:
             self._before.pop(uri, None)
         self.report.removed = len(gone)
 
-    def over(self, entries: Sequence[Entry], passes: Passes, workers: int, shown: Progress) -> None:
-        """Go through the source; `stopped` tells afterwards whether somebody asked to stop."""
+    def over(self, entries: Sequence[Entry], passes: Passes, workers: int, progress: Progress) -> None:
+        """Go through the source; afterwards `stopped` tells whether somebody asked to stop."""
         todo = self._settle_unchanged(entries)
         self._todo = len(todo)
-        shown.start("extract", len(entries), "images")
-        shown.advance(len(entries) - len(todo))
+        progress.start("extract", len(entries), "images")
+        progress.advance(len(entries) - len(todo))
         reader = Reader(
             self.network, list(self.layers), self.space, views=self.views,
-            at_least=self._at_least, seconds=self.image_timeout, stages=self.stages,
+            at_least=self._at_least, seconds=self.image_timeout, timer=self.timer,
         )  # fmt: skip
-        began = time.monotonic()
-        with stop_when_safe() as stop, WorkerPool(workers, self.image_timeout) as crew:
-            batches = Batches(passes, self.layers, crew, most=min(workers, cores()) + 1, stages=self.stages)
-            batch: list[Picture] = []
+        began, batch_size = time.monotonic(), passes.batch_size
+        with stop_when_safe() as stop, WorkerPool(workers, self.image_timeout) as pool:
+            batches = Batches(passes, self.layers, pool, in_flight=min(workers, cores()) + 1, timer=self.timer)
+            batch: Batch = []
             # All views of an image are made at one time, so fewer images fill as much memory.
-            ahead = max(_AHEAD * passes.batch_size // (1 + len(self.views)), 2 * workers)
-            with closing(reader.read(todo, crew, ahead, lambda: stop.asked)) as reads:
-                for read in reads:
-                    for picture in self._settle(read):
-                        batch.append(picture)
-                        if len(batch) >= passes.batch_size:
-                            self._put(batches, batch, shown)
-                            batch = []
-                    with self.stages.measured("write"):
+            ahead = max(_AHEAD * batch_size // (1 + len(self.views)), 2 * workers)
+            with closing(reader.read(todo, pool, ahead, lambda: stop.asked)) as images:
+                for image in images:
+                    for view in self._settle(image):
+                        batch.append((image, view))
+                        if len(batch) >= batch_size:
+                            self._compute(batches, batch, progress)
+                            batch, batch_size = [], passes.batch_size  # another one where torch had to be taken
+                    with self.timer.measured("write"):
                         self.space.seal_aged()
-                    shown.advance()
+                    progress.advance()
                     if stop.asked:
                         break
                 self.stopped = stop.asked
-                if batches.begun or not self.stopped:  # who stops does not wait for a network to be loaded
-                    self._put(batches, batch, shown)
-                self._keep(batches, 0)
+                if batch and (batches.started or not self.stopped):  # after Ctrl-C no network is loaded
+                    self._compute(batches, batch, progress)
+                self._store(batches, all_of_them=True)
         if self.report.computed:
             self.report.runtime = passes.runtime
             self.report.images_per_second = self.report.computed / (time.monotonic() - began - batches.preparing)
 
     def finish(self) -> None:
         """Seal and record what was done, however the run ended."""
-        with self.stages.measured("write"):
+        with self.timer.measured("write"):
             self.space.seal()
-        for record, columns in self._lost.values():
+        for record, columns in self._non_finite.values():
             self._book(self._not_finite(record.uri, record.sha256, columns))
         rejected = {r.sha256: r for r in self._rejected.values() if r.sha256 is not None}
-        absent = self._absent({record.sha256 for record in self._twins})
-        for record in self._twins:
+        missing = self._missing({record.sha256 for record in self._duplicates})
+        for record in self._duplicates:
             if record.sha256 in rejected:
                 self._book(replace(rejected[record.sha256], uri=record.uri))
-            elif record.sha256 in self._passing:
-                self._book(Rejected(record.uri, None, self._passing[record.sha256]))
-            elif record.sha256 in absent:
+            elif record.sha256 in self._transient:
+                self._book(Rejected(record.uri, None, self._transient[record.sha256]))
+            elif record.sha256 in missing:
                 self._judged.discard(record.uri)  # the run ended before the image with the same bytes had its turn
             else:
                 self.report.reused += 1
-        self._twins = []
+        self._duplicates = []
         self.report.left = self.report.items - self.report.reused - self.report.quarantined - self._complete
         self._save()
-        self._keep_lost_before()
+        self._keep_non_finite_before()
         self.records.quarantine(self.space.id, self._versions, list(self._rejected.values()), among=self._judged)
 
-    def _keep_lost_before(self) -> None:
+    def _keep_non_finite_before(self) -> None:
         """What earlier runs found not to be finite, and this one did not ask for, stays in quarantine."""
         for uri, before in self._before.items():
-            rest = before.columns - self._wished
+            rest = before.columns - self._asked
             now = self._rejected.get(uri)
             if uri in self._judged and rest and (now is None or now.columns):
                 columns = rest | (now.columns if now else frozenset())
@@ -209,10 +210,10 @@ class Run:
             record = self._known.get(entry.uri)
             if record is not None and is_unchanged(entry, record):
                 if (record.label, record.split, record.group) != (entry.label, entry.split, entry.group):
-                    record = _described(record, entry)
+                    record = replace(record, label=entry.label, split=entry.split, group=entry.group)
                     self._unsaved.append(record)
                 same[entry.uri] = record
-        absent = self._absent({record.sha256 for record in same.values()})
+        missing = self._missing({record.sha256 for record in same.values()})
         for entry in entries:
             record = same.get(entry.uri)
             rejected = self._before.get(entry.uri)
@@ -221,26 +222,28 @@ class Run:
             elif rejected is not None and rejected.sha256 == record.sha256 and not rejected.columns:
                 self._judged.add(entry.uri)
                 self._reject(rejected)
-            elif record.sha256 in absent:
+            elif record.sha256 in missing:
                 todo.append(entry)
-            elif lost := self._wished & self._lost_before.get(record.sha256, frozenset()):
+            elif columns := self._asked & self._non_finite_before.get(record.sha256, frozenset()):
                 self._judged.add(entry.uri)
-                self._lose(record, lost)
+                self._note_non_finite(record, columns)
             else:
                 self._judged.add(entry.uri)
                 self.report.reused += 1
         return todo
 
-    def _absent(self, sha256s: set[bytes]) -> set[bytes]:
+    def _missing(self, sha256s: set[bytes]) -> set[bytes]:
         """Those that lack a vector which might be computed."""
         wanted, nowhere = list(sha256s), frozenset[tuple[str, str]]()
-        absent: set[bytes] = set()
-        for name, view in self._wished:
+        missing: set[bytes] = set()
+        for name, view in self._asked:
             lacking = sha256s - self.space.present(name, view, wanted, at_least=self._at_least)
-            absent |= {sha256 for sha256 in lacking if (name, view) not in self._lost_before.get(sha256, nowhere)}
-        return absent
+            missing |= {
+                sha256 for sha256 in lacking if (name, view) not in self._non_finite_before.get(sha256, nowhere)
+            }
+        return missing
 
-    def _settle(self, read: ReadImage) -> Sequence[Picture]:
+    def _settle(self, read: ReadImage) -> Iterable[str]:
         """Book one image; returns its views whose vectors have to be computed."""
         entry, record = read.entry, read.record
         self._judged.add(entry.uri)
@@ -260,68 +263,70 @@ class Run:
                 # Its content is unknown now, so the old hash must not speak for it.
                 self.records.remove([entry.uri])
             sha256 = None if record is None else record.sha256
-            if read.passing and sha256 is not None:
+            if read.transient and sha256 is not None:
                 # With its hash in quarantine an unchanged file would not be tried again, so it goes without.
-                self._passing[sha256] = read.reason
+                self._transient[sha256] = read.reason
                 sha256 = None
             self._reject(Rejected(entry.uri, sha256, read.reason))
             return ()
         if read.duplicate and record is not None:
-            self._twins.append(record)
+            self._duplicates.append(record)
             return ()
-        if not read.pictures:
+        if not read.pixels:
             self.report.reused += 1
             return ()
-        for picture in read.pictures:
-            self._shape = self._shape or picture.pixels.shape
-            if picture.pixels.shape != self._shape:
-                reason = f"the transform gave shape {picture.pixels.shape}, for other images {self._shape}"
-                self._reject(Rejected(entry.uri, picture.record.sha256, reason))
+        for pixels in read.pixels.values():
+            self._shape = self._shape or pixels.shape
+            if pixels.shape != self._shape:
+                sha256 = None if record is None else record.sha256
+                reason = f"the transform gave shape {pixels.shape}, for other images {self._shape}"
+                self._reject(Rejected(entry.uri, sha256, reason))
                 return ()
-        return read.pictures
+        return read.missing
 
-    def _put(self, batches: Batches, batch: list[Picture], shown: Progress) -> None:
-        """Send a batch on its way, and keep what came of those before it."""
-        if not batch:
-            return
-        batches.put(batch)
+    def _compute(self, batches: Batches, batch: Batch, progress: Progress) -> None:
+        """Submit a batch, and store the vectors of those that are done."""
+        batches.submit(batch)
         for note in batches.passes.notes:
             if note not in self.report.notes:
                 self.report.notes.append(note)
-                shown.note(note)
-        self._keep(batches, batches.most if batches.passes.parallel else 0)
+                progress.note(note)
+        self._store(batches)
 
-    def _keep(self, batches: Batches, most: int) -> None:
-        """Give the store the vectors of all batches but the last *most*, but for those that are not finite."""
-        for batch, vectors in batches.done(most):
+    def _store(self, batches: Batches, *, all_of_them: bool = False) -> None:
+        """Give the store the vectors of finished batches, but for those that are not finite."""
+        for batch, vectors in batches.finished(all_of_them=all_of_them):
             groups: dict[tuple[str, tuple[str, ...]], list[int]] = {}
-            for row, picture in enumerate(batch):
-                finite = tuple(name for name in picture.missing if np.isfinite(vectors[name][row]).all())
+            for row, (image, view) in enumerate(batch):
+                assert image.record is not None
+                missing = image.missing[view]
+                finite = tuple(name for name in missing if np.isfinite(vectors[name][row]).all())
                 if finite:
-                    groups.setdefault((picture.view, finite), []).append(row)
-                if finite != picture.missing:
-                    self._lose(picture.record, {(name, picture.view) for name in picture.missing if name not in finite})
-                self._complete += picture.last and picture.record.uri not in self._lost
+                    groups.setdefault((view, finite), []).append(row)
+                if finite != missing:
+                    self._note_non_finite(image.record, {(name, view) for name in missing if name not in finite})
+                is_last = view == next(reversed(image.missing))
+                self._complete += is_last and image.record.uri not in self._non_finite
             for (view, finite), rows in groups.items():
-                sha256s = [batch[row].record.sha256 for row in rows]
-                with self.stages.measured("write"):
+                sha256s = [record.sha256 for row in rows if (record := batch[row][0].record) is not None]
+                with self.timer.measured("write"):
                     self.space.append(sha256s, {(name, view): vectors[name][rows] for name in finite})
                 self.report.computed += len(rows)
 
-    def _lose(self, record: Record, columns: Iterable[tuple[str, str]]) -> None:
+    def _note_non_finite(self, record: Record, columns: Iterable[tuple[str, str]]) -> None:
         """Note layers and views of an image that are not finite; it is booked when all of them are known."""
-        self._lost.setdefault(record.uri, (record, set()))[1].update(columns)
+        self._non_finite.setdefault(record.uri, (record, set()))[1].update(columns)
         if self.strict:
-            self._raise(self._not_finite(record.uri, record.sha256, self._lost[record.uri][1]))
+            self._raise(self._not_finite(record.uri, record.sha256, self._non_finite[record.uri][1]))
 
     def _not_finite(self, uri: str, sha256: bytes | None, columns: Iterable[tuple[str, str]]) -> Rejected:
-        lost = frozenset(columns)
-        layers = [name for name in self.layers if any(name == layer for layer, _ in lost)]
-        layers += sorted({layer for layer, _ in lost}.difference(layers))
-        views = {view for _, view in lost}
+        non_finite = frozenset(columns)
+        layers = [name for name in self.layers if any(name == layer for layer, _ in non_finite)]
+        layers += sorted({layer for layer, _ in non_finite}.difference(layers))
+        views = {view for _, view in non_finite}
         where = " and ".join(layers) + ("" if views == {VIEW_0} else f" in {counted(len(views), 'views')}")
         reason = f"the backbone {self.network.name} gives values that are not finite at {where}"
-        return Rejected(uri, sha256, reason, lost)
+        return Rejected(uri, sha256, reason, non_finite)
 
     def _book(self, rejected: Rejected) -> None:
         self._rejected[rejected.uri] = rejected
@@ -349,10 +354,3 @@ def is_unchanged(entry: Entry, record: Record) -> bool:
         return False
     # A file touched just before it was read may have changed again within the clock's grain.
     return record.indexed_ns - max(record.mtime_ns, record.ctime_ns) > _RACY_NS
-
-
-def _described(record: Record, entry: Entry) -> Record:
-    return Record(
-        record.uri, record.sha256, entry.label, entry.split, entry.group,
-        record.size, record.mtime_ns, record.ctime_ns, record.inode, record.indexed_ns,
-    )  # fmt: skip

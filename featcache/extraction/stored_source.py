@@ -98,9 +98,9 @@ def image_of_item(item: Item, entry: Entry, backbone: Extractor) -> Decoded:
     Raises:
         UnusableImageError: the image cannot be read, or is another one.
     """
-    if entry.picture is not None:
-        picture = entry.picture()
-        sha256, image = pixels_sha256(picture), Decoded.whole(picture)
+    if entry.make_image is not None:
+        made = entry.make_image()
+        sha256, image = pixels_sha256(made), Decoded.whole(made)
     else:
         data, _ = entry.read()
         sha256, image = hashlib.sha256(data).digest(), backbone.decode(data)

@@ -1,15 +1,17 @@
-"""Threads that work ahead of whoever takes their results, and that nobody waits for when they hang.
+"""A thread pool whose tasks have a time limit: a task that hangs is given up, and its thread is replaced.
 
-- One crew does all the work, as many threads as there are cores: images are read and batches are computed by the
-  same threads, so none of them is idle while there is anything to do, and they never stand in each other's way.
-- Results come in the order of the tasks; so many tasks at most are handed out before their turn.
-- A task that takes too long is given up. Nothing can end a thread, so it goes on, but its result is dropped
-  and another thread takes its place. Urgent work has no such limit.
-- Where tasks take turns at something, the time in which one waits for the others is not its own, and one that is given
-  up during its turn keeps nobody from theirs.
-- The threads are daemons: neither closing the generator nor the end of the process waits for a stuck one.
+- The same threads, one per core, read images and compute batches, so none is idle while there is work.
+- Results come in the order of the tasks, with a bounded number of tasks in flight.
+- A task that takes too long is given up. Nothing can end a thread, so it goes on, but its result is dropped and another
+  thread takes its place. Urgent work has no time limit.
+- Where tasks take turns at something (`featcache.core.process.Turn`), waiting does not count, and a task that is given
+  up during its turn hands it on.
+- The threads are daemons: neither closing the generator nor the end of the process waits for one that hangs.
 
-Time can only be taken while other threads run: C code that never lets go of the interpreter stops everything.
+`concurrent.futures.ThreadPoolExecutor` has none of these but the order: the interpreter joins its threads at exit, so
+one that hangs would keep the process for ever, it replaces none, and its queue knows no urgency.
+
+A limit holds only while other threads run: C code that never releases the interpreter lock stops everything.
 """
 
 from __future__ import annotations
@@ -26,11 +28,11 @@ from typing import Any, Generic, Protocol, TypeVar
 from featcache.core.errors import FeatcacheError
 from featcache.core.process import WAITING, Turn
 
-MOST_STUCK = 64
-"""Threads that may hang at one time. Each holds an image's memory, so their number needs a bound."""
+MAX_STUCK = 64
+"""Threads that may hang at one time: each holds an image's memory."""
 
-_LOOK_SECONDS = 0.25
-_FAREWELL_SECONDS = 1.0
+_POLL_SECONDS = 0.25
+_JOIN_SECONDS = 1.0
 
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
@@ -40,14 +42,14 @@ class Task(Protocol[R_co]):
     """One piece of work."""
 
     def do(self) -> R_co:
-        """Do it, in a thread of its own."""
+        """Do it, in a thread of the pool."""
 
     def cancel(self) -> R_co:
-        """The result in its place. Called once, by the taker's thread, while `do` still runs somewhere."""
+        """The result of a task that is given up; called once, in the thread that waits, while `do` still runs."""
 
 
 def in_order(
-    crew: WorkerPool,
+    pool: WorkerPool,
     tasks: Iterable[Task[R]],
     *,
     ahead: int,
@@ -56,29 +58,29 @@ def in_order(
     """Yield the tasks' results in order; an exception of a task is raised when its turn comes.
 
     Args:
-        crew: who does it.
+        pool: runs them.
         tasks: the work.
-        ahead: tasks that are handed out at most while the first of them is waited for.
+        ahead: tasks in flight at most.
         stopped: asked while a result is waited for; when true the generator ends.
 
     Raises:
-        FeatcacheError: `MOST_STUCK` threads hang at once, so it is no single task's fault.
+        FeatcacheError: `MAX_STUCK` threads hang at once, so it is no single task's fault.
     """
-    handed: deque[Job[R]] = deque()
+    submitted: deque[Job[R]] = deque()
     coming = iter(tasks)
     while True:
-        while len(handed) < ahead and (task := next(coming, None)) is not None:
-            handed.append(crew.submit(task))
-        if not handed:
+        while len(submitted) < ahead and (task := next(coming, None)) is not None:
+            submitted.append(pool.submit(task))
+        if not submitted:
             return
-        job = handed.popleft()
-        if not crew.wait_for(job, stopped):
+        job = submitted.popleft()
+        if not pool.wait_for(job, stopped):
             return
         yield job.result()
 
 
 class Job(Generic[R]):
-    """Work on its way: waiting, begun, or done; `results` then holds one result unless there is an error."""
+    """Submitted work: waiting, running or done; then `results` holds one result unless there is an error."""
 
     def __init__(self, do: Callable[[], R], cancel: Callable[[], R] | None) -> None:
         self.do, self.cancel = do, cancel
@@ -97,11 +99,11 @@ class Job(Generic[R]):
 
 
 class WorkerPool:
-    """Some threads, hired when there is work; a context that dismisses them.
+    """Threads that start when there is work; leaving its context shuts it down.
 
     Args:
         workers: threads that work at one time.
-        seconds: how long a task may take, counted from when a thread began with it, or from when it had its turn.
+        seconds: how long a task may take, from when a thread began with it or it had its turn.
     """
 
     def __init__(self, workers: int, seconds: float) -> None:
@@ -113,7 +115,7 @@ class WorkerPool:
         self._running: set[Job[Any]] = set()
         self._threads: set[threading.Thread] = set()
         self._stuck = 0
-        self._dismissed = False
+        self._closed = False
 
     def __enter__(self) -> WorkerPool:
         return self
@@ -122,11 +124,11 @@ class WorkerPool:
         self.shutdown()
 
     def submit(self, task: Task[R]) -> Job[R]:
-        """Let a thread do *task* when those before it are begun."""
+        """Queue *task* behind all others."""
         return self._add(Job(task.do, task.cancel), first=False)
 
-    def hand_out_urgent(self, do: Callable[[], R]) -> Job[R]:
-        """Let the next free thread do *do*, however long it takes."""
+    def submit_urgent(self, do: Callable[[], R]) -> Job[R]:
+        """Queue *do* before all tasks, with no time limit."""
         return self._add(Job(do, None), first=True)
 
     def _add(self, job: Job[R], first: bool) -> Job[R]:
@@ -139,14 +141,14 @@ class WorkerPool:
                 self._todo.append(job)
             self._work_came.notify()
             if len(self._threads) < self._workers:
-                self._hire()
+                self._start_thread()
         return job
 
     def wait_for(self, job: Job[Any], stopped: Callable[[], bool] = lambda: False) -> bool:
         """Wait until *job* is done or given up; False where somebody asked to stop before.
 
         Raises:
-            FeatcacheError: `MOST_STUCK` threads hang at once.
+            FeatcacheError: `MAX_STUCK` threads hang at once.
         """
         with self._lock:
             while not job.done:
@@ -154,29 +156,29 @@ class WorkerPool:
                     return False
                 looked = time.monotonic()
                 ends = min((other.began for other in self._running), default=looked) + self._seconds
-                self._work_done.wait(min(_LOOK_SECONDS, max(0.1, ends - looked)))
+                self._work_done.wait(min(_POLL_SECONDS, max(0.1, ends - looked)))
                 now = time.monotonic()
-                if now - looked > 4 * _LOOK_SECONDS:
+                if now - looked > 4 * _POLL_SECONDS:
                     # The whole process stood still (Ctrl-Z): that is not the images' time.
                     for other in self._running:
                         other.began += now - looked
                 # Only after a wait: whoever returns from a long pass first lets the threads report.
                 for other in [o for o in self._running if o.cancel and now - o.began >= self._seconds]:
-                    self._give_up(other)
+                    self._abandon(other)
             return True
 
     def shutdown(self) -> None:
-        """End the threads. Those in the midst of a task get a moment to finish it, and are then left alone."""
+        """End the threads. A running task gets a moment to finish; then its thread is left alone."""
         with self._lock:
-            self._dismissed = True
+            self._closed = True
             self._todo.clear()
             self._work_came.notify_all()
             threads = list(self._threads)
-        ends = time.monotonic() + _FAREWELL_SECONDS
+        ends = time.monotonic() + _JOIN_SECONDS
         for thread in threads:
             thread.join(max(0.0, ends - time.monotonic()))
 
-    def _hire(self) -> None:
+    def _start_thread(self) -> None:
         thread = threading.Thread(target=self._work, name="featcache-read", daemon=True)
         self._threads.add(thread)
         thread.start()
@@ -185,14 +187,14 @@ class WorkerPool:
         me = threading.current_thread()
         while True:
             with self._lock:
-                while not self._todo and not self._dismissed:
+                while not self._todo and not self._closed:
                     self._work_came.wait()
-                if self._dismissed:
+                if self._closed:
                     return
                 job = self._todo.popleft()
                 job.began, job.thread = time.monotonic(), me
                 self._running.add(job)
-            WAITING.set(functools.partial(self._off_the_clock, job))
+            WAITING.set(functools.partial(self._clock_stopped, job))
             result: list[Any] = []
             error: BaseException | None = None
             try:
@@ -208,8 +210,8 @@ class WorkerPool:
                 self._work_done.notify()
 
     @contextmanager
-    def _off_the_clock(self, job: Job[Any], turn: Turn) -> Iterator[None]:
-        """While *job* waits for its turn no time passes for it; from then on it has all its seconds."""
+    def _clock_stopped(self, job: Job[Any], turn: Turn) -> Iterator[None]:
+        """While *job* waits for its turn its clock stands still; from then on it has all its seconds."""
         with self._lock:
             if job.done:
                 raise TimeoutError("it was given up before it had its turn")
@@ -220,7 +222,7 @@ class WorkerPool:
             with self._lock:
                 job.began = time.monotonic()
 
-    def _give_up(self, job: Job[Any]) -> None:
+    def _abandon(self, job: Job[Any]) -> None:
         assert job.thread is not None
         assert job.cancel is not None
         self._running.remove(job)
@@ -229,9 +231,9 @@ class WorkerPool:
         job.results, job.done = [job.cancel()], True
         if job.turn is not None:
             job.turn.pass_on(job.thread)
-        if self._stuck >= MOST_STUCK:
+        if self._stuck >= MAX_STUCK:
             raise FeatcacheError(
                 f"Reading hangs: {self._stuck} images were each begun {self._seconds:g} s ago or earlier and are not "
                 "done. Check the disk they lie on, and the transform; what is done is kept, and the same call goes on."
             )
-        self._hire()
+        self._start_thread()

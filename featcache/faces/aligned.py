@@ -27,8 +27,8 @@ from featcache.faces.detection import (
     Detection,
     Detector,
     StoredDetections,
+    decoded_image,
     dlib_library,
-    picture_in,
 )
 from featcache.images import decode as decoding
 from featcache.images.decode import Decoded
@@ -174,7 +174,7 @@ class AlignedBackbone:
             UnusableImageError: no face was found, or the backbone cannot use the chip.
             TransientImageError: its detection is not known.
         """
-        picture = picture_in(image)
+        picture = decoded_image(image)
         if self._detections is None or sha256 is None:
             return self.prepare_face(picture, self.detector.detect(picture))
         detection = self._detections(sha256)

@@ -201,7 +201,7 @@ class Detector:
 
     def prepare(self, image: Image | Decoded, sha256: bytes | None = None) -> np.ndarray:
         """The row of an image, (17,) float32. All the work is done here, since many threads do it at once."""
-        return self.detect(picture_in(image)).row()
+        return self.detect(decoded_image(image)).row()
 
     def forward(self, batch: np.ndarray, layers: Sequence[Layer]) -> dict[str, np.ndarray]:
         """The rows (n, 17) themselves."""
@@ -240,7 +240,7 @@ class Detector:
         return CENTRE_BOX, []
 
 
-def picture_in(image: Image | Decoded) -> Image:
+def decoded_image(image: Image | Decoded) -> Image:
     """The image itself, of what a file was decoded to."""
     return image.image if isinstance(image, Decoded) else image
 

@@ -16,7 +16,7 @@ from featcache.core.errors import RecipeMismatchError, UnusableImageError, Usage
 from featcache.core.recipe import Recipe
 from featcache.extraction.embed import BATCH, ImageLike, backbone_for, embed, upright_image
 from featcache.faces.aligned import CHIP, MIRRORED, AlignedBackbone
-from featcache.faces.detection import SECOND_PASS, Detection, Detector, picture_in
+from featcache.faces.detection import SECOND_PASS, Detection, Detector, decoded_image
 from featcache.faces.extraction import DEFAULT_BACKBONE
 from featcache.metrics.verification import cosine_scores
 from featcache.training.bundle import Bundle
@@ -88,7 +88,7 @@ def embed_faces(
         inputs = []
         for place, image in enumerate(images[start : start + BATCH], start):
             try:
-                picture = picture_in(upright_image(image, aligned))
+                picture = decoded_image(upright_image(image, aligned))
                 found.append(aligned.detector.detect(picture))
                 inputs.append(aligned.prepare_face(picture, found[-1]))
             except UnusableImageError as error:

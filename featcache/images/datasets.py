@@ -84,7 +84,7 @@ class DatasetSource(Source):
                 uri = f"{one.place:0{DIGITS}}{file}"
                 uri = uri if split is None else f"{as_text(split)}/{uri}"
                 place = one.file if one.is_file and one.file else uri
-                found.append(Entry(uri, place, one.label, split, None, one.picture, one.content))
+                found.append(Entry(uri, place, one.label, split, None, one.make_image, one.content))
         if not found:
             raise UsageError(f"The dataset {self.name} is empty.")
         return found
@@ -98,7 +98,7 @@ class _Item:
     label: str | None
     file: str | None = None
     is_file: bool = False
-    picture: Callable[[], Image] | None = None
+    make_image: Callable[[], Image] | None = None
     content: Content | None = None
 
 
@@ -184,7 +184,7 @@ def _pairs(dataset: Any) -> Iterator[_Item]:
         if files is not None:
             yield _Item(place, label, file=files[place], is_file=True)
         else:
-            yield _Item(place, label, picture=functools.partial(_picture, dataset, place, turn))
+            yield _Item(place, label, make_image=functools.partial(_load_image, dataset, place, turn))
 
 
 def _targets(dataset: Any) -> list[Any]:
@@ -220,7 +220,7 @@ def _files(dataset: Any) -> list[str] | None:
     return [os.path.abspath(path) for path, _ in samples]
 
 
-def _picture(dataset: Any, place: int, turn: Turn) -> Image:
+def _load_image(dataset: Any, place: int, turn: Turn) -> Image:
     from PIL import Image as pil
 
     with _reading(), turn:  # many datasets read one open file from wherever it stands

@@ -122,7 +122,7 @@ class Entry:
     label: str | None
     split: str | None
     group: str | None
-    picture: Callable[[], Image] | None = None
+    make_image: Callable[[], Image] | None = None
     """Makes the upright RGB image of an image that is in memory and has no bytes at *place*."""
     content: Content | None = None
     """Reads the bytes of an image that is no file of its own; *place* then only tells a person where they are."""
@@ -140,7 +140,7 @@ class Entry:
         if self.content is not None:
             return self.content.state()
         try:
-            return None if self.picture is not None else FileStat.of(os.stat(self.place))
+            return None if self.make_image is not None else FileStat.of(os.stat(self.place))
         except OSError:
             return None
 
@@ -202,15 +202,15 @@ def file_sha256(path: Path) -> bytes:
     return _remembered(absolute, stat)
 
 
-def pixels_sha256(picture: Image) -> bytes:
+def pixels_sha256(image: Image) -> bytes:
     """SHA-256 of an image's mode, width, height and raw pixels.
 
     Args:
         image: upright RGB, as `featcache.images.decode` makes it: before that, equal pixels can be
             different images (palettes, transparency, orientation).
     """
-    digest = hashlib.sha256(f"{picture.mode} {picture.width} {picture.height}\n".encode())
-    digest.update(picture.tobytes())
+    digest = hashlib.sha256(f"{image.mode} {image.width} {image.height}\n".encode())
+    digest.update(image.tobytes())
     return digest.digest()
 
 

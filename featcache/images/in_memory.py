@@ -84,12 +84,12 @@ def given(image: Any, place: int) -> GivenImage:
     name = f"image {place}"
     # The image is made again when it is computed: all of them at once would need their memory twice.
     if isinstance(image, pil.Image):
-        picture = functools.partial(rgb_from, image)
+        make_image = functools.partial(rgb_from, image)
     else:
-        picture = functools.partial(rgb_from_array, image)
-    sha256 = _naming(name, lambda: pixels_sha256(picture()))
+        make_image = functools.partial(rgb_from_array, image)
+    sha256 = _naming(name, lambda: pixels_sha256(make_image()))
     uri = sha256.hex()
-    return GivenImage(name, sha256, MEMORY, Entry(uri, uri, None, None, None, picture))
+    return GivenImage(name, sha256, MEMORY, Entry(uri, uri, None, None, None, make_image))
 
 
 def _naming(name: str, identify: Callable[[], bytes]) -> bytes:

@@ -76,7 +76,7 @@ class PixelTransform:
         self._filter = _FILTERS[transform.interpolation]
         self._alone = transform.implementation == "pillow/2" and transform.interpolation not in _JUMPING
 
-    def __call__(self, picture: Image.Image | Decoded) -> np.ndarray:
+    def __call__(self, image: Image.Image | Decoded) -> np.ndarray:
         """Make the network's image.
 
         Args:
@@ -85,7 +85,7 @@ class PixelTransform:
         Returns:
             (h, w, 3) uint8, of the crop's size.
         """
-        decoded = picture if isinstance(picture, Decoded) else Decoded.whole(picture)
+        decoded = image if isinstance(image, Decoded) else Decoded.whole(image)
         width, height = self.resized(*decoded.size)
         if self._alone:
             return np.array(self._crop_alone(decoded, (width, height)))

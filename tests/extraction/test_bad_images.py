@@ -19,7 +19,7 @@ from featcache.backbones import Backbone, tiny_backbone
 from featcache.core.errors import SourceError, TransientImageError, UnusableImageError
 from featcache.core.recipe import StandardTransform
 from featcache.extraction import ExtractReport, NothingUsableError
-from featcache.extraction.reader import ReadImage
+from featcache.extraction.pipeline import ReadImage
 from featcache.extraction.run import Run
 from featcache.images.decode import Decoded
 from featcache.images.entry import Entry

@@ -36,8 +36,8 @@ class Job:
 def in_order(
     jobs: Iterable[Job], *, workers: int, ahead: int, seconds: float, stopped: Callable[[], bool] = lambda: False
 ) -> Generator[str, None, None]:
-    with WorkerPool(workers, seconds) as crew:
-        yield from in_order_of(crew, jobs, ahead=ahead, stopped=stopped)
+    with WorkerPool(workers, seconds) as pool:
+        yield from in_order_of(pool, jobs, ahead=ahead, stopped=stopped)
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def test_all_threads_end_when_all_is_done(gate: threading.Event) -> None:
 
 
 def test_when_everything_hangs_the_run_says_so(gate: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threads, "MOST_STUCK", 5)
+    monkeypatch.setattr(threads, "MAX_STUCK", 5)
     got = []
 
     def take() -> None:

@@ -63,8 +63,8 @@ def test_class_folders_give_their_files(tmp_path: Path) -> None:
     assert [uri for uri, _, _ in described(part)] == ["00000002-c.png", "00000000-b.png"]
     own = ImageFolder(str(tmp_path), loader=lambda path: small(7))
     (picture_of_own, *_) = DatasetSource(own, name="x").entries()
-    assert picture_of_own.picture is not None
-    assert picture_of_own.picture().getpixel((0, 0)) == (7, 7, 7)
+    assert picture_of_own.make_image is not None
+    assert picture_of_own.make_image().getpixel((0, 0)) == (7, 7, 7)
 
 
 def test_splits_by_name() -> None:
