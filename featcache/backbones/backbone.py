@@ -222,10 +222,14 @@ class Backbone:
     @property
     def recipe(self) -> Recipe:
         """Identifies the vectors of this backbone."""
-        recipe = self._published()
-        pixels = recipe.pixels if self._code_of is None else with_code_of(recipe.pixels, self._code_of)
         runtime = runtime_of_recipe(self.runtime, self.precision, self.device)
-        return replace(recipe, pixels=pixels, precision=self.precision, runtime=runtime)
+        return replace(self._published(), pixels=self._pixels, precision=self.precision, runtime=runtime)
+
+    @property
+    def _pixels(self) -> PixelPath:
+        """Those of the recipe; each image asks for them."""
+        pixels = self._published().pixels
+        return pixels if self._code_of is None else with_code_of(pixels, self._code_of)
 
     def with_pixels(self, pixels: PixelPath) -> Backbone:
         """The same network, with images decoded and resized by the implementations that *pixels* names.
@@ -298,7 +302,7 @@ class Backbone:
         Raises:
             UnusableImageError, ImageMemoryError, UsageError: as there.
         """
-        pixels, resized = self.recipe.pixels, None
+        pixels, resized = self._pixels, None
         if pixels.scaled is not None and isinstance(pixels.transform, StandardTransform):
             resized = PixelTransform(pixels.transform).resized
         return decoding.decode(data, pixels.decoder, resized)
@@ -316,7 +320,7 @@ class Backbone:
         Raises:
             UnusableImageError: the image cannot be resized, or the callable returned no (3, h, w) tensor.
         """
-        transform = self.recipe.pixels.transform
+        transform = self._pixels.transform
         if isinstance(transform, StandardTransform):
             return PixelTransform(transform)(image)
         assert self.network.custom is not None
