@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from featcache.cli import output as screen
+from featcache.cli import output
 from featcache.cli.command import Answer, Debug, Json, verb
 from featcache.cli.options import Device, Precision, Runtime, Source, Space, StorePath, Weights
 from featcache.core.progress import counted
@@ -24,16 +24,16 @@ def check_live(
     source: Source = None,
     space: Space = None,
     head: Annotated[
-        Path | None, typer.Option(metavar="HEAD.fch", help="Count the predictions of this head that flip.")
+        Path | None, typer.Option(metavar="HEAD.fch", help="Count the predictions of this head that change.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, metavar="S", help="Seed of the draw.")] = 0,
     weights: Weights = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> Answer:
-    """Compute random vectors once more by the published transform and eager torch, and compare.
+    """Recompute random vectors with the published transform and eager torch, and compare them with the stored ones.
 
-    Ends with 1 where one of them is not what it should be, or none could be compared.
+    Exits with 1 if one differs too much, or none could be compared.
 
     Example: featcache check-live pets.fcache -n 50
     """
@@ -67,7 +67,7 @@ def doctor(
     as_json: Json = False,
     debug: Debug = False,
 ) -> Answer:
-    """Say what this machine has, what works, and how fast it extracts.
+    """Report what this machine has, what works, and how fast it extracts.
 
     Example: featcache doctor
     """
@@ -78,57 +78,57 @@ def doctor(
 
 
 def _show_check(report: CheckLiveReport) -> None:
-    screen.say(f"{report.compared:,} of {report.drawn:,} images compared with {report.reference}")
+    output.say(f"{report.compared:,} of {report.drawn:,} images compared with {report.reference}")
     for number, what in ((report.gone, "gone"), (report.changed, "changed"), (report.unusable, "unusable")):
         if number:
-            screen.say(f"  {number:,} {what}, not compared")
+            output.say(f"  {number:,} {what}, not compared")
     for note in report.notes:
-        screen.say(f"  {note}")
+        output.say(f"  {note}")
     if report.cosine_least is None:
-        screen.say("Nothing could be compared.")
+        output.say("Nothing could be compared.")
         return
-    screen.say(f"Cosine: least {report.cosine_least:.6f}, mean {report.cosine_mean:.6f}")
-    screen.say(f"Relative error: largest {report.relative_error_largest:.2e}")
+    output.say(f"Cosine: least {report.cosine_least:.6f}, mean {report.cosine_mean:.6f}")
+    output.say(f"Relative error: largest {report.relative_error_largest:.2e}")
     if report.flips is not None:
-        screen.say(f"Predictions that flip: {report.flips:,}")
-    screen.table(
+        output.say(f"Predictions that change: {report.flips:,}")
+    output.table(
         ["worst", "layer", "cosine", "relative error"],
         [(one.uri, one.layer, f"{one.cosine:.6f}", f"{one.relative_error:.2e}") for one in report.worst],
         right=["cosine", "relative error"],
     )
     bounds = f"cosine at least {report.cosine_floor:g}, relative error at most {report.relative_error_limit:g}"
     if report.ok:
-        screen.say(f"All are within the tolerance ({bounds}).")
+        output.say(f"All within tolerance ({bounds}).")
     else:
-        screen.say(f"Beyond the tolerance ({bounds}): {counted(report.failed, 'images')}.")
-        screen.say("What is stored was not made by the recipe that the store names. Extract into a new store.")
+        output.say(f"Beyond the tolerance ({bounds}): {counted(report.failed, 'images')}.")
+        output.say("These vectors were not made by the recipe that the store names. Extract into a new store.")
 
 
 def _show_doctor(report: DoctorReport) -> None:
-    screen.say(f"featcache {report.featcache}, Python {report.python}")
-    screen.say(f"Processor: {report.processor or 'unknown'}, {report.cores} cores")
-    screen.say(f"  features: {' '.join(report.features) or 'unknown'}")
-    screen.say(f"  bfloat16: {'yes' if report.bfloat16 else 'no'}")
+    output.say(f"featcache {report.featcache}, Python {report.python}")
+    output.say(f"Processor: {report.processor or 'unknown'}, {report.cores} cores")
+    output.say(f"  features: {' '.join(report.features) or 'unknown'}")
+    output.say(f"  bfloat16: {'yes' if report.bfloat16 else 'no'}")
     for runtime in report.runtimes:
         state = runtime.problem or (f"on {', '.join(runtime.devices)}" if runtime.devices else "")
-        screen.say(f"Runtime {runtime.name}: {' '.join(filter(None, [runtime.version or 'not installed', state]))}")
+        output.say(f"Runtime {runtime.name}: {' '.join(filter(None, [runtime.version or 'not installed', state]))}")
     for model in report.weights:
-        screen.say(f"Weights of {model.name}: {model.weights}")
+        output.say(f"Weights of {model.name}: {model.weights}")
     for extra in report.extras:
-        state = f"lacks {', '.join(extra.missing)}: pip install 'featcache[{extra.name}]'" if extra.missing else ""
-        screen.say(f"Extra {extra.name}: {state or 'installed'}")
+        state = f"missing {', '.join(extra.missing)}: pip install 'featcache[{extra.name}]'" if extra.missing else ""
+        output.say(f"Extra {extra.name}: {state or 'installed'}")
     for disk in report.disks:
-        screen.say(f"Free for the {disk.use}: {screen.size(disk.free_bytes)} ({disk.folder})")
+        output.say(f"Free for the {disk.use}: {output.size(disk.free_bytes)} ({disk.folder})")
     if report.speed is not None:
         speed = report.speed
-        screen.say(
+        output.say(
             f"{report.backbone}: {speed.images_per_second:.0f} images/s in {speed.runtime}, "
-            f"{speed.images:,} JPEGs of 500 × 375 pixels in {screen.span(speed.seconds)}"
+            f"{speed.images:,} JPEGs of 500 × 375 pixels in {output.span(speed.seconds)}"
         )
         for note in speed.notes:
-            screen.say(f"  {note}")
+            output.say(f"  {note}")
     if report.vector_bytes is not None:
         catalogue = "" if report.catalogue_bytes is None else f", {report.catalogue_bytes:,} in the catalogue"
-        screen.say(f"Bytes an image: {report.vector_bytes:,} for its pooled vector{catalogue}")
+        output.say(f"Bytes per image: {report.vector_bytes:,} for the pooled vector{catalogue}")
     for problem in report.problems:
-        screen.say(f"Problem: {problem}")
+        output.say(f"Problem: {problem}")

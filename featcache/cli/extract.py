@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from featcache.cli import output as screen
+from featcache.cli import output
 from featcache.cli.command import Answer, Debug, Json, verb
-from featcache.cli.options import Device, Layers, Precision, Runtime, Weights, layer_list
+from featcache.cli.options import ADVANCED, Device, Layers, Precision, Runtime, Weights, layer_list
 from featcache.core.progress import counted
 
 if TYPE_CHECKING:
@@ -19,61 +19,80 @@ if TYPE_CHECKING:
 LISTED = 10
 
 
-@verb(interrupted="What was computed is kept as far as it was sealed; the same command goes on from there.")
+@verb(interrupted="What was sealed is kept. Run the same command again to continue.")
 def extract(
     context: typer.Context,
     source: Annotated[
         Path,
-        typer.Argument(metavar="SOURCE", help="A folder of images, one folder a class; a CSV file; tar files."),
+        typer.Argument(metavar="SOURCE", help="A folder of images, one folder per class; a CSV file; tar files."),
     ],
-    store: Annotated[Path, typer.Option("--output", "-o", metavar="STORE", help="The store; made if it is missing.")],
+    store: Annotated[Path, typer.Option("--output", "-o", metavar="STORE", help="The store; created if missing.")],
     backbone: Annotated[
         str, typer.Option(metavar="B", help="The frozen network; `featcache models` lists them.")
     ] = "bundled:efficientnet_lite0",
-    weights: Weights = None,
     layers: Layers = None,
-    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Use only N images, all classes alike.")] = None,
-    views: Annotated[
-        int,
-        typer.Option(
-            min=1, metavar="K", help="Versions of each image: K - 1 of them cut, mirrored, coloured at random."
-        ),
-    ] = 1,
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the views; another one gives others.")] = 0,
-    device: Device = None,
-    runtime: Runtime = "auto",
-    precision: Precision = "float32",
-    batch_size: Annotated[int | None, typer.Option(min=1, metavar="N", help="Images in one pass.")] = None,
-    workers: Annotated[int | None, typer.Option(min=0, metavar="N", help="Threads; by default one a core.")] = None,
-    dtype: Annotated[str | None, typer.Option(metavar="float32|float16", help="How vectors are stored.")] = None,
-    scaled: Annotated[
-        bool, typer.Option("--scaled", help="Decode large JPEGs at a fraction of their size: quicker, vectors differ.")
-    ] = False,
     labels: Annotated[
         str | None,
-        typer.Option(metavar="folder|FILE|none", help="Where labels come from: folders, a CSV file."),
+        typer.Option(metavar="folder|FILE|none", help="Labels: folder names, a CSV file (path,label), or none."),
     ] = None,
     split: Annotated[
         str | None,
         typer.Option(
             metavar="folder|FILE|FRACTIONS",
-            help="Where the split comes from: folders train, val, test; a CSV file; fractions: 0.8/0.2.",
+            help="Split: folders train, val, test; a CSV file (path,split); or fractions, 0.8/0.2.",
         ),
     ] = None,
-    name: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The source's name; otherwise the folder's own.")
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="The source's name; default: the folder's.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Use only N images, spread evenly over the labels.")
     ] = None,
-    moved: Annotated[bool, typer.Option("--moved", help="The source of this name has a new place.")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Fail if an image cannot be used.")] = False,
+    views: Annotated[
+        int,
+        typer.Option(min=1, metavar="K", help="Versions per image: the original and K - 1 random augmentations."),
+    ] = 1,
+    device: Device = None,
+    precision: Precision = "float32",
+    weights: Weights = None,
+    runtime: Runtime = "auto",
+    seed: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Seed of the augmentations.", rich_help_panel=ADVANCED)
+    ] = 0,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Images per forward pass.", rich_help_panel=ADVANCED)
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Threads; default: one per core.", rich_help_panel=ADVANCED)
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(metavar="float32|float16", help="How vectors are stored.", rich_help_panel=ADVANCED),
+    ] = None,
+    scaled: Annotated[
+        bool,
+        typer.Option(
+            "--scaled",
+            help="Decode large JPEGs at reduced size: faster, and the vectors differ slightly.",
+            rich_help_panel=ADVANCED,
+        ),
+    ] = False,
+    moved: Annotated[
+        bool, typer.Option("--moved", help="The source of this name has moved here.", rich_help_panel=ADVANCED)
+    ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Fail if an image cannot be used.", rich_help_panel=ADVANCED)
+    ] = False,
     image_timeout: Annotated[
-        float, typer.Option(metavar="SECONDS", help="What takes longer to read goes to quarantine.")
+        float,
+        typer.Option(
+            metavar="SECONDS", help="An image that takes longer to read is quarantined.", rich_help_panel=ADVANCED
+        ),
     ] = 30.0,
     as_json: Json = False,
     debug: Debug = False,
 ) -> Answer:
-    """Compute the vectors of all images that the store does not have yet.
+    """Compute the vectors of all images that are not in the store yet.
 
-    Running it again computes only what is new: added or changed images, another layer, or more views.
+    Running it again computes only what is new: added or changed images, more layers, more views.
 
     Example: featcache extract photos -o pets.fcache
 
@@ -111,49 +130,49 @@ def extract(
             progress=True,
         )
     except ExtractionInterrupted as stop:
-        return Answer(stop.report.to_dict() | {"interrupted": True}, _shown(stop.report, None), 130)
+        return Answer(stop.report.to_dict() | {"interrupted": True}, _showing(stop.report, None), 130)
     called = name or open_source(source).name
-    return Answer(report.to_dict() | {"interrupted": False}, _shown(report, called))
+    return Answer(report.to_dict() | {"interrupted": False}, _showing(report, called))
 
 
-def _shown(report: ExtractReport, source: str | None) -> Callable[[], None]:
+def _showing(report: ExtractReport, source: str | None) -> Callable[[], None]:
     return lambda: _show(report, source)
 
 
 def _show(report: ExtractReport, source: str | None) -> None:
-    """Show what was done to *source*; None after an interruption."""
-    counts = {"new": report.added, "changed": report.changed, "no longer there": report.removed}
+    """Print what was done to *source*; None after an interruption."""
+    counts = {"new": report.added, "changed": report.changed, "removed": report.removed}
     since = ", ".join(f"{n:,} {word}" for word, n in counts.items() if n)
-    screen.say(counted(report.items, "images") + (f" ({since})" if since else ""))
+    output.say(counted(report.items, "images") + (f" ({since})" if since else ""))
     several = report.views > 1
     done = f"{counted(report.computed, 'views')} of images" if several else f"{report.computed:,}"
     rate = "views/s" if several else "images/s"
     pace = f" at {report.images_per_second:.1f} {rate}" if report.computed else ""
-    there = "there already, or copies of others" if report.computed else "there already"
+    there = "already in the store, or duplicates" if report.computed else "already in the store"
     reused = counted(report.reused, "images") if several else f"{report.reused:,}"
-    screen.say(f"  {done} computed{pace}, {reused} {there}")
+    output.say(f"  {done} computed{pace}, {reused} {there}")
     if source is None and report.left > 0:
-        screen.say(f"  {report.left:,} still to do")
+        output.say(f"  {report.left:,} left to do")
     if report.ignored:
-        screen.say(f"  {counted(report.ignored, 'other files')} ignored")
+        output.say(f"  {counted(report.ignored, 'other files')} ignored")
     if report.quarantined:
-        screen.say(f"  {report.quarantined:,} in quarantine, since they cannot be used:")
+        output.say(f"  {report.quarantined:,} in quarantine:")
         for uri, reason in report.quarantine[:LISTED]:
-            screen.say(f"    {uri}: {reason}")
+            output.say(f"    {uri}: {reason}")
         if report.quarantined > LISTED:
             rest = f"{report.quarantined - LISTED:,} more"
-            screen.say(f"    … and {rest}: {screen.command('featcache', 'status', report.store)}")
+            output.say(f"    … and {rest}: {output.command('featcache', 'status', report.store)}")
     on = f" on {report.runtime}" if report.runtime else ""
-    screen.say(f"  {screen.span(report.seconds)} in all, with {report.backbone}{on}")
-    screen.say(f"Store: {report.store}")
+    output.say(f"  {output.span(report.seconds)} in total, {report.backbone}{on}")
+    output.say(f"Store: {report.store}")
     if source is None:
-        screen.say("Stopped before the end. What was computed is kept; the same command goes on from here.")
+        output.say("Interrupted. What was computed is kept; run the same command again to continue.")
     else:
         _say_next(report, source)
 
 
 def _say_next(report: ExtractReport, source: str) -> None:
-    """The next command, with what it needs to choose where the store holds more than this run's vectors."""
+    """Print the next command, with the options that choose this run's vectors if the store holds others."""
     from featcache.store import FeatureStore
 
     store = FeatureStore.open(report.store)
@@ -163,11 +182,11 @@ def _say_next(report: ExtractReport, source: str) -> None:
     if sum(bool(space.layers) for space in store.spaces) > 1:
         choices += ["--space", report.space[:12]]
     if len({item.label for item in store.items(source=source)} - {None}) < 2:
-        screen.say(f"Next:  {screen.command('featcache', 'similar', report.store, 'IMAGE', *choices)}")
-        screen.say("  A head needs two classes: one folder a class, or `featcache train --labels FILE` (path,label).")
+        output.say(f"Next:  {output.command('featcache', 'similar', report.store, 'IMAGE', *choices)}")
+        output.say("  A head needs two classes: one folder per class, or `featcache train --labels FILE` (path,label).")
         return
     layers = list(store.space(report.space).layers)
     if "pooled" not in layers and len(layers) > 1:
         choices += ["--layers", "+".join(layers)]
     head = Path(report.store).with_suffix(".fch").name
-    screen.say(f"Next:  {screen.command('featcache', 'train', report.store, '-o', head, *choices)}")
+    output.say(f"Next:  {output.command('featcache', 'train', report.store, '-o', head, *choices)}")

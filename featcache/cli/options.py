@@ -1,4 +1,4 @@
-"""Options that several verbs share, so that they are spelt and explained once."""
+"""Options that several commands share, so that they are spelt and explained once."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from typing import Annotated
 import typer
 
 from featcache.core.errors import UsageError
+
+ADVANCED = "Advanced"
+"""The panel of ``--help`` for options that few people need."""
 
 Layers = Annotated[
     list[str] | None,
@@ -30,13 +33,19 @@ Labels = Annotated[
     typer.Option(metavar="FILE", help="A CSV file (path,label) to use instead of the store's labels."),
 ]
 Weights = Annotated[
-    Path | None, typer.Option("--weights", metavar="FILE", help="The network's weights: .safetensors or .pth.")
+    Path | None,
+    typer.Option(
+        "--weights", metavar="FILE", help="The network's weights: .safetensors or .pth.", rich_help_panel=ADVANCED
+    ),
 ]
 Device = Annotated[str | None, typer.Option("--device", metavar="D", help="Where the network runs: cpu, cuda, cuda:1.")]
 Runtime = Annotated[
     str,
     typer.Option(
-        "--runtime", metavar="auto|torch|openvino", help="What computes; auto: the fastest that agrees with torch."
+        "--runtime",
+        metavar="auto|torch|openvino",
+        help="auto: the fastest one that agrees with torch.",
+        rich_help_panel=ADVANCED,
     ),
 ]
 Precision = Annotated[

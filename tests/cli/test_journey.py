@@ -158,7 +158,7 @@ def test_one_is_no_plural(capsys):
     _shown(ExtractReport("s.fcache", "f" * 64, "bundled:x", items=2, views=2, computed=1, reused=1), None)()
     out = capsys.readouterr().out
     assert "  1 view of images computed at" in out
-    assert ", 1 image there already, or copies of others\n" in out
+    assert ", 1 image already in the store, or duplicates\n" in out
 
 
 def test_views_of_several_seeds_are_told(photos, tmp_path, run, capsys, small_network):
@@ -196,7 +196,7 @@ def test_after_ctrl_c_what_is_left_is_told(capsys):
     done = ExtractReport("s.fcache", "f" * 64, "bundled:x", items=480, computed=96, reused=10, quarantined=2, left=372)
     _shown(done, None)()
     out = capsys.readouterr().out
-    assert "  372 still to do\n" in out
+    assert "  372 left to do\n" in out
     assert "Next:" not in out
 
 
