@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from featcache.extraction.doctor import DoctorReport, doctor
     from featcache.extraction.extract import extract
     from featcache.extraction.recheck import CheckLiveReport, check_live
+    from featcache.extraction.run import ExtractionConfig
     from featcache.extraction.search import similar
     from featcache.extraction.transformer import CachedEmbedder
     from featcache.finetuning.advise import Advice, advise
@@ -55,6 +56,7 @@ __all__ = [
     "CheckLiveReport",
     "DoctorReport",
     "ExtractReport",
+    "ExtractionConfig",
     "FeatcacheError",
     "FeatureStore",
     "Recipe",
@@ -92,6 +94,7 @@ _HOMES = {
     "CheckLiveReport": "featcache.extraction.recheck:CheckLiveReport",
     "DoctorReport": "featcache.extraction.doctor:DoctorReport",
     "ExtractReport": "featcache.extraction:ExtractReport",
+    "ExtractionConfig": "featcache.extraction.run:ExtractionConfig",
     "FeatcacheError": "featcache.core.errors:FeatcacheError",
     "FeatureStore": "featcache.store:FeatureStore",
     "Recipe": "featcache.core.recipe:Recipe",

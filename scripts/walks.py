@@ -91,7 +91,12 @@ def tasks(folder: Path) -> dict[str, Callable[[], object]]:
     import featcache as fc
 
     def extract(count: int) -> Callable[[], object]:
-        return lambda: fc.extract(folder / f"photos-{count}", folder / str(count), batch_size=BATCH, progress=False)
+        return lambda: fc.extract(
+            folder / f"photos-{count}",
+            folder / str(count),
+            config=fc.ExtractionConfig(batch_size=BATCH),
+            progress=False,
+        )
 
     image, person = folder / f"photos-{FEW}" / "a" / "000.jpg", folder / "people" / "person-00"
     return {

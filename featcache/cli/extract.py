@@ -100,33 +100,27 @@ def extract(
 
     Example: featcache extract photos -o pets.fcache --views 4
     """
+    from featcache import backbones
     from featcache.extraction import ExtractionInterrupted
     from featcache.extraction.extract import extract as run
+    from featcache.extraction.run import ExtractionConfig
     from featcache.images.sources import open_source
 
+    network = backbones.get(backbone, weights, device, runtime=runtime, precision=precision)
+    config = ExtractionConfig(batch_size, workers, dtype, moved, strict, image_timeout)
     try:
         report = run(
             source,
             store,
-            backbone=backbone,
+            backbone=network.scaled() if scaled else network,
             layers=layer_list(context, layers) or ("pooled",),
-            weights=weights,
             labels=labels,
             split=split,
             name=name,
-            moved=moved,
             limit=limit,
             views=views,
             seed=seed,
-            device=device,
-            runtime=runtime,
-            precision=precision,
-            batch_size=batch_size,
-            workers=workers,
-            dtype=dtype,
-            scaled=scaled,
-            strict=strict,
-            image_timeout=image_timeout,
+            config=config,
             progress=True,
         )
     except ExtractionInterrupted as stop:

@@ -53,7 +53,7 @@ def extract(
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Use only N images, all people alike.")] = None,
     device: Device = None,
     batch_size: Annotated[int | None, typer.Option(min=1, metavar="N", help="Images in one pass.")] = None,
-    workers: Annotated[int | None, typer.Option(min=0, metavar="N", help="Threads that read and look.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, metavar="N", help="Threads that read and look.")] = None,
     labels: Annotated[
         str | None, typer.Option(metavar="folder|FILE|none", help="Where names come from: folders, a CSV file.")
     ] = None,
@@ -78,25 +78,21 @@ def extract(
 
     Example: featcache faces extract people -o people.fcache
     """
+    from featcache import backbones
+    from featcache.extraction.run import ExtractionConfig
     from featcache.faces import extract as run
 
     report = run(
         source,
         store,
-        backbone=backbone,
+        backbone=backbones.get(backbone, weights, device),
         layers=layer_list(context, layers) or ("pooled", "mirrored"),
         centre_box=centre_box,
-        weights=weights,
-        limit=limit,
-        device=device,
-        batch_size=batch_size,
-        workers=workers,
         labels=labels,
         split=split,
         name=name,
-        moved=moved,
-        strict=strict,
-        image_timeout=image_timeout,
+        limit=limit,
+        config=ExtractionConfig(batch_size, workers, None, moved, strict, image_timeout),
         progress=True,
     )
     return Answer(report.to_dict(), lambda: _show_extract(report))

@@ -15,14 +15,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
 from featcache.backbones.compute import cores
-from featcache.core.errors import UnusableImageError
+from featcache.core.errors import UnusableImageError, UsageError
 from featcache.core.names import VIEW_0
 from featcache.core.process import stop_when_safe
 from featcache.core.progress import Progress, counted
@@ -47,6 +47,45 @@ _CATALOGUE_BYTES = 600
 """About what the catalogue and its backup grow by with each image."""
 
 
+IMAGE_TIMEOUT = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class ExtractionConfig:
+    """How an extraction runs; the defaults suit nearly all.
+
+    Attributes:
+        batch_size: images per forward pass; by default what the runtime is best with.
+        workers: threads that read, decode and, in OpenVINO, compute; by default one per core.
+        dtype: ``float32`` or ``float16`` storage; by default float32 for vectors and float16 for whole activation maps.
+            Asking for float32 recomputes what is stored as float16.
+        moved: the source of this name has moved: take its new root.
+        strict: raise at the first image that cannot be used.
+        image_timeout: seconds that one image may take to be read, decoded and transformed. One that takes longer is
+            quarantined, and the next run tries it again.
+
+    Raises:
+        UsageError: a batch size or a number of workers below 1, or a timeout that is not above 0.
+
+    Example:
+        ``fc.extract("photos", "pets.fcache", config=fc.ExtractionConfig(batch_size=64, strict=True))``
+    """
+
+    batch_size: int | None = None
+    workers: int | None = None
+    dtype: str | None = None
+    moved: bool = False
+    strict: bool = False
+    image_timeout: float = IMAGE_TIMEOUT
+
+    def __post_init__(self) -> None:
+        if not self.image_timeout > 0:
+            raise UsageError(f"image_timeout is a number of seconds above 0, not {self.image_timeout}.")
+        for option, number in (("batch_size", self.batch_size), ("workers", self.workers)):
+            if number is not None and number < 1:
+                raise UsageError(f"{option} is a whole number from 1 on, not {number}.")
+
+
 class Run:
     """One extraction of one source with one backbone.
 
@@ -57,9 +96,7 @@ class Run:
         views: the views asked for beside view 0.
         space: where the vectors go; the layers are declared there, in all views.
         report: filled as the run goes on.
-        dtype: storage dtype if one was asked for explicitly.
-        strict: raise at the first image that cannot be used.
-        image_timeout: seconds that one image may take to be read and prepared.
+        config: how it runs.
     """
 
     def __init__(
@@ -71,17 +108,15 @@ class Run:
         report: ExtractReport,
         *,
         views: Sequence[AugmentedView] = (),
-        dtype: str | None,
-        strict: bool,
-        image_timeout: float,
+        config: ExtractionConfig,
     ) -> None:
         self.network, self.records, self.space, self.report = network, records, space, report
         self.layers = {layer.name: layer for layer in layers}
         self.views = views
-        self.strict, self.image_timeout = strict, image_timeout
+        self.config = config
         self.stopped = False
         self.timer = StageTimer()
-        self._at_least = "float32" if dtype == "float32" else "float16"
+        self._at_least = "float32" if config.dtype == "float32" else "float16"
         # Another release of either may read what this one refuses, and so may other conditions.
         self._versions = f"featcache {version('featcache')}; pillow {version('pillow')}"
         if network.quarantine_key:
@@ -130,10 +165,10 @@ class Run:
         progress.advance(len(entries) - len(todo))
         reader = Reader(
             self.network, list(self.layers), self.space, views=self.views,
-            at_least=self._at_least, seconds=self.image_timeout, timer=self.timer,
+            at_least=self._at_least, seconds=self.config.image_timeout, timer=self.timer,
         )  # fmt: skip
         began, batch_size = time.monotonic(), passes.batch_size
-        with stop_when_safe() as stop, WorkerPool(workers, self.image_timeout) as pool:
+        with stop_when_safe() as stop, WorkerPool(workers, self.config.image_timeout) as pool:
             batches = Batches(passes, self.layers, pool, in_flight=min(workers, cores()) + 1, timer=self.timer)
             batch: Batch = []
             # All views of an image are made at one time, so fewer images fill as much memory.
@@ -316,7 +351,7 @@ class Run:
     def _note_non_finite(self, record: Record, columns: Iterable[tuple[str, str]]) -> None:
         """Note layers and views of an image that are not finite; it is booked when all of them are known."""
         self._non_finite.setdefault(record.uri, (record, set()))[1].update(columns)
-        if self.strict:
+        if self.config.strict:
             self._raise(self._not_finite(record.uri, record.sha256, self._non_finite[record.uri][1]))
 
     def _not_finite(self, uri: str, sha256: bytes | None, columns: Iterable[tuple[str, str]]) -> Rejected:
@@ -335,7 +370,7 @@ class Run:
 
     def _reject(self, rejected: Rejected) -> None:
         self._book(rejected)
-        if self.strict:
+        if self.config.strict:
             self._raise(rejected)
 
     def _raise(self, rejected: Rejected) -> NoReturn:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from featcache.core.html import HtmlTable
 from featcache.core.progress import Progress, choose
-from featcache.extraction.extract import IMAGE_TIMEOUT, limited
 from featcache.extraction.extract import extract as extract_arrays
+from featcache.extraction.extract import limited
 from featcache.extraction.report import ExtractReport
+from featcache.extraction.run import ExtractionConfig
 from featcache.faces.aligned import MIRRORED, AlignedBackbone
 from featcache.faces.detection import CENTRE_BOX, FACE, FIRST_PASS, SECOND_PASS, Detector, StoredDetections
 from featcache.store import FeatureStore
@@ -89,17 +90,11 @@ def extract(
     backbone: str | Extractor = DEFAULT_BACKBONE,
     layers: Sequence[str] = ("pooled", MIRRORED),
     centre_box: bool = False,
-    weights: str | Path | None = None,
     labels: str | Path | None = None,
     split: str | Path | None = None,
     name: str | None = None,
-    moved: bool = False,
     limit: int | None = None,
-    device: str | None = None,
-    batch_size: int | None = None,
-    workers: int | None = None,
-    strict: bool = False,
-    image_timeout: float = IMAGE_TIMEOUT,
+    config: ExtractionConfig | None = None,
     progress: Progress | bool | None = None,
 ) -> FacesReport:
     """Find the face of each image, align it, and keep its vectors; what is in the store already is not done again.
@@ -114,9 +109,8 @@ def extract(
         layers: as of the backbone, and ``mirrored``, see `featcache.faces.aligned`.
         centre_box: where no face is found, take the box in the middle. `featcache.faces.detections` tells of which
             images that was done.
-        weights, device: of a backbone that is given by its name.
-        labels, split, name, moved, limit, batch_size, workers, strict, image_timeout, progress: as for
-            `featcache.extract`. With *strict* an image without a face is an error too.
+        labels, split, name, limit, config, progress: as for `featcache.extract`. With ``strict`` an image without a
+            face is an error too.
 
     Raises:
         MissingExtraError: dlib or its files are not installed.
@@ -129,16 +123,15 @@ def extract(
 
     began = time.monotonic()
     detector = Detector()
-    base = backbones.get(backbone, weights, device) if isinstance(backbone, str) else backbone
+    base = backbones.get(backbone) if isinstance(backbone, str) else backbone
     AlignedBackbone(base, detector).resolve_layers(layers)  # a wrong name should not wait for the detection
     if isinstance(source, (str, Path)):
         source = open_source(source, labels=labels, split=split, name=name)
 
     def run(extractor: Extractor, layers: Sequence[str], shown: Progress) -> ExtractReport:
         return extract_arrays(
-            source, store, backbone=extractor, layers=layers, moved=moved, limit=limit, batch_size=batch_size,
-            workers=workers, strict=strict, image_timeout=image_timeout, progress=shown,
-        )  # fmt: skip
+            source, store, backbone=extractor, layers=layers, limit=limit, config=config, progress=shown
+        )
 
     with choose(progress) as shown:
         looked = run(detector, [FACE], shown)

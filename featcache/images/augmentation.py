@@ -1,10 +1,9 @@
-"""Views: other versions of an image, random and yet the same every time.
+"""Views: random augmentations of an image that are the same whenever they are made.
 
-A view is a part of the image, resized to the network's input, perhaps mirrored, its colours changed a little
-(random-resized crop: Szegedy et al. 2015, section 6, with the arithmetic of torchvision's ``RandomResizedCrop``).
-All that is random about it is drawn from (seed, SHA-256 of the image, index of the view) and nothing else, so it does
-not depend on the order of the images, the batches, or the threads. The numbers are read off SHAKE-256 (FIPS 202), as
-the streams of random generators may change from one release of their library to the next.
+A view is a random-resized crop (Szegedy et al. 2015, section 6, with the arithmetic of torchvision's
+``RandomResizedCrop``), with a random horizontal flip and colour jitter. Its random numbers come from (seed, SHA-256 of
+the image, index of the view) alone, so they do not depend on the order of images, batches or threads. They are read off
+SHAKE-256 (FIPS 202), as the streams of random generators may change between releases of their library.
 """
 
 from __future__ import annotations
@@ -21,21 +20,21 @@ from featcache.core.names import view_name
 from featcache.core.recipe import StandardTransform
 
 _TRIES = 10
-"""Parts of the image that are drawn before a middle one is taken."""
+"""Crops that are drawn before the centre one is taken."""
 
 _FILTERS = {name.lower(): value for name, value in Image.Resampling.__members__.items()}
 
 
 @dataclass(frozen=True, slots=True)
 class Augmentation:
-    """The policy: from which distributions a view is drawn.
+    """The policy: the distributions that views are drawn from.
 
     Attributes:
-        scale: least and largest area of the part that is cut out, as a share of the image's.
-        ratio: least and largest width of the part for a height of 1; its logarithm is uniform.
-        flip: probability that left and right change places.
-        brightness, contrast, saturation: each is multiplied by a number from 1 less this to 1 more, uniform.
-        implementation: which code makes it so.
+        scale: smallest and largest area of the crop, as a share of the image's.
+        ratio: smallest and largest aspect ratio of the crop, width over height; its logarithm is uniform.
+        flip: probability of a horizontal flip.
+        brightness, contrast, saturation: each is multiplied by a factor uniform in 1 ± this.
+        implementation: the code that makes it.
     """
 
     scale: tuple[float, float] = (0.4, 1.0)
@@ -61,7 +60,7 @@ class AugmentedView:
     """One view other than view 0.
 
     Attributes:
-        policy: what it is drawn from.
+        policy: the distributions it is drawn from.
         seed: from 0 on.
         index: from 1 on.
     """
@@ -82,13 +81,13 @@ class AugmentedView:
         sha256: bytes,
         box: tuple[float, float, float, float] | None = None,
     ) -> np.ndarray:
-        """The network's image.
+        """The network's input.
 
         Args:
             image: RGB, loaded and upright.
-            transform: gives the size of the network's input and the filter; its resize takes no part.
+            transform: its crop size and interpolation are used, its resize is not.
             sha256: of the image's bytes, 32 bytes.
-            box: left, top, right and bottom of the image in *image*, where that holds more; all by default.
+            box: left, top, right and bottom of the image within *image*; all of it by default.
 
         Returns:
             (h, w, 3) uint8, of the size of ``transform.crop``.
@@ -106,14 +105,14 @@ class AugmentedView:
         return _coloured(resized, *factors)
 
 
-# Where each random number stands: adding a kind must not move the others.
+# The index of each random number: adding a kind must not move the others.
 _AREA, _RATIO = 0, _TRIES
 _X, _Y, _FLIP, _COLOUR = range(2 * _TRIES, 2 * _TRIES + 4)
 _COUNT = _COLOUR + 3
 
 
 class _Numbers:
-    """Random numbers of one view of one image, uniform in [0, 1), by their places."""
+    """Random numbers of one view of one image, uniform in [0, 1), by index."""
 
     def __init__(self, seed: int, sha256: bytes, index: int) -> None:
         stream = hashlib.shake_256(f"featcache view {seed} {sha256.hex()} {index}".encode()).digest(8 * _COUNT)
@@ -121,12 +120,12 @@ class _Numbers:
         self._numbers = ((np.frombuffer(stream, dtype="<u8") >> np.uint64(11)) * 2.0**-53).tolist()
 
     def at(self, place: int) -> float:
-        """The number that stands there."""
+        """The number at this index."""
         return float(self._numbers[place])
 
 
 def _part(policy: Augmentation, width: float, height: float, draw: _Numbers) -> tuple[float, float, float, float]:
-    """Left, top, right and bottom of the part that is cut out."""
+    """Left, top, right and bottom of the crop."""
     w: float
     h: float
     low, high = (math.log(ratio) for ratio in policy.ratio)
@@ -137,7 +136,7 @@ def _part(policy: Augmentation, width: float, height: float, draw: _Numbers) -> 
         if w <= width and h <= height:
             x, y = int(draw.at(_X) * (int(width) - w + 1)), int(draw.at(_Y) * (int(height) - h + 1))
             return x, y, x + w, y + h
-    # The image is too wide or too tall: the middle of it, as wide or as tall as may be.
+    # The image is too wide or too tall: the largest centre crop.
     w, h = width, height
     if width / height < policy.ratio[0]:
         h = min(height, max(1, round(width / policy.ratio[0])))
@@ -150,8 +149,8 @@ def _part(policy: Augmentation, width: float, height: float, draw: _Numbers) -> 
 def _coloured(image: Image.Image, brightness: float, contrast: float, saturation: float) -> np.ndarray:
     """Brightness, then contrast about the mean grey, then saturation about each pixel's grey.
 
-    The three are one map x → s·c·b·x + (1 - s)·c·b·grey(x) + (1 - c)·b·(mean grey), rounded and held to 0…255 once,
-    at its end. Grey is that of ITU-R BT.601.
+    The three are one map x → s·c·b·x + (1 - s)·c·b·grey(x) + (1 - c)·b·(mean grey), rounded and clipped to 0…255 once,
+    at the end. Grey is that of ITU-R BT.601.
     """
     grey = np.asarray(image.convert("L"))
     mean = int(grey.sum(dtype=np.int64)) / grey.size

@@ -1,4 +1,4 @@
-"""A CSV file as a source, and CSV files that give labels or splits to images by their path."""
+"""CSV files: a manifest as a source, and labels or splits by path."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COLUMNS = ("path", "label", "split", "group")
 
 
 class ManifestSource(Source):
-    """Images listed in a CSV file with the columns ``path`` and, if there are any, ``label,split,group``.
+    """Images listed in a CSV file with the column ``path`` and optionally ``label,split,group``.
 
     Paths are relative to the file's folder, which is the source's root.
 
@@ -33,19 +33,19 @@ class ManifestSource(Source):
         """List the images, sorted by URI.
 
         Raises:
-            SourceError: a column or file is missing, a path leads out of the folder or stands there twice.
+            SourceError: a column or file is missing, or a path leads out of the folder or is listed twice.
         """
         entries: list[Entry] = []
         missing: list[str] = []
-        absent = 0
+        count = 0
         folder = os.path.join(self.path.parent, "")
         seen: dict[str, str] = {}  # one object for equal texts: a million rows have few labels
         for line, row in _rows(self.path, ("path",)):
             uri = _relative(row["path"], folder, self.path, line)
             place = folder + uri
             if not os.path.exists(place):
-                absent += 1
-                if absent <= 5:
+                count += 1
+                if count <= 5:
                     missing.append(f"{row['path']} (line {line})")
             values = (row.get(column) or None for column in COLUMNS[1:])
             label, split, group = (value and seen.setdefault(value, value) for value in values)
@@ -55,9 +55,9 @@ class ManifestSource(Source):
             if one.uri == other.uri:
                 self._refuse_twice(one.uri, folder)
         if missing:
-            more = " …" if absent > len(missing) else ""
+            more = " …" if count > len(missing) else ""
             raise SourceError(
-                f"{self.path} names {absent} files that are not there: {', '.join(missing)}{more}. "
+                f"{self.path} names {count} files that are missing: {', '.join(missing)}{more}. "
                 f"Paths are relative to {self.root}."
             )
         if not entries:
@@ -65,20 +65,20 @@ class ManifestSource(Source):
         return entries
 
     def _refuse_twice(self, uri: str, folder: str) -> None:
-        """Read the file once more for the lines: to keep them of a million rows takes more than the rows."""
+        """Read the file again for the line numbers: to keep those of a million rows takes more memory than the rows."""
         lines = [
             line for line, row in _rows(self.path, ("path",)) if _relative(row["path"], folder, self.path, line) == uri
         ]
         raise SourceError(
-            f"{self.path}: {uri} stands in line {lines[0]} and again in line {lines[1]}. Remove one of them."
+            f"{self.path}: {uri} is listed in line {lines[0]} and again in line {lines[1]}. Remove one of them."
         )
 
 
 def read_column(path: Path, column: str) -> dict[str, str]:
-    """One column of a CSV file by path; rows without a value are left out.
+    """One column of a CSV file by path; rows without a value are omitted.
 
     Raises:
-        SourceError: the file or a column is missing, or a path stands there twice.
+        SourceError: the file or a column is missing, or a path is listed twice.
     """
     found: dict[str, str] = {}
     lines: dict[str, int] = {}
@@ -86,7 +86,7 @@ def read_column(path: Path, column: str) -> dict[str, str]:
         uri = str(PurePosixPath(row["path"]))
         if uri in lines:
             raise SourceError(
-                f"{path}: {uri} stands in line {lines[uri]} and again in line {line}. Remove one of them."
+                f"{path}: {uri} is listed in line {lines[uri]} and again in line {line}. Remove one of them."
             )
         lines[uri] = line
         if row[column]:
@@ -97,22 +97,22 @@ def read_column(path: Path, column: str) -> dict[str, str]:
 
 
 def _rows(path: Path, needed: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Line numbers and rows; the heading is checked, empty lines are passed over."""
+    """Line numbers and rows; the header is checked, empty lines are skipped."""
     if not os.path.isfile(path):  # Path.is_file raises for names that are too long
         raise SourceError(f"There is no file {path}. Give a CSV file with the columns {','.join(needed)}.")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
-            heading = [name.strip() for name in reader.fieldnames or []]
-            reader.fieldnames = heading
-            absent = [name for name in needed if name not in heading]
-            if absent:
+            header = [name.strip() for name in reader.fieldnames or []]
+            reader.fieldnames = header
+            missing = [name for name in needed if name not in header]
+            if missing:
                 raise SourceError(
-                    f"{path} has no column {', '.join(absent)}; "
-                    f"its first line is {','.join(heading) or 'empty'}. "
+                    f"{path} has no column {', '.join(missing)}; "
+                    f"its first line is {','.join(header) or 'empty'}. "
                     f"Known columns: {','.join(COLUMNS)}, with commas between them."
                 )
-            twice = [name for name in COLUMNS if heading.count(name) > 1]
+            twice = [name for name in COLUMNS if header.count(name) > 1]
             if twice:
                 raise SourceError(f"{path} has the column {twice[0]} more than once. Rename or remove one of them.")
             for row in reader:
@@ -125,14 +125,14 @@ def _rows(path: Path, needed: tuple[str, ...]) -> Iterator[tuple[int, dict[str, 
     except csv.Error as error:
         raise SourceError(
             f"{path} cannot be read as CSV ({error} in the row that begins in line {reader.line_num + 1}). "
-            "Check that every quotation mark that opens is closed."
+            "Check that all quotation marks are closed."
         ) from error
     except OSError as error:
         raise SourceError(f"{path} cannot be read: {error.strerror}.") from error
 
 
 def _undecodable_line(path: Path) -> int:
-    """The first line that is not UTF-8; the error itself knows only its place in some buffer."""
+    """The first line that is not UTF-8; the error itself knows only a position in some buffer."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
@@ -143,10 +143,10 @@ def _undecodable_line(path: Path) -> int:
 
 
 def _relative(text: str, folder: str, manifest: Path, line: int) -> str:
-    """The URI of a path that may be given absolutely, as long as it lies in *folder*, the manifest's."""
+    """The URI of a path, which may be absolute if it lies in *folder*, the manifest's."""
     place = os.path.normpath(os.path.join(folder, text))
     if os.path.isabs(text) and not place.startswith(folder):
-        # The manifest's folder may be written by way of a link.
+        # The manifest's folder may be reached through a link.
         place = os.path.join(os.path.realpath(os.path.dirname(text)), os.path.basename(text))
     if not place.startswith(folder):
         raise SourceError(

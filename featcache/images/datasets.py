@@ -1,8 +1,8 @@
 """A dataset of another library as a source: torchvision's, Hugging Face's ``datasets``, or one made like them.
 
-Neither library is imported here: what a dataset is, its attributes tell. Bytes are taken wherever the dataset can give
-them, so that an image has the same vectors as from its file; a dataset that decodes by itself gives images, which
-are identified by their pixels.
+Neither library is imported here: a dataset is recognised by its attributes. Where the dataset can give bytes they are
+used, so that an image has the same vectors as from its file; a dataset that decodes by itself gives images, which are
+identified by their pixels.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 DIGITS = 8
-"""Of an index in a URI; always so many, so that a dataset that grows keeps its URIs."""
+"""Of an index in a URI; a fixed number, so that a dataset that grows keeps its URIs."""
 
 
 class Dataset(Protocol):
-    """A dataset with places 0, 1, …."""
+    """A dataset with items 0, 1, …."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, place: int, /) -> Any: ...
@@ -38,19 +38,19 @@ class Dataset(Protocol):
 class DatasetSource(Source):
     """The images of a dataset, or of several by split.
 
-    A URI is the index in eight digits, with the file's name where the dataset tells it: ``00000042-tabby.jpg``; with
-    several datasets the split stands before it. Labels are the names of the classes, or the class's number where
-    they have none. An item that the dataset fails to give, whatever it raises, is an image that cannot be used.
-    Items are loaded one at a time. One that takes too long is given up, and goes on beside those after it.
+    A URI is the index in eight digits, with the file's name if the dataset knows it: ``00000042-tabby.jpg``; with
+    several datasets it begins with the split. Labels are the names of the classes, or their numbers without one. An
+    item that the dataset fails to give, whatever it raises, is an image that cannot be used. Items are loaded one at
+    a time; one that takes too long is given up.
 
     - torchvision: an item is ``(image, target)`` with a PIL image or an array as for `rgb_from_array`. Targets are
-      read from ``targets``, ``labels`` or ``_labels`` where there is one, else every item is loaded once for them.
+      read from ``targets``, ``labels`` or ``_labels`` if there is one, else every item is loaded once for them.
       A dataset of class folders gives its files. A ``torch.utils.data.Subset`` keeps the indices of the whole.
     - Hugging Face: the one column of type ``Image``, and the one of type ``ClassLabel`` or else ``label``.
 
     Args:
         dataset: the dataset, or a mapping from the names of splits to datasets.
-        name: the source's name. It has to be given: nothing else tells one dataset from another.
+        name: the source's name, required: nothing else tells one dataset from another.
 
     Raises:
         UsageError: there is no name, or this is no such dataset.
@@ -73,7 +73,7 @@ class DatasetSource(Source):
         """List the images in the order of the dataset.
 
         Raises:
-            UsageError: the dataset has a transform, or its columns of images or labels cannot be told.
+            UsageError: the dataset has a transform, or its columns of images or labels are ambiguous.
         """
         found = []
         for split, dataset in self._parts.items():
@@ -92,7 +92,7 @@ class DatasetSource(Source):
 
 @dataclass(frozen=True, slots=True)
 class _Item:
-    """One image of a dataset: a file as it is, or what makes its image, or what reads its bytes."""
+    """One image of a dataset: its file, a function that makes the image, or what reads its bytes."""
 
     place: int
     label: str | None
@@ -124,7 +124,7 @@ class _Row:
     turn: Turn
 
     def read(self) -> tuple[bytes, FileStat]:
-        with _reading(), self.turn:  # whether a dataset may be asked by two threads at once is nowhere promised
+        with _reading(), self.turn:  # no dataset promises to be thread-safe
             value = self.dataset[self.place][self.column]
         if value is None:
             raise UnusableImageError("the row has no image")
@@ -159,7 +159,7 @@ def _one(columns: Sequence[str], what: str, kinds: Mapping[str, str]) -> str:
     if len(columns) == 1:
         return columns[0]
     listed = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
-    how = "Take the others out with remove_columns." if columns else "Give a column the type Image with cast_column."
+    how = "Remove the others with remove_columns." if columns else "Give a column the type Image with cast_column."
     raise UsageError(f"The dataset has {len(columns)} columns of {what}, one is needed: {listed}. {how}")
 
 
@@ -169,8 +169,8 @@ def _one(columns: Sequence[str], what: str, kinds: Mapping[str, str]) -> str:
 def _pairs(dataset: Any) -> Iterator[_Item]:
     if getattr(dataset, "transform", None) is not None:
         raise UsageError(
-            f"The dataset {type(dataset).__name__} has a transform of its own, but the backbone's is applied to the "
-            "image as it is. Make the dataset without one (transform=None)."
+            f"The dataset {type(dataset).__name__} has a transform, but the backbone's own is applied to the original "
+            "image. Create the dataset with transform=None."
         )
     classes = getattr(dataset, "classes", None)
     targets = _targets(dataset)
@@ -188,7 +188,7 @@ def _pairs(dataset: Any) -> Iterator[_Item]:
 
 
 def _targets(dataset: Any) -> list[Any]:
-    """The targets of all items, or why an item has none; without loading the images where the dataset keeps them."""
+    """The targets of all items, or why an item has none; images are loaded only if the dataset keeps no targets."""
     if getattr(dataset, "target_transform", None) is None:
         for name in ("targets", "labels", "_labels"):
             kept = getattr(dataset, name, None)
@@ -200,7 +200,7 @@ def _targets(dataset: Any) -> list[Any]:
 
 
 def _loaded_target(dataset: Any, place: int) -> Any:
-    """An item that fails now might be read later, and would then stand there without its label: it is not read."""
+    """An item that fails now is not read later, when it might succeed and would have no label."""
     try:
         with _reading():
             item = dataset[place]
@@ -223,7 +223,7 @@ def _files(dataset: Any) -> list[str] | None:
 def _load_image(dataset: Any, place: int, turn: Turn) -> Image:
     from PIL import Image as pil
 
-    with _reading(), turn:  # many datasets read one open file from wherever it stands
+    with _reading(), turn:  # many datasets share the position of one open file
         item = dataset[place]
     image = item[0] if isinstance(item, (tuple, list)) else item
     if isinstance(image, pil.Image):
@@ -235,7 +235,7 @@ def _load_image(dataset: Any, place: int, turn: Turn) -> Image:
 
 @contextmanager
 def _reading() -> Iterator[None]:
-    """Whatever a dataset raises says that this item cannot be used; nothing is promised of its kind."""
+    """Any exception of a dataset means that this item cannot be used."""
     try:
         yield
     except UnusableImageError:
@@ -247,14 +247,14 @@ def _reading() -> Iterator[None]:
 
 
 def _named(target: Any, names: Sequence[Any] | None) -> str | None:
-    """The label of a target: its class's name, its own text, or its number; a number below 0 and None are none."""
+    """The label of a target: the class's name, its own text, or its number; None for None and numbers below 0."""
     if target is None or isinstance(target, str):
         return target
     number = target.item() if hasattr(target, "item") else target
     if not isinstance(number, int):
         raise UsageError(
-            f"A target of the dataset is of type {type(target).__name__}, but a label is a whole number or a text. "
-            "Set target_transform, or say which labels with labels=FILE."
+            f"A target of the dataset is of type {type(target).__name__}, but a label is an integer or a string. "
+            "Set target_transform, or give labels=FILE."
         )
     if number < 0:
         return None

@@ -1,20 +1,14 @@
-"""From bytes to RGB pixels, the same for every backbone.
+"""Image files and open images to upright RGB pixels, the same for every backbone.
 
-The decoder ``simplejpeg/1`` reads gray and colour JPEG files by libjpeg-turbo's own interface, as far as that finds
-nothing to complain of, and all else (other formats, CMYK, files with damage that may be passed over) by Pillow; the
-older ``pillow/1`` reads all by Pillow.
+The decoder ``simplejpeg/1`` reads gray and colour JPEG files with libjpeg-turbo: the pixels of Pillow in half the time,
+and of large photographs fewer (`reduction`). Only what it reads without a warning is taken from it; all else (other
+formats, CMYK, damaged files) is left to Pillow, so that both decoders refuse the same files for the same reasons. The
+older ``pillow/1`` reads all with Pillow.
 
-EXIF orientation is applied, transparency is laid on white, 16-bit samples are scaled to 8 (Pillow itself
-brings 16-bit colour to 8 bits, by its high byte), of an
-animation the first frame is taken. What has no defined reading as RGB is refused, never guessed.
-
-16-bit gray is rounded to the nearest of 256 levels. 16-bit colour reaches us as Pillow's 8 bits, which
-for PNG and TIFF are the upper byte: at most one level from the nearest.
-
-JPEG files by libjpeg-turbo's own interface: the pixels of Pillow in half the time, and of large photographs fewer.
-
-Only what it reads without so much as a warning is taken from it. Of all else the caller lets Pillow judge, so that
-the same files are refused, for the same reasons, by both decoders.
+EXIF orientation is applied, transparency is laid on white, 16-bit samples are scaled to 8, of an animation the first
+frame is taken. What has no defined reading as RGB is refused, never guessed. 16-bit gray is rounded to the nearest of
+256 levels; 16-bit colour comes from Pillow as 8 bits, for PNG and TIFF the upper byte: at most one level from the
+nearest.
 """
 
 from __future__ import annotations
@@ -32,75 +26,24 @@ from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from featcache.core.errors import ImageMemoryError, UnusableImageError, UsageError
 
-SCALED = "dct/1"
-"""The name in a recipe of what `reduction` does."""
-
-REDUCTIONS = (8, 4, 2)
-"""By how much libjpeg makes an image smaller; between these it is slower and gains little."""
-
-MARGIN = 2
-"""How many times as many pixels as the resized image has are left to each side; see `reduction`."""
-
-
-def reduction(size: tuple[int, int], resized: tuple[int, int]) -> int:
-    """By how much a photograph can be made smaller while it is decoded.
-
-    The mean of 2 × 2, 4 × 4 or 8 × 8 pixels is read off the lowest coefficients of the cosine transform, of which
-    the others are never transformed back. The resampling that follows does the rest.
-
-    Args:
-        size: width and height in the file.
-        resized: width and height that the transform gives the whole image.
-
-    Returns:
-        8, 4 or 2 where so much still leaves `MARGIN` times the resized image to each side, else 1.
-    """
-    for by in REDUCTIONS:
-        if all(side >= by * MARGIN * wanted for side, wanted in zip(size, resized, strict=True)):
-            return by
-    return 1
-
-
-def decoded(data: bytes, size: tuple[int, int], by: int = 1) -> Image.Image | None:
-    """The image as it lies in the file.
-
-    Args:
-        data: the bytes of a gray, YCbCr or RGB JPEG file; of a file with several images the first is taken.
-        size: its width and height, as they were read and judged before.
-        by: how much smaller, see `reduction`.
-
-    Returns:
-        An RGB image, each side that of *size* divided by *by* and rounded up; None where the data are not
-        wholly in order.
-
-    Raises:
-        MemoryError: there is not enough of it.
-    """
-    width, height = (math.ceil(side / by) for side in size)
-    try:
-        found = simplejpeg.decode_jpeg_header(data)
-        if found[:2] != (size[1], size[0]):
-            return None
-        # Four bytes a pixel as in Pillow: so the array serves as an image without a copy.
-        pixels: np.ndarray = simplejpeg.decode_jpeg(
-            data, "RGBX", min_height=height if by > 1 else 0, min_width=width if by > 1 else 0
-        )
-    except ValueError:
-        return None
-    if pixels.shape[:2] != (height, width):
-        return None
-    return Image.frombuffer("RGBX", (width, height), pixels, "raw", "RGBX", 0, 1).convert("RGB")
-
-
 DECODERS = ("simplejpeg/1", "pillow/1")
 """The names in a recipe, the one for new recipes first."""
+
+SCALED = "dct/1"
+"""The name of `reduction` in a recipe."""
+
+REDUCTIONS = (8, 4, 2)
+"""Factors by which libjpeg downscales; those between are slower and gain little."""
+
+MARGIN = 2
+"""A reduced image keeps this many times the pixels of the resized one on each side; see `reduction`."""
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
 NO_IMAGE = "it is not an image that can be read (JPEG, PNG, GIF, WebP, BMP, TIFF, PPM)"
 MAX_PIXELS = 178_956_970
 """Twice Pillow's own warning threshold: a quarter of a gigabyte of RGB, beyond which Pillow refuses too."""
 
-# Damaged metadata and large sizes are dealt with here, image by image; Pillow would also print them.
+# Damaged metadata and large sizes are handled here per image; Pillow would print warnings too.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 _NO_MEMORY = "there is not enough memory to decode it"
@@ -127,13 +70,13 @@ _JPEG = ("JPEG", "MPO")
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """An image, or a smaller version of it that was cheaper to decode.
+    """A decoded image, possibly downscaled.
 
     Attributes:
         image: RGB, loaded and upright.
-        size: width and height of the image in full.
-        box: left, top, right and bottom of the image in *image*, in its pixels and parts of them: a smaller version
-            ends in pixels that lie over the border.
+        size: width and height of the full image.
+        box: left, top, right and bottom of the full image within *image*, in pixels, with fractions: the last pixels of
+            a downscaled image can reach beyond the border.
     """
 
     image: Image.Image
@@ -159,7 +102,7 @@ def decode_rgb(data: bytes, decoder: str = DECODERS[0]) -> Image.Image:
     Raises:
         UnusableImageError: the bytes are no such image, are cut off, or have no reading as RGB.
         ImageMemoryError: there is not enough memory to decode it.
-        UsageError: Pillow was told to accept files that are cut off, or to refuse images that are read here.
+        UsageError: Pillow is set to accept truncated files, or to refuse images of a size that is read here.
     """
     return decode(data, decoder).image
 
@@ -167,20 +110,20 @@ def decode_rgb(data: bytes, decoder: str = DECODERS[0]) -> Image.Image:
 def decode(
     data: bytes, decoder: str = DECODERS[0], resized: Callable[[int, int], tuple[int, int]] | None = None
 ) -> Decoded:
-    """As `decode_rgb`, where *resized* is given perhaps a smaller version (`featcache.images.decode.reduction`).
+    """As `decode_rgb`; with *resized* the image may be downscaled (`reduction`).
 
     Args:
         data: as for `decode_rgb`.
-        decoder: one of `DECODERS`; a smaller version comes from ``simplejpeg/1`` alone.
-        resized: from the image's width and height to those it is resized to.
+        decoder: one of `DECODERS`; only ``simplejpeg/1`` downscales.
+        resized: maps the image's width and height to those it will be resized to.
 
     Raises:
         UnusableImageError, ImageMemoryError, UsageError: as for `decode_rgb`.
     """
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise UsageError(
-            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set in this process, so images that are cut off would "
-            "be filled up with grey and pass for whole ones. Set it to False."
+            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set in this process, so truncated images would be filled "
+            "with gray and pass for whole ones. Set it to False."
         )
     with _errors_of_pillow():
         if decoder == "simplejpeg/1" and data.startswith(b"\xff\xd8"):
@@ -191,7 +134,7 @@ def decode(
 
 
 def _decoded_jpeg(data: bytes, resized: Callable[[int, int], tuple[int, int]] | None) -> Decoded | None:
-    """What simplejpeg makes of it; None where Pillow has to judge."""
+    """Decode with simplejpeg; None if Pillow has to decide."""
     # Pillow reads no more than the header here.
     header = Image.open(io.BytesIO(data), formats=FORMATS)
     if header.format not in _JPEG or header.mode not in ("L", "RGB"):
@@ -218,8 +161,57 @@ def _decoded_jpeg(data: bytes, resized: Callable[[int, int], tuple[int, int]] | 
     return Decoded(image, upright, (left, top, left + upright[0] / by, top + upright[1] / by))
 
 
+def reduction(size: tuple[int, int], resized: tuple[int, int]) -> int:
+    """The factor by which a photograph can be downscaled while it is decoded.
+
+    The mean of 2 × 2, 4 × 4 or 8 × 8 pixels follows from the lowest coefficients of the cosine transform alone, so the
+    others are never transformed back. The resampling that follows does the rest.
+
+    Args:
+        size: width and height in the file.
+        resized: width and height that the transform gives the whole image.
+
+    Returns:
+        8, 4 or 2 if `MARGIN` times the resized image is left on each side, else 1.
+    """
+    for by in REDUCTIONS:
+        if all(side >= by * MARGIN * wanted for side, wanted in zip(size, resized, strict=True)):
+            return by
+    return 1
+
+
+def decoded(data: bytes, size: tuple[int, int], by: int = 1) -> Image.Image | None:
+    """Decode a JPEG file with libjpeg-turbo, its orientation not applied.
+
+    Args:
+        data: the bytes of a gray, YCbCr or RGB JPEG file; of several images in it the first is taken.
+        size: its width and height, read and checked before.
+        by: downscaling factor, see `reduction`.
+
+    Returns:
+        An RGB image, each side that of *size* divided by *by* and rounded up; None if the data are not wholly valid.
+
+    Raises:
+        MemoryError: there is not enough of it.
+    """
+    width, height = (math.ceil(side / by) for side in size)
+    try:
+        found = simplejpeg.decode_jpeg_header(data)
+        if found[:2] != (size[1], size[0]):
+            return None
+        # Four bytes per pixel as in Pillow, so that the array serves as an image without a copy.
+        pixels: np.ndarray = simplejpeg.decode_jpeg(
+            data, "RGBX", min_height=height if by > 1 else 0, min_width=width if by > 1 else 0
+        )
+    except ValueError:
+        return None
+    if pixels.shape[:2] != (height, width):
+        return None
+    return Image.frombuffer("RGBX", (width, height), pixels, "raw", "RGBX", 0, 1).convert("RGB")
+
+
 def is_no_image(path: str) -> bool:
-    """Whether a file does not even begin like an image; what else may be wrong with it, `decode_rgb` tells."""
+    """Whether a file does not even begin like an image; `decode_rgb` finds all other faults."""
     try:
         Image.open(path, formats=FORMATS).close()
     except UnidentifiedImageError:
@@ -230,7 +222,7 @@ def is_no_image(path: str) -> bool:
 
 
 def rgb_from(image: Image.Image) -> Image.Image:
-    """The same reading for an image that is open already.
+    """Convert an open image to upright RGB, in the same way as a file.
 
     Args:
         image: any PIL image.
@@ -267,7 +259,7 @@ def _flat(image: Image.Image) -> Image.Image:
 
 
 def _by_tiles(image: Image.Image, rgb: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """*rgb* of the image, made tile by tile: each step of it makes a copy, and of a whole image they are too many."""
+    """Apply *rgb* tile by tile: each of its steps makes a copy, which for the whole image takes too much memory."""
     width, height = image.size
     across = min(width, _TILE_PIXELS)
     down = max(1, _TILE_PIXELS // across)
@@ -296,7 +288,7 @@ def _on_white(tile: Image.Image) -> Image.Image:
 
 
 def rgb_from_array(array: np.ndarray) -> Image.Image:
-    """The same reading for an array.
+    """Convert an array to RGB, in the same way as a file.
 
     Args:
         array: (h, w) or (h, w, 1) gray, (h, w, 3) RGB or (h, w, 4) RGBA, of uint8, or of uint16, which
@@ -350,8 +342,8 @@ def _errors_of_pillow() -> Iterator[None]:
         limit = Image.MAX_IMAGE_PIXELS
         if limit is not None and 2 * limit < MAX_PIXELS:
             raise UsageError(
-                f"PIL.Image.MAX_IMAGE_PIXELS is {limit:,} in this process, so images would be refused that are "
-                f"sound. Set it to {MAX_PIXELS // 2:,} (Pillow's default), or more, or None."
+                f"PIL.Image.MAX_IMAGE_PIXELS is {limit:,} in this process, which refuses valid images. "
+                f"Set it to {MAX_PIXELS // 2:,} (Pillow's default), or more, or None."
             ) from error
         raise UnusableImageError(f"it has more than {MAX_PIXELS:,} pixels") from error
     except MemoryError as error:

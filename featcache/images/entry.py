@@ -1,8 +1,6 @@
-"""One image as a source lists it.
+"""Sources and their entries: how an image is listed, how its bytes are read, and what identifies it.
 
-What identifies an image: the SHA-256 of a file's bytes, or of the pixels of an image in memory.
-
-An image file's bytes, with the state of the file they came from.
+An image is identified by the SHA-256 of its file's bytes; one in memory by that of its RGB pixels.
 """
 
 from __future__ import annotations
@@ -23,13 +21,20 @@ from featcache.core.errors import UnusableImageError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+EXTENSIONS = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"}
+)
+"""File name extensions, in lower case, by which images are recognised in a folder."""
 
 LIMIT_BYTES = 512 << 20
+"""Of one image file."""
+
+_RACY_NS = 2_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class FileStat:
-    """What tells whether a file was changed: size in bytes, times in nanoseconds, inode."""
+    """Tells whether a file was changed: size in bytes, times in nanoseconds, inode."""
 
     size: int
     mtime_ns: int
@@ -38,15 +43,108 @@ class FileStat:
 
     @classmethod
     def of(cls, result: os.stat_result) -> FileStat:
+        """Those of an `os.stat_result`."""
         return cls(result.st_size, result.st_mtime_ns, result.st_ctime_ns, result.st_ino)
+
+
+class Content(Protocol):
+    """The bytes of an image that is no file of its own; this is what a new kind of source has to provide."""
+
+    def read(self) -> tuple[bytes, FileStat]:
+        """The bytes of the image file, and the state of where they came from. Called in threads.
+
+        Raises:
+            UnusableImageError: they cannot be read.
+        """
+
+    def state(self) -> FileStat | None:
+        """The same state without reading; None if nothing tells whether the bytes are still the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unusable:
+    """A `Content` known to be unusable when it was listed, and why."""
+
+    reason: str
+
+    def read(self) -> tuple[bytes, FileStat]:
+        raise UnusableImageError(self.reason)
+
+    def state(self) -> FileStat | None:
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One image of a source.
+
+    Attributes:
+        uri: relative to the source's root, with ``/`` between the parts.
+        place: path of its file. Text, as a source may list very many and a `Path` takes four times the memory.
+        label, split, group: None if unknown.
+        make_image: makes the upright RGB image of one that is in memory and has no file at *place*.
+        content: reads the bytes of an image that is no file of its own; then *place* is for messages only.
+    """
+
+    uri: str
+    place: str
+    label: str | None
+    split: str | None
+    group: str | None
+    make_image: Callable[[], Image] | None = None
+    content: Content | None = None
+
+    def read(self) -> tuple[bytes, FileStat]:
+        """The bytes of its file, and the file's state.
+
+        Raises:
+            UnusableImageError: as `read_image_file`.
+        """
+        return read_image_file(self.path) if self.content is None else self.content.read()
+
+    def state(self) -> FileStat | None:
+        """The state of its file now; None if there is none, or nothing tells whether it was changed."""
+        if self.content is not None:
+            return self.content.state()
+        try:
+            return None if self.make_image is not None else FileStat.of(os.stat(self.place))
+        except OSError:
+            return None
+
+    @property
+    def path(self) -> Path:
+        """Of its file."""
+        return Path(self.place)
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A named collection of images.
+
+    Attributes:
+        name: the source's name.
+        root: absolute path that URIs are relative to, or what stands for it if the images are in no file.
+        ignored: files found by `entries` that are no images.
+        incomplete: prefixes of URIs of which `entries` could not list all.
+        within: prefixes of the URIs that `entries` looks at, ``("",)`` for the whole source. Nothing outside them is
+            taken to be removed.
+    """
+
+    name: str
+    root: str
+    ignored: int = 0
+    incomplete: tuple[str, ...] = ()
+    within: tuple[str, ...] = ("",)
+
+    def entries(self) -> list[Entry]:
+        """List the images, each URI once, in a fixed order that is good to read in."""
 
 
 def read_image_file(path: Path) -> tuple[bytes, FileStat]:
     """Read a file once, from one descriptor.
 
     Raises:
-        UnusableImageError: it is no regular file, empty, larger than 512 MiB, cannot be read, or was
-            changed while it was read.
+        UnusableImageError: it is no regular file, empty, larger than 512 MiB, unreadable, or was changed meanwhile.
     """
     try:
         # Opening alone can act on a device (a tape rewinds, a watchdog starts), so it is not even opened.
@@ -78,103 +176,8 @@ def _opener(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0))
 
 
-EXTENSIONS = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"}
-)
-"""File name endings, in lower case, by which an image is recognised in a folder."""
-
-
-class Content(Protocol):
-    """The bytes of an image that is no file of its own: what a new kind of source has to give."""
-
-    def read(self) -> tuple[bytes, FileStat]:
-        """The bytes of the image's file, and the state of where they came from; called in threads.
-
-        Raises:
-            UnusableImageError: they cannot be read.
-        """
-
-    def state(self) -> FileStat | None:
-        """The same state without reading, or None where nothing tells whether the bytes are still those."""
-
-
-@dataclass(frozen=True, slots=True)
-class Unusable:
-    """Content of which the listing knows already that it cannot be used, and why; a `Content`."""
-
-    reason: str
-
-    def read(self) -> tuple[bytes, FileStat]:
-        raise UnusableImageError(self.reason)
-
-    def state(self) -> FileStat | None:
-        return None
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One image of a source."""
-
-    uri: str
-    """Relative to the source's root, with ``/`` between the parts."""
-    place: str
-    """Where its bytes are; text, as a source may list very many, and a `Path` takes four times the memory."""
-    label: str | None
-    split: str | None
-    group: str | None
-    make_image: Callable[[], Image] | None = None
-    """Makes the upright RGB image of an image that is in memory and has no bytes at *place*."""
-    content: Content | None = None
-    """Reads the bytes of an image that is no file of its own; *place* then only tells a person where they are."""
-
-    def read(self) -> tuple[bytes, FileStat]:
-        """The bytes of its file, and the file's state.
-
-        Raises:
-            UnusableImageError: as `read_image_file`.
-        """
-        return read_image_file(self.path) if self.content is None else self.content.read()
-
-    def state(self) -> FileStat | None:
-        """The state of its file now; None where there is none, or where nothing tells whether it was changed."""
-        if self.content is not None:
-            return self.content.state()
-        try:
-            return None if self.make_image is not None else FileStat.of(os.stat(self.place))
-        except OSError:
-            return None
-
-    @property
-    def path(self) -> Path:
-        """Where its bytes are."""
-        return Path(self.place)
-
-
-@runtime_checkable
-class Source(Protocol):
-    """A named collection of images.
-
-    Attributes:
-        name: the source's name.
-        root: absolute path that URIs are relative to, or what stands for it where the images are in no file.
-        ignored: files found by `entries` that are no images.
-        incomplete: beginnings of URIs of which `entries` could not list all.
-        within: beginnings of the URIs that `entries` looks at, ``("",)`` where it looks at the whole source. What it
-            does not look at is not judged to be gone.
-    """
-
-    name: str
-    root: str
-    ignored: int = 0
-    incomplete: tuple[str, ...] = ()
-    within: tuple[str, ...] = ("",)
-
-    def entries(self) -> list[Entry]:
-        """List the images, each URI once, in an order that depends on nothing else and is good to read in."""
-
-
 def as_text(name: str) -> str:
-    """A file name that is not valid text, with its stray bytes as ``%XX``: the catalogue holds text only."""
+    """A file name with bytes that are not valid text written as ``%XX``: the catalogue holds text only."""
     try:
         name.encode("utf-8")
         return name
@@ -182,11 +185,8 @@ def as_text(name: str) -> str:
         return "".join(quote(os.fsencode(c)) if "\udc80" <= c <= "\udcff" else c for c in name)
 
 
-_RACY_NS = 2_000_000_000
-
-
 def file_sha256(path: Path) -> bytes:
-    """SHA-256 of a file's bytes; an unchanged file is read once in a process.
+    """SHA-256 of a file's bytes; an unchanged file is read once per process.
 
     Raises:
         UnusableImageError: as `read_image_file`.
@@ -196,7 +196,7 @@ def file_sha256(path: Path) -> bytes:
         stat = FileStat.of(os.stat(absolute))
     except OSError:
         return _hashed(absolute)  # reading it says what is wrong
-    # A file touched a moment ago may change again within the clock's grain.
+    # A file touched a moment ago may change again within the clock's resolution.
     if time.time_ns() - max(stat.mtime_ns, stat.ctime_ns) <= _RACY_NS:
         return _hashed(absolute)
     return _remembered(absolute, stat)

@@ -1,7 +1,7 @@
 """A folder as a source: class folders, optional ``train/ val/ test/`` above them, or a flat folder.
 
-Links to folders are followed, but each real folder is entered once, in its own place if that lies
-below the root, so a loop of links ends. Hidden files and folders, stores and pipes are passed over.
+Links to folders are followed, but each real folder is entered once, under its own path if that lies below the root, so
+a loop of links ends. Hidden files and folders, stores and pipes are skipped.
 """
 
 from __future__ import annotations
@@ -24,9 +24,8 @@ SPLITS = {
 class FolderSource(Source):
     """Images below one folder.
 
-    The label is the name of the first folder below the root, or below the split's folder; images that
-    lie directly in it have none. Folders are splits if all of those at the top that hold images have a
-    split's name.
+    The label is the name of the first folder below the root, or below the split's folder; images directly in it have
+    none. Folders are splits if all top-level folders with images have a split's name.
 
     Args:
         folder: the root.
@@ -51,7 +50,7 @@ class FolderSource(Source):
         waiting: list[tuple[str, tuple[str, ...]]] = [(self._folder, ())]
         links: list[tuple[str, tuple[str, ...]]] = []
         while waiting or links:
-            # A link must not take the images, and the label, of the folder it leads to.
+            # A link must not claim the images, and the label, of the folder it leads to.
             folder, parts = waiting.pop() if waiting else heappop(links)
             try:
                 state = os.stat(folder)
@@ -115,7 +114,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:
-    # A link that leads nowhere, or round in a circle, is listed as an image that cannot be read.
+    # A broken or circular link is listed as an image that cannot be read.
     try:
         return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))
     except OSError:

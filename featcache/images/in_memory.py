@@ -1,6 +1,6 @@
-"""Images that are given one by one, as a source: files, and images in memory.
+"""Images given one by one in Python, files or in memory, as a source.
 
-Nobody scans such a source, so an image that is not given again is not thereby gone.
+Such a source is never scanned, so an image that is not given again is not taken to be removed.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ class GivenImage:
     """One image that was given.
 
     Attributes:
-        name: how messages call it: its path, or its place among those given.
-        sha256: what identifies it.
+        name: for messages: its path, or its index among those given.
+        sha256: identifies it.
         source: the source it belongs to, ``paths`` or ``memory``.
-        entry: how it stands in there.
+        entry: its entry there.
     """
 
     name: str
@@ -45,7 +45,7 @@ class GivenImages(Source):
         images: its images, each content once.
     """
 
-    within = ()  # nobody looked for what is not given
+    within = ()  # no folder was scanned
 
     def __init__(self, name: str, images: Sequence[GivenImage]) -> None:
         self.name, self._images = name, images
@@ -61,11 +61,11 @@ def given(image: Any, place: int) -> GivenImage:
 
     Args:
         image: a path, a PIL image, or an array as for `rgb_from_array`.
-        place: its place among those given, for messages.
+        place: its index among those given, for messages.
 
     Raises:
         SourceError: the path does not exist.
-        UnusableImageError: it cannot be read, or its pixels have no reading as RGB; it is named.
+        UnusableImageError: it cannot be read or has no defined reading as RGB; the message names it.
         UsageError: it is no image.
     """
     from PIL import Image as pil
@@ -82,7 +82,7 @@ def given(image: Any, place: int) -> GivenImage:
             f"Image {place} is of type {type(image).__name__}. An image is a path, a PIL image or a NumPy array."
         )
     name = f"image {place}"
-    # The image is made again when it is computed: all of them at once would need their memory twice.
+    # The RGB image is made again when it is computed: to hold all of them would take their memory twice.
     if isinstance(image, pil.Image):
         make_image = functools.partial(rgb_from, image)
     else:

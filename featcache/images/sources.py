@@ -1,10 +1,7 @@
-"""Sources: what lists images, with their labels, splits and groups.
+"""`open_source`: a folder, a CSV manifest, tar files or a dataset of another library as a `Source`.
 
-`open_source` finds out what is given: a folder (`featcache.images.folder`), a CSV manifest
-(`featcache.images.csv_manifest`), tar files (`featcache.images.tar`) or a dataset of another library
-(`featcache.images.datasets`). Only names and labels are read here, never an image's bytes.
-
-A new kind of source is a `Source` whose entries read their bytes by a `Content`; nothing else has to know of it.
+Only names, labels, splits and groups are read here, never an image's bytes. A new kind of source is a `Source` whose
+entries read their bytes with a `Content`; nothing else has to know of it.
 """
 
 from __future__ import annotations
@@ -35,26 +32,29 @@ def open_source(
     split: str | Path | None = None,
     name: str | None = None,
 ) -> Source:
-    """Take a folder, a CSV manifest, tar files or a dataset as a source.
+    """Open a folder, a CSV manifest, tar files or a dataset as a source.
 
     Args:
         path: a folder with images, in class folders or flat, with or without ``train/ val/ test/``
             above them; a CSV file with the columns ``path,label,split,group``; a tar file, several
             (``shard-{000..009}.tar``, ``shard-*.tar``, or a list of their paths), or a folder with tar files and
             neither images nor folders in it; or a dataset as for `DatasetSource`.
-        labels: ``folder``, ``none``, or a CSV file (``path,label``); by default folders, or what a manifest, a tar
-            file or a dataset says by itself.
-        split: ``folder``, by default as for labels, a CSV file (``path,split``), or fractions, ``0.8/0.2`` (train,
-            test) or ``train=0.7,val=0.1,test=0.2``. Fractions are drawn by ranking the SHA-256 of each
+        labels: ``folder``, ``none``, or a CSV file (``path,label``); by default the folder names, or the labels of the
+            manifest, tar file or dataset.
+        split: ``folder``, a CSV file (``path,split``), or fractions, ``0.8/0.2`` (train, test) or
+            ``train=0.7,val=0.1,test=0.2``; by default as for labels. Fractions are drawn by ranking the SHA-256 of each
             URI, or group, within its label, so the same names give the same split.
-        name: the source's name; the folder's own, or the file's without its suffix, by default. A tar file that is
-            numbered as one of several (``train-000.tar``) has its folder's name, as all of them together have. A
-            dataset needs one.
+        name: the source's name; by default the folder's own, or the file's without its suffix. A tar file that is
+            numbered as one of several (``train-000.tar``) has its folder's name, like all of them together. A dataset
+            needs one.
 
     Raises:
         SourceError: there is nothing at *path*, or it cannot be a source.
-        UsageError: a dataset without a name, or one that cannot be a source; paths in a list that are not those of
-            tar files in one folder; ``folder`` for tar files.
+        UsageError: a dataset without a name, or one that cannot be a source; a list of paths that are not tar files in
+            one folder; ``folder`` for tar files.
+
+    Example:
+        ``open_source("shards/train-{000..009}.tar", split="0.9/0.1").entries()``
     """
     found: Source
     tars, tars_name = tar_files(path)
@@ -69,8 +69,8 @@ def open_source(
     if "folder" in (labels, split) and isinstance(found, TarSource):
         option, files = ("labels", "KEY.cls, KEY.json or KEY.txt") if labels == "folder" else ("split", "KEY.json")
         raise UsageError(
-            f"The folders inside a tar file are no {option}. Leave --{option} away to take what stands in {files} "
-            f"beside the images, or give a CSV file (path,{option.removesuffix('s')})."
+            f"The folders inside a tar file are no {option}. Omit --{option} to use {files} beside the images, or give "
+            f"a CSV file (path,{option.removesuffix('s')})."
         )
     if labels in (None, "folder") and split in (None, "folder"):
         return found
@@ -107,7 +107,7 @@ def read_labels(path: Path) -> dict[str, str]:
     """Labels by URI from a CSV file with the columns ``path,label``.
 
     Raises:
-        SourceError: the file or one of the columns is missing, or a path stands there twice.
+        SourceError: the file or one of the columns is missing, or a path is listed twice.
     """
     return read_column(path, "label")
 
@@ -141,11 +141,11 @@ def _matching(path: Path, column: str, entries: list[Entry]) -> dict[str, str]:
         other = "none" if column == "label" else "fractions such as 0.8/0.2"
         raise SourceError(f"There is no file {path}. Give folder, {other}, or a CSV file (path,{column}).")
     given = read_column(path, column)
-    strangers = sorted(given.keys() - {entry.uri for entry in entries})
-    if strangers:
-        shown = ", ".join(strangers[:5]) + (" …" if len(strangers) > 5 else "")
+    unknown = sorted(given.keys() - {entry.uri for entry in entries})
+    if unknown:
+        listed = ", ".join(unknown[:5]) + (" …" if len(unknown) > 5 else "")
         raise SourceError(
-            f"{path} names {len(strangers)} paths that are no images of the source: {shown}. "
+            f"{path} names {len(unknown)} paths that are no images of the source: {listed}. "
             "Paths are relative to the source's folder."
         )
     return given
@@ -168,7 +168,7 @@ def _fractions(split: str | Path | None) -> dict[str, float] | None:
 
 
 def _drawn(entries: list[Entry], fractions: Mapping[str, float]) -> list[Entry]:
-    """Splits by rank of a hash: whole groups, within each label."""
+    """Splits by rank of a hash within each label; a group stays whole."""
     label_of: dict[str, str] = {}
     for entry in entries:
         label_of.setdefault(_unit(entry), str(entry.label))

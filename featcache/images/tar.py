@@ -1,11 +1,9 @@
-"""Tar files in WebDataset layout as a source; nothing is ever unpacked to disk.
+"""Tar files in WebDataset layout as a source; nothing is unpacked to disk.
 
-The listing reads headers and labels only. An image is read by its place in the tar, and only while the tar's size,
-times and inode are those of the listing: a place in another tar would be other bytes. Links are never followed, and
-names that lead out of the tar are refused. What cannot be listed is told: the tar itself goes into quarantine, and
-no image of it is judged to be gone.
-
-Labels that lie in a tar beside the images: ``KEY.cls``, ``KEY.json``, ``KEY.txt``.
+The listing reads headers and labels (``KEY.cls``, ``KEY.json``, ``KEY.txt``) only. An image is read by its offset, and
+only while the tar's size, times and inode are those of the listing. Links are never followed, and names that
+lead out of the tar are escaped. A tar that cannot be listed to its end goes into quarantine itself, and no image of it
+is taken to be removed.
 """
 
 from __future__ import annotations
@@ -23,100 +21,13 @@ from featcache.core.progress import counted
 from featcache.images.entry import EXTENSIONS, LIMIT_BYTES, Content, Entry, FileStat, Source, Unusable, as_text
 
 LABEL_ENDINGS = ("cls", "json", "txt")
-"""In the order in which they are asked."""
+"""Of the files beside an image that give its label, in the order in which they are read."""
 
 LABEL_LIMIT_BYTES = 1 << 20
 
-
-class SampleLabels:
-    """Label, split and group of the samples of one tar.
-
-    The label is the text of ``KEY.cls`` (a name or a number), else the field ``label`` of the object in ``KEY.json``,
-    else the text of ``KEY.txt``. In the JSON file it may be a text, a whole number, or a list of them for several
-    labels; the object may have ``split`` and ``group`` too.
-    """
-
-    def __init__(self) -> None:
-        self._found: dict[str, dict[str, dict[str, str | None]]] = {}
-        self._problems: dict[tuple[str, str], tuple[str, bool]] = {}
-        self._seen: dict[str, str] = {}
-
-    def read(self, key: str, ending: str, handle: int, offset: int, length: int) -> None:
-        """Note what the file ``KEY.ENDING`` says.
-
-        Args:
-            key: the sample.
-            ending: one of `LABEL_ENDINGS`.
-            handle: descriptor of the tar.
-            offset, length: where the file's bytes are in it.
-
-        Raises:
-            OSError: they cannot be read.
-        """
-        name = f"{key}.{ending}"
-        fields: dict[str, str | None] = {}
-        # What is wrong with a text concerns the label alone, with a JSON file perhaps split and group too.
-        problem, label_alone = None, ending != "json"
-        try:
-            if length > LABEL_LIMIT_BYTES:
-                raise _WrongLabelError(f"has {length >> 20} MiB, too much for a label")
-            text = os.pread(handle, length, offset).decode("utf-8-sig").strip()
-            described = json.loads(text) if ending == "json" else {"label": text or None}
-            if isinstance(described, dict):
-                fields = {name: _text(name, described.get(name)) for name in ("split", "group")}
-                label_alone = True
-                fields["label"] = _label(described.get("label"))
-        except (ValueError, RecursionError) as error:
-            what = error if isinstance(error, _WrongLabelError) else "is no JSON" if ending == "json" else "is no text"
-            problem = f"{name} {what}"
-        self._problems.pop((key, ending), None)
-        if problem is not None:
-            self._problems[key, ending] = problem, label_alone
-        # One object for equal texts: there may be a million samples of ten classes.
-        self._found.setdefault(key, {})[ending] = {
-            name: value and self._seen.setdefault(value, value) for name, value in fields.items()
-        }
-
-    def of(self, key: str, *, labels: bool = True) -> tuple[str | None, str | None, str | None, str | None]:
-        """Label, split and group of a sample, and what is wrong with the files that say so.
-
-        Args:
-            key: the sample.
-            labels: whether labels are asked for. If not, and in the files after the one that gives the label, a
-                wrong label does no harm.
-        """
-        found = self._found.get(key, {})
-        label = None
-        for ending in LABEL_ENDINGS:
-            problem, label_alone = self._problems.get((key, ending), (None, False))
-            if problem is not None and (not label_alone or (labels and label is None)):
-                return None, None, None, problem
-            label = label if label is not None else found.get(ending, {}).get("label")
-        described = found.get("json", {})
-        return label if labels else None, described.get("split"), described.get("group"), None
-
-
-class _WrongLabelError(ValueError):
-    pass
-
-
-def _label(value: Any) -> str | None:
-    names = [_text("label", one) for one in (value if isinstance(value, list) else [value])]
-    return "|".join(name for name in names if name is not None) or None
-
-
-def _text(name: str, value: Any) -> str | None:
-    if value is None or isinstance(value, str):
-        (value or "").encode("utf-8")  # JSON can hold half a character, the catalogue cannot
-        return value
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    raise _WrongLabelError(f"has a {name} that is neither text nor a whole number")
-
-
 _BLOCK = 512
 _END = 2 * _BLOCK + tarfile.RECORDSIZE
-"""At most so many zeros are the end of a tar: two blocks, and what fills up the last record."""
+"""A tar ends with at most this many zeros: two blocks, and the padding of the last record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +36,7 @@ class Member:
 
     Attributes:
         tar: the tar's path.
-        offset, length: where the bytes are in it.
+        offset, length: of the bytes in it.
         listed: the state of the tar when it was listed.
     """
 
@@ -161,19 +72,19 @@ class Member:
 
 
 class TarSource(Source):
-    """The images of some tar files that lie in one folder.
+    """The images of tar files in one folder.
 
     A URI is the tar's name and the name inside, ``shard-000.tar/cats/0001.jpg``. Files whose names are equal up to
-    the first dot of their last part are one sample: its images are ``KEY.jpg`` (``.png`` …) or, where there is no
-    such file, all of ``KEY.left.jpg``, ``KEY.right.jpg`` …; its label is in ``KEY.cls``, ``KEY.json`` or ``KEY.txt``,
-    see `SampleLabels`. Of two files of one name the later counts, as when unpacking.
+    the first dot of their last part are one sample: its images are ``KEY.jpg`` (``.png`` …) or, without such a file,
+    all of ``KEY.left.jpg``, ``KEY.right.jpg`` …; its label is in ``KEY.cls``, ``KEY.json`` or ``KEY.txt``, see
+    `SampleLabels`. Of two files of one name the later counts, as when unpacking.
 
     Args:
         tars: the files; the source's root is their folder.
         name: the source's name.
-        labels: whether the labels that lie in the tars are wanted. If not, one that cannot be read harms no image.
-        is_all: these are all the tar files of the folder. Otherwise those that are not named may have been extracted
-            before, or will be, and nothing of theirs is judged to be gone.
+        labels: whether to use the labels in the tars. If not, an unreadable one makes no image unusable.
+        is_all: these are all the tar files of the folder. Else those that are not given may be extracted in another
+            run, and no image of theirs is taken to be removed.
     """
 
     def __init__(self, tars: Sequence[Path], *, name: str, labels: bool = True, is_all: bool = False) -> None:
@@ -184,7 +95,7 @@ class TarSource(Source):
         self.within = ("",) if is_all else tuple(f"{as_text(os.path.basename(tar))}/" for tar in self._tars)
 
     def entries(self) -> list[Entry]:
-        """List the images in the order in which they lie in the tars, one tar after another.
+        """List the images in the order of the tars, and in each in its own order.
 
         Raises:
             SourceError: there is no image in any of the tars.
@@ -206,9 +117,95 @@ class TarSource(Source):
         return entries
 
 
+class SampleLabels:
+    """Label, split and group of the samples of one tar.
+
+    The label is the text of ``KEY.cls`` (a name or a number), else the field ``label`` of the object in ``KEY.json``,
+    else the text of ``KEY.txt``. In the JSON file it may be a text, a whole number, or a list of them for several
+    labels; the object may have ``split`` and ``group`` too.
+    """
+
+    def __init__(self) -> None:
+        self._found: dict[str, dict[str, dict[str, str | None]]] = {}
+        self._problems: dict[tuple[str, str], tuple[str, bool]] = {}
+        self._seen: dict[str, str] = {}
+
+    def read(self, key: str, ending: str, handle: int, offset: int, length: int) -> None:
+        """Read the file ``KEY.ENDING``.
+
+        Args:
+            key: the sample.
+            ending: one of `LABEL_ENDINGS`.
+            handle: descriptor of the tar.
+            offset, length: of the file's bytes in it.
+
+        Raises:
+            OSError: they cannot be read.
+        """
+        name = f"{key}.{ending}"
+        fields: dict[str, str | None] = {}
+        # A fault in a text concerns the label alone, one in a JSON file perhaps split and group too.
+        problem, label_alone = None, ending != "json"
+        try:
+            if length > LABEL_LIMIT_BYTES:
+                raise _WrongLabelError(f"has {length >> 20} MiB, too much for a label")
+            text = os.pread(handle, length, offset).decode("utf-8-sig").strip()
+            described = json.loads(text) if ending == "json" else {"label": text or None}
+            if isinstance(described, dict):
+                fields = {name: _text(name, described.get(name)) for name in ("split", "group")}
+                label_alone = True
+                fields["label"] = _label(described.get("label"))
+        except (ValueError, RecursionError) as error:
+            what = error if isinstance(error, _WrongLabelError) else "is no JSON" if ending == "json" else "is no text"
+            problem = f"{name} {what}"
+        self._problems.pop((key, ending), None)
+        if problem is not None:
+            self._problems[key, ending] = problem, label_alone
+        # One object for equal texts: there may be a million samples of ten classes.
+        self._found.setdefault(key, {})[ending] = {
+            name: value and self._seen.setdefault(value, value) for name, value in fields.items()
+        }
+
+    def of(self, key: str, *, labels: bool = True) -> tuple[str | None, str | None, str | None, str | None]:
+        """Label, split and group of a sample, and what is wrong with its files.
+
+        Args:
+            key: the sample.
+            labels: whether labels are used. If not, and in files after the one that gives the label, a wrong label
+                is ignored.
+        """
+        found = self._found.get(key, {})
+        label = None
+        for ending in LABEL_ENDINGS:
+            problem, label_alone = self._problems.get((key, ending), (None, False))
+            if problem is not None and (not label_alone or (labels and label is None)):
+                return None, None, None, problem
+            label = label if label is not None else found.get(ending, {}).get("label")
+        described = found.get("json", {})
+        return label if labels else None, described.get("split"), described.get("group"), None
+
+
+class _WrongLabelError(ValueError):
+    pass
+
+
+def _label(value: Any) -> str | None:
+    names = [_text("label", one) for one in (value if isinstance(value, list) else [value])]
+    return "|".join(name for name in names if name is not None) or None
+
+
+def _text(name: str, value: Any) -> str | None:
+    if value is None or isinstance(value, str):
+        (value or "").encode("utf-8")  # JSON can hold half a character, the catalogue cannot
+        return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    raise _WrongLabelError(f"has a {name} that is neither text nor a whole number")
+
+
 @dataclass
 class _Listing:
-    """What one tar holds. *damage* is why it could not be listed to its end."""
+    """The content of one tar. *damage* is why it could not be listed to its end."""
 
     tar: str
     name: str
@@ -261,7 +258,7 @@ class _Listing:
             elif not member.isreg() or member.issparse():
                 content = Unusable(f"it is {_KINDS.get(member.type, 'no plain file')}, which is not followed")
             elif not is_whole:
-                content = Unusable("the tar file is cut off in the midst of it")
+                content = Unusable("the tar file is truncated within it")
             elif not 0 < member.size <= LIMIT_BYTES:
                 size = "the file is empty" if not member.size else f"it has {member.size >> 20} MiB"
                 content = Unusable(size if not member.size else f"{size}, more than {LIMIT_BYTES >> 20}")
@@ -274,10 +271,10 @@ class _Listing:
             self.ignored += 1
 
     def _members(self, handle: int, size: int) -> Iterator[tarfile.TarInfo]:
-        """The tar's members up to its end or its damage."""
+        """The tar's members up to its end or the first damage."""
         count, end = 0, 0
         try:
-            # The descriptor's own file object stays with the caller; this one has a place of its own to read at.
+            # The caller's file object stays where it is; this one has its own position.
             with (
                 open(self.tar, "rb", buffering=0) as file,
                 tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape") as tar,
@@ -292,18 +289,18 @@ class _Listing:
                         break
         except OSError:
             raise
-        except Exception as error:  # whatever a header made up to do harm brings about in the library
+        except Exception as error:  # a malicious header can raise nearly anything in the library
             self.damage = (
                 f"it is damaged after {counted(count, 'members')} ({error})" if count else _not_a_tar(handle, error)
             )
             return
-        # The library takes a header that it cannot read for the end.
+        # The library takes an unreadable header for the end.
         if end > size or len(tail := os.pread(handle, _BLOCK, end)) < _BLOCK:
             self.damage = f"it is cut off after {counted(count, 'members')}"
         elif tail.strip(b"\0"):
             self.damage = f"it is damaged after {counted(count, 'members')}"
         elif size - end > _END or os.pread(handle, _END, end).strip(b"\0"):
-            # Zeros in the midst of a tar look like its end: of a download into room made before, or of two tars in one.
+            # Zeros inside a tar look like its end: a partial download into preallocated space, or two tars in one file.
             self.damage = f"something follows its end after {counted(count, 'members')}"
         if self.damage is not None:
             self.damage += "; what followed is not known. Copy or make it anew"
@@ -313,7 +310,7 @@ _KINDS = {tarfile.SYMTYPE: "a link", tarfile.LNKTYPE: "a link", tarfile.GNUTYPE_
 
 
 def _inside(path: PurePosixPath) -> str:
-    """The name as part of a URI; what would lead out of the tar is written so that it does not."""
+    """The name as part of a URI, with parts that lead out of the tar escaped."""
     parts = path.parts[1:] if path.is_absolute() else path.parts
     return "/".join((["%2F"] if path.is_absolute() else []) + ["%2E%2E" if part == ".." else part for part in parts])
 

@@ -2,8 +2,8 @@
 
 The arithmetic is that of torchvision's ``Resize`` and ``CenterCrop`` on PIL images, which timm uses too,
 to the integer: one pixel's shift of the crop lowers the cosine of the vectors to 0.945. ``pillow/1`` is equal to
-theirs and computes the whole resized image; ``pillow/2`` computes the crop alone and is equal to two grey levels
-(on real photographs, to one).
+theirs and computes the whole resized image; ``pillow/2`` computes the crop alone and agrees to two grey levels (on real
+photographs, to one).
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ _FILTERS = {
 }
 
 _JUMPING = ("nearest", "box")
-"""Where a source pixel's border falls on the middle of a resized one, rounding decides to which side these jump, and
-it does so differently for the crop alone."""
+"""If a source pixel's border falls on the middle of a resized one, rounding decides which neighbour these take, and it
+decides differently for the crop alone."""
 
 _REACH = 3
-"""Pixels to each side that a filter looks at, at most (Lanczos); times the scale where it makes smaller."""
+"""Most pixels to each side that a filter reads (Lanczos); times the scale when downscaling."""
 
 _STAYS_LONG = 1024
-"""More of a long image than the filters need. Pillow tells by the sizes it is given whether to resize the rows or
-the columns first, which differs by up to 20 levels: a long image that is made smaller must stay a long one."""
+"""More of a long image than the filters need. Pillow decides by the sizes whether to resize rows or columns first,
+which differs by up to 20 levels: a long image must stay long when it is cropped first."""
 
 _LONG_SIDE = 8192
 _LONG_ASPECT = 50
-"""Beyond these the part of the image that the crop is made of is cut out first."""
+"""Beyond these the part of the image that the crop needs is cut out first."""
 
 
 def published(pixels: PixelPath) -> PixelPath:
@@ -63,7 +63,7 @@ class PixelTransform:
     """Resize and centre crop; normalisation is left to the network's runtime.
 
     Args:
-        transform: what was published.
+        transform: as published with the weights.
 
     Raises:
         ValueError: an interpolation or implementation that this version does not have.
@@ -77,10 +77,10 @@ class PixelTransform:
         self._alone = transform.implementation == "pillow/2" and transform.interpolation not in _JUMPING
 
     def __call__(self, image: Image.Image | Decoded) -> np.ndarray:
-        """Make the network's image.
+        """The network's input.
 
         Args:
-            image: an RGB image, or what `featcache.images.decode.decode` made.
+            image: an RGB image, or a `Decoded` one.
 
         Returns:
             (h, w, 3) uint8, of the crop's size.
@@ -107,17 +107,16 @@ class PixelTransform:
         return int(side * width / height), side
 
     def _strip_alone(self, decoded: Decoded, resized: tuple[int, int]) -> Image.Image:
-        """`_centre_crop` of the image *resized* to (w, h), of which only that strip across the long axis is computed
-        that the crop lies in.
+        """`_centre_crop` of the image *resized* to (w, h), computing only the strip across the long axis that holds it.
 
-        Equal to a grey level, but for the filters that jump and those with negative lobes: along the short axis Pillow
-        is given the very numbers that it has for the whole image, so sums that end in a half are rounded as there.
+        Equal to a grey level, except for `_JUMPING` filters and those with negative lobes: along the short axis Pillow
+        gets the very numbers that it has for the whole image, so sums that end in a half are rounded in the same way.
         """
         image, (left, top, right, bottom), crop = decoded.image, decoded.box, self.transform.crop
         rows_first = not _columns_first(image.size, resized)
         if resized[0] > resized[1]:
             span = _Span(image.width, left, right, resized[0], crop[1])
-            # Pillow takes the box in single precision, too coarse for places far from the corner: they are moved there.
+            # Pillow takes the box in single precision, too coarse far from the corner, so the image is cropped first.
             first, last = span.needed()
             image = image.crop((first, 0, last, image.height))
             left, right = span.box(first, last)
@@ -137,9 +136,9 @@ class PixelTransform:
         return _centre_crop(image, *crop)
 
     def _crop_alone(self, decoded: Decoded, resized: tuple[int, int]) -> Image.Image:
-        """`_centre_crop` of the image *resized* to (w, h), of which no more than the crop is ever computed.
+        """`_centre_crop` of the image *resized* to (w, h), computing no more than the crop.
 
-        Equal to two grey levels, but for the filters that jump.
+        Equal to two grey levels, except for `_JUMPING` filters.
         """
         image, (left, top, right, bottom), crop = decoded.image, decoded.box, self.transform.crop
         across = _Span(image.width, left, right, resized[0], crop[1])
@@ -147,7 +146,7 @@ class PixelTransform:
         x, y = (0, image.width), (0, image.height)
         sides = sorted(image.size)
         if sides[1] > min(_LONG_SIDE, _LONG_ASPECT * sides[0]):
-            # Pillow takes the box in single precision, too coarse for places far from the corner: they are moved there.
+            # Pillow takes the box in single precision, too coarse far from the corner, so the image is cropped first.
             x, y = across.needed(), down.needed()
             image = image.crop((x[0], y[0], x[1], y[1]))
         (x0, x1), (y0, y1) = across.box(*x), down.box(*y)
@@ -182,27 +181,27 @@ def _centre_crop(image: Image.Image, crop_height: int, crop_width: int) -> Image
 
 
 def _columns_first(size: tuple[int, int], resized: tuple[int, int]) -> bool:
-    """Whether Pillow (13.0) resizes the columns before the rows; found by trial, and the same for every filter.
+    """Whether Pillow (13.0) resizes the columns before the rows; found by experiment, the same for every filter.
 
     It rounds to 8 bits between the two, so noise differs by up to 60 levels: the crop alone must be computed in the
-    order in which the whole image is. Older versions always begin with the rows, which is another image under the
-    same name, so featcache asks for 13.0 at least.
+    order of the whole image. Older versions always begin with the rows, which gives other pixels under the same name,
+    so featcache needs 13.0 or newer.
 
     Args:
-        size: width and height of the image; what part of it is resized does not count.
+        size: width and height of the image, whatever part of it is resized.
         resized: width and height of the result.
     """
     return size[1] - resized[1] > 2 * max(0, size[0] - resized[0])
 
 
 class _Span:
-    """One axis: *length* resized pixels from *start* on are seen in the crop, from its pixel *place* on.
+    """One axis of a crop: *length* resized pixels, which begin at its pixel *place*.
 
     Args:
-        side: the image's pixels.
-        first, last: where among them the image begins and ends.
-        resized: the pixels of the whole resized image.
-        crop: the pixels of the crop, which may be more.
+        side: pixels of the decoded image.
+        first, last: where the image begins and ends among them.
+        resized: pixels of the whole resized image.
+        crop: pixels of the crop, which may be more.
     """
 
     def __init__(self, side: int, first: float, last: float, resized: int, crop: int) -> None:
@@ -213,12 +212,12 @@ class _Span:
         self._ends = first + start * self._scale, first + (start + self.length) * self._scale
 
     def needed(self) -> tuple[int, int]:
-        """The image's pixels, from and to, that the span is made of, and some more."""
+        """The range of the image's pixels that the span is made of, and some more."""
         margin = _REACH * self._scale + _STAYS_LONG if self._scale > 1 else _REACH + 1
         return max(0, math.floor(self._ends[0] - margin)), min(self._side, math.ceil(self._ends[1] + margin))
 
     def box(self, first: int, last: int) -> tuple[float, float]:
-        """Where the span begins and ends in the image's pixels *first* to *last*, counted from there."""
+        """Where the span begins and ends, counted from the image's pixel *first*; the range ends at *last*."""
         return max(0.0, self._ends[0] - first), min(float(last - first), self._ends[1] - first)
 
 

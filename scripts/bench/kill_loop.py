@@ -74,7 +74,7 @@ def extract(photos: Path, store: Path, computed: Synchronized[int]) -> None:
     )
     backbone.resolve_layers(["pooled"])
     computed.value = 0
-    fc.extract(photos, store, backbone=backbone, batch_size=BATCH, progress=False)
+    fc.extract(photos, store, backbone=backbone, config=fc.ExtractionConfig(batch_size=BATCH), progress=False)
 
 
 def rows(store: Path) -> dict[bytes, np.ndarray]:

@@ -96,7 +96,7 @@ def measure(photos: Path, store: Path) -> dict[str, object]:
     backbone = fc.Backbone.from_module(module, transform=transform, name="small", version="1")
     watch = Watch()
     began, worked = time.monotonic(), time.process_time()
-    report = fc.extract(photos, store, backbone=backbone, batch_size=64, progress=watch)
+    report = fc.extract(photos, store, backbone=backbone, config=fc.ExtractionConfig(batch_size=64), progress=watch)
     return {
         "listed": listed,
         "listing_seconds": round(listing, 2),

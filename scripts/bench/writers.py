@@ -44,7 +44,9 @@ def extract(photos: Path, store: Path, limit: int, seed: int, begin: Barrier, an
     backbone.resolve_layers(["pooled"])
     begin.wait()
     try:
-        report = fc.extract(photos, store, backbone=backbone, limit=limit, workers=1, progress=False)
+        report = fc.extract(
+            photos, store, backbone=backbone, limit=limit, config=fc.ExtractionConfig(workers=1), progress=False
+        )
         answer.send(report.to_dict())
     except Exception as error:
         answer.send(repr(error))

@@ -56,5 +56,5 @@ def test_extract_ends_with_2_and_makes_no_store(
     assert "unexpected" not in said
     assert said.count("error: ") == 1
     with pytest.raises(UsageError):
-        fc.extract(photos, tmp_path / "s.fcache", device=device, progress=False)
+        fc.backbones.get("bundled:efficientnet_lite0", device=device)
     assert not (tmp_path / "s.fcache").exists()

@@ -178,7 +178,7 @@ def test_the_report_has_the_runtime_and_the_reason(photos: Path, tmp_path: Path)
     assert all(seconds >= 0 for seconds in kept["stages"].values())
     assert kept["stages"]["decode"] > 0
     with pytest.raises(ConversionError, match="aten::special_i0"):
-        fc.extract(photos, tmp_path / "b.fcache", backbone=made(Odd()), runtime="openvino", progress=False)
+        fc.extract(photos, tmp_path / "b.fcache", backbone=made(Odd()).with_runtime(runtime="openvino"), progress=False)
 
 
 def test_both_runtimes_share_one_space_and_agree(photos: Path, tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_both_runtimes_share_one_space_and_agree(photos: Path, tmp_path: Path) -
     for runtime in ("torch", "openvino"):
         store = tmp_path / f"{runtime}.fcache"
         report = fc.extract(
-            photos, store, backbone=tiny_backbone(), layers=["pooled", "body.*:mean_std"], runtime=runtime,
+            photos, store, backbone=tiny_backbone().with_runtime(runtime=runtime), layers=["pooled", "body.*:mean_std"],
             progress=False,
         )  # fmt: skip
         assert (report.computed, report.runtime) == (24, runtime)
@@ -194,7 +194,9 @@ def test_both_runtimes_share_one_space_and_agree(photos: Path, tmp_path: Path) -
     assert len({space for space, _ in vectors}) == 1
     first, second = vectors.values()
     assert relative(first, second) <= 1e-4
-    again = fc.extract(photos, store, backbone=tiny_backbone(), layers=["pooled"], runtime="torch", progress=False)
+    again = fc.extract(
+        photos, store, backbone=tiny_backbone().with_runtime(runtime="torch"), layers=["pooled"], progress=False
+    )
     assert (again.computed, again.runtime) == (0, None)
 
 
@@ -203,9 +205,12 @@ def test_threads_and_batches_change_nothing(photos: Path, tmp_path: Path) -> Non
     for workers, batch in ((1, 1), (3, 5), (2, None)):
         store = tmp_path / f"{workers}.fcache"
         fc.extract(
-            photos, store, backbone=tiny_backbone(), runtime="openvino", workers=workers, batch_size=batch,
+            photos,
+            store,
+            backbone=tiny_backbone().with_runtime(runtime="openvino"),
+            config=fc.ExtractionConfig(workers=workers, batch_size=batch),
             progress=False,
-        )  # fmt: skip
+        )
         opened = fc.open(store)
         found.append((opened.arrays()[0], [item.uri for item in opened.items()]))
     for vectors, uris in found[1:]:
@@ -236,7 +241,9 @@ def test_an_image_with_nan_inside_goes_to_quarantine(photos: Path, tmp_path: Pat
     backbone = Backbone.from_module(NaNInside(follows), transform=transform, name="nan")
     dark = np.zeros((1, 32, 32, 3), np.uint8)
     assert np.isnan(backbone.forward(dark, backbone.resolve_layers(["pooled"]))["pooled"]).all()
-    report = fc.extract(photos, tmp_path / "s.fcache", backbone=backbone, runtime="openvino", progress=False)
+    report = fc.extract(
+        photos, tmp_path / "s.fcache", backbone=backbone.with_runtime(runtime="openvino"), progress=False
+    )
     assert (report.computed, report.quarantined) == (24, 1)
     assert report.quarantine[0][0] == "cats/dark.png"
     assert "not finite" in report.quarantine[0][1]
@@ -429,7 +436,11 @@ def test_a_batch_too_large_for_the_memory(photos: Path, tmp_path: Path, runtime:
     """Lack of memory is no fault of the network, and torch would lack it too."""
     with pytest.raises(UsageError, match=r"not enough memory for passes of 10,000,000,000 images.*--batch-size"):
         fc.extract(
-            photos, tmp_path / "s.fcache", backbone=tiny_backbone(), runtime=runtime, batch_size=10**10, progress=False
+            photos,
+            tmp_path / "s.fcache",
+            backbone=tiny_backbone().with_runtime(runtime=runtime),
+            config=fc.ExtractionConfig(batch_size=10**10),
+            progress=False,
         )
 
 
@@ -544,7 +555,7 @@ def without_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("without_bfloat16")
 def test_bfloat16_where_the_processor_lacks_it(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"does not compute in bfloat16.*--precision float32"):
-        fc.extract(photos, tmp_path / "s.fcache", precision="bfloat16", progress=False)
+        fc.extract(photos, tmp_path / "s.fcache", backbone=get("bundled:efficientnet_lite0", precision="bfloat16"))
     with pytest.raises(UsageError, match="does not compute in bfloat16"):
         tiny_backbone().with_runtime(precision="bfloat16")
     assert not (tmp_path / "s.fcache").exists()

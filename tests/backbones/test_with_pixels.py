@@ -166,7 +166,7 @@ def test_scaled_is_a_space_of_its_own(tmp_path: Path) -> None:
         (tmp_path / f"photos/a/{number}.jpg").write_bytes(jpeg_of(200, 160, number))
     Image.fromarray(np.zeros((160, 200, 3), np.uint8)).save(tmp_path / "photos/a/z.png")
     whole = fc.extract(tmp_path / "photos", tmp_path / "s.fcache", backbone=net, progress=False)
-    less = fc.extract(tmp_path / "photos", tmp_path / "s.fcache", backbone=net, scaled=True, progress=False)
+    less = fc.extract(tmp_path / "photos", tmp_path / "s.fcache", backbone=net.scaled(), progress=False)
     again = fc.extract(tmp_path / "photos", tmp_path / "s.fcache", backbone=net.scaled(), progress=False)
     assert (whole.computed, less.computed, again.computed, again.reused) == (4, 4, 0, 4)
     assert less.space == again.space == net.scaled().recipe.fingerprint != whole.space

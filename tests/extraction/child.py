@@ -29,7 +29,13 @@ def extract(photos: Path, store: Path, layers: list[str], views: int = 1) -> dic
     torch.set_num_threads(1)
     writer.SEAL_SECONDS = 0.0
     report = fc.extract(
-        photos, store, backbone=tiny_backbone(), layers=layers, views=views, batch_size=2, progress=False
+        photos,
+        store,
+        backbone=tiny_backbone(),
+        layers=layers,
+        views=views,
+        config=fc.ExtractionConfig(batch_size=2),
+        progress=False,
     )
     return report.to_dict()
 

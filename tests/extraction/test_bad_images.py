@@ -120,7 +120,7 @@ def test_what_says_little_of_the_file_is_tried_again(photos: Path, tmp_path: Pat
 
 def test_strict_stops_and_names_the_file(mixed: Path, tmp_path: Path, net: Backbone) -> None:
     with pytest.raises(UnusableImageError, match=r"cats/cut\.jpg"):
-        fc.extract(mixed, tmp_path / "s.fcache", backbone=net, strict=True, progress=False)
+        fc.extract(mixed, tmp_path / "s.fcache", backbone=net, config=fc.ExtractionConfig(strict=True), progress=False)
     assert fc.open(tmp_path / "s.fcache").verify().ok
     report = fc.extract(mixed, tmp_path / "s.fcache", backbone=net, progress=False)
     assert report.quarantined == 4
@@ -132,7 +132,7 @@ def test_strict_keeps_the_books_of_copies_too(mixed: Path, tmp_path: Path, net: 
         records, space = SourceRecords(writer.catalogue, "mixed", str(mixed)), writer.space(net.recipe)
         layers, report = net.resolve_layers(["pooled"]), ExtractReport("", "", "")
         space.declare("pooled", "0", layers[0].position)
-        run = Run(net, layers, records, space, report, dtype=None, strict=True, image_timeout=30)
+        run = Run(net, layers, records, space, report, config=fc.ExtractionConfig(strict=True))
         copy, bad = (Entry(name, mixed / "cats" / "cut.jpg", None, None, None) for name in ("copy.jpg", "bad.jpg"))
         record = Record("copy.jpg", bytes(32), None, None, None, 1, 2, 3, 4, 5)
         run._settle(ReadImage(copy, record, duplicate=True))

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import featcache as fc
 from featcache.backbones import Layer, tiny_backbone
 from featcache.core.names import VIEW_0
 from featcache.core.progress import Silent
@@ -105,7 +106,7 @@ def test_only_so_many_pictures_are_in_memory(tmp_path: Path, parallel: bool, vie
         records, space = SourceRecords(writer.catalogue, "noise", "/noise"), writer.space(net.recipe)
         for view in (VIEW_0, *(view.name for view in beside)):
             space.declare("pooled", view, layers[0].position)
-        run = Run(net, layers, records, space, report, views=beside, dtype=None, strict=False, image_timeout=30)
+        run = Run(net, layers, records, space, report, views=beside, config=fc.ExtractionConfig())
         run.over(entries, passes, WORKERS, Silent())
         run.finish()
     assert (report.computed, report.left) == (120, 0)

@@ -113,7 +113,9 @@ def test_a_disk_too_full_to_merge_shards_fails_no_run_that_is_done(
     monkeypatch.setattr(writer, "SEAL_SECONDS", 0.0)
     monkeypatch.setattr(failpoints, "on_reach", fill_up)
     photos, store = draw_images(tmp_path / "photos"), tmp_path / "s.fcache"
-    report = fc.extract(photos, store, backbone=tiny_backbone(), batch_size=2, progress=Listener())
+    report = fc.extract(
+        photos, store, backbone=tiny_backbone(), config=fc.ExtractionConfig(batch_size=2), progress=Listener()
+    )
     assert report.computed == 24
     assert [text for text in told if "not merged" in text and "no room" in text and "featcache compact" in text]
     monkeypatch.setattr(failpoints, "on_reach", None)

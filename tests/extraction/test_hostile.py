@@ -66,15 +66,15 @@ def test_an_image_that_hangs_goes_to_quarantine_and_the_next_run_tries_it_again(
 ) -> None:
     hang(photos / "cats" / "aa.png")
     store = tmp_path / "s.fcache"
-    report = fc.extract(photos, store, backbone=net, image_timeout=1, progress=False)
+    report = fc.extract(photos, store, backbone=net, config=fc.ExtractionConfig(image_timeout=1), progress=False)
     assert (report.computed, report.quarantined, report.added) == (24, 1, 25)
     assert report.quarantine == [("cats/aa.png", LATE)]
     assert state(store) == (24, {"cats/aa.png"})
     time.sleep(2.1)  # from now on the file's times say that it is the same
-    again = fc.extract(photos, store, backbone=net, image_timeout=1, progress=False)
+    again = fc.extract(photos, store, backbone=net, config=fc.ExtractionConfig(image_timeout=1), progress=False)
     assert (again.computed, again.reused, again.quarantine) == (0, 24, [("cats/aa.png", LATE)])
     gate.set()
-    mended = fc.extract(photos, store, backbone=net, image_timeout=60, progress=False)
+    mended = fc.extract(photos, store, backbone=net, config=fc.ExtractionConfig(image_timeout=60), progress=False)
     assert (mended.computed, mended.reused, mended.quarantined) == (1, 24, 0)
     assert state(store) == (25, set())
 
@@ -85,7 +85,11 @@ def test_several_that_hang_in_a_row_with_two_workers(photos: Path, tmp_path: Pat
     for i, uri in enumerate(sorted(bad)):
         hang(photos / uri, i)
     report = fc.extract(
-        photos, tmp_path / "s.fcache", backbone=net, image_timeout=1, workers=2, batch_size=2, progress=False
+        photos,
+        tmp_path / "s.fcache",
+        backbone=net,
+        config=fc.ExtractionConfig(image_timeout=1, workers=2, batch_size=2),
+        progress=False,
     )
     assert (report.computed, report.quarantined) == (24, count)
     assert dict(report.quarantine) == dict.fromkeys(bad, LATE)
@@ -101,7 +105,9 @@ def test_a_copy_of_an_image_that_hangs_is_not_taken_for_done(
         shutil.copy(first, photos / other)
     bad = {"cats/aa.png", "cats/ab.png", "cats/zz.png", "dogs/zz.png"}
     store = tmp_path / "s.fcache"
-    report = fc.extract(photos, store, backbone=net, image_timeout=1, workers=workers, progress=False)
+    report = fc.extract(
+        photos, store, backbone=net, config=fc.ExtractionConfig(image_timeout=1, workers=workers), progress=False
+    )
     assert (report.computed, report.reused, report.quarantined) == (24, 0, 4)
     assert dict(report.quarantine) == dict.fromkeys(bad, LATE)
     assert state(store) == (24, bad)
@@ -130,8 +136,8 @@ def test_an_image_given_up_while_its_bytes_are_read_claims_them_for_nobody(
     Image.new("RGB", (30, 30), (1, 2, 3)).save(photos / "cats" / "aa.png")
     shutil.copy(photos / "cats" / "aa.png", photos / "dogs" / "zz.png")
     monkeypatch.setattr(os, "stat", slow_disk)
-    options = {"backbone": net, "image_timeout": 1, "workers": 1, "progress": False}
-    report = fc.extract(photos, tmp_path / "s.fcache", **options)  # type: ignore[arg-type]
+    config = fc.ExtractionConfig(image_timeout=1, workers=1)
+    report = fc.extract(photos, tmp_path / "s.fcache", backbone=net, config=config, progress=False)
     assert (report.computed, report.reused, report.quarantine) == (25, 0, [("cats/aa.png", LATE)])
     assert state(tmp_path / "s.fcache") == (25, {"cats/aa.png"})
     mended = fc.extract(photos, tmp_path / "s.fcache", backbone=net, progress=False)
@@ -142,26 +148,44 @@ def test_an_image_given_up_while_its_bytes_are_read_claims_them_for_nobody(
 def test_strict_does_not_wait_for_it(photos: Path, tmp_path: Path, net: Backbone) -> None:
     hang(photos / "cats" / "aa.png")
     with pytest.raises(UnusableImageError, match=r"aa\.png: it took longer than 1 s"):
-        fc.extract(photos, tmp_path / "s.fcache", backbone=net, image_timeout=1, strict=True, progress=False)
+        fc.extract(
+            photos,
+            tmp_path / "s.fcache",
+            backbone=net,
+            config=fc.ExtractionConfig(image_timeout=1, strict=True),
+            progress=False,
+        )
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("nan")])
-def test_a_time_out_that_is_none(photos: Path, tmp_path: Path, net: Backbone, seconds: float) -> None:
+def test_a_time_out_that_is_none(seconds: float) -> None:
     with pytest.raises(UsageError, match="above 0"):
-        fc.extract(photos, tmp_path / "s.fcache", backbone=net, image_timeout=seconds, progress=False)
-    assert not (tmp_path / "s.fcache").exists()
+        fc.ExtractionConfig(image_timeout=seconds)
 
 
-@pytest.mark.parametrize(("option", "number"), [("workers", -3), ("batch_size", 0), ("batch_size", -1), ("limit", 0)])
-def test_numbers_that_are_none(photos: Path, tmp_path: Path, net: Backbone, option: str, number: int) -> None:
+@pytest.mark.parametrize(("option", "number"), [("workers", -3), ("workers", 0), ("batch_size", 0), ("batch_size", -1)])
+def test_numbers_that_are_none(option: str, number: int) -> None:
     with pytest.raises(UsageError, match=rf"{option} is a whole number .*not {number}\."):
-        fc.extract(photos, tmp_path / "s.fcache", backbone=net, progress=False, **{option: number})  # type: ignore[arg-type]
+        fc.ExtractionConfig(**{option: number})  # type: ignore[arg-type]
+
+
+def test_a_limit_of_none(photos: Path, tmp_path: Path, net: Backbone) -> None:
+    with pytest.raises(UsageError, match=r"limit is a whole number .*not 0\."):
+        fc.extract(photos, tmp_path / "s.fcache", backbone=net, limit=0, progress=False)
     assert not (tmp_path / "s.fcache").exists()
 
 
 def test_the_time_out_is_part_of_no_recipe(photos: Path, tmp_path: Path, net: Backbone) -> None:
-    fc.extract(photos, tmp_path / "s.fcache", backbone=net, image_timeout=20, progress=False)
-    report = fc.extract(photos, tmp_path / "s.fcache", backbone=net, image_timeout=float("inf"), progress=False)
+    fc.extract(
+        photos, tmp_path / "s.fcache", backbone=net, config=fc.ExtractionConfig(image_timeout=20), progress=False
+    )
+    report = fc.extract(
+        photos,
+        tmp_path / "s.fcache",
+        backbone=net,
+        config=fc.ExtractionConfig(image_timeout=float("inf")),
+        progress=False,
+    )
     assert (report.computed, report.reused) == (0, 24)
 
 
@@ -267,7 +291,13 @@ def test_files_that_are_replaced_or_vanish_during_the_run(photos: Path, tmp_path
         (photos / "dogs" / "dog-11.jpg").unlink()
         os.mkfifo(photos / "dogs" / "dog-11.jpg")
 
-    report = fc.extract(photos, tmp_path / "s.fcache", backbone=net, batch_size=2, progress=After(4, disturb))
+    report = fc.extract(
+        photos,
+        tmp_path / "s.fcache",
+        backbone=net,
+        config=fc.ExtractionConfig(batch_size=2),
+        progress=After(4, disturb),
+    )
     reasons = dict(report.quarantine)
     assert (report.items, report.computed, report.quarantined) == (24, 21, 3)
     assert "No such file" in reasons["dogs/dog-09.jpg"]
@@ -282,7 +312,11 @@ def test_a_file_that_changes_between_listing_and_reading_is_stored_as_what_was_r
     target, store = photos / "dogs" / "dog-11.jpg", tmp_path / "s.fcache"
     other = Image.fromarray(np.random.default_rng(5).integers(0, 256, (40, 50, 3), dtype=np.uint8))
     report = fc.extract(
-        photos, store, backbone=net, batch_size=2, progress=After(4, lambda: other.save(target, quality=90))
+        photos,
+        store,
+        backbone=net,
+        config=fc.ExtractionConfig(batch_size=2),
+        progress=After(4, lambda: other.save(target, quality=90)),
     )
     assert (report.computed, report.quarantined) == (24, 0)
     X, _, items = fc.open(store).arrays()

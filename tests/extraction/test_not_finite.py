@@ -45,7 +45,7 @@ def dark(photos: Path) -> Path:
 
 def extract(photos: Path, store: Path, module: torch.nn.Module, **options: Any) -> ExtractReport:
     net = Backbone.from_module(module, transform=TRANSFORM, name="nan")
-    return fc.extract(photos, store, backbone=net, runtime="torch", progress=False, **options)
+    return fc.extract(photos, store, backbone=net.with_runtime(runtime="torch"), progress=False, **options)
 
 
 def test_layers_are_trained_on_together_though_one_image_lacks_one(dark: Path, tmp_path: Path) -> None:
@@ -108,7 +108,13 @@ def test_what_was_only_never_extracted_is_not_excused(dark: Path, tmp_path: Path
 def test_strict_tells_of_a_layer(dark: Path, tmp_path: Path) -> None:
     for _ in range(2):
         with pytest.raises(UnusableImageError, match=r"cats/dark\.png: .* not finite at pooled\. Without --strict"):
-            extract(dark, tmp_path / "s.fcache", NaNPooledForDark(), layers=["a:mean", "pooled"], strict=True)
+            extract(
+                dark,
+                tmp_path / "s.fcache",
+                NaNPooledForDark(),
+                layers=["a:mean", "pooled"],
+                config=fc.ExtractionConfig(strict=True),
+            )
     assert fc.open(tmp_path / "s.fcache").verify().ok
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from torchvision import transforms
 
 import featcache as fc
-from featcache.backbones import Backbone, bfloat16_floor, tiny_backbone
+from featcache.backbones import Backbone, bfloat16_floor, get, tiny_backbone
 from featcache.cli import main
 from featcache.core.errors import MissingVectorsError, RecipeMismatchError, UnknownNameError, UsageError
 from featcache.store.writer import StoreWriter
@@ -219,7 +219,7 @@ def test_scaled_photographs_are_compared_with_their_own_pixels(tmp_path: Path, n
     for number in range(3):
         noise = np.random.default_rng(number).integers(0, 256, (160, 200, 3), np.uint8)
         Image.fromarray(noise).save(tmp_path / "photos" / f"{number}.jpg", quality=90)
-    fc.extract(tmp_path / "photos", tmp_path / "s.fcache", backbone=net, scaled=True, progress=False)
+    fc.extract(tmp_path / "photos", tmp_path / "s.fcache", backbone=net.scaled(), progress=False)
     report = fc.check_live(tmp_path / "s.fcache", backbone=net, progress=False)
     assert report.ok
     assert report.reference == "its recipe's pixels, eager torch, float32"
@@ -263,7 +263,7 @@ def test_weights_from_a_file_are_given_again(
     for seed, file in enumerate(files):
         saved(randomised(torchvision.models.get_model("mobilenet_v3_small", weights=None), seed), file)
     store = tmp_path / "s.fcache"
-    fc.extract(made / "photos", store, backbone=name, weights=files[0], runtime="torch", limit=4, progress=False)
+    fc.extract(made / "photos", store, backbone=get(name, files[0], runtime="torch"), limit=4, progress=False)
     monkeypatch.setenv("FEATCACHE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     assert main(["check-live", str(store), "--weights", str(files[0]), "--json"]) == 0

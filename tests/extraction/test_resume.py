@@ -51,7 +51,7 @@ def test_a_second_run_computes_nothing(run: Callable[..., ExtractReport], tmp_pa
 def test_vectors_are_those_of_the_backbone(
     run: Callable[..., ExtractReport], tmp_path: Path, photos: Path, net: Backbone
 ) -> None:
-    run(batch_size=5)
+    run(config=fc.ExtractionConfig(batch_size=5))
     X, y, items = fc.open(tmp_path / "s.fcache").arrays()
     layers = net.resolve_layers(["pooled"])
     for vector, label, item in zip(X, y, items, strict=True):
@@ -197,7 +197,7 @@ def test_two_folders_of_one_name_are_told_apart(
 def test_a_moved_folder_computes_nothing(run: Callable[..., ExtractReport], tmp_path: Path, photos: Path) -> None:
     run()
     moved = photos.rename(tmp_path / "images")
-    report = run(moved, name="photos", moved=True)
+    report = run(moved, name="photos", config=fc.ExtractionConfig(moved=True))
     assert (report.computed, report.added, report.removed) == (0, 0, 0)
     assert fc.open(tmp_path / "s.fcache").sources() == {"photos": str(moved.resolve())}
 
@@ -211,18 +211,18 @@ def test_a_limit_takes_all_labels_alike_and_removes_nothing(run: Callable[..., E
 
 
 def test_float32_asked_for_takes_the_place_of_float16(run: Callable[..., ExtractReport], tmp_path: Path) -> None:
-    run(dtype="float16")
+    run(config=fc.ExtractionConfig(dtype="float16"))
     assert run().computed == 0
-    assert run(dtype="float32").computed == 24
+    assert run(config=fc.ExtractionConfig(dtype="float32")).computed == 24
     assert fc.open(tmp_path / "s.fcache").space().layers["pooled"].dtypes == ("float32",)
-    assert run(dtype="float16").computed == 0
+    assert run(config=fc.ExtractionConfig(dtype="float16")).computed == 0
 
 
 def test_the_batch_and_the_workers_do_not_change_what_is_stored(
     run: Callable[..., ExtractReport], tmp_path: Path
 ) -> None:
-    run(batch_size=1, workers=1)
-    run(store="other.fcache", batch_size=7, workers=4)
+    run(config=fc.ExtractionConfig(batch_size=1, workers=1))
+    run(store="other.fcache", config=fc.ExtractionConfig(batch_size=7, workers=4))
     one, other = (fc.open(tmp_path / name).arrays()[0] for name in ("s.fcache", "other.fcache"))
     np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
 

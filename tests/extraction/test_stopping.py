@@ -44,7 +44,7 @@ def test_ctrl_c_seals_and_the_next_run_goes_on(photos: Path, tmp_path: Path, net
     store = tmp_path / "s.fcache"
     handler = signal.getsignal(number)
     with pytest.raises(ExtractionInterrupted) as stopped:
-        fc.extract(photos, store, backbone=net, batch_size=4, progress=StopAfter(9, number))
+        fc.extract(photos, store, backbone=net, config=fc.ExtractionConfig(batch_size=4), progress=StopAfter(9, number))
     done = stopped.value.report.computed
     assert 8 <= done <= 9
     assert len(fc.open(store).vectors()) == done

@@ -115,7 +115,7 @@ def test_of_a_tar_that_was_cut_off_nothing_is_forgotten(tmp_path: Path, net: Bac
     assert "cut off" in reasons["a.tar"]
     assert len(fc.open(store).items()) >= 7
     with pytest.raises(UnusableImageError, match="cut off"):
-        extract(path, tmp_path / "t.fcache", net, strict=True)
+        extract(path, tmp_path / "t.fcache", net, config=fc.ExtractionConfig(strict=True))
     path.write_bytes(whole)
     report = extract(path, store, net)
     assert (report.computed, report.quarantined, report.items) == (0, 0, 8)
@@ -287,7 +287,9 @@ def test_an_item_that_hangs_takes_no_other_with_it(tmp_path: Path, net: Backbone
     else:
         rows = [{"image": {"bytes": picture(i), "path": None}} for i in range(30)]
         dataset = SlowTable(rows, {"image": ImageFeature()})
-    report = extract(dataset, tmp_path / "s.fcache", net, name="slow", image_timeout=1, workers=4)
+    report = extract(
+        dataset, tmp_path / "s.fcache", net, name="slow", config=fc.ExtractionConfig(image_timeout=1, workers=4)
+    )
     gate.set()
     assert [uri for uri, _ in report.quarantine] == ["00000005"]
     assert report.computed == 29

@@ -47,7 +47,7 @@ def names(count: int, seed: int = 0) -> list[str]:
 
 
 def test_vectors_are_those_of_the_views(run: Run, tmp_path: Path, photos: Path, net: Backbone) -> None:
-    report = run(views=3, seed=4, layers=LAYERS, batch_size=5)
+    report = run(views=3, seed=4, layers=LAYERS, config=fc.ExtractionConfig(batch_size=5))
     assert (report.items, report.views, report.computed, report.reused, report.left) == (24, 3, 72, 0, 0)
     X, y, items = fc.open(tmp_path / "s.fcache").arrays(layers="+".join(LAYERS), views=True)
     assert X.shape == (72, 12 + 16)
@@ -66,9 +66,9 @@ def test_vectors_are_those_of_the_views(run: Run, tmp_path: Path, photos: Path, 
 
 
 def test_batches_threads_and_order_change_nothing(run: Run, tmp_path: Path) -> None:
-    run(views=4, batch_size=1, workers=1)
-    run("other.fcache", views=2, batch_size=7, workers=4, limit=5)
-    run("other.fcache", views=4, batch_size=3, workers=3)
+    run(views=4, config=fc.ExtractionConfig(batch_size=1, workers=1))
+    run("other.fcache", views=2, config=fc.ExtractionConfig(batch_size=7, workers=4), limit=5)
+    run("other.fcache", views=4, config=fc.ExtractionConfig(batch_size=3, workers=3))
     one, other = (fc.open(tmp_path / name).arrays(views=True)[0] for name in ("s.fcache", "other.fcache"))
     np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
 
@@ -171,7 +171,8 @@ def put_bad(photos: Path) -> Backbone:
         key = hashlib.sha256(data).digest()
         means = [view.pixels(decode_rgb(data), transform, key).mean() for view in views_beside(4, 0)]
         if means[0] >= grey > max(means[1:]) + 1:
-            return Backbone.from_module(NaNBelow(grey - 0.5), transform=transform, name="nan")
+            backbone = Backbone.from_module(NaNBelow(grey - 0.5), transform=transform, name="nan")
+            return backbone.with_runtime(runtime="torch")
     pytest.fail("no such image")
 
 
@@ -196,13 +197,13 @@ NOT_FINITE = "the backbone module:nan gives values that are not finite at pooled
 def test_of_an_image_with_bad_views_the_others_are_kept(
     run: Run, tmp_path: Path, bad: Backbone, batch_size: int
 ) -> None:
-    report = run(backbone=bad, views=4, batch_size=batch_size, runtime="torch")
+    report = run(backbone=bad, views=4, config=fc.ExtractionConfig(batch_size=batch_size))
     assert report.quarantine == [("cats/aa.png", NOT_FINITE)]
     assert (report.computed, report.quarantined, report.reused, report.left) == (24 * 4 + 2, 1, 0, 0)
     store = fc.open(tmp_path / "s.fcache")
     assert (len(store.arrays()[0]), len(store.arrays(views=names(2))[0])) == (25, 25 * 2)
     assert len(store.arrays(views=True)[0]) == 24 * 4
-    again = run(backbone=bad, views=4, runtime="torch")
+    again = run(backbone=bad, views=4)
     assert (again.computed, again.quarantined) == (0, 1)
 
 
@@ -213,7 +214,7 @@ def test_the_order_of_runs_decides_nothing(
     photos, bad = old_photos
 
     def run(views: int) -> ExtractReport:
-        return fc.extract(photos, tmp_path / "s.fcache", backbone=bad, views=views, runtime="torch", progress=False)
+        return fc.extract(photos, tmp_path / "s.fcache", backbone=bad, views=views, progress=False)
 
     assert [run(views).quarantined for views in order] == [int(views > 2) for views in order]
     store = fc.open(tmp_path / "s.fcache")

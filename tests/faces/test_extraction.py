@@ -188,7 +188,13 @@ def test_with_a_limit_only_those_images_are_counted(store: Path, people: Path, b
 def test_strict_names_the_image_without_a_face(people: Path, tmp_path: Path, base: Backbone) -> None:
     shutil.copytree(people / "ann", tmp_path / "ann")
     with pytest.raises(UnusableImageError, match=r"red\.png: no face was found"):
-        faces.extract(tmp_path / "ann", tmp_path / "s.fcache", backbone=base, strict=True, progress=False)
+        faces.extract(
+            tmp_path / "ann",
+            tmp_path / "s.fcache",
+            backbone=base,
+            config=fc.ExtractionConfig(strict=True),
+            progress=False,
+        )
 
 
 def test_where_nobody_has_a_face(tmp_path: Path, base: Backbone) -> None:

@@ -177,7 +177,7 @@ def test_a_bundle_needs_no_published_weights(
     weights = saved(randomised(timm.create_model("test_resnet", pretrained=False)), tmp_path / "w.pth")
     os.utime(weights, (1e9, 1e9))
     store = tmp_path / "s.fcache"
-    fc.extract(root, store, backbone=name, weights=weights, runtime="torch", progress=False)
+    fc.extract(root, store, backbone=get(name, weights, runtime="torch"), progress=False)
     schedule = TrainingConfig(epochs=1, rate=1e-4, batch_size=8)
     bundle = finetune(store, schedule=schedule, backbone=get(name, weights), progress=False)
     bundle.save(tmp_path / "a.fch")

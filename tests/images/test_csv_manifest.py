@@ -81,7 +81,7 @@ def test_a_byte_order_mark(folder: Path) -> None:
         ("path,label\n", "lists no image"),
         ("path,label\n,cat\n", "line 2: the path is empty"),
         ("path\ncats/1.jpg\ncats/9.jpg\nno.jpg\n", r"names 2 files .*cats/9\.jpg \(line 3\), no\.jpg \(line 4\)"),
-        ("path\ncats/1.jpg\ndogs/3.jpg\ncats/../cats/1.jpg\n", r"cats/1\.jpg stands in line 2 and again in line 4"),
+        ("path\ncats/1.jpg\ndogs/3.jpg\ncats/../cats/1.jpg\n", r"cats/1\.jpg is listed in line 2 and again in line 4"),
         ("path\n../list.jpg\n", r"line 2: \.\./list\.jpg lies outside"),
         ("path\n/etc/hostname\n", "line 2: /etc/hostname lies outside"),
         ("path\n..\n", "lies outside"),

@@ -112,7 +112,9 @@ def test_the_store_is_read_and_nothing_is_written(store: Path) -> None:
 def test_what_is_there_is_not_computed_again(store: Path, backbone: fc.Backbone) -> None:
     """Today's code finds the vectors of then, adds to them, merges shards, and all stay the same."""
     source = DATA / "pictures" / "pictures.csv"
-    report = fc.extract(source, store, backbone=backbone, views=2, moved=True, progress=False)
+    report = fc.extract(
+        source, store, backbone=backbone, views=2, config=fc.ExtractionConfig(moved=True), progress=False
+    )
     assert (report.space, report.items, report.computed) == (SPACES["old"], 19, 0)
     assert (report.reused, report.quarantined, report.removed) == (18, 1, 0)
     report = fc.extract(source, store, backbone=backbone, layers=["stem:mean"], progress=False)
@@ -156,7 +158,7 @@ def test_vectors_from_images_are_those_of_then(tmp_path: Path, backbone: fc.Back
             with pytest.raises(UsageError, match="does not compute in bfloat16"):
                 fc.extract(source, store, **options)
             return
-        made = fc.extract(source, store, dtype="float16", **options)
+        made = fc.extract(source, store, config=fc.ExtractionConfig(dtype="float16"), **options)
     if space != "faces":
         assert made.space == SPACES[space]
     then, now = fc.open(STORE), fc.open(store)
@@ -217,7 +219,9 @@ def assert_same_probabilities(found: list[tuple[str, float | None]], expected: l
 def test_heads_are_scored_the_same(heads: Path, store: Path, backbone: fc.Backbone) -> None:
     """On stored vectors, and of a network that was trained whole on the images."""
     source = DATA / "pictures" / "pictures.csv"
-    fc.extract(source, store, backbone=backbone, moved=True, progress=False)  # the images lie elsewhere now
+    fc.extract(
+        source, store, backbone=backbone, config=fc.ExtractionConfig(moved=True), progress=False
+    )  # the images lie elsewhere now
     for name, expected in EXPECTED["heads"].items():
         if "evaluate" in expected:
             report = fc.evaluate(
