@@ -129,7 +129,7 @@ def test_wrong_words_end_with_2(words, said, end, capsys):
 def test_a_closed_pipe_is_quiet(show):
     program = f"""
 import sys, typer
-from featcache.cli import screen
+from featcache.cli import output as screen
 from featcache.cli.command import Answer, verb
 @verb(interrupted="")
 def do(as_json: bool = False, debug: bool = False):
