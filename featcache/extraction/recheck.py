@@ -1,8 +1,8 @@
-"""`check_live`: random vectors of a store against the reference, from the images' files on.
+"""`check_live`: recompute random vectors of a store from their images, and compare.
 
-The store's own checksums (`verify`) tell that vectors are those that were written. This tells that they are right:
-each image is read once more and run through the published transform and eager torch at float32, whatever decoder,
-runtime and precision made what is stored.
+The store's checksums (`verify`) prove that vectors are those that were written. This shows that they are right: each
+image is read again and run through the published transform and eager torch at float32, whatever decoder, runtime and
+precision made the stored vector.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     from featcache.store.spaces import Space
 
 COSINE = 0.9999
-"""Least cosine of a float32 vector with the reference; for bfloat16 see `featcache.backbones.bfloat16_floor`."""
+"""Lowest cosine of a float32 vector with the reference; for bfloat16 see `featcache.backbones.bfloat16_floor`."""
 RELATIVE_ERROR = {"float32": 0.1, "bfloat16": 0.2}
-"""Largest ‖a - b‖/‖b‖: far above what decoders and runtimes differ by, it finds vectors of the right direction and a
-wrong length, which a cosine cannot."""
+"""Largest ‖a - b‖/‖b‖: far above what decoders and runtimes differ by, it finds vectors of the right direction and
+wrong length, which the cosine does not."""
 
 _BATCH = 16
 _WORST = 5
@@ -51,8 +51,8 @@ class Compared:
     Attributes:
         uri: of the image.
         layer: of the vector, which is flattened.
-        cosine: a·b/(‖a‖‖b‖); 1 where both are zero, 0 where one is or a value is not finite.
-        relative_error: ‖a - b‖/‖b‖; infinite where b alone is zero or a value is not finite.
+        cosine: a·b/(‖a‖‖b‖); 1 if both are zero, 0 if one is or a value is not finite.
+        relative_error: ‖a - b‖/‖b‖; infinite if b alone is zero or a value is not finite.
     """
 
     uri: str
@@ -63,24 +63,24 @@ class Compared:
 
 @dataclass
 class CheckLiveReport(HtmlTable):
-    """What `check_live` found. Figures are over all compared vectors, one an image and layer, and None without any.
+    """What `check_live` found. Figures are over all compared vectors, one per image and layer; None without any.
 
     Attributes:
-        store, source, space, backbone: what was checked; the space by its fingerprint.
+        store, source, space, backbone: that were checked; the space by its fingerprint.
         precision: of the stored vectors, ``float32`` or ``bfloat16``.
         layers: names of the layers, in network order.
         reference: what they were compared with, in words.
         drawn: images drawn.
         compared: images compared; ``compared + gone + changed + unusable == drawn``.
-        gone: images whose source or file is no longer there or cannot be read.
-        changed: images whose bytes are not those of the vector.
+        gone: images whose source or file is missing or unreadable.
+        changed: images whose bytes are not those of the stored vector.
         unusable: images that the reference cannot decode or transform.
-        cosine_least, cosine_mean: see `Compared`.
-        relative_error_largest: likewise.
+        cosine_least, cosine_mean, relative_error_largest: see `Compared`.
         cosine_floor, relative_error_limit: the tolerance.
         failed: images with a vector beyond the tolerance.
-        worst: a few vectors, those beyond the tolerance first, then by their cosine, the least first.
-        flips: compared images that the head calls otherwise by the reference's vectors; None without a head.
+        worst: a few vectors, those beyond the tolerance first, then by increasing cosine.
+        flips: compared images whose predictions differ between the stored vectors and the reference's; None without a
+            head.
         notes: what a person should know besides.
         seconds: from the call to the return.
     """
@@ -162,28 +162,28 @@ def check_live(
     weights: str | Path | None = None,
     progress: Progress | bool | None = None,
 ) -> CheckLiveReport:
-    """Compute random vectors of a store once more by the reference, and compare: all stored layers of view 0.
+    """Recompute random vectors of a store, all stored layers of view 0, and compare them with the stored ones.
 
-    Images that are gone or changed are counted, not compared, and no other is drawn in their place. The reference is
+    Images that are gone or changed are counted, not compared, and not replaced by others. The reference is
     the extractor's own (`featcache.backbones.Extractor.reference`), the tolerance `COSINE` and `RELATIVE_ERROR`.
 
     Args:
         store: a store or its path.
-        n: how many images, each content once; all where there are fewer.
-        source, space: which; may be left out where there is one.
-        head: a `Bundle`, of which predictions that flip are counted.
+        n: how many images, duplicates once; all if there are fewer.
+        source, space: may be omitted if the store holds one.
+        head: a `Bundle` whose changed predictions are counted.
         seed: of the draw.
         images: where the source's images are now, as for `featcache.extract`; by default the root that the store
-            knows. Needed for a manifest with other images than those that its folder lists, and for datasets.
+            knows. Needed for datasets, and for a manifest with images that its folder does not list.
         backbone: needed only where the vectors were made by a module given in Python, or are those of aligned faces
             (`featcache.faces.aligned_backbone`).
-        weights: the file of weights that the vectors were made with; by default the one that was last given for them
-            on this machine, or the published ones.
+        weights: the file of weights that made the vectors; by default the last one used for them on this machine, or
+            the published weights.
         progress: as for `featcache.extract`.
 
     Raises:
         MissingVectorsError: the source has no vectors in the space.
-        RecipeMismatchError: the network cannot be had as it was, or the head needs another recipe.
+        RecipeMismatchError: the backbone does not follow the space's recipe, or the head needs another one.
         UsageError: *n* is not positive, the head compares two images, the images can be given by a Python program
             alone and were not, or there are both a backbone and weights.
         UnknownNameError: no such source or space, or the head's layers are not stored.
@@ -210,20 +210,20 @@ def check_live(
         _words(reference), len(drawn), *_tolerance(chosen, reference), flips=None if head is None else 0,
     )  # fmt: skip
     checking = _Checking(opened, chosen, reference, report, head)
-    with choose(progress) as shown:
-        shown.start("check", len(drawn), "images")
+    with choose(progress) as bar:
+        bar.start("check", len(drawn), "images")
         entries = known_images(opened, name, drawn, report.notes, images)
         for start in range(0, len(drawn), _BATCH):
             batch = drawn[start : start + _BATCH]
             checking.batch(batch, entries)
-            shown.advance(len(batch))
+            bar.advance(len(batch))
     checking.finish()
     report.seconds = time.monotonic() - began
     return report
 
 
 class _Checking:
-    """Batches of images compared, and what was found so far."""
+    """Compares batches of images, and collects what was found."""
 
     def __init__(
         self, store: FeatureStore, space: Space, reference: Extractor, report: CheckLiveReport, head: Head | None
@@ -233,7 +233,7 @@ class _Checking:
         self.found: list[Compared] = []
 
     def batch(self, items: Sequence[Item], entries: Mapping[str, Entry]) -> None:
-        """Compare the images of these items that are there and unchanged."""
+        """Compare the images of these items that exist and are unchanged."""
         read, pixels = [], []
         for item in items:
             made = self._pixels(item, entries.get(item.uri))
@@ -260,7 +260,7 @@ class _Checking:
             self._count_flips(self.head, read, stored, computed)
 
     def _pixels(self, item: Item, entry: Entry | None) -> np.ndarray | None:
-        """The reference's input of one image; None, and counted, where there is none."""
+        """The reference's input for one image; None, and counted, if there is none."""
         if entry is None:
             self.report.gone += 1
             return None
@@ -302,14 +302,14 @@ class _Checking:
         self.report.flips = int(differ.reshape(len(rows), -1).any(axis=1).sum()) + (self.report.flips or 0)
 
     def finish(self) -> None:
-        """Sum up."""
+        """Fill in the figures of the report."""
         report, found = self.report, self.found
         if found:
             cosines = np.array([one.cosine for one in found])
             report.cosine_least, report.cosine_mean = float(cosines.min()), float(cosines.mean())
             report.relative_error_largest = max(one.relative_error for one in found)
         report.failed = len({one.uri for one in found if self._beyond(one)})
-        # A vector of the right direction and a wrong length comes before right ones.
+        # A vector of the right direction and wrong length comes before right ones.
         report.worst = sorted(found, key=lambda one: (not self._beyond(one), one.cosine, -one.relative_error))[:_WORST]
 
     def _beyond(self, one: Compared) -> bool:
@@ -360,7 +360,7 @@ def _reference(recipe: Recipe, backbone: Extractor | None, weights: str | Path |
         differing = exact.differences(reference.recipe)
         if differing:
             listed = "; ".join(f"{name} is {theirs!r}, needed is {mine!r}" for name, mine, theirs in differing)
-            raise RecipeMismatchError(f"The vectors of {recipe.backbone} cannot be made again here: {listed}.")
+            raise RecipeMismatchError(f"The vectors of {recipe.backbone} cannot be recomputed here: {listed}.")
         return reference
     if weights is not None and not recipe.backbone.startswith("module:"):
         backbone = get(recipe.backbone, weights)

@@ -20,17 +20,16 @@ class ExtractReport(HtmlTable):
         items: images of the source, after ``limit``.
         views: versions of each image that were asked for, view 0 among them.
         computed: image × view rows whose vectors were computed in this run (several layers of a pass count once).
-        reused: images whose vectors were all there already, or that have the same content as another one.
-        quarantined: images that could not be used, or whose values are not finite at a layer or view asked for; what
-            is finite of such an image is kept, and counts as computed.
-        left: images whose turn did not come before the run ended.
-        added, changed, removed: images new to the source, with other content, no longer there.
+        reused: images whose vectors were all stored already, or that are duplicates.
+        quarantined: images that could not be used, or with values that are not finite in a layer or view asked for; the
+            finite vectors of such an image are stored, and count as computed.
+        left: images not reached before the run ended.
+        added, changed, removed: images new to the source, with other content, no longer listed.
         ignored: files of the source that are no images.
-        images_per_second: computed rows over the seconds in which images were read and computed; to load, convert
-            and prove the network takes no part.
+        images_per_second: computed rows per second of reading and computing; loading and converting do not count.
         seconds: from the call to the return.
-        runtime: what computed, ``torch`` or ``openvino``; None where nothing was computed.
-        notes: why another runtime was taken than the fastest.
+        runtime: ``torch`` or ``openvino``; None if nothing was computed.
+        notes: why the fastest runtime was not used.
         stages: seconds of ``read``, ``hash``, ``decode``, ``forward`` and ``write``, all threads together.
         quarantine: (URI, reason) of each image in quarantine.
     """
@@ -61,7 +60,7 @@ class ExtractReport(HtmlTable):
 
 
 class ExtractionInterrupted(KeyboardInterrupt):
-    """Somebody stopped the run; what was done is sealed and the same call goes on from there.
+    """Ctrl-C or SIGTERM stopped the run; what was done is sealed, and the same call continues.
 
     Attributes:
         report: what was done up to there.
@@ -79,6 +78,6 @@ class NothingUsableError(FeatcacheError):
         uri, reason = report.quarantine[0]
         super().__init__(
             f"None of the {report.items} images could be used (first: {uri}: {reason}). "
-            "All are in quarantine; mend them and run the same command again."
+            "All are in quarantine; repair them and run the same command again."
         )
         self.report = report

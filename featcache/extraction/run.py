@@ -1,13 +1,12 @@
 """One run of extraction: decides which images need work, and keeps the books of what became of each.
 
-- Only what is missing is computed: an unchanged file is not read (its state on disk says so), known
-  content is not decoded, a stored (image, layer, view) is not computed again.
-- Whatever happens to one image, the others go on; it is put into quarantine with the reason. A later run
-  does not try it again while the file is the same, unless the reason may have passed (time, memory, a transform
-  that failed).
-- Values that are not finite cost an image the layers and views they stand in. It is in quarantine for these alone:
-  all else of it is stored, and tried when asked for, so neither batches nor the order of runs decide what is there.
-- Stopping (Ctrl-C, SIGTERM) seals what is done. The same call goes on from there.
+- Only what is missing is computed: a file whose state on disk is unchanged is not read, known content is not decoded, a
+  stored (image, layer, view) is not computed again.
+- Whatever happens to one image, the others go on; it is quarantined with the reason. A later run does not try it again
+  while the file is unchanged, unless the reason may be transient (time, memory, a transform that failed).
+- An image with values that are not finite is quarantined for those layers and views alone: all others are stored, and
+  computed when asked for, so neither batches nor the order of runs decide what is stored.
+- Stopping (Ctrl-C, SIGTERM) seals what is done. The same call continues from there.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ _SAVE_EVERY = 1000
 _AHEAD = 4
 """Batches that are read ahead: for so long a slow image does not hold up the other threads."""
 _CATALOGUE_BYTES = 600
-"""About what the catalogue and its backup grow by with each image."""
+"""Roughly what each image adds to the catalogue and its backup."""
 
 
 IMAGE_TIMEOUT = 30.0
@@ -117,7 +116,7 @@ class Run:
         self.stopped = False
         self.timer = StageTimer()
         self._at_least = "float32" if config.dtype == "float32" else "float16"
-        # Another release of either may read what this one refuses, and so may other conditions.
+        # Another release of either may read what this one refuses, and so may other settings.
         self._versions = f"featcache {version('featcache')}; pillow {version('pillow')}"
         if network.quarantine_key:
             self._versions += f"; {network.quarantine_key}"
@@ -137,17 +136,17 @@ class Run:
         self._todo = self._complete = 0
 
     def forget_removed(self, scanned: set[str], incomplete: Sequence[str] = (), within: Sequence[str] = ("",)) -> None:
-        """Take those images out of the catalogue that the source does not list any more.
+        """Remove images from the catalogue that the source does not list any more.
 
         Args:
             scanned: the URIs it lists.
-            incomplete: beginnings of URIs of which it could not list all; nothing there is judged to be gone.
-            within: beginnings of the URIs that it looked at; nothing elsewhere is.
+            incomplete: prefixes of URIs of which it could not list all; no image there is removed.
+            within: prefixes of the URIs that it looked at; no image elsewhere is removed.
         """
         seen, unseen = tuple(within), tuple(incomplete)
 
         def missed(uris: set[str]) -> set[str]:
-            # With its slash, a tar file that stands in quarantine itself is within what it holds.
+            # With its slash, a tar file that is itself in quarantine is within what it holds.
             return {uri for uri in uris - scanned if f"{uri}/".startswith(seen) and not f"{uri}/".startswith(unseen)}
 
         gone = missed(set(self._known))
@@ -217,7 +216,7 @@ class Run:
         self.records.quarantine(self.space.id, self._versions, list(self._rejected.values()), among=self._judged)
 
     def _keep_non_finite_before(self) -> None:
-        """What earlier runs found not to be finite, and this one did not ask for, stays in quarantine."""
+        """Keep layers and views in quarantine that earlier runs found not finite and this one did not ask for."""
         for uri, before in self._before.items():
             rest = before.columns - self._asked
             now = self._rejected.get(uri)
@@ -226,7 +225,7 @@ class Run:
                 self._rejected[uri] = self._not_finite(uri, before.sha256, columns)
 
     def room_needed(self) -> str:
-        """What to tell a person when the disk is full: how much is safe, and how much room the rest needs."""
+        """For the message when the disk is full: how much is stored, and how much space the rest needs."""
         views = 1 + len(self.views)
         rows = max(views * self._todo - self.space.sealed, 0)
         needed, left = rows * (self.space.row_bytes + _CATALOGUE_BYTES), -(-rows // views)
@@ -234,11 +233,11 @@ class Run:
         room = f"the {left:,} images left need about {needed / 1e6:,.1f} MB more" if self.space.row_bytes else ""
         return (
             f"What was sealed is kept ({done}){'; ' + room if room else ''}. "
-            "Make room and run the same command again: it goes on from there."
+            "Free some space and run the same command again to continue."
         )
 
     def _settle_unchanged(self, entries: Sequence[Entry]) -> list[Entry]:
-        """Deal with the files that need not be read; return the others."""
+        """Book the files that need not be read; return the others."""
         same: dict[str, Record] = {}
         todo: list[Entry] = []
         for entry in entries:
@@ -268,7 +267,7 @@ class Run:
         return todo
 
     def _missing(self, sha256s: set[bytes]) -> set[bytes]:
-        """Those that lack a vector which might be computed."""
+        """Those that lack a vector that could be computed."""
         wanted, nowhere = list(sha256s), frozenset[tuple[str, str]]()
         missing: set[bytes] = set()
         for name, view in self._asked:
@@ -349,7 +348,7 @@ class Run:
                 self.report.computed += len(rows)
 
     def _note_non_finite(self, record: Record, columns: Iterable[tuple[str, str]]) -> None:
-        """Note layers and views of an image that are not finite; it is booked when all of them are known."""
+        """Note layers and views of an image that are not finite; it is booked when all are known."""
         self._non_finite.setdefault(record.uri, (record, set()))[1].update(columns)
         if self.config.strict:
             self._raise(self._not_finite(record.uri, record.sha256, self._non_finite[record.uri][1]))
@@ -375,7 +374,7 @@ class Run:
 
     def _raise(self, rejected: Rejected) -> NoReturn:
         raise UnusableImageError(
-            f"{rejected.uri}: {rejected.reason}. Without --strict it would go into quarantine and the run would go on."
+            f"{rejected.uri}: {rejected.reason}. Without --strict it is quarantined and the run continues."
         )
 
     def _save(self) -> None:
@@ -384,8 +383,8 @@ class Run:
 
 
 def is_unchanged(entry: Entry, record: Record) -> bool:
-    """Whether the file's state says that it still holds the bytes that were hashed."""
+    """Whether, by the file's state, it still holds the bytes that were hashed."""
     if entry.state() != FileStat(record.size, record.mtime_ns, record.ctime_ns, record.inode):
         return False
-    # A file touched just before it was read may have changed again within the clock's grain.
+    # A file touched just before it was read may have changed again within the clock's resolution.
     return record.indexed_ns - max(record.mtime_ns, record.ctime_ns) > _RACY_NS

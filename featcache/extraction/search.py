@@ -1,4 +1,4 @@
-"""The images of a store that are most like one image."""
+"""`similar`: the nearest images of a store to one image."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ def similar(
     layers: str | Sequence[str] | None = None,
     backbone: Backbone | None = None,
 ) -> list[tuple[Item, float]]:
-    """The k nearest images by the cosine of their vectors, the nearest first.
+    """The k nearest images by cosine similarity, nearest first.
 
-    An image whose bytes are in the store is looked up there, so no network runs; it is then left out of
-    the answer under its own URI alone, so that copies of it show.
+    The vectors of an image whose bytes are in the store are looked up, so no network runs. Its own URI is then omitted
+    from the answer; duplicates of it are not.
 
     Args:
         store: a store or its path.
         image: a path, a PIL image or an array.
         k: how many.
-        source: which source to search.
-        space: which space to search.
-        layers: which stored layers, concatenated; ``pooled`` by default.
-        backbone: needed only for a space whose backbone was made in Python.
+        source: the source to search.
+        space: the space to search.
+        layers: stored layers, concatenated; ``pooled`` by default.
+        backbone: needed only for a space of a backbone made in Python.
 
     Returns:
         Pairs of item and cosine (-1…1).
@@ -49,9 +49,12 @@ def similar(
         UsageError: *image* is a folder.
         UnusableImageError: the image cannot be read.
         RecipeMismatchError: the backbone does not follow the recipe of the space.
+
+    Example:
+        ``fc.similar("pets.fcache", "cat.jpg", k=3)``
     """
     if isinstance(image, (str, Path)) and Path(image).is_dir():
-        raise UsageError(f"{image} is a folder. Give one image of which the like is sought.")
+        raise UsageError(f"{image} is a folder. Give one image.")
     opened = FeatureStore.open(store)
     names = opened.layer_names(layers, space)
     X, _, items = opened.arrays(None, names, source=source, space=space)

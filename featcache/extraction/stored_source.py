@@ -1,4 +1,4 @@
-"""The images of a source that a store knows, read once more from where they lie."""
+"""The images behind stored vectors: find them where their source lies, and read them again."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ def known_images(
     notes: list[str],
     images: str | Path | Source | Dataset | Mapping[str, Dataset] | None = None,
 ) -> dict[str, Entry]:
-    """The images of a source by URI, as far as they are there.
+    """The images of a source by URI, those that still exist.
 
     Args:
         store: the store.
         source: its name.
         items: those that are needed.
-        notes: is told of a place that is gone.
+        notes: gets a message if the source is gone.
         images: where the images are now, as for `featcache.extract`; by default the root that the store knows.
-            Needed for a manifest with other images than those that its folder lists, and for datasets.
+            Needed for datasets, and for a manifest with images that its folder does not list.
 
     Raises:
-        UsageError: the images can be given by a Python program alone and were not.
+        UsageError: the images were given in Python, and *images* is missing.
     """
     root = store.sources()[source]
     if images is not None:
@@ -50,9 +50,9 @@ def known_images(
         return {entry.uri: entry for entry in _single_files(root, items)}
     if not root or root.startswith(IN_PYTHON):
         raise UsageError(
-            f"The images of the source {source!r} were given in Python, and only Python can give them again: "
-            "call the function of the same name in Python with images=…, where it has that, or choose another "
-            "--source, or extract them from files."
+            f"The images of the source {source!r} were given in Python, so they cannot be read again from here. Call "
+            "the function of the same name in Python with images=… (if it has that), choose another --source, or "
+            "extract them from files."
         )
     found: dict[str, Entry] = {}
     tars = _tars(root, items)
@@ -70,33 +70,33 @@ def known_images(
 
 
 class KnownSource(Source):
-    """What a store knows of a source, as a `Source` to extract more of: labels, splits and groups stay as they are.
+    """Items of a store as a `Source`, to extract more layers or views; labels, splits and groups stay as stored.
 
     Args:
         name, root: of the source.
-        items: those that are wanted.
-        there: images by URI; items without one are omitted, and nothing is taken to be gone.
+        items: those to extract.
+        images: entries by URI, from `known_images`; items without one are omitted, and none is taken to be removed.
     """
 
     within = ()
 
-    def __init__(self, name: str, root: str, items: Sequence[Item], there: Mapping[str, Entry]) -> None:
-        self.name, self.root, self.items, self.there = name, root, items, there
+    def __init__(self, name: str, root: str, items: Sequence[Item], images: Mapping[str, Entry]) -> None:
+        self.name, self.root, self.items, self.images = name, root, items, images
 
     def entries(self) -> list[Entry]:
-        """The images that are there, with what the store knows of them."""
+        """The images, with their stored labels, splits and groups."""
         return [
-            replace(self.there[item.uri], label=item.label, split=item.split, group=item.group)
+            replace(self.images[item.uri], label=item.label, split=item.split, group=item.group)
             for item in self.items
-            if item.uri in self.there
+            if item.uri in self.images
         ]
 
 
 def image_of_item(item: Item, entry: Entry, backbone: Extractor) -> Decoded:
-    """The image of an item, if it is still the one that the store knows.
+    """The image of an item, if it has not changed.
 
     Raises:
-        UnusableImageError: the image cannot be read, or is another one.
+        UnusableImageError: the image cannot be read, or has changed since it was extracted.
     """
     if entry.make_image is not None:
         made = entry.make_image()
@@ -106,20 +106,20 @@ def image_of_item(item: Item, entry: Entry, backbone: Extractor) -> Decoded:
         sha256, image = hashlib.sha256(data).digest(), backbone.decode(data)
     if sha256 != item.sha256:
         raise UnusableImageError(
-            f"{item.uri} is another image than when it was extracted; run `featcache extract` again, then this"
+            f"{item.uri} has changed since it was extracted; run `featcache extract` again, then this"
         )
     return image
 
 
 def _tars(root: str, items: Sequence[Item]) -> dict[str, Path]:
-    """The tar files that these items are in, by the beginning of their URIs; other files may lie beside them."""
+    """The tar files that hold these items, by the first part of their URIs; other files may lie beside them."""
     names = {item.uri.split("/")[0] for item in items if "/" in item.uri}
     # What is a file and has images below it is a tar file.
     return {name: path for name in sorted(names) if (path := Path(root, name)).is_file()}
 
 
 def _single_files(root: str, items: Sequence[Item]) -> Iterator[Entry]:
-    """Files that were given one by one; their root is that of the file system, which nobody wants listed."""
+    """Files that were given one by one; their root is the file system's, which cannot be listed."""
     for item in items:
         parts = PurePosixPath(item.uri).parts
         if ".." not in parts and parts[:1] != ("/",):

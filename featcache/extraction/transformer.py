@@ -1,4 +1,4 @@
-"""`CachedEmbedder`: a frozen backbone as a scikit-learn transformer that computes every image once."""
+"""`CachedEmbedder`: a frozen backbone as a scikit-learn transformer that computes each image once."""
 
 from __future__ import annotations
 
@@ -27,27 +27,29 @@ if TYPE_CHECKING:
 
 
 class CachedEmbedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
-    """Images to vectors, looked up in a store; only what is missing there is computed, and then kept.
+    """Images to vectors, looked up in a store; only what is missing is computed, and then stored.
 
-    It learns nothing, so it may stand in a pipeline that is cross-validated: no image is computed twice,
-    whatever the folds, the grid or the number of processes (of which several that start on an empty store
-    may each compute the same images; call `transform` once before). Where nothing is missing, torch is
-    not imported.
+    It learns nothing, so it can be part of a cross-validated pipeline: no image is computed twice, whatever the folds,
+    the grid or the number of processes (several that start on an empty store may each compute the same images; call
+    `transform` once before). If nothing is missing, torch is not imported.
 
-    A file is known by the SHA-256 of its bytes, so the vectors that `featcache.extract` stored serve,
-    wherever the file lies now. An image in memory is known by the SHA-256 of its RGB pixels. What no source
-    of the store lists yet is noted in one: files in the source ``paths`` and images in the source
-    ``memory``. `featcache.gc` keeps the vectors of both until it is told to empty that source by its name.
+    A file is identified by the SHA-256 of its bytes, so vectors that `featcache.extract` stored are used wherever the
+    file lies now. An image in memory is identified by the SHA-256 of its RGB pixels. Images that no source of the store
+    lists are added to one: files to the source ``paths``, images in memory to ``memory``. `featcache.gc` keeps the
+    vectors of both until it is told to empty that source by name.
 
-    Vectors come as they are stored. Of several layers one may be far larger than another: let a
-    ``StandardScaler`` follow.
+    Vectors are returned as stored. One of several layers may have far larger values than another: add a
+    ``StandardScaler``.
 
     Args:
         backbone: a full name, or a `Backbone`.
-        store: the store's folder, made where there is none.
+        store: the store's folder; created if missing.
         layers: as for `featcache.extract`: ``pooled``, ``blocks.5:mean``, ``pooled+blocks.5:mean``, a glob,
             or a list of these.
         progress: True for a bar, False for none, None for a bar on a terminal, or an object that is told.
+
+    Example:
+        ``make_pipeline(fc.CachedEmbedder("timm:vit_small_patch14_dinov2", "s.fcache"), LogisticRegression())``
     """
 
     def __init__(
@@ -64,7 +66,7 @@ class CachedEmbedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # 
         self.progress = progress
 
     def fit(self, X: Any, y: Any = None) -> CachedEmbedder:
-        """Check the backbone's name and that these are images; nothing is learned.
+        """Check the backbone's name and the images; nothing is learned.
 
         Args:
             X: n images, as for `transform`.
@@ -89,25 +91,25 @@ class CachedEmbedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # 
             (n, d) float32, in the order given; the layers one after another in network order, flattened.
 
         Raises:
-            UnusableImageError: an image cannot be used; it is named. What was computed is kept. A file that is no
-                image at all leaves no trace in the store; a damaged image stands there in quarantine.
+            UnusableImageError: an image cannot be used; the message names it. What was computed is kept. A file that
+                is no image at all is not recorded; a damaged image is quarantined.
             SourceError: a path does not exist.
             UsageError: these are no images.
             UnknownNameError: there is no such backbone or layer.
         """
         images, network = _images(X), self._network()
         layers = self._layers(network)
-        # Several processes would draw their bars over each other.
+        # Bars of several processes would overwrite each other.
         quiet = self.progress is None and multiprocessing.current_process().name != "MainProcess"
-        with choose(False if quiet else self.progress) as shown:
-            shown.start("look up", len(images), "images")
+        with choose(False if quiet else self.progress) as bar:
+            bar.start("look up", len(images), "images")
             listed = []
             for place, image in enumerate(images):
                 listed.append(given(image, place))
-                shown.advance()
+                bar.advance()
             wanted = self._wanted(listed, network, layers)
             if wanted:
-                self._compute(wanted, network, layers, shown)
+                self._compute(wanted, network, layers, bar)
         if not images:
             return np.empty((0, sum(math.prod(layer.shape) for layer in layers)), np.float32)
         store = FeatureStore.open(self.store)
@@ -142,7 +144,7 @@ class CachedEmbedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # 
         return network.resolve_layers([self.layers] if isinstance(self.layers, str) else list(self.layers))
 
     def _wanted(self, listed: Iterable[GivenImage], network: Backbone, layers: Sequence[Layer]) -> list[GivenImage]:
-        """The images without vectors of all layers, and those that no source lists; each content once."""
+        """The images that lack a vector or that no source lists, each content once."""
         once = {one.sha256: one for one in listed}
         if not has_catalogue(Path(self.store)):
             return list(once.values())
@@ -157,9 +159,9 @@ class CachedEmbedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # 
         return [one for sha256, one in once.items() if sha256 not in ready]
 
     def _compute(
-        self, wanted: Sequence[GivenImage], network: Backbone, layers: Sequence[Layer], shown: Progress
+        self, wanted: Sequence[GivenImage], network: Backbone, layers: Sequence[Layer], progress: Progress
     ) -> None:
-        # A wrong file is no image that could be mended: the store need not know of it.
+        # A file that is no image at all is not recorded.
         wrong = {one.sha256 for one in wanted if one.source == PATHS and is_no_image(one.entry.place)}
         problems = [(one.name, NO_IMAGE) for one in wanted if one.sha256 in wrong]
         for source in GIVEN:
@@ -172,7 +174,7 @@ class CachedEmbedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # 
                     self.store,
                     backbone=network,
                     layers=[layer.name for layer in layers],
-                    progress=shown,
+                    progress=progress,
                 )
             except NothingUsableError as error:
                 report = error.report
@@ -185,7 +187,7 @@ class CachedEmbedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # 
             raise UnusableImageError(
                 f"{name}: {reason}."
                 + (f" {len(problems) - 1} others cannot be used either." if problems[1:] else "")
-                + f" The rest is kept in {self.store}; leave out what cannot be used, or mend it, and go on."
+                + f" The others are stored in {self.store}; omit or repair what cannot be used, and continue."
             )
 
 

@@ -17,7 +17,7 @@ from featcache.cli import main
 from featcache.core.errors import UnknownNameError
 from featcache.core.progress import Silent
 from featcache.extraction import doctor
-from featcache.extraction.doctor import HEIGHT, WIDTH, measure, pictures
+from featcache.extraction.doctor import HEIGHT, WIDTH, jpegs, measure
 from featcache.images.decode import decode_rgb
 from tests.backbones.making import randomised, saved
 
@@ -112,8 +112,8 @@ def test_each_runtime_is_measured_in_its_own_way(runtime: str) -> None:
     assert speed.images_per_second == pytest.approx(speed.images / speed.seconds)
 
 
-def test_the_pictures_are_jpegs_of_the_size_that_is_named() -> None:
-    made = pictures()
+def test_the_images_are_jpegs_of_the_size_that_is_named() -> None:
+    made = jpegs()
     assert len(set(made)) == len(made)
     assert {decode_rgb(data).size for data in made} == {(WIDTH, HEIGHT)}
     # Flat images would have 5 kB and be decoded in no time, pure noise 200 kB.

@@ -36,5 +36,5 @@ def test_aligned_faces_are_compared_with_their_own_pixels(tmp_path: Path) -> Non
     with pytest.raises(RecipeMismatchError, match="aligned faces"):
         fc.check_live(tmp_path / "s.fcache", space=made.space, backbone=base, progress=False)
     other = fc.faces.aligned_backbone(tmp_path / "s.fcache", made.space, backbone=tiny_backbone(1))
-    with pytest.raises(RecipeMismatchError, match="cannot be made again here: backbone"):
+    with pytest.raises(RecipeMismatchError, match="cannot be recomputed here: backbone"):
         fc.check_live(tmp_path / "s.fcache", space=made.space, backbone=other, progress=False)

@@ -57,7 +57,7 @@ def told(store: Path) -> tuple[object, ...]:
 def test_more_of_some_images_leaves_the_rest_alone(store: Path, photos: Path) -> None:
     before = told(store)
     _, source = known(store, photos)
-    some = KnownSource(source.name, source.root, source.items[3:9], source.there)
+    some = KnownSource(source.name, source.root, source.items[3:9], source.images)
     report = fc.extract(some, store, backbone=BACKBONE, layers=["body.0:mean"], progress=False)
     assert (report.items, report.computed, report.removed, report.quarantined) == (6, 6, 0, 0)
     assert told(store) == before
@@ -127,15 +127,15 @@ def test_files_given_one_by_one(photos: Path, tmp_path: Path) -> None:
 def test_a_picture_that_is_no_more_what_it_was(store: Path, photos: Path) -> None:
     _, source = known(store, photos)
     item = next(item for item in source.items if item.uri == "cats/cat-02.jpg")
-    picture = image_of_item(item, source.there[item.uri], BACKBONE).image
+    picture = image_of_item(item, source.images[item.uri], BACKBONE).image
     expected = Image.open(photos / item.uri).convert("RGB")
     np.testing.assert_array_equal(np.asarray(picture), np.asarray(expected))
     shutil.copy(photos / "cats" / "cat-03.jpg", photos / item.uri)
-    with pytest.raises(UnusableImageError, match=r"cats/cat-02\.jpg is another image"):
-        image_of_item(item, source.there[item.uri], BACKBONE)
+    with pytest.raises(UnusableImageError, match=r"cats/cat-02\.jpg has changed since"):
+        image_of_item(item, source.images[item.uri], BACKBONE)
     (photos / item.uri).unlink()
     with pytest.raises(UnusableImageError):
-        image_of_item(item, source.there[item.uri], BACKBONE)
+        image_of_item(item, source.images[item.uri], BACKBONE)
 
 
 def test_images_that_only_python_can_give(tmp_path: Path, draw_images: Callable[..., Path]) -> None:
