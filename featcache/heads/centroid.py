@@ -1,8 +1,9 @@
-"""The head ``centroid``: the class with the nearest mean, with probabilities.
+"""The head ``centroid``: the class with the nearest mean, with calibrated probabilities.
 
-The score of a class is minus half the squared Euclidean distance to its mean, less what all classes
-share, and so linear in the vector. Probabilities are softmax(scores / T); T is fitted on the scores that
-each item gets while its group is left out of the means, which has a closed form.
+The score of a class is minus half the squared Euclidean distance to its mean, less what all classes share, and so
+linear in the vector. Probabilities are softmax(scores / T); T is fitted on the scores that each item gets with its
+group left out of the means, which has a closed form. scikit-learn's NearestCentroid
+has the same labels, but takes no weights and no groups, does not calibrate its probabilities, and is no linear map.
 """
 
 from __future__ import annotations
@@ -42,15 +43,15 @@ class CentroidHead(LinearHead):
             UsageError: a value is not finite (the row is named), a weight is negative, or there is one class only.
         """
         weights = None if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
-        X, classes, numbers, groups = to_fit(self, X, y, groups)
+        X, classes, class_ids, groups = to_fit(self, X, y, groups)
         if weights is None:
             weights = np.ones(len(X))
         elif weights.shape != (len(X),) or not (np.isfinite(weights) & (weights >= 0)).all() or not weights.any():
             raise UsageError(f"sample_weight must have the shape ({len(X)},), no negative value and one above zero.")
         counted = weights > 0
         if not counted.all():
-            X, numbers, groups, weights = X[counted], numbers[counted], groups[counted], weights[counted]
-            present, numbers = np.unique(numbers, return_inverse=True)
+            X, class_ids, groups, weights = X[counted], class_ids[counted], groups[counted], weights[counted]
+            present, class_ids = np.unique(class_ids, return_inverse=True)
             classes = classes[present]
             if len(classes) < 2:
                 raise UsageError("All rows that have a weight are of one class; a head needs two or more.")
@@ -61,7 +62,7 @@ class CentroidHead(LinearHead):
         Z = X - mean
         mean = mean.astype(np.float64)
         members = np.zeros((len(classes), len(X)))
-        members[numbers, np.arange(len(X))] = weights
+        members[class_ids, np.arange(len(X))] = weights
         masses = members.sum(axis=1)
         offsets = (members.astype(X.dtype) @ Z).astype(np.float64) / masses[:, None]
         self.centroids_ = mean + offsets
@@ -70,13 +71,13 @@ class CentroidHead(LinearHead):
         if len(classes) == 2:
             self.coef_ = self.coef_[1:] - self.coef_[:1]
             self.intercept_ = self.intercept_[1:] - self.intercept_[:1]
-        scores, known = _left_out_scores(Z, offsets, masses, numbers, groups, weights)
+        scores, known = _left_out_scores(Z, offsets, masses, class_ids, groups, weights)
         what = "group" if len(np.unique(groups)) < len(groups) else "item"
         self.chosen_by_ = f"leaving out one {what}"
         if not known.any():
             scores, known = Z @ offsets.T - np.square(offsets).sum(axis=1) / 2, np.ones(len(Z), dtype=bool)
             self.chosen_by_ = f"the items learned from: without its {what} each leaves a class empty"
-        self.temperature_, _ = fit_temperature(scores[known], numbers[known], weights[known])
+        self.temperature_, _ = fit_temperature(scores[known], class_ids[known], weights[known])
         self.chosen_ = {"temperature": self.temperature_}
         return self
 
@@ -85,7 +86,7 @@ def _left_out_scores(
     Z: np.ndarray,
     offsets: np.ndarray,
     masses: np.ndarray,
-    numbers: np.ndarray,
+    class_ids: np.ndarray,
     groups: np.ndarray,
     weights: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -95,7 +96,7 @@ def _left_out_scores(
         Z: (n, d) vectors less their mean.
         offsets: (k, d) the class means, likewise.
         masses: (k,) sums of weights.
-        numbers, groups, weights: (n,) of the rows.
+        class_ids, groups, weights: (n,) of the rows.
 
     Returns:
         (n, k) z·m - ‖m‖²/2, and (n,) whether every class has something left without the row's group.
@@ -109,7 +110,7 @@ def _left_out_scores(
     counts = np.diff(starts, append=len(order))
 
     alone = order[starts[counts == 1]]
-    own, weight = numbers[alone], weights[alone]
+    own, weight = class_ids[alone], weights[alone]
     left = masses[own] - weight
     known[alone] = left > 1e-9 * masses[own]
     left = np.where(known[alone], left, 1)
@@ -121,8 +122,8 @@ def _left_out_scores(
 
     for start, count in zip(starts[counts > 1], counts[counts > 1], strict=True):
         rows = order[start : start + count]
-        for number in np.unique(numbers[rows]):
-            mine = rows[numbers[rows] == number]
+        for number in np.unique(class_ids[rows]):
+            mine = rows[class_ids[rows] == number]
             left_over = masses[number] - weights[mine].sum()
             if left_over <= 1e-9 * masses[number]:
                 known[rows] = False

@@ -28,7 +28,7 @@ class KnnHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
     Attributes:
         classes_: (k,) labels.
         vectors_: (n, d) the vectors fitted on, divided by their lengths.
-        numbers_: (n,) int64, their classes as places in ``classes_``.
+        class_ids_: (n,) int64, their classes as places in ``classes_``.
         k_: how many vote.
         ks_: the numbers that were compared, ascending.
         scores_: for each of them the log-loss, each row's group left out; of equals the larger is taken.
@@ -55,7 +55,7 @@ class KnnHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
         ks = np.atleast_1d(np.asarray(self.ks))
         if not len(ks) or ks.dtype.kind not in "iu" or ks.min() < 1:
             raise UsageError(f"ks are whole numbers from 1 on, at least one, not {self.ks!r}.")
-        X, self.classes_, self.numbers_, groups = to_fit(self, X, y, groups)
+        X, self.classes_, self.class_ids_, groups = to_fit(self, X, y, groups)
         self.vectors_ = normalised(X)
         alike = len(np.unique(groups)) == 1
         if alike:
@@ -81,7 +81,7 @@ class KnnHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
         asked = self.vectors_[queries]
         for at, cosines, places in nearest(self.vectors_, asked, int(self.ks_[-1]), groups, groups[queries]):
             votes = vote_weights(cosines)
-            own = votes * (self.numbers_[places] == self.numbers_[queries[at], None])
+            own = votes * (self.class_ids_[places] == self.class_ids_[queries[at], None])
             p = (own.cumsum(axis=1) + 1 / len(self.classes_)) / (votes.cumsum(axis=1) + 1)
             total -= np.log(p[:, self.ks_ - 1]).sum(axis=0)
         return total / len(queries)
@@ -92,7 +92,7 @@ class KnnHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
         return self._predictor(self.vectors_.astype(np.float32))
 
     def _predictor(self, vectors: np.ndarray) -> KnnPredictor:
-        return KnnPredictor(vectors, self.numbers_, self.k_, tuple(str(c) for c in self.classes_))
+        return KnnPredictor(vectors, self.class_ids_, self.k_, tuple(str(c) for c in self.classes_))
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """(n, k) probabilities in the order of ``classes_``."""

@@ -27,7 +27,7 @@ class Scatter:
         mean: (d,) float64.
         basis: (d, r) float64 with orthonormal columns, whose span holds the vectors; None where r = d.
         rows: (n, r) float64, the vectors less their mean in that basis.
-        numbers: (n,) int64, identities from 0.
+        class_ids: (n,) int64, identities from 0.
         within: (r, r) float64 covariance within identities.
         variance: its mean over all directions.
         directions: how many there are, d, of which the rows may span r alone.
@@ -36,7 +36,7 @@ class Scatter:
     mean: np.ndarray
     basis: np.ndarray | None
     rows: np.ndarray
-    numbers: np.ndarray
+    class_ids: np.ndarray
     within: np.ndarray
     variance: float
     directions: int
@@ -46,7 +46,7 @@ class Scatter:
         """The shrinkage of Ledoit and Wolf (2004), from 0 to 1."""
         from sklearn.covariance import ledoit_wolf_shrinkage
 
-        residual, _ = _residual(self.rows, self.numbers)
+        residual, _ = _residual(self.rows, self.class_ids)
         if residual.shape[1] == self.directions:
             return float(ledoit_wolf_shrinkage(residual, assume_centered=True))
         return _shrinkage(residual, self.directions)
@@ -83,12 +83,12 @@ class Whitened:
         return np.ascontiguousarray(map_, dtype=np.float32)
 
 
-def scatter_of(X: np.ndarray, numbers: np.ndarray, *, directions: int | None = None) -> Scatter:
+def scatter_of(X: np.ndarray, class_ids: np.ndarray, *, directions: int | None = None) -> Scatter:
     """Measure how vectors vary within identities.
 
     Args:
         X: (n, d) finite vectors.
-        numbers: (n,) identities from 0.
+        class_ids: (n,) identities from 0.
         directions: of the space that X has coordinates in, where these are of a basis that spans all of X but not
             the space; d by default.
     """
@@ -99,10 +99,10 @@ def scatter_of(X: np.ndarray, numbers: np.ndarray, *, directions: int | None = N
     if directions is None and d > n:
         basis, triangle = scipy.linalg.qr(rows.T, mode="economic", check_finite=False)
         rows = triangle.T
-    residual, freedom = _residual(rows, numbers)
+    residual, freedom = _residual(rows, class_ids)
     within = residual.T @ residual / max(freedom, 1)
     directions = directions or d
-    return Scatter(mean, basis, rows, numbers, within, float(np.trace(within)) / directions, directions)
+    return Scatter(mean, basis, rows, class_ids, within, float(np.trace(within)) / directions, directions)
 
 
 def whiten(scatter: Scatter, shrinkage: float, dimensions: int) -> Whitened:
@@ -120,18 +120,18 @@ def whiten(scatter: Scatter, shrinkage: float, dimensions: int) -> Whitened:
     covariance[np.diag_indices(r)] += shrinkage * scatter.variance + floor
     factor = scipy.linalg.cholesky(covariance, lower=True, check_finite=False)
     rows = _whitened(factor, scatter.rows)
-    weighted = _means(rows.astype(np.float64), scatter.numbers) * np.sqrt(np.bincount(scatter.numbers))[:, None]
+    weighted = _means(rows.astype(np.float64), scatter.class_ids) * np.sqrt(np.bincount(scatter.class_ids))[:, None]
     axes = np.linalg.svd(weighted, full_matrices=False)[2]
     # The means lie about the mean of all, so that the last axis has no extent.
     return Whitened(scatter, factor, rows, axes[: min(dimensions, len(weighted) - 1, r)].astype(np.float32))
 
 
-def _residual(rows: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray, int]:
+def _residual(rows: np.ndarray, class_ids: np.ndarray) -> tuple[np.ndarray, int]:
     """What rows differ by from their identity's mean, and the degrees of freedom; from the mean of all, if few."""
-    freedom = len(rows) - int(numbers.max()) - 1
+    freedom = len(rows) - int(class_ids.max()) - 1
     if freedom < FEWEST_WITHIN:
         return rows, len(rows) - 1
-    return rows - _means(rows, numbers)[numbers], freedom
+    return rows - _means(rows, class_ids)[class_ids], freedom
 
 
 def _whitened(factor: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -139,11 +139,11 @@ def _whitened(factor: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(solved.T, dtype=np.float32)
 
 
-def _means(rows: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+def _means(rows: np.ndarray, class_ids: np.ndarray) -> np.ndarray:
     """(k, r) the mean of each identity."""
-    counts = np.bincount(numbers)
+    counts = np.bincount(class_ids)
     sums = np.zeros((len(counts), rows.shape[1]))
-    np.add.at(sums, numbers, rows)
+    np.add.at(sums, class_ids, rows)
     return np.asarray(sums / counts[:, None])
 
 

@@ -1,8 +1,7 @@
-"""What a head for matching boils down to: a projection, under which a cosine compares two images.
+"""The predictor of a head for matching: a projection, under which a cosine compares two images.
 
-Both images go through the same linear map, as in a siamese network (Bromley et al. 1993); the score is the
-cosine of the two projected vectors, the larger the more alike. A calibration, where there is one, turns it into
-a log-likelihood ratio, a probability and a decision.
+Both images go through the same linear map, as in a siamese network (Bromley et al. 1993); the score is the cosine of
+the two projected vectors. A calibration, if any, turns it into a log-likelihood ratio, a probability and a decision.
 """
 
 from __future__ import annotations

@@ -23,25 +23,25 @@ COSINE_MARGIN = 0.2
 COSINE_SCALE = 16.0
 
 
-def contrastive(embedded: Tensor, numbers: Tensor) -> Tensor:
+def contrastive(embedded: Tensor, class_ids: Tensor) -> Tensor:
     """Half the squared distance of pairs of one identity, and half of what others lack to the margin, squared.
 
     Equation 4 of Hadsell, Chopra and LeCun (2006), with the margin 1, averaged over each kind of pair so that the
     rarer one, that of one identity, weighs as much.
     """
-    same, different, squares = _pairs(embedded, numbers)
+    same, different, squares = _pairs(embedded, class_ids)
     # The square root has no slope at 0, where two images are one.
     lacking = (CONTRASTIVE_MARGIN - squares.clamp_min(1e-12).sqrt()).clamp_min(0)
     return (squares[same].mean() + lacking[different].square().mean()) / 2
 
 
-def triplet(embedded: Tensor, numbers: Tensor) -> Tensor:
+def triplet(embedded: Tensor, class_ids: Tensor) -> Tensor:
     """How much nearer than the margin 0.2 a stranger comes to an image than one of its own identity, squared distances.
 
     Equations 3 and 4 of Schroff, Kalenichenko and Philbin (FaceNet, 2015): for each pair of one identity the
     nearest stranger that is farther away than the mate ("semi-hard"), or the farthest where there is none.
     """
-    same, different, squares = _pairs(embedded, numbers)
+    same, different, squares = _pairs(embedded, class_ids)
     anchor, mate = torch.nonzero(same, as_tuple=True)
     near, strangers = squares[anchor, mate], squares[anchor]
     others = different[anchor]
@@ -50,7 +50,7 @@ def triplet(embedded: Tensor, numbers: Tensor) -> Tensor:
     return (near - torch.where(beyond.isinf(), farthest, beyond) + TRIPLET_MARGIN).clamp_min(0).mean()
 
 
-def cosine_margin(embedded: Tensor, numbers: Tensor, prototypes: Tensor) -> Tensor:
+def cosine_margin(embedded: Tensor, class_ids: Tensor, prototypes: Tensor) -> Tensor:
     """Cross-entropy of 16 · cosine to a prototype of each identity, less 16 · 0.2 for its own.
 
     Equation 4 of Wang et al. (CosFace, 2018).
@@ -60,14 +60,14 @@ def cosine_margin(embedded: Tensor, numbers: Tensor, prototypes: Tensor) -> Tens
         prototypes: (k, p) of any length, one for each identity.
     """
     cosines = embedded @ functional.normalize(prototypes).T
-    cosines = cosines - COSINE_MARGIN * functional.one_hot(numbers, len(prototypes))
-    return functional.cross_entropy(COSINE_SCALE * cosines, numbers)
+    cosines = cosines - COSINE_MARGIN * functional.one_hot(class_ids, len(prototypes))
+    return functional.cross_entropy(COSINE_SCALE * cosines, class_ids)
 
 
-def _pairs(embedded: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _pairs(embedded: Tensor, class_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(b, b): pairs of one identity but not of one row, pairs of two identities, squared distances."""
-    equal = numbers[:, None] == numbers[None]
-    itself = torch.eye(len(numbers), dtype=torch.bool)
+    equal = class_ids[:, None] == class_ids[None]
+    itself = torch.eye(len(class_ids), dtype=torch.bool)
     return equal & ~itself, ~equal, (2 - 2 * embedded @ embedded.T).clamp_min(0)
 
 
@@ -78,13 +78,13 @@ EVERY = 40
 
 
 def trained(
-    rows: np.ndarray, numbers: np.ndarray, weight: np.ndarray, *, loss: str, noise: float, steps: int, seed: int
+    rows: np.ndarray, class_ids: np.ndarray, weight: np.ndarray, *, loss: str, noise: float, steps: int, seed: int
 ) -> Iterator[np.ndarray]:
     """Train a projection.
 
     Args:
         rows: (n, r) float32 whitened coordinates.
-        numbers: (n,) int64 identities from 0.
+        class_ids: (n,) int64 identities from 0.
         weight: (p, r) float32 to start from.
         loss: ``cosine_margin``, ``contrastive`` or ``triplet``.
         noise: standard deviation of the noise that is added to each coordinate.
@@ -95,8 +95,8 @@ def trained(
         (p, r) float32 after every 40 steps and after the last.
     """
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
-    points, targets = torch.from_numpy(rows), torch.from_numpy(numbers)
-    members = np.split(np.argsort(numbers, kind="stable"), np.cumsum(np.bincount(numbers))[:-1])
+    points, targets = torch.from_numpy(rows), torch.from_numpy(class_ids)
+    members = np.split(np.argsort(class_ids, kind="stable"), np.cumsum(np.bincount(class_ids))[:-1])
     turning = torch.from_numpy(weight).clone().requires_grad_()
     learned = [turning]
     if loss == "cosine_margin":
@@ -133,7 +133,7 @@ def one_torch_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _loss(name: str, embedded: Tensor, numbers: Tensor, learned: list[Tensor]) -> Tensor:
+def _loss(name: str, embedded: Tensor, class_ids: Tensor, learned: list[Tensor]) -> Tensor:
     if name == "cosine_margin":
-        return cosine_margin(embedded, numbers, learned[1])
-    return {"contrastive": contrastive, "triplet": triplet}[name](embedded, numbers)
+        return cosine_margin(embedded, class_ids, learned[1])
+    return {"contrastive": contrastive, "triplet": triplet}[name](embedded, class_ids)

@@ -22,17 +22,17 @@ from torch.nn import functional
 from featcache.metrics import splits
 
 Batches = Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]]
-"""Starts a pass: yields vectors (b, d) and class numbers (b,)."""
+"""Starts a pass: yields vectors (b, d) and class ids (b,)."""
 
 HELD_OUT_ROWS = 4096
 _SMALL_STEP = 20_000_000
 
 
-def hold_out(numbers: np.ndarray, groups: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def hold_out(class_ids: np.ndarray, groups: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows to learn from, and at most 4096 rows of other groups that decide when to stop.
 
     Args:
-        numbers: (n,) class numbers.
+        class_ids: (n,) class ids.
         groups: (n,) numbers; rows with the same one stay together.
         fraction: of the groups of each class.
         seed: of the draw.
@@ -41,11 +41,11 @@ def hold_out(numbers: np.ndarray, groups: np.ndarray, fraction: float, seed: int
         Row numbers to learn from, of all classes, and to hold out, sorted. Of a class with one group alone none are
         held out.
     """
-    parts = splits.draw_holdout([str(n) for n in numbers], [str(g) for g in groups], fraction=fraction, seed=seed)
+    parts = splits.draw_holdout([str(n) for n in class_ids], [str(g) for g in groups], fraction=fraction, seed=seed)
     is_test = np.array([parts[str(g)] == "test" for g in groups])
     # A group of several classes may hold all rows of one, which then could not be learned.
-    lost = np.setdiff1d(numbers, numbers[~is_test])
-    is_test &= ~np.isin(groups, groups[np.isin(numbers, lost)])
+    lost = np.setdiff1d(class_ids, class_ids[~is_test])
+    is_test &= ~np.isin(groups, groups[np.isin(class_ids, lost)])
     if is_test.sum() > HELD_OUT_ROWS:
         # Whole groups, as many as fit; the others are learned from.
         _, inverse, sizes = np.unique(groups[is_test], return_inverse=True, return_counts=True)
@@ -64,11 +64,11 @@ def moments(batches: Batches, width: int, k: int) -> tuple[Tensor, Tensor, np.nd
     """
     counts, steps = np.zeros(k, dtype=np.int64), 0
     total, squares = np.zeros(width), np.zeros(width)
-    for vectors, numbers in batches():
+    for vectors, class_ids in batches():
         exact = vectors.astype(np.float64)
         total += exact.sum(0)
         squares += (exact**2).sum(0)
-        counts += np.bincount(numbers, minlength=k)
+        counts += np.bincount(class_ids, minlength=k)
         steps += 1
     count = counts.sum()
     mean = total / max(count, 1)
@@ -128,7 +128,7 @@ class HeldOutChoice:
 
     Args:
         x: (m, d) float32 standardised vectors, one or more.
-        numbers: (m,) class numbers.
+        class_ids: (m,) class ids.
         groups: (m,) numbers; rows with the same one stay in one half.
         k: classes.
         seed: of the halves.
@@ -141,16 +141,16 @@ class HeldOutChoice:
             rows, and where no class has two groups.
     """
 
-    def __init__(self, x: Tensor, numbers: np.ndarray, groups: np.ndarray, k: int, seed: int) -> None:
-        self.rows = len(numbers)
-        self._x, self._truth = x, torch.from_numpy(np.asarray(numbers, dtype=np.int64))
+    def __init__(self, x: Tensor, class_ids: np.ndarray, groups: np.ndarray, k: int, seed: int) -> None:
+        self.rows = len(class_ids)
+        self._x, self._truth = x, torch.from_numpy(np.asarray(class_ids, dtype=np.int64))
         self.loss, self.decay, self.epoch = np.inf, 0.0, 0
         self.layers: Layers = []
         self.logits: np.ndarray | None = None
-        self._halves = hold_out(numbers, groups, 0.5, seed)
+        self._halves = hold_out(class_ids, groups, 0.5, seed)
         self._least = [np.inf, np.inf]
-        if len(numbers) >= FEWEST_TO_TEMPER and len(self._halves[1]):
-            self.logits = np.full((len(numbers), k), np.nan, np.float32)
+        if len(class_ids) >= FEWEST_TO_TEMPER and len(self._halves[1]):
+            self.logits = np.full((len(class_ids), k), np.nan, np.float32)
 
     def judge(self, layers: Layers, decay: float, epoch: int) -> float:
         """Mean log-loss of the rows by these layers, which are kept if it is the least so far; perhaps not finite."""

@@ -104,10 +104,10 @@ class MLPHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
             UsageError: a value is not finite in float32 (the row is named), there is one class only, *groups* has
                 another length, a parameter is out of range, or the training diverges.
         """
-        vectors, classes, numbers, groups = to_fit(self, X, y, groups)
+        vectors, classes, class_ids, groups = to_fit(self, X, y, groups)
         narrow = vectors.astype(np.float32, copy=False)
         check_finite(narrow)
-        return self.fit_stream(VectorStream(lambda rows: narrow[rows], numbers, groups, classes, narrow.shape[1]))
+        return self.fit_stream(VectorStream(lambda rows: narrow[rows], class_ids, groups, classes, narrow.shape[1]))
 
     def fit_stream(self, stream: VectorStream) -> MLPHead:
         """Fit on vectors that need not fit in memory, in a new order each pass."""
@@ -116,13 +116,13 @@ class MLPHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
             del self.weights_  # if the training fails, no earlier one may answer in its place
         # Where all are of one group it tells nothing apart.
         groups = stream.groups if len(np.unique(stream.groups)) > 1 else np.arange(len(stream))
-        train_rows, held_out = hold_out(stream.numbers, groups, _HELD_OUT, self.random_state)
-        numbers = np.asarray(stream.numbers, dtype=np.int64)
+        train_rows, held_out = hold_out(stream.class_ids, groups, _HELD_OUT, self.random_state)
+        class_ids = np.asarray(stream.class_ids, dtype=np.int64)
         with threads_for(self.batch_size * max(a * b for a, b in pairwise(widths))):
             read = _once_read(stream)
-            blocks = VectorStream(read, numbers, groups, stream.classes, stream.width).blocks
+            blocks = VectorStream(read, class_ids, groups, stream.classes, stream.width).blocks
             mean, scale, *_ = moments(
-                lambda: ((X, numbers[rows]) for rows, X in blocks(train_rows)), stream.width, len(stream.classes)
+                lambda: ((X, class_ids[rows]) for rows, X in blocks(train_rows)), stream.width, len(stream.classes)
             )
 
             def standardised(rows: np.ndarray) -> Tensor:
@@ -131,9 +131,9 @@ class MLPHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
             choice = None
             if len(held_out):
                 choice = HeldOutChoice(
-                    standardised(held_out), numbers[held_out], groups[held_out], widths[-1], self.random_state
+                    standardised(held_out), class_ids[held_out], groups[held_out], widths[-1], self.random_state
                 )
-            layers = self._train(standardised, numbers, train_rows, widths, choice)
+            layers = self._train(standardised, class_ids, train_rows, widths, choice)
         self.held_out_rows_, self.held_out_logits_ = held_out, None if choice is None else choice.logits
         self.classes_, self.n_features_in_ = np.asarray(stream.classes), stream.width
         self._fold(layers, mean.double().numpy(), scale.double().numpy())
@@ -142,13 +142,13 @@ class MLPHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
     def _train(
         self,
         standardised: Callable[[np.ndarray], Tensor],
-        numbers: np.ndarray,
+        class_ids: np.ndarray,
         train_rows: np.ndarray,
         widths: list[int],
         choice: HeldOutChoice | None,
     ) -> Layers:
         """Train with each decay; the layers that are chosen, for standardised vectors."""
-        targets = torch.from_numpy(numbers)
+        targets = torch.from_numpy(class_ids)
         steps = -(-len(train_rows) // self.batch_size)
         epochs = int(self.epochs or max(_FEWEST_EPOCHS, -(-_STEPS // steps)))
         patience = self.patience or max(5, epochs // 4)

@@ -203,14 +203,14 @@ class KnnPredictor:
 
     Attributes:
         vectors: (n, d), of length 1 (or 0).
-        numbers: (n,) int64, the class of each as its place in ``classes``.
+        class_ids: (n,) int64, the class of each as its place in ``classes``.
         k: how many vote.
         classes: labels.
         link: ``votes``; probabilities are those described above.
     """
 
     vectors: np.ndarray
-    numbers: np.ndarray
+    class_ids: np.ndarray
     k: int
     classes: tuple[str, ...]
     link: str = "votes"
@@ -219,7 +219,7 @@ class KnnPredictor:
         """(m, classes) float64 for vectors (m, d), rows sum to 1."""
         found = np.empty((len(X), len(self.classes)))
         for at, cosines, places in nearest(self.vectors, normalised(X), self.k):
-            found[at] = vote_shares(cosines, self.numbers[places], len(self.classes))
+            found[at] = vote_shares(cosines, self.class_ids[places], len(self.classes))
         return found
 
     def predict(self, X: np.ndarray) -> np.ndarray:
@@ -273,9 +273,9 @@ def vote_weights(cosines: np.ndarray) -> np.ndarray:
     return np.asarray(np.exp((cosines - cosines[:, :1]) / SHARPNESS))
 
 
-def vote_shares(cosines: np.ndarray, numbers: np.ndarray, classes: int) -> np.ndarray:
-    """(b, classes) probabilities from the neighbours' cosines and class numbers, both (b, k)."""
+def vote_shares(cosines: np.ndarray, class_ids: np.ndarray, classes: int) -> np.ndarray:
+    """(b, classes) probabilities from the neighbours' cosines and class ids, both (b, k)."""
     votes = np.full((len(cosines), classes), 1 / classes)
-    for weight, number in zip(vote_weights(cosines).T, numbers.T, strict=True):
+    for weight, number in zip(vote_weights(cosines).T, class_ids.T, strict=True):
         votes[np.arange(len(votes)), number] += weight
     return np.asarray(votes / votes.sum(axis=1, keepdims=True))

@@ -1,9 +1,7 @@
-"""The solutions along C for all folds and for all rows, each certified.
+"""Solutions along C for all folds and for all rows, each certified; and the folds.
 
-`RegularisationPath` is asked for one C after the other, from small to large. Where a certificate finds a
-gap that is too large, the problem is solved more closely in float32, and after that by Newton's method.
-
-Which fold each row is held out in.
+`RegularizationPath` is asked for one C after the other, from small to large. Where the certificate finds too large a
+gap, the problem is solved more closely in float32, and after that by Newton's method.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ import numpy as np
 from featcache.core.errors import UsageError
 from featcache.core.process import RowThreads
 from featcache.heads import softmax_solver
-from featcache.heads.softmax_certificate import Certificate, Labelled, Newton, certify, class_sums
+from featcache.heads.softmax_certificate import Certificate, Labelled, Newton, Solution, certify
 from featcache.heads.softmax_solver import NO_FOLD, Problem, Rows, principal_axes
 from featcache.heads.validation import TrainingRows
 from featcache.metrics import splits
@@ -32,15 +30,12 @@ _REFINED, _REFINING = 1e-6, 60
 are off by the square root of the gap. So close as float32 comes within so many passes."""
 
 
-class RegularisationPath:
+class RegularizationPath:
     """A path over some labelled rows.
 
     Args:
-        X: (n, d) float32.
-        y: (n,) class numbers from 0 to k - 1.
-        weights: (n,) float64, above 0.
+        rows: the labelled rows.
         fold: (n,) fold numbers from 0 on, or `NO_FOLD`.
-        k: how many classes.
         threads: who computes.
         max_iter: passes over the rows for one problem at one C, at most.
 
@@ -50,25 +45,16 @@ class RegularisationPath:
         passes: passes over the rows so far, summed over the problems.
     """
 
-    def __init__(
-        self,
-        X: np.ndarray,
-        y: np.ndarray,
-        weights: np.ndarray,
-        fold: np.ndarray,
-        k: int,
-        threads: RowThreads,
-        max_iter: int = 500,
-    ) -> None:
+    def __init__(self, rows: TrainingRows, fold: np.ndarray, threads: RowThreads, max_iter: int = 500) -> None:
+        X, y, weights, k = rows.X, rows.y, rows.weights, len(rows.classes)
         self._order = np.lexsort((y, fold))
         sorted_folds = fold[self._order]
-        numbers, firsts = np.unique(sorted_folds, return_index=True)
+        fold_ids, firsts = np.unique(sorted_folds, return_index=True)
         stops = [*firsts[1:].tolist(), len(y)]
-        spans = [(int(f), int(a), int(b)) for f, a, b in zip(numbers, firsts, stops, strict=True)]
+        spans = [(int(f), int(a), int(b)) for f, a, b in zip(fold_ids, firsts, stops, strict=True)]
         # For two classes ½‖w‖² is twice ½‖W‖² at W = (-w/2, w/2): the same problem with half the C.
         self._scale = 0.5 if k == 2 else 1.0
         self._data = Labelled(X[self._order], y[self._order], weights[self._order], spans, k)
-        self._sums = class_sums(self._data)
         self._rotation = principal_axes(self._data.X, self._data.weights)
         Z = np.empty((len(y), self._rotation.basis.shape[1] + 1), np.float32)
         for a in range(0, len(y), _ROWS_AT_ONCE):  # all at once would take twice their memory besides
@@ -89,8 +75,8 @@ class RegularisationPath:
             A certificate for each fold's problem, in the order of `folds`, and last for the one on all rows.
         """
         if not self._problems:
-            numbers = [*self.folds, NO_FOLD]
-            self._problems = [softmax_solver.start(self._rows, C * self._scale, f) for f in numbers]
+            fold_ids = [*self.folds, NO_FOLD]
+            self._problems = [softmax_solver.start(self._rows, C * self._scale, f) for f in fold_ids]
         else:
             for problem in self._problems:
                 problem.move_to(C * self._scale)
@@ -112,7 +98,7 @@ class RegularisationPath:
             if certificates[i].gap > PATH_GAP:
                 # Certified before it is rounded: at a large C the last digits of float32 are worth more than the gap.
                 point = self._polished(problem, PATH_GAP)
-                certificates[i] = self._certificate(problem, *self._original(point))
+                certificates[i] = self._certificate(problem, *self._rotation.original(point))
                 problem.x = point.astype(np.float32)
         return certificates
 
@@ -134,7 +120,7 @@ class RegularisationPath:
         """
         problem = self._kept[-1]
         x = self._polished(problem, FINAL_GAP)
-        coef, intercept = self._original(x)
+        coef, intercept = self._rotation.original(x)
         certificate = self._certificate(problem, coef, intercept)
         return coef, certificate.intercept, certificate
 
@@ -146,30 +132,23 @@ class RegularisationPath:
         logits = np.full((len(self._order), self._data.k), np.nan, np.float32)
         for fold, first, stop in self._data.folds:
             if fold != NO_FOLD:
-                coef, intercept = self._original(self._kept[self.folds.index(fold)].x.astype(np.float64))
-                learned = np.sum([weights for f, (weights, _) in self._sums.items() if f != fold], axis=0)
+                coef, intercept = self._rotation.original(self._kept[self.folds.index(fold)].x.astype(np.float64))
+                learned = np.sum([weights for f, (weights, _) in self._data.sums.items() if f != fold], axis=0)
                 for a in range(first, stop, _ROWS_AT_ONCE):
                     some = slice(a, min(a + _ROWS_AT_ONCE, stop))
                     logits[self._order[some]] = np.where(learned > 0, self._data.X[some] @ coef.T + intercept, -np.inf)
         return logits
 
     def _certified(self, problems: list[Problem]) -> list[Certificate]:
-        points = [self._original(p.x.astype(np.float64)) for p in problems]
-        coef, intercept = (np.stack(parts) for parts in zip(*points, strict=True))
-        Cs, folds = [p.C for p in problems], [p.fold for p in problems]
-        found = certify(self._data, self._sums, coef, intercept, Cs, folds, self._threads, PATH_GAP)
-        for problem, weights, certificate in zip(problems, coef, found, strict=True):
-            problem.x[:, -1] = certificate.intercept + weights @ self._rotation.mean
+        solutions = [Solution(*self._rotation.original(p.x.astype(np.float64)), p.C, p.fold) for p in problems]
+        found = certify(self._data, solutions, self._threads, PATH_GAP)
+        for problem, solution, certificate in zip(problems, solutions, found, strict=True):
+            problem.x[:, -1] = certificate.intercept + solution.coef @ self._rotation.mean
         return found
 
     def _certificate(self, problem: Problem, coef: np.ndarray, intercept: np.ndarray) -> Certificate:
         """Of one solution, with an intercept as good as float64 makes it."""
-        one = coef[None], intercept[None], [problem.C], [problem.fold]
-        return certify(self._data, self._sums, *one, self._threads, FINAL_GAP)[0]
-
-    def _original(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        coef = self._rotation.back(x[:, :-1])
-        return coef, x[:, -1] - coef @ self._rotation.mean
+        return certify(self._data, [Solution(coef, intercept, problem.C, problem.fold)], self._threads, FINAL_GAP)[0]
 
     def _polished(self, problem: Problem, gap: float) -> np.ndarray:
         """The problem's point brought to a gap by Newton's method, float64."""

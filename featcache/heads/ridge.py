@@ -1,16 +1,11 @@
-"""The head ``ridge``: ridge regression on the classes, its penalty chosen by exact leave-one-out.
+"""The head ``ridge``: ridge regression on the classes, with its penalty chosen by exact leave-one-out.
 
-Targets are 1 for an item's class and -1 for the others, the intercept is free. One eigendecomposition
-serves all penalties, and what the fit without an item, or without its group, says of it follows without
-fitting again (see `featcache.heads.ridge`). On those scores a temperature is fitted for each
-penalty, and the penalty of the least log-loss is taken, the larger one of equals.
-
-Ridge regression with a free intercept for all penalties at once, with exact leave-one-out answers.
-
-In the axes of the centred vectors' own variance, Z = (X - 1mᵀ) V and ZᵀZ = diag(s), the fit for the
-penalty λ is Ŷ = Ȳ + Z diag(1/(s + λ)) ZᵀY, so each λ costs one product. Its hat matrix is
-H = 11ᵀ/n + Z diag(1/(s + λ)) Zᵀ, and what a fit without the rows I says of them is
-Y_I - (1 - H_II)⁻¹ (Y_I - Ŷ_I) (Allen 1974 for one row, Cook and Weisberg 1982, section 2.2, for several).
+Targets are 1 for an item's class and -1 for the others; the intercept is free. In the axes of the centred vectors' own
+variance, Z = (X - 1mᵀ) V and ZᵀZ = diag(s), the fit for the penalty λ is Ŷ = Ȳ + Z diag(1/(s + λ)) ZᵀY, so one
+eigendecomposition serves all penalties and each λ costs one product. The hat matrix is
+H = 11ᵀ/n + Z diag(1/(s + λ)) Zᵀ, and a fit without the rows I predicts for them Y_I - (1 - H_II)⁻¹ (Y_I - Ŷ_I)
+(Allen 1974 for one row; Cook and Weisberg 1982, section 2.2, for several), so no fit is repeated. A temperature is
+fitted on these scores for each penalty; the penalty with the lowest log-loss is chosen, on a tie the larger one.
 """
 
 from __future__ import annotations
@@ -60,10 +55,10 @@ class RidgeAxes:
         return coef, self.targets - coef @ self.mean
 
 
-def signs(numbers: np.ndarray, k: int) -> np.ndarray:
+def signs(class_ids: np.ndarray, k: int) -> np.ndarray:
     """Targets as scikit-learn's RidgeClassifier has them: 1 for the class and -1 for others; (n, 1) where k = 2."""
     columns = np.arange(k) if k > 2 else np.array([1])
-    return np.where(numbers[:, None] == columns, 1.0, -1.0)
+    return np.where(class_ids[:, None] == columns, 1.0, -1.0)
 
 
 def ridge_axes(stream: VectorStream) -> RidgeAxes:
@@ -73,9 +68,9 @@ def ridge_axes(stream: VectorStream) -> RidgeAxes:
         UsageError: a value is not finite (the row is named), or so large that its square is not.
     """
     n, d, k = len(stream), stream.width, len(stream.classes)
-    targets = np.bincount(stream.numbers, minlength=k) @ signs(np.arange(k), k) / n
+    targets = np.bincount(stream.class_ids, minlength=k) @ signs(np.arange(k), k) / n
     if n < d:
-        return _of_few(stream.read(np.arange(n)), signs(stream.numbers, k) - targets, targets)
+        return _of_few(stream.read(np.arange(n)), signs(stream.class_ids, k) - targets, targets)
     shift: np.ndarray | None = None
     total, gram, cross = np.zeros(d), np.zeros((d, d)), np.zeros((d, len(targets)))
     for rows, X in stream.blocks():
@@ -87,7 +82,7 @@ def ridge_axes(stream: VectorStream) -> RidgeAxes:
         with np.errstate(over="ignore", invalid="ignore"):
             gram += X.T @ X
         # These sum to 0, so it does not matter that X is not centred exactly.
-        cross += X.T @ (signs(stream.numbers[rows], k) - targets).astype(X.dtype)
+        cross += X.T @ (signs(stream.class_ids[rows], k) - targets).astype(X.dtype)
     assert shift is not None
     gram -= np.outer(total, total / n)
     if not np.isfinite(gram).all():
@@ -234,8 +229,8 @@ class RidgeHead(LinearHead):
             UsageError: a value is not finite (the row is named), there is one class only, or a penalty is
                 not positive.
         """
-        X, classes, numbers, groups = to_fit(self, X, y, groups)
-        return self.fit_stream(VectorStream(lambda rows: X[rows], numbers, groups, classes, X.shape[1]))
+        X, classes, class_ids, groups = to_fit(self, X, y, groups)
+        return self.fit_stream(VectorStream(lambda rows: X[rows], class_ids, groups, classes, X.shape[1]))
 
     def fit_stream(self, stream: VectorStream) -> RidgeHead:
         """Fit on vectors that need not fit in memory: one pass over all, and one over those compared."""
@@ -262,30 +257,30 @@ class RidgeHead(LinearHead):
 
     def _left_out(self, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray, str]:
         """Rows to leave out in turn, whole groups of them; their groups; and what is left out in words."""
-        _, numbers, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+        _, group_ids, sizes = np.unique(groups, return_inverse=True, return_counts=True)
         if len(sizes) == 1:
             return np.arange(len(groups)), np.arange(len(groups)), "item, as all are of one group"
         what = "group" if sizes.max() > 1 else "item"
         if len(groups) <= SCORED_ROWS:
-            return np.arange(len(groups)), numbers, what
+            return np.arange(len(groups)), group_ids, what
         order = np.random.default_rng(self.random_state).permutation(len(sizes))
         order = order[sizes[order] <= max(SCORED_ROWS, sizes.min())]
         taken = np.zeros(len(sizes), dtype=bool)
         taken[order] = np.cumsum(sizes[order]) <= SCORED_ROWS
         taken[order[0]] = True
-        rows = np.flatnonzero(taken[numbers])
-        return rows, numbers[rows], f"{what}, for {len(rows):,} items"
+        rows = np.flatnonzero(taken[group_ids])
+        return rows, group_ids[rows], f"{what}, for {len(rows):,} items"
 
     def _choose(
         self, fitted: RidgeAxes, stream: VectorStream, rows: np.ndarray, groups: np.ndarray, alphas: np.ndarray
     ) -> None:
         """Set the penalty and its temperature, by the answers for *rows* of fits without their groups."""
         Z = np.concatenate([fitted.rotated(X) for _, X in stream.blocks(rows)])
-        numbers = stream.numbers[rows]
+        class_ids = stream.class_ids[rows]
         found: list[tuple[float, float]] = []
-        for scores in left_out_scores(fitted, Z, signs(numbers, len(self.classes_)), groups, alphas):
+        for scores in left_out_scores(fitted, Z, signs(class_ids, len(self.classes_)), groups, alphas):
             start = found[-1][0] if found else None
-            found.append(fit_temperature(class_scores(scores), numbers, start=start))
+            found.append(fit_temperature(class_scores(scores), class_ids, start=start))
         self.alphas_, self.scores_ = alphas, np.array([loss for _, loss in found])
         # The last of the least: the larger penalty of equals.
         best = len(alphas) - 1 - int(np.argmin(self.scores_[::-1]))

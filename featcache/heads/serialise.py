@@ -1,8 +1,7 @@
-"""What a fitted head boils down to, and how that is written down as named arrays.
+"""From a fitted estimator to what a bundle keeps: its predictor, packed as named arrays and back, and its loss curve.
 
-A head is saved as one of four predictors. A `LinearPredictor`, an `MLPPredictor` and a `KnnPredictor` name labels: they
-have ``classes``, ``link``, ``probabilities(X)`` and ``predict(X)``. A `MatchingPredictor` compares two images. Packed,
-a predictor is a kind, arrays and plain values.
+A head is saved as one of four predictors. A `LinearPredictor`, an `MLPPredictor` and a `KnnPredictor` predict labels:
+they have ``classes``, ``link``, ``probabilities(X)`` and ``predict(X)``. A `MatchingPredictor` compares two images.
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ MATCHING = "projection for matching"
 
 
 def export_predictor(fitted: Any) -> Predictor:
-    """The form of a fitted estimator.
+    """The predictor of a fitted estimator.
 
     Raises:
-        BundleError: it has none; the message names what is supported.
+        BundleError: the estimator has none; the message names what is supported.
     """
     if type(fitted).__module__.startswith("featcache.heads.") and hasattr(fitted, "predictor"):
         return fitted.predictor()  # type: ignore[no-any-return]
@@ -40,12 +39,12 @@ def export_predictor(fitted: Any) -> Predictor:
 
 
 def loss_curve(fitted: Any) -> dict[str, list[list[float | None]]]:
-    """The curve for a head's report.
+    """The held-out log-loss over C of a head that chose C by cross-validation, for its report.
 
     Args:
-        fitted: an estimator; one of our own heads has a curve if it has ``scores_`` over ``Cs_`` or ``Cs``:
-            either (c,) mean log-losses, or (folds, c) negative log-losses, NaN where a C was skipped, which count by
-            ``held_out_weights_`` (folds,).
+        fitted: an estimator; one of this package has a curve if it has ``scores_`` over ``Cs_`` or ``Cs``: either (c,)
+            mean log-losses, or (folds, c) negative log-losses averaged with ``held_out_weights_`` (folds,); NaN where
+            a C was skipped.
 
     Returns:
         ``{"loss_over_C": [[C, log-loss or None], …]}`` from small to large C, or ``{}``.
@@ -88,19 +87,19 @@ def pack(predictor: Predictor) -> tuple[str, dict[str, np.ndarray], dict[str, An
                 "calibration": None if predictor.calibration is None else asdict(predictor.calibration),
             },
         )
-    arrays = {"vectors": predictor.vectors.astype(np.float32), "numbers": predictor.numbers.astype(np.int64)}
+    arrays = {"vectors": predictor.vectors.astype(np.float32), "numbers": predictor.class_ids.astype(np.int64)}
     return NEIGHBOURS, arrays, {"link": predictor.link, "neighbours": predictor.k}
 
 
 def unpack(
     kind: str, arrays: Mapping[str, np.ndarray], values: Mapping[str, Any], classes: tuple[str, ...], width: int
 ) -> Predictor:
-    """The form that was packed.
+    """The predictor that was packed.
 
     Args:
-        kind, arrays, values: as `pack` gave them; what else is among them is passed over.
+        kind, arrays, values: as `pack` gave them; others are ignored.
         classes: labels.
-        width: d, numbers a vector.
+        width: d, the length of a vector.
 
     Raises:
         KeyError: an array or a value is missing.
@@ -120,18 +119,18 @@ def unpack(
     if kind == MATCHING:
         return _matching(arrays, values, classes, width)
     _check(kind == NEIGHBOURS)
-    vectors, numbers, k = arrays["vectors"], arrays["numbers"], values["neighbours"]
+    vectors, class_ids, k = arrays["vectors"], arrays["numbers"], values["neighbours"]
     _check(
         vectors.ndim == 2 and vectors.shape[1] == width and vectors.dtype == np.float32,
-        numbers.shape == vectors.shape[:1] and numbers.dtype == np.int64,
+        class_ids.shape == vectors.shape[:1] and class_ids.dtype == np.int64,
     )
     _check(
         values["link"] == "votes",
         type(k) is int and 1 <= k <= len(vectors),
         np.isfinite(vectors).all() and _of_length_one(vectors),
-        len(numbers) > 0 and numbers.min() >= 0 and numbers.max() < len(classes),
+        len(class_ids) > 0 and class_ids.min() >= 0 and class_ids.max() < len(classes),
     )
-    return KnnPredictor(vectors, numbers, k, classes)
+    return KnnPredictor(vectors, class_ids, k, classes)
 
 
 def _perceptron(

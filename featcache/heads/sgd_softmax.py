@@ -74,21 +74,21 @@ class TorchSoftmaxHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
             UsageError: a value is not finite in float32 (the row is named), there is one class only, or *groups* has
                 another length.
         """
-        vectors, classes, numbers, groups = to_fit(self, X, y, groups)
+        vectors, classes, class_ids, groups = to_fit(self, X, y, groups)
         narrow = vectors.astype(np.float32, copy=False)
         check_finite(narrow)
-        return self.fit_stream(VectorStream(lambda rows: narrow[rows], numbers, groups, classes, narrow.shape[1]))
+        return self.fit_stream(VectorStream(lambda rows: narrow[rows], class_ids, groups, classes, narrow.shape[1]))
 
     def fit_stream(self, stream: VectorStream) -> TorchSoftmaxHead:
         """Fit on vectors that need not fit in memory, in a new order each pass."""
-        train_rows, held_out = held_out_rows(stream.numbers, stream.groups, self.random_state)
+        train_rows, held_out = held_out_rows(stream.class_ids, stream.groups, self.random_state)
         rng = np.random.default_rng(self.random_state)
 
         def batches() -> Iterable[tuple[np.ndarray, np.ndarray]]:
             for rows, vectors in stream.blocks(rng.permutation(train_rows), self.batch_size):
-                yield vectors, stream.numbers[rows]
+                yield vectors, stream.class_ids[rows]
 
-        kept = stream.read(held_out), stream.numbers[held_out]
+        kept = stream.read(held_out), stream.class_ids[held_out]
         with threads_for(self.batch_size * stream.width * len(stream.classes) * len(self.Cs)):
             return self._fit_batches(batches, stream.classes, stream.width, kept)
 
@@ -158,18 +158,18 @@ class TorchSoftmaxHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
         return np.asarray(self.classes_[self.decision_function(X).argmax(1)])
 
 
-def held_out_rows(numbers: np.ndarray, groups: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def held_out_rows(class_ids: np.ndarray, groups: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows to learn from, and at most some thousand rows of other groups that decide when to stop.
 
     Where no class has two groups, all rows serve for both.
     """
-    train_rows, held_out = hold_out(numbers, groups, 0.1, seed)
+    train_rows, held_out = hold_out(class_ids, groups, 0.1, seed)
     return (train_rows, held_out) if len(held_out) else (train_rows, train_rows[:HELD_OUT_ROWS])
 
 
 def _tensors(batch: tuple[np.ndarray, np.ndarray]) -> tuple[Tensor, Tensor]:
-    vectors, numbers = batch
-    return torch.from_numpy(vectors), torch.from_numpy(np.asarray(numbers, dtype=np.int64))
+    vectors, class_ids = batch
+    return torch.from_numpy(vectors), torch.from_numpy(np.asarray(class_ids, dtype=np.int64))
 
 
 def _class_weights(class_weight: Any, classes: np.ndarray, counts: np.ndarray) -> np.ndarray:

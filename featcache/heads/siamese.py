@@ -120,13 +120,13 @@ class SiameseHead(TransformerMixin, BaseEstimator):  # type: ignore[misc]
                 images, or a parameter is out of range.
         """
         self._check_parameters()
-        X, self.classes_, numbers, groups = to_fit(self, X, y, groups, check_targets=False)
-        _check_identities(numbers)
-        scatter = scatter_of(X, numbers)
+        X, self.classes_, class_ids, groups = to_fit(self, X, y, groups, check_targets=False)
+        _check_identities(class_ids)
+        scatter = scatter_of(X, class_ids)
         trials = self._trials(scatter, groups)
         # Cosines spread the less the more dimensions there are. Out-of-fold ones tell what those of the head will
         # be, so it has no more dimensions than the fewest identities of a fold allow.
-        fewest = min([len(self.classes_), *(int(trial.scatter.numbers.max()) + 1 for trial in trials)])
+        fewest = min([len(self.classes_), *(int(trial.scatter.class_ids.max()) + 1 for trial in trials)])
         dimensions = min(self.dimensions, len(scatter.within), fewest - 1)
         shrinkage = self._shrinkage(scatter, trials, dimensions)
         start = whiten(scatter, shrinkage, dimensions)
@@ -148,8 +148,8 @@ class SiameseHead(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         Returns:
             (n,) int64.
         """
-        numbers = np.unique(np.asarray(y), return_inverse=True)[1]
-        return splits.identity_folds(numbers, self.folds, self.random_state, groups)
+        class_ids = np.unique(np.asarray(y), return_inverse=True)[1]
+        return splits.identity_folds(class_ids, self.folds, self.random_state, groups)
 
     def transform(self, X: Any) -> np.ndarray:
         """(n, d) vectors projected: (n, p) float32 of length 1.
@@ -175,15 +175,15 @@ class SiameseHead(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         """The folds; none where identities are too few."""
         self.fold_ = None
         # A turned basis of the span of all vectors changes nothing, and is found once for all folds.
-        X, numbers, directions = scatter.rows, scatter.numbers, scatter.directions
-        if int((np.bincount(numbers) > 1).sum()) < 2 * self.folds:
+        X, class_ids, directions = scatter.rows, scatter.class_ids, scatter.directions
+        if int((np.bincount(class_ids) > 1).sum()) < 2 * self.folds:
             return []
-        fold = self.deal(numbers, groups)
+        fold = self.deal(class_ids, groups)
         trials = []
         for held in range(self.folds):
             rows = np.flatnonzero(fold == held)
-            pairs, same = pairs_within(numbers[rows], _PAIRS, self.random_state)
-            learned = np.unique(numbers[fold != held], return_inverse=True)[1]
+            pairs, same = pairs_within(class_ids[rows], _PAIRS, self.random_state)
+            learned = np.unique(class_ids[fold != held], return_inverse=True)[1]
             if not same.any() or same.all() or not _can_learn(learned):
                 return []
             remaining = scatter_of(X[fold != held], learned, directions=directions)
@@ -237,7 +237,7 @@ class SiameseHead(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         with one_torch_thread():
             found = trained(
                 start.rows,
-                start.scatter.numbers,
+                start.scatter.class_ids,
                 start.discriminants,
                 loss=self.loss,
                 noise=noise,
@@ -264,15 +264,15 @@ def _initial(start: Whitened, X: np.ndarray) -> np.ndarray:
     return np.asarray(start.coordinates(X) @ start.discriminants.T)
 
 
-def _can_learn(numbers: np.ndarray) -> bool:
-    counts = np.bincount(numbers)
+def _can_learn(class_ids: np.ndarray) -> bool:
+    counts = np.bincount(class_ids)
     return len(counts) >= _FEWEST_IDENTITIES and bool((counts > 1).any())
 
 
-def _check_identities(numbers: np.ndarray) -> None:
-    if _can_learn(numbers):
+def _check_identities(class_ids: np.ndarray) -> None:
+    if _can_learn(class_ids):
         return
-    counts = np.bincount(numbers)
+    counts = np.bincount(class_ids)
     raise UsageError(
         f"There are {len(counts)} identities, {int((counts > 1).sum())} of them with two images or more. A projection "
         f"is learned from {_FEWEST_IDENTITIES} identities or more, some with several images: give more."

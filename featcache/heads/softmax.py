@@ -1,17 +1,13 @@
-"""The head `softmax`: multinomial logistic regression, C chosen by cross-validation over its whole path.
+"""The head ``softmax``: multinomial logistic regression, with C chosen by cross-validation over its whole path.
 
-The objective is scikit-learn's: ½‖W‖² + C Σ_i s_i loss_i with an intercept that is not penalised (for two
-classes ½‖w‖² + C Σ_i s_i log(1 + exp(∓z_i)) with one row of weights). So C means the same, and the optimum
-is the same. `path_solver` finds it for all folds and all rows together, `certificate` says how near it is.
+The objective is scikit-learn's: ½‖W‖² + C Σ_i s_i loss_i with an unpenalised intercept (for two classes
+½‖w‖² + C Σ_i s_i log(1 + exp(∓z_i)) with one row of weights), so C means the same and the optimum is the same.
+`softmax_solver` solves all folds and all rows together, `softmax_certificate` bounds the distance to the optimum.
 
-Whether the best C of a grid lies inside it.
-
-C is measured against the squares of the vectors: for vectors a thousand times as large the best C is a
-million times smaller. So for vectors far from the scale of 1 the best C can lie outside of a fixed grid, and
-the best of the grid is then its first or last. That alone says little: where classes are far apart all large C are as
-good, and where vectors tell nothing all small ones are. It is the slope of the held-out loss at the edge that tells.
-
-What a head that chose its C by cross-validation measured on the way: the held-out log-loss over C.
+C scales with the square of the vectors: for vectors a thousand times as large the best C is a million times smaller, so
+it can lie outside a fixed grid. That the best C is the first or last of the grid says little by itself: where classes
+are far apart all large C are equally good, and where vectors carry no information all small ones are. The slope of the
+held-out loss at the edge decides (`edge_of_grid`).
 """
 
 from __future__ import annotations
@@ -25,7 +21,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from featcache.core.errors import UsageError
 from featcache.core.process import row_threads
-from featcache.heads.regularization_path import FINAL_GAP, PATH_GAP, RegularisationPath, draw_folds
+from featcache.heads.regularization_path import FINAL_GAP, PATH_GAP, RegularizationPath, draw_folds
 from featcache.heads.softmax_certificate import LOGITS_BYTES, Certificate
 from featcache.heads.softmax_solver import NO_FOLD
 from featcache.heads.validation import LinearHead, checked
@@ -161,7 +157,7 @@ class SoftmaxPathClassifier(LinearHead):
         if len(self.Cs_) > 1:
             fold, self.chosen_by_ = draw_folds(self.cv, rows, self.random_state or 0)
         with row_threads() as threads:
-            path = RegularisationPath(rows.X, rows.y, rows.weights, fold, len(rows.classes), threads, self.max_iter)
+            path = RegularizationPath(rows, fold, threads, self.max_iter)
             best, losses = self._follow(path)
             self.held_out_weights_ = np.array(path.held_out_weights)
             self._score(best, path.refined(), path)
@@ -207,7 +203,7 @@ class SoftmaxPathClassifier(LinearHead):
             raise UsageError(f"Cs are numbers above 0, at least one, not {self.Cs!r}.")
         return np.unique(Cs)
 
-    def _follow(self, path: RegularisationPath) -> tuple[int, np.ndarray]:
+    def _follow(self, path: RegularizationPath) -> tuple[int, np.ndarray]:
         """Go along the path from the smallest C on.
 
         Returns:
@@ -239,7 +235,7 @@ class SoftmaxPathClassifier(LinearHead):
         tell(c, c)
         return best, losses
 
-    def _score(self, place: int, found: Sequence[Certificate], path: RegularisationPath) -> float:
+    def _score(self, place: int, found: Sequence[Certificate], path: RegularizationPath) -> float:
         """Note what was found for one C; the mean held-out log-loss."""
         self.gaps_[:, place] = [certificate.gap for certificate in found]
         weights = np.array(path.held_out_weights)

@@ -1,24 +1,22 @@
-"""How far a solution of `path_solver`'s problem is from the optimum, in float64 and from the vectors themselves.
+"""How far a solution of `softmax_solver` is from the optimum, and Newton's method for its last digits, in float64.
 
-For label distributions α_i with Σ_i s_i (α_i - e_{y_i}) = 0, which the free intercept asks for, and
-G(α) = Σ_i s_i (α_i - e_{y_i}) x_iᵀ, convex duality gives
+For label distributions α_i with Σ_i s_i (α_i - e_{y_i}) = 0, which the free intercept asks for, and G(α) = Σ_i s_i
+(α_i - e_{y_i}) x_iᵀ, convex duality gives
 
     min F ≥ D(α) = C Σ_i s_i H(α_i) - ½ C² ‖G(α)‖²,        H the entropy in nats.
 
-The probabilities p_i of (W, b) are such distributions once b is the best one for W, which a few Newton steps
-on its k numbers bring about; a rest g = Σ_i s_i (p_i - e_{y_i}) remains. With n the weight of each class, S of
-all, and θ/(1-θ) = max_j g_j/n_j, the mixture α_i = (1-θ) p_i + θ q with q = (n - (1-θ)(n + g))/(θ S) has none,
-and as H is concave
+The probabilities p_i of (W, b) are such distributions once b is the best one for W, which a few Newton steps on its k
+numbers bring about; a rest g = Σ_i s_i (p_i - e_{y_i}) remains. With n the weight of each class, S of all, and
+θ/(1-θ) = max_j g_j/n_j, the mixture α_i = (1-θ) p_i + θ q with q = (n - (1-θ)(n + g))/(θ S) has none, and as H is
+concave
 
     F(W, b) - min F ≤ ½ ‖W + C G(α)‖² + C (θ (L - ⟨G_q, W⟩ - S H(q)) + (1-θ) g·b),
 
-where L = Σ_i s_i loss_i and G_q = G with q in the place of every α_i. With g = 0 the right-hand side is
-½‖∇_W F‖², which is also what strong convexity says. Nothing is assumed of how the solution was found.
+where L = Σ_i s_i loss_i and G_q = G with q in the place of every α_i. With g = 0 the right-hand side is ½‖∇_W F‖²,
+which is also what strong convexity says. Nothing is assumed of how the solution was found.
 
-The last digits of one solution: Newton's method, its steps by preconditioned conjugate gradients.
-
-For the problem of `path_solver` on all rows, in its axes. Objective and gradient are float64 and taken from
-the vectors themselves; the products with the Hessian, of which a few digits are enough, are float32 on the
+`Newton` solves for its steps by preconditioned conjugate gradients. Objective and gradient are float64 and computed
+from the vectors themselves; the products with the Hessian, of which a few digits are enough, are float32 on the
 rotated rows (an inexact Newton method: Nocedal and Wright, Numerical Optimization, 2006, chapter 7).
 """
 
@@ -26,7 +24,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 
@@ -44,13 +44,13 @@ _STEPS = 12
 _SHARE = 0.05
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Labelled:
     """The vectors that the problems are about, sorted by fold and within a fold by class.
 
     Attributes:
         X: (n, d) float32.
-        y: (n,) class numbers.
+        y: (n,) class ids.
         weights: (n,) float64.
         folds: for each fold that has rows its number, its first row and the one behind its last.
         k: how many classes.
@@ -61,6 +61,19 @@ class Labelled:
     weights: np.ndarray
     folds: list[tuple[int, int, int]]
     k: int
+
+    @cached_property
+    def sums(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+        """For each fold's rows the weight of each class, (k,), and Σ s x of each class, (k, d)."""
+        sums = {}
+        for fold, first, stop in self.folds:
+            weights, total = np.zeros(self.k), np.zeros((self.k, self.X.shape[1]))
+            edges = [first, *(first + 1 + np.flatnonzero(np.diff(self.y[first:stop]))).tolist(), stop]
+            for a, b in pairwise(edges):
+                weights[self.y[a]] = self.weights[a:b].sum()
+                total[self.y[a]] = self.weights[a:b] @ self.X[a:b]
+            sums[fold] = weights, total
+        return sums
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,74 +95,43 @@ class Certificate:
     held_out_hits: float
 
 
-ClassSums = dict[int, tuple[np.ndarray, np.ndarray]]
-"""For each fold's rows the weight of each class, (k,), and Σ s x of each class, (k, d)."""
+class Solution(NamedTuple):
+    """A solution of one problem: W (k, d) and b (k,), float64, its C, and the fold it leaves out, or `NO_FOLD`."""
+
+    coef: np.ndarray
+    intercept: np.ndarray
+    C: float
+    fold: int
 
 
-def class_sums(data: Labelled) -> ClassSums:
-    """The sums that every certificate needs."""
-    sums = {}
-    for fold, first, stop in data.folds:
-        weights, total = np.zeros(data.k), np.zeros((data.k, data.X.shape[1]))
-        edges = [first, *(first + 1 + np.flatnonzero(np.diff(data.y[first:stop]))).tolist(), stop]
-        for a, b in pairwise(edges):
-            weights[data.y[a]] = data.weights[a:b].sum()
-            total[data.y[a]] = data.weights[a:b] @ data.X[a:b]
-        sums[fold] = weights, total
-    return sums
-
-
-def certify(
-    data: Labelled,
-    sums: ClassSums,
-    coef: np.ndarray,
-    intercept: np.ndarray,
-    Cs: Sequence[float],
-    folds: Sequence[int],
-    threads: RowThreads,
-    gap: float,
-) -> list[Certificate]:
+def certify(data: Labelled, solutions: Sequence[Solution], threads: RowThreads, gap: float) -> list[Certificate]:
     """Certify solutions.
 
     Args:
         data: the vectors.
-        sums: `class_sums` of them.
-        coef: (P, k, d) float64, the W of P problems.
-        intercept: (P, k) float64, to begin with.
-        Cs: P values of C.
-        folds: the fold that each problem leaves out, or `NO_FOLD`.
+        solutions: of P problems, each with an intercept to begin from.
         threads: who computes.
         gap: the relative gap that matters; the intercepts are sought until they hardly add to one of that size.
     """
     at_once = max(1, LOGITS_BYTES // (8 * data.k * len(data.y)))
     found: list[Certificate] = []
-    for a in range(0, len(Cs), at_once):
-        some = slice(a, a + at_once)
-        found += _Some(data, sums, coef[some], intercept[some], Cs[some], folds[some], threads).certified(gap)
+    for a in range(0, len(solutions), at_once):
+        found += _Some(data, solutions[a : a + at_once], threads).certified(gap)
     return found
 
 
 class _Some:
     """As many problems as have their logits in memory at once."""
 
-    def __init__(
-        self,
-        data: Labelled,
-        sums: ClassSums,
-        coef: np.ndarray,
-        intercept: np.ndarray,
-        Cs: Sequence[float],
-        folds: Sequence[int],
-        threads: RowThreads,
-    ) -> None:
-        self.data, self.coef, self.folds, self.threads = data, coef, folds, threads
-        self.Cs = np.asarray(Cs, dtype=np.float64)
-        self.b = intercept.copy()
-        learned = [[s for f, s in sums.items() if f != fold or fold == NO_FOLD] for fold in folds]
+    def __init__(self, data: Labelled, solutions: Sequence[Solution], threads: RowThreads) -> None:
+        self.data, self.threads = data, threads
+        self.coef, self.b = (np.stack([s[part] for s in solutions]) for part in (0, 1))
+        self.Cs, self.folds = np.array([s.C for s in solutions]), [s.fold for s in solutions]
+        learned = [[sums for f, sums in data.sums.items() if f != fold or fold == NO_FOLD] for fold in self.folds]
         self.n = np.array([sum(weights for weights, _ in kept) for kept in learned])
         self.class_totals = [np.sum([total for _, total in kept], axis=0) for kept in learned]
-        P, k, d = coef.shape
-        self._stacked = np.ascontiguousarray(coef.transpose(1, 0, 2)).reshape(k * P, d)
+        P, k, d = self.coef.shape
+        self._stacked = np.ascontiguousarray(self.coef.transpose(1, 0, 2)).reshape(k * P, d)
         self._logits = np.empty((k * P, len(data.y)))
 
         def forward(start: int, stop: int) -> None:
@@ -312,7 +294,7 @@ class Newton:
             The first good point, or the last one reached.
         """
         for _ in range(limit):
-            if good(*self.original(x)):
+            if good(*self.rotation.original(x)):
                 break
             f, gradient, probabilities = self._evaluate(x)
             way = self._direction(gradient, probabilities)
@@ -326,14 +308,9 @@ class Newton:
             x = x + t * way
         return x
 
-    def original(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """A point as coefficients (k, d) and intercepts (k,) of the vectors as they are."""
-        coef = self.rotation.back(x[:, :-1])
-        return coef, x[:, -1] - coef @ self.rotation.mean
-
     def _evaluate(self, x: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
         """F, its gradient (k, r + 1) float64, and the probabilities (k, n) float32."""
-        coef, intercept = self.original(x)
+        coef, intercept = self.rotation.original(x)
         data, k = self.data, len(x)
         probabilities = np.empty((k, len(data.y)), np.float32)
 

@@ -1,34 +1,28 @@
-"""The solver of `softmax`: many L2-penalised softmax regressions on the same rows, at once.
+"""The solver of ``softmax``: many L2-penalised softmax regressions on the same rows, at once.
 
-A problem is one C on one set of rows: all rows, or all but one fold. With rows x_i, labels y_i and weights
-s_i it is to minimise, over W (k, r) and an intercept b (k,) without a penalty,
+A problem is one C on one set of rows: all rows, or all but one fold. For rows x_i, labels y_i and weights s_i it
+minimises, over W (k, r) and an unpenalised intercept b (k,),
 
     F(W, b) = ½‖W‖² + C Σ_i s_i (log Σ_j exp(z_ij) - z_iy),    z_i = W x_i + b.
 
-The problems are stacked: with P of them, the logits of a block of rows are one product of a (P·k, r) and
-an (r, rows) matrix, and the gradients are one product more. A block of a fold leaves that fold's problems
-out. Rows are sorted by fold, then class, so that what belongs together is a slice.
+The problems are stacked: with P of them, the logits of a block of rows are one product of a (P·k, r) and an (r, rows)
+matrix, and the gradients are one more. A block of a fold skips that fold's problem. Rows are sorted by fold, then
+class, so that what belongs together is a slice.
 
-The rows stand in their principal axes (`rotation`), where the Gram matrix is diagonal with entries s_j².
-With v_k the mean of p(1 - p) of class k over the rows, the Hessian's diagonal is near C v_k s_j² + 1, and
-one over it is the preconditioner: what L-BFGS (Nocedal 1980) starts its two-loop recursion from.
-Each problem has its own history and its own step, found by Armijo's rule; those that are solved leave the stack.
+The rows are rotated to their principal axes (`Rotation`). With orthonormal columns V that span the rows of X - 1mᵀ, W
+= V U changes neither (X - 1mᵀ) W nor ‖W‖, so a problem with a free intercept has the same optimum in U, and for fewer
+rows than features there are only as many axes as rows. There the Gram matrix is diagonal with entries s_j². With v_k
+the mean of p(1 - p) of class k over the rows, the Hessian's diagonal is near C v_k s_j² + 1, and its inverse is the
+preconditioner: what L-BFGS (Nocedal 1980) starts its two-loop recursion from. Each problem has its own history and
+its own step, found by Armijo's rule; solved ones leave the stack.
 
-From one C to the next a problem starts at the line through its own last two solutions over log C, and keeps
-its history: a pair (s, y) of the old problem is (s, s + (y - s) C'/C) in the new one, as only the loss is
-scaled. No problem ever starts from another's solution: a fold that started from the fit of all rows would
-know the labels it is to be scored on.
+From one C to the next a problem starts on the line through its own last two solutions over log C, and keeps its
+history: a pair (s, y) of the old problem is (s, s + (y - s) C'/C) in the new one, as only the loss is scaled. No
+problem ever starts from another's solution: a fold that started from the fit of all rows would know the labels it is
+scored on.
 
-Products are float32, sums over blocks float64. A solution is accepted when ½‖∇F‖², which bounds
-F - min F (see `certificate`), is below the tolerance by these products; the bound itself is then
-computed in float64 by `certificate`.
-
-Centred vectors in the axes of their own variance, which keep every L2-penalised linear problem the same.
-
-With orthonormal columns V that span the rows of X - 1mᵀ, the substitution W = V U changes neither
-(X - 1mᵀ) W nor ‖W‖, so a problem with a free intercept has the same optimum in U. In these axes the Gram
-matrix is diagonal: its entries are what preconditions a solver, and for fewer rows than features there
-are only as many axes as rows.
+Products are float32, sums over blocks float64. A solution is accepted when ½‖∇F‖², which bounds F - min F, is below
+the tolerance by these products; `softmax_certificate` then computes the bound in float64.
 """
 
 from __future__ import annotations
@@ -60,7 +54,7 @@ class Rows:
 
     Attributes:
         Z: (n, r + 1) float32, rows in principal axes and a last column of ones.
-        y: (n,) class numbers.
+        y: (n,) class ids.
         weights: (n,) float32.
         folds: for each fold that has rows its number, its first row and the one behind its last.
         k: how many classes.
@@ -342,7 +336,7 @@ def to_residuals(R: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarra
 
     Args:
         R: (k, P, rows) float32 or float64, logits of P problems; becomes s (p - [class is right]).
-        y: (rows,) class numbers, sorted.
+        y: (rows,) class ids, sorted.
         weights: (rows,) s.
 
     Returns:
@@ -388,9 +382,10 @@ class Rotation:
         """(n, d) vectors as (n, r) float32."""
         return np.asarray((X - self.mean.astype(np.float32)) @ self.basis)
 
-    def back(self, U: np.ndarray) -> np.ndarray:
-        """(…, r) weights in the axes as (…, d) weights of the vectors, float64."""
-        return np.asarray(U, dtype=np.float64) @ self.basis.T.astype(np.float64)
+    def original(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Weights in the axes and intercepts (k, r + 1) as coefficients (k, d) and intercepts (k,) of the vectors."""
+        coef = np.asarray(x[:, :-1], dtype=np.float64) @ self.basis.T.astype(np.float64)
+        return coef, x[:, -1] - coef @ self.mean
 
 
 def principal_axes(X: np.ndarray, weights: np.ndarray) -> Rotation:

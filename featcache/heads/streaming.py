@@ -1,11 +1,8 @@
-"""Labelled vectors that a head reads in blocks, as often as it likes, so that they need not fit in memory.
+"""Labelled vectors that a head reads in blocks, and whether a head's fit fits in memory.
 
-A head that can learn so has ``fit_stream(stream)`` beside ``fit``. It sees all numbers of classes and
-groups at once, which are small, and reads vectors in the order it wants.
-
-Whether there is the memory for what a head holds at once.
-
-A fit that outgrows the memory ends without a word: the system kills the process. So it is asked before.
+A head that can be fitted so has ``fit_stream(stream)`` beside ``fit``. It has all class ids and groups at once, which
+are small, and reads vectors in any order, as often as it needs. What a head must hold at once is compared with the
+available memory before the fit: a fit that outgrows it is killed by the system without a message.
 """
 
 from __future__ import annotations
@@ -30,20 +27,20 @@ class VectorStream:
 
     Attributes:
         read: from m row numbers to vectors (m, d), float32 or float64.
-        numbers: (n,) int64, the class of each row as its place in ``classes``.
+        class_ids: (n,) int64, the class of each row as its place in ``classes``.
         groups: (n,) numbers; rows with the same one are no independent evidence.
         classes: (k,) labels.
         width: d.
     """
 
     read: Callable[[np.ndarray], np.ndarray]
-    numbers: np.ndarray
+    class_ids: np.ndarray
     groups: np.ndarray
     classes: np.ndarray
     width: int
 
     def __len__(self) -> int:
-        return len(self.numbers)
+        return len(self.class_ids)
 
     def blocks(
         self, order: np.ndarray | None = None, size: int = ROWS_AT_ONCE

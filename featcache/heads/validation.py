@@ -32,7 +32,7 @@ def to_fit(
             have one row, which identities may.
 
     Returns:
-        Vectors (n, d), classes (k,), class numbers (n,) and group numbers (n,).
+        Vectors (n, d), classes (k,), class ids (n,) and group numbers (n,).
 
     Raises:
         UsageError: a value is not finite, there are fewer than two classes, or *groups* has another length.
@@ -42,17 +42,17 @@ def to_fit(
     check_finite(X)
     if check_targets:
         check_classification_targets(y)
-    classes, numbers = np.unique(y, return_inverse=True)
+    classes, class_ids = np.unique(y, return_inverse=True)
     if len(classes) < 2:
         raise UsageError(f"All {len(y)} rows are of one class, {classes[0]!s}; a head needs two or more.")
     if groups is None:
-        return X, classes, numbers, np.arange(len(y))
+        return X, classes, class_ids, np.arange(len(y))
     groups = np.asarray(groups)
     if groups.shape != (len(y),):
         raise UsageError(f"There is one group a row, so groups has the shape ({len(y)},), not {groups.shape}.")
     _, first, sorted_number = np.unique(groups, return_index=True, return_inverse=True)
     # Numbered as they come, so that folds do not depend on what the groups are called.
-    return X, classes, numbers, np.argsort(np.argsort(first))[sorted_number]
+    return X, classes, class_ids, np.argsort(np.argsort(first))[sorted_number]
 
 
 def to_answer(estimator: Any, X: Any) -> np.ndarray:
@@ -95,7 +95,7 @@ class TrainingRows:
 
     Attributes:
         X: (n, d) float32, less `shift`; perhaps the array that was given, so not to be written to.
-        y: (n,) class numbers.
+        y: (n,) class ids.
         weights: (n,) float64, sample and class weights multiplied.
         groups: (n,) int64.
         classes: (k,) labels.
@@ -136,8 +136,8 @@ def checked(
     Raises:
         UsageError: a value is not finite, a weight negative, a class without weight, or there is one class.
     """
-    X, classes, numbers, units = to_fit(estimator, X, y, groups)
-    n = len(numbers)
+    X, classes, class_ids, units = to_fit(estimator, X, y, groups)
+    n = len(class_ids)
     weights = np.ones(n) if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
     if weights.ndim == 0:
         weights = np.full(n, float(weights))
@@ -146,13 +146,13 @@ def checked(
     bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
     if len(bad):
         raise UsageError(f"The weight of row {bad[0]} is {weights[bad[0]]}; weights are numbers from 0 on.")
-    masses = np.bincount(numbers, weights, len(classes))
+    masses = np.bincount(class_ids, weights, len(classes))
     if isinstance(class_weight, str) and class_weight == "balanced" and (masses > 0).all():
         # By weight and not by rows, as scikit-learn has it from 1.7 on: a row without weight is no row.
-        weights = weights * (masses.sum() / (len(classes) * masses))[numbers]
+        weights = weights * (masses.sum() / (len(classes) * masses))[class_ids]
     elif class_weight is not None:
-        weights = weights * compute_class_weight(class_weight, classes=classes, y=classes[numbers])[numbers]
-    lost = np.bincount(numbers, weights, len(classes)) <= 0
+        weights = weights * compute_class_weight(class_weight, classes=classes, y=classes[class_ids])[class_ids]
+    lost = np.bincount(class_ids, weights, len(classes)) <= 0
     if lost.any():
         raise UsageError(f"Every row of class {classes[lost][0]!s} has the weight zero.")
     kept = np.flatnonzero(weights > 0)
@@ -163,7 +163,7 @@ def checked(
     # No copy where there is nothing to leave out: the vectors can fill half the memory.
     narrow = np.ascontiguousarray(X if len(kept) == n else X[kept], dtype=np.float32)
     check_finite(narrow, kept)
-    return TrainingRows(narrow, numbers[kept], weights[kept], units[kept], classes, shift, kept, n)
+    return TrainingRows(narrow, class_ids[kept], weights[kept], units[kept], classes, shift, kept, n)
 
 
 class LinearHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types

@@ -1,12 +1,9 @@
-"""Whether probabilities mean what they say, and one number that mends most of it.
+"""Calibration of probabilities: the expected calibration error, and temperature scaling.
 
-The **expected calibration error** (Naeini et al. 2015; Guo et al. 2017, equation 3) is the mean gap
-between how sure a head is and how often it is right. Bins hold equally many items (Nguyen and O'Connor
-2015), since most of a good head's probabilities are near 1. **Temperature scaling** (Guo et al. 2017,
-section 4.2) divides the logits by one number T, chosen by the least log-loss on items the head was not
-fitted on. No label changes by it.
-
-Scores into probabilities by one number: softmax(scores / T) (Guo et al. 2017, temperature scaling).
+The **expected calibration error** (Naeini et al. 2015; Guo et al. 2017, equation 3) is the mean gap between
+confidence and accuracy. Bins hold equally many items (Nguyen and O'Connor 2015), since most of a good head's
+probabilities are near 1. **Temperature scaling** (Guo et al. 2017, section 4.2) divides the logits by one number T,
+the one with the lowest log-loss on items the head was not fitted on. No label changes by it.
 """
 
 from __future__ import annotations
@@ -34,15 +31,15 @@ def sigmoid(scores: np.ndarray) -> np.ndarray:
     return np.asarray(np.exp(-np.logaddexp(0, -np.asarray(scores, dtype=np.float64))))
 
 
-def log_loss(scores: np.ndarray, numbers: np.ndarray) -> float:
-    """Mean of -ln softmax(scores)[number], for (n, k) scores and (n,) class numbers."""
+def log_loss(scores: np.ndarray, class_ids: np.ndarray) -> float:
+    """Mean of -ln softmax(scores)[number], for (n, k) scores and (n,) class ids."""
     z = scores - scores.max(axis=1, keepdims=True)
-    return float((np.log(np.exp(z).sum(axis=1)) - z[np.arange(len(z)), numbers]).mean())
+    return float((np.log(np.exp(z).sum(axis=1)) - z[np.arange(len(z)), class_ids]).mean())
 
 
 def fit_temperature(
     scores: np.ndarray,
-    numbers: np.ndarray,
+    class_ids: np.ndarray,
     weights: np.ndarray | None = None,
     start: float | None = None,
     smoothed: bool = True,
@@ -55,7 +52,7 @@ def fit_temperature(
 
     Args:
         scores: (n, k) of rows that the scores were not fitted on.
-        numbers: (n,) the true class of each row, a column of *scores*.
+        class_ids: (n,) the true class of each row, a column of *scores*.
         weights: (n,) of the rows; 1 by default.
         start: a temperature to begin from, which changes the time it takes alone.
         smoothed: False for the least loss of the rows as they are; where that has no minimum, T is a bound.
@@ -73,7 +70,7 @@ def fit_temperature(
     others = np.empty(n)
     for at in range(0, n, size):
         z = (scores[at : at + size] - mean[at : at + size]) / spread
-        z[np.arange(len(z)), numbers[at : at + size]] = -np.inf
+        z[np.arange(len(z)), class_ids[at : at + size]] = -np.inf
         others[at : at + size] = z.max(axis=1)
 
     def moments(slope: float) -> tuple[float, float, float]:
@@ -81,7 +78,7 @@ def fit_temperature(
         loss = first = second = 0.0
         for at in range(0, n, size):
             z = (scores[at : at + size] - mean[at : at + size]) / spread
-            own = z[np.arange(len(z)), numbers[at : at + size]]
+            own = z[np.arange(len(z)), class_ids[at : at + size]]
             top = z.max(axis=1, keepdims=True)
             p = np.exp(slope * (z - top))
             mass = p.sum(axis=1)
@@ -149,7 +146,7 @@ def plain_temperature(logits: np.ndarray, truth: np.ndarray) -> float:
     Args:
         logits: (n, k) of items that the head was not fitted on; rows with a value that is not finite
             are left out.
-        truth: (n,) class numbers.
+        truth: (n,) class ids.
 
     Returns:
         T; 1 where no T is best: every answer is right (the smaller the better), or they are no better

@@ -1,7 +1,4 @@
-"""The confusion matrix as an image. matplotlib is imported when one is drawn, and no window is opened.
-
-A ROC curve as an image. matplotlib is imported when one is drawn, and no window is opened.
-"""
+"""The confusion matrix and the ROC curve as PNG. matplotlib is imported on use, and no window is opened."""
 
 from __future__ import annotations
 

@@ -1,13 +1,10 @@
-"""Hold-outs and folds that never tear apart what belongs together.
+"""Hold-outs and folds that keep together what belongs together.
 
-Items with the same content (SHA-256) or the same group form a **unit**, and so do items that are linked
-through others; pairs of near-duplicates can be given as further links. A unit lies on one side of every
-split and in one fold.
+Items with the same content (SHA-256) or the same group form a **unit**, and so do items that are linked through others;
+pairs of near-duplicates can be given as further links. A unit lies on one side of every split and in one fold.
 
-Hold-outs and folds of identities: nobody stands on both sides.
-
-A head for matching is asked about people whom it has never seen, so it is scored on such people: a split
-goes between identities, not between the images of each. Identities that share a group lie on one side too.
+A head for matching is used on people it has never seen, so it is scored on such people: `identity_folds` and `holdout`
+split identities, not the images of each. Identities that share a group lie on one side too.
 """
 
 from __future__ import annotations

@@ -1,29 +1,24 @@
-"""How well scores tell pairs of one person from pairs of two: ROC curve, AUC, EER, TAR at a FAR, Cllr.
+"""Verification of pairs, one person or two: ROC curve, AUC, EER, TAR at a FAR, Cllr, and which pairs to score.
 
 Everything follows from two rates at each threshold. The **false accept rate** (FAR) is the share of the pairs of
 different people that reach it; the **true accept rate** (TAR) is the share of the pairs of one person that do
 (ISO/IEC 19795-1).
 
-A pair with an image that could not be scored is **failed**. On the ROC curve a failed pair of one person is a miss
-at every threshold, so that the TAR never reaches 1; a failed pair of different people takes no part, for no accept
-can be false where nothing is accepted, and a rate that fell with each failure would reward failing. In the accuracy,
-which must call each pair one or the other, every failed pair is an error.
+A pair with an image that could not be scored is **failed**. On the ROC curve a failed pair of one person is a miss at
+every threshold, so the TAR never reaches 1; a failed pair of different people is left out, as no accept can be false
+where nothing is accepted, and a rate that fell with each failure would reward failing. In the accuracy, which must
+call each pair one or the other, every failed pair is an error.
 
-Intervals are Wilson's (1927): what they would be if pairs were independent. Pairs that share people or images are less
-evidence than that; `featcache.metrics.verification` has intervals for these.
+Intervals of a `Roc` are Wilson's (1927), as if pairs were independent. Pairs that share people are not: any number of
+pairs can be made of a dozen people, and they say little more of other people than the dozen does. `point_by_people`
+therefore draws people with replacement; a pair of one person counts as often as that person was drawn, and a pair of
+two as often as the product of both, which is the bootstrap of a statistic of pairs (Bolle, Ratha and Pankanti 2004
+draw people for error rates of matchers; Snijders and Borgatti 1999 draw the ends of pairs). Where all draws agree, as
+when no pair of two was accepted, the interval is Wilson's with the number of people as trials; that is wide, and
+conservative.
 
-All pairs of some vectors, or a sample where they are too many, and which of them show one identity.
-
-Intervals of the rates at a threshold, from people drawn anew.
-
-Pairs that share people are no independent evidence: of a dozen people any number of pairs can be made, and they say
-little more of other people than the dozen does. So people are drawn with replacement, as many as there are; a pair of
-one person counts as often as that person was drawn, and a pair of two as often as the product of both, which is the
-bootstrap of a statistic of pairs (Bolle, Ratha and Pankanti 2004 draw people for error rates of matchers in this way;
-Snijders and Borgatti 1999 draw the ends of pairs). The intervals hold the middle 95 % of the rates.
-
-Where all draws agree, as when no pair of two was accepted, the interval is Wilson's (1927) with the number of people
-for the number of trials; that is wide, and on the safe side.
+The curve is not scikit-learn's roc_curve, which equals it without failed pairs (tests), because to import
+sklearn.metrics takes longer than to compare two faces.
 """
 
 from __future__ import annotations

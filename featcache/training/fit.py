@@ -177,7 +177,7 @@ def _stream(dataset: FeatureDataset, rows: np.ndarray, uses: tuple[LayerUse, ...
     view_rows, views = dataset.view_rows(rows), len(dataset.views)
     return VectorStream(
         read=lambda at: scale_layers(dataset.read_views(view_rows[at]), uses),
-        numbers=np.repeat(class_ids, views),
+        class_ids=np.repeat(class_ids, views),
         groups=np.repeat(dataset.units[rows], views),
         classes=classes,
         width=sum(use.width for use in uses),

@@ -72,7 +72,7 @@ class Votes(nn.Module):
         self.vectors: Tensor
         self.numbers: Tensor
         self.register_buffer("vectors", torch.from_numpy(predictor.vectors))
-        self.register_buffer("numbers", torch.from_numpy(predictor.numbers))
+        self.register_buffer("numbers", torch.from_numpy(predictor.class_ids))
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, d) vectors to logits (n, k)."""

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from sklearn.metrics import log_loss
 from sklearn.neighbors import NearestCentroid
 
-from featcache.core.errors import UsageError
+from featcache.core.errors import BundleError, UsageError
 from featcache.heads.centroid import CentroidHead
+from featcache.heads.serialise import export_predictor
 from featcache.metrics.calibration import fit_temperature
 from tests.heads.test_heads import gaussians
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def distances(X: np.ndarray, numbers: np.ndarray, weights: np.ndarray, query: np.ndarray, k: int) -> np.ndarray:
-    means = [np.average(X[numbers == c], axis=0, weights=weights[numbers == c]) for c in range(k)]
+def distances(X: np.ndarray, class_ids: np.ndarray, weights: np.ndarray, query: np.ndarray, k: int) -> np.ndarray:
+    means = [np.average(X[class_ids == c], axis=0, weights=weights[class_ids == c]) for c in range(k)]
     return np.array([((query - mean) ** 2).sum() for mean in means])
 
 
@@ -29,6 +31,19 @@ def test_the_nearest_mean_wins(k: int) -> None:
     queries = gaussians(200, k, seed=1)[0] + 1000
     agree = head.predict(queries) == wanted.predict(queries.astype(np.float64))
     assert agree.mean() > 0.99
+
+
+def test_scikit_learns_scores_differently_and_cannot_be_saved() -> None:
+    """Why this head is not scikit-learn's: equal labels, but probabilities that are not calibrated, and no weights."""
+    X, y = gaussians(2000, 5, d=40, spread=0.4)
+    mine, theirs = CentroidHead().fit(X[:400], y[:400]), NearestCentroid().fit(X[:400], y[:400])
+    assert (mine.predict(X[400:]) == theirs.predict(X[400:])).all()
+    losses = [log_loss(y[400:], head.predict_proba(X[400:])) for head in (mine, theirs)]
+    assert losses[0] < 0.9 * losses[1]
+    with pytest.raises(TypeError):
+        NearestCentroid().fit(X, y, sample_weight=np.ones(2000))
+    with pytest.raises(BundleError, match="NearestCentroid cannot be saved"):
+        export_predictor(theirs)
 
 
 @pytest.mark.parametrize("k", [2, 3])
@@ -48,17 +63,17 @@ def test_the_temperature_is_that_of_means_without_the_group(k: int, grouping: st
     rng = np.random.default_rng(2)
     X, y = gaussians(60, k, spread=0.6)
     X = X.astype(np.float64)
-    numbers = np.unique(y, return_inverse=True)[1]
+    class_ids = np.unique(y, return_inverse=True)[1]
     groups = {"items": np.arange(60), "pairs": np.arange(60) // 2, "mixed": rng.integers(0, 25, 60)}[grouping]
     weights = rng.uniform(0.1, 3, 60) if weighted else np.ones(60)
     scores = np.array(
         [
-            -distances(X[groups != g], numbers[groups != g], weights[groups != g], x, k) / 2
+            -distances(X[groups != g], class_ids[groups != g], weights[groups != g], x, k) / 2
             for x, g in zip(X, groups, strict=True)
         ]
     )
     head = CentroidHead().fit(X, y, groups, weights if weighted else None)
-    assert head.temperature_ == pytest.approx(fit_temperature(scores, numbers, weights)[0], rel=1e-6)
+    assert head.temperature_ == pytest.approx(fit_temperature(scores, class_ids, weights)[0], rel=1e-6)
     assert head.chosen_ == {"temperature": head.temperature_}
 
 

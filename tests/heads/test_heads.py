@@ -26,9 +26,9 @@ def gaussians(n: int = 90, k: int = 3, d: int = 6, seed: int = 0, spread: float 
     """(n, d) float32 around one centre a class, and text labels."""
     rng = np.random.default_rng(seed)
     centres = rng.normal(size=(k, d)) * spread
-    numbers = np.arange(n) % k
-    X = (centres[numbers] + rng.normal(size=(n, d))).astype(np.float32)
-    return X, np.array([f"class {i}" for i in range(k)])[numbers]
+    class_ids = np.arange(n) % k
+    X = (centres[class_ids] + rng.normal(size=(n, d))).astype(np.float32)
+    return X, np.array([f"class {i}" for i in range(k)])[class_ids]
 
 
 @pytest.fixture(params=sorted(HEADS))
@@ -219,8 +219,8 @@ def test_weights_multiply_the_loss_as_in_scikit_learn(name: str) -> None:
     made = resolve_head(name, class_weight=weights).make().set_params(Cs=(100.0,))
     if name == "torch":
         # Judged by the rows it learns from, it goes on to the end.
-        numbers = np.unique(y, return_inverse=True)[1]
-        made.set_params(epochs=400, lr=0.1)._fit_batches(lambda: [(X, numbers)], np.unique(y), 6, (X, numbers))
+        class_ids = np.unique(y, return_inverse=True)[1]
+        made.set_params(epochs=400, lr=0.1)._fit_batches(lambda: [(X, class_ids)], np.unique(y), 6, (X, class_ids))
     else:
         made.fit(X, y)
     # The others learn from standardised vectors, and their C is meant for these.

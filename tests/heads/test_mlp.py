@@ -46,12 +46,12 @@ def test_what_no_linear_head_can_learn() -> None:
 def test_of_gaussians_it_comes_near_the_least_error_there_is(hidden: tuple[int, ...]) -> None:
     rng = np.random.default_rng(0)
     centres = rng.normal(size=(3, 10)) * 0.6
-    numbers, unseen = np.arange(1500) % 3, np.arange(3000) % 3
-    X, test = (centres[c] + rng.normal(size=(len(c), 10)) for c in (numbers, unseen))
+    class_ids, unseen = np.arange(1500) % 3, np.arange(3000) % 3
+    X, test = (centres[c] + rng.normal(size=(len(c), 10)) for c in (class_ids, unseen))
     # Of equal spherical Gaussians the logits are x·centre - |centre|² / 2.
     exact = test @ centres.T - (centres**2).sum(1) / 2
     exact_loss = log_loss(unseen, torch.from_numpy(exact).softmax(1).numpy())
-    head = MLPHead(hidden=hidden).fit(X.astype(np.float32), numbers)
+    head = MLPHead(hidden=hidden).fit(X.astype(np.float32), class_ids)
     assert (head.predict(test) == unseen).mean() > (exact.argmax(1) == unseen).mean() - 0.02
     assert log_loss(unseen, head.predict_proba(test)) < exact_loss + 0.04
 
@@ -103,10 +103,10 @@ def test_groups_are_on_one_side(seed: int) -> None:
 
 def test_a_group_with_all_rows_of_a_class_is_learned_from() -> None:
     # The second group of "a" has all there is of "b".
-    numbers, groups = np.array([0] * 6 + [1] * 2 + [0] * 12), np.array([0] * 6 + [1] * 6 + [2] * 8)
+    class_ids, groups = np.array([0] * 6 + [1] * 2 + [0] * 12), np.array([0] * 6 + [1] * 6 + [2] * 8)
     for seed in range(9):
-        train_rows, held_out = hold_out(numbers, groups, 0.5, seed)
-        assert set(numbers[train_rows]) == {0, 1}
+        train_rows, held_out = hold_out(class_ids, groups, 0.5, seed)
+        assert set(class_ids[train_rows]) == {0, 1}
         assert not set(groups[train_rows]) & set(groups[held_out])
 
 
@@ -131,15 +131,15 @@ def test_tiny_data(each: int) -> None:
 
 def test_each_half_of_the_held_out_rows_is_answered_for_by_the_choice_of_the_other() -> None:
     rng = np.random.default_rng(1)
-    x, numbers, groups = torch.from_numpy(rng.normal(size=(80, 4))).float(), np.arange(80) % 2, np.arange(80) // 2
-    choice = HeldOutChoice(x, numbers, groups, 2, seed=0)
+    x, class_ids, groups = torch.from_numpy(rng.normal(size=(80, 4))).float(), np.arange(80) % 2, np.arange(80) // 2
+    choice = HeldOutChoice(x, class_ids, groups, 2, seed=0)
     shown = [[(torch.from_numpy(rng.normal(size=(2, 4))).float(), torch.zeros(2))] for _ in range(12)]
     z = np.array([logits(layers, x).numpy() for layers in shown])
     told = [choice.judge(layers, 0.5, epoch) for epoch, layers in enumerate(shown, start=1)]
-    each = -torch.log_softmax(torch.from_numpy(z), 2).numpy()[:, np.arange(80), numbers]
+    each = -torch.log_softmax(torch.from_numpy(z), 2).numpy()[:, np.arange(80), class_ids]
     np.testing.assert_allclose(told, each.mean(1), rtol=1e-5)
     assert choice.epoch == each.mean(1).argmin() + 1
-    halves = hold_out(numbers, groups, 0.5, 0)
+    halves = hold_out(class_ids, groups, 0.5, 0)
     assert not set(groups[halves[0]]) & set(groups[halves[1]])
     assert choice.logits is not None
     first, second = (each[:, half].mean(1).argmin() for half in halves)
@@ -179,7 +179,7 @@ def test_the_same_seed_gives_the_same_weights_and_leaves_the_global_ones_alone()
 def test_a_stream_gives_the_head_of_the_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
     X, y = gaussians(300, 3)
     head = quick().fit(X, y)
-    classes, numbers = np.unique(y, return_inverse=True)
+    classes, class_ids = np.unique(y, return_inverse=True)
     # As with a cache larger than what is kept in memory, which a test cannot have: 256 MiB of vectors.
     monkeypatch.setattr(mlp, "_KEPT_BYTES", 0)
     most = 0
@@ -190,7 +190,7 @@ def test_a_stream_gives_the_head_of_the_arrays(monkeypatch: pytest.MonkeyPatch) 
             most = max(most, len(rows))
         return X[rows]
 
-    streamed = quick().fit_stream(VectorStream(read, numbers, np.arange(300), classes, 6))
+    streamed = quick().fit_stream(VectorStream(read, class_ids, np.arange(300), classes, 6))
     np.testing.assert_array_equal(streamed.predict_proba(X), head.predict_proba(X))
     assert most == 60  # the rows held out
 

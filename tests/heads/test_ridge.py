@@ -21,16 +21,16 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 PENALTIES = np.array([1e-2, 1.0, 100.0])
 
 
-def stream(X: np.ndarray, numbers: np.ndarray, groups: np.ndarray | None = None) -> VectorStream:
+def stream(X: np.ndarray, class_ids: np.ndarray, groups: np.ndarray | None = None) -> VectorStream:
     groups = np.arange(len(X)) if groups is None else groups
-    return VectorStream(lambda rows: X[rows], numbers, groups, np.unique(numbers), X.shape[1])
+    return VectorStream(lambda rows: X[rows], class_ids, groups, np.unique(class_ids), X.shape[1])
 
 
 def problem(n: int, d: int, k: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors far from zero, in float64, and class numbers."""
+    """Vectors far from zero, in float64, and class ids."""
     rng = np.random.default_rng(seed)
-    numbers = rng.permutation(np.arange(n) % k)
-    return rng.normal(size=(n, d)) * rng.uniform(0.2, 3, d) + 5 + numbers[:, None] * 0.3, numbers
+    class_ids = rng.permutation(np.arange(n) % k)
+    return rng.normal(size=(n, d)) * rng.uniform(0.2, 3, d) + 5 + class_ids[:, None] * 0.3, class_ids
 
 
 def refitted(X: np.ndarray, Y: np.ndarray, groups: np.ndarray, penalty: float) -> np.ndarray:
@@ -52,9 +52,9 @@ GROUPINGS = {
 @pytest.mark.parametrize("grouping", GROUPINGS)
 @pytest.mark.parametrize(("n", "d", "k"), [(40, 6, 2), (41, 6, 4), (24, 60, 2), (25, 60, 3)])
 def test_left_out_scores_are_those_of_refitting(n: int, d: int, k: int, grouping: str) -> None:
-    X, numbers = problem(n, d, k)
-    groups, Y = GROUPINGS[grouping](n), signs(numbers, k)
-    fitted = ridge_axes(stream(X, numbers, groups))
+    X, class_ids = problem(n, d, k)
+    groups, Y = GROUPINGS[grouping](n), signs(class_ids, k)
+    fitted = ridge_axes(stream(X, class_ids, groups))
     found = list(left_out_scores(fitted, fitted.rotated(X), Y, groups, PENALTIES))
     for penalty, scores in zip(PENALTIES, found, strict=True):
         np.testing.assert_allclose(scores, refitted(X, Y, groups, penalty), atol=1e-8)
@@ -63,11 +63,11 @@ def test_left_out_scores_are_those_of_refitting(n: int, d: int, k: int, grouping
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10_000), st.integers(4, 30), st.integers(1, 20), st.integers(2, 4), st.integers(2, 12))
 def test_left_out_scores_of_any_problem(seed: int, n: int, d: int, k: int, count: int) -> None:
-    X, numbers = problem(n, d, min(k, n), seed)
+    X, class_ids = problem(n, d, min(k, n), seed)
     groups = np.random.default_rng(seed).integers(0, count, n)
     groups[:2] = 0, 1  # at least two
-    Y = signs(numbers, min(k, n))
-    fitted = ridge_axes(stream(X, numbers, groups))
+    Y = signs(class_ids, min(k, n))
+    fitted = ridge_axes(stream(X, class_ids, groups))
     for penalty, scores in zip(
         PENALTIES, left_out_scores(fitted, fitted.rotated(X), Y, groups, PENALTIES), strict=True
     ):
@@ -75,21 +75,21 @@ def test_left_out_scores_of_any_problem(seed: int, n: int, d: int, k: int, count
 
 
 def test_left_out_scores_in_single_precision() -> None:
-    X, numbers = problem(200, 20, 3)
+    X, class_ids = problem(200, 20, 3)
     X = X.astype(np.float32)
-    fitted = ridge_axes(stream(X, numbers))
-    found = left_out_scores(fitted, fitted.rotated(X), signs(numbers, 3), np.arange(200), PENALTIES)
+    fitted = ridge_axes(stream(X, class_ids))
+    found = left_out_scores(fitted, fitted.rotated(X), signs(class_ids, 3), np.arange(200), PENALTIES)
     for penalty, scores in zip(PENALTIES, found, strict=True):
-        wanted = refitted(X.astype(np.float64), signs(numbers, 3), np.arange(200), penalty)
+        wanted = refitted(X.astype(np.float64), signs(class_ids, 3), np.arange(200), penalty)
         np.testing.assert_allclose(scores, wanted, atol=2e-5)
 
 
 @pytest.mark.parametrize(("n", "d", "k"), [(80, 6, 2), (81, 6, 4), (30, 50, 2), (30, 50, 3)])
 def test_the_coefficients_are_those_of_scikit_learn(n: int, d: int, k: int) -> None:
-    X, numbers = problem(n, d, k)
+    X, class_ids = problem(n, d, k)
     for penalty in PENALTIES:
-        head = RidgeHead(alphas=[penalty]).fit(X, numbers)
-        wanted = RidgeClassifier(alpha=penalty).fit(X, numbers)
+        head = RidgeHead(alphas=[penalty]).fit(X, class_ids)
+        wanted = RidgeClassifier(alpha=penalty).fit(X, class_ids)
         np.testing.assert_allclose(head.coef_, np.atleast_2d(wanted.coef_), atol=1e-9)
         np.testing.assert_allclose(head.intercept_, wanted.intercept_, atol=1e-8)
         np.testing.assert_allclose(head.decision_function(X), wanted.decision_function(X), atol=1e-8)
@@ -102,12 +102,12 @@ def test_the_coefficients_are_those_of_scikit_learn(n: int, d: int, k: int) -> N
 def test_the_penalty_is_that_of_the_least_left_out_loss(k: int, spread: float) -> None:
     X, y = gaussians(90, k, d=30, spread=spread)
     X = X.astype(np.float64)
-    numbers = np.unique(y, return_inverse=True)[1]
+    class_ids = np.unique(y, return_inverse=True)[1]
     head = RidgeHead().fit(X, y)
     wanted = []
     for penalty in head.alphas_:
-        scores = refitted(X, signs(numbers, k), np.arange(90), penalty)
-        wanted.append(fit_temperature(class_scores(scores), numbers))
+        scores = refitted(X, signs(class_ids, k), np.arange(90), penalty)
+        wanted.append(fit_temperature(class_scores(scores), class_ids))
     losses = [loss for _, loss in wanted]
     np.testing.assert_allclose(head.scores_, losses, rtol=1e-4)
     best = int(np.argmin(losses))
@@ -156,15 +156,15 @@ def test_probabilities_are_calibrated_on_what_was_not_seen() -> None:
 
 
 def test_rows_are_read_in_blocks_and_the_answer_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    X, numbers = problem(10_000, 5, 3)
+    X, class_ids = problem(10_000, 5, 3)
     X, asked = X.astype(np.float32), []
 
     def read(rows: np.ndarray) -> np.ndarray:
         asked.append(len(rows))
         return X[rows]
 
-    whole = RidgeHead().fit(X, numbers)
-    streamed = RidgeHead().fit_stream(VectorStream(read, numbers, np.arange(10_000), np.arange(3), 5))
+    whole = RidgeHead().fit(X, class_ids)
+    streamed = RidgeHead().fit_stream(VectorStream(read, class_ids, np.arange(10_000), np.arange(3), 5))
     np.testing.assert_array_equal(streamed.coef_, whole.coef_)
     assert streamed.temperature_ == whole.temperature_
     assert max(asked) <= 4096
@@ -173,16 +173,16 @@ def test_rows_are_read_in_blocks_and_the_answer_is_the_same(monkeypatch: pytest.
 
 @pytest.mark.parametrize("size", [1, 7])
 def test_of_very_many_rows_some_groups_are_left_out(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    X, numbers = problem(900, 5, 3)
+    X, class_ids = problem(900, 5, 3)
     groups = np.arange(900) // size
-    whole = RidgeHead().fit(X, numbers, groups)
+    whole = RidgeHead().fit(X, class_ids, groups)
     monkeypatch.setattr(ridge, "SCORED_ROWS", 300)
-    some = RidgeHead(random_state=1).fit(X, numbers, groups)
+    some = RidgeHead(random_state=1).fit(X, class_ids, groups)
     assert some.chosen_by_ == f"leaving out one {'item' if size == 1 else 'group'}, for {300 // size * size} items"
     np.testing.assert_allclose(some.scores_, whole.scores_, rtol=0.1)
     assert (some.scores_ != whole.scores_).any()
     # The fit itself is that of all rows.
-    again = RidgeHead(alphas=[some.alpha_]).fit(X, numbers)
+    again = RidgeHead(alphas=[some.alpha_]).fit(X, class_ids)
     np.testing.assert_allclose(some.coef_, again.coef_, atol=1e-12)
 
 
@@ -200,9 +200,9 @@ def test_a_row_that_is_not_finite_is_named(value: float, what: str, n: int, row:
     X[row, 3] = value
     with pytest.raises(UsageError, match=f"Row {row} of the vectors holds {what}|Row {row} .*{what}"):
         RidgeHead().fit(X, y)
-    numbers = np.unique(y, return_inverse=True)[1]
+    class_ids = np.unique(y, return_inverse=True)[1]
     with pytest.raises(UsageError, match=f"Row {row} "):
-        RidgeHead().fit_stream(stream(X, numbers))
+        RidgeHead().fit_stream(stream(X, class_ids))
     head = RidgeHead().fit(*gaussians(60))
     with pytest.raises(UsageError, match=f"Row {row} "):
         head.predict(X)

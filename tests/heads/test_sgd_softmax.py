@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from sklearn.linear_model import LogisticRegressionCV
 from sklearn.metrics import log_loss
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from featcache.heads.sgd_softmax import TorchSoftmaxHead, held_out_rows
+from featcache.heads.softmax import SoftmaxPathClassifier
 from featcache.heads.streaming import VectorStream
 from tests.heads.test_heads import gaussians
 
@@ -23,9 +23,7 @@ def test_its_loss_is_near_that_of_logistic_regression(k: int) -> None:
     X = X * np.linspace(0.01, 30, 10, dtype=np.float32) + np.linspace(-100, 100, 10, dtype=np.float32)
     train_rows, test = slice(0, 1000), slice(1000, 1600)
     mine = TorchSoftmaxHead().fit(X[train_rows], y[train_rows])
-    exact = make_pipeline(StandardScaler(), LogisticRegressionCV(scoring="neg_log_loss")).fit(
-        X[train_rows], y[train_rows]
-    )
+    exact = make_pipeline(StandardScaler(), SoftmaxPathClassifier(Cs=mine.Cs)).fit(X[train_rows], y[train_rows])
     loss, wanted = (log_loss(y[test], head.predict_proba(X[test]), labels=head.classes_) for head in (mine, exact))
     assert wanted < 0.9 * np.log(k)
     assert loss == pytest.approx(wanted, abs=0.01)
@@ -34,7 +32,7 @@ def test_its_loss_is_near_that_of_logistic_regression(k: int) -> None:
 def test_a_stream_gives_the_head_of_the_arrays() -> None:
     X, y = gaussians(300, 3)
     head = TorchSoftmaxHead(epochs=6, batch_size=64, random_state=4).fit(X, y)
-    classes, numbers = np.unique(y, return_inverse=True)
+    classes, class_ids = np.unique(y, return_inverse=True)
     most = 0
 
     def read(rows: np.ndarray) -> np.ndarray:
@@ -43,7 +41,7 @@ def test_a_stream_gives_the_head_of_the_arrays() -> None:
         return X[rows]
 
     streamed = TorchSoftmaxHead(epochs=6, batch_size=64, random_state=4)
-    streamed.fit_stream(VectorStream(read, numbers, np.arange(300), classes, 6))
+    streamed.fit_stream(VectorStream(read, class_ids, np.arange(300), classes, 6))
     np.testing.assert_array_equal(streamed.coef_, head.coef_)
     np.testing.assert_array_equal(streamed.intercept_, head.intercept_)
     np.testing.assert_array_equal(streamed.predict_proba(X), head.predict_proba(X))
@@ -72,16 +70,16 @@ def test_the_best_epoch_is_kept() -> None:
     epoch, column = np.unravel_index(head.losses_.argmin(), head.losses_.shape)
     assert head.chosen_ == {"C": head.Cs[column], "epochs": epoch + 1}
     assert len(head.losses_) < 30
-    numbers = np.unique(y, return_inverse=True)[1]
-    held_out = held_out_rows(numbers, np.arange(200), 0)[1]
+    class_ids = np.unique(y, return_inverse=True)[1]
+    held_out = held_out_rows(class_ids, np.arange(200), 0)[1]
     loss = log_loss(y[held_out], head.predict_proba(X[held_out]), labels=head.classes_)
     assert loss == pytest.approx(head.losses_.min(), rel=1e-4)
 
 
 def test_the_held_out_tenth_keeps_groups_together() -> None:
-    numbers = np.arange(400) % 2
+    class_ids = np.arange(400) % 2
     groups = np.arange(400) // 4
-    train_rows, held_out = held_out_rows(numbers, groups, 0)
+    train_rows, held_out = held_out_rows(class_ids, groups, 0)
     assert sorted([*train_rows, *held_out]) == list(range(400))
     assert not set(groups[train_rows]) & set(groups[held_out])
     assert len(held_out) == pytest.approx(40, abs=8)

@@ -8,7 +8,7 @@ from scipy.special import log_softmax, softmax
 
 from featcache.core.process import row_threads
 from featcache.heads import softmax_solver
-from featcache.heads.softmax_certificate import Labelled, certify, class_sums
+from featcache.heads.softmax_certificate import Labelled, Solution, certify
 from featcache.heads.softmax_solver import NO_FOLD, Problem, Rows, principal_axes, to_residuals
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -113,7 +113,7 @@ def test_axes_are_orthonormal_and_lose_nothing(n: int, scale: float) -> None:
     np.testing.assert_allclose(axes.basis.T @ axes.basis, np.eye(axes.basis.shape[1]), atol=1e-5)
     centred = X - np.average(X, axis=0, weights=weights)
     Z = axes.rotated(X)
-    np.testing.assert_allclose(axes.back(Z), centred, atol=1e-5 * np.abs(centred).max())
+    np.testing.assert_allclose(Z @ axes.basis.T, centred, atol=1e-5 * np.abs(centred).max())
     gram = Z.T.astype(np.float64) * weights @ Z
     off = gram - np.diag(np.diag(gram))
     assert np.abs(off).max() < 1e-5 * np.diag(gram).max()
@@ -128,8 +128,7 @@ def test_a_certificate_bounds_the_distance_to_the_optimum(offset: float) -> None
     with row_threads() as threads:
 
         def at(coef: np.ndarray, intercept: np.ndarray) -> tuple[float, float]:
-            one = coef[None], intercept[None], [0.7], [NO_FOLD]
-            (found,) = certify(data, class_sums(data), *one, threads, 1e-10)
+            (found,) = certify(data, [Solution(coef, intercept, 0.7, NO_FOLD)], threads, 1e-10)
             return found.objective, found.gap
 
         rows_ = Rows(
