@@ -65,7 +65,7 @@ def photographs() -> Path:
     return Path(os.environ.get("FEATCACHE_DATA", "."), "trashnet-480")
 
 
-def pictures(data: str, photos: Path, folder: Path, count: int) -> list[Path]:
+def image_files(data: str, photos: Path, folder: Path, count: int) -> list[Path]:
     """*count* JPEGs; those that are there stay."""
     others = sorted(path for path in photos.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
     if not others:
@@ -273,7 +273,7 @@ def main() -> None:
     for data in options.data:
         for name in options.backbones or (BACKBONES if data == "small" else BACKBONES[:1]):
             count = options.images or (COUNTS[data] if name == BACKBONES[0] else FEWER)
-            paths = pictures(data, options.photos, options.folder / f"{data}-{count}", count)
+            paths = image_files(data, options.photos, options.folder / f"{data}-{count}", count)
             for precision in options.precisions:
                 wanted = {
                     "data": data, "backbone": name, "precision": precision, "images": count, "rounds": options.rounds,

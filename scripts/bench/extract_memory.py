@@ -51,14 +51,14 @@ def anonymous(pid: int) -> float:
     return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("RssAnon")), 0.0)
 
 
-def pictures(folder: Path, count: int) -> Path:
+def image_files(folder: Path, count: int) -> Path:
     """A folder of *count* images."""
     made = folder / f"images-{count}"
     if made.is_dir() and sum(1 for _ in made.iterdir()) == count:
         return made
     shutil.rmtree(made, ignore_errors=True)
     made.mkdir(parents=True)
-    originals = extract.pictures("small", extract.photographs(), folder / "small-200", 200)
+    originals = extract.image_files("small", extract.photographs(), folder / "small-200", 200)
     bytes_of = [path.read_bytes() for path in originals]
     for i in range(count):
         (made / f"{i:06}.jpg").write_bytes(bytes_of[i % len(bytes_of)] + i.to_bytes(8, "little"))
@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--counts", type=int, nargs="+", default=[1000, 20000])
     options = parser.parse_args()
     for count in options.counts:
-        photos, store = pictures(options.folder, count), options.folder / "memory.fcache"
+        photos, store = image_files(options.folder, count), options.folder / "memory.fcache"
         shutil.rmtree(store, ignore_errors=True)
         began = time.monotonic()
         child = subprocess.Popen([sys.executable, "-c", CHILD, str(photos), str(store)], stdout=subprocess.PIPE)

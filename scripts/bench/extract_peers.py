@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     photos = options.folder / "small-160"
-    extract.pictures("small", extract.photographs(), photos, 160)
+    extract.image_files("small", extract.photographs(), photos, 160)
     weights_where_torch_looks(options.folder)
     backbone = extract.network("torchvision:resnet18", options.folder, "float32")
     extract.extract(photos, backbone, options.folder / "bench.fcache")  # converts, where that was not done before

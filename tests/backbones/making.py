@@ -60,8 +60,8 @@ def relative(got: np.ndarray, expected: np.ndarray) -> float:
     return float((np.linalg.norm(flat[0] - flat[1], axis=1) / np.linalg.norm(flat[1], axis=1)).max())
 
 
-def run(backbone: Backbone, pictures: np.ndarray, *layers: str) -> dict[str, np.ndarray]:
-    return backbone.forward(pictures, backbone.resolve_layers(layers))
+def run(backbone: Backbone, images: np.ndarray, *layers: str) -> dict[str, np.ndarray]:
+    return backbone.forward(images, backbone.resolve_layers(layers))
 
 
 def hooked(module: nn.Module, paths: list[str], x: torch.Tensor) -> dict[str, np.ndarray]:

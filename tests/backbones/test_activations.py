@@ -41,14 +41,14 @@ def test_pooled_and_pooled_layers(
 ) -> None:
     module = randomised(plain(name))
     backbone = get(name, saved(module, tmp_path / "weights.pth"))
-    pictures = batch(backbone)
+    images = batch(backbone)
     poolings = ("mean", "mean_std", "none")
     layers = [f"{path}:{pooling}" for path in paths for pooling in poolings]
-    got = run(backbone, pictures, "pooled", *layers)
+    got = run(backbone, images, "pooled", *layers)
 
     parent, _, last = classifier.rpartition(".")
     setattr(module.get_submodule(parent), last, nn.Identity())
-    reference = hooked(module, paths, backbone.network.to_input(pictures))
+    reference = hooked(module, paths, backbone.network.to_input(images))
     close(got["pooled"], reference[""])
     for path in paths:
         whole = reference[path]
@@ -60,7 +60,7 @@ def test_pooled_and_pooled_layers(
     for layer in backbone.resolve_layers(["pooled", *layers]):
         assert layer.shape == got[layer.name].shape[1:]
     for layer in backbone.resolve_layers(["pooled", layers[0], layers[-2]]):
-        np.testing.assert_array_equal(backbone.forward(pictures, [layer])[layer.name], got[layer.name])
+        np.testing.assert_array_equal(backbone.forward(images, [layer])[layer.name], got[layer.name])
     infos = {info.name: info for info in backbone.layers()}
     assert infos["pooled"].shape == got["pooled"].shape[1:]
     assert list(infos)[-1] == "pooled"
@@ -100,19 +100,19 @@ def test_a_network_without_a_penultimate_vector(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="has no 'pooled'"):
         backbone.resolve_layers(["pooled"])
     assert "pooled" not in [info.name for info in backbone.layers()]
-    pictures = batch(backbone)
-    expected = hooked(module, ["features.12"], backbone.network.to_input(pictures))["features.12"]
-    close(run(backbone, pictures, "features.12:mean")["features.12:mean"], expected.mean((2, 3)))
+    images = batch(backbone)
+    expected = hooked(module, ["features.12"], backbone.network.to_input(images))["features.12"]
+    close(run(backbone, images, "features.12:mean")["features.12:mean"], expected.mean((2, 3)))
 
 
 @pytest.mark.parametrize("name", ["timm:resnet18", "torchvision:resnet18"])
 def test_the_network_stays_frozen_whatever_the_caller_does(tmp_path: Path, name: str) -> None:
     backbone = get(name, saved(randomised(plain(name)), tmp_path / "weights.pth"))
-    pictures = batch(backbone, 3)
+    images = batch(backbone, 3)
     before = {key: value.clone() for key, value in backbone.module.state_dict().items()}
-    first = run(backbone, pictures, "pooled")["pooled"]
+    first = run(backbone, images, "pooled")["pooled"]
     backbone.module.train()
-    np.testing.assert_array_equal(run(backbone, pictures, "pooled")["pooled"], first)
+    np.testing.assert_array_equal(run(backbone, images, "pooled")["pooled"], first)
     after = backbone.module.state_dict()
     assert any(key.endswith("running_mean") for key in after)
     for key, value in before.items():
@@ -122,10 +122,10 @@ def test_the_network_stays_frozen_whatever_the_caller_does(tmp_path: Path, name:
 
 def test_a_batch_gives_what_its_pictures_give_alone(tmp_path: Path) -> None:
     backbone = get("torchvision:resnet18", saved(randomised(plain("torchvision:resnet18")), tmp_path / "w.pth"))
-    pictures = batch(backbone, 3)
-    together = run(backbone, pictures, "pooled")["pooled"]
-    for picture, expected in zip(pictures, together, strict=True):
-        close(run(backbone, picture[None], "pooled")["pooled"][0], expected)
+    images = batch(backbone, 3)
+    together = run(backbone, images, "pooled")["pooled"]
+    for image, expected in zip(images, together, strict=True):
+        close(run(backbone, image[None], "pooled")["pooled"][0], expected)
 
 
 class Twice(nn.Module):

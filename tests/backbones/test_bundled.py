@@ -29,9 +29,9 @@ TEXTILES = {"efficientnet_lite0": 30, "efficientnet_lite1": 4, "efficientnet_lit
 @pytest.mark.parametrize("spec", BUNDLED.values(), ids=BUNDLED.keys())
 def test_every_bundled_backbone_is_as_it_is_announced(spec: BundledSpec) -> None:
     backbone = get(f"bundled:{spec.name}")
-    pictures = batch(backbone)
-    assert pictures.shape == (2, *spec.transform.crop, 3)
-    vectors = run(backbone, pictures, "pooled")["pooled"]
+    images = batch(backbone)
+    assert images.shape == (2, *spec.transform.crop, 3)
+    vectors = run(backbone, images, "pooled")["pooled"]
     assert vectors.shape == (2, spec.dim)
     assert np.isfinite(vectors).all()
     assert vectors.std() > 0
@@ -54,8 +54,8 @@ def test_vectors_are_those_of_timm(spec: BundledSpec) -> None:
         x = torch.stack([transform(Image.open(path).convert("RGB")) for path in paths])
         expected = plain.forward_head(plain.forward_features(x), pre_logits=True).numpy()
     backbone = get(f"bundled:{spec.name}")
-    pictures = np.stack([backbone.prepare(decode_rgb(path.read_bytes())) for path in paths])
-    got = run(backbone, pictures, "pooled")["pooled"]
+    images = np.stack([backbone.prepare(decode_rgb(path.read_bytes())) for path in paths])
+    got = run(backbone, images, "pooled")["pooled"]
     cosine = (got * expected).sum(1) / np.linalg.norm(got, axis=1) / np.linalg.norm(expected, axis=1)
     assert cosine.min() >= 0.9999
     np.testing.assert_allclose(np.linalg.norm(got, axis=1), np.linalg.norm(expected, axis=1), rtol=1e-3)

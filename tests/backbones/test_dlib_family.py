@@ -139,9 +139,9 @@ def test_it_is_as_it_is_announced(backbone: Backbone) -> None:
     assert (info.name, info.licence, info.weights) == ("dlib:face_resnet", "public domain", "installed")
     assert info in available()
     assert sum(parameter.numel() for parameter in backbone.module.parameters()) == info.parameters
-    picture = backbone.prepare(Image.new("RGB", (320, 200), "teal"))
-    assert picture.shape == (info.input_size, info.input_size, 3)
-    assert run(backbone, picture[None], "pooled")["pooled"].shape == (1, info.dim)
+    face = backbone.prepare(Image.new("RGB", (320, 200), "teal"))
+    assert face.shape == (info.input_size, info.input_size, 3)
+    assert run(backbone, face[None], "pooled")["pooled"].shape == (1, info.dim)
 
 
 def test_without_the_extra_it_is_known_but_not_listed_as_installed(

@@ -37,10 +37,10 @@ def test_a_standard_transform() -> None:
     backbone = Backbone.from_module(network, transform=SMALL, name="mine", axes="NCHW")
     assert backbone.recipe.backbone == "module:mine"
     assert backbone.recipe.pixels.transform == SMALL
-    pictures = batch(backbone)
-    assert (pictures.shape, pictures.dtype) == ((2, 20, 20, 3), np.uint8)
-    got = run(backbone, pictures, "pooled", "1:mean")
-    x = (torch.from_numpy(pictures).permute(0, 3, 1, 2) / 255 - torch.tensor(SMALL.mean).view(3, 1, 1)) / torch.tensor(
+    images = batch(backbone)
+    assert (images.shape, images.dtype) == ((2, 20, 20, 3), np.uint8)
+    got = run(backbone, images, "pooled", "1:mean")
+    x = (torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - torch.tensor(SMALL.mean).view(3, 1, 1)) / torch.tensor(
         SMALL.std
     ).view(3, 1, 1)
     reference = hooked(network, ["1"], x)
@@ -128,8 +128,8 @@ def test_tokens_with_a_prefix() -> None:
             return torch.cat([torch.full_like(patches[:, :2], 1000.0), patches], dim=1)
 
     backbone = Backbone.from_module(Tokens(), transform=SMALL, name="tokens", axes="NLC", prefix_tokens=2)
-    pictures = batch(backbone)
-    got = run(backbone, pictures, "add:mean", "add:none")
+    images = batch(backbone)
+    got = run(backbone, images, "add:mean", "add:none")
     assert got["add:none"].shape == (2, 18, 3)
     close(got["add:mean"], got["add:none"][:, 2:].astype(np.float64).mean(1))
 

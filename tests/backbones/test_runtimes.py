@@ -31,7 +31,7 @@ def _empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEATCACHE_CACHE", str(tmp_path / "cache"))
 
 
-def pictures(backbone: Backbone, count: int = 3, seed: int = 0) -> np.ndarray:
+def random_images(backbone: Backbone, count: int = 3, seed: int = 0) -> np.ndarray:
     height, width = backbone.network.size
     return np.random.default_rng(seed).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
 
@@ -52,7 +52,7 @@ def test_a_graph_ends_at_the_deepest_layer() -> None:
     for layer in ("stem:mean", "pooled"):
         layers = backbone.resolve_layers([layer])
         passes = passes_for(backbone, batch_size=1, cores=1)
-        passes.ready(pictures(backbone), layers)
+        passes.ready(random_images(backbone), layers)
         assert isinstance(passes, GraphPasses)
         (graph,) = passes._graphs.values()
         kinds[layer] = [
@@ -108,7 +108,7 @@ LOOKS: dict[str, Callable[[torch.Tensor], Any]] = {
 def test_a_network_that_reads_values_is_not_converted(look: str) -> None:
     """On dark images the graph of a trace would agree with torch; it is wrong on the others."""
     backbone = made(Looks(LOOKS[look]))
-    layers, x = backbone.resolve_layers(["pooled"]), pictures(backbone)
+    layers, x = backbone.resolve_layers(["pooled"]), random_images(backbone)
     passes = passes_for(backbone)
     passes.ready(x, layers)
     assert (passes.runtime, len(passes.notes)) == ("torch", 1)
@@ -129,11 +129,11 @@ class Harmless(nn.Module):
 
 def test_shapes_may_be_read() -> None:
     backbone = made(Harmless())
-    layers, x = backbone.resolve_layers(["pooled"]), pictures(backbone)
+    layers, x = backbone.resolve_layers(["pooled"]), random_images(backbone)
     passes = passes_for(backbone)
     passes.ready(x, layers)
     assert (passes.runtime, passes.notes) == ("openvino", [])
-    more = pictures(backbone, 5, seed=1)
+    more = random_images(backbone, 5, seed=1)
     assert relative(passes.forward(more, layers)["pooled"], backbone.forward(more, layers)["pooled"]) <= 1e-4
 
 
@@ -144,7 +144,7 @@ def test_a_graph_is_compared_on_other_images_too(monkeypatch: pytest.MonkeyPatch
     # No look is known that goes unseen, so here none is seen.
     monkeypatch.setattr(conversion, "looks_at_values", lambda run: False)
     backbone = made(Looks(lambda mean: mean.max() > 2))
-    layers, dark = backbone.resolve_layers(["pooled"]), pictures(backbone) // 8
+    layers, dark = backbone.resolve_layers(["pooled"]), random_images(backbone) // 8
     passes = passes_for(backbone)
     passes.ready(dark, layers)
     assert passes.runtime == "torch"
@@ -155,7 +155,7 @@ def test_a_graph_is_compared_on_other_images_too(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(("module", "reason"), [(Odd(), r"aten::special_i0"), (Looks(), "reads values of tensors")])
 def test_what_cannot_be_converted_runs_on_torch(module: nn.Module, reason: str) -> None:
     backbone = made(module)
-    layers, x = backbone.resolve_layers(["pooled"]), pictures(backbone)
+    layers, x = backbone.resolve_layers(["pooled"]), random_images(backbone)
     passes = passes_for(backbone)
     passes.ready(x, layers)
     assert (passes.runtime, passes.parallel) == ("torch", False)
@@ -307,7 +307,7 @@ def kept() -> tuple[Callable[..., GraphPasses], Path]:
         fresh = backbone or tiny_backbone()
         passes = passes_for(fresh, batch_size=2, cores=1)
         assert isinstance(passes, GraphPasses)
-        passes.ready(pictures(fresh), fresh.resolve_layers(["pooled"]))
+        passes.ready(random_images(fresh), fresh.resolve_layers(["pooled"]))
         return passes
 
     assert start().runtime == "openvino"
@@ -391,7 +391,7 @@ def test_a_wrong_graph_with_a_right_digest_is_found_out(kept: Any, monkeypatch: 
     done = conversions(monkeypatch)
     passes = start(mine)
     assert done == [1]
-    layers, x = mine.resolve_layers(["pooled"]), pictures(mine, seed=5)
+    layers, x = mine.resolve_layers(["pooled"]), random_images(mine, seed=5)
     assert relative(passes.forward(x, layers)["pooled"], mine.forward(x, layers)["pooled"]) <= 1e-4
     # All of it wrong, images and answers too: the module at hand contradicts it.
     entry_of(mine).write(stolen)
@@ -409,7 +409,7 @@ def test_a_graph_that_disagrees_is_not_used(monkeypatch: pytest.MonkeyPatch) -> 
     wrong_layers = wrong.resolve_layers(["pooled"])
     monkeypatch.setattr(conversion, "convert", lambda network, layers, x: inner(wrong.network, wrong_layers, x))
     backbone = tiny_backbone()
-    layers, x = backbone.resolve_layers(["pooled"]), pictures(backbone)
+    layers, x = backbone.resolve_layers(["pooled"]), random_images(backbone)
     passes = passes_for(backbone)
     passes.ready(x, layers)
     assert passes.runtime == "torch"
@@ -478,7 +478,7 @@ def test_the_precision_is_requested_from_openvino(kept: Any, monkeypatch: pytest
 def test_few_images_are_not_worth_a_conversion(monkeypatch: pytest.MonkeyPatch) -> None:
     done = conversions(monkeypatch)
     backbone = tiny_backbone()
-    layers, x = backbone.resolve_layers(["pooled"]), pictures(backbone)
+    layers, x = backbone.resolve_layers(["pooled"]), random_images(backbone)
     passes = passes_for(backbone, convert=False)
     passes.ready(x, layers)
     assert (passes.runtime, passes.notes, done) == ("torch", [], [])

@@ -58,14 +58,14 @@ def vision_transformer() -> Network:
     return made
 
 
-def pictures(net: Network, count: int = 3) -> np.ndarray:
+def random_images(net: Network, count: int = 3) -> np.ndarray:
     return np.random.default_rng(1).integers(0, 256, (count, *net.size, 3), dtype=np.uint8)
 
 
 def both(net: Network, made: SplitNetwork, count: int = 3) -> tuple[Tensor, np.ndarray]:
     """The stored activations and ``pooled`` of the same images."""
     backbone = Backbone("module:net", lambda: net)
-    got = backbone.forward(pictures(net, count), backbone.resolve_layers([made.cached, "pooled"]))
+    got = backbone.forward(random_images(net, count), backbone.resolve_layers([made.cached, "pooled"]))
     assert got[made.cached].shape == (count, *made.shape)
     return torch.from_numpy(got[made.cached].copy()), got["pooled"]
 
@@ -248,7 +248,7 @@ def test_functions_in_forward(layer: str, cached: str) -> None:
     whole = copy.deepcopy(net.module).train()
     made.tail.train()
     torch.manual_seed(0)
-    expected = whole(net.to_input(pictures(net)))
+    expected = whole(net.to_input(random_images(net)))
     torch.manual_seed(0)
     torch.testing.assert_close(made.tail(x), expected, rtol=1e-5, atol=1e-6)
     assert not torch.allclose(made.tail(x), made.tail(x))
