@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 import featcache as fc
 from featcache.backbones import tiny_backbone
+from featcache.cli import main
 from featcache.core.errors import RecipeMismatchError, UsageError
 from tests.faces.drawing import draw_face
 
@@ -38,3 +40,15 @@ def test_aligned_faces_are_compared_with_their_own_pixels(tmp_path: Path) -> Non
     other = fc.faces.aligned_backbone(tmp_path / "s.fcache", made.space, backbone=tiny_backbone(1))
     with pytest.raises(RecipeMismatchError, match="cannot be recomputed here: backbone"):
         fc.check_live(tmp_path / "s.fcache", space=made.space, backbone=other, progress=False)
+
+
+def test_the_command_finds_what_made_aligned_faces(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("dlib")
+    (tmp_path / "people" / "ann").mkdir(parents=True)
+    draw_face(150).save(tmp_path / "people" / "ann" / "0.png")
+    store = tmp_path / "s.fcache"
+    made = fc.faces.extract(tmp_path / "people", store, progress=False)
+    assert main(["check-live", str(store), "--space", made.space, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["compared"] == 1
+    assert main(["check-live", str(store), "--space", made.detection]) == 2
+    assert "where faces were found" in capsys.readouterr().err
