@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import inspect
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -13,6 +15,7 @@ from featcache.core.errors import UsageError
 ADVANCED = "Advanced"
 """The panel of ``--help`` for options that few people need."""
 
+T = TypeVar("T")
 Layers = Annotated[
     list[str] | None,
     typer.Option(
@@ -22,15 +25,25 @@ Layers = Annotated[
         " 'blocks.*:mean' in quotes. Several may follow one --layers.",
     ),
 ]
-Split = Annotated[str | None, typer.Option(metavar="NAME", help="Use only the items of this split.")]
-Source = Annotated[str | None, typer.Option(metavar="NAME", help="The source, where the store holds several.")]
-Space = Annotated[
-    str | None,
-    typer.Option(metavar="SPACE", help="The space (start of its fingerprint), where there are several."),
-]
+_SELECTION = "Selection"
+Split = Annotated[str | None, typer.Option(metavar="NAME", help="Only this split.", rich_help_panel=_SELECTION)]
 Labels = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="A CSV file (path,label) to use instead of the store's labels."),
+    typer.Option(
+        metavar="FILE", help="A CSV file (path,label) in place of the stored labels.", rich_help_panel=_SELECTION
+    ),
+]
+Source = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="The source, if the store holds several.", rich_help_panel=_SELECTION),
+]
+Space = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SPACE",
+        help="The space (start of its fingerprint), if the store holds several.",
+        rich_help_panel=_SELECTION,
+    ),
 ]
 Weights = Annotated[
     Path | None,
@@ -56,6 +69,37 @@ Precision = Annotated[
 ]
 StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="A store that `featcache extract` made.")]
 HeadPath = Annotated[Path, typer.Argument(metavar="HEAD.fch", help="A head that `featcache train` saved.")]
+
+
+def selects(*names: str, split: str | None = None) -> Callable[[Callable[..., T]], Callable[..., T]]:
+    """Give a command the options ``--split``, ``--labels``, ``--source`` and ``--space``, or those of these names.
+
+    The command takes what is given as one mapping, its parameter ``selection``.
+
+    Args:
+        names: of the options; all four by default.
+        split: help of ``--split``.
+    """
+    options: dict[str, Any] = {"split": Split, "labels": Labels, "source": Source, "space": Space}
+    options = {name: options[name] for name in names or options}
+    if split is not None:
+        options["split"] = Annotated[str | None, typer.Option(metavar="NAME", help=split, rich_help_panel=_SELECTION)]
+
+    def decorate(function: Callable[..., T]) -> Callable[..., T]:
+        @functools.wraps(function)
+        def command(**given: Any) -> T:
+            return function(selection={name: given.pop(name) for name in options}, **given)
+
+        # Typer reads the options from the signature.
+        taken = dict(inspect.signature(function, eval_str=True).parameters)
+        kind = taken.pop("selection").KEYWORD_ONLY
+        parameters = [parameter.replace(kind=kind) for parameter in taken.values()]
+        parameters += [inspect.Parameter(name, kind, default=None, annotation=a) for name, a in options.items()]
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return command
+
+    return decorate
 
 
 def layer_list(context: typer.Context, layers: Sequence[str] | None) -> list[str]:

@@ -1,17 +1,17 @@
-"""``featcache predict`` and ``similar``: what is in an image, and which images are like it."""
+"""``featcache predict`` and ``featcache similar``."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from featcache.cli import output as screen
 from featcache.cli.command import Answer, Debug, Json, verb
-from featcache.cli.options import HeadPath, Source, Space, StorePath
+from featcache.cli.options import HeadPath, StorePath, selects
 from featcache.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -30,8 +30,7 @@ def predict(
         typer.Option(
             min=1,
             metavar="N",
-            help="How many labels to give for each image: 5, or with several labels an image all that are likelier"
-            " than not.",
+            help="How many labels per image; by default 5, or with several labels per image all above 50 %.",
         ),
     ] = None,
     table: Annotated[
@@ -39,13 +38,13 @@ def predict(
         typer.Option(
             "--csv",
             metavar="FILE",
-            help="Write a table: one row an image and label, with the columns uri,rank,label,probability.",
+            help="Write a CSV file with the columns uri,rank,label,probability, one row per image and label.",
         ),
     ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> Answer:
-    """Say what is in images, with the head's probabilities.
+    """Predict the labels of images, with probabilities.
 
     Example: featcache predict pets.fch new-photos a.jpg --csv answers.csv
     """
@@ -67,22 +66,22 @@ def predict(
 
 
 @verb(interrupted="")
+@selects("source", "space")
 def similar(
     store: StorePath,
+    selection: Mapping[str, Any],
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The image to look for.")],
     k: Annotated[int, typer.Option("-k", min=1, metavar="N", help="How many images to list.")] = 10,
-    source: Source = None,
-    space: Space = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> Answer:
-    """List the images of a store that are most like one image, by the cosine of their vectors.
+    """List the images of a store that are most similar to one image, by the cosine of their vectors.
 
     Example: featcache similar pets.fcache a.jpg -k 5
     """
     from featcache.extraction.search import similar as run
 
-    found = run(store, image, k=k, source=source, space=space)
+    found = run(store, image, k=k, **selection)
     data = {
         "similar": [
             {"source": item.source, "uri": item.uri, "label": item.label, "cosine": cosine} for item, cosine in found
@@ -105,7 +104,7 @@ def _show_predictions(found: Sequence[Prediction], table: Path | None) -> None:
 
 
 def _check_writable(path: Path) -> None:
-    """Find out before the work, not after it, that a table cannot be written."""
+    """Check before the work that the table can be written."""
     existed = path.exists()
     try:
         path.open("a").close()
@@ -116,7 +115,7 @@ def _check_writable(path: Path) -> None:
 
 
 def _write(found: Sequence[Prediction], path: Path) -> None:
-    """One row an image and label, the likeliest first; probabilities from 0 to 1. Unusable images have none."""
+    """One row per image and label, the most probable first. Images that cannot be used have none."""
     with path.open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["uri", "rank", "label", "probability"])

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from featcache.cli import output as screen
 from featcache.cli.command import Answer, Debug, Json, verb
-from featcache.cli.options import Labels, Source, Space, Split, StorePath, layer_list
+from featcache.cli.options import StorePath, layer_list, selects
 from featcache.cli.train import save, warn_of_little, warn_of_missing, warn_of_near_duplicates
 
 if TYPE_CHECKING:
@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 
 
 @verb(interrupted="What was finished is kept; the same command goes on from there.")
+@selects(split="The split to train on; train by default, if the source has splits.")
 def sweep(
     context: typer.Context,
     store: StorePath,
+    selection: Mapping[str, Any],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="HEAD.fch", help="Save the winner as this head.")
     ] = None,
@@ -41,18 +43,14 @@ def sweep(
             " --layers. By default every stored layer alone and all together.",
         ),
     ] = None,
-    split: Split = None,
-    labels: Labels = None,
-    source: Source = None,
-    space: Space = None,
-    seed: Annotated[int, typer.Option(metavar="N", help="Seed of all that is drawn.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Random seed.")] = 0,
     as_json: Json = False,
     debug: Debug = False,
 ) -> Answer:
     """Score heads on layers, choose the best pair, and score it on items that took no part in the choice.
 
-    Every image has one label here; heads for several are trained with `featcache train --task multilabel`. What is
-    known from an earlier sweep is not computed again. Table and figure are kept in STORE/runs.
+    For one label per image; with several use `featcache train --task multilabel`. Results of earlier sweeps are
+    reused. Table and figure are kept in STORE/runs.
 
     Example: featcache sweep pets.fcache -o pets.fch
 
@@ -66,28 +64,25 @@ def sweep(
     if output is not None:
         check_target(output)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", GridEdgeWarning)  # that of the winner is told by its report
+        warnings.simplefilter("ignore", GridEdgeWarning)  # the report has that of the winner
         report = run(
             store,
             None if heads is None else split_heads(heads),
             layer_list(context, layers) or None,
-            split=split,
-            labels=labels,
-            source=source,
-            space=space,
             seed=seed,
             progress=True,
+            **selection,
         )
     problem = None if output is None else save(report.bundle, output)
     data = report.to_dict() | ({"error": problem} if problem else {})
     data["paths"] = {**report.paths, "head": None if output is None or problem else str(output)}
-    chosen = {"--source": source, "--space": space, "--labels": labels, "--split": split, "--seed": seed or None}
-    following = [str(word) for option, value in chosen.items() if value is not None for word in (option, value)]
+    chosen = {**selection, "seed": seed or None}
+    following = [str(word) for name, value in chosen.items() if value is not None for word in (f"--{name}", value)]
     return Answer(data, lambda: _show(report, output, following, problem), 1 if problem else 0)
 
 
 def _show(report: SweepReport, output: Path | None, following: Sequence[str], problem: str | None) -> None:
-    """Tell a person; *following* are the options that the next command has to repeat."""
+    """Print the report; *following* are options to repeat in the next command."""
     from featcache.training.sweep_report import called
 
     scored = [cell for cell in report.cells if cell.problem is None]

@@ -1,4 +1,4 @@
-"""``featcache train`` and ``evaluate``: vectors to heads, heads to scores."""
+"""``featcache train`` and ``featcache evaluate``."""
 
 from __future__ import annotations
 
@@ -11,16 +11,7 @@ import typer
 
 from featcache.cli import output as screen
 from featcache.cli.command import Answer, Debug, Json, verb
-from featcache.cli.options import (
-    HeadPath,
-    Labels,
-    Layers,
-    Source,
-    Space,
-    Split,
-    StorePath,
-    layer_list,
-)
+from featcache.cli.options import HeadPath, Layers, StorePath, layer_list, selects
 from featcache.core.errors import BundleError, UsageError
 from featcache.core.progress import counted
 
@@ -31,6 +22,7 @@ LISTED, FEW = 10, 10
 
 
 @verb(interrupted="No head was written.")
+@selects(split="The split to train on; train by default, if the source has splits.")
 def train(
     context: typer.Context,
     store: Annotated[
@@ -41,75 +33,68 @@ def train(
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="HEAD.fch", help="The head to write.")],
+    selection: Mapping[str, Any],
     head: Annotated[
         str,
         typer.Option(
             metavar="softmax|ridge|knn|centroid|mlp|torch|MODULE:CLASS(…)",
-            help="softmax: multinomial logistic regression, its C chosen by cross-validation over the whole path;"
-            " ridge: ridge regression, in a second or two, also for caches larger than memory; knn: the nearest"
-            " vectors vote; centroid: the nearest class mean; mlp: hidden layers of its own (--hidden), where no linear"
-            " head tells the classes apart; torch: a softmax layer trained by mini-batches, for caches larger than"
-            ' memory; or any scikit-learn classifier, for example "sklearn.svm:LinearSVC(C=0.1)"; linear ones can be'
-            " saved.",
+            help="softmax: multinomial logistic regression, C chosen by cross-validation; ridge: ridge regression, in a"
+            " second or two, also for caches larger than memory; knn: the nearest vectors vote; centroid: the nearest"
+            " class mean; mlp: hidden layers (--hidden), for classes that no linear head separates; torch: a softmax"
+            " layer trained in mini-batches, for caches larger than memory; or any scikit-learn classifier, for example"
+            ' "sklearn.svm:LinearSVC(C=0.1)"; linear ones can be saved.',
         ),
     ] = "softmax",
     task: Annotated[
         str,
         typer.Option(
             metavar="classify|multilabel",
-            help="classify: one label an image; multilabel: several, separated by | in the labels (| alone: none of"
-            " them), each with a probability of its own. Only the head softmax can do that.",
+            help="classify: one label per image; multilabel: several, separated by | in the labels (| alone: none of"
+            " them), each with its own probability. Only for the head softmax.",
         ),
     ] = "classify",
     layers: Layers = None,
     cv: Annotated[
         int | None, typer.Option(min=2, metavar="K", help="Score by K-fold cross-validation, not a hold-out.")
     ] = None,
-    split: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="The split to learn from; train, where the source has splits."),
-    ] = None,
-    labels: Labels = None,
-    source: Source = None,
-    space: Space = None,
-    seed: Annotated[int, typer.Option(metavar="N", help="Seed of all that is drawn.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Random seed.")] = 0,
     refit_all: Annotated[
-        bool, typer.Option("--refit-all", help="After scoring, train once more on everything and save that.")
+        bool, typer.Option("--refit-all", help="After scoring, train again on all images and save that head.")
     ] = False,
     class_weight: Annotated[
         str | None,
         typer.Option(
             metavar="balanced",
-            help="balanced: every class weighs the same, however many items it has. For the heads softmax and"
-            " torch, and scikit-learn classifiers that have it.",
+            help="balanced: all classes weigh the same. For the heads softmax and torch, and scikit-learn classifiers"
+            " with that parameter.",
         ),
     ] = None,
     group_near_duplicates: Annotated[
         bool,
         typer.Option(
             "--group-near-duplicates",
-            help="Keep images that are nearly the same (re-encoded, resized, cropped) on one side of every split. If"
-            " the hold-out of earlier heads has them on both, this head gets one of its own; the others keep theirs.",
+            help="Keep near-duplicates (re-encoded, resized, cropped images) on one side of every split. If the"
+            " hold-out of earlier heads separates some, this head gets its own; the others keep theirs.",
         ),
     ] = False,
     views: Annotated[
         str,
-        typer.Option(metavar="all|first", help="Learn from all views that are stored, or from view 0 alone."),
+        typer.Option(metavar="all|first", help="Train on all stored views, or on view 0 alone."),
     ] = "all",
     hidden: Annotated[
         str | None,
-        typer.Option(metavar="N,N,…", help="Of --head mlp: how wide each hidden layer is, with commas between; 512."),
+        typer.Option(metavar="N,N,…", help="Of --head mlp: widths of the hidden layers, separated by commas; 512."),
     ] = None,
     dropout: Annotated[
         float | None,
-        typer.Option(metavar="P", help="Of --head mlp: the share of hidden values that a step does without; 0.2."),
+        typer.Option(metavar="P", help="Of --head mlp: fraction of the hidden values dropped in each step; 0.2."),
     ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> Answer:
-    """Train a head on the vectors in a store, score it, save it.
+    """Train a head on stored vectors, score it and save it.
 
-    Without a split, a part of every class is set aside for the score and kept for all later heads.
+    Without splits, a fifth of every class is held out for the score, the same for all later heads.
 
     Example: featcache train pets.fcache -o pets.fch
     """
@@ -119,26 +104,23 @@ def train(
     from featcache.training.train import train as run
 
     if class_weight not in (None, "balanced"):
-        raise UsageError(f"--class-weight is 'balanced', not {class_weight!r}. Weights of your own go by Python.")
+        raise UsageError(f"--class-weight is 'balanced', not {class_weight!r}. Weights per class are given in Python.")
     check_target(output)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", GridEdgeWarning)  # told by the report
+        warnings.simplefilter("ignore", GridEdgeWarning)  # the report has it
         bundle = run(
             store,
             head if hidden is None and dropout is None else with_hidden_layers(head, hidden, dropout),
             task=task,
             layers=layer_list(context, layers) or None,
             cv=cv,
-            split=split,
-            labels=labels,
-            source=source,
-            space=space,
             seed=seed,
             refit_all=refit_all,
             class_weight=class_weight,
             group_near_duplicates=group_near_duplicates,
             views=views,
             progress=True,
+            **selection,
         )
     problem = save(bundle, output)
     report = {**bundle.report, "path": None if problem else str(output)}
@@ -163,28 +145,26 @@ def save(bundle: Bundle, path: Path) -> str | None:
 
 
 @verb(interrupted="Nothing was changed.")
+@selects(split="The split to score; test by default, if the source has it.")
 def evaluate(
     head: HeadPath,
     store: StorePath,
-    split: Split = None,
-    source: Source = None,
-    space: Space = None,
-    labels: Labels = None,
+    selection: Mapping[str, Any],
     against: Annotated[
         Path | None,
         typer.Option(
             metavar="OTHER.fch",
-            help="Another head: which of the two is better on the same items? For one label an image.",
+            help="Another head to compare with on the same items; only for one label per image.",
         ),
     ] = None,
     confusion: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.png", help="Draw the confusion matrix into this image. For one label an image."),
+        typer.Option(metavar="FILE.png", help="Draw the confusion matrix; only for one label per image."),
     ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> Answer:
-    """Score a head on items of a store: those of the split test, else those it was not trained on.
+    """Score a head on images of a store: the split test, else the images it was not trained on.
 
     Example: featcache evaluate pets.fch pets.fcache --confusion pets.png
     """
@@ -199,11 +179,11 @@ def evaluate(
     if bundle.task == "multilabel" and (confusion or against):
         option = "--confusion" if confusion else "--against"
         raise UsageError(
-            f"{head} is a head for several labels an item: it has no confusion matrix and cannot be compared in pairs. "
-            f"Leave {option} away."
+            f"{head} predicts several labels per image: it has no confusion matrix and cannot be compared in pairs. "
+            f"Omit {option}."
         )
     other = None if against is None else _other(against)
-    found = run(bundle, store, split=split, source=source, space=space, labels=labels, progress=True)
+    found = run(bundle, store, progress=True, **selection)
     report = found.to_dict()
     if confusion is not None and isinstance(found, EvaluateReport):
         draw_confusion(found.confusion, found.labels, confusion)
@@ -211,7 +191,8 @@ def evaluate(
     if other is not None:
         from featcache.training.compare import compare
 
-        compared = compare(bundle, other, store, split=split, source=source, labels=labels)
+        # The other head may need another space.
+        compared = compare(bundle, other, store, **{**selection, "space": None})
         report["against"] = {"path": str(against), **compared.to_dict()}
     return Answer(report, lambda: _show_evaluate(report, head))
 
@@ -220,7 +201,7 @@ def _other(path: Path) -> Bundle:
     """The head to compare with.
 
     Raises:
-        UsageError: there is none, or it gives several labels an item.
+        UsageError: there is none, or it predicts several labels per image.
     """
     from featcache.training.bundle import Bundle
 
@@ -229,7 +210,7 @@ def _other(path: Path) -> Bundle:
     except BundleError as error:
         raise UsageError(f"--against needs a head that `featcache train` saved. {error}") from error
     if other.task == "multilabel":
-        raise UsageError(f"{path} is a head for several labels an item, which cannot be compared in pairs.")
+        raise UsageError(f"{path} predicts several labels per image, so it cannot be compared in pairs.")
     return other
 
 
@@ -267,7 +248,7 @@ def show_train(report: dict[str, Any], problem: str | None = None) -> None:
     if report["predicts"] == "images":
         screen.say(f"Next:  {screen.command('featcache', 'predict', report['path'], 'IMAGE')}")
     else:
-        screen.say("It answers for vectors only (Bundle.predict_vectors): the file does not say what made them.")
+        screen.say("It predicts from vectors only (Bundle.predict_vectors), because the file has no recipe.")
 
 
 def _show_evaluate(report: Mapping[str, Any], head: Path) -> None:
@@ -308,8 +289,8 @@ def _show_evaluate(report: Mapping[str, Any], head: Path) -> None:
 
 def _warn_of_unknown(labels: Mapping[str, int]) -> None:
     if labels:
-        items = counted(sum(labels.values()), "items")
-        screen.say(f"Warning: {items} counted as wrong, as the head does not know their labels: {_named(list(labels))}")
+        items, named = counted(sum(labels.values()), "items"), _named(list(labels))
+        screen.say(f"Warning: {items} counted as wrong, because the head does not know their labels: {named}")
         screen.say("  If a class was renamed or added since, train again.")
 
 
@@ -347,27 +328,22 @@ def _show_classes(classes: Sequence[Mapping[str, Any]], kind: str = "class") -> 
 
 
 def warn_of_little(unscored: Sequence[str], n: int) -> None:
-    """Say which classes took no part in a score, and that few items say little."""
+    """Warn of classes that were not scored, and of a score on few items."""
     if unscored:
         screen.say(f"Warning: no scored item has the label{'s' if len(unscored) > 1 else ''} {_named(unscored)}.")
     if n < FEW:
-        screen.say(f"Warning: a score on {counted(n, 'items')} says little; more labelled images help, or --cv 5.")
+        screen.say(f"Warning: a score on {counted(n, 'items')} is unreliable; label more images, or use --cv 5.")
 
 
 def warn_of_near_duplicates(found: Mapping[str, Any] | None) -> None:
-    """Say how many near-duplicates stand on both sides, as a report has them, if any do."""
+    """Warn of near-duplicates across the split, as a report has them."""
     if found and found["across"]:
-        first = found["examples"][0]
-        one = found["across"] == 1
-        screen.say(
-            f"Warning: {counted(found['across'], 'pairs')} of images that are nearly the same "
-            f"{'stands' if one else 'stand'} on both sides "
-            f"(first: {first['a']}, {first['b']})."
-        )
+        first, pairs = found["examples"][0], counted(found["across"], "pairs")
+        screen.say(f"Warning: {pairs} of near-duplicates across the split (first: {first['a']}, {first['b']}).")
 
 
 def _show_against(against: Mapping[str, Any], head: Path) -> None:
-    """Both heads' scores; of the difference it is said in words which way it goes, as of a loss less is better."""
+    """Both heads' scores, and the difference in words: of a loss, less is better."""
     screen.say(f"Against {against['path']}, on {counted(against['n'], 'items')}: {against['protocol']}")
     for name, called, sign in (("accuracy", "Accuracy", 1), ("log_loss", "Log-loss", -1)):
         found = against[name]
@@ -396,14 +372,14 @@ def _better(gain: float, name: str) -> str:
 
 
 def warn_of_missing(report: Mapping[str, Any]) -> None:
-    """Say how many images were left out for want of vectors or of a label."""
+    """Warn of images that were left out because they have no vectors or no label."""
     if report["without_vectors"]:
         images = counted(report["without_vectors"], "labelled images")
-        screen.say(f"Warning: {images} left out for want of vectors; `featcache extract` computes them.")
+        screen.say(f"Warning: {images} without vectors left out; `featcache extract` computes them.")
     if report.get("without_labels"):
         screen.say(f"Left out: {counted(report['without_labels'], 'images')} without a label")
         if report["task"] == "multilabel":
-            screen.say("  If they have none of the labels, write | alone as their label.")
+            screen.say("  If they have none of the labels, give them the label |.")
 
 
 def _with_interval(score: Mapping[str, Any], name: str = "accuracy") -> str:

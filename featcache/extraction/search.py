@@ -1,4 +1,4 @@
-"""`similar`: the nearest images of a store to one image."""
+"""`similar`: the images of a store that are most similar to one image."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ def similar(
 ) -> list[tuple[Item, float]]:
     """The k nearest images by cosine similarity, nearest first.
 
-    The vectors of an image whose bytes are in the store are looked up, so no network runs. Its own URI is then omitted
-    from the answer; duplicates of it are not.
+    If the image is in the store, its vector is taken from there and no network runs. Only the image itself is then left
+    out of the result, not copies of it.
 
     Args:
         store: a store or its path.
         image: a path, a PIL image or an array.
         k: how many.
-        source: the source to search.
-        space: the space to search.
-        layers: stored layers, concatenated; ``pooled`` by default.
-        backbone: needed only for a space of a backbone made in Python.
+        source: name of the source; needed only where the store holds several.
+        space: fingerprint of the space, or its start, or the name of its backbone; likewise.
+        layers: names of stored layers, concatenated; ``pooled`` by default.
+        backbone: needed only for a space whose backbone is a module in Python.
 
     Returns:
         Pairs of item and cosine (-1…1).
@@ -48,10 +48,11 @@ def similar(
     Raises:
         UsageError: *image* is a folder.
         UnusableImageError: the image cannot be read.
-        RecipeMismatchError: the backbone does not follow the recipe of the space.
+        RecipeMismatchError: the backbone has another recipe than the space.
 
     Example:
-        ``fc.similar("pets.fcache", "cat.jpg", k=3)``
+        >>> similar("pets.fcache", "cat.jpg", k=1)[0][1]  # doctest: +SKIP
+        0.93
     """
     if isinstance(image, (str, Path)) and Path(image).is_dir():
         raise UsageError(f"{image} is a folder. Give one image.")

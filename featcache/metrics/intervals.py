@@ -31,6 +31,14 @@ class Interval:
         values = {name: self.value, "low": self.low, "high": self.high}
         return {key: None if math.isnan(value) else value for key, value in values.items()}
 
+    @property
+    def bounds(self) -> list[float] | None:
+        """``[low, high]``; None where not known."""
+        return None if math.isnan(self.low) else [self.low, self.high]
+
+
+UNKNOWN = Interval(math.nan, math.nan, math.nan)
+
 
 def bootstrap(
     statistics: Callable[[np.ndarray], Sequence[float]],

@@ -1,7 +1,6 @@
-"""Bundles: a head with all that is needed to use it again, in one ``.fch`` file.
+"""Bundles: a head with everything needed to use it again, in one ``.fch`` file.
 
-What a file holds is described in docs/format.md. Nothing in it can run; what does not fit together is
-refused.
+The format is described in docs/format.md. A file holds no code; a file whose parts do not fit together is refused.
 """
 
 from __future__ import annotations
@@ -39,11 +38,11 @@ _TASKS = {"sigmoid": "multilabel", "match": "match"}
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a head says of one image.
+    """A head's prediction for one image.
 
     Attributes:
-        uri: the path as given, or the image's place in the list; of an image in a tar file ``NAME.tar/MEMBER``.
-        labels: (label, probability) pairs, the likeliest first; probability None where the head has none.
+        uri: the path as given, ``NAME.tar/MEMBER`` in a tar file, or the image's place in the list.
+        labels: (label, probability) pairs, the most probable first; probability None for a head without them.
         problem: why the image could not be used; then there are no labels.
     """
 
@@ -57,21 +56,20 @@ class Bundle:
     """A fitted head, its classes, and the recipe and layers that it needs.
 
     There are three kinds: a head on the vectors of a frozen backbone; a `PartialModel`, the trained last part of a
-    network, on the activations at its cut; and a head on the vectors of a network that was trained with it, whose
-    weights the bundle carries.
+    network, on the activations at its split point; and a head on the vectors of a network that was trained with it,
+    whose weights are in the bundle.
 
     Attributes:
         head: its name.
         classes: k labels.
         layers: the layers it reads, in network order.
-        recipe: what made the vectors it was fitted on; None where that is not known, and then it can
-            predict from vectors only.
-        predictor: what the head boils down to; None for an estimator that has no such form and cannot be saved.
-        estimator: the fitted estimator, where `predictor` is None.
-        weights: the state of the network, by name, where it was trained with the head and is no published one.
-        trained_on: (m, 32) uint8, the sorted SHA-256s of the images it was fitted on, each once; none where
-            the vectors came from a file that does not say which images they are.
-        fitted_on: items it was fitted on.
+        recipe: of the vectors it was fitted on; None if not known, and then it predicts from vectors only.
+        predictor: the head as arrays; None for an estimator without such a form, which cannot be saved.
+        estimator: the fitted estimator, if `predictor` is None.
+        weights: the state of the network by name, if it was trained with the head.
+        trained_on: (m, 32) uint8, the sorted SHA-256s of the images it was fitted on, each once; none if the vectors
+            came from a file without them.
+        fitted_on: number of images it was fitted on.
         chosen: hyper-parameters that were chosen.
         report: scores and protocol, as `train` made them.
         created: UTC, ISO 8601.
@@ -101,52 +99,50 @@ class Bundle:
 
     @property
     def task(self) -> str:
-        """``match`` for a head that compares two images; ``multilabel`` where every label has a probability of
-        its own; else ``classify``.
-        """
+        """``match`` (compares two images), ``multilabel`` (a probability for each label), else ``classify``."""
         return _TASKS.get("" if self.predictor is None else self.predictor.link, "classify")
 
     @property
     def classifier(self) -> Classifier | PartialModel | None:
-        """The form of a head that names labels; None where it has none.
+        """The predictor of a head that predicts labels; None if it has none.
 
         Raises:
             UsageError: the head compares two images.
         """
         if isinstance(self.predictor, MatchingPredictor):
             raise UsageError(
-                "This head compares two images and names no labels. Use it for matching: `featcache faces verify`, "
-                "or in Python `bundle.matching`. A head that names labels is made with `featcache train`."
+                "This head compares two images and predicts no labels. Use it with `featcache faces verify`, or "
+                "`bundle.matching` in Python. `featcache train` makes a head that predicts labels."
             )
         return self.predictor
 
     @property
     def matching(self) -> MatchingPredictor:
-        """The form of a head that compares two images; it takes vectors from `scaled`.
+        """The predictor of a head that compares two images; it takes vectors from `scaled`.
 
         Raises:
-            UsageError: the head names labels.
+            UsageError: the head predicts labels.
         """
         if not isinstance(self.predictor, MatchingPredictor):
             raise UsageError(
-                f"The head {self.head} names labels and cannot compare two images. `featcache faces train` makes one "
-                "that can."
+                f"The head {self.head} predicts labels and cannot compare two images. `featcache faces train` makes "
+                "one that can."
             )
         return self.predictor
 
     @property
     def width(self) -> int:
-        """Numbers in the vectors it reads, over all layers."""
+        """Size d of the vectors it reads, all layers together."""
         return sum(layer.width for layer in self.layers)
 
     def scaled(self, X: np.ndarray) -> np.ndarray:
         """Vectors as the head reads them: each layer divided by its scale.
 
         Args:
-            X: (n, d) vectors as stored, the layers one after another.
+            X: (n, d) vectors as stored, the layers concatenated.
 
         Raises:
-            RecipeMismatchError: d is not the width that the layers have together.
+            RecipeMismatchError: d is not the size of the layers together.
             UsageError: a value is not finite; the message names the row.
         """
         X = np.asarray(X, dtype=np.float32)
@@ -165,8 +161,7 @@ class Bundle:
             X: (n, d) vectors as stored.
 
         Returns:
-            (n, k) float64, rows sum to 1 but for the task ``multilabel``; None for a head that has no
-            probabilities.
+            (n, k) float64, rows sum to 1 except for the task ``multilabel``; None for a head without probabilities.
         """
         predictor, Z = self.classifier, self.scaled(X)
         if predictor is not None:
@@ -212,8 +207,8 @@ class Bundle:
         _ = self.classifier  # raises before a backbone is loaded
         if self.recipe is None:
             raise RecipeMismatchError(
-                "This head was trained on vectors of unknown origin, so it cannot look at images. "
-                "Use predict_vectors with vectors of the same kind."
+                "This head was trained on vectors of unknown origin, so it cannot predict from "
+                "images. Use predict_vectors with vectors of the same kind."
             )
         if backbone is not None and isinstance(self.predictor, PartialModel):
             return self.on(backbone).predict(images, top=top, progress=progress)
@@ -231,10 +226,10 @@ class Bundle:
         """The network whose vectors or activations the head reads.
 
         Args:
-            given: needed only where it was made of a module in Python.
+            given: needed only if it is a module in Python.
 
         Raises:
-            RecipeMismatchError: it does not follow the recipe, or the head was trained on vectors of unknown origin.
+            RecipeMismatchError: it has another recipe, or the head was trained on vectors of unknown origin.
         """
         if self.recipe is None:
             raise RecipeMismatchError("This head was trained on vectors of unknown origin, so it has no backbone.")
@@ -242,7 +237,7 @@ class Bundle:
         from featcache.extraction.embed import backbone_for
 
         if given is None and isinstance(self.predictor, PartialModel):
-            return self.predictor.frozen  # one network in memory, for the layers before the cut and behind it
+            return self.predictor.frozen  # one network in memory, for the layers on both sides of the split point
         if self.weights is None:
             return backbone_for(self.recipe, given)
         if given is None:
@@ -261,7 +256,7 @@ class Bundle:
         return backbone_for(self.recipe, with_weights(made, self.weights, self.recipe.pixels))
 
     def on(self, backbone: Backbone) -> Bundle:
-        """The same bundle; of a suffix the one that is cut from this backbone, where no name leads to it."""
+        """The same bundle; a `PartialModel` then uses this backbone instead of looking for it by name."""
         return (
             replace(self, predictor=replace(self.predictor, backbone=backbone))
             if isinstance(self.predictor, PartialModel)
@@ -269,17 +264,17 @@ class Bundle:
         )
 
     def require(self, recipe: Recipe) -> None:
-        """Check that vectors of *recipe* are those that the head was fitted on.
+        """Check that the head was fitted on vectors of *recipe*.
 
         Raises:
-            RecipeMismatchError: they are not; the message names every field that differs.
+            RecipeMismatchError: it was not; the message names every field that differs.
         """
         if self.recipe is None:
             return
         differing = self.recipe.differences(recipe)
         if differing:
             named = "; ".join(f"{name}: {mine!r} in the head, {theirs!r} here" for name, mine, theirs in differing)
-            raise RecipeMismatchError(f"The vectors were made by another recipe than the head needs. {named}.")
+            raise RecipeMismatchError(f"The head needs vectors of another recipe. {named}.")
 
     def overlap(self, sha256s: Iterable[bytes]) -> int:
         """How many of these images the head was fitted on."""
@@ -290,19 +285,19 @@ class Bundle:
         return frozenset(row.tobytes() for row in self.trained_on)
 
     def to_torch(self, backbone: Backbone | None = None) -> nn.Module:
-        """One torch module of backbone and head: from the network's input to logits (n, k).
+        """Backbone and head as one torch module, from the network's input to logits (n, k).
 
-        Its input is (n, 3, h, w) float32, made from a PIL image by its method ``transform``; it has the
-        labels in ``classes``. The backbone part is the frozen network itself, not a copy.
+        Its method ``transform`` makes the input (3, h, w) float32 from a PIL image; ``classes`` has the labels. The
+        backbone part is the frozen network itself, not a copy.
 
         Raises:
-            BundleError: the head has no form that can be converted.
-            RecipeMismatchError: the backbone does not follow the recipe of the vectors.
+            BundleError: the head cannot be converted.
+            RecipeMismatchError: the backbone has another recipe than the vectors.
             UsageError: the head compares two images.
         """
         predictor = self.classifier
         if predictor is None:
-            raise BundleError(f"The head {self.head} has no linear form, so it cannot be turned into torch.")
+            raise BundleError(f"The head {self.head} has no linear form, so it cannot be converted to torch.")
         if self.recipe is None:
             raise RecipeMismatchError("This head was trained on vectors of unknown origin, so it has no backbone.")
         from featcache.training.to_torch import EndToEnd
@@ -315,8 +310,8 @@ class Bundle:
         """Write the bundle.
 
         Raises:
-            BundleError: the head has no form that can be saved; the message names what is supported.
-            UsageError: there is a file at *path* that is no bundle.
+            BundleError: the head cannot be saved; the message names what is supported.
+            UsageError: there is a file at *path* that is not a bundle.
         """
         if self.predictor is None:
             export_predictor(self.estimator)
@@ -331,7 +326,7 @@ class Bundle:
 
         Raises:
             UsageError: there is no file at *path*.
-            BundleError: it is no bundle, or its parts do not fit together.
+            BundleError: it is not a bundle, or its parts do not fit together.
             StoreFormatError: it was written by a newer featcache.
         """
         return cls(**bundle_file.read(Path(path)))
@@ -360,10 +355,10 @@ class Bundle:
 
 
 def check_target(path: Path) -> None:
-    """Refuse to overwrite what is no head, and what cannot be written; worth asking before a long training.
+    """Check before a long training that a head can be written to *path*.
 
     Raises:
-        UsageError: something else stands at *path*, or its folder takes no file.
+        UsageError: there is something else at *path*, or the folder is not writable.
     """
     if path.is_dir():
         raise UsageError(f"{path} is a folder, which is not overwritten. Give a file, for example {path / 'head.fch'}.")
@@ -371,7 +366,7 @@ def check_target(path: Path) -> None:
         try:
             bundle_file.read(path)
         except BundleError as error:
-            raise UsageError(f"{path} is there already and is no head, so it is not overwritten.") from error
+            raise UsageError(f"{path} exists and is not a head, so it is not overwritten.") from error
     trial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

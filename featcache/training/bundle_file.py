@@ -1,4 +1,4 @@
-"""The file of a bundle: safetensors, with one key of metadata, ``featcache``, that holds JSON."""
+"""The file of a bundle: safetensors with one key of metadata, ``featcache``, that holds JSON."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def read(path: Path) -> dict[str, Any]:
 
     Raises:
         UsageError: there is no file at *path*.
-        BundleError: it is no bundle, or its parts do not fit together.
+        BundleError: it is not a bundle, or its parts do not fit together.
         StoreFormatError: it was written by a newer featcache.
     """
     data, tensors = _contents(path)
@@ -66,7 +66,7 @@ def read(path: Path) -> dict[str, Any]:
     except BundleError as error:
         raise BundleError(f"{path} is damaged: its tensors do not fit its description.") from error
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise BundleError(f"{path} is no bundle that can be read: {error!r}.") from error
+        raise BundleError(f"{path} is not a readable bundle: {error!r}.") from error
     return fields
 
 
@@ -139,19 +139,19 @@ def _unpacked(data: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> dic
 
 
 def _contents(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The JSON and the tensors, of which nothing is checked yet.
+    """The JSON and the tensors, not checked yet.
 
     Raises:
         UsageError: there is no file at *path*.
-        BundleError: it is no such file.
+        BundleError: it is not such a file.
     """
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
         if path.exists():
             raise UsageError(
-                f"{path} is a folder, not a featcache head. A head is a file that `featcache train` wrote with -o; on "
-                "the command line it comes first."
+                f"{path} is a folder, not a head. A head is a file that `featcache train` wrote with -o; on the "
+                "command line it comes first."
             )
         raise UsageError(f"There is no head at {path}. `featcache train STORE -o {path}` makes one.")
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from featcache.core.html import HtmlTable
 from featcache.metrics.classification import Difference, paired, right_and_losses
 from featcache.store import FeatureStore
 from featcache.training.bundle import Bundle
-from featcache.training.dataset import Selection
+from featcache.training.dataset import Selection, SelectionOptions
 from featcache.training.fit import answers
 from featcache.training.test_set import choose_test_rows, dataset_for
 
@@ -23,11 +23,11 @@ class CompareReport(HtmlTable):
     """Head A against head B.
 
     Attributes:
-        n: items that both were scored on.
+        n: images that both were scored on.
         accuracy: of A and B, and the difference with its 95 % interval.
-        log_loss: likewise, less being better; None where one of the heads has no probabilities.
-        overlap: how many of the items one of the heads was trained on; None where one does not know.
-        protocol: which items these are.
+        log_loss: likewise, lower is better; None if a head has no probabilities.
+        overlap: how many of the images a head was trained on; None if a head does not know what it was trained on.
+        protocol: which images these are.
     """
 
     n: int
@@ -52,10 +52,8 @@ def compare(
     head_b: str | Path | Bundle,
     store: str | Path | FeatureStore,
     *,
-    split: str | None = None,
-    source: str | None = None,
-    labels: str | Path | None = None,
     seed: int = 0,
+    **selection: Unpack[SelectionOptions],
 ) -> CompareReport:
     """How much better head A is than head B on the same images, with intervals.
 
@@ -65,11 +63,10 @@ def compare(
         head_a: a bundle or its path.
         head_b: a bundle or its path.
         store: a store or its path.
-        split: the split to score; by default ``test``, if the source has it, else the images that neither head was
-            trained on.
-        source: name of the source; needed only where the store holds several.
-        labels: a CSV file (``path,label``) whose labels replace the stored ones.
         seed: of the bootstrap, see `featcache.metrics.classification`.
+        **selection: ``source``, ``labels`` and ``space`` of `Selection` (by default for each head the space with its
+            recipe); and ``split``, the split to score: by default ``test``, if the source has it, else the images
+            that neither head was trained on.
 
     Raises:
         RecipeMismatchError: the store has no vectors of a head's recipe; the message names the fields.
@@ -83,8 +80,8 @@ def compare(
     """
     a, b = (head if isinstance(head, Bundle) else Bundle.load(head) for head in (head_a, head_b))
     if "multilabel" in (a.task, b.task):
-        raise UsageError("Heads for several labels an item cannot be compared in pairs. Evaluate each by itself.")
-    opened, select = FeatureStore.open(store), Selection(source=source, split=split, labels=labels)
+        raise UsageError("Heads with several labels per image cannot be compared in pairs. Evaluate each by itself.")
+    opened, select = FeatureStore.open(store), Selection(**selection)
     on = choose_test_rows(a, opened, select, others=[b])
     theirs = dataset_for(b, opened, select)
     place = {(item.source, item.uri): row for row, item in enumerate(theirs.items)}

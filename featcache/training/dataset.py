@@ -173,7 +173,7 @@ class FeatureDataset:
         kept = np.array([i for i, item in enumerate(items) if item.label is not None], dtype=np.int64)
         if not len(kept):
             raise MissingVectorsError(
-                f"None of the {len(items)} items has a label. Put the images into one folder a class, "
+                f"None of the {len(items)} items has a label. Put the images into one folder per class, "
                 "or give --labels FILE with the columns path,label."
             )
         labelled, k = [items[i] for i in kept], len(rows.views)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -33,25 +32,23 @@ __all__ = ["EvaluateReport", "Prediction", "evaluate", "predict"]
 
 @dataclass(frozen=True, slots=True)
 class EvaluateReport(HtmlTable):
-    """A head's scores on items of a store; intervals are at 95 %.
+    """A head's scores on images of a store; intervals are at 95 %.
 
     Attributes:
-        n: items scored.
-        accuracy, low, high: share of right labels with its interval.
+        n: images scored.
+        accuracy, low, high: with its interval.
         balanced_accuracy, macro_f1, log_loss: see `featcache.metrics.classification.Scores`.
-        overlap: how many of the items the head was trained on; None where the head does not know.
-        protocol: which items these are.
+        overlap: how many of the images the head was trained on; None if the head does not know.
+        protocol: which images these are.
         intervals: ``[low, high]`` of each metric.
-        unknown_labels: labels that the head does not know, each with the number of its items scored; all of
-            these count as wrong.
-        without_vectors: labelled images of the source that have no vectors, so could not be scored.
+        unknown_labels: labels that the head does not know, with the number of images; all of these count as wrong.
+        without_vectors: labelled images of the source that have no vectors and could not be scored.
         ece: expected calibration error, see `featcache.metrics.calibration`; None without probabilities.
         per_class: the scores of each class, see `featcache.metrics.classification.ClassScore`.
-        near_duplicates: near-duplicates of the scored items: ``pairs`` and, of these, ``across``, where one
-            is scored and the head was trained on the other; ``threshold``, ``dataset``, ``note``. None where
-            the head does not know what it was trained on.
+        near_duplicates: of the scored images: ``pairs`` and, of these, ``across``, where the head was trained on one
+            of the two; ``threshold``, ``examples``, ``note``. None if the head does not know what it was trained on.
         labels: k labels, those of the head and all others that occur.
-        confusion: (k, k) int64, how many items of each label (row) are called what (column).
+        confusion: (k, k) int64, counts by true label (row) and predicted label (column).
     """
 
     n: int
@@ -171,7 +168,7 @@ def evaluate(
         log_loss=None if scores.log_loss is None else scores.log_loss.value,
         overlap=overlap,
         protocol=on.protocol,
-        intervals={name: None if v is None or math.isnan(v.low) else [v.low, v.high] for name, v in named.items()},
+        intervals={name: None if interval is None else interval.bounds for name, interval in named.items()},
         unknown_labels=dict(sorted(unknown.items())),
         without_vectors=dataset.without_vectors,
         ece=None if probabilities is None else expected_calibration_error(probabilities, predicted == y),

@@ -37,15 +37,13 @@ def check_classes(dataset: FeatureDataset) -> None:
     if len(names) < 2:
         one = f"All {len(dataset.y)} labelled items are of one class, {names[0]!r}; a head needs two or more. "
         if len(dataset.y) == 1:
-            one = (
-                f"There is one labelled item alone, of class {names[0]!r}; a head needs items of two classes or more. "
-            )
+            one = f"There is only one labelled item, of class {names[0]!r}; a head needs items of two or more classes. "
         if dataset.without_vectors:
             raise MissingVectorsError(
                 re.sub("labelled items?", r"\g<0> with vectors", one)
                 + f"{dataset.without_vectors} more have no vectors: run `featcache extract` to compute them."
             )
-        raise UsageError(one + "Put the images into one folder a class, or give --labels FILE.")
+        raise UsageError(one + "Put the images into one folder per class, or give --labels FILE.")
 
 
 def train_test_split(
@@ -75,14 +73,13 @@ def train_test_split(
                     dataset, train_rows, test, f"the source's own split {other!r}, {counted(len(test), 'items')}"
                 )
         raise UsageError(
-            f"The source has the splits {', '.join(sorted(str(n) for n in named))}, but besides {split or 'train'!r}, "
-            "which is learned from, no 'test' or 'val' to score on. Give one with `featcache extract --split FILE`, "
-            "or score with --cv 5."
+            f"The source has the splits {', '.join(sorted(str(n) for n in named))}, but no 'test' or 'val' to score on "
+            f"besides {split or 'train'!r}. Add one with `featcache extract --split FILE`, or score with --cv 5."
         )
     if split is not None:
         raise UnknownNameError(
-            f"No split is called {split!r}: the source has none. Leave --split away, or give the source a split "
-            "with `featcache extract --split`."
+            f"There is no split {split!r}: the source has no splits. Omit --split, or add splits with "
+            "`featcache extract --split FILE`."
         )
     parts, words = _holdout(dataset, seed, store, progress)
     train_rows, test = np.flatnonzero(parts == "train"), np.flatnonzero(parts == "test")
@@ -111,8 +108,8 @@ def _without_leaks(
     names = sorted(set(dataset.y[train_rows].tolist())) if dataset.labels is None else dataset.labels
     if len(names) < 2:
         raise UsageError(
-            f"All items to learn from are of one class, {names[0]!r}, as the others belong to the part that is scored. "
-            "Split the items otherwise, or score with --cv 5."
+            f"All training images have the class {names[0]!r}: the other classes are only in the part that is scored. "
+            "Change the split, or score with --cv 5."
         )
     shared = np.isin(dataset.units[test], dataset.units[train_rows])
     if not shared.any():
@@ -123,13 +120,13 @@ def _without_leaks(
         groups &= {dataset.items[row].group for row in train_rows}
     if groups:
         raise UsageError(
-            f"{len(groups)} groups stand on both sides of the split (first: {min(map(str, groups))!r}), so the score "
-            "would be one of items that are half known. Put each group on one side, or score with --cv 5."
+            f"{len(groups)} groups are on both sides of the split (first: {min(map(str, groups))!r}), so the score "
+            "would be too high. Put each group on one side, or score with --cv 5."
         )
     if shared.all():
-        raise UsageError("Every item to score on is a copy of one that is learned from. Split the items otherwise.")
+        raise UsageError("Every image to score is a copy of a training image. Change the split.")
     copies = "copies and near-duplicates" if len(dataset.links) else "copies"
-    return train_rows, test[~shared], f"{protocol}, without {int(shared.sum())} {copies} of learned ones"
+    return train_rows, test[~shared], f"{protocol}, without {int(shared.sum())} {copies} of training images"
 
 
 def _holdout(
@@ -147,13 +144,13 @@ def _holdout(
     draw = splits.draw_holdout if dataset.labels is None else multilabel_splits.draw_holdout
     parts = draw(dataset.y, keys, fraction=HOLDOUT, seed=seed, decided=decided)
     if torn and list(parts.values()).count("test") < HOLDOUT / 2 * len(parts):
-        decided, words = {}, f"drawn anew, as too many had near-duplicates on the other side; seed {seed}"
+        decided, words = {}, f"drawn again, because too many had near-duplicates on the other side; seed {seed}"
         parts = draw(dataset.y, keys, fraction=HOLDOUT, seed=seed)
     elif torn:
         without = sum(
             kept.get(item.sha256) == "test" and key in torn for item, key in zip(dataset.items, keys, strict=True)
         )
-        words += f", without {without} that belong together with learned ones"
+        words += f", without {without} that belong together with training images"
     if dataset.labels is None:
         learned = {str(label) for label, key in zip(dataset.y, keys, strict=True) if parts[key] == "train"}
         relabelled = {key for label, key in zip(dataset.y, keys, strict=True) if str(label) not in learned}
@@ -165,7 +162,7 @@ def _holdout(
         parts = draw(dataset.y, keys, fraction=HOLDOUT, seed=seed, decided=decided)
     if not shared:
         if any(kept.get(item.sha256, parts[key]) != parts[key] for key, item in zip(keys, dataset.items, strict=True)):
-            words = f"this head's own, as near-duplicates stay together: {words}"
+            words = f"this head's own, because near-duplicates are kept together: {words}"
         return np.array([parts[key] for key in keys]), words
     new = {item.sha256: parts[key] for key, item in zip(keys, dataset.items, strict=True)}
     if store is not None and any(kept.get(sha256) != part for sha256, part in new.items()):

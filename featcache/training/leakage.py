@@ -1,7 +1,7 @@
-"""Near-duplicates that would make a score too good: one image learned from, its twin scored.
+"""Near-duplicates across a split, which make a score too good: one image is trained on, the other scored.
 
-Exact copies never stand on both sides, see `featcache.metrics.splits`. Near-duplicates are found by
-their vectors (`featcache.metrics.near_duplicates`), counted and listed.
+Exact copies are never on both sides, see `featcache.metrics.splits`. Near-duplicates are found by their vectors
+(`featcache.metrics.near_duplicates`), counted and listed.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ _EXAMPLES = 5
 
 @dataclass(frozen=True, slots=True)
 class LeakageReport:
-    """Near-duplicates among labelled vectors; ``found.pairs`` are row numbers of all of them.
+    """Near-duplicates among labelled vectors.
 
     Attributes:
-        found: the pairs, one for each two contents.
-        parts: (n,) int64, -1 for rows that take no part; a pair with two parts stands across.
+        found: the pairs, as row numbers, one per two contents.
+        side: (n,) int64 of each row, -1 for rows that take no part; a pair is across if its sides differ.
     """
 
     found: NearDuplicates
-    parts: np.ndarray
+    side: np.ndarray
 
     def report(self, dataset: FeatureDataset) -> dict[str, Any]:
-        """``pairs`` and, of these, ``across``; ``threshold``; up to five ``dataset`` that stand across; ``note``."""
-        sides = self.parts[self.found.pairs]
+        """``pairs`` and, of these, ``across``; ``threshold``; up to five ``examples`` that are across; ``note``."""
+        sides = self.side[self.found.pairs]
         across = (sides[:, 0] != sides[:, 1]) & (sides >= 0).all(axis=1)
         known = self.found.threshold is not None and self.found.note is None
         return {
@@ -65,10 +65,10 @@ def search(
 
     Args:
         dataset: labelled vectors; each layer is divided by its root mean square.
-        rows: (m,) row numbers to look among.
-        scored: row numbers; only pairs with one of these are looked for. All by default.
-        seed: of the sample that is looked at first.
-        progress: what is told.
+        rows: (m,) row numbers to search.
+        scored: row numbers; only pairs with one of these are searched. All by default.
+        seed: of the first sample.
+        progress: gets the search as a phase.
     """
     first: dict[bytes, int] = {}
     for row in np.sort(rows).tolist():
@@ -101,19 +101,19 @@ def guard(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> LeakageReport:
-    """Near-duplicates among rows of several sides, which should not stand across.
+    """Near-duplicates across the sides of a split.
 
     Args:
         dataset: labelled vectors.
-        sides: row numbers of each side: learned from and scored, or the folds.
-        scored: only pairs with one of these rows are looked for. All by default.
-        found: what was found among all rows, where they were looked for already.
-        seed: of the sample that is looked at first.
-        progress: what is told.
+        sides: row numbers of each side: trained on and scored, or the folds.
+        scored: only pairs with one of these rows are searched. All by default.
+        found: the near-duplicates among all rows, if they were searched already.
+        seed: of the first sample.
+        progress: gets the search as a phase.
     """
-    parts = np.full(len(dataset.y), -1, dtype=np.int64)
+    side = np.full(len(dataset.y), -1, dtype=np.int64)
     for number, rows in enumerate(sides):
-        parts[rows] = number
+        side[rows] = number
     if found is None:
-        found = search(dataset, np.flatnonzero(parts >= 0), scored=scored, seed=seed, progress=progress)
-    return LeakageReport(found, parts)
+        found = search(dataset, np.flatnonzero(side >= 0), scored=scored, seed=seed, progress=progress)
+    return LeakageReport(found, side)

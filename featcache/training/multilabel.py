@@ -1,8 +1,7 @@
-"""What differs where an item has several labels: how labels are read, what is asked of them, what is reported."""
+"""Several labels per image: how they are read, checked and reported."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -11,32 +10,30 @@ import numpy as np
 
 from featcache.core.errors import UsageError
 from featcache.core.html import HtmlTable
-from featcache.metrics.intervals import Interval
 from featcache.metrics.multilabel import LabelScore, MultilabelScores
 from featcache.training.dataset import FeatureDataset
 
 SEPARATOR = "|"
 _METRICS = ("mean_average_precision", "micro_f1", "macro_f1", "exact_match", "log_loss")
 HINT = (
-    f"Some labels contain {SEPARATOR!r} and are taken as they stand. If it separates several labels of one image, "
-    "use `featcache train --task multilabel`; a sweep knows one label an image."
+    f"Some labels contain {SEPARATOR!r} and are used as they are. If it separates several labels of one image, use "
+    "`featcache train --task multilabel`; a sweep takes one label per image."
 )
 
 
 @dataclass(frozen=True, slots=True)
 class MultilabelReport(HtmlTable):
-    """A head's scores on items of a store; intervals are at 95 %.
+    """A head's scores on images of a store; intervals are at 95 %.
 
     Attributes:
-        n: items scored.
-        mean_average_precision, low, high: with its interval; None where none is known.
+        n: images scored.
+        mean_average_precision, low, high: with its interval; None where not known.
         micro_f1, macro_f1, exact_match, log_loss: see `featcache.metrics.multilabel.MultilabelScores`.
-        overlap: how many of the items the head was trained on; None where the head does not know.
-        protocol: which items these are.
+        overlap: how many of the images the head was trained on; None if the head does not know.
+        protocol: which images these are.
         intervals: ``[low, high]`` of each metric.
         per_label: the scores of each label, those of the head first, see `featcache.metrics.multilabel.per_label`.
-        unscored: labels of the head that none of the items has; their probabilities can only be wrong, and the mean
-            average precision is one of the others.
+        unscored: labels of the head that none of the images has; the mean average precision leaves them out.
         unknown_labels, without_vectors, near_duplicates: as in `featcache.training.evaluate.EvaluateReport`.
     """
 
@@ -63,37 +60,37 @@ class MultilabelReport(HtmlTable):
 
 
 def evaluated(scores: MultilabelScores, **others: Any) -> MultilabelReport:
-    """Scores as `evaluate` reports them, with the fields that are no scores."""
+    """The report of `evaluate`, from scores and its other fields."""
     score, _ = reported(scores)
     found = {name: getattr(scores, name) for name in _METRICS}
     return MultilabelReport(
         n=scores.n,
         **score,
         **{name: found[name].value for name in _METRICS[1:]},
-        intervals={name: None if math.isnan(v.low) else [v.low, v.high] for name, v in found.items()},
+        intervals={name: value.bounds for name, value in found.items()},
         **others,
     )
 
 
 def several_labels(dataset: FeatureDataset, known: Sequence[str] = ()) -> FeatureDataset:
-    """The same items with their labels told apart.
+    """The same images with their labels split at ``|``.
 
     Args:
-        dataset: whose ``y`` holds texts such as ``cat|indoors``; a lone ``|`` says that there is none.
+        dataset: its ``y`` holds texts such as ``cat|indoors``; a lone ``|`` stands for none of the labels.
         known: labels that come first, in this order, whether they occur or not.
 
     Returns:
-        ``labels``, the k labels, and ``y`` (n, k) bool.
+        The dataset with the k ``labels`` and ``y`` (n, k) bool.
 
     Raises:
-        UsageError: an item's text names no label, and is no lone ``|``.
+        UsageError: a text names no label and is not a lone ``|``.
     """
     sets = [{part.strip() for part in str(text).split(SEPARATOR)} - {""} for text in dataset.y]
     empty = next((i for i, found in enumerate(sets) if not found and dataset.y[i].strip() != SEPARATOR), None)
     if empty is not None:
         raise UsageError(
-            f"{dataset.items[empty].uri} has the label {str(dataset.y[empty])!r}, which names nothing. "
-            f"Separate labels by {SEPARATOR!r}, as in cat{SEPARATOR}indoors; {SEPARATOR!r} alone says that it has none."
+            f"{dataset.items[empty].uri} has the label {str(dataset.y[empty])!r}, which names no "
+            f"label. Separate labels by {SEPARATOR!r} (cat{SEPARATOR}indoors); {SEPARATOR!r} alone stands for none."
         )
     labels = [*known, *sorted(set().union(*sets) - set(known))]
     place = {label: i for i, label in enumerate(labels)}
@@ -104,10 +101,10 @@ def several_labels(dataset: FeatureDataset, known: Sequence[str] = ()) -> Featur
 
 
 def check_labels(dataset: FeatureDataset) -> None:
-    """Refuse labels that leave nothing to learn.
+    """Check that there are labels to tell apart.
 
     Raises:
-        UsageError: there is no label or one alone, or every item has all of them.
+        UsageError: there are fewer than two labels, or every image has all of them.
     """
     assert dataset.labels is not None
     if len(dataset.labels) < 2:
@@ -121,19 +118,19 @@ def check_labels(dataset: FeatureDataset) -> None:
 
 
 def padded(probabilities: np.ndarray, labels: int) -> np.ndarray:
-    """Probabilities (n, *labels*), 0 for the last ones, which a head does not know."""
+    """Probabilities (n, *labels*): 0 for the last ones, which the head does not know."""
     return np.pad(probabilities, ((0, 0), (0, labels - probabilities.shape[1])))
 
 
 def unknown_labels(dataset: FeatureDataset, rows: np.ndarray, known: int) -> dict[str, int]:
-    """The labels behind the first *known* that some rows have, each with the number of these rows."""
+    """Labels after the first *known* that some rows have, with the number of these rows."""
     assert dataset.labels is not None
     counts = dataset.y[rows, known:].sum(axis=0).tolist()
     return {label: n for label, n in zip(dataset.labels[known:], counts, strict=True) if n}
 
 
 def unscored(dataset: FeatureDataset, rows: np.ndarray, classes: Sequence[str]) -> list[str]:
-    """Those of a head's classes or labels that none of some rows has."""
+    """Those of a head's classes or labels that none of these rows has."""
     y = dataset.y[rows]
     if dataset.labels is None:
         return sorted(set(classes) - set(y.tolist()))
@@ -142,11 +139,6 @@ def unscored(dataset: FeatureDataset, rows: np.ndarray, classes: Sequence[str]) 
 
 
 def reported(scores: MultilabelScores) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The score that counts, as ``mean_average_precision, low, high``, and the others by their names."""
-    others = {name: getattr(scores, name) for name in _METRICS[1:]}
-    return _plain(scores.mean_average_precision, "mean_average_precision"), {k: _plain(v) for k, v in others.items()}
-
-
-def _plain(interval: Interval, name: str = "value") -> dict[str, float | None]:
-    values = {name: interval.value, "low": interval.low, "high": interval.high}
-    return {name: None if math.isnan(value) else value for name, value in values.items()}
+    """The main score, as ``mean_average_precision``, ``low``, ``high``; and the others by name."""
+    others = {name: getattr(scores, name).to_dict() for name in _METRICS[1:]}
+    return scores.mean_average_precision.to_dict("mean_average_precision"), others

@@ -1,7 +1,6 @@
-"""A trained suffix of a network with its output: what answers from the activations at a cut.
+"""The trained tail of a network, which predicts from the activations at a split point.
 
-Only weights are kept, no code: the suffix is cut out of its backbone again (`featcache.backbones.split`) and given
-them.
+Only weights are kept, no code: the backbone is split again (`featcache.backbones.split`) and its tail gets them.
 """
 
 from __future__ import annotations
@@ -27,18 +26,18 @@ if TYPE_CHECKING:
 
 KIND = "suffix on activations"
 _PREFIX = "suffix."
-_AT_ONCE = 32
+_BATCH = 32
 
 
 @dataclass(frozen=True)
 class PartialModel:
-    """The trained part of a network behind a cut.
+    """The trained tail of a network.
 
     Attributes:
         layer: path of the first module that was trained.
-        shape: of one image's activations at the cut.
-        tensors: the state of the suffix, by name.
-        output: from what the suffix gives, (n, e), to the classes.
+        shape: of one image's activations at the split point.
+        tensors: the state of the tail, by name.
+        output: from the tail's vectors (n, e) to the classes.
         recipe: of the frozen network.
         backbone: the frozen network; None to find it by its recipe.
     """
@@ -62,10 +61,10 @@ class PartialModel:
 
     @cached_property
     def frozen(self) -> Backbone:
-        """The frozen network that the suffix was cut from.
+        """The frozen network in front.
 
         Raises:
-            RecipeMismatchError: it cannot be had, or follows another recipe.
+            RecipeMismatchError: it cannot be loaded, or has another recipe.
         """
         from featcache.extraction.embed import backbone_for
 
@@ -76,9 +75,9 @@ class PartialModel:
         """From activations (n, d), flattened, to logits (n, k), in eval mode.
 
         Raises:
-            RecipeMismatchError: the backbone cannot be had, or follows another recipe.
-            WeightsError: the weights do not fit the backbone's suffix.
-            BundleError: the activations or the output are of another shape than there.
+            RecipeMismatchError: the backbone cannot be loaded, or has another recipe.
+            WeightsError: the weights do not fit the backbone's tail.
+            BundleError: the backbone's activations or vectors have another shape.
         """
         import torch
         from torch import nn
@@ -87,21 +86,21 @@ class PartialModel:
         from featcache.backbones.split import split_network
         from featcache.backbones.weights import load_into
 
-        # The answers are computed where the arrays are, wherever the frozen network is.
+        # On the CPU, where the arrays are, whatever device the frozen network is on.
         made = split_network(self.frozen.network, self.layer)
-        suffix = made.tail.cpu()
-        load_into(suffix, {name: torch.from_numpy(np.array(t)) for name, t in self.tensors.items()}, "the bundle")
+        tail = made.tail.cpu()
+        load_into(tail, {name: torch.from_numpy(np.array(t)) for name, t in self.tensors.items()}, "the bundle")
         ((width,),) = (layer.shape for layer in self.frozen.resolve_layers([POOLED]))
         if (made.shape, width) != (tuple(self.shape), self.output.weight.shape[1]):
             raise BundleError(
-                f"The bundle does not fit its backbone, which gives {made.shape} at the cut before {self.layer!r} and "
+                f"The bundle does not fit its backbone, which gives {made.shape} at the split point {self.layer!r} and "
                 f"{width} numbers at its end, not {tuple(self.shape)} and {self.output.weight.shape[1]}."
             )
         output = nn.Linear(self.output.weight.shape[1], len(self.classes))
         with torch.no_grad():
             output.weight.copy_(torch.from_numpy(self.output.weight))
             output.bias.copy_(torch.from_numpy(self.output.bias))
-        return nn.Sequential(nn.Unflatten(1, self.shape), suffix, output).requires_grad_(False).eval()
+        return nn.Sequential(nn.Unflatten(1, self.shape), tail, output).requires_grad_(False).eval()
 
     def scores(self, X: np.ndarray) -> np.ndarray:
         """Logits (n, k) float64 of activations (n, d); computed in float32."""
@@ -109,7 +108,7 @@ class PartialModel:
 
         X = np.asarray(X, np.float32)
         with torch.inference_mode():
-            parts = [self.module(torch.from_numpy(X[at : at + _AT_ONCE])) for at in range(0, len(X), _AT_ONCE)]
+            parts = [self.module(torch.from_numpy(X[at : at + _BATCH])) for at in range(0, len(X), _BATCH)]
         return torch.cat(parts).double().numpy() if parts else np.zeros((0, len(self.classes)))
 
     def probabilities(self, X: np.ndarray) -> np.ndarray:
@@ -121,21 +120,21 @@ class PartialModel:
         return np.asarray(np.array(self.classes)[self.scores(X).argmax(axis=1)])
 
     def frozen_vectors(self, read: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
-        """The vectors of the frozen network from the activations at the cut, see `frozen_vectors`."""
+        """The vectors of the frozen network from the activations at the split point, see `frozen_vectors`."""
         from featcache.backbones.split import split_network
 
         return frozen_vectors(split_network(self.frozen.network, self.layer), read)
 
     def with_temperature(self, temperature: float) -> PartialModel:
-        """The form whose logits are divided by a temperature; it predicts the same labels."""
+        """The same with logits divided by a temperature; it predicts the same labels."""
         return replace(self, output=self.output.with_temperature(temperature))
 
 
-def frozen_vectors(cut: SplitNetwork, read: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
-    """What a suffix gives before it is trained, computed once for each row.
+def frozen_vectors(split: SplitNetwork, read: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+    """The vectors of the tail before it is trained, computed once for each row.
 
     Args:
-        cut: as it was made.
+        split: as it was made, not trained yet.
         read: from row numbers (m,) to activations (m, d), flattened.
 
     Returns:
@@ -143,16 +142,16 @@ def frozen_vectors(cut: SplitNetwork, read: Callable[[np.ndarray], np.ndarray]) 
     """
     import torch
 
-    device = next(cut.tail.parameters()).device
+    device = next(split.tail.parameters()).device
     known: dict[int, np.ndarray] = {}
 
     def vectors(rows: np.ndarray) -> np.ndarray:
         missing = np.array([row for row in dict.fromkeys(rows.tolist()) if row not in known], dtype=np.int64)
-        for start in range(0, len(missing), _AT_ONCE):
-            part = missing[start : start + _AT_ONCE]
-            X = torch.from_numpy(read(part)).reshape(-1, *cut.shape).to(device)
+        for start in range(0, len(missing), _BATCH):
+            part = missing[start : start + _BATCH]
+            X = torch.from_numpy(read(part)).reshape(-1, *split.shape).to(device)
             with torch.inference_mode():
-                known.update(zip(part.tolist(), cut.tail(X).float().cpu().numpy(), strict=True))
+                known.update(zip(part.tolist(), split.tail(X).float().cpu().numpy(), strict=True))
         return np.stack([known[row] for row in rows.tolist()])
 
     return vectors
@@ -172,12 +171,12 @@ def unpack(
     shape: tuple[int, ...],
     recipe: Recipe | None,
 ) -> PartialModel:
-    """The form that was packed.
+    """The model that was packed.
 
     Args:
-        arrays, values: as `pack` gave them; what else is among them is passed over.
+        arrays, values: as `pack` gave them; others among them are ignored.
         classes: labels.
-        shape: of one image's activations at the cut.
+        shape: of one image's activations at the split point.
         recipe: of the frozen network.
 
     Raises:

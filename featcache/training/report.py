@@ -1,4 +1,4 @@
-"""The report of a training: scores with their intervals, on which items, and what the head can look at."""
+"""The report of a training: scores with intervals, the protocol, and what the head predicts from."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from featcache.core import names
 from featcache.metrics import classification
 from featcache.metrics import multilabel as multilabel_metrics
 from featcache.metrics.calibration import with_temperature
+from featcache.metrics.intervals import UNKNOWN
 from featcache.training import multilabel
 from featcache.training.bundle import Bundle
 from featcache.training.dataset import FeatureDataset
@@ -19,13 +20,13 @@ from featcache.training.dataset import FeatureDataset
 def described(
     bundle: Bundle, dataset: FeatureDataset, rows: np.ndarray, scores: dict[str, Any], protocol: str
 ) -> dict[str, Any]:
-    """What a report says of a head and of its scores.
+    """The fields of a report.
 
     Args:
         bundle: the head.
         dataset: labelled vectors.
-        rows: (m,) rows it was scored on.
-        scores: as `scored` gives them.
+        rows: (m,) rows that were scored.
+        scores: from `scored`.
         protocol: which rows these are, in words.
     """
     return {
@@ -44,7 +45,7 @@ def described(
 
 
 def uncalibrated(bundle: Bundle, probabilities: np.ndarray | None) -> np.ndarray:
-    """(m,) how sure of its answers the head would be without its temperature; NaN where it has none."""
+    """The largest probability of each row (m,) without temperature scaling; NaN for a head without temperature."""
     fitted = bundle.report["calibration"]
     if probabilities is None or fitted is None:
         return np.full(1 if probabilities is None else len(probabilities), np.nan)
@@ -59,7 +60,7 @@ def scored(
     classes: Sequence[str],
     seed: int,
 ) -> dict[str, Any]:
-    """The ``score`` that counts and the others, as the report has them."""
+    """The main ``score`` and the others, as fields of the report."""
     y, units = dataset.y[rows], dataset.units[rows]
     if dataset.labels is not None:
         assert probabilities is not None
@@ -67,15 +68,15 @@ def scored(
         return {"score": score, **others}
     scores = classification.score(y, probabilities, predicted, classes, units=units, seed=seed)
     return {
-        "score": _interval(scores.accuracy, "accuracy"),
-        "balanced_accuracy": _interval(scores.balanced_accuracy),
-        "macro_f1": _interval(scores.macro_f1),
-        "log_loss": _interval(scores.log_loss),
+        "score": scores.accuracy.to_dict("accuracy"),
+        "balanced_accuracy": scores.balanced_accuracy.to_dict(),
+        "macro_f1": scores.macro_f1.to_dict(),
+        "log_loss": (scores.log_loss or UNKNOWN).to_dict(),
     }
 
 
 def views_told(views: Sequence[str]) -> str:
-    """``3 views (seed 0)``: what other runs of `extract` added to the store tells itself by its seed."""
+    """``3 views (seed 0)``: the seed shows which run of `extract` added them."""
     of = names.seeds(views)
     return f"{len(views)} views" + (f" ({'seeds' if len(of) > 1 else 'seed'} {', '.join(map(str, of))})" if of else "")
 
@@ -84,9 +85,3 @@ def _predicts(bundle: Bundle) -> str:
     if bundle.recipe is None:
         return "vectors"
     return "images" if bundle.recipe.detection is None else "faces"
-
-
-def _interval(value: Any, name: str = "value") -> dict[str, Any]:
-    if value is None:
-        return {name: None, "low": None, "high": None}
-    return {name: value.value, "low": value.low, "high": value.high}

@@ -1,7 +1,7 @@
-"""One head on one layer set: its score by cross-validation on the training part, and where that is kept.
+"""One cell of a sweep: a head on a layer set, scored by cross-validation, and kept for later sweeps.
 
-A cell is kept under the SHA-256 of everything that made it, so a later sweep computes only what is new. A
-file that is damaged, or is not what its name says, is as good as none.
+A cell is kept under the SHA-256 of everything it depends on, so a later sweep computes only what is new. A damaged file
+is ignored.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ class Cell:
     Attributes:
         head: its name.
         layers: names of the layers, in network order.
-        d: numbers in a vector; None where it is not known.
-        accuracy: share of right out-of-fold predictions on the training part.
-        low, high: its 95 % interval; None where none is known.
+        d: size of a vector; None if not known.
+        accuracy: of the out-of-fold predictions on the training part.
+        low, high: its 95 % interval; None if not known.
         log_loss: mean -ln of the out-of-fold probability of the true class; None without probabilities.
         log_loss_low, log_loss_high: likewise.
-        chosen: the hyper-parameters that the head chose on the whole training part.
-        curve: ``[C, held-out log-loss or None]`` pairs, where the head compared several C.
-        seconds: that it took to compute, whenever that was.
-        reused: whether it was known from an earlier sweep.
+        chosen: hyper-parameters that the head chose on the whole training part.
+        curve: ``[C, held-out log-loss or None]`` pairs of a head that compared several C.
+        seconds: of its computation.
+        reused: whether it comes from an earlier sweep.
         problem: why there is no score.
     """
 
@@ -100,19 +100,19 @@ def compute(dataset: FeatureDataset, head: Head, folds: Sequence[tuple[np.ndarra
 
 
 def digest_of_items(dataset: FeatureDataset, folds: Sequence[tuple[np.ndarray, np.ndarray]]) -> str:
-    """SHA-256 over each item's content, label, unit and fold, in hexadecimal.
+    """SHA-256 over each item's content, label, group and fold, in hexadecimal.
 
-    Units count for themselves: heads draw folds of their own by them, and intervals follow from them.
+    Groups count, because heads draw inner folds by them and intervals depend on them.
     """
-    # The row of the unit's first item, whatever number the unit has.
+    # The row of the group's first item, whatever number the group has.
     _, firsts, places = np.unique(dataset.units, return_index=True, return_inverse=True)
     first = firsts[places].tolist()
     fold = np.zeros(len(dataset.y), dtype=np.int64)
     for number, (_, test) in enumerate(folds):
         fold[test] = number
     digest = hashlib.sha256()
-    for item, *told in zip(dataset.items, dataset.y.tolist(), first, fold.tolist(), strict=True):
-        digest.update(item.sha256 + json.dumps(told).encode())
+    for item, *key in zip(dataset.items, dataset.y.tolist(), first, fold.tolist(), strict=True):
+        digest.update(item.sha256 + json.dumps(key).encode())
     return digest.hexdigest()
 
 
@@ -130,23 +130,23 @@ def key_of(head: Head, layers: Mapping[str, Sequence[str]], made_of: Mapping[str
     parts = [estimator, *(value for value in parameters.values() if hasattr(value, "get_params"))]
     if any(type(part).__module__.partition(".")[0] not in _KNOWN_BY_VERSION for part in parts):
         return None
-    told = {
+    key = {
         "head": head.name,
         "class": f"{type(estimator).__module__}.{type(estimator).__qualname__}",
-        "parameters": {name: _told(value) for name, value in parameters.items()},
+        "parameters": {name: _parameter_text(value) for name, value in parameters.items()},
         "layers": {name: sorted(dtypes) for name, dtypes in layers.items()},
         "seed": seed,
         "versions": {name: version(name) for name in ("featcache", "numpy", "scikit-learn")},
         **made_of,
     }
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
 
 
 class KnownCells:
-    """The cells that earlier sweeps of a store computed.
+    """The cells of earlier sweeps of a store.
 
     Args:
-        folder: where they are kept, made when the first one is.
+        folder: where they are kept; made with the first one.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -188,7 +188,7 @@ def _is_sound(cell: Cell) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """Only what JSON has: numpy's numbers and arrays as Python's, null for what is not finite, else text."""
+    """A value as JSON has it: NumPy's numbers and arrays as Python's, None for what is not finite, else text."""
     if isinstance(value, Mapping):
         return {str(name): plain(part) for name, part in value.items()}
     if isinstance(value, (list, tuple)):
@@ -200,8 +200,8 @@ def plain(value: Any) -> Any:
     return value if isinstance(value, (bool, int, str)) or value is None else str(value)
 
 
-def _told(value: Any) -> str:
-    """A parameter in words; of an array not the shortened ones of NumPy."""
+def _parameter_text(value: Any) -> str:
+    """A parameter as text; NumPy's own text of an array is shortened."""
     if isinstance(value, np.ndarray):
         return f"{value.dtype} {value.shape} {hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()}"
     return repr(value)

@@ -1,7 +1,4 @@
-"""What a sweep found out, as plain values and as a page of Markdown.
-
-An image of how the held-out log-loss of the swept heads runs over C.
-"""
+"""The report of a sweep: plain values, a page of Markdown, and a plot of the log-loss over C."""
 
 from __future__ import annotations
 
@@ -18,22 +15,22 @@ from featcache.training.sweep_cells import Cell
 
 @dataclass
 class SweepReport(HtmlTable):
-    """What `sweep` found out.
+    """The result of `sweep`.
 
     Attributes:
         store: the store's path.
         cells: every head on every layer set, the best first.
         winner: ``head``, ``layers`` and ``chosen`` (its hyper-parameters).
-        score: the winner on the items that took no part in the choice: ``accuracy`` with ``low`` and
-            ``high``, ``log_loss``, ``n`` and the ``protocol`` in words.
-        near_duplicates: among the training part and those items, as in the report of a head: ``pairs``, those that
-            stand ``across``, ``threshold``, ``dataset``, ``note``.
+        score: of the winner on the images that took no part in the choice: ``accuracy`` with ``low`` and ``high``,
+            ``log_loss``, ``n`` and the ``protocol`` in words.
+        near_duplicates: among the training part and those images, as in the report of a head: ``pairs``, of these
+            ``across``, ``threshold``, ``examples``, ``note``.
         folds: of the cross-validation by which the winner was chosen.
-        n: items of the training part.
-        computed, reused: cells that were computed in this run, and that were known.
-        seconds: from the call to the return.
+        n: images in the training part.
+        computed, reused: cells computed in this run, and taken from earlier ones.
+        seconds: of the whole run.
         bundle: the winner, fitted on the training part.
-        paths: the files written: ``json``, ``markdown`` and ``figure``, each None where it was not.
+        paths: of the files written: ``json``, ``markdown`` and ``figure``; None for one that was not.
     """
 
     store: str
@@ -56,10 +53,10 @@ class SweepReport(HtmlTable):
 
 
 def ranked(cells: Sequence[Cell]) -> list[Cell]:
-    """The cells, the best first: by log-loss, of equal ones the earlier.
+    """The cells, the best first: by log-loss, ties in order.
 
-    Accuracy alone decides about a head without probabilities: it stands before the first cell that it
-    beats in accuracy. Cells without a score come last.
+    A head without probabilities is ranked by accuracy: it comes before the first cell that it beats. Cells without a
+    score come last.
     """
     order = sorted((c for c in cells if c.log_loss is not None), key=lambda c: c.log_loss or 0.0)
     for cell in sorted((c for c in cells if c.accuracy is not None and c.log_loss is None), key=_accuracy):
@@ -69,12 +66,12 @@ def ranked(cells: Sequence[Cell]) -> list[Cell]:
 
 
 def called(layers: Sequence[str]) -> str:
-    """A layer set in few words."""
+    """A layer set in short."""
     return "+".join(layers) if len(layers) < 3 else f"{layers[0]} … {layers[-1]} ({len(layers)})"
 
 
 def markdown(report: SweepReport) -> str:
-    """The report as a page; the figure, where there is one, lies beside it."""
+    """The report as a page that links its figure."""
     score = report.score
     lines = [
         f"# Sweep of {_cell(report.store)}",
@@ -101,15 +98,15 @@ def markdown(report: SweepReport) -> str:
     lines += [
         "",
         f"**Winner: {_cell(report.winner['head'])} on {_cell(' + '.join(report.winner['layers']))}.** "
-        "Its row above took part in the choice, so its score there is a little too good. On items that took no part "
+        "Its score above took part in the choice, so it is a little too high. On items that took no part "
         f"({_cell(score['protocol'])}): accuracy {_value(100, 1, score['accuracy'], score['low'], score['high'], ' %')}"
         + (f", log-loss {score['log_loss']:.3f}." if score["log_loss"] is not None else "."),
     ]
     if report.near_duplicates["across"]:
         lines += [
             "",
-            f"Warning: {report.near_duplicates['across']:,} pairs of images that are nearly the same stand on both "
-            "sides, so that score may be too good.",
+            f"Warning: {report.near_duplicates['across']:,} pairs of near-duplicates across the split, so that score "
+            "may be too high.",
         ]
     if report.paths.get("figure"):
         name = str(report.paths["figure"]).replace("\\", "/").rpartition("/")[2]
@@ -136,11 +133,11 @@ _MARKERS = "osD^vP*X"
 
 
 def draw(cells: Sequence[Cell], winner: Cell) -> bytes | None:
-    """The curves of all cells that have one, as a PNG; None where none has.
+    """A PNG of the curves of all cells that have one; None if none has.
 
     Args:
         cells: the cells.
-        winner: the one to be drawn boldly.
+        winner: drawn in bold.
     """
     shown = [cell for cell in cells if sum(loss is not None for _, loss in cell.curve) > 1]
     if not shown:
@@ -172,7 +169,7 @@ def draw(cells: Sequence[Cell], winner: Cell) -> bytes | None:
         best = min(points, key=lambda point: point[1])
         axes.plot(*best, marker="o", markersize=9, fillstyle="none", color="black", zorder=4)
     axes.set_xscale("log")
-    axes.set_xlabel("C (less regularised →)")
+    axes.set_xlabel("C (less regularized →)")
     axes.set_ylabel("held-out log-loss (circle: least)")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)

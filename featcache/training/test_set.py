@@ -79,7 +79,7 @@ def choose_test_rows(
     if not len(rows):
         raise MissingVectorsError(
             f"{'One of the heads' if others else 'The head'} was trained on all {len(taken)} labelled items of this "
-            f"source{', or on others of their groups' if mates else ''}, so none is left to score on. Score on another "
+            f"source{', or on others of their groups' if mates else ''}, so none is left to score. Score on another "
             "source, or train without --refit-all and --cv."
         )
     protocol = "the items that neither head was trained on" if others else "the items that the head was not trained on"
@@ -95,7 +95,7 @@ def dataset_for(
     """All labelled images of a source with a head's vectors; arguments and errors as in `choose_test_rows`."""
     if bundle.recipe is None:
         raise RecipeMismatchError(
-            "This head was trained on vectors of unknown origin, so none in a store are known to be of their kind. "
+            "This head was trained on vectors of unknown origin, so it cannot be scored on a store. "
             "Use predict_vectors with vectors of the same kind."
         )
     select = select.all_splits()

@@ -138,10 +138,10 @@ def train(
         scores = scored(dataset, test, probabilities, predicted, bundle.classes, seed)
         if refit_all and folds is None:
             bundle = fit(dataset, np.union1d(train_rows, test), resolved, progress=bar)
-            protocol += "; the head saved was fitted once more on all items"
+            protocol += "; the head saved was fitted again on all items"
         bar.finish()
     if len(dataset.views) > 1:
-        protocol += f"; learned from {views_told(dataset.views)} of each image, scored on view 0"
+        protocol += f"; trained on {views_told(dataset.views)} of each image, scored on view 0"
     if bundle.report["calibration"] is not None and probabilities is not None:
         right = predicted == dataset.y[test]
         for name, p in (("ece_before", raw_confidence), ("ece_after", probabilities)):

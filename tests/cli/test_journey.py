@@ -129,7 +129,7 @@ def test_images_whose_vectors_were_lost_are_told(trained, tmp_path, capsys, run,
     smaller.unlink()
     assert main(["repair", str(store)]) == 0
     assert main(["train", str(store), "-o", str(tmp_path / "a.fch")]) == 0
-    assert "8 labelled images left out for want of vectors" in capsys.readouterr().out
+    assert "8 labelled images without vectors left out" in capsys.readouterr().out
     assert run("train", store, "-o", tmp_path / "a.fch")[1]["without_vectors"] == 8
 
 
@@ -169,7 +169,7 @@ def test_views_of_several_seeds_are_told(photos, tmp_path, run, capsys, small_ne
     assert main(["status", str(store)]) == 0
     assert "seeds 5, 12" in capsys.readouterr().out
     _, report = run("train", store, "-o", tmp_path / "s.fch")
-    assert report["score"]["protocol"].endswith("learned from 3 views (seeds 5, 12) of each image, scored on view 0")
+    assert report["score"]["protocol"].endswith("trained on 3 views (seeds 5, 12) of each image, scored on view 0")
     assert main(["export", str(store), "-o", str(tmp_path / "s.h5")]) == 0
     assert "of view 0 alone; 2 other views stay in the store" in capsys.readouterr().out
 
@@ -294,7 +294,7 @@ def test_a_score_on_next_to_nothing_is_told(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "hold-out of 1 item (" in shown
     assert "no scored item has the label 'a'." in shown
-    assert "a score on 1 item says little" in shown
+    assert "a score on 1 item is unreliable" in shown
     assert fc.load(tmp_path / "a.fch").report["unscored"] == ["a"]
     (chosen,) = [line for line in shown.splitlines() if line.startswith("Chosen: alpha")]
     alpha = float(chosen.split()[3])
@@ -308,11 +308,11 @@ def test_near_duplicates_on_both_sides_are_told_in_one_line(tmp_path, capsys):
     np.savez(tmp_path / "x.npz", features=np.concatenate([X, X + 1e-4]), labels=np.arange(200) % 2)
     words = ["train", str(tmp_path / "x.npz"), "-o", str(tmp_path / "x.fch")]
     assert main(words) == 0
-    told = [line for line in capsys.readouterr().out.splitlines() if "nearly the same" in line]
+    told = [line for line in capsys.readouterr().out.splitlines() if "near-duplicates" in line]
     assert len(told) == 1
     assert told[0].startswith("Warning: ")
     assert main([*words, "--group-near-duplicates"]) == 0
-    assert "nearly the same" not in capsys.readouterr().out
+    assert "near-duplicates" not in capsys.readouterr().out
 
 
 def test_predict_files_and_folders(trained, run):

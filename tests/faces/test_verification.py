@@ -104,7 +104,7 @@ def test_a_prior_lies_between_0_and_1(prior: float):
 def test_a_head_that_names_labels_is_refused(things, backbone):
     root, _ = things
     labels = fc.train(root.parent / "s.fcache", "centroid", progress=False)
-    with pytest.raises(UsageError, match="names labels"):
+    with pytest.raises(UsageError, match="predicts labels"):
         faces.verify(root / "thing-00" / "0.png", root / "thing-01" / "0.png", head=labels, backbone=backbone)
 
 

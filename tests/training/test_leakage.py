@@ -136,7 +136,7 @@ def test_a_holdout_that_grouping_would_empty_is_drawn_anew(tmp_path: Path) -> No
     assert len(torn(before)) > 10
     bundle = train(tmp_path / "s.fcache", group_near_duplicates=True)
     assert "this head's own" in bundle.report["score"]["protocol"]
-    assert "drawn anew" in bundle.report["score"]["protocol"]
+    assert "drawn again" in bundle.report["score"]["protocol"]
     assert bundle.report["score"]["n"] == 24
     assert bundle.report["near_duplicates"]["across"] == 0
     assert sides(tmp_path / "s.fcache") == before
@@ -209,7 +209,7 @@ def test_a_sweep_tells_of_those_of_its_winner(store: Path, capsys: Any) -> None:
     report = fc.sweep(store, ["centroid"], progress=False)
     assert report.near_duplicates == train(store, "centroid").report["near_duplicates"]
     assert report.near_duplicates["across"] > 0
-    told = f"Warning: {report.near_duplicates['across']} pairs of images that are nearly the same stand on both sides"
+    told = f"Warning: {report.near_duplicates['across']} pairs of near-duplicates across the split"
     assert told in Path(str(report.paths["markdown"])).read_text(encoding="utf-8")
     assert main(["sweep", str(store), "--heads", "centroid"]) == 0
     assert told in capsys.readouterr().out

@@ -235,7 +235,7 @@ def test_nothing_to_learn(place: Path, tmp_path: Path, label: Callable[[int], st
 def test_a_label_that_names_nothing(place: Path, tmp_path: Path) -> None:
     lines = ["path,label", *(f"{i:02}.jpg,{'a|b' if i else '| |'}" for i in range(40))]
     (tmp_path / "labels.csv").write_text("\n".join(lines), encoding="utf-8")
-    with pytest.raises(UsageError, match=r"00\.jpg has the label '\| \|', which names nothing"):
+    with pytest.raises(UsageError, match=r"00\.jpg has the label '\| \|', which names no label"):
         fc.train(place / "s.fcache", "softmax", task="multilabel", labels=tmp_path / "labels.csv", progress=False)
 
 

@@ -206,12 +206,12 @@ def test_the_split_to_score_on_is_not_learned_from(pictures: Path, tmp_path: Pat
     store = with_manifest(
         pictures, tmp_path, lambda i, path: f"{path.split('/')[0]},{['train', 'test'][i % 2]}", "label,split"
     )
-    with pytest.raises(UsageError, match=r"besides 'test', which is learned from, no 'test' or 'val'"):
+    with pytest.raises(UsageError, match=r"but no 'test' or 'val' to score on besides 'test'"):
         train(store, split="test")
 
 
 def test_a_split_of_a_source_that_has_none(store: Path) -> None:
-    with pytest.raises(UnknownNameError, match="the source has none"):
+    with pytest.raises(UnknownNameError, match="the source has no splits"):
         train(store, split="train")
 
 

@@ -173,7 +173,7 @@ def test_a_suffix_that_is_none_of_its_backbone(
 def test_a_cut_of_another_layer_or_shape_is_told(tmp_path: Path, layers: list[dict[str, Any]]) -> None:
     suffix().save(tmp_path / "a.fch")
     rewrite(tmp_path / "a.fch", layers=layers)
-    with pytest.raises((BundleError, RecipeMismatchError), match=r"at the cut|reads vectors \(n, 2176\)"):
+    with pytest.raises((BundleError, RecipeMismatchError), match=r"at the split point|reads vectors \(n, 2176\)"):
         Bundle.load(tmp_path / "a.fch").predict(picture(), backbone=tiny_backbone())
 
 

@@ -95,7 +95,7 @@ def test_the_score_is_that_on_view_0_of_the_rest(store: Path) -> None:
     test = np.array([item.sha256 not in learned for item in items])
     assert bundle.report["score"]["n"] == test.sum() == 24 - bundle.fitted_on
     assert bundle.report["score"]["accuracy"] == (bundle.predict_vectors(X[test]) == y[test]).mean()
-    assert bundle.report["score"]["protocol"].endswith("learned from 3 views (seed 0) of each image, scored on view 0")
+    assert bundle.report["score"]["protocol"].endswith("trained on 3 views (seed 0) of each image, scored on view 0")
 
 
 @pytest.mark.parametrize("options", [{}, {"cv": 3}, {"group_near_duplicates": True}])
