@@ -74,7 +74,7 @@ def sides(dataset: FeatureDataset, has_face: np.ndarray, split: str | None, seed
             )
         rows, left_out = _usable(dataset, has_face, np.arange(len(dataset.items)))
         _check_enough(dataset.y[rows])
-        aside = _aside(dataset.y[rows], dataset.units[rows], seed)
+        aside = _aside(dataset.y[rows], dataset.groups[rows], seed)
         train_rows, score = rows[~aside], rows[aside]
         of = len(np.unique(dataset.y[rows]))
         protocol = f"a hold-out of {len(np.unique(dataset.y[score]))} of {of} people (seed {seed})"
@@ -150,7 +150,7 @@ def _check_apart(dataset: FeatureDataset, train_rows: np.ndarray, score: np.ndar
             "one of people that are known. Give a split of people, not of images, with "
             "`featcache extract --split FILE`."
         )
-    if np.isin(dataset.units[score], dataset.units[train_rows]).any():
+    if np.isin(dataset.groups[score], dataset.groups[train_rows]).any():
         raise UsageError(
             "Images of one group stand on both sides of the split, so the score would be one of images that are half "
             "known. Put each group on one side."

@@ -148,8 +148,8 @@ def _fitted(
     head = SiameseHead(random_state=seed) if projection == "siamese" else SiameseHead(loss="none", random_state=seed)
     check_memory(head, projection, len(rows), width, len(np.unique(people)), streaming="Take fewer layers.")
     # Whether there are pairs enough need not wait for the training.
-    based_on = evidence(people, far, head.deal(people, dataset.units[rows]))
-    head.fit(scale_layers(dataset.read(rows), uses), people, dataset.units[rows])
+    based_on = evidence(people, far, head.deal(people, dataset.groups[rows]))
+    head.fit(scale_layers(dataset.read(rows), uses), people, dataset.groups[rows])
     if head.out_of_fold_ is None:
         raise UsageError(
             f"The {len(head.classes_)} people to learn from cannot be dealt into {head.folds} folds that have several "

@@ -33,7 +33,7 @@ from featcache.training.fit import answers
 from featcache.training.holdout import check_classes, train_test_split
 from featcache.training.image_dataset import image_vectors
 from featcache.training.layer_use import LayerUse
-from featcache.training.report import described, scored
+from featcache.training.report import report_fields, score_fields
 
 if TYPE_CHECKING:
     from featcache.backbones import Backbone
@@ -165,10 +165,10 @@ def finetune(
         place = {item.uri: row for row, item in enumerate(pictured.items)}
         at = np.array([place[dataset.items[row].uri] for row in test], dtype=np.int64)
         probabilities, predicted = answers(bundle, pictured, at)
-        scores = scored(pictured, at, probabilities, predicted, trained.classes, seed)
+        scores = score_fields(pictured, at, probabilities, predicted, trained.classes, seed)
         shown.finish()
         bundle.report = {
-            **described(bundle, dataset, test, scores, protocol),
+            **report_fields(bundle, dataset, test, scores, protocol),
             **of_training(trained, schedule, guard, dataset, init, probabilities, predicted == pictured.y[at]),
             "strategy": "finetune",
             "network": base.name,

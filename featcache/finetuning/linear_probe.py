@@ -100,7 +100,7 @@ def _softmax(
     progress: Progress,
 ) -> Any:
     progress.start("fit the output on the frozen vectors", None, "items")
-    head = make_head("softmax", seed, "classify").fit(frozen(rows), dataset.y[rows], groups=dataset.units[rows])
+    head = make_head("softmax", seed, "classify").fit(frozen(rows), dataset.y[rows], groups=dataset.groups[rows])
     progress.finish()
     return head
 

@@ -120,7 +120,7 @@ def train_network(
         output = blank_output(network, len(classes))
     output.to(next(network.module.parameters()).device)
     model = FullModel(network, output, 0.0 if init == "pretrained" else _DROPOUT)
-    train = partial(train_on, units=dataset.units[validation]) if init == "pretrained" else loop.train
+    train = partial(train_on, units=dataset.groups[validation]) if init == "pretrained" else loop.train
 
     def held_out() -> Iterable[tuple[Tensor, Tensor]]:
         return images_in_order(pictures, validation, numbers[validation], schedule.batch_size)
@@ -201,7 +201,7 @@ def train_suffix(
             **(task or {}), "views": list(dataset.views), "classes": classes,
             "items": items_digest(dataset, fit, validation),
         },
-        units=dataset.units[validation],
+        units=dataset.groups[validation],
         progress=progress,
     )  # fmt: skip
     if curve.kept:

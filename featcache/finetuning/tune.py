@@ -33,7 +33,7 @@ from featcache.training.dataset import FeatureDataset, Selection
 from featcache.training.fit import answers, layer_uses
 from featcache.training.holdout import check_classes, train_test_split
 from featcache.training.partial_model import PartialModel, frozen_vectors
-from featcache.training.report import described, scored, views_told
+from featcache.training.report import describe_views, report_fields, score_fields
 from featcache.training.train import train
 
 if TYPE_CHECKING:
@@ -160,12 +160,12 @@ def tune(
         fitting = time.monotonic() - fit_began
         shown.start("score", None, "items")
         probabilities, predicted = answers(bundle, dataset, test)
-        scores = scored(dataset, test, probabilities, predicted, trained.classes, seed)
+        scores = score_fields(dataset, test, probabilities, predicted, trained.classes, seed)
         shown.finish()
         if len(dataset.views) > 1:
-            protocol += f"; learned from {views_told(dataset.views)} of each image, scored on view 0"
+            protocol += f"; learned from {describe_views(dataset.views)} of each image, scored on view 0"
         bundle.report = {
-            **described(bundle, dataset, test, scores, protocol),
+            **report_fields(bundle, dataset, test, scores, protocol),
             **of_training(trained, schedule, guard, dataset, init, probabilities, predicted == dataset.y[test]),
             "strategy": "tune",
             "from_layer": from_layer,

@@ -37,17 +37,17 @@ def validation_rows(
         UsageError: no item is left to validate on.
     """
     own = np.array([i for i, item in enumerate(dataset.items) if item.split == "val"], dtype=np.int64)
-    own = np.setdiff1d(own[~np.isin(dataset.units[own], dataset.units[scored])], train_rows)
+    own = np.setdiff1d(own[~np.isin(dataset.groups[own], dataset.groups[scored])], train_rows)
     own = own[np.isin(dataset.y[own], dataset.y[train_rows])]
     if len(own):
-        fit, validation = train_rows[~np.isin(dataset.units[train_rows], dataset.units[own])], own
+        fit, validation = train_rows[~np.isin(dataset.groups[train_rows], dataset.groups[own])], own
     else:
-        keys = [str(unit) for unit in dataset.units[train_rows]]
+        keys = [str(unit) for unit in dataset.groups[train_rows]]
         parts = draw_holdout(dataset.y[train_rows], keys, fraction=SHARE, seed=seed)
         aside = np.array([parts[key] == "test" for key in keys])
         # A unit of several classes may hold all items of one of them; then it is trained on.
         alone = ~np.isin(dataset.y[train_rows], dataset.y[train_rows[~aside]])
-        aside &= ~np.isin(dataset.units[train_rows], dataset.units[train_rows[alone]])
+        aside &= ~np.isin(dataset.groups[train_rows], dataset.groups[train_rows[alone]])
         fit, validation = train_rows[~aside], train_rows[aside]
     if not len(validation) or not len(fit):
         raise UsageError(

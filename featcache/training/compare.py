@@ -90,16 +90,16 @@ def compare(
     if not len(rows_a):
         raise MissingVectorsError("No item has the vectors of both heads. Extract the same images for both.")
     rows_b = np.array([place[keys[row]] for row in rows_a.tolist()], dtype=np.int64)
-    y, units = on.dataset.y[rows_a], on.dataset.units[rows_a]
+    y, groups = on.dataset.y[rows_a], on.dataset.groups[rows_a]
     right_a, losses_a = right_and_losses(y, *answers(a, on.dataset, rows_a), a.classes)
     right_b, losses_b = right_and_losses(y, *answers(b, theirs, rows_b), b.classes)
     log_loss = None
     if losses_a is not None and losses_b is not None:
-        log_loss = paired(losses_a, losses_b, units=units, larger_is_better=False, seed=seed)
+        log_loss = paired(losses_a, losses_b, units=groups, larger_is_better=False, seed=seed)
     contents = [on.dataset.items[row].sha256 for row in rows_a]
     return CompareReport(
         n=len(rows_a),
-        accuracy=paired(right_a, right_b, units=units, seed=seed),
+        accuracy=paired(right_a, right_b, units=groups, seed=seed),
         log_loss=log_loss,
         overlap=sum(bool(a.overlap([c]) or b.overlap([c])) for c in contents)
         if len(a.trained_on) and len(b.trained_on)

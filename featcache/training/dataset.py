@@ -65,7 +65,7 @@ class FeatureDataset:
     Attributes:
         items: the n images.
         y: (n,) labels, text; (n, k) bool with several labels per image.
-        units: (n,) int64; images with the same content or group, or that are linked, share a number.
+        groups: (n,) int64; images with the same content or group, or that are linked, share a number.
         layers: names of the layers, in network order.
         shapes: the shape of one image's activations, for each layer.
         recipe: of the vectors; None if not known.
@@ -84,7 +84,7 @@ class FeatureDataset:
 
     items: list[Item]
     y: np.ndarray
-    units: np.ndarray
+    groups: np.ndarray
     layers: list[str]
     shapes: list[tuple[int, ...]]
     recipe: Recipe | None
@@ -100,7 +100,7 @@ class FeatureDataset:
 
     def linked(self, pairs: np.ndarray) -> FeatureDataset:
         """The same vectors, with the two images of each pair (m, 2) in one group."""
-        return replace(self, units=splits.units(self.items, pairs), links=pairs)
+        return replace(self, groups=splits.units(self.items, pairs), links=pairs)
 
     def view_rows(self, rows: np.ndarray) -> np.ndarray:
         """Row numbers (m·K,) for `read_views` of all views of these rows (m,); a row's views follow one another."""
@@ -180,7 +180,7 @@ class FeatureDataset:
         return cls(
             items=labelled,
             y=np.array([item.label for item in labelled], dtype=str),
-            units=splits.units(labelled),
+            groups=splits.units(labelled),
             layers=rows.layers,
             shapes=rows.shapes,
             recipe=store.space(select.space).recipe,
@@ -224,7 +224,7 @@ class FeatureDataset:
         return cls(
             items=items,
             y=np.array([item.label for item in items], dtype=str),
-            units=splits.units(items),
+            groups=splits.units(items),
             layers=plain.layers if known else ["features"],
             shapes=[X.shape[1:]],
             recipe=plain.recipe if known else None,

@@ -127,7 +127,7 @@ def evaluate(
     on = choose_test_rows(bundle, FeatureStore.open(store), Selection(**selection), backbone=backbone)
     dataset, rows, knows = on.dataset, on.rows, bool(len(bundle.trained_on))
     probabilities, predicted = answers(bundle, dataset, rows)
-    y, units = dataset.y[rows], dataset.units[rows]
+    y, groups = dataset.y[rows], dataset.groups[rows]
     overlap, near = None, None
     if knows:
         overlap = int(on.seen[rows].sum())
@@ -138,8 +138,8 @@ def evaluate(
         assert probabilities is not None
         padded = multilabel.padded(probabilities, len(dataset.labels))
         return multilabel.evaluated(
-            multilabel_metrics.score(y, padded, units=units),
-            per_label=multilabel_metrics.per_label(y, padded, dataset.labels, units=units),
+            multilabel_metrics.score(y, padded, units=groups),
+            per_label=multilabel_metrics.per_label(y, padded, dataset.labels, units=groups),
             overlap=overlap,
             protocol=on.protocol,
             unscored=multilabel.unscored(dataset, rows, bundle.classes),
@@ -147,7 +147,7 @@ def evaluate(
             without_vectors=dataset.without_vectors,
             near_duplicates=near,
         )
-    scores = classification.score(y, probabilities, predicted, bundle.classes, units=units)
+    scores = classification.score(y, probabilities, predicted, bundle.classes, units=groups)
     names = sorted({*bundle.classes, *y.tolist(), *predicted.tolist()})
     confusion = confusion_matrix(y, predicted, names)
     known = set(bundle.classes)
@@ -172,7 +172,7 @@ def evaluate(
         unknown_labels=dict(sorted(unknown.items())),
         without_vectors=dataset.without_vectors,
         ece=None if probabilities is None else expected_calibration_error(probabilities, predicted == y),
-        per_class=per_class(confusion, names, units_of_each(y, units, names)),
+        per_class=per_class(confusion, names, units_of_each(y, groups, names)),
         near_duplicates=near,
         labels=names,
         confusion=confusion,

@@ -68,7 +68,7 @@ def fit(
         estimator.fit_stream(_stream(dataset, rows, uses))
     else:
         X = scale_layers(dataset.read_views(dataset.view_rows(rows)), uses)
-        groups = np.repeat(dataset.units[rows], views)
+        groups = np.repeat(dataset.groups[rows], views)
         takes_groups = type(estimator).__module__.startswith("featcache.")
         estimator.fit(X, np.repeat(dataset.y[rows], views, axis=0), **({"groups": groups} if takes_groups else {}))
     if hasattr(estimator, "on_progress"):
@@ -178,7 +178,7 @@ def _stream(dataset: FeatureDataset, rows: np.ndarray, uses: tuple[LayerUse, ...
     return VectorStream(
         read=lambda at: scale_layers(dataset.read_views(view_rows[at]), uses),
         class_ids=np.repeat(class_ids, views),
-        groups=np.repeat(dataset.units[rows], views),
+        groups=np.repeat(dataset.groups[rows], views),
         classes=classes,
         width=sum(use.width for use in uses),
     )

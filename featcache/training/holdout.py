@@ -111,7 +111,7 @@ def _without_leaks(
             f"All training images have the class {names[0]!r}: the other classes are only in the part that is scored. "
             "Change the split, or score with --cv 5."
         )
-    shared = np.isin(dataset.units[test], dataset.units[train_rows])
+    shared = np.isin(dataset.groups[test], dataset.groups[train_rows])
     if not shared.any():
         return train_rows, test, protocol
     groups = {dataset.items[row].group for row in test[shared]} - {None}

@@ -66,7 +66,7 @@ def image_vectors(
     return FeatureDataset(
         items=kept,
         y=np.array([item.label for item in kept], dtype=str),
-        units=splits.units(kept),
+        groups=splits.units(kept),
         layers=[use.name for use in bundle.layers],
         shapes=[use.shape for use in bundle.layers],
         recipe=bundle.recipe,

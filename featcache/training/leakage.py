@@ -84,7 +84,7 @@ def search(
     asked = None if scored is None else {dataset.items[row].sha256 for row in scored}
     found = near_duplicates.find(
         read,
-        dataset.units[contents],
+        dataset.groups[contents],
         scored=None if asked is None else np.array([sha256 in asked for sha256 in first]),
         seed=seed,
         progress=progress,

@@ -17,7 +17,7 @@ from featcache.training.bundle import Bundle
 from featcache.training.dataset import FeatureDataset
 
 
-def described(
+def report_fields(
     bundle: Bundle, dataset: FeatureDataset, rows: np.ndarray, scores: dict[str, Any], protocol: str
 ) -> dict[str, Any]:
     """The fields of a report.
@@ -26,7 +26,7 @@ def described(
         bundle: the head.
         dataset: labelled vectors.
         rows: (m,) rows that were scored.
-        scores: from `scored`.
+        scores: from `score_fields`.
         protocol: which rows these are, in words.
     """
     return {
@@ -52,7 +52,7 @@ def uncalibrated(bundle: Bundle, probabilities: np.ndarray | None) -> np.ndarray
     return np.asarray(with_temperature(probabilities, 1 / fitted["temperature"]).max(axis=1))
 
 
-def scored(
+def score_fields(
     dataset: FeatureDataset,
     rows: np.ndarray,
     probabilities: np.ndarray | None,
@@ -61,12 +61,12 @@ def scored(
     seed: int,
 ) -> dict[str, Any]:
     """The main ``score`` and the others, as fields of the report."""
-    y, units = dataset.y[rows], dataset.units[rows]
+    y, groups = dataset.y[rows], dataset.groups[rows]
     if dataset.labels is not None:
         assert probabilities is not None
-        score, others = multilabel.reported(multilabel_metrics.score(y, probabilities, units=units, seed=seed))
+        score, others = multilabel.reported(multilabel_metrics.score(y, probabilities, units=groups, seed=seed))
         return {"score": score, **others}
-    scores = classification.score(y, probabilities, predicted, classes, units=units, seed=seed)
+    scores = classification.score(y, probabilities, predicted, classes, units=groups, seed=seed)
     return {
         "score": scores.accuracy.to_dict("accuracy"),
         "balanced_accuracy": scores.balanced_accuracy.to_dict(),
@@ -75,7 +75,7 @@ def scored(
     }
 
 
-def views_told(views: Sequence[str]) -> str:
+def describe_views(views: Sequence[str]) -> str:
     """``3 views (seed 0)``: the seed shows which run of `extract` added them."""
     of = names.seeds(views)
     return f"{len(views)} views" + (f" ({'seeds' if len(of) > 1 else 'seed'} {', '.join(map(str, of))})" if of else "")

@@ -229,9 +229,9 @@ class _Sweep:
 
     def over(self, sets: Sequence[LayerSet], heads: Sequence[Head]) -> tuple[list[Cell], list[Head]]:
         """All cells, and the head of each."""
-        y, units = self.dataset.y[self.train_rows], self.dataset.units[self.train_rows]
+        y, groups = self.dataset.y[self.train_rows], self.dataset.groups[self.train_rows]
         folds = _usable_folds(self.dataset, self.train_rows)
-        drawn = splits.folds(y, units, folds or FOLDS, self.seed)  # raises if there are too few images for folds
+        drawn = splits.folds(y, groups, folds or FOLDS, self.seed)  # raises if there are too few images for folds
         items = digest_of_items(_part(self.dataset, self.train_rows), drawn)
         made_of = {"recipe": self.fingerprint, "items": items, "folds": folds}
         cells, makers = [], []
@@ -264,7 +264,7 @@ class _Sweep:
 
 
 def _usable_folds(dataset: FeatureDataset, train_rows: np.ndarray) -> int:
-    return splits.usable_k(dataset.y[train_rows], dataset.units[train_rows], FOLDS)
+    return splits.usable_k(dataset.y[train_rows], dataset.groups[train_rows], FOLDS)
 
 
 def _part(dataset: FeatureDataset, rows: np.ndarray) -> FeatureDataset:
@@ -273,7 +273,7 @@ def _part(dataset: FeatureDataset, rows: np.ndarray) -> FeatureDataset:
         dataset,
         items=[dataset.items[row] for row in rows],
         y=dataset.y[rows],
-        units=dataset.units[rows],
+        groups=dataset.groups[rows],
         read=lambda at: dataset.read(rows[at]),
     )
 

@@ -80,7 +80,7 @@ def compute(dataset: FeatureDataset, head: Head, folds: Sequence[tuple[np.ndarra
     began = time.monotonic()
     bundle, found, _ = cross_validated(dataset, np.arange(len(dataset.y)), head, folds, Silent())
     scores = classification.score(
-        dataset.y, found.probabilities, found.labels, bundle.classes, units=dataset.units, seed=seed
+        dataset.y, found.probabilities, found.labels, bundle.classes, units=dataset.groups, seed=seed
     )
     loss = scores.log_loss
     return Cell(
@@ -105,7 +105,7 @@ def digest_of_items(dataset: FeatureDataset, folds: Sequence[tuple[np.ndarray, n
     Groups count, because heads draw inner folds by them and intervals depend on them.
     """
     # The row of the group's first item, whatever number the group has.
-    _, firsts, places = np.unique(dataset.units, return_index=True, return_inverse=True)
+    _, firsts, places = np.unique(dataset.groups, return_index=True, return_inverse=True)
     first = firsts[places].tolist()
     fold = np.zeros(len(dataset.y), dtype=np.int64)
     for number, (_, test) in enumerate(folds):

@@ -74,7 +74,7 @@ def choose_test_rows(
         split = "test"
     if split is not None:
         return TestRows(dataset, split_rows(dataset, split), seen, f"the split {split!r}")
-    known = np.isin(dataset.units, dataset.units[taken])
+    known = np.isin(dataset.groups, dataset.groups[taken])
     rows, mates = np.flatnonzero(~known), int((known & ~taken).sum())
     if not len(rows):
         raise MissingVectorsError(

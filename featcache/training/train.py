@@ -25,7 +25,7 @@ from featcache.training.bundle import Bundle
 from featcache.training.dataset import FeatureDataset, Selection, SelectionOptions
 from featcache.training.fit import answers, fit
 from featcache.training.holdout import check_classes, split_rows, train_test_split
-from featcache.training.report import described, scored, uncalibrated, views_told
+from featcache.training.report import describe_views, report_fields, score_fields, uncalibrated
 
 
 def train(
@@ -116,7 +116,7 @@ def train(
         if cv is not None:
             test = np.arange(len(dataset.y)) if select.split is None else split_rows(dataset, select.split)
             draw = splits.folds if dataset.labels is None else multilabel_splits.folds
-            folds = draw(dataset.y[test], dataset.units[test], cv, seed)
+            folds = draw(dataset.y[test], dataset.groups[test], cv, seed)
             sides = [test[fold] for _, fold in folds]
             protocol = f"{cv}-fold cross-validation; the head saved is fitted on all {len(test)} items"
         else:
@@ -135,18 +135,18 @@ def train(
             probabilities, predicted = answers(bundle, dataset, test)
             predictions = Predictions(probabilities, predicted, uncalibrated(bundle, probabilities))
         probabilities, predicted, raw_confidence = predictions
-        scores = scored(dataset, test, probabilities, predicted, bundle.classes, seed)
+        scores = score_fields(dataset, test, probabilities, predicted, bundle.classes, seed)
         if refit_all and folds is None:
             bundle = fit(dataset, np.union1d(train_rows, test), resolved, progress=bar)
             protocol += "; the head saved was fitted again on all items"
         bar.finish()
     if len(dataset.views) > 1:
-        protocol += f"; trained on {views_told(dataset.views)} of each image, scored on view 0"
+        protocol += f"; trained on {describe_views(dataset.views)} of each image, scored on view 0"
     if bundle.report["calibration"] is not None and probabilities is not None:
         right = predicted == dataset.y[test]
         for name, p in (("ece_before", raw_confidence), ("ece_after", probabilities)):
             bundle.report["calibration"][name] = expected_calibration_error(p, right)
-    bundle.report |= described(bundle, dataset, test, scores, protocol)
+    bundle.report |= report_fields(bundle, dataset, test, scores, protocol)
     bundle.report |= {
         "near_duplicates": {**leaked.report(dataset), "grouped": near is not None and near.note is None},
         "fit_seconds": fitting,

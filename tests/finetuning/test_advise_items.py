@@ -120,7 +120,7 @@ def test_near_duplicates_are_one_unit() -> None:
     y, X = twins(40, 6)
     found = drawn(labelled(y, X=X))
     pairs = [(i, 80 + i) for i in range(12)]
-    units = found.dataset.units
+    units = found.dataset.groups
     assert all(units[a] == units[b] for a, b in pairs)
     assert len(np.unique(units)) == 80
     for train_rows, test in found.folds:
@@ -135,7 +135,7 @@ def test_near_duplicates_are_one_unit() -> None:
     assert told.startswith(f"12 pairs of near-duplicates (first: {first['a']} and {first['b']})")
     # Other layers of the same items go by the same units.
     other = found.of(labelled(y, X=np.ones_like(X)))
-    assert other.units.tolist() == units.tolist()
+    assert other.groups.tolist() == units.tolist()
 
 
 def test_rows_that_are_held_out_are_not_looked_at() -> None:

@@ -40,7 +40,7 @@ def test_equal_strategies_leave_the_softmax_and_no_claim(tmp_path: Path) -> None
         dataset = FeatureDataset.from_store(fc.open(path), layers)
         items = learning_items(dataset, np.arange(60), 0, Silent())
         outcomes[name] = probe(name, items.dataset, items.folds, head, 0, Silent())
-    units = items.dataset.units
+    units = items.dataset.groups
     choice = recommend(list(outcomes), lambda a, b: compare(outcomes[a], outcomes[b], units))
     assert choice.name == "softmax"
     assert choice.over is None

@@ -81,7 +81,7 @@ def test_its_first_loss_is_that_of_a_head_on_the_training_items(store: Path, tra
 
     def loss(rows: np.ndarray) -> float:
         """Of the validation items, by a head that is fitted on these rows."""
-        head = resolve_head("softmax").make().fit(X[rows], y[rows], groups=dataset.units[rows])
+        head = resolve_head("softmax").make().fit(X[rows], y[rows], groups=dataset.groups[rows])
         return float(log_loss(y[validation], head.predict_proba(X[validation]), labels=head.classes_))
 
     report = train(store).report

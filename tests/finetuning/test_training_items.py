@@ -45,7 +45,7 @@ def dataset(rows: list[tuple[str, str | None, str | None]], views: int = 1) -> F
     return FeatureDataset(
         items=items,
         y=np.array([item.label for item in items], dtype=str),
-        units=splits.units(items),
+        groups=splits.units(items),
         layers=["pooled"],
         shapes=[(2,)],
         recipe=None,
@@ -66,7 +66,7 @@ def test_no_unit_is_trained_on_and_validated_on(rows: list[Any], seed: int) -> N
     those = dataset(rows)
     train_rows = np.array([i for i, row in enumerate(rows) if row[1] in ("train", None)], dtype=np.int64)
     scored = np.array([i for i, row in enumerate(rows) if row[1] == "test"], dtype=np.int64)
-    train_rows = train_rows[~np.isin(those.units[train_rows], those.units[scored])]
+    train_rows = train_rows[~np.isin(those.groups[train_rows], those.groups[scored])]
     if len(set(those.y[train_rows].tolist())) < 2:
         return
     told = Notes()
@@ -74,8 +74,8 @@ def test_no_unit_is_trained_on_and_validated_on(rows: list[Any], seed: int) -> N
         fit, validation = validation_rows(those, train_rows, scored, seed, told)
     except UsageError:
         return
-    assert not set(those.units[fit].tolist()) & set(those.units[validation].tolist())
-    assert not set(those.units[validation].tolist()) & set(those.units[scored].tolist())
+    assert not set(those.groups[fit].tolist()) & set(those.groups[validation].tolist())
+    assert not set(those.groups[validation].tolist()) & set(those.groups[scored].tolist())
     assert set(fit.tolist()) <= set(train_rows.tolist())
     assert set(those.y[fit].tolist()) == set(those.y[train_rows].tolist()) >= set(those.y[validation].tolist())
     own = {i for i, row in enumerate(rows) if row[1] == "val"}
@@ -192,7 +192,7 @@ def test_the_output_begins_as_the_path_solver_ends() -> None:
     given, X = overlapping(60)
     rows = np.arange(5, 60)
     output, chosen = linear_probe_init(lambda at: X[at], given, rows, 0, Silent())
-    path = resolve_head("softmax").make().fit(X[rows], given.y[rows], groups=given.units[rows])
+    path = resolve_head("softmax").make().fit(X[rows], given.y[rows], groups=given.groups[rows])
     predictor = linear_predictor(output, ("a", "b"))
     np.testing.assert_allclose(predictor.probabilities(X), path.predict_proba(X), atol=1e-6)
     assert chosen == {f"output_{name}": value for name, value in path.chosen_.items()}

@@ -192,8 +192,8 @@ def test_units_are_in_the_key_by_what_they_hold_together(tmp_path: Path) -> None
     np.savez(tmp_path / "x.npz", features=np.eye(8, dtype=np.float32), labels=np.arange(8) % 2)
     alone = FeatureDataset.from_file(tmp_path / "x.npz")
     folds = [(np.arange(4), np.arange(4, 8)), (np.arange(4, 8), np.arange(4))]
-    pairs, others = replace(alone, units=np.arange(8) // 2), replace(alone, units=np.array([0, 0, 1, 1, 2, 2, 3, 4]))
-    named = replace(pairs, units=70 - pairs.units)
+    pairs, others = replace(alone, groups=np.arange(8) // 2), replace(alone, groups=np.array([0, 0, 1, 1, 2, 2, 3, 4]))
+    named = replace(pairs, groups=70 - pairs.groups)
     digests = [digest_of_items(dataset, folds) for dataset in (alone, pairs, others)]
     assert len(set(digests)) == 3
     assert digest_of_items(named, folds) == digests[1]

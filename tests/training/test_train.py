@@ -468,7 +468,7 @@ def test_softmax_is_calibrated_by_its_own_folds(tmp_path: Path, head: Any) -> No
     assert report.keys() == {"temperature", "ece_before", "ece_after"}
     dataset = FeatureDataset.from_file(tmp_path / "x.npz")
     bundle = fit(dataset, np.arange(240), resolve_head(head))
-    alone = resolve_head(head).make().fit(X, y, groups=dataset.units)
+    alone = resolve_head(head).make().fit(X, y, groups=dataset.groups)
     logits = alone.held_out_logits_.astype(np.float64)
 
     def loss(log_t: float) -> float:

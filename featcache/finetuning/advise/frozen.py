@@ -51,7 +51,7 @@ def measured_depth(at: Situation) -> Depth | None:
             for layer in fitted
         ]
         outcomes += [] if several else [at.whole]
-        return by_depth([*blocks, "pooled"], [*depths, 1.0], outcomes, at.items.dataset.units, at.seed)
+        return by_depth([*blocks, "pooled"], [*depths, 1.0], outcomes, at.items.dataset.groups, at.seed)
 
     return at.budget.run(what, seconds_for(at.whole, _width(at), at.widths(fitted), views), measure)
 

@@ -51,7 +51,7 @@ class LearningItems:
             MissingVectorsError: these are not the same items.
         """
         self.check(whole)
-        return replace(part(whole, self.rows), units=self.dataset.units, links=self.dataset.links)
+        return replace(part(whole, self.rows), groups=self.dataset.groups, links=self.dataset.links)
 
     def check(self, whole: FeatureDataset) -> None:
         """Refuse vectors of other items.
@@ -85,10 +85,10 @@ def learning_items(dataset: FeatureDataset, train_rows: np.ndarray, seed: int, s
         UsageError: a class has one independent item alone, or all its items fall into one fold.
     """
     near = leakage.search(dataset, train_rows, seed=seed, progress=shown)
-    y, units = dataset.y[train_rows], dataset.linked(near.pairs).units[train_rows]
+    y, units = dataset.y[train_rows], dataset.linked(near.pairs).groups[train_rows]
     names, sizes = _independent(y, units)
     if sizes.min() < 2:
-        raise UsageError(_one_alone(y, units, dataset.units[train_rows]))
+        raise UsageError(_one_alone(y, units, dataset.groups[train_rows]))
     k = _folds(sizes)
     folds = splits.folds(y, units, k, seed, fewest=2)
     for fit, _ in folds:
@@ -109,7 +109,7 @@ def learning_items(dataset: FeatureDataset, train_rows: np.ndarray, seed: int, s
         "grouped": near.note is None,
     }
     rare = {str(name): int(size) for name, size in zip(names, sizes, strict=True) if size < k}
-    return LearningItems(replace(part(dataset, train_rows), units=units, links=links), train_rows, folds, rare, report)
+    return LearningItems(replace(part(dataset, train_rows), groups=units, links=links), train_rows, folds, rare, report)
 
 
 def _independent(y: np.ndarray, units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -143,7 +143,7 @@ def part(dataset: FeatureDataset, rows: np.ndarray) -> FeatureDataset:
         dataset,
         items=[dataset.items[row] for row in rows],
         y=dataset.y[rows],
-        units=dataset.units[rows],
+        groups=dataset.groups[rows],
         read=lambda at: dataset.read(rows[at]),
         view_reader=_of_views(dataset, rows),
     )

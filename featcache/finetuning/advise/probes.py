@@ -57,7 +57,7 @@ def probe(
             chosen = train_rows
             if share < 1:
                 rng = np.random.default_rng([seed, draw, number])
-                chosen = train_rows[shared(dataset.y[train_rows], dataset.units[train_rows], share, rng)]
+                chosen = train_rows[shared(dataset.y[train_rows], dataset.groups[train_rows], share, rng)]
             with warnings.catch_warnings():
                 # Whether the grid of C is wide enough is told when the head is trained that is kept.
                 warnings.simplefilter("ignore", GridEdgeWarning)

@@ -115,7 +115,7 @@ def advise(
         outcomes = heads + trials
         costs = [*frozen_costs(at, heads), *costs]
         shown.finish()
-    units = items.dataset.units
+    units = items.dataset.groups
     by_name = {outcome.name: outcome for outcome in outcomes}
     names = cheapest_first(list(by_name))
 
