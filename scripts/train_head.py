@@ -1,4 +1,4 @@
-"""Train a head on a store, see how good it is, and ask it about images.
+"""Train a head on a store, print its score, and predict the labels of images.
 
 Usage: python scripts/train_head.py data/pets.fcache data/pets.fch new-photo.jpg
 
@@ -17,7 +17,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("store", help="a store that extract_features.py made")
     parser.add_argument("head", help="the file to write, *.fch")
-    parser.add_argument("images", nargs="*", help="images to ask about")
+    parser.add_argument("images", nargs="*", help="images to predict")
     parser.add_argument("--kind", default="softmax", help="softmax, ridge, knn, …, or module:Class(argument=value)")
     options = parser.parse_args()
 

@@ -1,4 +1,4 @@
-"""Options that several commands share, so that they are spelt and explained once."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -72,12 +72,12 @@ HeadPath = Annotated[Path, typer.Argument(metavar="HEAD.fch", help="A head that 
 
 
 def selects(*names: str, split: str | None = None) -> Callable[[Callable[..., T]], Callable[..., T]]:
-    """Give a command the options ``--split``, ``--labels``, ``--source`` and ``--space``, or those of these names.
+    """Give a command the options ``--split``, ``--labels``, ``--source`` and ``--space``.
 
-    The command takes what is given as one mapping, its parameter ``selection``.
+    The command gets their values as one mapping, its parameter ``selection``.
 
     Args:
-        names: of the options; all four by default.
+        names: only these options, for example ``"source", "space"``.
         split: help of ``--split``.
     """
     options: dict[str, Any] = {"split": Split, "labels": Labels, "source": Source, "space": Space}
@@ -103,20 +103,20 @@ def selects(*names: str, split: str | None = None) -> Callable[[Callable[..., T]
 
 
 def layer_list(context: typer.Context, layers: Sequence[str] | None) -> list[str]:
-    """The layers that were named, with those that followed the first without a ``--layers`` of their own.
+    """The layers given, with those that followed the first without repeating ``--layers``.
 
     Raises:
-        UsageError: words are left over although no ``--layers`` was given, or are names of tar files.
+        UsageError: there are further arguments without ``--layers``, or names of tar files.
     """
     tars = [word for word in context.args if word.lower().endswith(".tar")]
-    if tars:  # no layer, but what the shell made of a pattern
+    if tars:  # from a pattern that the shell expanded
         raise UsageError(
-            f"What is {tars[0]!r} for? `{context.command_path}` takes one source. Several tar files are one pattern, "
-            "in quotes so that the shell leaves it as it is: 'shards/train-*.tar'."
+            f"Unexpected argument {tars[0]!r}: `{context.command_path}` takes one source. Give several tar files as a "
+            "pattern in quotes: 'shards/train-*.tar'."
         )
     if context.args and not layers:
         raise UsageError(
-            f"What is {' '.join(map(repr, context.args))} for? "
-            f"`{context.command_path}` has all its arguments already. A name with spaces needs quotes."
+            f"Unexpected arguments of `{context.command_path}`: {' '.join(map(repr, context.args))}. A name with "
+            "spaces needs quotes."
         )
     return [*(layers or ()), *context.args]

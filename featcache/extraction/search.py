@@ -51,8 +51,9 @@ def similar(
         RecipeMismatchError: the backbone has another recipe than the space.
 
     Example:
-        >>> similar("pets.fcache", "cat.jpg", k=1)[0][1]  # doctest: +SKIP
-        0.93
+        >>> nearest = fc.similar("pets.fcache", "photos/cats/cat-00.jpg", k=3)
+        >>> [item.label for item, cosine in nearest]
+        ['cats', 'cats', 'cats']
     """
     if isinstance(image, (str, Path)) and Path(image).is_dir():
         raise UsageError(f"{image} is a folder. Give one image.")

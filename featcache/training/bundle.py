@@ -199,8 +199,9 @@ class Bundle:
             UsageError: the head compares two images.
 
         Example:
-            >>> bundle.predict("cat.jpg")[0].labels  # doctest: +SKIP
-            [('cat', 0.97), ('dog', 0.03)]
+            >>> prediction = fc.load("pets.fch").predict("photos/cats/cat-00.jpg")[0]
+            >>> prediction.labels[0][0]
+            'cats'
         """
         from featcache.extraction.embed import embed, listed
 

@@ -118,8 +118,9 @@ def evaluate(
         UnknownNameError: no such split, or the head's layers are not stored.
 
     Example:
-        >>> evaluate("pets.fch", "pets.fcache").accuracy  # doctest: +SKIP
-        0.93
+        >>> report = fc.evaluate("pets.fch", "pets.fcache")
+        >>> report.n, report.accuracy
+        (4, 1.0)
     """
     bundle = head if isinstance(head, Bundle) else Bundle.load(head)
     if backbone is not None:

@@ -86,9 +86,10 @@ def train(
         MissingVectorsError: no labelled image has vectors, or only those of one class, or some lack a layer or a view.
 
     Example:
-        >>> bundle = train("pets.fcache", "ridge", layers="blocks.5:mean+pooled")  # doctest: +SKIP
-        >>> bundle.report["score"]["accuracy"]  # doctest: +SKIP
-        0.93
+        >>> bundle = fc.train("pets.fcache", "ridge")
+        >>> bundle.report["score"]["accuracy"]
+        1.0
+        >>> bundle.save("new.fch")
     """
     began = time.monotonic()
     if task not in ("classify", "multilabel"):

@@ -112,7 +112,10 @@ def test_the_exit_code_of_an_answer_counts():
         (["extract", "photos", "-o", "s", "--limit", "0"], "--limit"),
         (["extract", "my", "photos", "-o", "s"], "'photos'"),
         (["extract", "s-0.tar", "s-1.tar", "-o", "s"], "in quotes"),
-        (["extract", "s-0.tar", "s-1.tar", "s-2.tar", "-o", "s", "--layers", "pooled"], "What is 's-1.tar' for?"),
+        (
+            ["extract", "s-0.tar", "s-1.tar", "s-2.tar", "-o", "s", "--layers", "pooled"],
+            "argument 's-1.tar'",
+        ),
         (["status", "/nowhere/at/all"], "/nowhere/at/all"),
     ],
 )
