@@ -189,6 +189,22 @@ def test_a_head_without_probabilities(place: Path, net: Backbone, tmp_path: Path
     assert fc.evaluate(bundle, store).log_loss is None
 
 
+def test_many_images_are_answered_in_order_whatever_batch_they_fall_into(
+    place: Path, bundle: Bundle, net: Backbone, tmp_path: Path
+) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    wanted = stored(place, bundle)
+    uris = sorted(wanted)[:20]
+    paths = [place / "photos" / uri for uri in uris]
+    found = say(bundle, [*paths[:10], tmp_path / "broken.jpg", *paths[10:]], net, top=3)
+    assert found[10].problem is not None
+    assert found[10].labels == []
+    answered = [*found[:10], *found[11:]]
+    for uri, path, got in zip(uris, paths, answered, strict=True):
+        assert got.uri == str(path)
+        check(bundle, got, wanted[uri])
+
+
 def test_evaluate_takes_the_items_it_was_not_trained_on(place: Path, bundle: Bundle) -> None:
     got = fc.evaluate(bundle, place / "s.fcache")
     assert got.n == bundle.report["score"]["n"] == 25 - bundle.fitted_on

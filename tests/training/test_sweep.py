@@ -55,7 +55,7 @@ def store(kept_store: Path, tmp_path: Path) -> Path:
 
 
 def sweep(store: Path, heads: Any = (KNN,), layers: Any = ("pooled",), **options: Any) -> SweepReport:
-    return fc.sweep(store, heads, layers, progress=False, **options)
+    return fc.sweep(fc.open(store), heads, layers, progress=False, **options)
 
 
 def parts(store: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

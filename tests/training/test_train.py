@@ -131,6 +131,16 @@ def test_one_picture_under_several_names_lies_on_one_side(store: Path, seed: int
     assert bundle.fitted_on + bundle.report["score"]["n"] == 24
 
 
+def test_an_open_store_serves_like_its_path(store: Path) -> None:
+    opened = fc.train(fc.open(store), "ridge", progress=False)  # draws the hold-out and keeps it
+    by_path = train(store, "ridge")
+    assert by_path.report["score"]["protocol"].endswith("the same as for earlier heads)")
+    assert opened.report["score"]["accuracy"] == by_path.report["score"]["accuracy"]
+    assert opened.trained_on.tobytes() == by_path.trained_on.tobytes()
+    X = fc.open(store).arrays()[0]
+    np.testing.assert_array_equal(opened.predict_proba_vectors(X), by_path.predict_proba_vectors(X))
+
+
 def test_items_that_come_later_move_nothing(pictures: Path, tmp_path: Path) -> None:
     root = shutil.copytree(pictures, tmp_path / "photos")
     later = sorted(root.rglob("*-1?.jpg"))
