@@ -250,7 +250,7 @@ def test_none_of_the_labels_is_learned_and_an_empty_cell_is_left_out_and_told(
     assert main([*words, "--task", "multilabel", "--cv", "2"]) == 0
     out = capsys.readouterr().out
     assert "Left out: 5 images without a label\n" in out
-    assert "write | alone" in out
+    assert "give them the label |" in out
     bundle = fc.load(tmp_path / "a.fch")
     assert bundle.classes == LABELS
     assert (bundle.fitted_on, bundle.report["without_labels"]) == (35, 5)
@@ -298,8 +298,8 @@ def test_what_is_meant_for_one_label_an_image_is_refused(
     (tmp_path / "no.fch").write_text("no head")
     capsys.readouterr()
     for option, value, told in (
-        ("--confusion", tmp_path / "a.png", "Leave --confusion away"),
-        ("--against", tmp_path / "a.fch", "Leave --against away"),
+        ("--confusion", tmp_path / "a.png", "Omit --confusion"),
+        ("--against", tmp_path / "a.fch", "Omit --against"),
     ):
         assert main(["evaluate", str(tmp_path / "a.fch"), str(store), option, str(value)]) == 2
         heard = capsys.readouterr().err

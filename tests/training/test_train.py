@@ -335,7 +335,7 @@ def test_refit_all_learns_everything_after_scoring(store: Path) -> None:
     assert len(contents(bundle)) == 22
     for name in ("score", "log_loss"):
         got, wanted = (dict(b.report[name]) for b in (bundle, scored))
-        assert "once more" in got.pop("protocol", "once more")
+        assert "fitted again" in got.pop("protocol", "fitted again")
         wanted.pop("protocol", None)
         assert got == wanted
 
