@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -27,6 +27,7 @@ class ItemRows:
 
     Attributes:
         items: n items, in URI order.
+        missing: the other items of the source and split, which have no such vectors; those in quarantine included.
         layers: names of the layers, in network order.
         views: names of the K views, in order.
     """
@@ -36,12 +37,11 @@ class ItemRows:
         store: StoreReader,
         space: str | None,
         layers: list[str],
-        items: list[Item],
-        where: dict[tuple[str, str], np.ndarray],
         views: list[str],
+        located: _Located,
     ) -> None:
-        self._store, self._space, self._where = store, space, where
-        self.layers, self.items, self.views = layers, items, views
+        self._store, self._space, self.layers, self.views = store, space, layers, views
+        self.items, self.missing, self._where = located
         self._readers: dict[tuple[str, str], ColumnReader] | None = None
 
     @classmethod
@@ -58,8 +58,8 @@ class ItemRows:
         """The items that have vectors of these layers; the arguments are those of `FeatureStore.arrays`."""
         names = store.layer_names(layers, space)
         chosen = store.view_names(views, names, space)
-        items, where = _locate(store, names, split=split, source=source, space=space, views=chosen)
-        return cls(store, space, names, items, where, chosen)
+        located = _locate(store, names, split=split, source=source, space=space, views=chosen)
+        return cls(store, space, names, chosen, located)
 
     def __len__(self) -> int:
         return len(self.items) * len(self.views)
@@ -126,6 +126,12 @@ class ItemRows:
         return self.__dict__ | {"_readers": None}
 
 
+class _Located(NamedTuple):
+    items: list[Item]
+    missing: list[Item]
+    where: dict[tuple[str, str], np.ndarray]
+
+
 def _locate(
     store: StoreReader,
     names: Sequence[str],
@@ -134,8 +140,8 @@ def _locate(
     source: str | None,
     space: str | None,
     views: Sequence[str],
-) -> tuple[list[Item], dict[tuple[str, str], np.ndarray]]:
-    """The items that have vectors, and for each layer and view their (n, 2) pairs of shard and row.
+) -> _Located:
+    """The items that have vectors, those that have none, and for each layer and view (n, 2) pairs of shard and row.
 
     An image in quarantine may lack some of the layers or views; it is then left out.
 
@@ -180,7 +186,8 @@ def _locate(
         column: np.array([p[item.uri] for item in having], dtype=np.int64)
         for column, p in zip(columns, places, strict=True)
     }
-    return having, where
+    there = {item.uri for item in having} if len(having) < len(items) else set()
+    return _Located(having, [item for item in items if item.uri not in there] if there else [], where)
 
 
 def _lacking(partial: Sequence[Item], having: Sequence[Item], layers: Sequence[str], views: Sequence[str]) -> str:

@@ -187,7 +187,7 @@ class FeatureDataset:
             read=lambda at: rows.read(kept[at] * k),
             views=tuple(rows.views),
             view_reader=None if k == 1 else lambda at: rows.read(kept[at // k] * k + at % k),
-            without_vectors=_without_vectors(store, items, select.split, given),
+            without_vectors=_count_labelled(store, rows.missing, given),
             without_labels=len(items) - len(kept),
         )
 
@@ -254,14 +254,10 @@ def labels_of(store: FeatureStore, source: str, labels: str | Path) -> dict[str,
     return given
 
 
-def _without_vectors(
-    store: FeatureStore, having: Sequence[Item], split: str | None, given: Mapping[str, str] | None
-) -> int:
-    """How many labelled images of the source are not in *having* and not in quarantine."""
-    name = having[0].source
-    known = next(source["items"] for source in store.status()["sources"] if source["name"] == name)
-    if known == len(having):
-        return 0  # so that a list of a million images is not read twice
-    there = {item.uri for item in having} | {uri for uri, _ in store.quarantine(name)}
-    lacking = [item for item in store.items(split, name) if item.uri not in there]
-    return sum((item.label if given is None else given.get(item.uri)) is not None for item in lacking)
+def _count_labelled(store: FeatureStore, missing: Sequence[Item], given: Mapping[str, str] | None) -> int:
+    """How many of these images have a label and are not in quarantine."""
+    if not missing:
+        return 0
+    refused = {uri for uri, _ in store.quarantine(missing[0].source)}
+    labels = (item.label if given is None else given.get(item.uri) for item in missing if item.uri not in refused)
+    return sum(label is not None for label in labels)
