@@ -78,3 +78,17 @@ def test_every_head_is_named_by_train():
 def test_options_of_one_head_say_whose_they_are():
     options = {p.name: p for p in GROUP.commands["train"].params}
     assert all("Of --head mlp:" in options[name].help for name in ("hidden", "dropout"))
+
+
+@pytest.mark.parametrize(
+    ("name", "selecting"),
+    [
+        ("train", ["split", "labels", "source", "space"]),
+        ("evaluate", ["split", "labels", "source", "space"]),
+        ("sweep", ["split", "labels", "source", "space"]),
+        ("similar", ["source", "space"]),
+    ],
+)
+def test_options_that_select_items_are_one_group(name, selecting):
+    panels = {p.name: getattr(p, "rich_help_panel", None) for p in GROUP.commands[name].params}
+    assert [option for option, panel in panels.items() if panel == "Selection"] == selecting
