@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import math
 import os
 import sys
 import traceback
@@ -21,6 +20,7 @@ from typing import Annotated, Any
 import typer
 
 from featcache.core.errors import FeatcacheError
+from featcache.core.plain import plain
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, all else on stderr.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -109,19 +109,4 @@ def _quiet_pipe() -> Iterator[None]:
 def _print_json(data: Mapping[str, Any]) -> None:
     # ASCII, since a path may hold bytes that no encoding can print.
     with _quiet_pipe():
-        print(json.dumps(_plain(data), allow_nan=False))
-
-
-def _plain(value: Any) -> Any:
-    """Only what JSON has: numpy scalars become numbers, paths text, and what is not finite null."""
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, bool | int | str) or value is None:
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if hasattr(value, "tolist"):
-        return _plain(value.tolist())
-    return str(value)
+        print(json.dumps(plain(data), allow_nan=False))

@@ -15,13 +15,14 @@ import numpy as np
 
 from featcache.core.errors import FeatcacheError, MissingVectorsError
 from featcache.core.files import written_whole
+from featcache.core.plain import plain
 from featcache.core.progress import Progress, choose
 from featcache.heads import Head, resolve_head
 from featcache.metrics import splits
 from featcache.store import FeatureStore
 from featcache.training.dataset import FeatureDataset, Selection, SelectionOptions
 from featcache.training.holdout import check_classes, train_test_split
-from featcache.training.sweep_cells import Cell, KnownCells, compute, digest_of_items, key_of, plain
+from featcache.training.sweep_cells import Cell, KnownCells, compute, digest_of_items, key_of
 from featcache.training.sweep_report import SweepReport, called, draw, markdown, ranked
 from featcache.training.train import train
 

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from featcache.core.files import written_whole
+from featcache.core.plain import plain
 from featcache.core.progress import Silent
 from featcache.heads import Head
 from featcache.metrics import classification
@@ -185,19 +186,6 @@ def _is_sound(cell: Cell) -> bool:
         and all(name.isprintable() for name in cell.chosen)
         and cell.problem is None
     )
-
-
-def plain(value: Any) -> Any:
-    """A value as JSON has it: NumPy's numbers and arrays as Python's, None for what is not finite, else text."""
-    if isinstance(value, Mapping):
-        return {str(name): plain(part) for name, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(part) for part in value]
-    if hasattr(value, "tolist"):
-        return plain(value.tolist())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if isinstance(value, (bool, int, str)) or value is None else str(value)
 
 
 def _parameter_text(value: Any) -> str:
