@@ -60,7 +60,7 @@ def test_a_person_is_told_in_sentences(capsys: pytest.CaptureFixture[str]) -> No
     said = capsys.readouterr().out
     assert f"featcache {fc.__version__}" in said
     assert f"Runtime torch: {metadata.version('torch')} on cpu" in said
-    assert "5,120 for its pooled vector" in said
+    assert "5,120 for the pooled vector" in said
     assert "Problem" not in said
 
 

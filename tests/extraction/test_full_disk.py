@@ -40,7 +40,10 @@ def run(disk, size):
     store = disk / "s.fcache"
 
     def extract():
-        return fc.extract(photos, store, backbone=tiny_backbone(), layers=["stem:none"], batch_size=4, progress=False)
+        config = fc.ExtractionConfig(batch_size=4)
+        return fc.extract(
+            photos, store, backbone=tiny_backbone(), layers=["stem:none"], config=config, progress=False
+        )
 
     disk.mkdir()
     mount(disk, "size=" + size)

@@ -220,7 +220,8 @@ SLEEPS = """
         tiny_backbone().module, transform=transform, name="slow", version="1", input_size=(32, 32)
     )
     timeout = float(sys.argv[3])
-    report = fc.extract(sys.argv[1], sys.argv[2], backbone=net, image_timeout=timeout, progress=False)
+    config = fc.ExtractionConfig(image_timeout=timeout)
+    report = fc.extract(sys.argv[1], sys.argv[2], backbone=net, config=config, progress=False)
     asleep = [t for t in threading.enumerate() if t.name == "featcache-read"]
     print(report.computed, report.quarantined, len(asleep), flush=True)
 """

@@ -70,7 +70,8 @@ class Tell:
     def note(self, text): pass
     def finish(self): pass
 writer.StoreWriter.__init__.__kwdefaults__["seal_seconds"] = 0.0
-fc.extract(sys.argv[1], sys.argv[2], backbone=tiny_backbone(), batch_size=2, workers=2, progress=Tell())
+config = fc.ExtractionConfig(batch_size=2, workers=2)
+fc.extract(sys.argv[1], sys.argv[2], backbone=tiny_backbone(), config=config, progress=Tell())
 """
 
 
