@@ -13,6 +13,7 @@ from featcache.cli import output as screen
 from featcache.cli.command import Answer, Debug, Json, verb
 from featcache.cli.options import StorePath, layer_list, selects
 from featcache.cli.train import save, warn_of_little, warn_of_missing, warn_of_near_duplicates
+from featcache.core.errors import GridEdgeWarning
 
 if TYPE_CHECKING:
     from featcache.training.sweep_report import SweepReport
@@ -57,7 +58,6 @@ def sweep(
     Example: featcache sweep pets.fcache --heads ridge,knn --layers pooled pooled+blocks.4:mean
     """
     from featcache.heads import split_heads
-    from featcache.heads.softmax import GridEdgeWarning
     from featcache.training.bundle import check_target
     from featcache.training.sweep import sweep as run
 

@@ -12,7 +12,7 @@ import typer
 from featcache.cli import output as screen
 from featcache.cli.command import Answer, Debug, Json, verb
 from featcache.cli.options import HeadPath, Layers, StorePath, layer_list, selects
-from featcache.core.errors import BundleError, UsageError
+from featcache.core.errors import BundleError, GridEdgeWarning, UsageError
 from featcache.core.progress import counted
 
 if TYPE_CHECKING:
@@ -99,7 +99,6 @@ def train(
     Example: featcache train pets.fcache -o pets.fch
     """
     from featcache.heads import with_hidden_layers
-    from featcache.heads.softmax import GridEdgeWarning
     from featcache.training.bundle import check_target
     from featcache.training.train import train as run
 

@@ -22,6 +22,8 @@
     ├── BundleError           a ``.fch`` file that is not a bundle, or a head that cannot be one
     └── MissingExtraError     an optional part that is not installed (also an ``ImportError``)
 
+There is one warning, `GridEdgeWarning`.
+
 Every message says what is wrong, where, why, and what to do next.
 """
 
@@ -131,3 +133,7 @@ class BundleError(FeatcacheError):
 
 class MissingExtraError(FeatcacheError, ImportError):
     """An optional part of featcache that is not installed."""
+
+
+class GridEdgeWarning(UserWarning):
+    """The best C of those that the head ``softmax`` tried is at the edge of its grid."""

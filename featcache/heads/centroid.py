@@ -27,7 +27,7 @@ class CentroidHead(LinearHead):
         intercept_: (k,) or (1,).
         temperature_: probabilities are softmax(scores / temperature_).
         chosen_: ``{"temperature": …}``.
-        chosen_by_: how, in words.
+        chosen_by_: how it was chosen, in words.
     """
 
     def fit(self, X: Any, y: Any, groups: Any = None, sample_weight: Any = None) -> CentroidHead:

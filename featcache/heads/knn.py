@@ -31,9 +31,9 @@ class KnnHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
         class_ids_: (n,) int64, their classes as places in ``classes_``.
         k_: how many vote.
         ks_: the numbers that were compared, ascending.
-        scores_: for each of them the log-loss, each row's group left out; of equals the larger is taken.
+        scores_: for each of them the log-loss, each row's group left out; on a tie the larger is taken.
         chosen_: ``{"k": …}``.
-        chosen_by_: how, in words.
+        chosen_by_: how it was chosen, in words.
     """
 
     def __init__(self, ks: Sequence[int] = KS, random_state: int = 0) -> None:
@@ -54,7 +54,7 @@ class KnnHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
         """
         ks = np.atleast_1d(np.asarray(self.ks))
         if not len(ks) or ks.dtype.kind not in "iu" or ks.min() < 1:
-            raise UsageError(f"ks are whole numbers from 1 on, at least one, not {self.ks!r}.")
+            raise UsageError(f"ks must be one or more whole numbers from 1 on, not {self.ks!r}.")
         X, self.classes_, self.class_ids_, groups = to_fit(self, X, y, groups)
         self.vectors_ = normalised(X)
         alike = len(np.unique(groups)) == 1
@@ -87,7 +87,7 @@ class KnnHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
         return total / len(queries)
 
     def predictor(self) -> KnnPredictor:
-        """What is saved and turned into torch: labels as text, vectors in float32."""
+        """What is saved and converted to torch: labels as text, vectors in float32."""
         check_is_fitted(self)
         return self._predictor(self.vectors_.astype(np.float32))
 
@@ -100,6 +100,6 @@ class KnnHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
         return self._predictor(self.vectors_).probabilities(to_answer(self, X))
 
     def predict(self, X: Any) -> np.ndarray:
-        """(n,) the likeliest label."""
+        """(n,) the most likely label."""
         places = self.predict_proba(X).argmax(axis=1)
         return np.asarray(self.classes_[places])

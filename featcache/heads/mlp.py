@@ -64,7 +64,7 @@ class MLPHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
         biases_: of each layer, (h,), …, (k,) float32.
         chosen_: ``{"weight_decay": …, "epochs": …}`` of the least held-out loss; where nothing could be held out the
             largest decay and all epochs.
-        chosen_by_: how, in words.
+        chosen_by_: how it was chosen, in words.
         losses_: (epochs, decays) held-out log-loss after each epoch, decays from small to large, NaN where training had
             stopped; without held-out rows that of the learning.
         loss_curve_: (epochs,) its column of the chosen decay, as far as it goes.
@@ -215,7 +215,7 @@ class MLPHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
             yield loss, layers
 
     def _describe(self, losses: np.ndarray, decays: list[float], choice: HeldOutChoice | None) -> None:
-        """Set what is told of the choice."""
+        """Set the attributes that report the choice."""
         self.losses_ = losses
         if choice is None:
             self.chosen_ = {"weight_decay": decays[0], "epochs": len(losses)}
@@ -243,7 +243,7 @@ class MLPHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
         return 4 * 5 * parameters + vectors + 4 * min(n, self.batch_size) * sum(widths)
 
     def predictor(self) -> MLPPredictor:
-        """What is saved and turned into torch: labels as text."""
+        """What is saved and converted to torch: labels as text."""
         check_is_fitted(self)
         return MLPPredictor(self.weights_, self.biases_, tuple(str(c) for c in self.classes_))
 
@@ -252,7 +252,7 @@ class MLPHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
         return self.predictor().probabilities(to_answer(self, X))
 
     def predict(self, X: Any) -> np.ndarray:
-        """(n,) the likeliest label."""
+        """(n,) the most likely label."""
         places = self.predictor().scores(to_answer(self, X)).argmax(axis=1)
         return np.asarray(self.classes_[places])
 

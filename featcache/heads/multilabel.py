@@ -88,7 +88,7 @@ _CLEARLY_WORSE = 1.03
 
 
 class SigmoidPathClassifier(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
-    """Logistic regression for several labels an item.
+    """Logistic regression for several labels per item.
 
     Args:
         Cs: inverse strengths of the penalty to choose from, as in scikit-learn's LogisticRegression.
@@ -105,7 +105,7 @@ class SigmoidPathClassifier(BaseEstimator):  # type: ignore[misc]  # scikit-lear
         scores_: (c,) mean held-out log-loss of each C; NaN for those skipped because the loss had clearly
             passed its minimum at a smaller one.
         chosen_: ``{"C": …}``.
-        chosen_by_: how, in words.
+        chosen_by_: how it was chosen, in words.
         converged_: whether the last fit converged.
         on_progress: as of `SoftmaxPathClassifier`.
     """
@@ -140,14 +140,14 @@ class SigmoidPathClassifier(BaseEstimator):  # type: ignore[misc]  # scikit-lear
         Y = Y.astype(bool)
         groups = np.arange(len(X)) if groups is None else np.asarray(groups)
         if groups.shape != (len(X),):
-            raise UsageError(f"There is one group a row, so groups has the shape ({len(X)},), not {groups.shape}.")
+            raise UsageError(f"groups must have the shape ({len(X)},), not {groups.shape}.")
         groups = np.unique(groups, return_inverse=True)[1]
         if self.cv < 2:
-            raise UsageError(f"cv is 2 folds or more, not {self.cv}.")
+            raise UsageError(f"cv must be at least 2, not {self.cv}.")
         self.classes_ = np.arange(Y.shape[1])
         self.Cs_ = np.sort(np.atleast_1d(np.asarray(self.Cs, dtype=np.float64)))
         if not len(self.Cs_) or not (np.isfinite(self.Cs_) & (self.Cs_ > 0)).all():
-            raise UsageError(f"Cs are numbers above 0, at least one, not {self.Cs!r}.")
+            raise UsageError(f"Cs must be one or more positive numbers, not {self.Cs!r}.")
         k = min(self.cv, len(np.unique(groups)))
         self.scores_ = np.full(len(self.Cs_), np.nan)
         self.chosen_by_ = "given"
@@ -190,5 +190,5 @@ class SigmoidPathClassifier(BaseEstimator):  # type: ignore[misc]  # scikit-lear
         return sigmoid(self.decision_function(X))
 
     def predict(self, X: Any) -> np.ndarray:
-        """(n, k) bool: which labels are likelier than not."""
+        """(n, k) bool: which labels are more likely than not."""
         return np.asarray(self.decision_function(X) > 0)

@@ -62,7 +62,7 @@ class LinearPredictor:
         return replace(self, weight=self.weight / np.float32(temperature), bias=self.bias / np.float32(temperature))
 
     def predict(self, X: np.ndarray) -> np.ndarray:
-        """(n,) labels; for the link ``sigmoid`` (n, k) bool, which labels are likelier than not."""
+        """(n,) labels; for the link ``sigmoid`` (n, k) bool, which labels are more likely than not."""
         if self.link == "sigmoid":
             return np.asarray(self.scores(X) > 0)
         return np.asarray(np.array(self.classes)[self.scores(X).argmax(axis=1)])

@@ -188,7 +188,7 @@ def draw_folds(cv: Any, rows: TrainingRows, seed: int) -> tuple[np.ndarray, str]
     fold, places = np.full(len(y), NO_FOLD), np.arange(len(y))
     if isinstance(cv, (int, np.integer)):
         if cv < 2:
-            raise UsageError(f"cv is 2 folds or more, not {cv}.")
+            raise UsageError(f"cv must be at least 2, not {cv}.")
         units = [len(np.unique(groups[y == number])) for number in range(int(y.max()) + 1)]
         several = np.flatnonzero(np.array(units) >= 2)
         if len(several) < 2:

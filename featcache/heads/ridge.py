@@ -210,7 +210,7 @@ class RidgeHead(LinearHead):
         alphas_: (p,) the penalties from small to large.
         scores_: (p,) leave-one-out log-loss of each.
         chosen_: ``{"alpha": …}``.
-        chosen_by_: how, in words.
+        chosen_by_: how it was chosen, in words.
     """
 
     def __init__(self, alphas: Sequence[float] | None = None, random_state: int = 0) -> None:
@@ -241,7 +241,7 @@ class RidgeHead(LinearHead):
         else:
             alphas = np.sort(np.asarray(self.alphas, dtype=np.float64))
             if not len(alphas) or not (alphas > 0).all():
-                raise UsageError(f"Penalties are positive numbers, not {self.alphas!r}.")
+                raise UsageError(f"alphas must be one or more positive numbers, not {self.alphas!r}.")
         rows, groups, leaves_out = self._left_out(stream.groups)
         self._choose(fitted, stream, rows, groups, alphas)
         self.chosen_by_ = f"leaving out one {leaves_out}" if len(alphas) > 1 else "given"

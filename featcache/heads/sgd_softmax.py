@@ -154,7 +154,7 @@ class TorchSoftmaxHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
         return softmax(self.decision_function(X))
 
     def predict(self, X: Any) -> np.ndarray:
-        """(n,) the likeliest label."""
+        """(n,) the most likely label."""
         return np.asarray(self.classes_[self.decision_function(X).argmax(1)])
 
 

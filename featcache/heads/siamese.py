@@ -80,7 +80,7 @@ class SiameseHead(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         mean_: (d,) float32.
         projection_: (p, d) float32.
         chosen_: ``{"shrinkage", "noise", "steps"}``; noise is None where no step was taken.
-        chosen_by_: how, in words.
+        chosen_by_: how it was chosen, in words.
         held_out_eer_: ``{"initial", "chosen"}``, mean equal error rates within the held-out folds; None where none
             were held out.
         fold_: (n,) int64, the fold that each row was held out in; None where none were.

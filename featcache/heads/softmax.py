@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
-from featcache.core.errors import UsageError
+from featcache.core.errors import GridEdgeWarning, UsageError
 from featcache.core.process import row_threads
 from featcache.heads.regularization_path import FINAL_GAP, PATH_GAP, RegularizationPath, draw_folds
 from featcache.heads.softmax_certificate import LOGITS_BYTES, Certificate
@@ -32,10 +32,6 @@ _FLAT = 1e-4
 """A loss that changes less over the whole grid, as a share of itself, is that of weights near 0, or of no penalty."""
 _CONSTANT = 1e-6
 """Vectors that vary less than that, as a share of their largest number, are equal."""
-
-
-class GridEdgeWarning(UserWarning):
-    """The best C of those tried is at the edge of the grid."""
 
 
 def edge_of_grid(Cs: np.ndarray, losses: np.ndarray, best: int, X: np.ndarray) -> str | None:
@@ -84,7 +80,7 @@ class SoftmaxPathClassifier(LinearHead):
             independent rows (a class with a single one is always learned from); or a scikit-learn splitter or
             an iterable of (learn, test) row numbers, where each row is tested at most once and a fold learns from
             all rows that it does not test.
-        scoring: what the choice goes by: ``neg_log_loss`` or ``accuracy``. Of equals the smallest C wins.
+        scoring: what the choice goes by: ``neg_log_loss`` or ``accuracy``. On a tie the smallest C wins.
         class_weight: ``balanced``, a mapping from labels to weights, or None, as in `LogisticRegression`.
         early_stopping: whether to leave the larger values of C out once the held-out log-loss has clearly
             passed its minimum; does not apply to ``accuracy``.
@@ -110,9 +106,8 @@ class SoftmaxPathClassifier(LinearHead):
         held_out_logits_: (n, k) float32, for each row the logits at the chosen C by the fold that did not
             learn from it; -inf for a class that this fold never saw, NaN for rows that were always learned from
             or have no weight. None without folds.
-        on_progress: a function that is called while `fit` runs with how many values of C are done and how many
-            there are; it ends with all, however many were left out. None by default; no parameter, so it is not
-            cloned.
+        on_progress: called during `fit` with how many values of C are done and how many there are; the last call has
+            all of them, even if some were skipped. None by default; not a parameter, so it is not cloned.
     """
 
     on_progress: Callable[[int, int], None] | None = None
@@ -150,7 +145,7 @@ class SoftmaxPathClassifier(LinearHead):
         """
         self.Cs_ = self._values_of_C()
         if self.scoring not in _SCORINGS:
-            raise UsageError(f"scoring is one of {', '.join(_SCORINGS)}, not {self.scoring!r}.")
+            raise UsageError(f"scoring must be one of {', '.join(_SCORINGS)}, not {self.scoring!r}.")
         rows = checked(self, X, y, groups, sample_weight, self.class_weight)
         self.classes_ = rows.classes
         fold, self.chosen_by_ = np.full(len(rows.y), NO_FOLD), "given"
@@ -200,7 +195,7 @@ class SoftmaxPathClassifier(LinearHead):
         else:
             Cs = np.array([float(C) for C in np.atleast_1d(np.asarray(self.Cs))])
         if not len(Cs) or not (np.isfinite(Cs) & (Cs > 0)).all():
-            raise UsageError(f"Cs are numbers above 0, at least one, not {self.Cs!r}.")
+            raise UsageError(f"Cs must be one or more positive numbers, not {self.Cs!r}.")
         return np.unique(Cs)
 
     def _follow(self, path: RegularizationPath) -> tuple[int, np.ndarray]:

@@ -85,7 +85,7 @@ class Certificate:
         objective: F, float64.
         gap: a bound of F - min F, relative to F.
         held_out_loss: Σ s loss over the rows of the fold that was left out.
-        held_out_hits: Σ s of those rows whose right label is the likeliest.
+        held_out_hits: Σ s of those rows whose true label is the most likely.
     """
 
     intercept: np.ndarray
@@ -249,7 +249,7 @@ class _Some:
 
 
 def _held_out(z: np.ndarray, y: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
-    """Σ s loss and Σ s [the likeliest is right] for logits (k, rows)."""
+    """Σ s loss and Σ s [the most likely is right] for logits (k, rows)."""
     top = z.max(axis=0)
     losses = np.log(np.exp(z - top).sum(axis=0)) + top - z[y, np.arange(len(y))]
     return float(weights @ np.minimum(losses, LARGEST_LOSS)), float(weights @ (z.argmax(axis=0) == y))

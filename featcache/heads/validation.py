@@ -24,7 +24,7 @@ def to_fit(
     """Arrays to fit on.
 
     Args:
-        estimator: the head, which is told the number and names of the features.
+        estimator: the head, which gets the number and names of the features.
         X: (n, d) numbers; half precision becomes float32, anything but float32 becomes float64.
         y: (n,) labels.
         groups: (n,) of any type, or None, and then every row is a group of its own.
@@ -49,7 +49,7 @@ def to_fit(
         return X, classes, class_ids, np.arange(len(y))
     groups = np.asarray(groups)
     if groups.shape != (len(y),):
-        raise UsageError(f"There is one group a row, so groups has the shape ({len(y)},), not {groups.shape}.")
+        raise UsageError(f"groups must have the shape ({len(y)},), not {groups.shape}.")
     _, first, sorted_number = np.unique(groups, return_index=True, return_inverse=True)
     # Numbered as they come, so that folds do not depend on what the groups are called.
     return X, classes, class_ids, np.argsort(np.argsort(first))[sorted_number]
@@ -145,7 +145,7 @@ def checked(
         raise UsageError(f"sample_weight has shape {weights.shape} for {n} rows.")
     bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
     if len(bad):
-        raise UsageError(f"The weight of row {bad[0]} is {weights[bad[0]]}; weights are numbers from 0 on.")
+        raise UsageError(f"The weight of row {bad[0]} is {weights[bad[0]]}; weights must be finite and not negative.")
     masses = np.bincount(class_ids, weights, len(classes))
     if isinstance(class_weight, str) and class_weight == "balanced" and (masses > 0).all():
         # By weight and not by rows, as scikit-learn has it from 1.7 on: a row without weight is no row.
@@ -188,7 +188,7 @@ class LinearHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         return softmax(class_scores(self.decision_function(X)) / self.temperature_)
 
     def predict(self, X: Any) -> np.ndarray:
-        """(n,) the likeliest label."""
+        """(n,) the most likely label."""
         places = class_scores(self.decision_function(X)).argmax(axis=1)
         return np.asarray(self.classes_[places])
 

@@ -32,7 +32,7 @@ def sigmoid(scores: np.ndarray) -> np.ndarray:
 
 
 def log_loss(scores: np.ndarray, class_ids: np.ndarray) -> float:
-    """Mean of -ln softmax(scores)[number], for (n, k) scores and (n,) class ids."""
+    """Mean of -ln softmax(scores)[class_id], for (n, k) scores and (n,) class ids."""
     z = scores - scores.max(axis=1, keepdims=True)
     return float((np.log(np.exp(z).sum(axis=1)) - z[np.arange(len(z)), class_ids]).mean())
 
@@ -44,7 +44,7 @@ def fit_temperature(
     start: float | None = None,
     smoothed: bool = True,
 ) -> tuple[float, float]:
-    """The temperature of the least log-loss.
+    """The temperature with the lowest log-loss.
 
     The loss is convex in 1/T. So that it has a minimum where every row is right by its scores, each is
     taken to be right but for a small part, as by Platt (1999, section 2.2): as if there were one row more

@@ -62,7 +62,7 @@ def score(
     """
     n = len(y_true)
     if n == 0:
-        raise UsageError("There is no item to score on.")
+        raise UsageError("There are no items to score on.")
     names = sorted({str(c) for c in classes} | {str(v) for v in y_true} | {str(v) for v in predicted})
     place = {name: i for i, name in enumerate(names)}
     truth = np.array([place[str(v)] for v in y_true])
@@ -242,7 +242,7 @@ def paired(
     """
     n = len(a)
     if n == 0:
-        raise UsageError("There is no item to compare two heads on.")
+        raise UsageError("There are no items to compare two heads on.")
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     groups = np.unique(np.arange(n) if units is None else units, return_inverse=True)[1]
     sizes, sums = np.bincount(groups), np.bincount(groups, a - b)

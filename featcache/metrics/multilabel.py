@@ -81,7 +81,7 @@ def score(
     """
     n, k = Y.shape
     if n == 0:
-        raise UsageError("There is no item to score on.")
+        raise UsageError("There are no items to score on.")
     given = probabilities > 0.5
     # Columns: for each label hits, true, given; then exact matches, losses, ones.
     summed = np.column_stack(
@@ -227,7 +227,7 @@ def folds(Y: np.ndarray, units: np.ndarray, k: int = 5, seed: int = 0) -> list[t
         UsageError: fewer than two folds, or fewer units than folds.
     """
     if k < 2:
-        raise UsageError(f"Folds are two or more, not {k}.")
+        raise UsageError(f"There must be at least 2 folds, not {k}.")
     names, has = _by_unit(Y, [str(unit) for unit in units])
     if len(names) < k:
         raise UsageError(f"There are {len(names)} independent items, too few for {k} folds.")

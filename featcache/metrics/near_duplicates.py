@@ -75,7 +75,7 @@ def find(
     """Find pairs of near-duplicates that lie in different units.
 
     The search is exact. Most pairs are excluded by an upper bound on their cosine from 128 main axes
-    (Cauchy and Schwarz on the rest), and the others are computed. In memory are 640 numbers an item and
+    (Cauchy and Schwarz on the rest), and the others are computed. In memory are 640 numbers per item and
     some thousand vectors.
 
     Args:
@@ -83,7 +83,7 @@ def find(
         units: (n,) int64; items of one unit are known to belong together and are not compared.
         scored: (n,) bool; only pairs with at least one of these rows are looked for. All by default.
         seed: of the sample that distances are estimated from, where there are more than 512 items.
-        progress: what is told.
+        progress: shows the progress.
     """
     n = len(units)
     found = len(np.unique(units))

@@ -16,7 +16,7 @@ from PIL import Image
 
 import featcache as fc
 from featcache.cli import main
-from featcache.core.errors import MissingVectorsError, UsageError
+from featcache.core.errors import GridEdgeWarning, MissingVectorsError, UsageError
 from featcache.core.progress import Silent
 from featcache.finetuning.advise import Advice, advise
 from featcache.finetuning.advise.budget import Budget, seconds_of
@@ -28,7 +28,6 @@ from featcache.finetuning.advise.rule import recommend
 from featcache.finetuning.advise.situation import Situation
 from featcache.finetuning.advise.words import reasons
 from featcache.heads import resolve_head
-from featcache.heads.softmax import GridEdgeWarning
 from featcache.metrics.splits import folds
 from featcache.training.dataset import FeatureDataset
 

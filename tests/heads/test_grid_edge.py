@@ -7,7 +7,8 @@ import warnings
 import numpy as np
 import pytest
 
-from featcache.heads.softmax import GridEdgeWarning, SoftmaxPathClassifier
+from featcache.core.errors import GridEdgeWarning
+from featcache.heads import SoftmaxPathClassifier
 from tests.heads.test_heads import gaussians
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -113,7 +113,7 @@ def test_one_class_and_groups_that_do_not_fit_are_refused(head: Any) -> None:
     X, y = gaussians(60)
     with pytest.raises(UsageError, match="All 60 rows are of one class, class 0"):
         head.fit(X, y[[0] * 60])
-    with pytest.raises(UsageError, match=r"groups has the shape \(60,\), not \(9,\)"):
+    with pytest.raises(UsageError, match=r"groups must have the shape \(60,\), not \(9,\)"):
         head.fit(X, y, np.arange(9))
 
 

@@ -166,6 +166,18 @@ def test_commas_of_arguments_do_not_part_heads() -> None:
     assert split_heads("a:B(c=(1, 2), d=[3, 4]),mlp") == ["a:B(c=(1, 2), d=[3, 4])", "mlp"]
 
 
+def test_train_imports_its_own_head_alone(vectors: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from featcache.cli import main; "
+        "main(['train', sys.argv[1], '-o', sys.argv[2], '--head', 'ridge']); "
+        "print(sorted(m for m in sys.modules if m in ('featcache.heads.ridge', 'featcache.heads.softmax', 'torch')))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(vectors), str(tmp_path / "a.fch")], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "['featcache.heads.ridge']"
+
+
 @pytest.mark.parametrize("module", ["serialise", "predictors", "matching", "streaming"])
 def test_predicting_needs_no_heavy_import(module: str) -> None:
     code = f"import sys, featcache.heads.{module}; print(sorted({{'torch', 'sklearn', 'scipy'}} & set(sys.modules)))"

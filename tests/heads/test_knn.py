@@ -125,5 +125,5 @@ def test_errors_name_the_row_and_the_class() -> None:
 
 @pytest.mark.parametrize("ks", [[], [0], [3, -1], [1.5], ["3"]])
 def test_ks_are_whole_numbers_from_one_on(ks: list[object]) -> None:
-    with pytest.raises(UsageError, match="ks are whole numbers from 1 on"):
+    with pytest.raises(UsageError, match="ks must be one or more whole numbers from 1 on"):
         KnnHead(ks=ks).fit(*gaussians(30))

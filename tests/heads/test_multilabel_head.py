@@ -111,12 +111,12 @@ def test_the_seed_reaches_it() -> None:
 
 def test_what_is_wrong_with_the_call_is_said() -> None:
     X, Y = problem(30)
-    with pytest.raises(UsageError, match=r"groups has the shape \(30,\), not \(29,\)"):
+    with pytest.raises(UsageError, match=r"groups must have the shape \(30,\), not \(29,\)"):
         SigmoidPathClassifier().fit(X, Y, np.arange(29))
     for Cs in ((), (0.0, 1.0), (np.nan,)):
-        with pytest.raises(UsageError, match="Cs are numbers above 0, at least one"):
+        with pytest.raises(UsageError, match="Cs must be one or more positive"):
             SigmoidPathClassifier(Cs=Cs).fit(X, Y)
-    with pytest.raises(UsageError, match="cv is 2 folds or more, not 1"):
+    with pytest.raises(UsageError, match="cv must be at least 2, not 1"):
         SigmoidPathClassifier(cv=1).fit(X, Y)
 
 

@@ -210,7 +210,7 @@ def test_a_row_that_is_not_finite_is_named(value: float, what: str, n: int, row:
 
 @pytest.mark.parametrize("alphas", [[], [0.0], [1.0, -1.0], [float("nan")]])
 def test_penalties_are_positive(alphas: list[float]) -> None:
-    with pytest.raises(UsageError, match="Penalties are positive"):
+    with pytest.raises(UsageError, match="alphas must be one or more positive"):
         RidgeHead(alphas=alphas).fit(*gaussians(30))
 
 

@@ -296,11 +296,11 @@ def test_labels_of_all_kinds() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"Cs": [0.1, -1.0]}, "Cs are numbers above 0"),
-        ({"Cs": []}, "Cs are numbers above 0"),
-        ({"Cs": [np.nan]}, "Cs are numbers above 0"),
-        ({"scoring": "f1"}, "scoring is one of"),
-        ({"cv": 1}, "2 folds or more"),
+        ({"Cs": [0.1, -1.0]}, "Cs must be one or more positive"),
+        ({"Cs": []}, "Cs must be one or more positive"),
+        ({"Cs": [np.nan]}, "Cs must be one or more positive"),
+        ({"scoring": "f1"}, "scoring must be one of"),
+        ({"cv": 1}, "cv must be at least 2"),
     ],
 )
 def test_wrong_parameters(change: dict[str, Any], words: str) -> None:
@@ -360,5 +360,5 @@ def test_a_numpy_number_of_cs_is_a_number() -> None:
     np.testing.assert_array_equal(of_numpy.Cs_, plain.Cs_)
     assert len(plain.Cs_) == 5
     for none in (0, -3, []):
-        with pytest.raises(UsageError, match="Cs are numbers above 0, at least one"):
+        with pytest.raises(UsageError, match="Cs must be one or more positive"):
             SoftmaxPathClassifier(Cs=none).fit(X, y)

@@ -165,5 +165,5 @@ def test_memory_does_not_grow_with_resamples_times_items_or_classes_squared() ->
 
 
 def test_nothing_to_score_is_an_error() -> None:
-    with pytest.raises(UsageError, match="no item"):
+    with pytest.raises(UsageError, match="no items"):
         score(np.array([], dtype=str), None, np.array([], dtype=str), ["a", "b"])

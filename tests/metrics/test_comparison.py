@@ -92,7 +92,7 @@ def test_where_all_resamples_are_equal_there_is_no_interval(units: list[int]) ->
 
 
 def test_nothing_to_compare_on_is_an_error() -> None:
-    with pytest.raises(UsageError, match="no item"):
+    with pytest.raises(UsageError, match="no items"):
         paired(np.array([]), np.array([]))
 
 

@@ -324,7 +324,7 @@ def test_too_few_for_the_folds(store: Path) -> None:
 
 @pytest.mark.parametrize("cv", [0, 1, -2])
 def test_folds_below_two_are_wrong_usage(store: Path, cv: int) -> None:
-    with pytest.raises(UsageError, match="two or more"):
+    with pytest.raises(UsageError, match="at least 2 folds"):
         train(store, cv=cv)
 
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from featcache.core.errors import GridEdgeWarning
 from featcache.core.progress import Progress
 from featcache.finetuning.advise.learning_items import Folds, shared
 from featcache.finetuning.advise.outcome import Outcome
 from featcache.heads import resolve_head
-from featcache.heads.softmax import GridEdgeWarning
 from featcache.metrics.classification import right_and_losses
 from featcache.training.dataset import FeatureDataset
 from featcache.training.fit import answers, fit

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from featcache.backbones import Backbone
 from featcache.backbones.split import SplitNetwork
+from featcache.core.errors import GridEdgeWarning
 from featcache.core.progress import Progress
 from featcache.finetuning import batches
 from featcache.finetuning.advise.outcome import Outcome
@@ -22,7 +23,6 @@ from featcache.finetuning.finetune import PRETRAINED, SCRATCH
 from featcache.finetuning.schedule import TrainingConfig
 from featcache.finetuning.trainers import Trained, beginning, train_network, train_suffix
 from featcache.finetuning.tune import SCHEDULE
-from featcache.heads.softmax import GridEdgeWarning
 from featcache.images.entry import Entry
 from featcache.metrics.calibration import softmax
 from featcache.metrics.classification import right_and_losses
