@@ -14,7 +14,7 @@ from typer.main import get_command
 
 from featcache.cli import main
 from featcache.cli.app import app
-from featcache.faces.pairs import write_pairs
+from featcache.faces.pairs_file import write_pairs
 from featcache.faces.sample_pairs import draw_pairs
 
 from .faces.drawing import draw_face

@@ -1,6 +1,6 @@
 """Face matching: from images to pairs of people, told apart by the vectors of a store."""
 
-from featcache.faces.aligned import aligned_backbone
+from featcache.faces.alignment import aligned_backbone
 from featcache.faces.detection import Detection, detections
 from featcache.faces.evaluation import PairsReport, evaluate
 from featcache.faces.extraction import FacesReport, extract

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,18 +13,75 @@ import numpy as np
 from featcache.backbones.layers import POOLED
 from featcache.core.errors import UsageError
 from featcache.core.html import HtmlTable
-from featcache.faces.aligned import MIRRORED
-from featcache.faces.calibrate import VerificationReport, verify_on_folds
+from featcache.faces.alignment import MIRRORED, preferred_layer, rows_having
 from featcache.faces.detection import CENTRE_BOX, FIRST_PASS, SECOND_PASS, detections
-from featcache.faces.pairs import Pairs
-from featcache.faces.people import preferred_layer, rows_having
+from featcache.faces.pairs_file import Pairs
 from featcache.faces.sample_pairs import drawn_pairs, pairs_of_list, people_of
 from featcache.metrics.plots import check_png, draw_roc
-from featcache.metrics.verification import OperatingPoint, Roc, cllr, cosine_scores, minimal_cllr, point_by_people, roc
+from featcache.metrics.verification import (
+    OperatingPoint,
+    Roc,
+    best_threshold,
+    cllr,
+    cosine_scores,
+    minimal_cllr,
+    point_by_people,
+    roc,
+)
 from featcache.store import FeatureStore
 from featcache.store.rows import ItemRows
 from featcache.store.spaces import Item, Space
 from featcache.training.bundle import Bundle
+
+
+@dataclass(frozen=True, slots=True)
+class VerificationReport:
+    """How well pairs are told apart, each fold with a threshold that was chosen without it.
+
+    Attributes:
+        pairs: all of them.
+        failed: pairs that could not be scored.
+        accuracy: mean over the folds of the share of their pairs that are decided rightly; failed ones are errors.
+        standard_error: of that mean: the standard deviation between the folds by the root of their number.
+        fold_accuracies: one for each fold, in the order of their numbers.
+        thresholds: chosen for each fold on the others.
+        auc, eer: over all pairs, see `featcache.metrics.verification.Roc`.
+        tar_at_far: over all pairs, by FAR, where there are pairs enough for it.
+    """
+
+    pairs: int
+    failed: int
+    accuracy: float
+    standard_error: float
+    fold_accuracies: tuple[float, ...]
+    thresholds: tuple[float, ...]
+    auc: float
+    eer: float
+    tar_at_far: dict[float, OperatingPoint]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain values that JSON has; a threshold that nothing reaches is None."""
+        points = [
+            {
+                "far": far,
+                "tar": point.tar.value,
+                "low": point.tar.low,
+                "high": point.tar.high,
+                "threshold": point.threshold if math.isfinite(point.threshold) else None,
+            }
+            for far, point in self.tar_at_far.items()
+        ]
+        return {
+            "pairs": self.pairs,
+            "failed": self.failed,
+            "accuracy": self.accuracy,
+            "standard_error": self.standard_error,
+            "fold_accuracies": list(self.fold_accuracies),
+            "thresholds": list(self.thresholds),
+            "auc": self.auc,
+            "eer": self.eer,
+            "tar_at_far": points,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +107,7 @@ class PairsReport(HtmlTable):
 
     Attributes:
         layer: whose vectors were compared, or the head's layers.
-        verification: by the folds, see `featcache.faces.calibrate.VerificationReport`; its intervals are those that
+        verification: by the folds, see `VerificationReport`; its intervals are those that
             would hold if pairs were independent.
         others: without a head the same for the other of ``mirrored`` and ``pooled``, where the source has it, by name.
         found: of the images in the pairs, in how many the face was found in the ``first_pass``, in the
@@ -107,8 +165,8 @@ def evaluate(
 
     Args:
         store: a store or its path.
-        pairs: a list in LFW's format (`featcache.faces.pairs`). Without one, pairs are drawn in folds that share no
-            person: ten of 300 of each kind, or as many as there are people and images for; with a head, of people
+        pairs: a list in LFW's format (`featcache.faces.pairs_file`). Without one, pairs are drawn in folds that share
+            no person: ten of 300 of each kind, or as many as there are people and images for; with a head, of people
             that it was not trained on, by name or by the SHA-256 of an image.
         head: a head that `featcache.faces.train` made on other people; without one, cosines of the stored vectors.
         layer: without a head, whose vectors are compared; by default ``mirrored`` or ``pooled``, whichever more
@@ -182,6 +240,50 @@ def evaluate(
         equal = curve.at_far(curve.eer()).threshold
         draw_roc(curve, figure, point_by_people(scores, drawn.same, people, equal, failed) if at is None else at.point)
     return report
+
+
+def verify_on_folds(
+    scores: np.ndarray, same: np.ndarray, fold: np.ndarray, failed: np.ndarray | None = None
+) -> VerificationReport:
+    """Decide the pairs of each fold by the threshold that is best on all others.
+
+    Args:
+        scores: (n,) larger = more alike; those of failed pairs are not looked at.
+        same: (n,) bool, whether the pair shows one person.
+        fold: (n,) whole numbers; folds should share no person.
+        failed: (n,) bool, whether the pair could not be scored; none by default.
+
+    Raises:
+        UsageError: there are fewer than two folds, a score that counts is not finite, or outside a fold no pair of
+            one of the kinds could be scored.
+    """
+    scores, same, fold = np.asarray(scores, dtype=np.float64), np.asarray(same), np.asarray(fold)
+    failed = np.zeros(len(scores), dtype=np.bool_) if failed is None else np.asarray(failed)
+    curve = roc(scores, same, failed)
+    names = np.unique(fold)
+    if fold.shape != scores.shape or len(names) < 2:
+        raise UsageError(
+            f"The threshold of each fold is chosen on the others, so there must be two folds or more; {len(fold)} fold "
+            f"numbers for {len(scores)} pairs name {len(names)}."
+        )
+    thresholds, accuracies = [], []
+    for name in names:
+        inside = fold == name
+        others = ~inside & ~failed
+        thresholds.append(best_threshold(scores[others], same[others]))
+        right = ((scores >= thresholds[-1]) == same) & ~failed
+        accuracies.append(float(right[inside].mean()))
+    return VerificationReport(
+        pairs=len(scores),
+        failed=int(failed.sum()),
+        accuracy=float(np.mean(accuracies)),
+        standard_error=float(np.std(accuracies, ddof=1) / math.sqrt(len(names))),
+        fold_accuracies=tuple(accuracies),
+        thresholds=tuple(thresholds),
+        auc=curve.auc(),
+        eer=curve.eer(),
+        tar_at_far=curve.tar_at_far(),
+    )
 
 
 def _scores(

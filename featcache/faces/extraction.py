@@ -14,7 +14,7 @@ from featcache.extraction.extract import extract as extract_arrays
 from featcache.extraction.extract import limited
 from featcache.extraction.report import ExtractReport
 from featcache.extraction.run import ExtractionConfig
-from featcache.faces.aligned import MIRRORED, AlignedBackbone
+from featcache.faces.alignment import MIRRORED, AlignedBackbone
 from featcache.faces.detection import CENTRE_BOX, FACE, FIRST_PASS, SECOND_PASS, Detector, StoredDetections
 from featcache.store import FeatureStore
 
@@ -106,7 +106,7 @@ def extract(
         source: a folder of images, one folder a person, a CSV manifest, or a `Source`.
         store: the store's folder, made where there is none.
         backbone: full name, a `Backbone`, or another `Extractor`: what turns an aligned face into a vector.
-        layers: as of the backbone, and ``mirrored``, see `featcache.faces.aligned`.
+        layers: as of the backbone, and ``mirrored``, see `featcache.faces.alignment`.
         centre_box: where no face is found, take the box in the middle. `featcache.faces.detections` tells of which
             images that was done.
         labels, split, name, limit, config, progress: as for `featcache.extract`. With ``strict`` an image without a

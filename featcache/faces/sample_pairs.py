@@ -19,7 +19,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from featcache.core.errors import UsageError
-from featcache.faces.pairs import Pairs, read_pairs
+from featcache.faces.pairs_file import Pairs, read_pairs
 from featcache.metrics.verification import of_triangle
 from featcache.store.spaces import Item
 from featcache.training.bundle import Bundle

@@ -18,9 +18,10 @@ import numpy as np
 
 from featcache.core.errors import UnknownNameError, UsageError
 from featcache.core.progress import Progress, choose
-from featcache.faces.calibrate import PAIRS, Evidence, calibrate, evidence
+from featcache.faces.alignment import preferred_layer
+from featcache.faces.calibration import PAIRS, Evidence, calibrate, evidence
 from featcache.faces.detection import CENTRE_BOX, detections
-from featcache.faces.people import preferred_layer, sides
+from featcache.faces.identity_split import sides
 from featcache.heads.matching import MatchingPredictor
 from featcache.heads.streaming import check_memory
 from featcache.metrics.verification import cllr, cosine_scores, minimal_cllr, pairs_within, point_by_people, roc
@@ -69,7 +70,7 @@ def train(
         ``auc``, ``cllr`` and ``minimal_cllr`` in bits, ``tar`` and ``far`` at the threshold with their intervals over
         people (`featcache.metrics.verification`), ``eer_without`` of the cosines of the same layers without the
         projection, ``people``, ``pairs`` and ``protocol``. Its ``calibrated_on`` tells what the threshold was set on
-        (`featcache.faces.calibrate.Evidence`), and its ``warning`` that these are few people for such a rate, or None.
+        (`featcache.faces.calibration.Evidence`), and its ``warning`` says if these people are too few for such a rate.
 
     Raises:
         UnknownNameError: no such projection, split, source, space or layer.

@@ -15,7 +15,7 @@ import numpy as np
 from featcache.core.errors import RecipeMismatchError, UnusableImageError, UsageError
 from featcache.core.recipe import Recipe
 from featcache.extraction.embed import BATCH, ImageLike, backbone_for, embed, upright_image
-from featcache.faces.aligned import CHIP, MIRRORED, AlignedBackbone
+from featcache.faces.alignment import CHIP, MIRRORED, AlignedBackbone
 from featcache.faces.detection import SECOND_PASS, Detection, Detector, decoded_image
 from featcache.faces.extraction import DEFAULT_BACKBONE
 from featcache.metrics.verification import cosine_scores

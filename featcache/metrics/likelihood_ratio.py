@@ -12,7 +12,7 @@ threshold was chosen on. Pairs that share a person are not exchangeable, and whe
 rate comes out too high by a third or more. Where it is known who is on them, each pair is therefore ranked among
 the pairs of all other people, and the rate of the pairs so left out is what is set to the target (cross-validation
 over people, in the manner of the leave-one-out ranks of Barber et al. 2021). That mends the rate, and adds no
-evidence: 3 / far pairs of few people are fewer independent ones, see `featcache.faces.calibrate.Evidence`.
+evidence: 3 / far pairs of few people are fewer independent ones, see `featcache.faces.calibration.Evidence`.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ import recording
 
 import featcache as fc
 from featcache import faces
-from featcache.faces.calibrate import verify_on_folds
+from featcache.faces.evaluation import verify_on_folds
 from featcache.faces.sample_pairs import draw_pairs
 from featcache.metrics.verification import cosine_scores
 

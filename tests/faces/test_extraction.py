@@ -19,7 +19,7 @@ from featcache.backbones import Backbone, tiny_backbone
 from featcache.core.errors import MissingVectorsError, UnknownNameError, UnusableImageError, UsageError
 from featcache.extraction import NothingUsableError
 from featcache.faces import FacesReport
-from featcache.faces.aligned import AlignedBackbone
+from featcache.faces.alignment import AlignedBackbone
 from featcache.faces.detection import CENTRE_BOX, FIRST_PASS, SECOND_PASS, Detector
 
 from .drawing import draw_face

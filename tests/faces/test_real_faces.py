@@ -15,7 +15,7 @@ from PIL import Image
 import featcache as fc
 from featcache import faces
 from featcache.backbones.families.dlib_weights import FACE_NETWORK, installed_path
-from featcache.faces.aligned import aligned_chip
+from featcache.faces.alignment import aligned_chip
 from featcache.faces.detection import FIRST_PASS, Detector
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featcache.core.errors import SourceError, UsageError
-from featcache.faces.pairs import Pairs, read_pairs, write_pairs
+from featcache.faces.pairs_file import Pairs, read_pairs, write_pairs
 from featcache.faces.sample_pairs import draw_pairs
 
 URIS = [
@@ -172,7 +172,7 @@ def test_what_the_format_cannot_hold_is_refused(tmp_path) -> None:
             write_pairs(path, wrong, names, people)
     assert path.read_bytes() == before
     with pytest.raises(UsageError, match="cannot be written to"):
-        write_pairs(tmp_path / "nowhere" / "pairs.txt", even, uris, labels)
+        write_pairs(path / "pairs.txt", even, uris, labels)  # a file is no folder
 
 
 @pytest.mark.skipif("FEATCACHE_DATA" not in os.environ, reason="FEATCACHE_DATA names no folder with lfw-158")

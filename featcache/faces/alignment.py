@@ -20,7 +20,13 @@ from featcache import backbones
 from featcache.backbones import Backbone, Extractor, Layer
 from featcache.backbones.layers import POOLED
 from featcache.backbones.runtimes import passes_for
-from featcache.core.errors import TransientImageError, UnusableImageError, UsageError
+from featcache.core.errors import (
+    MissingVectorsError,
+    TransientImageError,
+    UnknownNameError,
+    UnusableImageError,
+    UsageError,
+)
 from featcache.core.recipe import Recipe, StandardTransform
 from featcache.faces.detection import (
     CENTRE_BOX,
@@ -316,3 +322,36 @@ def _normalised(rows: np.ndarray) -> np.ndarray:
     """Rows (n, d) at length 1; a row of zeros stays one."""
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     return rows / np.where(norms > 0, norms, 1.0)
+
+
+def preferred_layer(store: FeatureStore, source: str | None = None, space: str | None = None) -> str:
+    """``mirrored`` or ``pooled``, whichever more images of the source have; where they are equal, ``mirrored``.
+
+    Args:
+        store: the store.
+        source: the source's name; may be left out where there is one.
+        space: the space; may be left out where there is one.
+
+    Raises:
+        UnknownNameError: the space has neither; or no such source or space.
+        MissingVectorsError: it has, but no image of the source does.
+    """
+    stored = store.space(space).layers
+    candidates = [name for name in (MIRRORED, POOLED) if name in stored]
+    if not candidates:
+        raise UnknownNameError.among("stored layer", POOLED, list(stored), "Name one of those that are stored.")
+    name = store.source(source)
+    contents = [item.sha256 for item in store.items(source=name)]
+    counts = {layer: rows_having(store, layer, contents, space) for layer in candidates}
+    best = max(candidates, key=lambda layer: counts[layer])  # the first of several
+    if not counts[best]:
+        raise MissingVectorsError(
+            f"No image of source {name!r} has vectors of {' or '.join(candidates)} in this space. Run "
+            "`featcache faces extract` on it (or `featcache extract` for whole images), or name another layer."
+        )
+    return best
+
+
+def rows_having(store: FeatureStore, layer: str, sha256s: Sequence[bytes], space: str | None = None) -> int:
+    """How many of these contents have a vector of a stored layer."""
+    return int(store.has(list(dict.fromkeys(sha256s)), layer, space=space).sum())

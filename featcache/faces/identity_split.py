@@ -3,22 +3,16 @@
 No person stands on both sides. The source's own split counts; where it has none, a fifth of the people is set
 aside, or as many as it takes to score on: of fewer than `FEWEST_SCORED` people with several images a rate says nothing
 of others.
-
-Which stored layer is compared where none is named.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from featcache.backbones.layers import POOLED
-from featcache.core.errors import MissingVectorsError, UnknownNameError, UsageError
-from featcache.faces.aligned import MIRRORED
+from featcache.core.errors import UnknownNameError, UsageError
 from featcache.metrics import splits as identity_splits
-from featcache.store import FeatureStore
 from featcache.training.dataset import FeatureDataset
 from featcache.training.holdout import split_rows
 
@@ -155,36 +149,3 @@ def _check_apart(dataset: FeatureDataset, train_rows: np.ndarray, score: np.ndar
             "Images of one group stand on both sides of the split, so the score would be one of images that are half "
             "known. Put each group on one side."
         )
-
-
-def preferred_layer(store: FeatureStore, source: str | None = None, space: str | None = None) -> str:
-    """``mirrored`` or ``pooled``, whichever more images of the source have; where they are equal, ``mirrored``.
-
-    Args:
-        store: the store.
-        source: the source's name; may be left out where there is one.
-        space: the space; may be left out where there is one.
-
-    Raises:
-        UnknownNameError: the space has neither; or no such source or space.
-        MissingVectorsError: it has, but no image of the source does.
-    """
-    stored = store.space(space).layers
-    candidates = [name for name in (MIRRORED, POOLED) if name in stored]
-    if not candidates:
-        raise UnknownNameError.among("stored layer", POOLED, list(stored), "Name one of those that are stored.")
-    name = store.source(source)
-    contents = [item.sha256 for item in store.items(source=name)]
-    counts = {layer: rows_having(store, layer, contents, space) for layer in candidates}
-    best = max(candidates, key=lambda layer: counts[layer])  # the first of several
-    if not counts[best]:
-        raise MissingVectorsError(
-            f"No image of source {name!r} has vectors of {' or '.join(candidates)} in this space. Run "
-            "`featcache faces extract` on it (or `featcache extract` for whole images), or name another layer."
-        )
-    return best
-
-
-def rows_having(store: FeatureStore, layer: str, sha256s: Sequence[bytes], space: str | None = None) -> int:
-    """How many of these contents have a vector of a stored layer."""
-    return int(store.has(list(dict.fromkeys(sha256s)), layer, space=space).sum())
