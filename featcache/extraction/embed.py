@@ -1,4 +1,4 @@
-"""Images that are in no store into vectors: what `predict`, `similar` and a bundle need."""
+"""Vectors of images that are in no store: for `predict`, `similar`, `faces.verify` and a bundle."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from featcache.images.entry import Entry
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from featcache.backbones import Backbone, Extractor
+    from featcache.backbones import Backbone, Extractor, Layer
+    from featcache.backbones.runtimes import Passes
     from featcache.images.decode import Decoded
 
 ImageLike: TypeAlias = Union[str, Path, "Image", np.ndarray]
@@ -25,7 +26,7 @@ ImageLike: TypeAlias = Union[str, Path, "Image", np.ndarray]
 
 BATCH = 16
 WORTH_CONVERTING = 200
-"""Images from which on it is quicker to convert a network first than to compute all in eager torch."""
+"""From this number of images on, converting the network first is faster than running all of them in eager torch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +34,8 @@ class Embedded:
     """One image's vector, or why there is none.
 
     Attributes:
-        name: the path as it was given, or the image's place in the list; of an image in a tar file
-            ``NAME.tar/MEMBER``.
-        vector: (d,) float32, the layers one after another; None where the image cannot be used.
+        name: the path as given, or the image's index in the list; for an image in a tar file ``NAME.tar/MEMBER``.
+        vector: (d,) float32, the layers concatenated; None if the image cannot be used.
         reason: why the image cannot be used.
     """
 
@@ -45,31 +45,31 @@ class Embedded:
 
 
 def backbone_for(recipe: Recipe, backbone: Backbone | None = None) -> Backbone:
-    """The backbone that follows this recipe.
+    """Find the backbone that follows a recipe.
 
     Args:
-        recipe: as kept in a bundle or a store.
-        backbone: one given by the caller; by default it is found by its name, with the weights that
-            were last used for this recipe on this machine.
+        recipe: as stored in a bundle or a store.
+        backbone: one given by the caller; by default it is found by name, with the weights that were last used for
+            this recipe on this machine.
 
     Raises:
-        RecipeMismatchError: the backbone found follows another recipe; the message names the fields. Or the vectors
-            are those of aligned faces.
+        RecipeMismatchError: the backbone follows another recipe (the message names the fields), or the vectors are
+            those of aligned faces.
     """
     from featcache import backbones
 
     if recipe.detection is not None:
         raise RecipeMismatchError(
-            f"The vectors of {recipe.backbone} were made of aligned faces, which are not looked for here. "
-            "`featcache faces verify` works with them; in Python, featcache.faces.embed_faces gives the vectors "
-            "of new images, for the bundle's predict_vectors or a store's."
+            f"The vectors of {recipe.backbone} are those of aligned faces, which are not detected here. Use "
+            "`featcache faces verify`; in Python, featcache.faces.embed_faces computes the vectors of new images, for "
+            "the bundle's predict_vectors or for comparison with a store's."
         )
     found = backbones.for_recipe(recipe) if backbone is None else backbone.with_pixels(recipe.pixels)
     differing = recipe.differences(found.recipe)
     if differing:
-        listed = "; ".join(f"{name} is {theirs!r}, needed is {mine!r}" for name, mine, theirs in differing)
+        listed = "; ".join(f"{name} is {actual!r}, needed is {required!r}" for name, required, actual in differing)
         raise RecipeMismatchError(
-            f"The backbone {found.name} does not follow the recipe that made the vectors: {listed}. "
+            f"The backbone {found.name} does not follow the recipe of the vectors: {listed}. "
             "Give the backbone with the same weights and transform, or extract and train again."
         )
     return found
@@ -77,60 +77,67 @@ def backbone_for(recipe: Recipe, backbone: Backbone | None = None) -> Backbone:
 
 def embed(
     images: Sequence[ImageLike | Entry | Callable[[], Decoded]],
-    backbone: Backbone,
+    extractor: Extractor,
     layers: Sequence[str],
     batch_size: int = BATCH,
 ) -> Iterator[Embedded]:
-    """Vectors of images, in order.
+    """Compute the vectors of images, in order.
 
     Args:
-        images: paths, PIL images, arrays, what `listed` gives, or what makes an image when its turn has come.
-        backbone: the frozen network.
-        layers: names of layers, in network order.
-        batch_size: images in one pass.
+        images: paths, PIL images, arrays, what `listed` returns, or callables that load an image when it is needed.
+        extractor: a backbone, or one that sees aligned faces (`featcache.faces.alignment.AlignedBackbone`).
+        layers: names of layers; their activations are flattened and concatenated in network order.
+        batch_size: images per forward pass.
+
+    Yields:
+        One `Embedded` per image. An image that cannot be used has a reason in place of a vector.
 
     Raises:
         SourceError: a path does not exist.
         UsageError: something that is no image was given.
+
+    Example:
+        >>> from featcache.backbones import tiny_backbone
+        >>> (embedded,) = embed([np.zeros((40, 30, 3), np.uint8)], tiny_backbone(), ["pooled"])
+        >>> embedded.name, embedded.vector.shape
+        ('image 0', (16,))
     """
-    chosen = backbone.resolve_layers(layers)
+    chosen = extractor.resolve_layers(layers)
     # A graph that was proven before starts sooner than torch; for a few images a new one would not pay.
     batch_size = min(batch_size, len(images)) or 1
-    passes = passes_for(backbone, batch_size=batch_size, convert=len(images) >= WORTH_CONVERTING)
+    passes = passes_for(extractor, batch_size=batch_size, convert=len(images) >= WORTH_CONVERTING)
     for start in range(0, len(images), batch_size):
-        names, pixels, reasons = [], [], {}
-        for place, image in enumerate(images[start : start + batch_size], start):
-            names.append(_name(image, place))
+        inputs, outcomes = [], []
+        for index, image in enumerate(images[start : start + batch_size], start):
+            reason = None
             try:
-                pixels.append(backbone.prepare(upright_image(image, backbone)))
+                inputs.append(extractor.prepare(_upright_image(image, extractor)))
             except UnusableImageError as error:
-                reasons[len(names) - 1] = str(error)
-        rows = iter(())  # type: Iterator[np.ndarray]
-        if pixels:
-            batch = np.stack(pixels)
-            passes.ready(batch, chosen)
-            found = passes.forward(batch, chosen)
-            flat = np.concatenate([found[layer.name].reshape(len(pixels), -1) for layer in chosen], axis=1)
-            rows = iter(flat)
-        for place, name in enumerate(names):
-            if place in reasons:
-                yield Embedded(name, None, reasons[place])
-                continue
-            vector = next(rows)
-            if np.isfinite(vector).all():
-                yield Embedded(name, vector)
-            else:
-                yield Embedded(name, None, f"the backbone {backbone.name} gives values that are not finite")
+                reason = str(error)
+            outcomes.append((_name(image, index), reason))
+        vectors = iter(_vectors(passes, np.stack(inputs), chosen) if inputs else ())
+        for name, reason in outcomes:
+            vector = next(vectors) if reason is None else None
+            if vector is not None and not np.isfinite(vector).all():
+                vector, reason = None, f"the backbone {extractor.name} gives values that are not finite"
+            yield Embedded(name, vector, reason)
 
 
-def _name(image: ImageLike | Entry | Callable[[], Decoded], place: int) -> str:
+def _vectors(passes: Passes, batch: np.ndarray, layers: Sequence[Layer]) -> np.ndarray:
+    """The (n, d) float32 vectors of a batch, the layers concatenated."""
+    passes.ready(batch, layers)
+    activations = passes.forward(batch, layers)
+    return np.concatenate([activations[layer.name].reshape(len(batch), -1) for layer in layers], axis=1)
+
+
+def _name(image: ImageLike | Entry | Callable[[], Decoded], index: int) -> str:
     if isinstance(image, Entry):
         return image.uri
-    return str(image) if isinstance(image, (str, Path)) else f"image {place}"
+    return str(image) if isinstance(image, (str, Path)) else f"image {index}"
 
 
 def listed(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike | Entry]:
-    """The images that are meant: a folder stands for all images below it, a tar file for all images in it.
+    """Expand folders and tar files into their images.
 
     Args:
         images: one or several paths of files or folders, tar files and patterns of them (``shard-*.tar``), PIL
@@ -154,12 +161,12 @@ def listed(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike | Entry]:
     return found
 
 
-def upright_image(image: ImageLike | Entry | Callable[[], Decoded], backbone: Extractor) -> Image | Decoded:
-    """The upright image of an image, a file decoded as the backbone wants it.
+def _upright_image(image: ImageLike | Entry | Callable[[], Decoded], extractor: Extractor) -> Image | Decoded:
+    """Load an image upright; files are decoded by the extractor's decoder.
 
     Raises:
         SourceError: the path does not exist.
-        UnusableImageError: it cannot be read, or its pixels have no reading as RGB.
+        UnusableImageError: it cannot be read or converted to RGB.
         UsageError: it is no image.
     """
     from PIL import Image as pil
@@ -168,11 +175,11 @@ def upright_image(image: ImageLike | Entry | Callable[[], Decoded], backbone: Ex
     from featcache.images.entry import read_image_file
 
     if isinstance(image, Entry):
-        return backbone.decode(image.read()[0])
+        return extractor.decode(image.read()[0])
     if isinstance(image, (str, Path)):
         if not Path(image).exists():
             raise SourceError(f"There is no image {image}.")
-        return backbone.decode(read_image_file(Path(image))[0])
+        return extractor.decode(read_image_file(Path(image))[0])
     if isinstance(image, pil.Image):
         return rgb_from(image)
     if isinstance(image, np.ndarray):

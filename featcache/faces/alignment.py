@@ -1,9 +1,8 @@
-"""`AlignedBackbone`: a backbone that sees the aligned face of each image in place of the whole image.
+"""Aligned faces: `AlignedBackbone`, a backbone that sees the aligned face of each image in place of the whole image.
 
-The aligned face: a square cut out of an image by a similarity transform that puts five landmarks where they belong.
-
-It is what dlib's ``get_face_chip(…, size=150, padding=0.25)`` gives for landmarks that are whole numbers, to the pixel,
-but takes fractions as well (those of an image that was made smaller to be looked at).
+`aligned_chip` cuts out the face: a square, by the similarity transform that puts the five landmarks where those of the
+mean face lie. For integer landmarks it equals dlib's ``get_face_chip(…, size=150, padding=0.25)`` to the pixel; it also
+takes fractional ones (of an image that was downscaled for detection).
 """
 
 from __future__ import annotations
@@ -22,20 +21,15 @@ from featcache.backbones.layers import POOLED
 from featcache.backbones.runtimes import passes_for
 from featcache.core.errors import (
     MissingVectorsError,
+    RecipeMismatchError,
     TransientImageError,
     UnknownNameError,
     UnusableImageError,
     UsageError,
 )
 from featcache.core.recipe import Recipe, StandardTransform
-from featcache.faces.detection import (
-    CENTRE_BOX,
-    Detection,
-    Detector,
-    StoredDetections,
-    decoded_image,
-    dlib_library,
-)
+from featcache.extraction.embed import backbone_for
+from featcache.faces.detection import CENTRE_BOX, Detection, Detector, StoredDetections, decoded_image, dlib_library
 from featcache.images import decode as decoding
 from featcache.images.decode import Decoded
 from featcache.store import FeatureStore
@@ -45,11 +39,15 @@ if TYPE_CHECKING:
 
     from featcache.backbones.runtimes.passes import Passes
 
+DEFAULT_BACKBONE = "dlib:face_resnet"
+
+MIRRORED = "mirrored"
+"""The layer that is the mean of ``pooled`` of the face and ``pooled`` of its mirror image, L2-normalised."""
 
 SIDE = 150
 PADDING = 0.25
 CHIP = f"dlib/1: 5 landmarks, {SIDE} x {SIDE}, padding {PADDING}"
-"""As the recipe calls it."""
+"""The chip's name in a recipe."""
 
 # The landmarks of the mean face in a square of side 1, from dlib's get_face_chip_details.
 _MEAN_FACE = np.array(
@@ -65,14 +63,14 @@ _WHERE = (_MEAN_FACE + PADDING) / (1 + 2 * PADDING) * SIDE
 
 
 def aligned_chip(image: Image, landmarks: np.ndarray) -> Image:
-    """Cut the face out, upright.
+    """Cut out the face, upright.
 
     Args:
         image: upright RGB.
         landmarks: (5, 2) float, x and y in pixels, in the order of `Detection.landmarks`.
 
     Returns:
-        RGB, 150 × 150; black where it reaches beyond the image.
+        RGB, 150 × 150 pixels; black outside the image.
 
     Raises:
         MissingExtraError: dlib is not installed.
@@ -83,8 +81,8 @@ def aligned_chip(image: Image, landmarks: np.ndarray) -> Image:
     # Pattern Analysis and Machine Intelligence 13, 1991, 376-380).
     chip = dlib.chip_details(_points(dlib, _WHERE), _points(dlib, landmarks), shape)
     rect, angle = chip.rect, chip.angle
-    # Only this part of a large image becomes an array. It holds all that dlib's image pyramid looks at, whose levels
-    # begin at the same pixels.
+    # Only this part of a large image becomes an array. It holds everything that dlib's image pyramid reads, and the
+    # levels of the pyramid begin at the same pixels.
     reach = 0.75 * rect.width() + 4 * rect.width() / SIDE + 8
     centre = rect.center()
     left, right = _within(centre.x - reach, centre.x + reach, image.width)
@@ -94,32 +92,28 @@ def aligned_chip(image: Image, landmarks: np.ndarray) -> Image:
     return pil.fromarray(dlib.extract_image_chip(part, dlib.chip_details(moved, shape, angle)))
 
 
-def _points(dlib: Any, places: np.ndarray) -> Any:
-    return dlib.dpoints([dlib.dpoint(x, y) for x, y in places.tolist()])
+def _points(dlib: Any, points: np.ndarray) -> Any:
+    return dlib.dpoints([dlib.dpoint(x, y) for x, y in points.tolist()])
 
 
 def _within(low: float, high: float, side: int) -> tuple[int, int]:
-    """The pixels from *low* to *high* that an axis has, at least one."""
+    """The range of pixels from *low* to *high* within an axis; at least one pixel."""
     first = min(max(0, int(np.floor(low))), side - 1)
     return first, max(first + 1, min(side, int(np.ceil(high)) + 1))
-
-
-MIRRORED = "mirrored"
-"""The layer that is the mean of ``pooled`` of the face and of the face seen in a mirror, L2-normalised."""
 
 
 class AlignedBackbone:
     """A backbone on aligned faces; an `Extractor`.
 
-    Its layers are those of the backbone and `MIRRORED`. An image in which no face was found cannot be used, unless
-    *centre_box* asks for the middle of the image in its place; the detection tells of which images that was done.
+    Its layers are those of the backbone and `MIRRORED`. An image without a detected face cannot be used, unless
+    *centre_box* is on: then the centre of the image is taken, and the detection records it.
 
     Args:
         base: any backbone.
         detector: finds the faces.
-        centre_box: use the middle of the image where no face was found.
-        detections: gives the detection of an image by its SHA-256, None where there is none; by default each image is
-            looked at anew.
+        centre_box: use the centre of the image where no face is found.
+        detections: returns the stored detection of an image by its SHA-256, or None if there is none; by default
+            faces are detected in each image.
     """
 
     def __init__(
@@ -141,14 +135,14 @@ class AlignedBackbone:
 
     @property
     def recipe(self) -> Recipe:
-        """The backbone's own with the chip and the fingerprint of the detection."""
-        own = self.base.recipe
+        """The backbone's recipe with the chip and the fingerprint of the detection."""
+        base = self.base.recipe
         return replace(
-            own, pixels=replace(own.pixels, chip=CHIP, scaled=None), detection=self.detector.recipe.fingerprint
+            base, pixels=replace(base.pixels, chip=CHIP, scaled=None), detection=self.detector.recipe.fingerprint
         )
 
     def resolve_layers(self, layers: Sequence[str]) -> list[Layer]:
-        """As of the backbone, with `MIRRORED` last."""
+        """Resolve layers as the backbone does, with `MIRRORED` last."""
         names = [part.strip() for text in layers for part in text.split("+")]
         others = [name for name in names if name != MIRRORED]
         chosen = self.base.resolve_layers(others) if others else []
@@ -162,7 +156,7 @@ class AlignedBackbone:
         self.base.load()
 
     def decode(self, data: bytes) -> Decoded:
-        """An image file's bytes as an image, in full, by the decoder of the recipe.
+        """Decode an image file's bytes at full size, with the decoder of the recipe.
 
         Raises:
             UnusableImageError, ImageMemoryError, UsageError: as for `featcache.images.decode.decode_rgb`.
@@ -170,47 +164,43 @@ class AlignedBackbone:
         return decoding.decode(data, self.recipe.pixels.decoder)
 
     def prepare(self, image: Image | Decoded, sha256: bytes | None = None) -> np.ndarray:
-        """The face of an upright RGB image as the backbone's input.
+        """Turn the face of an upright RGB image into the backbone's input.
 
         Args:
-            image: the image, or what `decode` made.
-            sha256: by which its detection is known.
+            image: the image, or the result of `decode`.
+            sha256: of the image's bytes, the key of its stored detection.
 
         Raises:
             UnusableImageError: no face was found, or the backbone cannot use the chip.
-            TransientImageError: its detection is not known.
+            TransientImageError: the store has no detection of the image.
         """
-        picture = decoded_image(image)
+        upright = decoded_image(image)
         if self._detections is None or sha256 is None:
-            return self.prepare_face(picture, self.detector.detect(picture))
-        detection = self._detections(sha256)
-        if detection is None:
-            raise TransientImageError("its face was not looked for, since it could not be used at that time")
-        return self.prepare_face(picture, detection)
-
-    def prepare_face(self, image: Image, detection: Detection) -> np.ndarray:
-        """The same with a detection at hand."""
+            detection = self.detector.detect(upright)
+        elif (stored := self._detections(sha256)) is not None:
+            detection = stored
+        else:
+            raise TransientImageError("no detection is stored, since the image could not be used at that time")
         if detection.found == CENTRE_BOX and not self.centre_box:
             raise UnusableImageError("no face was found (in the image as it is and enlarged twice)")
-        return self.base.prepare(aligned_chip(image, detection.landmarks))
+        return self.base.prepare(aligned_chip(upright, detection.landmarks))
 
     def forward(self, batch: np.ndarray, layers: Sequence[Layer]) -> dict[str, np.ndarray]:
-        """One pass of the faces, and another of their mirror images where `MIRRORED` is asked for.
+        """Run the faces through the backbone, and for `MIRRORED` their mirror images too.
 
         Args:
-            batch: (n, …) what `prepare` gave for n images.
+            batch: (n, …) of what `prepare` returned for n images.
             layers: from `resolve_layers`.
 
         Returns:
-            For each layer's name its activations (n, …) float32.
+            Activations (n, …) float32 by layer name.
         """
         return self._with_mirror(self.base.forward, batch, layers)
 
     def reference(self) -> AlignedBackbone:
         """The same faces in eager torch at float32; aligned faces have no published transform.
 
-        Where no face was found, the middle of the image is taken: which images that concerns, the vectors that are
-        stored tell.
+        Where no face was found the centre of the image is used: the store has vectors only of images that it used.
         """
         base = self.base
         if isinstance(base, Backbone):
@@ -218,11 +208,11 @@ class AlignedBackbone:
         return AlignedBackbone(base, self.detector, centre_box=True, detections=self._detections)
 
     def passes(self, **options: Any) -> Passes:
-        """The same on the backbone's runtime; arguments are those of `featcache.backbones.runtimes.passes_for`."""
+        """Passes on the backbone's runtime; the arguments are those of `featcache.backbones.runtimes.passes_for`."""
         return _AlignedPasses(self, passes_for(self.base, **options))
 
     def layers_of_base(self, layers: Sequence[Layer]) -> list[Layer]:
-        """What the backbone has to give for these layers."""
+        """The backbone's layers that these layers are computed from."""
         wanted = {layer.name: layer for layer in layers}
         mirrored = wanted.pop(MIRRORED, None)
         if mirrored is not None:
@@ -236,53 +226,15 @@ class AlignedBackbone:
         layers: Sequence[Layer],
     ) -> dict[str, np.ndarray]:
         names = [layer.name for layer in layers]
-        found = run(batch, self.layers_of_base(layers))
+        activations = run(batch, self.layers_of_base(layers))
         if MIRRORED in names:
             pooled = [layer for layer in self.layers_of_base(layers) if layer.name == POOLED]
-            # Images are (n, h, w, 3), the tensors that a callable makes (n, 3, h, w).
-            across = 2 if isinstance(self.base.recipe.pixels.transform, StandardTransform) else 3
-            seen_in_mirror = run(np.ascontiguousarray(np.flip(batch, across)), pooled)[POOLED]
-            both = _normalised(found[POOLED].astype(np.float64) + seen_in_mirror)
-            found = found | {MIRRORED: both.astype(np.float32)}
-        return {name: found[name] for name in names}
-
-
-def aligned_backbone(
-    store: str | Path | FeatureStore,
-    space: str | None = None,
-    *,
-    backbone: Backbone | None = None,
-    weights: str | Path | None = None,
-) -> AlignedBackbone:
-    """What made the face vectors of a space, with the detections that the store keeps.
-
-    Args:
-        store: a store or its path.
-        space: start of the space's fingerprint; may be left out where there is one.
-        backbone: needed only where the vectors were made by a module given in Python.
-        weights: a file of weights for the backbone; by default the one that was last given for it on this machine, or
-            the published ones.
-
-    Raises:
-        MissingVectorsError: the detections are not in the store.
-        UsageError: the space holds no aligned faces, or a backbone and weights are given.
-
-    Example:
-        ``fc.check_live("people.fcache", backbone=fc.faces.aligned_backbone("people.fcache"))``
-    """
-    opened = store if isinstance(store, FeatureStore) else FeatureStore.open(store)
-    recipe = opened.space(space).recipe
-    detector = Detector()
-    if recipe.backbone == detector.name:
-        detector.reference()
-    if recipe.detection is None:
-        raise UsageError(f"The vectors of {recipe.backbone} are those of whole images, not of aligned faces.")
-    if backbone is not None and weights is not None:
-        raise UsageError("A backbone brings its weights. Give one of the two, backbone or weights.")
-    if backbone is None:
-        backbone = backbones.for_recipe(recipe) if weights is None else backbones.get(recipe.backbone, weights)
-    stored = StoredDetections(opened, recipe.detection)
-    return AlignedBackbone(backbone.with_pixels(recipe.pixels), detector, centre_box=True, detections=stored)
+            # Images are (n, h, w, 3); the tensors of a callable transform are (n, 3, h, w).
+            width_axis = 2 if isinstance(self.base.recipe.pixels.transform, StandardTransform) else 3
+            mirror_images = run(np.ascontiguousarray(np.flip(batch, width_axis)), pooled)[POOLED]
+            mean = _normalised(activations[POOLED].astype(np.float64) + mirror_images)
+            activations = activations | {MIRRORED: mean.astype(np.float32)}
+        return {name: activations[name] for name in names}
 
 
 class _AlignedPasses:
@@ -308,7 +260,7 @@ class _AlignedPasses:
         return self._base.notes
 
     def ready(self, batch: np.ndarray, layers: Sequence[Layer]) -> None:
-        # The mirror images take a pass of `pooled` alone, which is a graph of its own.
+        # The mirror images need a pass of `pooled` alone, which is a separate graph.
         wanted = self._aligned.layers_of_base(layers)
         self._base.ready(batch, wanted)
         if any(layer.name == MIRRORED for layer in layers):
@@ -319,31 +271,106 @@ class _AlignedPasses:
 
 
 def _normalised(rows: np.ndarray) -> np.ndarray:
-    """Rows (n, d) at length 1; a row of zeros stays one."""
+    """Scale rows (n, d) to length 1; zero rows stay zero."""
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     return rows / np.where(norms > 0, norms, 1.0)
 
 
+def aligned_for(
+    recipe: Recipe,
+    backbone: Backbone | None = None,
+    *,
+    detector: Detector | None = None,
+    centre_box: bool = False,
+) -> AlignedBackbone:
+    """The backbone on aligned faces that follows a recipe.
+
+    Args:
+        recipe: as stored in a bundle or a store.
+        backbone: computes the vector of an aligned face; by default it is found by name, with the weights that were
+            last used for this recipe on this machine.
+        detector: finds the faces.
+        centre_box: use the centre of the image where no face is found.
+
+    Raises:
+        RecipeMismatchError: the recipe is not one of aligned faces, or has another detection, chip or backbone.
+        MissingExtraError: dlib or its files are not installed.
+    """
+    if recipe.detection is None or recipe.pixels.chip is None:
+        raise RecipeMismatchError(
+            f"The vectors of {recipe.backbone} are those of whole images, not of faces. "
+            "`featcache faces extract` computes those of faces."
+        )
+    whole = replace(recipe, detection=None, pixels=replace(recipe.pixels, chip=None))
+    aligned = AlignedBackbone(backbone_for(whole, backbone), detector or Detector(), centre_box=centre_box)
+    if aligned.recipe != recipe:
+        raise RecipeMismatchError(
+            f"The faces of these vectors were found by the detection {recipe.detection[:12]} and cut out as "
+            f"{recipe.pixels.chip!r}. This featcache, with the installed dlib, uses the detection "
+            f"{str(aligned.recipe.detection)[:12]} and cuts out {CHIP!r}. "
+            "Install the dlib of that time, or extract and train again."
+        )
+    return aligned
+
+
+def aligned_backbone(
+    store: str | Path | FeatureStore,
+    space: str | None = None,
+    *,
+    backbone: Backbone | None = None,
+    weights: str | Path | None = None,
+) -> AlignedBackbone:
+    """What computed the face vectors of a space, with the detections that the store holds.
+
+    Args:
+        store: a store or its path.
+        space: start of the space's fingerprint; needed only where the store holds several.
+        backbone: needed only where the vectors were computed by a module given in Python.
+        weights: a file of weights for the backbone; by default the one that was last used for this recipe on this
+            machine, or the published ones.
+
+    Raises:
+        MissingVectorsError: the detections are not in the store.
+        UsageError: the space holds no aligned faces, or a backbone and weights are given.
+
+    Example:
+        ``fc.check_live("people.fcache", backbone=fc.faces.aligned_backbone("people.fcache"))``
+    """
+    opened = FeatureStore.open(store)
+    recipe = opened.space(space).recipe
+    detector = Detector()
+    if recipe.backbone == detector.name:
+        detector.reference()
+    if recipe.detection is None:
+        raise UsageError(f"The vectors of {recipe.backbone} are those of whole images, not of aligned faces.")
+    if backbone is not None and weights is not None:
+        raise UsageError("A backbone brings its weights. Give one of the two, backbone or weights.")
+    if backbone is None:
+        backbone = backbones.for_recipe(recipe) if weights is None else backbones.get(recipe.backbone, weights)
+    stored = StoredDetections(opened, recipe.detection)
+    return AlignedBackbone(backbone.with_pixels(recipe.pixels), detector, centre_box=True, detections=stored)
+
+
 def preferred_layer(store: FeatureStore, source: str | None = None, space: str | None = None) -> str:
-    """``mirrored`` or ``pooled``, whichever more images of the source have; where they are equal, ``mirrored``.
+    """The layer to compare if none is named: ``mirrored`` or ``pooled``, whichever more images of the source have.
 
     Args:
         store: the store.
-        source: the source's name; may be left out where there is one.
-        space: the space; may be left out where there is one.
+        source: the source's name; needed only where there are several.
+        space: the space's fingerprint; needed only where there are several.
 
     Raises:
-        UnknownNameError: the space has neither; or no such source or space.
-        MissingVectorsError: it has, but no image of the source does.
+        UnknownNameError: the space has neither layer, or there is no such source or space.
+        MissingVectorsError: no image of the source has either.
     """
     stored = store.space(space).layers
     candidates = [name for name in (MIRRORED, POOLED) if name in stored]
     if not candidates:
-        raise UnknownNameError.among("stored layer", POOLED, list(stored), "Name one of those that are stored.")
+        raise UnknownNameError.among("stored layer", POOLED, list(stored), "Name one of the stored layers.")
     name = store.source(source)
     contents = [item.sha256 for item in store.items(source=name)]
     counts = {layer: rows_having(store, layer, contents, space) for layer in candidates}
-    best = max(candidates, key=lambda layer: counts[layer])  # the first of several
+    best = max(candidates, key=lambda layer: counts[layer])  # `mirrored` if both are equal
     if not counts[best]:
         raise MissingVectorsError(
             f"No image of source {name!r} has vectors of {' or '.join(candidates)} in this space. Run "

@@ -14,15 +14,13 @@ from featcache.extraction.extract import extract as extract_arrays
 from featcache.extraction.extract import limited
 from featcache.extraction.report import ExtractReport
 from featcache.extraction.run import ExtractionConfig
-from featcache.faces.alignment import MIRRORED, AlignedBackbone
+from featcache.faces.alignment import DEFAULT_BACKBONE, MIRRORED, AlignedBackbone
 from featcache.faces.detection import CENTRE_BOX, FACE, FIRST_PASS, SECOND_PASS, Detector, StoredDetections
 from featcache.store import FeatureStore
 
 if TYPE_CHECKING:
     from featcache.backbones import Extractor
     from featcache.images.sources import Source
-
-DEFAULT_BACKBONE = "dlib:face_resnet"
 
 
 @dataclass
