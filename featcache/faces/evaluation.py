@@ -1,12 +1,16 @@
-"""`evaluate`: how well the vectors of a store tell pairs of one person from pairs of two."""
+"""`evaluate`: verification on pairs, from the vectors of a store.
+
+Accuracy follows the protocol of Labeled Faces in the Wild (Huang et al. 2007): pairs come in folds, and the threshold
+of each fold is chosen on the others.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
@@ -14,7 +18,7 @@ from featcache.backbones.layers import POOLED
 from featcache.core.errors import UsageError
 from featcache.core.html import HtmlTable
 from featcache.faces.alignment import MIRRORED, preferred_layer, rows_having
-from featcache.faces.detection import CENTRE_BOX, FIRST_PASS, SECOND_PASS, detections
+from featcache.faces.detection import CENTRE_BOX, FIRST_PASS, SECOND_PASS, StoredDetections
 from featcache.faces.pairs_file import Pairs
 from featcache.faces.sample_pairs import drawn_pairs, pairs_of_list, people_of
 from featcache.metrics.plots import check_png, draw_roc
@@ -32,21 +36,22 @@ from featcache.store import FeatureStore
 from featcache.store.rows import ItemRows
 from featcache.store.spaces import Item, Space
 from featcache.training.bundle import Bundle
+from featcache.training.dataset import Selection, SelectionOptions, labels_of
 
 
 @dataclass(frozen=True, slots=True)
 class VerificationReport:
-    """How well pairs are told apart, each fold with a threshold that was chosen without it.
+    """Verification on folds of pairs, each decided by a threshold that was chosen on the others.
 
     Attributes:
-        pairs: all of them.
+        pairs: number of pairs.
         failed: pairs that could not be scored.
-        accuracy: mean over the folds of the share of their pairs that are decided rightly; failed ones are errors.
-        standard_error: of that mean: the standard deviation between the folds by the root of their number.
-        fold_accuracies: one for each fold, in the order of their numbers.
-        thresholds: chosen for each fold on the others.
+        accuracy: mean of the folds' accuracies; failed pairs are errors.
+        standard_error: of that mean: the standard deviation between folds over the root of their number.
+        fold_accuracies: per fold, in the order of their numbers.
+        thresholds: per fold, chosen on the others.
         auc, eer: over all pairs, see `featcache.metrics.verification.Roc`.
-        tar_at_far: over all pairs, by FAR, where there are pairs enough for it.
+        tar_at_far: over all pairs, by FAR, for those with enough pairs.
     """
 
     pairs: int
@@ -60,7 +65,7 @@ class VerificationReport:
     tar_at_far: dict[float, OperatingPoint]
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as plain values that JSON has; a threshold that nothing reaches is None."""
+        """All fields as JSON values; an infinite threshold is None."""
         points = [
             {
                 "far": far,
@@ -86,13 +91,13 @@ class VerificationReport:
 
 @dataclass(frozen=True, slots=True)
 class AtThreshold:
-    """What the head's own threshold does on these pairs.
+    """The head's own threshold on these pairs.
 
     Attributes:
-        far_target: what it was set for.
-        point: the rates that it has here, with intervals over people (`featcache.metrics.verification`).
-        cllr, minimal_cllr: of the head's likelihood ratios, and the least that is possible with its scores, in bits;
-            over the pairs that could be scored.
+        far_target: the false accept rate that it was set for.
+        point: the rates on these pairs, with intervals over people (`featcache.metrics.verification`).
+        cllr, minimal_cllr: of the head's likelihood ratios, and the minimum with its scores, in bits; over the pairs
+            that could be scored.
     """
 
     far_target: float
@@ -100,20 +105,29 @@ class AtThreshold:
     cllr: float
     minimal_cllr: float
 
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain values, the two rates in place of the point."""
+        return {
+            "far_target": self.far_target,
+            "far": self.point.far.to_dict(),
+            "tar": self.point.tar.to_dict(),
+            "cllr": self.cllr,
+            "minimal_cllr": self.minimal_cllr,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class PairsReport(HtmlTable):
     """Verification on pairs.
 
     Attributes:
-        layer: whose vectors were compared, or the head's layers.
-        verification: by the folds, see `VerificationReport`; its intervals are those that
-            would hold if pairs were independent.
-        others: without a head the same for the other of ``mirrored`` and ``pooled``, where the source has it, by name.
-        found: of the images in the pairs, in how many the face was found in the ``first_pass``, in the
-            ``second_pass``, and how many are the ``centre_box`` of an image without one; ``without_vector`` could not
-            be scored. Of whole images only the last is counted.
-        calibrated: with a calibrated head, what its threshold does here; else None.
+        layer: the layer that was compared, or the head's layers.
+        verification: on the folds; its intervals assume that pairs are independent.
+        others: without a head, the same for the other one of ``mirrored`` and ``pooled`` by name, if the source has it.
+        found: number of images in the pairs whose face was found in the ``first_pass`` or the ``second_pass``, or that
+            have only the ``centre_box``; images ``without_vector`` could not be scored. For whole images only the last
+            is counted.
+        calibrated: the threshold of a calibrated head on these pairs; else None.
         protocol: where the pairs come from.
         curve: the ROC curve.
     """
@@ -127,23 +141,14 @@ class PairsReport(HtmlTable):
     curve: Roc = field(repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """All but the curve as plain values; those of the verification stand at the top."""
-        at = self.calibrated
+        """All fields but the curve as plain values; those of the verification are at the top level."""
         return {
             **self.verification.to_dict(),
             "layer": self.layer,
             "found": self.found,
             "protocol": self.protocol,
             "others": {name: report.to_dict() for name, report in self.others.items()},
-            "calibrated": None
-            if at is None
-            else {
-                "far_target": at.far_target,
-                "far": at.point.far.to_dict(),
-                "tar": at.point.tar.to_dict(),
-                "cllr": at.cllr,
-                "minimal_cllr": at.minimal_cllr,
-            },
+            "calibrated": None if self.calibrated is None else self.calibrated.to_dict(),
         }
 
 
@@ -153,12 +158,11 @@ def evaluate(
     *,
     head: str | Path | Bundle | None = None,
     layer: str | None = None,
-    source: str | None = None,
-    space: str | None = None,
     seed: int = 0,
     figure: str | Path | None = None,
+    **selection: Unpack[SelectionOptions],
 ) -> PairsReport:
-    """Score pairs from stored vectors; the network does not run.
+    """Score pairs of images from stored vectors, without running the network.
 
     The threshold of each fold is chosen on the other folds. A pair with an image that has no vector counts as an
     error, see `featcache.metrics.verification`.
@@ -166,44 +170,45 @@ def evaluate(
     Args:
         store: a store or its path.
         pairs: a list in LFW's format (`featcache.faces.pairs_file`). Without one, pairs are drawn in folds that share
-            no person: ten of 300 of each kind, or as many as there are people and images for; with a head, of people
-            that it was not trained on, by name or by the SHA-256 of an image.
-        head: a head that `featcache.faces.train` made on other people; without one, cosines of the stored vectors.
-        layer: without a head, whose vectors are compared; by default ``mirrored`` or ``pooled``, whichever more
-            images of the source have (of both, ``mirrored``), and the other of these two is scored as well.
-        source: which source, where the store has several.
-        space: which space, where the store has several; with a head the one that it needs.
-        seed: of the draw.
-        figure: a PNG to draw the ROC curve into, with the head's operating point, or the one at the equal error rate.
+            no person: ten folds of 300 pairs of each kind, or as many as there are people and images for. With a head,
+            people on whom it was trained, by name or by the SHA-256 of an image, are left out.
+        head: a head trained by `featcache.faces.train` on other people, or its path; without one, the cosines of the
+            stored vectors are scored.
+        layer: without a head, the layer to compare; by default ``mirrored`` or ``pooled``, whichever more images of
+            the source have (``mirrored`` if both are equal), and the other one is scored as well.
+        seed: of the drawn pairs.
+        figure: a PNG file for the ROC curve, with the head's operating point, or the one at the equal error rate.
+        **selection: ``source``, ``space`` (by default the one that the head needs), ``split`` and ``labels`` of
+            `featcache.training.dataset.Selection`.
 
     Raises:
         UsageError: the head was trained on people or images of these pairs, there are too few people to draw pairs,
-            or a layer was named although there is a head.
-        SourceError: the list of pairs cannot be read, or does not fit the images or their labels.
+            or there are both a head and a layer.
+        SourceError: the list of pairs cannot be read, or does not match the images or their labels.
         UnknownNameError: no such layer.
+
+    Example:
+        >>> report = evaluate("people.fcache", "pairs.txt")  # doctest: +SKIP
+        >>> report.verification.accuracy  # doctest: +SKIP
+        0.993
     """
     if figure is not None:
         check_png(figure)
     if head is not None and layer is not None:
         raise UsageError(
-            f"The head says which layers are compared, so the layer {layer!r} cannot be named beside it. "
-            "Leave one of the two away."
+            f"A head says which layers are compared, so the layer {layer!r} cannot be named as well. Omit one of them."
         )
-    opened = store if isinstance(store, FeatureStore) else FeatureStore.open(store)
+    opened, select = FeatureStore.open(store), Selection(**selection)
     bundle = head if head is None or isinstance(head, Bundle) else Bundle.load(head)
-    predictor = None if bundle is None else bundle.matching
-    if bundle is not None:
-        needed = None if bundle.recipe is None else bundle.recipe.fingerprint
-        if space is None and needed in {one.fingerprint for one in opened.spaces}:
-            space = needed
-    chosen = opened.space(space)
     if bundle is None:
-        names = [layer or preferred_layer(opened, source, chosen.fingerprint)]
+        space = opened.space(select.space)
+        names = [layer or preferred_layer(opened, select.source, space.fingerprint)]
     else:
-        bundle.require(chosen.recipe)
+        calibration = bundle.matching.calibration
+        space = _space_of(opened, bundle, select.space)
         names = [use.name for use in bundle.layers]
-    rows = ItemRows.of(opened, names, source=source, space=chosen.fingerprint)
-    items = opened.items(source=source)
+    rows = ItemRows.of(opened, names, split=select.split, source=select.source, space=space.fingerprint)
+    items = _items(opened, select)
     usable = {item.uri for item in rows.items}
     if pairs is None:
         drawn, protocol = drawn_pairs(items, usable, bundle, seed)
@@ -211,14 +216,14 @@ def evaluate(
         drawn, protocol = pairs_of_list(pairs, items, bundle)
     scores, failed = _scores(rows, items, drawn, bundle)
     others = {}
-    for other in _others(opened, chosen, names, source) if bundle is None else ():
-        theirs = ItemRows.of(opened, [other], source=source, space=chosen.fingerprint)
+    for other in _others(opened, space, names, items) if bundle is None else ():
+        theirs = ItemRows.of(opened, [other], split=select.split, source=select.source, space=space.fingerprint)
         other_scores, other_failed = _scores(theirs, items, drawn, None)
         others[other] = verify_on_folds(other_scores, drawn.same, drawn.fold, other_failed)
     people = people_of(drawn, items)
-    calibration = None if predictor is None else predictor.calibration
+    curve = roc(scores, drawn.same, failed)
     at = None
-    if calibration is not None:
+    if bundle is not None and calibration is not None:
         llr = calibration.llr(scores[~failed])
         at = AtThreshold(
             calibration.far,
@@ -226,20 +231,38 @@ def evaluate(
             cllr(llr, drawn.same[~failed]),
             minimal_cllr(scores[~failed], drawn.same[~failed]),
         )
-    curve = roc(scores, drawn.same, failed)
-    report = PairsReport(
+    if figure is not None:
+        threshold = curve.at_far(curve.eer()).threshold
+        point = point_by_people(scores, drawn.same, people, threshold, failed) if at is None else at.point
+        draw_roc(curve, figure, point)
+    return PairsReport(
         "+".join(names),
         verify_on_folds(scores, drawn.same, drawn.fold, failed),
         others,
-        _found(opened, chosen.recipe.detection, source, [items[i] for i in np.unique(drawn.images)], usable),
+        _found(opened, space.recipe.detection, [items[i] for i in np.unique(drawn.images)], usable),
         at,
         protocol,
         curve,
     )
-    if figure is not None:
-        equal = curve.at_far(curve.eer()).threshold
-        draw_roc(curve, figure, point_by_people(scores, drawn.same, people, equal, failed) if at is None else at.point)
-    return report
+
+
+def _space_of(store: FeatureStore, bundle: Bundle, name: str | None) -> Space:
+    """The space that was named, or else the one that the head needs."""
+    needed = None if bundle.recipe is None else bundle.recipe.fingerprint
+    if name is None and needed in {space.fingerprint for space in store.spaces}:
+        name = needed
+    space = store.space(name)
+    bundle.require(space.recipe)
+    return space
+
+
+def _items(store: FeatureStore, select: Selection) -> list[Item]:
+    """The images of the source and split, with the labels to use."""
+    items = store.items(select.split, select.source)
+    if select.labels is None:
+        return items
+    labels = labels_of(store, store.source(select.source), select.labels)
+    return [replace(item, label=labels.get(item.uri)) for item in items]
 
 
 def verify_on_folds(
@@ -248,36 +271,36 @@ def verify_on_folds(
     """Decide the pairs of each fold by the threshold that is best on all others.
 
     Args:
-        scores: (n,) larger = more alike; those of failed pairs are not looked at.
-        same: (n,) bool, whether the pair shows one person.
-        fold: (n,) whole numbers; folds should share no person.
+        scores: (n,) higher is more similar; those of failed pairs are not used.
+        same: (n,) bool, whether both images show the same person.
+        fold: (n,) fold numbers; folds should share no person.
         failed: (n,) bool, whether the pair could not be scored; none by default.
 
     Raises:
-        UsageError: there are fewer than two folds, a score that counts is not finite, or outside a fold no pair of
-            one of the kinds could be scored.
+        UsageError: there are fewer than two folds, a score is not finite, or outside of a fold no pair of one kind
+            could be scored.
     """
     scores, same, fold = np.asarray(scores, dtype=np.float64), np.asarray(same), np.asarray(fold)
     failed = np.zeros(len(scores), dtype=np.bool_) if failed is None else np.asarray(failed)
     curve = roc(scores, same, failed)
-    names = np.unique(fold)
-    if fold.shape != scores.shape or len(names) < 2:
+    folds = np.unique(fold)
+    if fold.shape != scores.shape or len(folds) < 2:
         raise UsageError(
-            f"The threshold of each fold is chosen on the others, so there must be two folds or more; {len(fold)} fold "
-            f"numbers for {len(scores)} pairs name {len(names)}."
+            "The threshold of each fold is chosen on the others, so two folds or more are needed; there are "
+            f"{len(fold)} fold numbers for {len(scores)} pairs, {len(folds)} of them distinct."
         )
     thresholds, accuracies = [], []
-    for name in names:
-        inside = fold == name
+    for one in folds:
+        inside = fold == one
         others = ~inside & ~failed
         thresholds.append(best_threshold(scores[others], same[others]))
-        right = ((scores >= thresholds[-1]) == same) & ~failed
-        accuracies.append(float(right[inside].mean()))
+        correct = ((scores >= thresholds[-1]) == same) & ~failed
+        accuracies.append(float(correct[inside].mean()))
     return VerificationReport(
         pairs=len(scores),
         failed=int(failed.sum()),
         accuracy=float(np.mean(accuracies)),
-        standard_error=float(np.std(accuracies, ddof=1) / math.sqrt(len(names))),
+        standard_error=float(np.std(accuracies, ddof=1) / math.sqrt(len(folds))),
         fold_accuracies=tuple(accuracies),
         thresholds=tuple(thresholds),
         auc=curve.auc(),
@@ -289,12 +312,12 @@ def verify_on_folds(
 def _scores(
     rows: ItemRows, items: Sequence[Item], pairs: Pairs, bundle: Bundle | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scores (n,) of pairs of *items*, and which of them failed (n,), from the vectors of those that have some."""
-    place = {item.uri: i for i, item in enumerate(rows.items)}
-    images, ends = np.unique(pairs.images, return_inverse=True)
-    row = np.array([place.get(items[i].uri, -1) for i in images])
-    # Vectors are read once for each image that has one; `at` is where among these it stands.
-    at = np.where(row >= 0, np.cumsum(row >= 0) - 1, -1)[ends.reshape(-1, 2)]
+    """Scores (n,) of pairs of *items*, and which of the pairs failed (n,) because an image has no vector."""
+    row_of = {item.uri: row for row, item in enumerate(rows.items)}
+    images, inverse = np.unique(pairs.images, return_inverse=True)
+    row = np.array([row_of.get(items[i].uri, -1) for i in images])
+    # Each image's vector is read once; `at` is its index among the vectors read.
+    at = np.where(row >= 0, np.cumsum(row >= 0) - 1, -1)[inverse.reshape(-1, 2)]
     vectors = rows.read(row[row >= 0])
     if bundle is not None:
         vectors = bundle.matching.embed(bundle.scaled(vectors))
@@ -304,9 +327,9 @@ def _scores(
     return scores, failed
 
 
-def _others(store: FeatureStore, space: Space, names: Sequence[str], source: str | None) -> list[str]:
-    """Of ``pooled`` and ``mirrored`` the one that is not compared, where the source has it."""
-    contents = [item.sha256 for item in store.items(source=source)]
+def _others(store: FeatureStore, space: Space, names: Sequence[str], items: Sequence[Item]) -> list[str]:
+    """The one of ``pooled`` and ``mirrored`` that is not compared, if these images have it."""
+    contents = [item.sha256 for item in items]
     return [
         other
         for other in space.layers
@@ -315,11 +338,11 @@ def _others(store: FeatureStore, space: Space, names: Sequence[str], source: str
 
 
 def _found(
-    store: FeatureStore, detection: str | None, source: str | None, images: Sequence[Item], usable: Collection[str]
+    store: FeatureStore, detection: str | None, images: Sequence[Item], usable: Collection[str]
 ) -> dict[str, int]:
     """How the faces of the images in the pairs were found; *usable* are the URIs of those that have vectors."""
     counts = {"first_pass": 0, "second_pass": 0, "centre_box": 0, "without_vector": 0}
-    faces = {} if detection is None else detections(store, source, detection=detection)
+    faces = {} if detection is None else StoredDetections(store, detection).of([item.sha256 for item in images])
     names = {FIRST_PASS: "first_pass", SECOND_PASS: "second_pass", CENTRE_BOX: "centre_box"}
     for item in images:
         if item.uri not in usable:

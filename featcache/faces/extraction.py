@@ -1,4 +1,4 @@
-"""`extract`: images of people into vectors of their aligned faces, each looked for and computed once."""
+"""`extract`: from images of people to stored vectors of their aligned faces, each detected and computed once."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ class FacesReport(HtmlTable):
     Attributes:
         store: the store's path.
         space: fingerprint of the recipe of the vectors.
-        detection: fingerprint of the detection.
+        detection: fingerprint of the recipe of the detections.
         backbone: full name.
         items: images of the source, after ``limit``.
         first_pass: images with a vector whose face was found in the image as it is.
         second_pass: images with a vector whose face was found in the image enlarged.
-        centre_box: images in which no face was found and whose middle has a vector, from this run or an earlier one.
-        no_face: images in which no face was found and that have no vector.
+        centre_box: images without a detected face that have a vector of their centre, from this run or an earlier one.
+        no_face: images without a detected face and without a vector.
         unusable: images that could not be used for another reason.
-        several_faces: images in which more than one face was found, of which one was taken.
-        detected: images in which this run looked for faces.
+        several_faces: images with more than one face, of which one was taken.
+        detected: images on which this run ran the detector.
         computed: images whose vectors were computed in this run.
-        reused: images whose vectors were there already, or that have the same content as another one.
+        reused: images whose vectors were stored already, or that have the same content as another one.
         quarantined: images that have no vector.
         added, changed, removed: images new to the source, with other content, no longer there.
         ignored: files of the source that are no images.
@@ -83,7 +83,7 @@ class FacesReport(HtmlTable):
 
 def extract(
     source: str | Path | Source,
-    store: str | Path,
+    store: str | Path | FeatureStore,
     *,
     backbone: str | Extractor = DEFAULT_BACKBONE,
     layers: Sequence[str] = ("pooled", MIRRORED),
@@ -95,17 +95,17 @@ def extract(
     config: ExtractionConfig | None = None,
     progress: Progress | bool | None = None,
 ) -> FacesReport:
-    """Find the face of each image, align it, and keep its vectors; what is in the store already is not done again.
+    """Detect the face of each image, align it, and store its vectors; nothing that is in the store is computed again.
 
-    Faces are looked for first, in a run of its own that any backbone later shares (see `featcache.faces.detection`).
-    An image in which none is found goes into quarantine, unless *centre_box* is on.
+    Faces are detected first, in a run of their own, whose results serve any backbone (see
+    `featcache.faces.detection`). An image without a detected face goes into quarantine, unless *centre_box* is on.
 
     Args:
-        source: a folder of images, one folder a person, a CSV manifest, or a `Source`.
-        store: the store's folder, made where there is none.
-        backbone: full name, a `Backbone`, or another `Extractor`: what turns an aligned face into a vector.
-        layers: as of the backbone, and ``mirrored``, see `featcache.faces.alignment`.
-        centre_box: where no face is found, take the box in the middle. `featcache.faces.detections` tells of which
+        source: a folder of images with a subfolder per person, a CSV manifest, or a `Source`.
+        store: a store or its path; created if missing.
+        backbone: full name, a `Backbone`, or another `Extractor`: computes the vector of an aligned face.
+        layers: of the backbone, and ``mirrored``, see `featcache.faces.alignment`.
+        centre_box: use the centre of the image where no face is found; `featcache.faces.detections` says for which
             images that was done.
         labels, split, name, limit, config, progress: as for `featcache.extract`. With ``strict`` an image without a
             face is an error too.
@@ -113,8 +113,13 @@ def extract(
     Raises:
         MissingExtraError: dlib or its files are not installed.
         NothingUsableError: no image could be used, or no face was found in any.
-        ExtractionInterrupted: Ctrl-C or SIGTERM, with the report of that one of the two runs; what was done is kept.
+        ExtractionInterrupted: Ctrl-C or SIGTERM, with the report of the run that was interrupted; its results are kept.
         FeatcacheError: as for `featcache.extract`.
+
+    Example:
+        >>> report = extract("people/", "people.fcache")  # doctest: +SKIP
+        >>> report.first_pass + report.second_pass, report.no_face  # doctest: +SKIP
+        (4312, 17)
     """
     from featcache import backbones
     from featcache.images.sources import open_source
@@ -122,24 +127,24 @@ def extract(
     began = time.monotonic()
     detector = Detector()
     base = backbones.get(backbone) if isinstance(backbone, str) else backbone
-    AlignedBackbone(base, detector).resolve_layers(layers)  # a wrong name should not wait for the detection
+    AlignedBackbone(base, detector).resolve_layers(layers)  # raises before the detection if a name is wrong
     if isinstance(source, (str, Path)):
         source = open_source(source, labels=labels, split=split, name=name)
 
-    def run(extractor: Extractor, layers: Sequence[str], shown: Progress) -> ExtractReport:
-        return extract_arrays(
-            source, store, backbone=extractor, layers=layers, limit=limit, config=config, progress=shown
-        )
+    path = store.path if isinstance(store, FeatureStore) else store
 
-    with choose(progress) as shown:
-        looked = run(detector, [FACE], shown)
-        opened = FeatureStore.open(store)
-        stored = StoredDetections(opened, looked.space)
-        embedded = run(AlignedBackbone(base, detector, centre_box=centre_box, detections=stored), layers, shown)
+    def run(extractor: Extractor, layers: Sequence[str], bar: Progress) -> ExtractReport:
+        return extract_arrays(source, path, backbone=extractor, layers=layers, limit=limit, config=config, progress=bar)
+
+    with choose(progress) as bar:
+        detected = run(detector, [FACE], bar)
+        opened = FeatureStore.open(path)
+        stored = StoredDetections(opened, detected.space)
+        embedded = run(AlignedBackbone(base, detector, centre_box=centre_box, detections=stored), layers, bar)
     report = FacesReport(
-        str(store), embedded.space, looked.space, base.name, embedded.items, detected=looked.computed,
-        computed=embedded.computed, reused=embedded.reused, quarantined=embedded.quarantined, added=looked.added,
-        changed=looked.changed, removed=looked.removed, ignored=looked.ignored, quarantine=embedded.quarantine,
+        str(path), embedded.space, detected.space, base.name, embedded.items, detected=detected.computed,
+        computed=embedded.computed, reused=embedded.reused, quarantined=embedded.quarantined, added=detected.added,
+        changed=detected.changed, removed=detected.removed, ignored=detected.ignored, quarantine=embedded.quarantine,
     )  # fmt: skip
     uris = [entry.uri for entry in limited(source.entries(), limit)]
     _count(report, uris, {item.uri: item.sha256 for item in opened.items(source=source.name)}, stored)
@@ -149,14 +154,14 @@ def extract(
 
 
 def _count(report: FacesReport, uris: Sequence[str], sha256_of: dict[str, bytes], stored: StoredDetections) -> None:
-    """Count how the faces were found, image by image."""
+    """Count images by how their faces were found."""
     found = stored.of([sha256_of[uri] for uri in uris if uri in sha256_of])
-    left_out = {uri for uri, _ in report.quarantine}
+    quarantined = {uri for uri, _ in report.quarantine}
     for uri in uris:
         detection = found.get(sha256_of[uri]) if uri in sha256_of else None
-        if detection is None or (uri in left_out and detection.found != CENTRE_BOX):
+        if detection is None or (uri in quarantined and detection.found != CENTRE_BOX):
             report.unusable += 1
-        elif uri in left_out:
+        elif uri in quarantined:
             report.no_face += 1
         elif detection.found == CENTRE_BOX:
             report.centre_box += 1

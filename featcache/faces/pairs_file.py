@@ -1,15 +1,14 @@
-"""Lists of pairs in the format of Labeled Faces in the Wild (Huang et al. 2007, ``pairs.txt``).
+"""Pair lists in the format of Labeled Faces in the Wild (Huang et al. 2007, ``pairs.txt``).
 
-The first line gives the number of folds and the pairs of each kind in a fold (``10⇥300``; the number of pairs alone
-where there is but one fold). Then follow, fold by fold, the pairs of one person and the pairs of two, with tabs
-between the fields::
+The first line has the number of folds and of pairs of each kind per fold (``10⇥300``; with one fold the number of
+pairs alone). Then come, fold by fold, the pairs of one person and the pairs of two, with tabs between the fields::
 
     Abel_Pacheco⇥1⇥4
     Abdel_Madi_Shabneh⇥1⇥Dean_Barker⇥1
 
-Image k of NAME is the one called ``NAME_000k`` (four digits, any folder and suffix). Where an image is not called so,
-its URI stands in place of the number; in LFW's own files that never occurs. Nothing in such a file is taken for a
-path: its fields are only looked up among the images that are there.
+Image k of NAME is the one called ``NAME_000k`` (four digits, any folder and suffix). For an image with another name,
+its URI takes the place of the number; LFW's own files have none of these. No field is used as a path: fields are only
+looked up among the source's images.
 """
 
 from __future__ import annotations
@@ -28,7 +27,9 @@ from featcache.core.files import written_whole
 
 _NUMBER = re.compile(r"[0-9]{1,9}", re.ASCII)
 _SHOWN = 80
-_CALLED = re.compile(r"(.+)_([0-9]{4,9})", re.ASCII)
+"""Characters of a field that a message quotes."""
+
+_NAME = re.compile(r"(.+)_([0-9]{4,9})", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +37,8 @@ class Pairs:
     """Pairs of images.
 
     Attributes:
-        images: (n, 2) int64 places in the list of images that the pairs were made for.
-        same: (n,) bool, whether both show one person.
+        images: (n, 2) int64 indices into the list of images that the pairs were made for.
+        same: (n,) bool, True for a genuine pair (of one person), False for an impostor pair.
         fold: (n,) int64, from 0.
     """
 
@@ -57,16 +58,15 @@ def read_pairs(
 
     Args:
         path: the file, UTF-8.
-        uris: of all images that the source has, those that could not be used among them: a pair of such an image is
-            to be counted as failed and is no error in the list.
-        labels: who is on each image, where that is known; the pairs must agree with it.
-        sha256: of the images' contents. Two images of one content are no pair: they are alike whatever network sees
-            them.
+        uris: of all images of the source, also of those that cannot be used: a pair with such an image is not an error
+            in the list, but counts as failed.
+        labels: who is on each image, if known; the pairs must agree with them.
+        sha256: of the images' contents. Two images of one content are not a pair, since they are equal to any network.
 
     Raises:
-        SourceError: the file cannot be read or is not of the format, a person or an image is unknown, more than one
-            image has the name, a pair is of one image or one content, or of two people who are one, or contradicts
-            the labels; the message names the line.
+        SourceError: the file cannot be read or has another format; a person or an image is unknown; several images
+            have the name; a pair is of one image or content, or of two people who are one, or contradicts the labels.
+            The message names the line.
     """
     path = Path(path)
     names = _Names(uris)
@@ -75,19 +75,19 @@ def read_pairs(
     header = line.split("\t")
     if len(header) > 2 or not all(_NUMBER.fullmatch(field) for field in header):
         raise SourceError(
-            f"{path}, line {number}: a list of pairs begins with the number of folds and the pairs of each kind in a "
-            f"fold, with a tab between them, as 10⇥300; this line is {line[:80]!r}."
+            f"{path}, line {number}: a list of pairs begins with the number of folds and the number of pairs of each "
+            f"kind per fold, separated by a tab, such as 10⇥300; this line is {line[:80]!r}."
         )
     folds, each = (1, int(header[0])) if len(header) == 1 else (int(header[0]), int(header[1]))
     if not folds or not each:
-        raise SourceError(f"{path}, line {number}: there is no pair in {folds} folds of {each}.")
+        raise SourceError(f"{path}, line {number}: {folds} folds of {each} have no pair.")
     images: list[tuple[int, int]] = []
-    promised = 2 * folds * each
+    expected = 2 * folds * each
     for number, line in lines:
-        if len(images) == promised:
+        if len(images) == expected:
             raise SourceError(
-                f"{path}, line {number}: one line too many, for {folds} × {each} pairs of each kind were promised in "
-                "the first line. Correct that line or remove what follows."
+                f"{path}, line {number}: one line too many, since the first line announces {folds} × {each} pairs of "
+                "each kind. Correct that line or remove what follows."
             )
         same = len(images) % (2 * each) < each
         try:
@@ -95,34 +95,34 @@ def read_pairs(
             _check_pair(*images[-1], same, uris, labels, sha256)
         except SourceError as error:
             raise SourceError(f"{path}, line {number}: {error}") from None
-    if len(images) < promised:
+    if len(images) < expected:
         raise SourceError(
-            f"{path}, line {number}: the list ends after {len(images)} pairs; the first line promises {promised}, "
+            f"{path}, line {number}: the list ends after {len(images)} pairs; the first line announces {expected}, "
             f"{folds} × {each} of each kind. Get the whole file, or correct its first line."
         )
-    place = np.arange(promised)
-    return Pairs(np.array(images, dtype=np.int64), place % (2 * each) < each, place // (2 * each))
+    index = np.arange(expected)
+    return Pairs(np.array(images, dtype=np.int64), index % (2 * each) < each, index // (2 * each))
 
 
 def write_pairs(path: str | Path, pairs: Pairs, uris: Sequence[str], labels: Sequence[str | None]) -> None:
-    """Write pairs so that `read_pairs` gives them back, in the order of the folds, pairs of one person first.
+    """Write pairs so that `read_pairs` returns them, in the order of the folds, pairs of one person first.
 
     Args:
-        path: the file; one that is there is replaced.
+        path: the file; replaced if it exists.
         pairs: equally many of each kind in each fold.
         uris: of the m images that the pairs were made for.
-        labels: the m people.
+        labels: the people on the m images.
 
     Raises:
-        UsageError: the numbers of pairs are unequal, a label is missing, contradicts the kind of its pair or cannot
-            be written as a field, two images have one name, or the file cannot be written.
+        UsageError: the numbers of pairs differ; a label is missing, contradicts the kind of its pair or cannot be
+            written as a field; two images have one name; or the file cannot be written.
     """
     path = Path(path)
     folds = int(pairs.fold.max()) + 1 if len(pairs.fold) else 0
     counts = np.bincount(2 * pairs.fold + ~pairs.same, minlength=2 * folds)
     if not folds or (counts != counts[0]).any():
         raise UsageError(
-            "A list of pairs in LFW's format has equally many pairs of each kind in each fold; these are "
+            "LFW's format needs equally many pairs of each kind in each fold; these are "
             f"{', '.join(map(str, counts[:20].tolist())) or 'none'}, by fold and kind."
         )
     names = _Names(uris)
@@ -132,7 +132,7 @@ def write_pairs(path: str | Path, pairs: Pairs, uris: Sequence[str], labels: Seq
         fields = [names.person(first, labels), names.image(first, labels), names.image(second, labels)]
         if bool(pairs.same[i]) != (labels[first] == labels[second]):
             raise UsageError(
-                f"The pair of {uris[first]} and {uris[second]} is said to show "
+                f"The pair of {uris[first]} and {uris[second]} is one of "
                 f"{'one person' if pairs.same[i] else 'two people'}, but their labels are {labels[first]!r} and "
                 f"{labels[second]!r}. Draw the pairs from these labels."
             )
@@ -147,66 +147,66 @@ def write_pairs(path: str | Path, pairs: Pairs, uris: Sequence[str], labels: Seq
 
 
 class _Names:
-    """Where images stand, by URI and by what LFW calls them."""
+    """Indices of images, by URI and by LFW's name."""
 
     def __init__(self, uris: Sequence[str]) -> None:
         self.uris = uris
-        self.by_uri = {uri: place for place, uri in enumerate(uris)}
+        self.by_uri = {uri: index for index, uri in enumerate(uris)}
         self.by_name: dict[tuple[str, int], list[int]] = {}
         self.people: dict[str, list[int]] = {}
-        for place, uri in enumerate(uris):
-            called = _CALLED.fullmatch(PurePosixPath(uri).stem)
-            # Of "a_10001" the number has five digits, and "a_00012" is no image of LFW.
-            if called and called[2] == f"{int(called[2]):04}":
-                self.by_name.setdefault((called[1], int(called[2])), []).append(place)
-                self.people.setdefault(called[1], []).append(int(called[2]))
+        for index, uri in enumerate(uris):
+            match = _NAME.fullmatch(PurePosixPath(uri).stem)
+            # The number of "a_10001" has five digits; "a_00012" is not a name of LFW.
+            if match and match[2] == f"{int(match[2]):04}":
+                self.by_name.setdefault((match[1], int(match[2])), []).append(index)
+                self.people.setdefault(match[1], []).append(int(match[2]))
 
-    def place(self, person: str, image: str) -> int:
-        """The place of an image given by its number or its URI."""
+    def index(self, person: str, image: str) -> int:
+        """The index of an image given by its number or its URI."""
         if image in self.by_uri:
             return self.by_uri[image]
         if not _NUMBER.fullmatch(image):
-            raise SourceError(f"there is no image {_short(image)}; in place of a number, the image's URI may stand.")
+            raise SourceError(f"there is no image {_short(image)}; give the image's number or its URI.")
         if person not in self.people:
             near = get_close_matches(person[:_SHOWN], self.people, n=1)
-            called = f" Its images would be called {_short(f'{person[:_SHOWN]}_0001')} and so on."
-            hint = f" Did you mean {_short(near[0])}?" if near else called
+            names = f" Its images would be called {_short(f'{person[:_SHOWN]}_0001')} and so on."
+            hint = f" Did you mean {_short(near[0])}?" if near else names
             raise SourceError(f"there is no image of {_short(person)}.{hint}")
         found = self.by_name.get((person, int(image)), [])
         if not found:
             known = sorted(self.people[person])
             raise SourceError(
-                f"there is no image {_short(f'{person}_{int(image):04}')}; of {_short(person)} there are the numbers "
+                f"there is no image {_short(f'{person}_{int(image):04}')}; {_short(person)} has the numbers "
                 f"{', '.join(map(str, known[:12]))}{', …' if len(known) > 12 else ''}."
             )
         if len(found) > 1:
             raise SourceError(
                 f"several images are called {_short(f'{person}_{int(image):04}')}: "
-                f"{', '.join(_short(self.uris[place]) for place in found[:3])}. Choose one source, or rename one."
+                f"{', '.join(_short(self.uris[index]) for index in found[:3])}. Choose one source, or rename one."
             )
         return found[0]
 
-    def person(self, place: int, labels: Sequence[str | None]) -> str:
+    def person(self, index: int, labels: Sequence[str | None]) -> str:
         """The person's name as a field."""
-        return self._field(labels[place], place)
+        return self._field(labels[index], index)
 
-    def image(self, place: int, labels: Sequence[str | None]) -> str:
-        """The image's number where it is called by its person's name, else its URI, as a field."""
-        called = _CALLED.fullmatch(PurePosixPath(self.uris[place]).stem)
-        if called and called[1] == labels[place] and self.by_name.get((called[1], int(called[2]))) == [place]:
-            number = str(int(called[2]))
+    def image(self, index: int, labels: Sequence[str | None]) -> str:
+        """The image's number if it has its person's name, else its URI, as a field."""
+        match = _NAME.fullmatch(PurePosixPath(self.uris[index]).stem)
+        if match and match[1] == labels[index] and self.by_name.get((match[1], int(match[2]))) == [index]:
+            number = str(int(match[2]))
             if number not in self.by_uri:
                 return number
-        uri = self.uris[place]
-        if self.by_uri[uri] != place:
-            raise UsageError(f"Two images have the URI {uri}, so a list cannot name one of them. Take one source.")
-        return self._field(uri, place)
+        uri = self.uris[index]
+        if self.by_uri[uri] != index:
+            raise UsageError(f"Two images have the URI {uri}, so a list cannot name one of them. Choose one source.")
+        return self._field(uri, index)
 
-    def _field(self, text: str | None, place: int) -> str:
+    def _field(self, text: str | None, index: int) -> str:
         if not text or any(sign in text for sign in "\t\n\r") or text != text.strip() or not text.isprintable():
             raise UsageError(
-                f"{text!r}, of {self.uris[place]}, cannot stand in a list of pairs, whose fields are separated by tabs "
-                "and lines. Give each person a label, and no tabs or line breaks in names."
+                f"{text!r}, of {self.uris[index]}, cannot be a field of a list of pairs, which tabs and line breaks "
+                "separate. Give each person a label, and names without tabs and line breaks."
             )
         return text
 
@@ -214,14 +214,14 @@ class _Names:
 def _pair(fields: list[str], same: bool, names: _Names) -> tuple[int, int]:
     """The two images that a line names."""
     if len(fields) != (3 if same else 4):
-        predictor = "NAME⇥1⇥4, a pair of one person," if same else "NAME⇥1⇥OTHER⇥1, a pair of two people,"
+        form = "NAME⇥1⇥4, a pair of one person," if same else "NAME⇥1⇥OTHER⇥1, a pair of two people,"
         raise SourceError(
-            f"{predictor} is expected here by the first line's count, with tabs between the fields; there "
+            f"{form} is expected here by the first line's count, with tabs between the fields; there "
             f"{'is 1 field' if len(fields) == 1 else f'are {len(fields)} fields'}."
         )
     if not same and fields[0] == fields[2]:
         raise SourceError(f"a pair of two people names {_short(fields[0])} twice.")
-    first, second = names.place(*fields[:2]), names.place(fields[-2] if not same else fields[0], fields[-1])
+    first, second = names.index(*fields[:2]), names.index(fields[-2] if not same else fields[0], fields[-1])
     if first == second:
         raise SourceError(f"a pair of the image {_short(names.uris[first])} with itself.")
     return first, second
@@ -235,28 +235,28 @@ def _check_pair(
     labels: Sequence[str | None] | None,
     sha256: Sequence[bytes] | None,
 ) -> None:
-    """Refuse a pair that contradicts what is known of its images."""
+    """Check that a pair does not contradict the contents and labels of its images."""
     if sha256 is not None and sha256[first] == sha256[second]:
         raise SourceError(
-            f"{_short(uris[first])} and {_short(uris[second])} are one image, byte for byte. Name another one."
+            f"{_short(uris[first])} and {_short(uris[second])} are one image, byte for byte. Name another image."
         )
     if labels is None or labels[first] is None or labels[second] is None:
         return
     if same != (labels[first] == labels[second]):
         raise SourceError(
-            f"{_short(uris[first])} and {_short(uris[second])} are said to show "
+            f"{_short(uris[first])} and {_short(uris[second])} are listed as a pair of "
             f"{'one person' if same else 'two people'}, but their labels are {_short(str(labels[first]))} and "
             f"{_short(str(labels[second]))}. Correct the list or the labels."
         )
 
 
 def _short(text: str) -> str:
-    """Text of others as it may stand in a message: of bounded length, without signs that a terminal obeys."""
+    """Text from a file for a message: of limited length, with control characters escaped."""
     return repr(text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…")
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Line numbers and lines without spaces at their ends; empty ones are passed over."""
+    """Line numbers and lines, fields stripped of spaces; empty lines are skipped."""
     if not os.path.isfile(path):  # Path.is_file raises for names that are too long
         raise SourceError(f"There is no file {path}. Give a list of pairs in LFW's format.")
     number = 0

@@ -1,9 +1,9 @@
-"""Stored vectors of people into a head that compares two images.
+"""`train`: a head that compares two images, from stored vectors of people.
 
-The projection is learned from some people. What its scores mean is learned from the same people, dealt into folds:
-each fold is compared by a projection that was fitted to the others. Shrinkage, noise and steps were chosen by the
-same folds, and the scales of layers come from all, so the scores are those of new people but for these few numbers.
-The report is of people who took part in none of this.
+The projection is fitted on some of the people. Its scores are calibrated on the same people in folds: each fold is
+compared by a projection that was fitted on the others. Shrinkage, noise and steps were chosen on the same folds, and
+the scales of layers come from all of them, so these are the scores of new people but for these few numbers. The report
+is about people who took no part in any of this.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
@@ -21,13 +21,13 @@ from featcache.core.progress import Progress, choose
 from featcache.faces.alignment import preferred_layer
 from featcache.faces.calibration import PAIRS, Evidence, calibrate, evidence
 from featcache.faces.detection import CENTRE_BOX, detections
-from featcache.faces.identity_split import sides
+from featcache.faces.identity_split import split_identities
 from featcache.heads.matching import MatchingPredictor
 from featcache.heads.streaming import check_memory
 from featcache.metrics.verification import cllr, cosine_scores, minimal_cllr, pairs_within, point_by_people, roc
 from featcache.store import FeatureStore
 from featcache.training.bundle import Bundle
-from featcache.training.dataset import FeatureDataset, Selection
+from featcache.training.dataset import FeatureDataset, Selection, SelectionOptions
 from featcache.training.fit import layer_uses
 from featcache.training.layer_use import LayerUse, scale_layers
 
@@ -40,76 +40,80 @@ def train(
     projection: str = "none",
     far: float = 1e-2,
     layers: str | Sequence[str] | None = None,
-    source: str | None = None,
-    space: str | None = None,
-    split: str | None = None,
     seed: int = 0,
     progress: Progress | bool | None = None,
+    **selection: Unpack[SelectionOptions],
 ) -> Bundle:
-    """Train a head for matching on stored vectors, and score it on people it has not seen.
+    """Train a head for verification on stored vectors, and test it on people it has not seen.
 
-    A label is who is on the image. Images in which no face was found, and copies of others, take no part. Scored are
-    the people of the source's split ``test`` (or else ``val``); where the source has no split, a fifth of the people.
+    A label is who is on the image. Images without a detected face, and copies of other images, are left out. The head
+    is tested on the people of the source's split ``test`` (else ``val``); if the source has no split, on a fifth of
+    the people.
 
     Args:
         store: a store or its path.
-        projection: ``none`` to calibrate the cosines of the vectors as they are, right for a network that was made to
-            match; ``siamese`` (`featcache.heads.siamese`) for others; ``lda``, where that starts from.
-        far: the false accept rate that the threshold is for, between 0 and 1.
-        layers: which stored layers; several are concatenated, each divided by its root mean square on the images
-            learned from, taken about the mean where there is a projection. By default ``mirrored`` or
-            ``pooled``, whichever more images of the source have (of both, ``mirrored``).
-        source: which source, where the store has several.
-        space: which space; by default the only one that holds no detections.
-        split: learn from this split; ``train`` by default where the source has splits.
+        projection: ``none`` calibrates the cosines of the vectors as they are, right for a network trained for
+            verification; ``siamese`` (`featcache.heads.siamese`) is for other networks; ``lda`` is its initialization.
+        far: the false accept rate to set the threshold for, between 0 and 1.
+        layers: names of stored layers; several are concatenated, each divided by its root mean square over the
+            training images, about the mean if there is a projection. By default ``mirrored`` or ``pooled``, whichever
+            more images of the source have (``mirrored`` if both are equal).
         seed: of the hold-out, the folds and the training.
         progress: as for `featcache.extract`.
+        **selection: ``source``, ``space`` and ``labels`` of `featcache.training.dataset.Selection`; and ``split``, the
+            split to train on (``train`` by default, if the source has splits).
 
     Returns:
-        A `Bundle`, which is the one that was scored; `Bundle.matching` compares. Its ``report`` has ``score``: ``eer``,
-        ``auc``, ``cllr`` and ``minimal_cllr`` in bits, ``tar`` and ``far`` at the threshold with their intervals over
-        people (`featcache.metrics.verification`), ``eer_without`` of the cosines of the same layers without the
-        projection, ``people``, ``pairs`` and ``protocol``. Its ``calibrated_on`` tells what the threshold was set on
-        (`featcache.faces.calibration.Evidence`), and its ``warning`` says if these people are too few for such a rate.
+        A `Bundle`; `Bundle.matching` compares. Its ``report`` has the ``score`` on the test people: ``eer``, ``auc``,
+        ``cllr`` and ``minimal_cllr`` in bits, ``tar`` and ``far`` at the threshold with their intervals over people
+        (`featcache.metrics.verification`), ``eer_without`` the projection, ``people``, ``pairs`` and ``protocol``. Its
+        ``calibrated_on`` says what the threshold is based on (`featcache.faces.calibration.Evidence`), and its
+        ``warning`` whether that is too little for the rate.
 
     Raises:
         UnknownNameError: no such projection, split, source, space or layer.
-        UsageError: a person stands on both sides of the source's split, there are too few people, or too few pairs
-            for the false accept rate.
+        UsageError: a person is on both sides of the source's split, or there are too few people, or too few pairs for
+            the false accept rate.
         MissingVectorsError: no labelled image has vectors.
+
+    Example:
+        >>> head = train("people.fcache", far=1e-3)  # doctest: +SKIP
+        >>> head.report["score"]["eer"]  # doctest: +SKIP
+        0.012
+        >>> head.save("people.fch")  # doctest: +SKIP
     """
     began = time.monotonic()
     if projection not in PROJECTIONS:
         raise UnknownNameError.among("projection", projection, PROJECTIONS)
     if not 0 < far < 1:
-        raise UsageError(f"A false accept rate lies between 0 and 1, as 0.01 does; {far} does not.")
-    opened = FeatureStore.open(store)
-    chosen_space = opened.space(space)
+        raise UsageError(f"A false accept rate is between 0 and 1, such as 0.01, not {far}.")
+    opened, select = FeatureStore.open(store), Selection(**selection)
+    select = replace(select, space=opened.space(select.space).fingerprint)
     if layers is None:
-        layers = preferred_layer(opened, source, chosen_space.fingerprint)
-    dataset = FeatureDataset.from_store(opened, layers, Selection(source=source, space=chosen_space.fingerprint))
-    parts = sides(dataset, _has_face(opened, dataset), split, seed)
-    train_rows = parts.train_rows
-    with choose(progress) as shown:
-        shown.start(f"train {projection}", None, "images")
+        layers = preferred_layer(opened, select.source, select.space)
+    dataset = FeatureDataset.from_store(opened, layers, select.all_splits())
+    people = split_identities(dataset, _has_face(opened, dataset), select.split, seed)
+    train_rows = people.train_rows
+    with choose(progress) as bar:
+        bar.start(f"train {projection}", None, "images")
         uses = layer_uses(dataset, train_rows, about_mean=projection != "none")
         predictor, chosen, how, based_on = _fitted(dataset, train_rows, uses, projection, far, seed)
         if based_on.warning:
-            shown.note(based_on.warning)
-        shown.finish()
+            bar.note(based_on.warning)
+        bar.finish()
     report = {
         "head": projection,
         "task": "match",
         "n": len(train_rows),
         "people": len(predictor.classes),
-        "left_out": parts.left_out,
+        "left_out": people.left_out,
         "without_vectors": dataset.without_vectors,
         "chosen": chosen,
         **how,
         "calibrated_on": asdict(based_on),
         "warning": based_on.warning,
         "threshold": 1 - predictor.calibration.threshold if predictor.calibration is not None else None,
-        "score": {**_scored(predictor, dataset, parts.score, uses, seed), "protocol": parts.protocol},
+        "score": {**_scored(predictor, dataset, people.test_rows, uses, seed), "protocol": people.protocol},
         "seconds": time.monotonic() - began,
     }
     return Bundle(
@@ -126,18 +130,18 @@ def train(
 
 
 def _has_face(store: FeatureStore, dataset: FeatureDataset) -> np.ndarray:
-    """(n,) bool, whether a face was found in each image; of images that were not aligned all are taken."""
+    """(n,) bool, whether a face was found in each image; True for all if the images were not aligned."""
     if dataset.recipe is None or dataset.recipe.detection is None:
         return np.ones(len(dataset.items), dtype=bool)
     found = detections(store, dataset.items[0].source, detection=dataset.recipe.detection)
-    known = (found.get(item.sha256) for item in dataset.items)
-    return np.array([one is not None and one.found != CENTRE_BOX for one in known], dtype=bool)
+    faces = (found.get(item.sha256) for item in dataset.items)
+    return np.array([face is not None and face.found != CENTRE_BOX for face in faces], dtype=bool)
 
 
 def _fitted(
     dataset: FeatureDataset, rows: np.ndarray, uses: tuple[LayerUse, ...], projection: str, far: float, seed: int
 ) -> tuple[MatchingPredictor, dict[str, Any], dict[str, Any], Evidence]:
-    """The calibrated form, what was chosen, how, and what the threshold was set on."""
+    """The calibrated predictor, what was chosen, how, and what the threshold is based on."""
     people, width = dataset.y[rows], sum(use.width for use in uses)
     if projection == "none":
         names = tuple(np.unique(people).tolist())
@@ -148,13 +152,14 @@ def _fitted(
 
     head = SiameseHead(random_state=seed) if projection == "siamese" else SiameseHead(loss="none", random_state=seed)
     check_memory(head, projection, len(rows), width, len(np.unique(people)), streaming="Take fewer layers.")
-    # Whether there are pairs enough need not wait for the training.
+    # Raises before the training if there are too few pairs.
     based_on = evidence(people, far, head.deal(people, dataset.groups[rows]))
     head.fit(scale_layers(dataset.read(rows), uses), people, dataset.groups[rows])
     if head.out_of_fold_ is None:
         raise UsageError(
-            f"The {len(head.classes_)} people to learn from cannot be dealt into {head.folds} folds that have several "
-            "people and several images of somebody each, as groups tie them together. Use finer groups, or add people."
+            f"The {len(head.classes_)} people to train on cannot be divided into {head.folds} folds that each have "
+            "several people, one of them with several images, because groups tie them together. Use finer groups, or "
+            "add people."
         )
     calibration = calibrate(head.out_of_fold_, people, far, fold=head.fold_, seed=seed)
     how = {"chosen_by": head.chosen_by_, "held_out_eer": head.held_out_eer_}
@@ -164,11 +169,10 @@ def _fitted(
 def _scored(
     predictor: MatchingPredictor, dataset: FeatureDataset, rows: np.ndarray, uses: tuple[LayerUse, ...], seed: int
 ) -> dict[str, Any]:
-    """The scores on all pairs of some images, or a sample of them."""
+    """The scores on all pairs of these images, or a sample of them."""
     assert predictor.calibration is not None
-    people, stored = dataset.y[rows], dataset.read(rows)
+    people, X = dataset.y[rows], scale_layers(dataset.read(rows), uses)
     pairs, same = pairs_within(people, PAIRS, seed)
-    X = scale_layers(stored, uses)
     scores = cosine_scores(predictor.embed(X), pairs)
     curve = roc(scores, same)
     point = point_by_people(scores, same, people[pairs], predictor.calibration.threshold, seed=seed)

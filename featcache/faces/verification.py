@@ -151,8 +151,9 @@ def verify(
         if bundle.recipe is None:
             raise RecipeMismatchError("This head was trained on vectors without a recipe, so it cannot compare images.")
         recipe, layers = bundle.recipe, [use.name for use in bundle.layers]
+    detections: list[Detection] = []
     if recipe.detection is None:
-        vectors, detections = _vectors([a, b], backbone_for(recipe, backbone), layers), []
+        vectors = _vectors([a, b], backbone_for(recipe, backbone), layers)
     else:
         vectors, detections = embed_faces([a, b], recipe, layers, backbone=backbone)
     if bundle is None:

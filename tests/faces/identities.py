@@ -32,6 +32,7 @@ def write_people(
     source: str = "people",
     salt: str = "",
     rename: Callable[[str], str | None] = str,
+    split: Callable[[str], str | None] = lambda person: None,
     counts: Sequence[int] | None = None,
 ) -> dict[str, np.ndarray]:
     """Make a store, and return each image's vectors (layers, width) by its URI, those it does not hold too.
@@ -46,6 +47,7 @@ def write_people(
         source: its name; the store may hold others already.
         salt: another gives other contents and other vectors.
         rename: what the person ``p00`` and so on are called.
+        split: of the images of a person.
         counts: images of each person, in place of *people* and *images*.
     """
     rng = np.random.default_rng(len(salt))
@@ -66,7 +68,6 @@ def write_people(
         space.append([keys[name] for name in kept], {(layer, "0"): stacked[:, k] for k, layer in enumerate(layers)})
         space.seal()
         records = SourceRecords(writer.catalogue, source, f"/nowhere/{source}")
-        records.save(
-            [Record(name, keys[name], rename(name.split("/")[0]), None, None, 1, 2, 3, 4, 5) for name in vectors]
-        )
+        people_of = {name: name.split("/")[0] for name in vectors}
+        records.save([Record(n, keys[n], rename(p), split(p), None, 1, 2, 3, 4, 5) for n, p in people_of.items()])
     return vectors

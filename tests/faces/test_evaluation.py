@@ -105,6 +105,28 @@ def test_mirrored_comes_before_pooled_and_both_are_reported(tmp_path):
         faces.evaluate(tmp_path / "s.fcache", layer="blocks.2:mean")
 
 
+def test_labels_of_a_file_replace_those_of_the_store(tmp_path):
+    names = list(write_people(tmp_path / "s.fcache"))
+    rows = [f"{name},person {name[:3]}" for name in names if name < "p20"]
+    (tmp_path / "labels.csv").write_text("\n".join(["path,label", *rows]))
+    store = FeatureStore.open(tmp_path / "s.fcache")
+    report = faces.evaluate(store, labels=tmp_path / "labels.csv")
+    # Two people of six images in each fold, in place of four.
+    assert "10 folds of 30 + 30 pairs" in report.protocol
+    assert "10 folds of 60 + 60 pairs" in faces.evaluate(store).protocol
+    head = faces.train(store, far=0.1, labels=tmp_path / "labels.csv", progress=False)
+    assert {name[:8] for name in head.classes} == {"person p"}
+    assert len(head.classes) < 20
+
+
+def test_pairs_are_drawn_from_one_split(tmp_path):
+    write_people(tmp_path / "s.fcache", split=lambda person: "train" if person < "p30" else "test")
+    report = faces.evaluate(tmp_path / "s.fcache", split="test")
+    assert "5 folds of 30 + 30 pairs" in report.protocol
+    head = faces.train(tmp_path / "s.fcache", far=0.1, progress=False)
+    assert faces.evaluate(tmp_path / "s.fcache", head=head, split="test").protocol == report.protocol
+
+
 def test_a_head_is_scored_on_people_it_does_not_know(tmp_path):
     vectors = write_people(tmp_path / "s.fcache", people=60, images=5, spread=1.0)
     write_list(tmp_path / "pairs.txt", vectors)
@@ -187,7 +209,7 @@ def test_pairs_are_drawn_from_whoever_has_images_enough(tmp_path):
 def test_a_layer_beside_a_head_is_refused(tmp_path):
     write_people(tmp_path / "s.fcache", people=60)
     head = faces.train(tmp_path / "s.fcache", far=0.05, progress=False)
-    with pytest.raises(UsageError, match="'nonsense' cannot be named beside"):
+    with pytest.raises(UsageError, match="'nonsense' cannot be named as well"):
         faces.evaluate(tmp_path / "s.fcache", head=head, layer="nonsense")
 
 

@@ -123,7 +123,7 @@ def test_a_new_layer_is_added(store: Path, people: Path, base: Backbone) -> None
     assert list(fc.open(store).space(report.space).layers) == ["body.1:mean", "pooled", "mirrored"]
 
 
-def test_the_middle_will_do_afterwards(store: Path, people: Path, base: Backbone) -> None:
+def test_the_centre_will_do_afterwards(store: Path, people: Path, base: Backbone) -> None:
     """Images without a face are tried again when the middle will do, keep their vectors, and stay known as such."""
     report = faces.extract(people, store, backbone=base, centre_box=True, progress=False)
     assert counts(report) == FOUND | {"centre_box": 2, "no_face": 0}
@@ -157,9 +157,9 @@ def test_detections_tell_how_each_face_was_found(store: Path, original, people: 
 
 def test_detections_that_are_not_there(store: Path, tmp_path: Path, photos: Path, base: Backbone) -> None:
     fc.extract(photos, tmp_path / "whole.fcache", backbone=base, progress=False)
-    with pytest.raises(MissingVectorsError, match="no faces were looked for"):
+    with pytest.raises(MissingVectorsError, match="holds no detections"):
         faces.detections(tmp_path / "whole.fcache")
-    with pytest.raises(MissingVectorsError, match="by the detection aaaaaaaaaaaa"):
+    with pytest.raises(MissingVectorsError, match="no detections aaaaaaaaaaaa"):
         faces.detections(store, detection="a" * 64)
 
 

@@ -67,12 +67,12 @@ def test_a_list_of_one_fold_has_one_number_above_it(tmp_path) -> None:
         ("2\t1\n", "", 1, "begins with the number of folds"),
         ("2\t1\n", "2\t1\t1\n", 1, "begins with the number of folds"),
         ("2\t1\n", "-2\t1\n", 1, "begins with the number of folds"),
-        ("2\t1\n", "0\t1\n", 1, "no pair"),
+        ("2\t1\n", "0\t1\n", 1, "0 folds of 1 have no pair"),
         ("2\t1\n", "99999999\t99999999\n", 3, "is expected here"),
-        ("2\t1\n", "3\t1\n", 5, "ends after 4 pairs; the first line promises 6"),
+        ("2\t1\n", "3\t1\n", 5, "ends after 4 pairs; the first line announces 6"),
         ("2\t1\n", "1\t1\n", 4, "one line too many"),
         ("2\t1\n", "1\t2\n", 3, "a pair of one person, is expected"),
-        ("Ann\t1\t4", "Ann\t1\t5", 2, "no image 'Ann_0005'; of 'Ann' there are the numbers 1, 2, 3, 4"),
+        ("Ann\t1\t4", "Ann\t1\t5", 2, "no image 'Ann_0005'; 'Ann' has the numbers 1, 2, 3, 4"),
         ("Ann\t1\t4", "Ann\t1\t1", 2, "Ann_0001.jpg' with itself"),
         ("Ann\t1\t4", "Ann\t1\tAnn/Ann_0001.jpg", 2, "Ann_0001.jpg' with itself"),
         ("Ann\t1\t4", "Ann 1 4", 2, "there is 1 field"),
@@ -161,11 +161,11 @@ def test_what_the_format_cannot_hold_is_refused(tmp_path) -> None:
     before = path.read_bytes()
     for wrong, names, people, message in (
         (pairs([[0, 1]], [True]), uris, labels, "1, 0, by fold and kind"),
-        (even, uris, ["a", "b", "b"], "said to show one person, but their labels are 'a' and 'b'"),
-        (even, uris, ["a", "a", "a"], "said to show two people, but"),
-        (even, uris, ["a", "a", None], "None, of b/z.jpg, cannot stand"),
-        (even, uris, ["a", "a", "b\tc"], "cannot stand"),
-        (even, ["a/x\ny.jpg", "a/y.jpg", "b/z.jpg"], labels, "cannot stand"),
+        (even, uris, ["a", "b", "b"], "is one of one person, but their labels are 'a' and 'b'"),
+        (even, uris, ["a", "a", "a"], "is one of two people, but"),
+        (even, uris, ["a", "a", None], "None, of b/z.jpg, cannot be a field"),
+        (even, uris, ["a", "a", "b\tc"], "cannot be a field"),
+        (even, ["a/x\ny.jpg", "a/y.jpg", "b/z.jpg"], labels, "cannot be a field"),
         (even, ["a/x.jpg", "b/z.jpg", "b/z.jpg"], labels, "Two images have the URI b/z.jpg"),
     ):
         with pytest.raises(UsageError, match=message):
@@ -200,8 +200,8 @@ def test_lists_of_the_real_lfw_images(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("labels", "contents", "line", "message"),
     [
-        ({3: "Bea"}, {}, 2, "'Ann/Ann_0001.jpg' and 'Ann/Ann_0004.jpg' are said to show one person, but their labels"),
-        ({6: "Ann"}, {}, 3, "said to show two people, but their labels are 'Ann' and 'Ann'"),
+        ({3: "Bea"}, {}, 2, "'Ann/Ann_0001.jpg' and 'Ann/Ann_0004.jpg' are listed as a pair of one person, but their labels"),
+        ({6: "Ann"}, {}, 3, "a pair of two people, but their labels are 'Ann' and 'Ann'"),
         ({}, {3: b"0"}, 2, "'Ann/Ann_0004.jpg' are one image"),
         ({}, {6: b"1"}, 3, "'Cy_0001.jpg' are one image"),
     ],

@@ -116,7 +116,7 @@ def test_copies_are_one_image_and_those_of_two_people_none() -> None:
     [
         ({"folds": 0}, "0 folds of 300"),
         ({"each": 0}, "10 folds of 0"),
-        ({"folds": 31}, "need 62 people, two each; there are images of 60. Take 30 or less"),
+        ({"folds": 31}, "need 62 people, two each; there are images of 60. Draw 30 folds or less"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(options: dict, message: str) -> None:

@@ -178,7 +178,7 @@ def test_the_split_of_the_source_counts(tmp_path: Path) -> None:
 def test_a_person_on_both_sides_is_refused(tmp_path: Path) -> None:
     X, names = people(30, 4)
     splits = ["test" if i >= 78 else "train" for i in range(120)]
-    with pytest.raises(UsageError, match=r"1 people stand on both sides of the split \(first: 'person 0-19'\)"):
+    with pytest.raises(UsageError, match=r"1 people are on both sides of the split \(first: 'person 0-19'\)"):
         faces.train(filled(tmp_path / "s", X, names, splits=splits), projection="none")
 
 
@@ -199,10 +199,10 @@ def test_images_without_a_face_copies_and_contradictions_take_no_part(tmp_path: 
 
 def test_too_few_people_or_pairs_are_refused_with_numbers(tmp_path: Path) -> None:
     X, names = people(15, 4)
-    with pytest.raises(UsageError, match=r"15 people to learn from and to score on, 15 of them with .* it takes 16"):
+    with pytest.raises(UsageError, match=r"15 people to train and test on, 15 of them with .* 16 such people"):
         faces.train(filled(tmp_path / "few", X, names))
     splits = ["test" if i >= 32 else "train" for i in range(60)]
-    with pytest.raises(UsageError, match=r"7 people to score on, 7 of them with two usable .* it takes 8"):
+    with pytest.raises(UsageError, match=r"7 people to test on, 7 of them with two or more usable .* 8 such people"):
         faces.train(filled(tmp_path / "few-scored", X, names, splits=splits))
     with pytest.raises(UsageError, match="0 of them with two"):
         faces.train(filled(tmp_path / "single", X, [str(i) for i in range(60)]))
@@ -276,7 +276,7 @@ def test_groups_stay_on_one_side_of_all_that_is_parted(tmp_path: Path) -> None:
         assert (bundle.matching.calibration.threshold == pytest.approx(expected, abs=1e-6)) == agrees
     splits = ["test" if i >= 124 else "train" for i in range(160)]
     names = [f"person {i}" if 120 <= i < 128 else name for i, name in enumerate(names)]
-    with pytest.raises(UsageError, match="Images of one group stand on both sides"):
+    with pytest.raises(UsageError, match="Images of one group are on both sides"):
         faces.train(filled(tmp_path / "t", X, names, groups=groups, splits=splits), projection="none")
 
 
@@ -320,7 +320,7 @@ def test_few_couples_for_the_rate_are_warned_of(tmp_path: Path) -> None:
     report = faces.train(path, projection="none", far=0.02).report
     # Of twelve people 66 couples can be made, and it takes 150 pairs.
     assert report["calibrated_on"] == {"people": 12, "pairs": 66 * 144, "couples": 66, "couples_needed": 150}
-    assert "66 couples of people" in report["warning"]
+    assert "66 couples of different people" in report["warning"]
     assert "150" in report["warning"]
     report = faces.train(path, projection="lda", far=0.05).report
     # Four folds of three people have three couples each.
