@@ -1,4 +1,4 @@
-"""``featcache faces …``: from images of people to pairs that are told apart."""
+"""``featcache faces …``: face verification, from images of people to decisions on pairs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 from featcache.cli import output as screen
 from featcache.cli.command import Answer, Debug, Json, verb
-from featcache.cli.options import Device, Layers, Source, Space, Split, layer_list
+from featcache.cli.options import ADVANCED, Device, Labels, Layers, Source, Space, Split, Weights, layer_list
 from featcache.core.progress import counted
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ LISTED = 10
 app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Match faces, or anything with an identity: extract, train, verify, evaluate.",
+    help="Face verification, or that of anything else with an identity: extract, train, verify, evaluate.",
 )
 
 FacesStore = Annotated[Path, typer.Argument(metavar="STORE", help="A store whose labels are identities.")]
@@ -30,51 +30,66 @@ MatchingHead = Annotated[
 
 
 @app.command(context_settings={"allow_extra_args": True})
-@verb(interrupted="What was computed is kept as far as it was sealed; the same command goes on from there.")
+@verb(interrupted="What was sealed is kept; the same command continues from there.")
 def extract(
     context: typer.Context,
     source: Annotated[
-        Path, typer.Argument(metavar="SOURCE", help="A folder of images, one folder a person, or a CSV file.")
+        Path, typer.Argument(metavar="SOURCE", help="A folder of images with a subfolder per person, or a CSV file.")
     ],
-    store: Annotated[Path, typer.Option("--output", "-o", metavar="STORE", help="The store; made if it is missing.")],
+    store: Annotated[Path, typer.Option("--output", "-o", metavar="STORE", help="The store; created if missing.")],
     backbone: Annotated[
-        str, typer.Option(metavar="B", help="What turns an aligned face into a vector.")
+        str, typer.Option(metavar="B", help="Computes the vector of an aligned face.")
     ] = "dlib:face_resnet",
-    weights: Annotated[Path | None, typer.Option(metavar="FILE", help="The backbone's weights.")] = None,
     layers: Layers = None,
     centre_box: Annotated[
         bool,
         typer.Option(
             "--centre-box",
-            help="Where no face is found, embed the middle of the image; it is counted as that, and takes no part in"
-            " training. Otherwise such an image goes to quarantine.",
+            help="If no face is found, use the centre of the image; such images are counted and left out of training."
+            " Otherwise they go into quarantine.",
         ),
     ] = False,
-    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Use only N images, all people alike.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Use only N images, spread over the people.")
+    ] = None,
     device: Device = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, metavar="N", help="Images in one pass.")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, metavar="N", help="Threads that read and look.")] = None,
     labels: Annotated[
-        str | None, typer.Option(metavar="folder|FILE|none", help="Where names come from: folders, a CSV file.")
+        str | None, typer.Option(metavar="folder|FILE|none", help="Source of the names: folders, or a CSV file.")
     ] = None,
     split: Annotated[
         str | None,
-        typer.Option(metavar="folder|FILE|FRACTIONS", help="Where the split comes from, as for `featcache extract`."),
+        typer.Option(metavar="folder|FILE|FRACTIONS", help="Source of the split, as for `featcache extract`."),
+    ] = None,
+    weights: Weights = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Images per forward pass.", rich_help_panel=ADVANCED)
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Threads that read images and detect faces.", rich_help_panel=ADVANCED),
     ] = None,
     name: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The source's name; otherwise the folder's own.")
+        str | None,
+        typer.Option(metavar="NAME", help="The source's name; by default the folder's.", rich_help_panel=ADVANCED),
     ] = None,
-    moved: Annotated[bool, typer.Option("--moved", help="The source of this name has a new place.")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Fail if an image cannot be used.")] = False,
+    moved: Annotated[
+        bool, typer.Option("--moved", help="The source of this name is in a new place.", rich_help_panel=ADVANCED)
+    ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Fail if an image cannot be used.", rich_help_panel=ADVANCED)
+    ] = False,
     image_timeout: Annotated[
-        float, typer.Option(metavar="SECONDS", help="What takes longer to read goes to quarantine.")
+        float,
+        typer.Option(
+            metavar="SECONDS", help="Images that take longer to read go into quarantine.", rich_help_panel=ADVANCED
+        ),
     ] = 30.0,
     as_json: Json = False,
     debug: Debug = False,
 ) -> Answer:
-    """Find the face in each image, align it, and keep its vectors.
+    """Detect the face in each image, align it, and store its vectors.
 
-    Running it again computes only what is new; another backbone does not look for the faces again.
+    Running it again computes only what is new; another backbone uses the same detections.
 
     Example: featcache faces extract people -o people.fcache
     """
@@ -108,23 +123,24 @@ def train(
         str,
         typer.Option(
             metavar="none|lda|siamese",
-            help="none: compare the vectors as they are, only say what a distance means, right for a face network;"
-            " siamese: a small projection trained on pairs, for networks that were made for something else; lda: the"
-            " linear discriminant it starts from.",
+            help="none: calibrate the distances of the vectors as they are, right for a face network;"
+            " siamese: a small projection trained on pairs, for networks trained for something else; lda: the"
+            " linear discriminant that siamese starts from.",
         ),
     ] = "none",
     far: Annotated[float, typer.Option(metavar="RATE", help="The false accept rate to set the threshold for.")] = 1e-2,
     layers: Layers = None,
+    labels: Labels = None,
     split: Split = None,
     source: Source = None,
     space: Space = None,
-    seed: Annotated[int, typer.Option(metavar="N", help="Seed of all that is drawn.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the hold-out, the folds and the training.")] = 0,
     as_json: Json = False,
     debug: Debug = False,
 ) -> Answer:
-    """Learn what a distance between two vectors means: a threshold, and probabilities.
+    """Calibrate the distance between two vectors: a threshold, and probabilities.
 
-    People on whom the threshold is set are never those whose pairs tell how well it does. Intervals are over people.
+    The threshold is set on some people and tested on others. Intervals are over people.
 
     Example: featcache faces train people.fcache -o people.fch --far 1e-2
     """
@@ -137,11 +153,12 @@ def train(
         projection=projection,
         far=far,
         layers=layer_list(context, layers) or None,
+        seed=seed,
+        progress=True,
+        labels=labels,
         split=split,
         source=source,
         space=space,
-        seed=seed,
-        progress=True,
     )
     bundle.save(output)
     report = {**bundle.report, "path": str(output)}
@@ -155,14 +172,14 @@ def verify(
     b: Annotated[Path, typer.Argument(metavar="B", help="Another image.")],
     head: MatchingHead = None,
     prior: Annotated[
-        float, typer.Option(metavar="P", help="How likely a match is before the images are looked at.")
+        float, typer.Option(metavar="P", help="The probability of a match before looking at the images.")
     ] = 0.5,
     as_json: Json = False,
     debug: Debug = False,
 ) -> Answer:
     """Do two images show the same person?
 
-    Without a calibrated head only the distance is known, and nothing is decided. With --json the decision is "same",
+    Without a calibrated head only the distance is known and nothing is decided. With --json the decision is "same",
     "different" or "uncalibrated".
 
     Example: featcache faces verify a.jpg b.jpg --head people.fch
@@ -181,27 +198,40 @@ def evaluate(
     store: FacesStore,
     pairs: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="A list of pairs in LFW's format; without one, pairs are drawn."),
+        typer.Option(metavar="FILE", help="A list of pairs in LFW's format; otherwise pairs are drawn."),
     ] = None,
     head: MatchingHead = None,
-    roc: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw the ROC curve into this image.")] = None,
-    layer: Annotated[str | None, typer.Option(metavar="L", help="Which stored layer, without a head.")] = None,
+    roc: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Write the ROC curve to this image.")] = None,
+    layer: Annotated[str | None, typer.Option(metavar="L", help="The stored layer to compare, without a head.")] = None,
+    labels: Labels = None,
+    split: Split = None,
     source: Source = None,
     space: Space = None,
-    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the draw.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the drawn pairs.")] = 0,
     as_json: Json = False,
     debug: Debug = False,
 ) -> Answer:
-    """How well do the stored vectors tell pairs of one person from pairs of two?
+    """Verification accuracy and error rates on pairs, from the stored vectors.
 
-    The threshold of each fold is chosen on the others. Images without a vector count as errors. Pairs with people
-    or images that the head was trained on are refused; none such are drawn.
+    The threshold of each fold is chosen on the others. Pairs with an image that has no vector count as errors. A list
+    with people or images that the head was trained on is an error; drawn pairs have none.
 
     Example: featcache faces evaluate people.fcache --pairs pairs.txt --roc roc.png
     """
     from featcache.faces import evaluate as run
 
-    report = run(store, pairs, head=head, layer=layer, source=source, space=space, seed=seed, figure=roc)
+    report = run(
+        store,
+        pairs,
+        head=head,
+        layer=layer,
+        seed=seed,
+        figure=roc,
+        labels=labels,
+        split=split,
+        source=source,
+        space=space,
+    )
     data = report.to_dict() | ({"roc": str(roc)} if roc is not None else {})
     return Answer(data, lambda: _show_evaluate(report, roc))
 
@@ -209,12 +239,12 @@ def evaluate(
 def _show_extract(report: FacesReport) -> None:
     screen.say(counted(report.items, "images"))
     pace = f" at {report.images_per_second:.1f} images/s" if report.computed else ""
-    screen.say(f"  {report.computed:,} computed{pace}, {report.reused:,} there already, or copies of others")
-    screen.say(f"  face found at once in {report.first_pass:,}, after enlarging in {report.second_pass:,}")
+    screen.say(f"  {report.computed:,} computed{pace}, {report.reused:,} already stored, or copies")
+    screen.say(f"  face found in {report.first_pass:,}, after enlarging in {report.second_pass:,} more")
     if report.several_faces:
-        screen.say(f"  more than one face in {report.several_faces:,}; the largest near the middle was taken")
+        screen.say(f"  several faces in {report.several_faces:,}; the largest near the centre was taken")
     if report.centre_box:
-        screen.say(f"  no face in {report.centre_box:,}, of which the middle was taken")
+        screen.say(f"  no face in {report.centre_box:,}; the centre was taken")
     if report.quarantined:
         screen.say(f"  {report.quarantined:,} in quarantine:")
         for uri, reason in report.quarantine[:LISTED]:
@@ -230,12 +260,12 @@ def _show_extract(report: FacesReport) -> None:
 
 def _show_train(report: dict[str, Any]) -> None:
     score = report["score"]
-    kind = "cosine of the vectors as they are" if report["head"] == "none" else f"projection {report['head']}"
-    screen.say(f"Head: {kind}, from {report['n']:,} images of {report['people']:,} people")
+    kind = "cosine similarity, no projection" if report["head"] == "none" else f"projection {report['head']}"
+    screen.say(f"Head: {kind}, trained on {report['n']:,} images of {report['people']:,} people")
     left_out = {name.replace("_", " "): n for name, n in report["left_out"].items() if n}
     if left_out:
         screen.say("  left out: " + ", ".join(f"{n:,} {name}" for name, n in left_out.items()))
-    screen.say(f"On {score['protocol']}, {score['pairs']:,} pairs:")
+    screen.say(f"Tested on {score['protocol']}, {score['pairs']:,} pairs:")
     without = "" if report["head"] == "none" else f" (without the projection {screen.percent(score['eer_without'])})"
     screen.say(f"  equal error rate {screen.percent(score['eer'])}{without}, AUC {score['auc']:.4f}")
     far, tar = score["far"], score["tar"]
@@ -244,14 +274,14 @@ def _show_train(report: dict[str, Any]) -> None:
         f" FAR {far['value']:.3g} ({far['low']:.2g} – {far['high']:.2g}), TAR {screen.percent(tar['value'])}"
         f" ({screen.percent(tar['low'])} – {screen.percent(tar['high'])}); intervals over people"
     )
-    screen.say(f"  Cllr {score['cllr']:.3f} bit, at best {score['minimal_cllr']:.3f} with these scores")
+    screen.say(f"  Cllr {score['cllr']:.3f} bit (minimum with these scores {score['minimal_cllr']:.3f})")
     screen.say(f"Took {screen.span(report['seconds'])}")
     screen.say(f"Saved: {report['path']}")
     screen.say(f"Next:  {screen.command('featcache', 'faces', 'verify', 'A', 'B', '--head', report['path'])}")
 
 
-def _surely(probability: float) -> str:
-    """A probability in percent that is not rounded to certainty."""
+def _percent(probability: float) -> str:
+    """A probability in percent, never rounded to 0 or 100."""
     if 0.0001 <= probability <= 0.9999:
         return f"{100 * probability:.2f} %"
     return "less than 0.01 %" if probability < 0.5 else "more than 99.99 %"
@@ -260,8 +290,8 @@ def _surely(probability: float) -> str:
 def _show_verify(match: Match) -> None:
     screen.say(f"Distance: {match.distance:.3f}")
     if match.decision is None:
-        screen.say("Uncalibrated: what this distance means is not known, so nothing is decided.")
-        screen.say("  `featcache faces train STORE -o HEAD.fch` finds out; then give --head HEAD.fch.")
+        screen.say("Uncalibrated: without a head there is no threshold, so nothing is decided.")
+        screen.say("  Train one with `featcache faces train STORE -o HEAD.fch`, and give --head HEAD.fch.")
     else:
         words = "the same person" if match.decision else "different people"
         screen.say(
@@ -269,18 +299,18 @@ def _show_verify(match: Match) -> None:
             f"{match.far_target:g})"
         )
         screen.say(
-            f"Probability of the same person: {_surely(match.probability or 0.0)}, if it was "
-            f"{screen.percent(match.prior or 0.0)} before looking (--prior, which the decision does not depend on)"
+            f"Probability of the same person: {_percent(match.probability or 0.0)}, given a prior of "
+            f"{screen.percent(match.prior or 0.0)} (--prior; the decision does not depend on it)"
         )
     if match.second_pass:
         screen.say(f"In {match.second_pass} of 2 images the face was found only after enlarging.")
     if match.several_faces:
-        screen.say(f"In {match.several_faces} of 2 images there are several faces; the largest near the middle counts.")
+        screen.say(f"{match.several_faces} of 2 images have several faces; the largest near the centre was taken.")
 
 
 def _show_evaluate(report: PairsReport, roc: Path | None) -> None:
     v = report.verification
-    screen.say(f"{counted(v.pairs, 'pairs')}, {v.failed:,} of them could not be scored: {report.protocol}")
+    screen.say(f"{counted(v.pairs, 'pairs')} ({report.protocol}), {v.failed:,} of them could not be scored")
     for name, one in {report.layer: v, **report.others}.items():
         screen.say(
             f"{name}: accuracy {screen.percent(one.accuracy)} ± {screen.percent(one.standard_error)} (standard error),"
@@ -294,11 +324,11 @@ def _show_evaluate(report: PairsReport, roc: Path | None) -> None:
     at = report.calibrated
     if at is not None:
         screen.say(
-            f"The head's threshold, set for FAR {at.far_target:g}: here FAR {at.point.far.value:.2g}"
+            f"The head's threshold, set for FAR {at.far_target:g}: on these pairs FAR {at.point.far.value:.2g}"
             f" ({at.point.far.low:.2g} – {at.point.far.high:.2g}), TAR {screen.percent(at.point.tar.value)}"
             f" ({screen.percent(at.point.tar.low)} – {screen.percent(at.point.tar.high)}); intervals over people"
         )
-        screen.say(f"Cllr {at.cllr:.3f} bit, at best {at.minimal_cllr:.3f} with these scores")
+        screen.say(f"Cllr {at.cllr:.3f} bit (minimum with these scores {at.minimal_cllr:.3f})")
     found = {name.replace("_", " "): n for name, n in report.found.items() if n}
     if found:
         screen.say("Images: " + ", ".join(f"{n:,} {name}" for name, n in found.items()))

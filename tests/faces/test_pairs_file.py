@@ -200,7 +200,12 @@ def test_lists_of_the_real_lfw_images(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("labels", "contents", "line", "message"),
     [
-        ({3: "Bea"}, {}, 2, "'Ann/Ann_0001.jpg' and 'Ann/Ann_0004.jpg' are listed as a pair of one person, but their labels"),
+        (
+            {3: "Bea"},
+            {},
+            2,
+            "'Ann/Ann_0001.jpg' and 'Ann/Ann_0004.jpg' are listed as a pair of one person, but",
+        ),
         ({6: "Ann"}, {}, 3, "a pair of two people, but their labels are 'Ann' and 'Ann'"),
         ({}, {3: b"0"}, 2, "'Ann/Ann_0004.jpg' are one image"),
         ({}, {6: b"1"}, 3, "'Cy_0001.jpg' are one image"),
