@@ -30,7 +30,7 @@ def test_aligned_faces_are_compared_with_their_own_pixels(tmp_path: Path) -> Non
     assert report.reference == "its recipe's pixels, eager torch, float32"
     assert report.relative_error_largest is not None
     assert report.relative_error_largest <= 1e-4
-    with pytest.raises(UsageError, match="where faces were found"):
+    with pytest.raises(UsageError, match="holds detections"):
         fc.faces.aligned_backbone(tmp_path / "s.fcache", made.detection, backbone=base)
     fc.extract(tmp_path / "people", tmp_path / "t.fcache", backbone=base, progress=False)
     with pytest.raises(UsageError, match="whole images"):
