@@ -10,13 +10,27 @@ import typer
 
 from featcache.cli import output
 from featcache.cli.command import Answer, Debug, Json, verb
-from featcache.cli.options import ADVANCED, Device, Layers, Precision, Runtime, Weights, layer_list
+from featcache.cli.options import (
+    ADVANCED,
+    BatchSize,
+    Device,
+    ImageTimeout,
+    LabelsOfSource,
+    Layers,
+    Moved,
+    Precision,
+    Runtime,
+    SourceName,
+    SplitOfSource,
+    Strict,
+    Weights,
+    Workers,
+    layer_list,
+)
 from featcache.core.progress import counted
 
 if TYPE_CHECKING:
     from featcache.extraction import ExtractReport
-
-LISTED = 10
 
 
 @verb(interrupted="What was sealed is kept. Run the same command again to continue.")
@@ -31,18 +45,9 @@ def extract(
         str, typer.Option(metavar="B", help="The frozen network; `featcache models` lists them.")
     ] = "bundled:efficientnet_lite0",
     layers: Layers = None,
-    labels: Annotated[
-        str | None,
-        typer.Option(metavar="folder|FILE|none", help="Labels: folder names, a CSV file (path,label), or none."),
-    ] = None,
-    split: Annotated[
-        str | None,
-        typer.Option(
-            metavar="folder|FILE|FRACTIONS",
-            help="Split: folders train, val, test; a CSV file (path,split); or fractions, 0.8/0.2.",
-        ),
-    ] = None,
-    name: Annotated[str | None, typer.Option(metavar="NAME", help="The source's name; default: the folder's.")] = None,
+    labels: LabelsOfSource = None,
+    split: SplitOfSource = None,
+    name: SourceName = None,
     limit: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Use only N images, spread evenly over the labels.")
     ] = None,
@@ -57,12 +62,8 @@ def extract(
     seed: Annotated[
         int, typer.Option(min=0, metavar="N", help="Seed of the augmentations.", rich_help_panel=ADVANCED)
     ] = 0,
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Images per forward pass.", rich_help_panel=ADVANCED)
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Threads; default: one per core.", rich_help_panel=ADVANCED)
-    ] = None,
+    batch_size: BatchSize = None,
+    workers: Workers = None,
     dtype: Annotated[
         str | None,
         typer.Option(metavar="float32|float16", help="How vectors are stored.", rich_help_panel=ADVANCED),
@@ -75,18 +76,9 @@ def extract(
             rich_help_panel=ADVANCED,
         ),
     ] = False,
-    moved: Annotated[
-        bool, typer.Option("--moved", help="The source of this name has moved here.", rich_help_panel=ADVANCED)
-    ] = False,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Fail if an image cannot be used.", rich_help_panel=ADVANCED)
-    ] = False,
-    image_timeout: Annotated[
-        float,
-        typer.Option(
-            metavar="SECONDS", help="An image that takes longer to read is quarantined.", rich_help_panel=ADVANCED
-        ),
-    ] = 30.0,
+    moved: Moved = False,
+    strict: Strict = False,
+    image_timeout: ImageTimeout = 30.0,
     as_json: Json = False,
     debug: Debug = False,
 ) -> Answer:
@@ -149,13 +141,7 @@ def _show(report: ExtractReport, source: str | None) -> None:
         output.say(f"  {report.left:,} left to do")
     if report.ignored:
         output.say(f"  {counted(report.ignored, 'other files')} ignored")
-    if report.quarantined:
-        output.say(f"  {report.quarantined:,} in quarantine:")
-        for uri, reason in report.quarantine[:LISTED]:
-            output.say(f"    {uri}: {reason}")
-        if report.quarantined > LISTED:
-            rest = f"{report.quarantined - LISTED:,} more"
-            output.say(f"    … and {rest}: {output.command('featcache', 'status', report.store)}")
+    output.say_quarantine(report.quarantine, report.store)
     on = f" on {report.runtime}" if report.runtime else ""
     output.say(f"  {output.span(report.seconds)} in total, {report.backbone}{on}")
     output.say(f"Store: {report.store}")

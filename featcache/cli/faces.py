@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,13 +10,25 @@ import typer
 
 from featcache.cli import output as screen
 from featcache.cli.command import Answer, Debug, Json, verb
-from featcache.cli.options import ADVANCED, Device, Labels, Layers, Source, Space, Split, Weights, layer_list
+from featcache.cli.options import (
+    BatchSize,
+    Device,
+    ImageTimeout,
+    LabelsOfSource,
+    Layers,
+    Moved,
+    SourceName,
+    SplitOfSource,
+    Strict,
+    Weights,
+    Workers,
+    layer_list,
+    selects,
+)
 from featcache.core.progress import counted
 
 if TYPE_CHECKING:
     from featcache.faces import FacesReport, Match, PairsReport
-
-LISTED = 10
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -53,37 +66,15 @@ def extract(
         int | None, typer.Option(min=1, metavar="N", help="Use only N images, spread over the people.")
     ] = None,
     device: Device = None,
-    labels: Annotated[
-        str | None, typer.Option(metavar="folder|FILE|none", help="Source of the names: folders, or a CSV file.")
-    ] = None,
-    split: Annotated[
-        str | None,
-        typer.Option(metavar="folder|FILE|FRACTIONS", help="Source of the split, as for `featcache extract`."),
-    ] = None,
+    labels: LabelsOfSource = None,
+    split: SplitOfSource = None,
+    name: SourceName = None,
     weights: Weights = None,
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Images per forward pass.", rich_help_panel=ADVANCED)
-    ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="Threads that read images and detect faces.", rich_help_panel=ADVANCED),
-    ] = None,
-    name: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="The source's name; by default the folder's.", rich_help_panel=ADVANCED),
-    ] = None,
-    moved: Annotated[
-        bool, typer.Option("--moved", help="The source of this name is in a new place.", rich_help_panel=ADVANCED)
-    ] = False,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Fail if an image cannot be used.", rich_help_panel=ADVANCED)
-    ] = False,
-    image_timeout: Annotated[
-        float,
-        typer.Option(
-            metavar="SECONDS", help="Images that take longer to read go into quarantine.", rich_help_panel=ADVANCED
-        ),
-    ] = 30.0,
+    batch_size: BatchSize = None,
+    workers: Workers = None,
+    moved: Moved = False,
+    strict: Strict = False,
+    image_timeout: ImageTimeout = 30.0,
     as_json: Json = False,
     debug: Debug = False,
 ) -> Answer:
@@ -115,10 +106,12 @@ def extract(
 
 @app.command(context_settings={"allow_extra_args": True})
 @verb(interrupted="No head was written.")
+@selects(split="The split to train on; train by default, if the source has splits.")
 def train(
     context: typer.Context,
-    store: Annotated[Path, typer.Argument(metavar="STORE", help="A store whose labels are identities.")],
+    store: FacesStore,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="HEAD.fch", help="The head to write.")],
+    selection: Mapping[str, Any],
     projection: Annotated[
         str,
         typer.Option(
@@ -130,10 +123,6 @@ def train(
     ] = "none",
     far: Annotated[float, typer.Option(metavar="RATE", help="The false accept rate to set the threshold for.")] = 1e-2,
     layers: Layers = None,
-    labels: Labels = None,
-    split: Split = None,
-    source: Source = None,
-    space: Space = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of the hold-out, the folds and the training.")] = 0,
     as_json: Json = False,
     debug: Debug = False,
@@ -155,10 +144,7 @@ def train(
         layers=layer_list(context, layers) or None,
         seed=seed,
         progress=True,
-        labels=labels,
-        split=split,
-        source=source,
-        space=space,
+        **selection,
     )
     bundle.save(output)
     report = {**bundle.report, "path": str(output)}
@@ -194,8 +180,10 @@ def verify(
 
 @app.command()
 @verb(interrupted="Nothing was changed.")
+@selects()
 def evaluate(
     store: FacesStore,
+    selection: Mapping[str, Any],
     pairs: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="A list of pairs in LFW's format; otherwise pairs are drawn."),
@@ -203,10 +191,6 @@ def evaluate(
     head: MatchingHead = None,
     roc: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Write the ROC curve to this image.")] = None,
     layer: Annotated[str | None, typer.Option(metavar="L", help="The stored layer to compare, without a head.")] = None,
-    labels: Labels = None,
-    split: Split = None,
-    source: Source = None,
-    space: Space = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of the drawn pairs.")] = 0,
     as_json: Json = False,
     debug: Debug = False,
@@ -220,18 +204,7 @@ def evaluate(
     """
     from featcache.faces import evaluate as run
 
-    report = run(
-        store,
-        pairs,
-        head=head,
-        layer=layer,
-        seed=seed,
-        figure=roc,
-        labels=labels,
-        split=split,
-        source=source,
-        space=space,
-    )
+    report = run(store, pairs, head=head, layer=layer, seed=seed, figure=roc, **selection)
     data = report.to_dict() | ({"roc": str(roc)} if roc is not None else {})
     return Answer(data, lambda: _show_evaluate(report, roc))
 
@@ -245,13 +218,7 @@ def _show_extract(report: FacesReport) -> None:
         screen.say(f"  several faces in {report.several_faces:,}; the largest near the centre was taken")
     if report.centre_box:
         screen.say(f"  no face in {report.centre_box:,}; the centre was taken")
-    if report.quarantined:
-        screen.say(f"  {report.quarantined:,} in quarantine:")
-        for uri, reason in report.quarantine[:LISTED]:
-            screen.say(f"    {uri}: {reason}")
-        if report.quarantined > LISTED:
-            rest = f"{report.quarantined - LISTED:,} more"
-            screen.say(f"    … and {rest}: {screen.command('featcache', 'status', report.store)}")
+    screen.say_quarantine(report.quarantine, report.store)
     screen.say(f"  {screen.span(report.seconds)} in all, with {report.backbone}")
     screen.say(f"Store: {report.store}")
     head = Path(report.store).with_suffix(".fch").name

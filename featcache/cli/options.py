@@ -67,6 +67,34 @@ Precision = Annotated[
         "--precision", metavar="float32|bfloat16", help="bfloat16 is faster where the processor or GPU has it."
     ),
 ]
+LabelsOfSource = Annotated[
+    str | None,
+    typer.Option(metavar="folder|FILE|none", help="Labels: folder names, a CSV file (path,label), or none."),
+]
+SplitOfSource = Annotated[
+    str | None,
+    typer.Option(
+        metavar="folder|FILE|FRACTIONS",
+        help="Split: folders train, val, test; a CSV file (path,split); or fractions, 0.8/0.2.",
+    ),
+]
+SourceName = Annotated[str | None, typer.Option(metavar="NAME", help="The source's name; default: the folder's.")]
+BatchSize = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Images per forward pass.", rich_help_panel=ADVANCED)
+]
+Workers = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Threads; default: one per core.", rich_help_panel=ADVANCED)
+]
+Moved = Annotated[
+    bool, typer.Option("--moved", help="The source of this name has moved here.", rich_help_panel=ADVANCED)
+]
+Strict = Annotated[bool, typer.Option("--strict", help="Fail if an image cannot be used.", rich_help_panel=ADVANCED)]
+ImageTimeout = Annotated[
+    float,
+    typer.Option(
+        metavar="SECONDS", help="An image that takes longer to read is quarantined.", rich_help_panel=ADVANCED
+    ),
+]
 StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="A store that `featcache extract` made.")]
 HeadPath = Annotated[Path, typer.Argument(metavar="HEAD.fch", help="A head that `featcache train` saved.")]
 

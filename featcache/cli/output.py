@@ -12,6 +12,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+LISTED = 10
+"""Images of a run in quarantine that are named."""
+
 
 class _Screen(Console):
     def on_broken_pipe(self) -> NoReturn:
@@ -68,3 +71,14 @@ def span(seconds: float) -> str:
 def command(*words: object) -> str:
     """A command as it can be pasted into a shell."""
     return shlex.join(os.fspath(w) if isinstance(w, os.PathLike) else str(w) for w in words)
+
+
+def say_quarantine(quarantine: Sequence[tuple[str, str]], store: str) -> None:
+    """Print the first images of a run that have no vector, and why."""
+    if not quarantine:
+        return
+    say(f"  {len(quarantine):,} in quarantine:")
+    for uri, reason in quarantine[:LISTED]:
+        say(f"    {uri}: {reason}")
+    if len(quarantine) > LISTED:
+        say(f"    … and {len(quarantine) - LISTED:,} more: {command('featcache', 'status', store)}")
