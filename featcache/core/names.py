@@ -1,4 +1,4 @@
-"""The names of views: which there are, their order, and which of them a choice means.
+"""Reserved names: views, in their order, and the sources that are never scanned.
 
 View ``0`` is the evaluation transform. Any other is called ``<digest>-<seed>-<index>``: the first 16 hexadecimal
 digits of the SHA-256 of the augmentation policy's canonical JSON, a seed, and a number from 1 on.

@@ -23,8 +23,8 @@ import numpy as np
 from featcache.backbones.compute import cores
 from featcache.core.errors import UnusableImageError, UsageError
 from featcache.core.names import VIEW_0
-from featcache.core.process import stop_when_safe
 from featcache.core.progress import Progress, counted
+from featcache.core.signals import stop_when_safe
 from featcache.extraction.pipeline import Batch, Batches, Reader, ReadImage, StageTimer
 from featcache.extraction.report import ExtractReport
 from featcache.extraction.threads import WorkerPool

@@ -4,7 +4,7 @@
 - Results come in the order of the tasks, with a bounded number of tasks in flight.
 - A task that takes too long is given up. Nothing can end a thread, so it goes on, but its result is dropped and another
   thread takes its place. Urgent work has no time limit.
-- Where tasks take turns at something (`featcache.core.process.Turn`), waiting does not count, and a task that is given
+- Where tasks take turns at something (`featcache.core.threads.Turn`), waiting does not count, and a task that is given
   up during its turn hands it on.
 - The threads are daemons: neither closing the generator nor the end of the process waits for one that hangs.
 
@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from typing import Any, Generic, Protocol, TypeVar
 
 from featcache.core.errors import FeatcacheError
-from featcache.core.process import WAITING, Turn
+from featcache.core.threads import WAITING, Turn
 
 MAX_STUCK = 64
 """Threads that may hang at one time: each holds an image's memory."""

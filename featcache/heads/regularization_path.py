@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from featcache.core.errors import UsageError
-from featcache.core.process import RowThreads
+from featcache.core.threads import RowThreads
 from featcache.heads import softmax_solver
 from featcache.heads.softmax_certificate import Certificate, Labelled, Newton, Solution, certify
 from featcache.heads.softmax_solver import NO_FOLD, Problem, Rows, principal_axes

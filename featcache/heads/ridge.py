@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from featcache.core.errors import UsageError
-from featcache.core.process import one_blas_thread
+from featcache.core.threads import one_blas_thread
 from featcache.heads.streaming import VectorStream
 from featcache.heads.validation import LinearHead, check_finite, class_scores, to_fit
 from featcache.metrics.calibration import fit_temperature

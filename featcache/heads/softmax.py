@@ -20,7 +20,7 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
 from featcache.core.errors import GridEdgeWarning, UsageError
-from featcache.core.process import row_threads
+from featcache.core.threads import row_threads
 from featcache.heads.regularization_path import FINAL_GAP, PATH_GAP, RegularizationPath, draw_folds
 from featcache.heads.softmax_certificate import LOGITS_BYTES, Certificate
 from featcache.heads.softmax_solver import NO_FOLD

@@ -30,7 +30,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from featcache.core.process import RowThreads
+from featcache.core.threads import RowThreads
 from featcache.heads.softmax_solver import NO_FOLD, Rotation, Rows, to_residuals
 
 LARGEST_LOSS = -float(np.log(np.finfo(np.float64).eps))

@@ -34,7 +34,7 @@ from itertools import pairwise
 import numpy as np
 from scipy import linalg
 
-from featcache.core.process import RowThreads
+from featcache.core.threads import RowThreads
 
 NO_FOLD = -1
 """The fold of rows that are always learned from, and of the problem on all rows."""

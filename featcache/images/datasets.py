@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from featcache.core.errors import ImageMemoryError, UnusableImageError, UsageError
 from featcache.core.names import IN_PYTHON
-from featcache.core.process import Turn
+from featcache.core.threads import Turn
 from featcache.images.decode import rgb_from, rgb_from_array
 from featcache.images.entry import Content, Entry, FileStat, Source, Unusable, as_text, read_image_file
 

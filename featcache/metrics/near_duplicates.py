@@ -26,8 +26,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from featcache.core.process import one_blas_thread
 from featcache.core.progress import Progress, Silent
+from featcache.core.threads import one_blas_thread
 
 FEWEST, MOST = 50, 100_000
 """Fewer independent items say too little about distances; the search among more would take minutes."""

@@ -1,85 +1,28 @@
-"""How rows come to exist: a file is renamed into its place, then one transaction names it and its rows.
+"""How rows come to exist: a shard is renamed into its place, then one transaction names it and its rows.
 
-The folder below ``tmp/`` in which one writer works: its lock, and the journal that speaks for it if it dies.
-
-The journal has one line for each file that the writer is about to rename into ``shards/`` (with the
-file's SHA-256) or to remove from there. Whoever finds the lock free reads it and finishes, or undoes,
-what the dead writer had begun.
-
-What a later writer does for one that died: adopt what was renamed but not committed, sweep the rest.
+The order of all steps, from the file to the transaction, is in `featcache.store.writer`.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
-import shutil
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock, Timeout
 
-from featcache.core.errors import DamagedStoreError, StoreError
+from featcache.core.errors import DamagedStoreError
 from featcache.core.failpoints import reach
 from featcache.core.files import sync
 from featcache.core.recipe import Recipe
 from featcache.store.catalogue import Catalogue, foreign_errors
-from featcache.store.shard import ShardLayout, hash_file, read_layout
+from featcache.store.journal import note_sealed
 from featcache.store.shard_writer import Column, SealedShard
-
-_LINE = re.compile(r"(?:(seal) ([0-9a-f]{64})|(drop)) ([0-9a-f]{16})/([0-9a-f]{32})")
-
-
-@dataclass(frozen=True, slots=True)
-class Noted:
-    """One line of a journal: a shard that was to be sealed, or, without *sha256*, to be removed."""
-
-    folder: str
-    name: str
-    sha256: bytes | None
-
-
-def writer_lock(folder: Path) -> FileLock:
-    """The lock by which a writer shows that it lives; the system frees it when the process ends."""
-    return FileLock(folder / "lock", thread_local=False)
-
-
-def note_sealed(writer: Path, target: Path, sha256: bytes) -> None:
-    """Note, and flush, that the file with this hash will be renamed to *target*."""
-    _append(writer, [f"seal {sha256.hex()} {target.parent.name}/{target.stem}"])
-
-
-def note_dropped(writer: Path, targets: list[Path]) -> None:
-    """Note, and flush, that these shards will be removed once the catalogue no longer names them."""
-    _append(writer, [f"drop {target.parent.name}/{target.stem}" for target in targets])
-
-
-def noted(writer: Path) -> Iterator[Noted]:
-    """What stands in a writer's journal; a last line that was cut off is passed over."""
-    journal = writer / "journal"
-    if not journal.is_file():
-        return
-    for line in journal.read_text("ascii", errors="replace").splitlines():
-        match = _LINE.fullmatch(line)
-        if match:
-            _, digest, _, folder, name = match.groups()
-            yield Noted(folder, name, bytes.fromhex(digest) if digest else None)
-
-
-def _append(writer: Path, lines: list[str]) -> None:
-    with (writer / "journal").open("a", encoding="ascii") as file:
-        # A line that was cut off by a full disk must not run into this one.
-        file.write("".join(f"\n{line}" for line in lines) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-
 
 _AT_ONCE = 500
 
@@ -295,81 +238,3 @@ def _retire_narrow_rows(connection: sqlite3.Connection, column: int, sha256s: Se
         "UPDATE shard_columns SET live = live - ? WHERE column_id = ? AND shard_id = ?",
         ((count, column, shard) for shard, count in Counter(shard for _, shard in narrow).items()),
     )
-
-
-def living_writers(store: Path) -> list[Path]:
-    """The folders below ``tmp/`` whose writers live."""
-    living = []
-    for folder in sorted((store / "tmp").iterdir()):
-        if folder.is_dir() and not folder.is_symlink():
-            lock = writer_lock(folder)
-            try:
-                lock.acquire(timeout=0)
-                lock.release()
-            except (Timeout, OSError):
-                living.append(folder)
-    return living
-
-
-def finish_for_the_dead(store: Path, catalogue: Catalogue) -> list[Path]:
-    """Do what stands in the journals of dead writers, and remove their folders.
-
-    The caller holds the lock on ``tmp/``, so that no new writer appears meanwhile.
-
-    Returns:
-        The folders whose writers live.
-    """
-    with foreign_errors(str(store / "tmp")):
-        living = living_writers(store)
-        for folder in sorted((store / "tmp").iterdir()):
-            if folder.is_dir() and not folder.is_symlink() and folder not in living:
-                for entry in noted(folder):
-                    _finish(store, catalogue, entry)
-                shutil.rmtree(folder, ignore_errors=True)
-    return living
-
-
-def _finish(store: Path, catalogue: Catalogue, entry: Noted) -> None:
-    target = store / "shards" / entry.folder / f"{entry.name}.h5"
-    if not target.is_file() or is_committed(catalogue, entry.name):
-        return
-    if entry.sha256 is None:
-        remove_unnamed(catalogue, [target], "adopt: dropped file removed")
-        return
-    try:
-        layout = read_layout(target)
-    except StoreError:
-        return
-    if hash_file(target) != entry.sha256 or shard_folder(layout.recipe.fingerprint) != entry.folder:
-        return
-    reach("adopt: file checked")
-    adopt_shard(catalogue, target, layout, entry.sha256)
-    reach("adopt: committed")
-
-
-def adopt_shard(catalogue: Catalogue, target: Path, layout: ShardLayout, sha256: bytes) -> int:
-    """Commit a shard that lies in its place already; one whose rows all exist elsewhere is removed.
-
-    Returns:
-        The number of rows that were new.
-    """
-    space = space_id(catalogue, layout.recipe)
-    columns = {
-        (layer, view): column_id(catalogue, space, layer, view, position)
-        for (layer, view), position in layout.positions.items()
-    }
-    shard = SealedShard(
-        target.stem,
-        sha256,
-        target.stat().st_size,
-        layout.rows,
-        {column: extent.dtype for column, extent in layout.vectors.items()},
-        {column: extent.shape[1:] for column, extent in layout.vectors.items()},
-    )
-    with target.open("rb") as file:
-        file.seek(layout.sha256.offset)
-        data = file.read(layout.rows * 32)
-    new = commit_shard(catalogue, space, shard, columns, [data[i : i + 32] for i in range(0, len(data), 32)])
-    if not new:
-        target.unlink()
-    return new

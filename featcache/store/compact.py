@@ -25,19 +25,19 @@ from featcache.core.html import HtmlTable
 from featcache.core.progress import Progress, Silent, choose
 from featcache.core.recipe import Recipe
 from featcache.store.catalogue import Catalogue, foreign_errors
-from featcache.store.column import ShardMaps, ShardRef, row_shape
 from featcache.store.commit import (
     forget_shard,
     insert_column,
     insert_shard,
     is_committed,
     live_rows,
-    note_dropped,
     put_in_place,
     remove_unnamed,
     shard_path,
 )
+from featcache.store.journal import note_dropped
 from featcache.store.shard import hash_file
+from featcache.store.shard_maps import ShardMaps, ShardRef, row_shape
 from featcache.store.shard_writer import Column, write_shard
 from featcache.store.writer import StoreWriter
 

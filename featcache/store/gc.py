@@ -1,4 +1,4 @@
-"""`gc`: vectors that are no longer wanted are taken away. It only says what it would do unless told to do it."""
+"""`gc`: remove the vectors of images that no source lists. Without ``apply`` it only reports what it would remove."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from featcache.core.html import HtmlTable
 from featcache.core.names import GIVEN, IN_PYTHON
 from featcache.store import spaces as layer_names
 from featcache.store.catalogue import Catalogue, foreign_errors
-from featcache.store.commit import forget_shard, note_dropped, remove_unnamed, shard_path
+from featcache.store.commit import forget_shard, remove_unnamed, shard_path
 from featcache.store.feature_store import FeatureStore
+from featcache.store.journal import note_dropped
 from featcache.store.spaces import Space
 from featcache.store.writer import StoreWriter
 

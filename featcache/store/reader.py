@@ -25,8 +25,9 @@ from featcache.core.names import GIVEN, VIEW_0
 from featcache.core.recipe import Recipe
 from featcache.store import spaces as layer_names
 from featcache.store.catalogue import Catalogue
-from featcache.store.column import ColumnReader, ShardMaps, Vectors, row_shape
+from featcache.store.column import ColumnReader, Vectors
 from featcache.store.folder import CATALOGUE, has_catalogue, lost_catalogue, no_store
+from featcache.store.shard_maps import ShardMaps, row_shape
 from featcache.store.spaces import Item, LayerColumn, Space, named
 
 _T = TypeVar("_T")

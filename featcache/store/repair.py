@@ -3,7 +3,7 @@
 Nothing is deleted: damaged files go to the folder ``damaged/`` of the store. In this order:
 
 1. A catalogue that is lost or damaged gives way to its backup, or to an empty one if that is damaged too.
-2. What dead writers left is finished, as every writer does.
+2. What crashed writers left is finished, as every writer does.
 3. Shards that are gone, or whose bytes are not those that were sealed, lose their rows.
 4. Shards that the catalogue does not name are adopted, each checked against the hashes it carries.
 
@@ -31,16 +31,7 @@ from featcache.core.html import HtmlTable
 from featcache.core.progress import Progress, choose
 from featcache.core.recipe import Recipe
 from featcache.store.catalogue import Catalogue, foreign_errors
-from featcache.store.column import row_shape
-from featcache.store.commit import (
-    adopt_shard,
-    finish_for_the_dead,
-    forget_shard,
-    living_writers,
-    places,
-    shard_folder,
-    writer_lock,
-)
+from featcache.store.commit import forget_shard, places, shard_folder
 from featcache.store.folder import (
     BACKUP,
     CATALOGUE,
@@ -53,7 +44,10 @@ from featcache.store.folder import (
     refuse_links,
     renew_backup,
 )
+from featcache.store.journal import writer_lock
+from featcache.store.recovery import active_writers, adopt_shard, recover_crashed_writers
 from featcache.store.shard import ShardLayout, hash_file, read_layout
+from featcache.store.shard_maps import row_shape
 from featcache.store.shard_writer import hash_arrays
 from featcache.store.verify import homeless_rows, named_shards, row_counts, shard_problems, unnamed_shards
 
@@ -120,7 +114,7 @@ def repair(store: str | Path, *, progress: Progress | bool | None = None) -> Rep
         own = path / "tmp" / uuid.uuid4().hex
         lock = writer_lock(own)
         try:
-            if living_writers(path):
+            if active_writers(path):
                 raise another_writer(path)
             own.mkdir()
             lock.acquire(timeout=0)
@@ -129,7 +123,7 @@ def repair(store: str | Path, *, progress: Progress | bool | None = None) -> Rep
                     _set_aside(path, path / name, "a store has no write-ahead log", report)
             catalogue = _sound_catalogue(path, own, report)
             try:
-                finish_for_the_dead(path, catalogue)
+                recover_crashed_writers(path, catalogue)
                 with choose(progress) as shown:
                     lost = _check_named(path, catalogue, shown, report)
                     _adopt_unnamed(path, catalogue, shown, report)

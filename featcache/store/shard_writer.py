@@ -1,12 +1,9 @@
-"""Writing one sealed shard: the skeleton from HDF5, the data by plain writes, all of it hashed on its way.
+"""Writing one sealed shard: the skeleton from HDF5, the data by plain writes, everything hashed on its way.
 
-The hashes are taken of what was meant to be written, so they also tell a disk that kept something else.
-
-An HDF5 file without its data: everything that describes the datasets, composed in memory.
-
-HDF5 decides where each dataset lies; the data themselves are written there by plain writes. A full
-disk met inside the HDF5 library would leave it in a state from which a file can be neither closed nor
-used again.
+HDF5 decides where each dataset lies, and the data are written there by plain writes: a full disk met inside the HDF5
+library would leave it in a state from which a file can be neither closed nor used again. The hashes are of what was
+meant to be written, so they also reveal a disk that kept something else. When a shard is sealed is decided in
+`featcache.store.writer`.
 """
 
 from __future__ import annotations

@@ -1,9 +1,4 @@
-"""The small values that the store speaks in.
-
-What tells the spaces of one backbone apart, in words: the fields of their recipes that differ.
-
-Which stored layers a choice of layers means.
-"""
+"""Items, spaces and layers as values, how spaces of one backbone differ, and which stored layers a choice means."""
 
 from __future__ import annotations
 

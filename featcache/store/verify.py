@@ -13,10 +13,11 @@ from featcache.core.errors import FeatcacheError
 from featcache.core.html import HtmlTable
 from featcache.core.progress import Progress, choose
 from featcache.store.catalogue import Catalogue, foreign_errors
-from featcache.store.column import ShardMaps, ShardRef, row_shape
-from featcache.store.commit import live_rows, noted
+from featcache.store.commit import live_rows
 from featcache.store.folder import BACKUP, CATALOGUE, has_catalogue, lost_catalogue, no_store
+from featcache.store.journal import noted
 from featcache.store.shard import hash_file
+from featcache.store.shard_maps import ShardMaps, ShardRef, row_shape
 
 _ROWS_AT_ONCE = 4096
 

@@ -1,4 +1,4 @@
-"""Writing: the commit protocol.
+"""Writing: when a shard is sealed, and the commit protocol.
 
 A row exists if and only if the transaction that names it was committed. In this order:
 
@@ -7,9 +7,9 @@ A row exists if and only if the transaction that names it was committed. In this
 3. rename into ``shards/<space>/<name>.h5``, flush the folder;
 4. one transaction names the shard, its SHA-256 and its rows.
 
-Every writer holds a lock on its own folder below ``tmp/``. A kill before 3 costs the unsealed work; a
-kill between 3 and 4 leaves a shard in its place that the next writer finds in the journal, checks
-against the hash noted there, and adopts. What belongs to a living writer is never touched.
+Every writer holds a lock on its own folder below ``tmp/``. A kill before 3 costs the unsealed work; a kill between 3
+and 4 leaves a shard that the next writer finds in the journal, checks against the hash noted there, and adopts. The
+files of an active writer are never touched.
 """
 
 from __future__ import annotations
@@ -29,18 +29,10 @@ from featcache.core.errors import StoreError, UsageError
 from featcache.core.failpoints import reach
 from featcache.core.recipe import Recipe
 from featcache.store.catalogue import Catalogue, foreign_errors
-from featcache.store.commit import (
-    column_id,
-    commit_shard,
-    finish_for_the_dead,
-    is_committed,
-    places,
-    put_in_place,
-    shard_path,
-    space_id,
-    writer_lock,
-)
+from featcache.store.commit import column_id, commit_shard, is_committed, places, put_in_place, shard_path, space_id
 from featcache.store.folder import CATALOGUE, another_writer, lock_out_writers, make_folders, renew_backup
+from featcache.store.journal import writer_lock
+from featcache.store.recovery import recover_crashed_writers
 from featcache.store.shard_writer import Column, write_shard
 
 SEAL_BYTES = 128 << 20
@@ -90,7 +82,7 @@ class StoreWriter:
             # Whoever holds the common lock may judge folders dead, so a new one is locked under it.
             self._common = lock_out_writers(path)
             try:
-                living = finish_for_the_dead(path, self.catalogue)
+                living = recover_crashed_writers(path, self.catalogue)
                 if alone and living:
                     raise another_writer(path)
                 self.folder.mkdir()

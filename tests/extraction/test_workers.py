@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pytest
 
 from featcache.core.errors import FeatcacheError
-from featcache.core.process import Turn
+from featcache.core.threads import Turn
 from featcache.extraction import threads
 from featcache.extraction.threads import WorkerPool
 from featcache.extraction.threads import in_order as in_order_of

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax, softmax
 
-from featcache.core.process import row_threads
+from featcache.core.threads import row_threads
 from featcache.heads import softmax_solver
 from featcache.heads.softmax_certificate import Labelled, Solution, certify
 from featcache.heads.softmax_solver import NO_FOLD, Problem, Rows, principal_axes, to_residuals

@@ -24,9 +24,9 @@ from featcache.core.errors import (
 )
 from featcache.store import FeatureStore, StoreWriter
 from featcache.store.catalogue import Catalogue
-from featcache.store.column import ShardMaps
 from featcache.store.repair import repair
 from featcache.store.shard import read_layout
+from featcache.store.shard_maps import ShardMaps
 from featcache.store.verify import named_shards, verify
 from tests.store.making import fill, recipe, values
 

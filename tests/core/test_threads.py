@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from featcache.core.process import row_threads
+from featcache.core.threads import row_threads
 from featcache.heads.ridge import _eigh
 
 
@@ -58,7 +58,7 @@ def test_a_worker_of_joblib_has_the_threads_that_joblib_gives_it() -> None:
     code = (
         "import joblib\n"
         "def count():\n"
-        "    from featcache.core.process import row_threads\n"
+        "    from featcache.core.threads import row_threads\n"
         "    import numpy\n"
         "    with row_threads() as threads: return threads.count\n"
         "with joblib.parallel_config('loky', n_jobs=2, inner_max_num_threads=1):\n"
@@ -70,7 +70,7 @@ def test_a_worker_of_joblib_has_the_threads_that_joblib_gives_it() -> None:
 
 @pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"])
 def test_the_environment_limits_them(name: str) -> None:
-    code = "from featcache.core.process import row_threads\nwith row_threads() as t: print(t.count)"
+    code = "from featcache.core.threads import row_threads\nwith row_threads() as t: print(t.count)"
     plain = {key: value for key, value in os.environ.items() if not key.endswith("_NUM_THREADS")}
     done = subprocess.run(
         [sys.executable, "-c", "import numpy\n" + code],

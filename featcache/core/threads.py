@@ -1,42 +1,37 @@
-"""A linear algebra of one thread for a while.
+"""Threads within one process: linear algebra on one thread, work on blocks of rows, and turns at what bears one thread.
 
-The number of its threads belongs to the whole process, so those who want one thread are counted: the first
-sets it, and the last puts back what was before. If each put back what it had found, of two fits that
-overlap in two threads the later would leave the process with one thread for good.
+The number of threads of linear algebra belongs to the whole process, so its users are counted: the first sets it to
+one, and the last restores it. If each restored what it had found, the later of two overlapping fits would leave the
+process with one thread for good.
 
-Ctrl-C that waits for a safe place to stop.
-
-Work on blocks of rows by several threads, each with a linear algebra of one thread.
-
-Products of a block and the element-wise steps between them then run on all cores without waiting for
-each other, where a threaded linear algebra would leave all but one core idle between its calls.
-
-There are as many threads as linear algebra itself would use: the cores that the process may use, or fewer by
-``OPENBLAS_NUM_THREADS``, ``OMP_NUM_THREADS`` and their like, by threadpoolctl, and so in the workers of joblib, which
-share out the cores. Sums over the threads' parts are rounded otherwise for another number of threads: results
-are equal to the last bit for equal numbers only.
-
-One thread at a time at what may not bear two, and nobody waits for ever for one that hangs.
+`row_threads` gives as many threads as linear algebra itself would use: the cores of this process, or fewer by
+``OPENBLAS_NUM_THREADS``, ``OMP_NUM_THREADS`` and the like, by threadpoolctl, or in workers of joblib, which share the
+cores. Sums over the threads' parts are rounded differently for other numbers of threads: results are equal to the last
+bit for equal numbers only.
 """
 
 from __future__ import annotations
 
 import os
-import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from itertools import pairwise
-from types import FrameType
 from typing import Any, TypeVar
 
 from threadpoolctl import ThreadpoolController
 
 _lock = threading.Lock()
+
+
 _held: list[Any] = []
+
+
 _users = 0
+
+
 _threads: int | None = None
 
 
@@ -63,37 +58,6 @@ def one_blas_thread() -> Iterator[int | None]:
             _users -= 1
             if not _users:
                 _held.pop().restore_original_limits()
-
-
-class Stop:
-    """Whether somebody asked to stop."""
-
-    def __init__(self) -> None:
-        self.asked = False
-
-
-@contextmanager
-def stop_when_safe() -> Iterator[Stop]:
-    """Within this block the first Ctrl-C (or a SIGTERM) only sets ``asked``; a second one interrupts at once.
-
-    Python delivers signals to the main thread alone, so elsewhere the block changes nothing.
-    """
-    stop = Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if stop.asked:
-            raise KeyboardInterrupt
-        stop.asked = True
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 _T = TypeVar("_T")
