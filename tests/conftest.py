@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import os
+
+# One thread each for this process and those it starts, before anything reads it: the tests run in as many processes
+# as there are cores, and threads that wait for each other's core take many times as long as they compute.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
