@@ -13,4 +13,5 @@ run ruff check
 run ruff format --check
 run mypy
 run lint-imports --no-logo
-run pytest -n auto --durations=25 "$@"
+# worksteal keeps the tests of a module together, so that its fixtures are made once.
+run pytest -n auto --dist worksteal --durations=25 "$@"
