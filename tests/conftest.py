@@ -8,7 +8,7 @@ import os
 # as there are cores, and threads that wait for each other's core take many times as long as they compute.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -50,16 +50,3 @@ def draw_images() -> Callable[..., Path]:
 def photos(tmp_path: Path, draw_images: Callable[..., Path]) -> Path:
     """``photos/`` with 12 cats and 12 dogs, in a folder of this test's own."""
     return draw_images(tmp_path / "photos")
-
-
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """One thread for linear algebra: on small problems more wait for each other longer than they work."""
-    import torch
-    from threadpoolctl import threadpool_limits
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with threadpool_limits(1):
-        yield
-    torch.set_num_threads(before)

@@ -43,6 +43,7 @@ def desk(tmp_path, draw_images, monkeypatch):
     return photos.parent
 
 
+@pytest.mark.slow
 def test_the_commands_run_in_order(desk, capsys):
     lines = [line for line in COMMANDS if not line.startswith("featcache faces")]
     assert len(lines) > 8
@@ -52,6 +53,8 @@ def test_the_commands_run_in_order(desk, capsys):
     assert made <= {path.name for path in desk.iterdir()}
 
 
+@pytest.mark.faces
+@pytest.mark.slow
 def test_the_commands_on_faces_run_in_order(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
@@ -75,6 +78,7 @@ def test_the_commands_on_faces_run_in_order(tmp_path, monkeypatch, capsys):
     assert {"people.fcache", "people.fch", "roc.png"} <= {path.name for path in tmp_path.iterdir()}
 
 
+@pytest.mark.slow
 def test_the_python_runs(desk):
     namespace: dict[str, object] = {}
     for block in blocks("python"):

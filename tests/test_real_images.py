@@ -16,6 +16,8 @@ import featcache as fc
 from featcache.backbones.families.bundled import spec_of, weights_file
 from featcache.metrics.near_duplicates import find
 
+pytestmark = [pytest.mark.real, pytest.mark.slow]
+
 
 @pytest.fixture(scope="module")
 def trash() -> Path:

@@ -35,6 +35,7 @@ def plain(name: str) -> nn.Module:
     return torchvision.models.get_model(inner, weights=None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "classifier", "paths", "channel", "prefix"), NETWORKS, ids=[n[0] for n in NETWORKS])
 def test_pooled_and_pooled_layers(
     tmp_path: Path, name: str, classifier: str, paths: list[str], channel: int, prefix: int

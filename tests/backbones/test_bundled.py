@@ -41,6 +41,7 @@ def test_every_bundled_backbone_is_as_it_is_announced(spec: BundledSpec) -> None
     assert (info.dim, info.input_size, info.licence) == (spec.dim, spec.transform.crop[0], spec.licence)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", BUNDLED.values(), ids=BUNDLED.keys())
 def test_vectors_are_those_of_timm(spec: BundledSpec) -> None:
     """timm's own transform, its own network in eager torch, and the tensors of the package in their order."""

@@ -23,6 +23,8 @@ from featcache.backbones.families.dlib_weights import FACE_NETWORK, face_network
 from featcache.core.errors import MissingExtraError, UnknownNameError, WeightsError
 from tests.backbones.making import close, run
 
+pytestmark = pytest.mark.faces
+
 # Vectors that people have stored are found by this; a change throws them all away.
 FINGERPRINT = "ef261d6f6c4aa97c91a29ff839e0be5b00a84f9917fab5213e929f4c336d0114"
 
@@ -67,7 +69,8 @@ def test_the_fingerprint_stays() -> None:
     assert get("dlib:face_resnet").recipe.fingerprint == FINGERPRINT
 
 
-@pytest.mark.parametrize("make", [drawn, photographed])
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [drawn, pytest.param(photographed, marks=pytest.mark.real)])
 def test_vectors_are_dlibs_own(backbone: Backbone, make) -> None:
     chips = make(24)
     expected = by_dlib(chips)
@@ -183,6 +186,7 @@ def in_another_process(code: str) -> list[str]:
     return list(json.loads(done.stdout))
 
 
+@pytest.mark.slow
 def test_dlib_itself_is_not_needed() -> None:
     """Neither dlib nor the code of the package with the weights is run; a second process needs no torch either."""
     code = """

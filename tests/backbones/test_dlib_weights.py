@@ -27,6 +27,8 @@ from featcache.backbones.families.dlib_weights import (
 from featcache.core.errors import MissingExtraError, WeightsError
 from featcache.faces import detection
 
+pytestmark = pytest.mark.faces
+
 DATA = installed_path(FACE_NETWORK).read_bytes()
 ARRAYS = face_network_arrays(DATA, "here")
 

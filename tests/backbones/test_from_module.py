@@ -134,6 +134,7 @@ def test_tokens_with_a_prefix() -> None:
     close(got["add:mean"], got["add:none"][:, 2:].astype(np.float64).mean(1))
 
 
+@pytest.mark.slow
 def test_the_tiny_backbone_is_the_same_in_every_process() -> None:
     code = (
         "import json, numpy as np; from featcache.backbones import tiny_backbone\n"

@@ -17,6 +17,8 @@ from featcache.backbones import get
 from featcache.backbones.runtimes import passes_for
 from tests.backbones.making import batch, randomised, relative, saved
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def _empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

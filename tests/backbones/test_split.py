@@ -114,6 +114,7 @@ NETWORKS: list[tuple[str, dict[str, Any], int, str, str, tuple[int, ...], int]] 
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options", "size", "layer", "cached", "shape", "stages"), NETWORKS, ids=[n[0] for n in NETWORKS]
 )
@@ -144,6 +145,7 @@ def test_other_families(make: Callable[[], Network], layer: str, cached: str) ->
     check(net, made)
 
 
+@pytest.mark.slow
 def test_every_split_point_of_a_network() -> None:
     net = network("torchvision:mobilenet_v3_small")
     listed = split_points(net)

@@ -21,8 +21,6 @@ from featcache.extraction.doctor import HEIGHT, WIDTH, jpegs, measure
 from featcache.images.decode import decode_rgb
 from tests.backbones.making import randomised, saved
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(autouse=True)
 def _briefly(monkeypatch: pytest.MonkeyPatch) -> None:

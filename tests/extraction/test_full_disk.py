@@ -20,6 +20,8 @@ from featcache.core.progress import Silent
 from featcache.store import writer
 from tests.small_disk import IN_A_NAMESPACE, skip_where_there_is_none
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 SCRIPT = """

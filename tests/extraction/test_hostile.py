@@ -234,6 +234,7 @@ def sleeper(photos: Path, store: Path, seconds: float) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_process_ends_although_a_thread_sleeps_for_ten_minutes(photos: Path, tmp_path: Path) -> None:
     hang(photos / "cats" / "aa.png")
     with sleeper(photos, tmp_path / "s.fcache", 1) as process:
@@ -242,6 +243,7 @@ def test_the_process_ends_although_a_thread_sleeps_for_ten_minutes(photos: Path,
     assert state(tmp_path / "s.fcache") == (24, {"cats/aa.png"})
 
 
+@pytest.mark.slow
 def test_ctrl_c_does_not_wait_for_it_either(photos: Path, tmp_path: Path) -> None:
     hang(photos / "cats" / "zz.png")
     with sleeper(photos, tmp_path / "s.fcache", 600) as process:
@@ -257,6 +259,7 @@ def test_ctrl_c_does_not_wait_for_it_either(photos: Path, tmp_path: Path) -> Non
     assert report.computed == 12
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="processes cannot be stopped here")
 def test_the_time_in_which_the_process_was_stopped_is_not_the_images(photos: Path, tmp_path: Path) -> None:
     """Ctrl-Z, and later `fg`."""

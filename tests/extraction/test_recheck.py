@@ -26,8 +26,6 @@ from tests.backbones.making import randomised, saved
 from tests.images.making_datasets import Pairs
 from tests.images.tars import picture, write_tar
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 LAYERS = ["body.0:mean", "pooled"]
 
 

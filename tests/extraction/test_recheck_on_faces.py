@@ -13,7 +13,7 @@ from featcache.cli import main
 from featcache.core.errors import RecipeMismatchError, UsageError
 from tests.faces.drawing import draw_face
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.faces
 
 
 def test_aligned_faces_are_compared_with_their_own_pixels(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -20,6 +21,8 @@ from featcache.backbones import tiny_backbone
 from featcache.core import failpoints
 from featcache.images.decode import decode_rgb
 from tests.extraction import child
+
+pytestmark = pytest.mark.slow
 
 LAYERS = ("pooled", "body.0:mean")
 POINTS = {

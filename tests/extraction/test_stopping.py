@@ -82,6 +82,7 @@ def start(photos: Path, store: Path) -> subprocess.Popen[bytes]:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_kill_loses_at_most_what_was_not_sealed(photos: Path, tmp_path: Path, net: Backbone) -> None:
     store = tmp_path / "s.fcache"
     with start(photos, store) as process:
@@ -100,6 +101,7 @@ def test_a_kill_loses_at_most_what_was_not_sealed(photos: Path, tmp_path: Path, 
     assert [p for p in (store / "tmp").iterdir() if p.is_dir()] == []
 
 
+@pytest.mark.slow
 def test_the_same_run_twice_at_once_makes_one_store(photos: Path, tmp_path: Path) -> None:
     store = tmp_path / "s.fcache"
     both = [start(photos, store), start(photos, store)]

@@ -27,8 +27,6 @@ from featcache.core.errors import SourceError, UnknownNameError, UnusableImageEr
 from featcache.extraction.embed import embed
 from featcache.store import FeatureStore
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 LAYERS = "body.0:mean+pooled"
 
 
@@ -201,6 +199,7 @@ def test_grid_search_goes_over_layers(paths: list[Path], store: Path, backbone: 
     )
 
 
+@pytest.mark.slow
 def test_two_processes_write_one_store(paths: list[Path], store: Path, backbone: Backbone) -> None:
     scores = cross_val_score(pipeline(backbone, store), paths, labels(paths), cv=4, n_jobs=2, error_score="raise")
     report = FeatureStore.open(store).verify()

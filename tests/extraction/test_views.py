@@ -225,6 +225,7 @@ def test_the_order_of_runs_decides_nothing(
     assert (again.computed, again.reused, again.quarantined, again.left) == (0, 24, 1, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("passes", [0, 3, 8])
 @pytest.mark.parametrize("point", ["seal: renamed", "seal: committed"])
 def test_a_killed_run_with_views_and_layers_goes_on(

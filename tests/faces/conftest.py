@@ -18,9 +18,10 @@ def detector() -> Detector:
     return Detector()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _threads(one_thread: None) -> None:
-    pass
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.faces)
 
 
 @pytest.fixture(scope="session")

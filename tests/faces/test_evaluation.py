@@ -24,8 +24,6 @@ from featcache.store.sources import Record, SourceRecords
 
 from .identities import RECIPE, uri, write_people
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def write_list(path: Path, vectors: dict[str, np.ndarray], people: int = 40) -> list[tuple[str, str, bool, int]]:
     """A list of pairs in ten folds, and the same as tuples."""

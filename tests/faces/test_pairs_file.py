@@ -175,6 +175,7 @@ def test_what_the_format_cannot_hold_is_refused(tmp_path) -> None:
         write_pairs(path / "pairs.txt", even, uris, labels)  # a file is no folder
 
 
+@pytest.mark.real
 @pytest.mark.skipif("FEATCACHE_DATA" not in os.environ, reason="FEATCACHE_DATA names no folder with lfw-158")
 def test_lists_of_the_real_lfw_images(tmp_path) -> None:
     root = Path(os.environ["FEATCACHE_DATA"]) / "lfw-158"

@@ -18,6 +18,8 @@ from featcache.backbones.families.dlib_weights import FACE_NETWORK, installed_pa
 from featcache.faces.alignment import aligned_chip
 from featcache.faces.detection import FIRST_PASS, Detector
 
+pytestmark = [pytest.mark.real, pytest.mark.slow]
+
 
 @pytest.fixture(scope="module")
 def lfw() -> Path:

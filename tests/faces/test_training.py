@@ -24,8 +24,6 @@ from featcache.training.bundle import Bundle
 from featcache.training.evaluate import evaluate
 from tests.store.making import recipe
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 WIDTH = 16
 MIXING = np.random.default_rng(3).normal(size=(WIDTH, WIDTH))
 
@@ -140,6 +138,7 @@ def test_a_saved_head_gives_the_same_scores(trained: Bundle, tmp_path: Path) -> 
     assert back.report["score"] == trained.report["score"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("projection", ["siamese", "lda", "none"])
 def test_the_false_accept_rate_on_new_people_is_the_target(projection: str, tmp_path: Path) -> None:
     realised = []

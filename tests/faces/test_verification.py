@@ -23,8 +23,6 @@ from featcache.training.bundle import Bundle
 
 from .drawing import beside, draw_face
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module")
 def backbone() -> Backbone:

@@ -33,8 +33,6 @@ from featcache.training.dataset import FeatureDataset
 
 from .advise_making import names_of, outcome, reason_of, store_of, synthetic
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 LONG = 10_000.0
 
 

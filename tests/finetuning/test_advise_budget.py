@@ -16,8 +16,6 @@ from featcache.finetuning.advise.probes import seconds_for
 
 from .advise_making import outcome
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @given(st.lists(st.tuples(st.floats(0, 50), st.floats(0, 50)), max_size=8), st.floats(1, 100))
 def test_no_part_begins_whose_estimate_does_not_fit(parts: list[tuple[float, float]], seconds: float) -> None:

@@ -13,8 +13,6 @@ from featcache.finetuning.advise.words import reasons
 
 from .advise_making import outcome
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def test_depth_is_where_nothing_later_is_better() -> None:
     rng = np.random.default_rng(0)

@@ -22,8 +22,6 @@ from featcache.training.dataset import FeatureDataset
 from ..store.making import keys
 from .advise_making import store_of
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @given(st.integers(0, 99), st.floats(0.05, 1))
 def test_a_draw_keeps_units_whole_and_every_class(seed: int, share: float) -> None:

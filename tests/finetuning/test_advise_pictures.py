@@ -19,7 +19,7 @@ from featcache.finetuning.advise.words import command
 
 from .advise_making import names_of, reason_of
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.slow
 
 LONG = 10_000.0
 

@@ -24,8 +24,6 @@ from featcache.training.dataset import FeatureDataset
 
 from .advise_making import differing, outcome, synthetic
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 NAMES = ("softmax", "multilayer", "mlp", "tune b.1", "tune b.0", "finetune", "scratch", "knn")
 
 

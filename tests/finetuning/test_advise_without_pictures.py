@@ -15,7 +15,7 @@ from featcache.finetuning.advise import advise
 
 from .advise_making import names_of, reason_of, store_of
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.slow
 
 LONG = 10_000.0
 

@@ -16,8 +16,6 @@ from featcache.finetuning.advise.words import reasons
 
 from .advise_making import differing, outcome
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def compared(units: int, above: int, below: int, copies: int = 1) -> Compared:
     a, b = differing("mlp", units, above, below)

@@ -7,13 +7,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 import featcache as fc
 from featcache.backbones import tiny_backbone
 from featcache.finetuning.all_blocks import block_layers
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 BACKBONE = tiny_backbone()
 
 

@@ -69,7 +69,7 @@ def test_killed_and_started_again(
 
 
 @pytest.fixture
-def training(one_thread: None, tmp_path: Path) -> Callable[..., tuple[Curve, nn.Sequential]]:
+def training(tmp_path: Path) -> Callable[..., tuple[Curve, nn.Sequential]]:
     x, y = clouds(120, 4, 3)
 
     def run(
@@ -180,7 +180,7 @@ def test_a_folder_in_its_place(training: Callable[..., Any], tmp_path: Path) -> 
         training()
 
 
-def test_a_place_that_cannot_be_written(one_thread: None, tmp_path: Path) -> None:
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     x, y = clouds(60, 4, 3)
     model = perceptron(4, 3).double()
     (tmp_path / "file").write_text("")
@@ -189,7 +189,7 @@ def test_a_place_that_cannot_be_written(one_thread: None, tmp_path: Path) -> Non
         train(model, stages(model), Rows(x, y, 32), whole(x, y), SCHEDULE, checkpoint=path)
 
 
-def test_networks_whose_parameters_share_their_memory(one_thread: None, tmp_path: Path) -> None:
+def test_networks_whose_parameters_share_their_memory(tmp_path: Path) -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:
             super().__init__()

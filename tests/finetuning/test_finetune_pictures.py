@@ -31,7 +31,6 @@ from featcache.store.writer import StoreWriter
 from featcache.training.bundle import Bundle
 from tests.finetuning.stores import TRANSFORM, colour_blind, draw_hues, extracted
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 SHORT = TrainingConfig(epochs=1, rate=1e-3, batch_size=16)
 
 

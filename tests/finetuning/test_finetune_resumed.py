@@ -14,8 +14,6 @@ from featcache.training.bundle import Bundle
 from tests.finetuning import finetune_child
 from tests.finetuning.stores import colour_blind, draw_hues, extracted
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def learned(bundle: Bundle) -> dict[str, bytes]:
     assert bundle.weights is not None

@@ -20,8 +20,6 @@ from featcache.finetuning.loop import train
 from featcache.finetuning.schedule import TrainingConfig
 from tests.finetuning.problems import Rows, bits, clouds, perceptron, stages, whole
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 class Watched:
     """Validation that keeps the network's weights of each epoch, and can change its items."""

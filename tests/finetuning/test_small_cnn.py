@@ -15,9 +15,8 @@ from featcache.finetuning.loop import train
 from featcache.finetuning.schedule import TrainingConfig, network_stages
 from tests.finetuning.problems import Rows, whole
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 
-
+@pytest.mark.slow
 def test_it_learns_digits() -> None:
     """1,000 to learn from, 300 to choose the epoch by, the rest, other writers', to be scored on."""
     pixels, labels = load_digits(return_X_y=True)

@@ -16,7 +16,6 @@ from featcache.finetuning.tune import tune
 from featcache.training.bundle import Bundle
 from tests.finetuning.stores import contents, extracted
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 BACKBONE = tiny_backbone()
 
 

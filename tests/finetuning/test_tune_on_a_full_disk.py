@@ -13,6 +13,8 @@ import pytest
 
 from tests.small_disk import IN_A_NAMESPACE, skip_where_there_is_none
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 SCRIPT = """

@@ -13,8 +13,6 @@ from featcache.heads.serialise import export_predictor
 from featcache.metrics.calibration import fit_temperature
 from tests.heads.test_heads import gaussians
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def distances(X: np.ndarray, class_ids: np.ndarray, weights: np.ndarray, query: np.ndarray, k: int) -> np.ndarray:
     means = [np.average(X[class_ids == c], axis=0, weights=weights[class_ids == c]) for c in range(k)]

@@ -11,8 +11,6 @@ from featcache.core.errors import GridEdgeWarning
 from featcache.heads import SoftmaxPathClassifier
 from tests.heads.test_heads import gaussians
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.mark.parametrize(
     ("factor", "what"),

@@ -19,8 +19,6 @@ from featcache.core.errors import UnknownNameError, UsageError
 from featcache.heads import HEADS, WEIGHING, resolve_head
 from featcache.heads.knn import KnnHead
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def gaussians(n: int = 90, k: int = 3, d: int = 6, seed: int = 0, spread: float = 1.5) -> tuple[np.ndarray, np.ndarray]:
     """(n, d) float32 around one centre a class, and text labels."""

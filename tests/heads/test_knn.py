@@ -12,8 +12,6 @@ from featcache.heads import knn, predictors
 from featcache.heads.knn import KnnHead
 from tests.heads.test_heads import gaussians
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def plain(X: np.ndarray, y: np.ndarray, query: np.ndarray, k: int, classes: np.ndarray) -> np.ndarray:
     """Probabilities of one query, written out."""

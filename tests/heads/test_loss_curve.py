@@ -10,8 +10,6 @@ from featcache.heads.serialise import loss_curve
 from featcache.heads.softmax import SoftmaxPathClassifier
 from tests.heads.test_heads import gaussians
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def data() -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)

@@ -21,8 +21,6 @@ from featcache.heads.streaming import VectorStream
 from featcache.metrics.calibration import held_out_temperature
 from tests.heads.test_heads import gaussians
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def quick(**changes: Any) -> MLPHead:
     return MLPHead(**{"hidden": (16,), "epochs": 12, "batch_size": 32, "decays": (0.1,)} | changes)

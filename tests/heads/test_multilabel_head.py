@@ -13,8 +13,6 @@ from featcache.heads.predictors import linear_predictor
 from featcache.metrics import multilabel
 from featcache.metrics.multilabel import binary_losses
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def problem(n: int = 120, k: int = 3, d: int = 6, noise: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)

@@ -29,8 +29,6 @@ from featcache.heads.predictors import linear_predictor
 from featcache.heads.serialise import export_predictor
 from tests.heads.test_heads import gaussians
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 SOFTMAX = {
     "logistic": LogisticRegression(),
     "logistic without intercept": LogisticRegression(fit_intercept=False),

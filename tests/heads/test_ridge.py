@@ -16,8 +16,6 @@ from featcache.heads.validation import class_scores
 from featcache.metrics.calibration import fit_temperature
 from tests.heads.test_heads import gaussians
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 PENALTIES = np.array([1e-2, 1.0, 100.0])
 
 

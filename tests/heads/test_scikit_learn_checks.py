@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from featcache.heads.centroid import CentroidHead
 from featcache.heads.knn import KnnHead
 from featcache.heads.mlp import MLPHead
 from featcache.heads.ridge import RidgeHead
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def known(estimator: Any) -> dict[str, str]:

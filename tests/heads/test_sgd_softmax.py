@@ -14,8 +14,6 @@ from featcache.heads.softmax import SoftmaxPathClassifier
 from featcache.heads.streaming import VectorStream
 from tests.heads.test_heads import gaussians
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.mark.parametrize("k", [2, 4])
 def test_its_loss_is_near_that_of_logistic_regression(k: int) -> None:

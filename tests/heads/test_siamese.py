@@ -9,8 +9,6 @@ from featcache.core.errors import UsageError
 from featcache.heads.siamese import SiameseHead
 from featcache.metrics.verification import cosine_scores, pairs_within, roc
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 # In 4 of 24 directions identities differ; within identities the others vary more than these.
 WIDTH, TELLING = 24, 4
 MIXING = np.random.default_rng(9).normal(size=(WIDTH, WIDTH))

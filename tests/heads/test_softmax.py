@@ -21,8 +21,6 @@ from featcache.heads import SoftmaxPathClassifier
 from featcache.metrics import splits
 from featcache.metrics.calibration import held_out_temperature, plain_temperature
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 REPEATED = "rows that stand several times can lie in several folds, as in LogisticRegressionCV; a weight cannot"
 
 

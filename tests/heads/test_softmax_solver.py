@@ -11,8 +11,6 @@ from featcache.heads import softmax_solver
 from featcache.heads.softmax_certificate import Labelled, Solution, certify
 from featcache.heads.softmax_solver import NO_FOLD, Problem, Rows, principal_axes, to_residuals
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 FOLDS = [(0, 0, 40), (1, 40, 80), (2, 80, 120)]
 
 

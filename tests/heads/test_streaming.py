@@ -19,8 +19,6 @@ from featcache.heads.streaming import available_memory, check_memory
 from featcache.training.dataset import FeatureDataset
 from featcache.training.fit import fit
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture
 def small(tmp_path: Path) -> FeatureDataset:
@@ -129,6 +127,7 @@ def test_the_machine_is_asked() -> None:
     assert 0 < have <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="nothing tells the peak of one process")
 @pytest.mark.parametrize(("n", "d", "k"), [(40_000, 300, 3), (16_000, 8, 400)])
 def test_the_estimate_holds_for_real(n: int, d: int, k: int) -> None:

@@ -193,6 +193,7 @@ def test_wrong_fractions(folder: Path, text: str) -> None:
         open_source(folder, split=text).entries()
 
 
+@pytest.mark.slow
 def test_of_many_rows_nothing_is_kept_but_the_list(tmp_path: Path) -> None:
     """200,000 rows in a process of their own: so many bytes a row at its peak, and not the CSV's rows as well.
 

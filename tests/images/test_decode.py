@@ -453,6 +453,7 @@ print((kilobytes() - before) / 1024)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mode", "bytes_a_pixel"), [("RGBA", 4), ("LA", 4), ("P", 1), ("I;16", 2)])
 def test_the_largest_images_take_one_copy_as_read_and_one_as_rgb(mode: str, bytes_a_pixel: int, tmp_path: Path) -> None:
     """40 megapixels, turned; RGB takes 4 bytes a pixel in memory. All at once would be two or three copies more."""
@@ -471,6 +472,7 @@ def test_the_largest_images_take_one_copy_as_read_and_one_as_rgb(mode: str, byte
     assert float(done.stdout) < copies + 60
 
 
+@pytest.mark.slow
 def test_a_large_jpeg_takes_two_copies_as_rgb(tmp_path: Path) -> None:
     """40 megapixels, turned: as decoded and as Pillow's, or as Pillow's and turned."""
     exif = Image.Exif()

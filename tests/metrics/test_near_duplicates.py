@@ -10,8 +10,6 @@ import pytest
 from featcache.metrics import near_duplicates
 from featcache.metrics.near_duplicates import NearDuplicates, find
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def vectors(n: int, seed: int, classes: int = 5, latent: int = 10, width: int = 60) -> np.ndarray:
     """(n, width) float32 of some classes, on a curved surface of *latent* dimensions, far from the origin."""

@@ -9,8 +9,6 @@ from sklearn.metrics import log_loss
 
 from featcache.metrics.calibration import fit_temperature, softmax
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def made(n: int, k: int, scale: float, noise: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)

@@ -21,7 +21,6 @@ from featcache.core.errors import UsageError
 
 from .network import DATA, kernels, network, scratch_head
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 STORE = DATA / "store.fcache"
 EXPECTED: dict[str, Any] = json.loads((DATA / "expected.json").read_text(encoding="utf-8"))
 NUMBERS = np.load(DATA / "expected.npy")

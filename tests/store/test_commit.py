@@ -219,6 +219,7 @@ def test_the_folder_of_a_living_writer_is_left_alone(tmp_path: Path) -> None:
     assert store.verify().ok
 
 
+@pytest.mark.slow
 def test_several_writers_at_once_make_one_union(tmp_path: Path) -> None:
     path = tmp_path / "s.fcache"
     code = f"""

@@ -17,7 +17,7 @@ from tests.store import sweeping, syscalls
 WORK = ("append", "compact", "gc", "repair")
 # A folder in memory where there is one: what a process that dies had written is the same on any disk.
 MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-pytestmark = pytest.mark.skipif(bool(syscalls.SUPPORTED), reason=syscalls.SUPPORTED or "supported")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(syscalls.SUPPORTED), reason=syscalls.SUPPORTED or "supported")]
 
 
 @pytest.fixture(scope="module")

@@ -127,6 +127,7 @@ def test_the_dataset_gives_the_arrays(store: FeatureStore) -> None:
     assert dataset.classes[target] == y[7]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("context", ["fork", "spawn"])
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_workers_read_the_same_batches(store: FeatureStore, context: str) -> None:

@@ -82,6 +82,7 @@ def test_killed_and_done_again(
     nothing_lies_about(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("work", "first", "second"), ADOPTIONS)
 def test_killed_while_finishing_for_another(
     begun: Path, finished: dict[str, dict[str, object]], tmp_path: Path, work: str, first: str, second: str

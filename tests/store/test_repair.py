@@ -66,7 +66,8 @@ def vectors_of(contents: dict[str, object]) -> dict[str, object]:
     return {name: held for name, held in contents.items() if isinstance(held, dict)}
 
 
-@pytest.mark.parametrize("flip", range(FLIPS))
+# Every tenth is quick enough for each run.
+@pytest.mark.parametrize("flip", [pytest.param(i, marks=[pytest.mark.slow] if i % 10 else []) for i in range(FLIPS)])
 def test_every_flipped_bit_is_found_or_harmless_and_repaired(path: Path, before: dict[str, object], flip: int) -> None:
     chance = random.Random(flip)
     shards = sorted((path / "shards").rglob("*.h5"))

@@ -28,8 +28,6 @@ from featcache.heads import HEADS
 from featcache.training.bundle import Bundle, Prediction
 from tests.images.tars import write_tar
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 LAYERS = ["body.0:mean", "pooled"]
 
 

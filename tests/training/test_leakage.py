@@ -17,8 +17,6 @@ from featcache.cli import main
 from featcache.store import FeatureStore
 from featcache.training.bundle import Bundle
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 COPIED = 12
 
 

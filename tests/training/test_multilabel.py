@@ -22,8 +22,6 @@ from featcache.training.bundle import Bundle
 from featcache.training.dataset import FeatureDataset, Selection
 from featcache.training.multilabel import several_labels
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 LABELS = ("blue", "green", "red")
 
 

@@ -32,8 +32,6 @@ from featcache.training.dataset import FeatureDataset
 from featcache.training.sweep_cells import Cell, digest_of_items
 from featcache.training.sweep_report import SweepReport, ranked
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 KNN = KNeighborsClassifier(3)
 LINEAR = LogisticRegression(C=0.1, max_iter=1000, tol=1e-8)
 

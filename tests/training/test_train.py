@@ -29,8 +29,6 @@ from featcache.training.bundle import Bundle
 from featcache.training.dataset import FeatureDataset
 from featcache.training.fit import fit
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory, draw_images: Callable[..., Path]) -> Path:

@@ -21,7 +21,6 @@ from featcache.training.layer_use import LayerUse
 from featcache.training.partial_model import PartialModel, pack, unpack
 from tests.training.test_bundle import rewrite
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 CLASSES = ("ant", "bee", "čmelák")
 SHAPE = (8, 16, 16)
 

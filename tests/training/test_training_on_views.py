@@ -26,7 +26,6 @@ from featcache.store import FeatureStore, Item
 from featcache.training.bundle import Bundle
 from featcache.training.dataset import FeatureDataset
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 K = 3
 
 
