@@ -79,6 +79,7 @@ def test_an_image_that_hangs_goes_to_quarantine_and_the_next_run_tries_it_again(
     assert state(store) == (25, set())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 5])
 def test_several_that_hang_in_a_row_with_two_workers(photos: Path, tmp_path: Path, net: Backbone, count: int) -> None:
     bad = {f"cats/aa-{i}.png" for i in range(count)}
@@ -96,6 +97,7 @@ def test_several_that_hang_in_a_row_with_two_workers(photos: Path, tmp_path: Pat
     assert state(tmp_path / "s.fcache") == (24, bad)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2, 8])
 def test_a_copy_of_an_image_that_hangs_is_not_taken_for_done(
     photos: Path, tmp_path: Path, net: Backbone, gate: threading.Event, workers: int
@@ -117,6 +119,7 @@ def test_a_copy_of_an_image_that_hangs_is_not_taken_for_done(
     assert state(store) == (28, set())
 
 
+@pytest.mark.slow
 def test_an_image_given_up_while_its_bytes_are_read_claims_them_for_nobody(
     photos: Path, tmp_path: Path, net: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:

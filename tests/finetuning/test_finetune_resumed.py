@@ -20,6 +20,7 @@ def learned(bundle: Bundle) -> dict[str, bytes]:
     return {name: np.asarray(tensor).tobytes() for name, tensor in bundle.weights.items()}
 
 
+@pytest.mark.slow
 def test_killed_it_goes_on_to_the_same_bundle(tmp_path: Path) -> None:
     hues = extracted(draw_hues(tmp_path / "photos", each=12), tmp_path / "s.fcache", colour_blind())
     whole, broken = tmp_path / "whole", tmp_path / "broken"
