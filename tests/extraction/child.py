@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 from collections.abc import Callable
@@ -14,11 +13,11 @@ import featcache as fc
 from featcache.backbones.runtimes.openvino import library
 from featcache.core import failpoints
 from featcache.store import writer
+from tests.fork_server import fork_server
 
 library()  # imported once, before a child is forked
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["tests.extraction.child", "torch", "featcache.extraction", "featcache.backbones"])
+_CONTEXT = fork_server("tests.extraction.child", "torch", "featcache.extraction", "featcache.backbones")
 
 
 def extract(photos: Path, store: Path, layers: list[str], views: int = 1) -> dict[str, Any]:

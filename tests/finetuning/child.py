@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -17,10 +16,10 @@ from featcache.finetuning import checkpoint
 from featcache.finetuning.loop import train
 from featcache.finetuning.schedule import TrainingConfig
 from tests.finetuning.problems import Rows, clouds, perceptron, stages
+from tests.fork_server import fork_server
 
-_CONTEXT = multiprocessing.get_context("forkserver")
 # An optimiser imports `torch._dynamo` when it is first used, which takes longer than the training.
-_CONTEXT.set_forkserver_preload(["tests.finetuning.child", "torch._dynamo"])
+_CONTEXT = fork_server("tests.finetuning.child", "torch._dynamo")
 
 EPOCHS = 6
 

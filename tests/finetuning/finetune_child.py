@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -15,9 +14,9 @@ from featcache.finetuning.finetune import finetune
 from featcache.finetuning.schedule import TrainingConfig
 from featcache.heads import resolve_head
 from tests.finetuning.stores import colour_blind
+from tests.fork_server import fork_server
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["tests.finetuning.finetune_child", "torch._dynamo"])
+_CONTEXT = fork_server("tests.finetuning.finetune_child", "torch._dynamo")
 
 resolve_head("softmax").make()  # what is imported here is there in every process that is forked
 SCHEDULE = TrainingConfig(epochs=4, rate=1e-2, batch_size=16, patience=4)

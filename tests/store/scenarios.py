@@ -6,7 +6,6 @@ Each piece of work can be done again from wherever it was cut off, and then ends
 from __future__ import annotations
 
 import functools
-import multiprocessing
 import os
 import signal
 from collections.abc import Callable
@@ -18,11 +17,11 @@ import featcache as fc
 from featcache.core import failpoints
 from featcache.store import FeatureStore, StoreWriter
 from featcache.store.sources import Record, SourceRecords
+from tests.fork_server import fork_server
 from tests.store.making import fill, keys, recipe, values
 
 ITEMS = 20
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["tests.store.scenarios"])
+_CONTEXT = fork_server("tests.store.scenarios")
 
 
 def start(path: Path) -> None:
