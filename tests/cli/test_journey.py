@@ -248,6 +248,7 @@ def test_evaluate_draws_the_confusion_matrix_and_compares(trained, tmp_path, run
     assert not (tmp_path / "d.fch").exists()
 
 
+@pytest.mark.slow
 def test_hidden_layers_are_for_the_head_that_has_them(trained, tmp_path, run, capsys):
     store, head = trained / "pets.fcache", tmp_path / "m.fch"
     code, report = run("train", store, "-o", head, "--head", "mlp", "--hidden", "8,4", "--dropout", "0.1")

@@ -216,6 +216,7 @@ def test_a_clone_shares_the_frozen_backbone(store: Path, backbone: Backbone) -> 
     assert copy.get_params() == embedder.get_params()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by_name", [True, False])
 def test_joblib_keeps_a_fitted_pipeline(
     by_name: bool, paths: list[Path], store: Path, backbone: Backbone, tmp_path: Path
@@ -227,6 +228,7 @@ def test_joblib_keeps_a_fitted_pipeline(
     assert fc.CachedEmbedder(again[0].backbone, store)._network().recipe == fitted[0]._network().recipe
 
 
+@pytest.mark.slow
 def test_without_anything_missing_torch_is_not_imported(paths: list[Path], store: Path) -> None:
     name = "bundled:efficientnet_lite0"
     first = fc.CachedEmbedder(name, store).transform([*paths[:2], Image.open(paths[2])])

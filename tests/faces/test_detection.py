@@ -193,6 +193,7 @@ def test_a_row_reads_back_as_its_detection(found, faces, confidence, box, number
     assert dict(zip(COLUMNS, one.row(), strict=True))["y4"] == np.float32(numbers[9])
 
 
+@pytest.mark.slow
 def test_many_threads_find_what_one_finds(detector: Detector) -> None:
     """A detector of dlib that is used by two threads at once gives wrong boxes and raises nothing."""
     images = [draw_face(130 + 10 * (i % 5), turned=5 * i - 25) for i in range(10)]

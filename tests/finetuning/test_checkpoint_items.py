@@ -19,6 +19,8 @@ from featcache.finetuning.tune import tune
 from featcache.training.bundle import Bundle
 from tests.finetuning.stores import extracted
 
+pytestmark = pytest.mark.slow
+
 SHORT = TrainingConfig(epochs=1, rate=1e-3, batch_size=8)
 BACKBONE = tiny_backbone()
 
@@ -43,7 +45,6 @@ def finetuned(store: Path, **options: Any) -> Bundle:
     return finetune(store, schedule=SHORT, backbone=BACKBONE, progress=False, **options)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("train", [tuned, finetuned])
 def test_it_goes_on_with_no_other_items(tmp_path: Path, train: Callable[..., Bundle]) -> None:
     photos = draw(tmp_path / "photos", 0)

@@ -27,6 +27,8 @@ from featcache.training.bundle import Bundle
 from tests.backbones.making import randomised, saved
 from tests.finetuning.stores import colour_blind, contents, draw_hues, extracted, labelled
 
+pytestmark = pytest.mark.slow
+
 SHORT = TrainingConfig(epochs=1, rate=1e-3, batch_size=16)
 FEW = TrainingConfig(epochs=7, rate=3e-2, batch_size=12, layer_decay=1.0)
 
@@ -154,7 +156,6 @@ def test_augmented_views_are_those_that_are_stored(tmp_path: Path) -> None:
     np.testing.assert_array_equal(first.numpy(), [pictures.pixels(row) for row in range(4)])
 
 
-@pytest.mark.slow
 def test_a_small_network_learns_from_nothing(hues: Path, tmp_path: Path) -> None:
     schedule = TrainingConfig(epochs=8, rate=2e-3, batch_size=12, layer_decay=1.0)
     bundle = run(hues, init="scratch", arch="scratch:small_cnn", schedule=schedule, backbone=None)

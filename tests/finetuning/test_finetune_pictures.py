@@ -31,6 +31,8 @@ from featcache.store.writer import StoreWriter
 from featcache.training.bundle import Bundle
 from tests.finetuning.stores import TRANSFORM, colour_blind, draw_hues, extracted
 
+pytestmark = pytest.mark.slow
+
 SHORT = TrainingConfig(epochs=1, rate=1e-3, batch_size=16)
 
 

@@ -14,13 +14,14 @@ from featcache.training.bundle import Bundle
 from tests.finetuning import finetune_child
 from tests.finetuning.stores import colour_blind, draw_hues, extracted
 
+pytestmark = pytest.mark.slow
+
 
 def learned(bundle: Bundle) -> dict[str, bytes]:
     assert bundle.weights is not None
     return {name: np.asarray(tensor).tobytes() for name, tensor in bundle.weights.items()}
 
 
-@pytest.mark.slow
 def test_killed_it_goes_on_to_the_same_bundle(tmp_path: Path) -> None:
     hues = extracted(draw_hues(tmp_path / "photos", each=12), tmp_path / "s.fcache", colour_blind())
     whole, broken = tmp_path / "whole", tmp_path / "broken"

@@ -16,6 +16,8 @@ from featcache.finetuning.tune import tune
 from featcache.training.bundle import Bundle
 from tests.finetuning.stores import contents, extracted
 
+pytestmark = pytest.mark.slow
+
 BACKBONE = tiny_backbone()
 
 

@@ -40,6 +40,7 @@ def test_what_no_linear_head_can_learn() -> None:
     assert (head.predict(test) == truth).mean() > 0.95
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hidden", [(64,), (32, 16)])
 def test_of_gaussians_it_comes_near_the_least_error_there_is(hidden: tuple[int, ...]) -> None:
     rng = np.random.default_rng(0)
@@ -119,6 +120,7 @@ def test_where_no_group_can_be_held_out_all_epochs_are_trained() -> None:
     assert len(quick().fit(X, y, groups=np.zeros(30)).held_out_rows_) == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("each", [1, 2, 3])
 def test_tiny_data(each: int) -> None:
     X, y = gaussians(3 * each, 3, spread=5)

@@ -82,6 +82,7 @@ def least(X: np.ndarray, y: np.ndarray, s: np.ndarray, C: float) -> float:
     return float(found.fun)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     kind=st.sampled_from(

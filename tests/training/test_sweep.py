@@ -147,6 +147,7 @@ def test_by_default_every_layer_stands_alone_and_all_together(store: Path) -> No
     assert [cell.layers for cell in sweep(store, [KNN], "body.*:none").cells] == [["body.1:none"]]
 
 
+@pytest.mark.slow
 def test_the_default_heads_are_there_and_quick(store: Path) -> None:
     report = fc.sweep(store, layers="pooled", progress=False)
     assert {cell.head for cell in report.cells} == {"softmax", "ridge", "centroid", "knn"}
@@ -156,6 +157,7 @@ def test_the_default_heads_are_there_and_quick(store: Path) -> None:
     assert sum(loss is not None for _, loss in curve) > 10
 
 
+@pytest.mark.slow
 def test_a_second_sweep_computes_only_what_is_new(store: Path) -> None:
     first = sweep(store, [KNN, "ridge"], ["pooled", "body.0:mean"])
     second = sweep(store, [KNN, "ridge"], ["pooled", "body.0:mean"])
@@ -336,6 +338,7 @@ def test_what_cannot_be_written_is_said_and_the_report_comes_all_the_same(store:
     assert "could not be written" in said
 
 
+@pytest.mark.slow
 def test_the_command_answers_and_leaves_files(store: Path, tmp_path: Path, capsys: Any) -> None:
     words = [
         "sweep",
