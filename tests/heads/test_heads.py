@@ -122,10 +122,6 @@ def test_scikit_learn_can_clone_it(head: Any) -> None:
     assert clone(head).get_params() == head.get_params()
 
 
-def head_name_of(head: Any) -> str:
-    return next(name for name, home in HEADS.items() if home.endswith(f":{type(head).__name__}"))
-
-
 def test_an_estimator_is_cloned() -> None:
     mine = KNeighborsClassifier(3)
     resolved = resolve_head(mine)
