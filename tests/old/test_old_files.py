@@ -138,6 +138,7 @@ def test_a_lost_catalogue_comes_back(store: Path) -> None:
     assert (report.ok, report.shards, report.rows) == (True, 6, 136)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("space", ["old", "faces", "bfloat16"])
 def test_vectors_from_images_are_those_of_then(tmp_path: Path, backbone: fc.Backbone, space: str) -> None:
     store = tmp_path / "new.fcache"

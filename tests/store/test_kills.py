@@ -59,6 +59,7 @@ def nothing_lies_about(path: Path) -> None:
     assert len(list((path / "shards").rglob("*.h5"))) == report.shards
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("work", "point"), CASES, ids=[point for _, point in CASES])
 def test_killed_and_done_again(
     begun: Path, finished: dict[str, dict[str, object]], tmp_path: Path, work: str, point: str

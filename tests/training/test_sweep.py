@@ -317,6 +317,7 @@ def test_a_head_without_probabilities_takes_part(store: Path) -> None:
     assert alone.score["accuracy"] > 0.5
 
 
+@pytest.mark.slow
 def test_a_store_with_runs_stays_a_sound_store(store: Path, kept_store: Path) -> None:
     report = sweep(store, ["softmax"])
     assert fc.verify(store).ok

@@ -301,6 +301,7 @@ def test_cross_validation_scores_each_item_by_a_head_that_has_not_seen_it(store:
     assert (bundle.predict_vectors(X) == y).all()
 
 
+@pytest.mark.slow
 def test_the_choice_is_made_inside_each_fold(store: Path) -> None:
     from sklearn.metrics import log_loss
 
@@ -445,6 +446,7 @@ class Overconfident(LogisticRegression):
         return self
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cv", [None, 4])
 def test_a_head_with_out_of_fold_logits_is_calibrated_by_them(tmp_path: Path, cv: int | None) -> None:
     rng = np.random.default_rng(0)
@@ -466,6 +468,7 @@ def test_a_head_with_out_of_fold_logits_is_calibrated_by_them(tmp_path: Path, cv
     assert (p.argmax(1) == plain.predict_proba_vectors(X).argmax(1)).mean() > 0.9  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["softmax", SoftmaxPathClassifier(Cs=[1e2, 1e3])], ids=["softmax", "too sure"])
 def test_softmax_is_calibrated_by_its_own_folds(tmp_path: Path, head: Any) -> None:
     rng = np.random.default_rng(0)
