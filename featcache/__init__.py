@@ -28,10 +28,8 @@ if TYPE_CHECKING:
     from featcache.extraction.search import similar
     from featcache.extraction.transformer import CachedEmbedder
     from featcache.finetuning.advise import Advice, advise
-    from featcache.finetuning.all_blocks import multilayer
-    from featcache.finetuning.finetune import finetune
-    from featcache.finetuning.schedule import TrainingConfig
-    from featcache.finetuning.tune import activations_needed, tune
+    from featcache.finetuning.config import TrainingConfig
+    from featcache.finetuning.finetune import activations_needed, finetune
     from featcache.store import FeatureStore
     from featcache.store.compact import compact
     from featcache.store.gc import gc
@@ -75,13 +73,11 @@ __all__ = [
     "finetune",
     "gc",
     "load",
-    "multilayer",
     "open",
     "repair",
     "similar",
     "sweep",
     "train",
-    "tune",
     "verify",
 ]
 
@@ -98,8 +94,8 @@ _HOMES = {
     "FeatcacheError": "featcache.core.errors:FeatcacheError",
     "FeatureStore": "featcache.store:FeatureStore",
     "Recipe": "featcache.core.recipe:Recipe",
-    "TrainingConfig": "featcache.finetuning.schedule:TrainingConfig",
-    "activations_needed": "featcache.finetuning.tune:activations_needed",
+    "TrainingConfig": "featcache.finetuning.config:TrainingConfig",
+    "activations_needed": "featcache.finetuning.finetune:activations_needed",
     "advise": "featcache.finetuning.advise:advise",
     "backbones": "featcache.backbones",
     "check_live": "featcache.extraction.recheck:check_live",
@@ -112,13 +108,11 @@ _HOMES = {
     "finetune": "featcache.finetuning.finetune:finetune",
     "gc": "featcache.store.gc:gc",
     "load": "featcache.training.bundle:Bundle.load",
-    "multilayer": "featcache.finetuning.all_blocks:multilayer",
     "open": "featcache.store:FeatureStore.open",
     "repair": "featcache.store.repair:repair",
     "similar": "featcache.extraction.search:similar",
     "sweep": "featcache.training.sweep:sweep",
     "train": "featcache.training.train:train",
-    "tune": "featcache.finetuning.tune:tune",
     "verify": "featcache.store.verify:verify",
 }
 

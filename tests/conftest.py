@@ -1,4 +1,4 @@
-"""What all tests share: a cache folder of their own, and a small folder of images."""
+"""What all tests share: a cache folder of their own, a small folder of images, and a small network."""
 
 from __future__ import annotations
 
@@ -44,6 +44,21 @@ def draw_images() -> Callable[..., Path]:
         return folder
 
     return draw
+
+
+@pytest.fixture(scope="session")
+def small_network() -> str:
+    """The name of timm's smallest network, with random weights at the place where one puts them by hand."""
+    import timm
+    from safetensors.torch import save_file
+
+    from featcache.backbones.recipe_cache import cache_folder
+    from tests.backbones.making import randomised
+
+    weights = cache_folder() / "weights" / "timm_test_efficientnet.safetensors"
+    weights.parent.mkdir(parents=True, exist_ok=True)
+    save_file(randomised(timm.create_model("test_efficientnet")).state_dict(), weights)
+    return "timm:test_efficientnet"
 
 
 @pytest.fixture

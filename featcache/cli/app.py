@@ -31,7 +31,7 @@ _PANELS: dict[str, list[Callable[..., None]]] = {
     "First steps": [demo.demo],
     "Images to vectors": [extract.extract],
     "Heads": [train.train, sweep.sweep, train.evaluate],
-    "Less frozen": [advise.advise, finetune.multilayer, finetune.tune, finetune.finetune],
+    "Fine-tuning": [advise.advise, finetune.finetune],
     "Answers": [predict.predict, predict.similar],
     "The store": [stores.status, stores.export, upkeep.verify, upkeep.repair, upkeep.compact, upkeep.gc],
     "Backbones": [models.models, models.layers],

@@ -1,9 +1,8 @@
-"""``featcache multilayer``, ``tune`` and ``finetune``: how much of the network is frozen."""
+"""``featcache finetune``: new layers, later layers, or the whole network train."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,214 +16,158 @@ from featcache.cli.train import show_train
 from featcache.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from featcache.finetuning.activations import Activations
-    from featcache.finetuning.schedule import TrainingConfig
-
-Output = Annotated[Path, typer.Option("--output", "-o", metavar="HEAD.fch", help="The head to write.")]
-TrainSplit = Annotated[
-    str | None, typer.Option(metavar="NAME", help="The split to learn from; train, where the source has splits.")
-]
-Seed = Annotated[int, typer.Option(metavar="N", min=0, help="Seed of all that is drawn.")]
-_EPOCHS, _RATE = "Passes over the items, at most", "The highest learning rate, that of the output"
-_BATCH_SIZE, _CURVE = "Items of a step; 32.", "Draw loss and accuracy of each epoch."
-_PRETRAINED = "Of --init pretrained: "
-Epochs = Annotated[int | None, typer.Option(metavar="N", min=1, help=f"{_EPOCHS}; 12, from scratch 60.")]
-Rate = Annotated[float | None, typer.Option(metavar="R", help=f"{_RATE}; 3e-4, from scratch 2e-3.")]
-BatchSize = Annotated[int | None, typer.Option(metavar="N", min=2, help=_BATCH_SIZE)]
-CurvePng = Annotated[Path | None, typer.Option("--curve", metavar="FILE.png", help=_CURVE)]
-TuneEpochs = Annotated[int | None, typer.Option(metavar="N", min=1, help=f"{_PRETRAINED}{_EPOCHS.lower()}; 12.")]
-TuneRate = Annotated[float | None, typer.Option(metavar="R", help=f"{_PRETRAINED}{_RATE.lower()}; 3e-4.")]
-TuneBatchSize = Annotated[int | None, typer.Option(metavar="N", min=2, help=_PRETRAINED + _BATCH_SIZE.lower())]
-TuneCurvePng = Annotated[Path | None, typer.Option("--curve", metavar="FILE.png", help=_PRETRAINED + _CURVE.lower())]
+    from featcache.finetuning.config import TrainingConfig
+    from featcache.training.activations import Activations
 
 
-@verb(interrupted="No head was written. Layers that were extracted stay in the store.")
-def multilayer(
-    store: StorePath,
-    output: Output,
-    cv: Annotated[
-        int | None, typer.Option(min=2, metavar="K", help="Score by K-fold cross-validation, not a hold-out.")
-    ] = None,
-    split: TrainSplit = None,
-    labels: Labels = None,
-    source: Source = None,
-    space: Space = None,
-    seed: Seed = 0,
-    as_json: Json = False,
-    debug: Debug = False,
-) -> Answer:
-    """Train one softmax on all blocks of the frozen network, for images unlike those it learned from.
-
-    Blocks that are not in the store yet are extracted first.
-
-    Example: featcache multilayer pets.fcache -o deep.fch
-    """
-    from featcache.finetuning.all_blocks import multilayer as run
-    from featcache.training.bundle import check_target
-
-    check_target(output)
-    bundle = run(store, cv=cv, split=split, labels=labels, source=source, space=space, seed=seed, progress=True)
-    bundle.save(output)
-    report = {**bundle.report, "path": str(output)}
-    return Answer(report, lambda: show_train(report))
-
-
-@verb(interrupted="No head was written. The same command goes on after the last whole epoch.")
-def tune(
-    store: StorePath,
-    output: Output,
-    from_layer: Annotated[
-        str,
-        typer.Option(
-            metavar="L", help="The first layer that trains, such as blocks.5; what comes before is frozen and cached."
-        ),
-    ],
-    init: Annotated[
-        str,
-        typer.Option(
-            metavar="pretrained|new",
-            help="pretrained: the later layers go on from their weights; new: hidden layers of one's own in their"
-            " place (with --from-layer pooled: behind the whole network).",
-        ),
-    ] = "pretrained",
-    views: Annotated[
-        int, typer.Option(min=1, metavar="K", help="Versions of each image that are cached and learned from.")
-    ] = 4,
-    hidden: Annotated[
-        str | None, typer.Option(metavar="N,N,…", help="Of --init new: how wide each hidden layer is; 512.")
-    ] = None,
-    dropout: Annotated[
-        float | None,
-        typer.Option(metavar="P", help="Of --init new: the share of hidden values that a step does without; 0.2."),
-    ] = None,
-    epochs: TuneEpochs = None,
-    rate: TuneRate = None,
-    batch_size: TuneBatchSize = None,
-    split: TrainSplit = None,
-    labels: Labels = None,
-    source: Source = None,
-    space: Space = None,
-    seed: Seed = 0,
-    curve: TuneCurvePng = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Store the activations without asking.")] = False,
-    as_json: Json = False,
-    debug: Debug = False,
-) -> Answer:
-    """Train the later layers; the first ones stay frozen, and what they give is cached.
-
-    Example: featcache tune pets.fcache -o tuned.fch --from-layer blocks.6 --yes
-    """
-    from featcache.finetuning import checkpoint as checkpoints
-    from featcache.finetuning.tune import INITS, SCHEDULE, activations_needed
-    from featcache.finetuning.tune import tune as run
-    from featcache.heads import with_hidden_layers
-    from featcache.training.bundle import check_target
-
-    new = {"--hidden": hidden, "--dropout": dropout}
-    old = {"--epochs": epochs, "--rate": rate, "--batch-size": batch_size, "--curve": curve}
-    _refuse_others(init, INITS, {"pretrained": new, "new": old})
-    head = with_hidden_layers("mlp", hidden, dropout).make()
-    check_target(output)
-    _check_curve(curve)
-    needed = activations_needed(
-        store, from_layer, init=init, views=views, seed=seed, labels=labels, source=source, space=space
-    )
-    if not _confirmed(needed, yes):
-        return Answer({"trained": False}, lambda: screen.say("Nothing was stored and nothing trained."), exit_code=1)
-    checkpoint = output.with_name(output.name + ".checkpoint")
-    bundle = run(
-        store, from_layer, init=init, views=views, hidden=head.hidden, dropout=head.dropout,
-        schedule=None if init == "new" else _schedule(SCHEDULE, epochs, rate, batch_size), split=split, labels=labels,
-        source=source, space=space, seed=seed, checkpoint=None if init == "new" else checkpoint, progress=True,
-    )  # fmt: skip
-    bundle.save(output)
-    if init == "pretrained":
-        checkpoints.remove(checkpoint)
-    report = {**bundle.report, "path": str(output), "activations": needed.to_dict()}
-    return _answer(report, curve)
-
-
-@verb(interrupted="No head was written. The same command goes on after the last whole epoch.")
+@verb(interrupted="No head was written. The same command resumes after the last whole epoch.")
 def finetune(
     store: StorePath,
-    output: Output,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="HEAD.fch", help="The head to write.")],
+    from_layer: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="LAYER",
+            help="The first layer that trains, such as blocks.5; the layers before it are frozen and cached. Without"
+            " this the whole network trains.",
+        ),
+    ] = None,
     init: Annotated[
         str,
         typer.Option(
-            metavar="pretrained|scratch",
-            help="pretrained: the network's own weights are where it begins; scratch: random ones.",
+            metavar="pretrained|new|scratch",
+            help="pretrained: layers continue from their weights; new, with --from: new hidden layers take their place"
+            " (--from pooled: behind the whole network); scratch, without --from: random weights.",
         ),
     ] = "pretrained",
     arch: Annotated[
         str | None,
         typer.Option(
             metavar="B",
-            help="Of --init scratch: another network than that of the vectors; scratch:small_cnn for images of few"
+            help="For --init scratch: another network than that of the vectors; scratch:small_cnn for images of few"
             " pixels.",
         ),
     ] = None,
-    epochs: Epochs = None,
-    rate: Rate = None,
-    batch_size: BatchSize = None,
-    split: TrainSplit = None,
+    views: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="K", help="With --from: views of each image that are cached and trained on; 4."),
+    ] = None,
+    hidden: Annotated[
+        str | None, typer.Option(metavar="N,N,…", help="For --init new: width of each hidden layer; 512.")
+    ] = None,
+    dropout: Annotated[
+        float | None,
+        typer.Option(
+            metavar="P", help="Share of the values before the output that a step omits; 0.2 for new and scratch."
+        ),
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Most passes over the images; 12, for new and scratch 60.")
+    ] = None,
+    lr: Annotated[
+        float | None,
+        typer.Option("--lr", metavar="R", help="The highest learning rate; 3e-4, for new 1e-3, for scratch 2e-3."),
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(metavar="N", min=2, help="Images per step; 32.")] = None,
+    split: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The split to train on; train, where the source has splits.")
+    ] = None,
     labels: Labels = None,
     source: Source = None,
     space: Space = None,
-    seed: Seed = 0,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of all that is drawn.")] = 0,
     precision: Annotated[
-        str,
+        str | None,
         typer.Option(metavar="float32|bfloat16", help="bfloat16: products in it, where the processor or GPU has it."),
-    ] = "float32",
+    ] = None,
     device: Annotated[str | None, typer.Option(metavar="D", help="A torch device, such as cuda.")] = None,
-    curve: CurvePng = None,
+    curve: Annotated[
+        Path | None, typer.Option("--curve", metavar="FILE.png", help="Draw loss and accuracy of each epoch.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="With --from: store the activations without asking.")] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> Answer:
-    """Train the whole network from the images of a store: for much data, and much time.
+    """Train new layers, the later layers, or the whole network on the images of a store.
 
-    Example: featcache finetune pets.fcache -o whole.fch --curve whole.png
+    With few images this seldom beats `train`; if it does not, the head of `train` is returned.
+
+    Example: featcache finetune pets.fcache -o tuned.fch --from blocks.6 --yes
     """
     from featcache.finetuning import checkpoint as checkpoints
-    from featcache.finetuning.finetune import INITS, PRETRAINED, SCRATCH
+    from featcache.finetuning.finetune import CONFIGS, VIEWS, activations_needed, check_arguments
     from featcache.finetuning.finetune import finetune as run
     from featcache.training.bundle import check_target
 
-    _refuse_others(init, INITS, {"pretrained": {"--arch": arch}})
+    check_arguments(from_layer, init, arch)
+    if hidden is not None and init != "new":
+        raise UsageError(f"--hidden does not go with --init {init}. Omit it, or take --from LAYER --init new.")
+    if views is not None and from_layer is None:
+        raise UsageError("--views goes with --from alone: without it every epoch sees another view of each image.")
+    config = _config(
+        CONFIGS[init],
+        hidden=None if hidden is None else _widths(hidden),
+        dropout=dropout,
+        epochs=epochs,
+        lr=lr,
+        batch_size=batch_size,
+        precision=precision,
+    )
     check_target(output)
-    _check_curve(curve)
+    if curve is not None:
+        from featcache.metrics.plots import check_png
+
+        check_png(curve)
+    which: dict[str, Any] = {"labels": labels, "source": source, "space": space}
+    needed = None
+    if from_layer is not None:
+        views = views or VIEWS
+        needed = activations_needed(store, from_layer, init=init, views=views, seed=seed, **which)
+        if not _confirmed(needed, yes):
+            return Answer(
+                {"trained": False}, lambda: screen.say("Nothing was stored and nothing trained."), exit_code=1
+            )
     checkpoint = output.with_name(output.name + ".checkpoint")
     bundle = run(
-        store, init=init, arch=arch,
-        schedule=_schedule(PRETRAINED if init == "pretrained" else SCRATCH, epochs, rate, batch_size), split=split,
-        labels=labels, source=source, space=space, seed=seed, precision=precision, device=device,
-        checkpoint=checkpoint, progress=True,
+        store, from_layer, init=init, arch=arch, views=views or VIEWS, config=config, split=split, seed=seed,
+        device=device, checkpoint=checkpoint, progress=True, **which,
     )  # fmt: skip
     bundle.save(output)
     checkpoints.remove(checkpoint)
-    return _answer({**bundle.report, "path": str(output)}, curve)
+    report = {**bundle.report, "path": str(output)} | ({"activations": needed.to_dict()} if needed else {})
+    if curve is not None:
+        from featcache.finetuning.history import Curve, draw_learning_curve
+
+        draw_learning_curve(Curve.from_dict(report["curve"]), curve)
+        report["figure"] = str(curve)
+    return Answer(report, lambda: _show(report))
 
 
-def _refuse_others(init: str, known: tuple[str, ...], foreign: Mapping[str, Mapping[str, object]]) -> None:
-    """Refuse options that belong to another way to begin."""
-    if init not in known:
-        return  # the library names those there are
-    for option, value in foreign.get(init, {}).items():
-        if value is not None:
-            others = " or ".join(f"--init {other}" for other in known if other != init)
-            raise UsageError(f"{option} does not go with --init {init}. Leave it away, or take {others}.")
+def _config(default: TrainingConfig, **given: Any) -> TrainingConfig:
+    return replace(default, **{name: value for name, value in given.items() if value is not None})
 
 
-def _schedule(usual: TrainingConfig, epochs: int | None, rate: float | None, batch_size: int | None) -> TrainingConfig:
-    given = {"epochs": epochs, "rate": rate, "batch_size": batch_size}
-    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    return replace(usual, **changes)
+def _widths(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"--hidden is {text!r}; give the width of each layer, such as 512 or 512,256.") from None
+
+
+def _show(report: dict[str, Any]) -> None:
+    show_train(report)
+    if report["chosen"]["epoch"] == 0:
+        screen.say("Fine-tuning does not beat the linear probe by one standard error: this is the head of `train`.")
+    if "figure" in report:
+        screen.say(f"Learning curve: {report['figure']}")
 
 
 def _confirmed(needed: Activations, yes: bool) -> bool:
     """Say how much room the activations take, and ask.
 
     Raises:
-        UsageError: nobody is there to be asked.
+        UsageError: there is no terminal to ask on.
     """
     if not needed.bytes:
         return True
@@ -236,29 +179,5 @@ def _confirmed(needed: Activations, yes: bool) -> bool:
         print(text, file=sys.stderr)
         return True
     if not sys.stdin.isatty():
-        raise UsageError(f"{text} Say --yes to store them.")
+        raise UsageError(f"{text} Add --yes to store them.")
     return typer.confirm(f"{text} Store them?", err=True)
-
-
-def _check_curve(path: Path | None) -> None:
-    if path is not None:
-        from featcache.metrics.plots import check_png
-
-        check_png(path)
-
-
-def _answer(report: dict[str, Any], curve: Path | None) -> Answer:
-    if curve is not None:
-        from featcache.finetuning.history import Curve, draw_learning_curve
-
-        draw_learning_curve(Curve.from_dict(report["curve"]), curve)
-        report["figure"] = str(curve)
-
-    def show() -> None:
-        show_train(report)
-        if report["chosen"].get("epoch") == 0:
-            screen.say("No training was better beyond chance: this is the head of `train` on the frozen network.")
-        if curve is not None:
-            screen.say(f"Learning curve: {curve}")
-
-    return Answer(report, show)

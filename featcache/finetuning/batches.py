@@ -1,8 +1,6 @@
-"""Batches of images, decoded and augmented while the network trains on those before.
+"""Batches of cached activations, and of images that are decoded and augmented while the network trains.
 
-Batches of cached activations, read as they are needed.
-
-How the items of an epoch are put into batches: the same order whenever the epoch is run.
+The items of an epoch are in the same order whenever the epoch is run.
 """
 
 from __future__ import annotations
@@ -45,15 +43,15 @@ class CachedBatches:
     Args:
         dataset: with the activations as their only layer.
         rows: (m,) rows to train on.
-        numbers: (m,) int64 class numbers.
+        class_ids: (m,) int64 class ids.
         batch_size: items of a step.
         seed: of the order and the views.
     """
 
     def __init__(
-        self, dataset: FeatureDataset, rows: np.ndarray, numbers: np.ndarray, batch_size: int, seed: int
+        self, dataset: FeatureDataset, rows: np.ndarray, class_ids: np.ndarray, batch_size: int, seed: int
     ) -> None:
-        self._examples, self._rows, self._numbers = dataset, rows, torch.from_numpy(numbers)
+        self._dataset, self._rows, self._class_ids = dataset, rows, torch.from_numpy(class_ids)
         self._batch_size, self._seed = batch_size, seed
 
     @property
@@ -62,28 +60,28 @@ class CachedBatches:
         return batch_count(len(self._rows), self._batch_size)
 
     def __call__(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Activations (b, d), flattened, and class numbers (b,)."""
-        count = len(self._examples.views)
+        """Activations (b, d), flattened, and class ids (b,)."""
+        count = len(self._dataset.views)
         views = np.random.default_rng([self._seed, epoch, 1]).integers(0, count, len(self._rows))
         for places in shuffled(len(self._rows), self._batch_size, self._seed, epoch):
-            X = self._examples.read_views(self._rows[places] * count + views[places])
-            yield torch.from_numpy(X), self._numbers[places]
+            X = self._dataset.read_views(self._rows[places] * count + views[places])
+            yield torch.from_numpy(X), self._class_ids[places]
 
 
 def activations_in_order(
-    dataset: FeatureDataset, rows: np.ndarray, numbers: np.ndarray, batch_size: int
+    dataset: FeatureDataset, rows: np.ndarray, class_ids: np.ndarray, batch_size: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """View 0 of some rows, as they stand: activations (b, d), flattened, and class numbers (b,)."""
+    """View 0 of some rows, as they stand: activations (b, d), flattened, and class ids (b,)."""
     for start in range(0, len(rows), batch_size):
         part = slice(start, start + batch_size)
-        yield torch.from_numpy(dataset.read(rows[part])), torch.from_numpy(numbers[part])
+        yield torch.from_numpy(dataset.read(rows[part])), torch.from_numpy(class_ids[part])
 
 
 _AHEAD = 2
 """Batches that are made before their turn."""
 
 
-class Pictures:
+class ItemImages:
     """The images of items as a network's input; may be asked from many threads.
 
     Args:
@@ -124,13 +122,13 @@ class ImageBatches:
     Args:
         images: makes the network's input.
         rows: (m,) rows to train on.
-        numbers: (m,) int64 class numbers.
+        class_ids: (m,) int64 class ids.
         batch_size: items of a step.
         seed: of the order.
     """
 
-    def __init__(self, pictures: Pictures, rows: np.ndarray, numbers: np.ndarray, batch_size: int, seed: int) -> None:
-        self._pictures, self._rows, self._numbers = pictures, rows, torch.from_numpy(numbers)
+    def __init__(self, images: ItemImages, rows: np.ndarray, class_ids: np.ndarray, batch_size: int, seed: int) -> None:
+        self._images, self._rows, self._class_ids = images, rows, torch.from_numpy(class_ids)
         self._batch_size, self._seed = batch_size, seed
 
     @property
@@ -139,25 +137,25 @@ class ImageBatches:
         return batch_count(len(self._rows), self._batch_size)
 
     def __call__(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images (b, h, w, 3) uint8 and class numbers (b,)."""
+        """Images (b, h, w, 3) uint8 and class ids (b,)."""
         batches = shuffled(len(self._rows), self._batch_size, self._seed, epoch)
-        chosen = [(self._rows[places], self._numbers[places]) for places in batches]
-        for pixels, (_, numbers) in zip(
-            _made(self._pictures, [rows for rows, _ in chosen], epoch), chosen, strict=True
+        chosen = [(self._rows[places], self._class_ids[places]) for places in batches]
+        for pixels, (_, class_ids) in zip(
+            _made(self._images, [rows for rows, _ in chosen], epoch), chosen, strict=True
         ):
-            yield torch.from_numpy(pixels), numbers
+            yield torch.from_numpy(pixels), class_ids
 
 
 def images_in_order(
-    pictures: Pictures, rows: np.ndarray, numbers: np.ndarray, batch_size: int
+    images: ItemImages, rows: np.ndarray, class_ids: np.ndarray, batch_size: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """View 0 of some rows, as they stand: images (b, h, w, 3) uint8 and class numbers (b,)."""
+    """View 0 of some rows, as they stand: images (b, h, w, 3) uint8 and class ids (b,)."""
     parts = [slice(start, start + batch_size) for start in range(0, len(rows), batch_size)]
-    for pixels, part in zip(_made(pictures, [rows[part] for part in parts], None), parts, strict=True):
-        yield torch.from_numpy(pixels), torch.from_numpy(numbers[part])
+    for pixels, part in zip(_made(images, [rows[part] for part in parts], None), parts, strict=True):
+        yield torch.from_numpy(pixels), torch.from_numpy(class_ids[part])
 
 
-def _made(pictures: Pictures, batches: Sequence[np.ndarray], epoch: int | None) -> Iterator[np.ndarray]:
+def _made(images: ItemImages, batches: Sequence[np.ndarray], epoch: int | None) -> Iterator[np.ndarray]:
     """The pixels of each batch in order, made in threads a few batches ahead."""
     with ThreadPoolExecutor(cores()) as threads:
         waiting: deque[list[Future[np.ndarray]]] = deque()
@@ -165,7 +163,7 @@ def _made(pictures: Pictures, batches: Sequence[np.ndarray], epoch: int | None) 
         try:
             for _ in range(len(batches)):
                 while len(waiting) < _AHEAD and (batch := next(left, None)) is not None:
-                    waiting.append([threads.submit(pictures.pixels, int(row), epoch) for row in batch])
+                    waiting.append([threads.submit(images.pixels, int(row), epoch) for row in batch])
                 yield np.stack([future.result() for future in waiting.popleft()])
         finally:
             for futures in waiting:

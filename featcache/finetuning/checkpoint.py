@@ -1,4 +1,4 @@
-"""The checkpoint of a training: one safetensors file, from which it goes on as if nothing had happened.
+"""The checkpoint of a training: one safetensors file, from which it resumes as if nothing had happened.
 
 The file holds the weights after the last epoch, those of the best one where that is another, the state of AdamW, and
 as JSON the epochs so far and the settings of the training. Random numbers need no place in it: those of an epoch come
@@ -24,7 +24,7 @@ from featcache.core.files import written_whole
 from featcache.core.recipe import weights_digest
 from featcache.finetuning.history import Epoch, best_of
 
-_FORMAT = 2
+_FORMAT = 3
 _KEY = "featcache_checkpoint"
 
 
@@ -95,7 +95,7 @@ def read(path: Path, settings: Mapping[str, Any], weights: Mapping[str, Tensor])
     """
     from safetensors import SafetensorError, safe_open
 
-    anew = f"Remove {path} to start anew, or give another file."
+    anew = f"Remove {path} to start over, or give another file."
     if not path.exists():
         return None
     if not path.is_file():

@@ -1,12 +1,17 @@
-"""`finetune`: the whole network trains, from images; it begins with pretrained weights, or with random ones."""
+"""`finetune`: later layers, new layers or a whole network train on the images of a store.
+
+With *from_layer* the layers before it stay frozen: they run once over the images, and their activations are kept in the
+store, in several views of each image, to train on again and again. Without it the whole network trains, on the images.
+"""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 
@@ -14,178 +19,311 @@ from featcache.backbones import get
 from featcache.backbones.compute import check_choice
 from featcache.backbones.layers import POOLED
 from featcache.backbones.registry import with_weights
+from featcache.backbones.split import SplitNetwork, split_network
 from featcache.core.errors import MissingVectorsError, UnknownNameError, UsageError
 from featcache.core.progress import Progress, choose
-from featcache.core.recipe import StandardTransform
+from featcache.core.recipe import PixelPath, Recipe, StandardTransform
 from featcache.extraction.embed import backbone_for
 from featcache.extraction.stored_source import known_images
-from featcache.finetuning.batches import Pictures, images_in_order
+from featcache.finetuning.batches import ItemImages, images_in_order
+from featcache.finetuning.config import NEW, PRETRAINED, SCRATCH, TrainingConfig
 from featcache.finetuning.linear_probe import linear_predictor
 from featcache.finetuning.report import keep_record, of_training
-from featcache.finetuning.schedule import TrainingConfig
-from featcache.finetuning.trainers import beginning, train_network
-from featcache.finetuning.validation import contents
+from featcache.finetuning.trainers import (
+    TrainingResult,
+    TrainingRun,
+    mlp_predictor,
+    train_full,
+    train_new_layers,
+    train_tail,
+    trainable_copy,
+)
+from featcache.heads.serialise import Predictor
+from featcache.images.entry import Entry
 from featcache.store import FeatureStore
 from featcache.training import leakage
+from featcache.training.activations import Activations, needed, store_activations, view_names
 from featcache.training.bundle import Bundle
-from featcache.training.dataset import FeatureDataset, Selection
-from featcache.training.fit import answers
+from featcache.training.dataset import FeatureDataset, Selection, SelectionOptions
+from featcache.training.fit import answers, layer_uses
 from featcache.training.holdout import check_classes, train_test_split
 from featcache.training.image_dataset import image_vectors
 from featcache.training.layer_use import LayerUse
-from featcache.training.report import report_fields, score_fields
+from featcache.training.partial_model import PartialModel, frozen_vectors
+from featcache.training.report import described, scored, views_told
 
 if TYPE_CHECKING:
-    from featcache.backbones import Backbone
-    from featcache.backbones.network import Network
+    from torch.nn import Module
 
-INITS = ("pretrained", "scratch")
-PRETRAINED = TrainingConfig(epochs=12, rate=3e-4, patience=6, label_smoothing=0.1)
-_AT_ONCE = 32
-SCRATCH = TrainingConfig(epochs=60, rate=2e-3, layer_decay=1.0, patience=12, label_smoothing=0.1)
+    from featcache.backbones import Backbone
+
+CONFIGS = {"pretrained": PRETRAINED, "new": NEW, "scratch": SCRATCH}
+"""The settings by `init` where none are given."""
+VIEWS = 4
+VALID = (
+    "Valid are: --from LAYER with --init pretrained (the default) or new; without --from, --init pretrained (the "
+    "default) or scratch, and for scratch --arch."
+)
+_ROWS_AT_ONCE = 32
 
 
 def finetune(
-    store: str | Path,
+    store: str | Path | FeatureStore,
+    from_layer: str | None = None,
     *,
     init: str = "pretrained",
     arch: str | None = None,
-    schedule: TrainingConfig | None = None,
-    split: str | None = None,
-    labels: str | Path | None = None,
-    source: str | None = None,
-    space: str | None = None,
+    views: int = VIEWS,
+    config: TrainingConfig | None = None,
     seed: int = 0,
-    precision: str = "float32",
     device: str | None = None,
     checkpoint: str | Path | None = None,
     backbone: Backbone | None = None,
     progress: Progress | bool | None = None,
+    **selection: Unpack[SelectionOptions],
 ) -> Bundle:
-    """Train a whole network on the images of a store's source.
+    """Train later layers, new layers, or a whole network on the images of a store's source.
 
-    Each epoch sees every image in a view of its own, cut out, mirrored and coloured at random. With
-    ``init="pretrained"`` the output begins with what the path solver finds on the stored vectors.
+    Partial fine-tuning, with *from_layer*: the layers before it stay frozen, and their activations are cached
+    (`activations_needed` says how much room they take). With ``init="pretrained"`` the layers from there on continue
+    from their pretrained weights; with ``"new"`` new hidden layers take their place, on the mean over the image of what
+    the frozen part gives.
+
+    Full fine-tuning, without: each epoch sees every image in another view, cropped, mirrored and coloured at random.
+    The network begins with its pretrained weights, or with ``init="scratch"`` with random ones.
+
+    With pretrained weights training begins with the output of the linear probe that `featcache.train` finds, and
+    earlier layers learn at lower rates. If fine-tuning does not beat the linear probe by one standard error on the
+    validation items, the probe is returned.
 
     Args:
-        store: a store with the source's vectors; its images are read where the store knows them.
-        init: ``pretrained``, or ``scratch`` for random weights.
-        arch: another network than that of the vectors, by its full name; for ``scratch`` alone.
-            ``scratch:small_cnn`` is meant for images of few pixels (32 × 32).
-        schedule: of the training; by default `PRETRAINED` or `SCRATCH`. Its seed gives way to *seed*.
-        split, labels, source, space: as for `featcache.train`.
-        seed: of the weights, the hold-out, the validation part, the augmentation and the order.
-        precision: ``float32``, or ``bfloat16`` for products so where the machine has it; weights stay in float32.
+        store: a store with the vectors of some backbone, or its path; images are read where the store knows them.
+        from_layer: the first layer that trains, as `featcache.backbones.split.split_points` lists them; with ``new``
+            also ``pooled``, for new layers behind the whole network.
+        init: ``pretrained``; ``new`` with *from_layer*; ``scratch`` without.
+        arch: for ``scratch``, another network than that of the vectors, by its full name. ``scratch:small_cnn`` is
+            meant for images of few pixels (32 × 32).
+        views: with *from_layer*, of each image that are cached and trained on, see `featcache.extract`.
+        config: of the training; by default that of *init* in `CONFIGS`. Its seed is replaced by *seed*.
+        seed: of the hold-out, the validation part, the views, the weights and the order.
         device: torch device; that of the backbone by default.
-        checkpoint: a file that is written after each epoch and that the same call goes on from after a kill. It stays
+        checkpoint: a file that is written after each epoch and that the same call resumes from after a kill. It stays
             when the training is done, since the bundle is not saved yet: `featcache.finetuning.checkpoint.remove`
             removes it.
         backbone: needed only where the vectors were made by a module given in Python.
         progress: as for `featcache.train`.
+        **selection: as for `featcache.train`.
 
     Returns:
-        A `Bundle` that carries the network's weights; ``report["curve"]`` has the epochs.
+        A `Bundle`; ``report["curve"]`` has the epochs. It carries the weights of the layers that were trained.
 
     Raises:
-        UnknownNameError: no such way to begin, network or split.
-        UsageError: *arch* without ``scratch``, a backbone whose images are aligned or transformed by a callable, or
-            as for `featcache.train`.
+        UnknownNameError: no such layer, *init*, network or split.
+        UsageError: arguments that do not go together, a layer at which the network cannot be split, a backbone whose
+            images are aligned or (without *from_layer*) transformed by a callable, or as for `featcache.train`.
+        DiskFullError: the activations do not fit on the disk.
         MissingVectorsError: the images are not where the store knows them.
         UnusableImageError: an image is no longer the one that the store knows.
         TrainingError: the loss is no longer finite.
+
+    Example:
+        >>> bundle = finetune("pets.fcache", "blocks.6", config=TrainingConfig(epochs=5))  # doctest: +SKIP
     """
-    if init not in INITS:
-        raise UnknownNameError.among("way to begin", init, INITS)
-    if arch is not None and init != "scratch":
-        raise UsageError(
-            f"Pretrained weights are those of the vectors' own backbone. Leave {arch!r} away, or begin from scratch."
-        )
+    check_arguments(from_layer, init, arch)
     began, started = time.monotonic(), datetime.now(timezone.utc)
-    opened = FeatureStore.open(Path(store))
-    chosen_space = opened.space(space)
-    if chosen_space.recipe.detection is not None:
-        raise UsageError("The images of this space are aligned faces, on which no whole network is trained here.")
-    if arch is None and not isinstance(chosen_space.recipe.pixels.transform, StandardTransform):
-        raise UsageError(
-            f"The transform of {chosen_space.recipe.backbone} is a callable, so it is not known how it would treat the "
-            "parts of images that are cut out in each epoch. Give the backbone a StandardTransform, or train layers "
-            "of it with tune and one view."
-        )
-    schedule = replace(schedule or (PRETRAINED if init == "pretrained" else SCRATCH), seed=seed)
-    base = backbone_for(chosen_space.recipe, backbone) if arch is None else get(arch)
-    check_choice("torch", precision, str(device or base.device))
-    with choose(progress) as shown:
-        dataset = FeatureDataset.from_store(
-            opened, "pooled", Selection(source, chosen_space.fingerprint, labels=labels)
-        )
+    opened = FeatureStore.open(store)
+    known = opened.space(selection.get("space"))
+    select = replace(Selection(**selection), space=known.fingerprint)
+    if from_layer is None:
+        _check_can_be_augmented(known.recipe, arch)
+    base = backbone_for(known.recipe, backbone) if arch is None else get(arch)
+    device = str(device or base.device)
+    config = replace(config or CONFIGS[init], seed=seed)
+    check_choice("torch", config.precision, device)
+    layer, split = (POOLED, None) if from_layer is None else _cached_layer(base, from_layer, init)
+    names = view_names(1 if from_layer is None else views, seed)
+    with choose(progress) as bar:
+        if from_layer is not None:
+            wanted = needed(opened, base, layer, select, views=views, seed=seed)
+            store_activations(opened, base, wanted, select, seed=seed, progress=bar)
+            opened = FeatureStore.open(opened.path)
+        dataset = FeatureDataset.from_store(opened, layer, select.all_splits(), views=names)
+        if init == "new":
+            dataset = dataset.in_memory()
         check_classes(dataset)
-        notes: list[str] = []
-        there = known_images(opened, dataset.items[0].source, dataset.items, notes)
-        absent = [item.uri for item in dataset.items if item.uri not in there]
-        if absent:
-            raise MissingVectorsError(
-                f"{len(absent)} of {len(dataset.items)} images are not where the store knows them (first: "
-                f"{absent[0]}). {' '.join([*notes, 'Run'])} `featcache extract` again, so that it forgets those that "
-                "are gone, or with --moved, if they lie elsewhere now."
-            )
-        train_rows, test, protocol = train_test_split(dataset, split, seed, opened, shown)
-        guard = leakage.guard(dataset, [train_rows, test], scored=test, seed=seed, progress=shown)
+        there = {} if from_layer is not None else _all_images(opened, dataset)
+        train_rows, test, protocol = train_test_split(dataset, select.split, seed, opened, bar)
+        frozen = dataset.read
+        if split is not None and init == "pretrained":
+            split.tail.to(device)
+            frozen = frozen_vectors(split, dataset.read)
+            dataset = replace(dataset, narrow=frozen)
+        guard = leakage.guard(dataset, [train_rows, test], scored=test, seed=seed, progress=bar)
         fit_began = time.monotonic()
-        network = beginning(base, init, seed)
-        network.to(device or base.device)
-        pixels = None if arch is not None else chosen_space.recipe.pixels
-        reader = with_weights(base, _state(network), pixels)
-        pictures = Pictures(reader, dataset.items, [there[item.uri] for item in dataset.items], seed)
-        _look_at(pictures, test, shown)
-        trained = train_network(
-            network, pictures, init,
-            dataset, train_rows, test, schedule,
-            checkpoint=None if checkpoint is None else Path(checkpoint),
-            task={"init": init, "network": base.name, "recipe": chosen_space.fingerprint},
-            precision=precision, progress=shown,
-        )  # fmt: skip
-        weights = _state(network)
-        own = with_weights(base, weights, pixels)
-        bundle = Bundle(
-            head="finetune",
-            classes=trained.classes,
-            layers=(LayerUse(POOLED, (trained.output.in_features,), 1.0),),
-            recipe=own.recipe,
-            predictor=linear_predictor(trained.output, trained.classes),
-            trained_on=contents(dataset, np.union1d(train_rows, trained.validation)),
-            fitted_on=trained.learned,
-            chosen=dict(trained.chosen),
-            weights=weights,
-        )
+        task = {"recipe": known.fingerprint, "init": init, "from_layer": from_layer, "network": base.name}
+        file = None if checkpoint is None else Path(checkpoint)
+        run = TrainingRun(dataset, train_rows, test, config, bar, file, task)
+        pixels = known.recipe.pixels if arch is None else None
+        if from_layer is None:
+            result, bundle = _fit_full(run, base, pixels, there, init, device)
+        elif init == "new":
+            result = train_new_layers(run, device)
+            bundle = _bundle(run, result, mlp_predictor(result), known.recipe)
+        else:
+            assert split is not None
+            result = train_tail(split, frozen, run)
+            bundle = _bundle(run, result, _partial_model(split, result, known.recipe, backbone), known.recipe)
         fitting = time.monotonic() - fit_began
-        shown.start("score", None, "items")
-        pictured = image_vectors(
-            bundle, opened, source=dataset.items[0].source, labels=labels, backbone=None if backbone is None else own
-        )
-        place = {item.uri: row for row, item in enumerate(pictured.items)}
-        at = np.array([place[dataset.items[row].uri] for row in test], dtype=np.int64)
-        probabilities, predicted = answers(bundle, pictured, at)
-        scores = score_fields(pictured, at, probabilities, predicted, trained.classes, seed)
-        shown.finish()
+        bar.start("score", None, "items")
+        test_set, rows = dataset, test
+        if bundle.weights is not None:
+            own = None if backbone is None else with_weights(base, bundle.weights, pixels)
+            test_set = image_vectors(bundle, opened, source=dataset.items[0].source, labels=select.labels, backbone=own)
+            place = {item.uri: row for row, item in enumerate(test_set.items)}
+            rows = np.array([place[dataset.items[row].uri] for row in test], dtype=np.int64)
+        probabilities, predicted = answers(bundle, test_set, rows)
+        scores = scored(test_set, rows, probabilities, predicted, result.classes, seed)
+        bar.finish()
+        if len(dataset.views) > 1:
+            protocol += f"; learned from {views_told(dataset.views)} of each image, scored on view 0"
         bundle.report = {
-            **report_fields(bundle, dataset, test, scores, protocol),
-            **of_training(trained, schedule, guard, dataset, init, probabilities, predicted == pictured.y[at]),
+            **described(bundle, dataset, test, scores, protocol),
+            **of_training(result, config, probabilities, predicted == test_set.y[rows]),
+            "near_duplicates": {**guard.report(dataset), "grouped": False},
             "strategy": "finetune",
+            "init": init,
+            "from_layer": from_layer,
             "network": base.name,
+            "views": list(dataset.views),
             "fit_seconds": fitting,
             "seconds": time.monotonic() - began,
         }
-        keep_record(Path(store), "finetune", started, bundle.report, shown)
+        keep_record(opened.path, started, bundle.report, bar)
     return bundle
 
 
-def _look_at(pictures: Pictures, rows: np.ndarray, shown: Progress) -> None:
-    """Read what is scored at the end, so that an image that cannot be read ends the run before the training."""
-    shown.start("look at the images to be scored", len(rows), "items")
-    for _, numbers in images_in_order(pictures, rows, rows, _AT_ONCE):
-        shown.advance(len(numbers))
-    shown.finish()
+def activations_needed(
+    store: str | Path | FeatureStore,
+    from_layer: str,
+    *,
+    init: str = "pretrained",
+    views: int = VIEWS,
+    seed: int = 0,
+    backbone: Backbone | None = None,
+    **selection: Unpack[SelectionOptions],
+) -> Activations:
+    """The activations that `finetune` with the same arguments stores first; see there for arguments and errors.
+
+    Example:
+        >>> activations_needed("pets.fcache", "blocks.6").bytes  # doctest: +SKIP
+        123863040
+    """
+    check_arguments(from_layer, init, None)
+    opened = FeatureStore.open(store)
+    network = backbone_for(opened.space(selection.get("space")).recipe, backbone)
+    layer, _ = _cached_layer(network, from_layer, init)
+    return needed(opened, network, layer, Selection(**selection), views=views, seed=seed)
 
 
-def _state(network: Network) -> dict[str, np.ndarray]:
-    return {name: t.detach().cpu().numpy().copy() for name, t in network.module.state_dict().items()}
+def check_arguments(from_layer: str | None, init: str, arch: str | None) -> None:
+    """Check that these arguments of `finetune` go together.
+
+    Raises:
+        UnknownNameError: no such *init*.
+        UsageError: they do not go together; the valid combinations are named.
+    """
+    if init not in CONFIGS:
+        raise UnknownNameError.among("init", init, tuple(CONFIGS))
+    if init == "scratch" and from_layer is not None:
+        raise UsageError(f"--init scratch does not go with --from {from_layer}: it trains the whole network. {VALID}")
+    if init == "new" and from_layer is None:
+        raise UsageError(f"--init new needs --from LAYER: new layers train on the frozen ones before it. {VALID}")
+    if arch is not None and init != "scratch":
+        raise UsageError(f"--arch {arch} does not go with --init {init}, which keeps the vectors' own network. {VALID}")
+    if init == "pretrained" and from_layer == POOLED:
+        raise UsageError(
+            "Behind `pooled` the network has no layers that could continue from their weights. Take --init new, for "
+            "new layers there, or an earlier layer."
+        )
+
+
+def _cached_layer(network: Backbone, from_layer: str, init: str) -> tuple[str, SplitNetwork | None]:
+    """The layer whose activations are cached, and the split point; none behind the whole network."""
+    if from_layer == POOLED:
+        return POOLED, None
+    split = split_network(network.network, from_layer)
+    if init == "new":
+        return split.cached.rpartition(":")[0] + ":mean", split
+    return split.cached, split
+
+
+def _check_can_be_augmented(recipe: Recipe, arch: str | None) -> None:
+    if recipe.detection is not None:
+        raise UsageError("The images of this space are aligned faces, on which no whole network is trained here.")
+    if arch is None and not isinstance(recipe.pixels.transform, StandardTransform):
+        raise UsageError(
+            f"The transform of {recipe.backbone} is a callable, so it is not known how it would treat the parts of "
+            "images that are cropped in each epoch. Give the backbone a StandardTransform, or fine-tune later layers "
+            "(from_layer) with one view."
+        )
+
+
+def _all_images(store: FeatureStore, dataset: FeatureDataset) -> dict[str, Entry]:
+    """Where the image of each item is, by URI."""
+    notes: list[str] = []
+    there = known_images(store, dataset.items[0].source, dataset.items, notes)
+    missing = [item.uri for item in dataset.items if item.uri not in there]
+    if missing:
+        raise MissingVectorsError(
+            f"{len(missing)} of {len(dataset.items)} images are not where the store knows them (first: "
+            f"{missing[0]}). {' '.join([*notes, 'Run'])} `featcache extract` again to forget those that are gone, or "
+            "with --moved if they were moved."
+        )
+    return dict(there)
+
+
+def _fit_full(
+    run: TrainingRun, base: Backbone, pixels: PixelPath | None, there: Mapping[str, Entry], init: str, device: str
+) -> tuple[TrainingResult, Bundle]:
+    """Train a copy of a whole network on images; *pixels* is the vectors' own treatment of images."""
+    network = trainable_copy(base, init, run.config.seed)
+    network.to(device)
+    reader = with_weights(base, _state(network.module), pixels)
+    items = run.dataset.items
+    images = ItemImages(reader, items, [there[item.uri] for item in items], run.config.seed)
+    # An image that is scored at the end and cannot be read ends the run before the training.
+    run.progress.start("read the images to be scored", len(run.test_rows), "items")
+    for _, rows in images_in_order(images, run.test_rows, run.test_rows, _ROWS_AT_ONCE):
+        run.progress.advance(len(rows))
+    run.progress.finish()
+    result = train_full(network, images, init, run)
+    weights = _state(network.module)
+    bundle = _bundle(
+        run, result, linear_predictor(result.output, result.classes), with_weights(base, weights, pixels).recipe
+    )
+    uses = (LayerUse(POOLED, (result.output.in_features,), 1.0),)
+    return result, replace(bundle, layers=uses, weights=weights)
+
+
+def _bundle(run: TrainingRun, result: TrainingResult, predictor: Predictor | PartialModel, recipe: Recipe) -> Bundle:
+    return Bundle(
+        head="finetune",
+        classes=result.classes,
+        layers=layer_uses(run.dataset, run.train_rows),
+        recipe=recipe,
+        predictor=predictor,
+        trained_on=run.dataset.contents(np.union1d(run.train_rows, result.validation)),
+        fitted_on=result.fitted_on,
+        chosen=dict(result.chosen),
+    )
+
+
+def _partial_model(
+    split: SplitNetwork, result: TrainingResult, recipe: Recipe, backbone: Backbone | None
+) -> PartialModel:
+    output = linear_predictor(result.output, result.classes)
+    return PartialModel(split.layer, split.shape, _state(split.tail), output, recipe, backbone)
+
+
+def _state(module: Module) -> dict[str, np.ndarray]:
+    return {name: tensor.detach().cpu().numpy().copy() for name, tensor in module.state_dict().items()}

@@ -1,6 +1,6 @@
-"""What a training measured after each epoch.
+"""What a training measured after each epoch, and its figure.
 
-A learning curve as an image. matplotlib is imported when one is drawn, and no window is opened.
+matplotlib is imported when a curve is drawn, and no window is opened.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from featcache.metrics.plots import check_png
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """One pass over the training items, and what the network was worth after it.
+    """One pass over the training items, and how good the network was after it.
 
     Attributes:
         number: from 1.
@@ -26,7 +26,7 @@ class Epoch:
         tempered_loss: the same at the temperature that makes it least. It decides which epoch is the best, since label
             smoothing makes a network less sure than it is right, which one number mends.
         accuracy: share of the validation items whose likeliest class is theirs.
-        rate: learning rate of the last stage at the last step.
+        lr: learning rate of the last stage at the last step.
         seconds: of the pass and the validation.
     """
 
@@ -35,17 +35,17 @@ class Epoch:
     validation_loss: float
     tempered_loss: float
     accuracy: float
-    rate: float
+    lr: float
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
-class Beginning:
-    """What a network was worth before it was trained.
+class ProbeScore:
+    """How good the linear probe was with which the training began.
 
     Attributes:
         validation_loss, tempered_loss, accuracy: as of an `Epoch`.
-        kept: its weights were kept, since training made nothing better beyond chance.
+        kept: it was kept, since fine-tuning did not beat it by one standard error.
     """
 
     validation_loss: float
@@ -62,12 +62,12 @@ class Curve:
         epochs: in order, one or more.
         ended: why there are no more: ``"epochs"``, all were done, or ``"patience"``, the validation loss did not
             get better any more.
-        beginning: of a network that knew something; None where the training was not compared with it.
+        linear_probe: with which the training began; None where it began with new or random layers.
     """
 
     epochs: tuple[Epoch, ...]
     ended: Literal["epochs", "patience"]
-    beginning: Beginning | None = None
+    linear_probe: ProbeScore | None = None
 
     @property
     def best(self) -> Epoch:
@@ -76,17 +76,17 @@ class Curve:
 
     @property
     def kept(self) -> int:
-        """The number of the epoch whose weights were kept; 0 for those of the beginning."""
-        return 0 if self.beginning is not None and self.beginning.kept else self.best.number
+        """The number of the epoch whose weights were kept; 0 where the linear probe was kept."""
+        return 0 if self.linear_probe is not None and self.linear_probe.kept else self.best.number
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Curve:
         """The curve of `to_dict`."""
-        beginning = data.get("beginning")
+        probe = data.get("linear_probe")
         return cls(
             tuple(Epoch(**epoch) for epoch in data["epochs"]),
             data["ended"],
-            None if beginning is None else Beginning(**beginning),
+            None if probe is None else ProbeScore(**probe),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -94,7 +94,7 @@ class Curve:
         return {
             "epochs": [asdict(epoch) for epoch in self.epochs],
             "ended": self.ended,
-            "beginning": None if self.beginning is None else asdict(self.beginning),
+            "linear_probe": None if self.linear_probe is None else asdict(self.linear_probe),
             "best_epoch": self.best.number,
             "kept_epoch": self.kept,
         }
@@ -109,7 +109,7 @@ def draw_learning_curve(curve: Curve, path: str | Path) -> None:
     """Write training loss, validation loss and validation accuracy over the epochs as a PNG.
 
     Args:
-        curve: the training; its best epoch is marked, and what the network was worth at the beginning.
+        curve: the training; its best epoch is marked, and the linear probe.
         path: the file, ``*.png``.
 
     Raises:
@@ -128,7 +128,7 @@ def draw_learning_curve(curve: Curve, path: str | Path) -> None:
     above.plot(numbers, [epoch.training_loss for epoch in curve.epochs], marker=".", label="training")
     above.plot(numbers, [epoch.validation_loss for epoch in curve.epochs], marker=".", label="validation")
     tempered = [epoch.tempered_loss for epoch in curve.epochs]
-    above.plot(numbers, tempered, marker=".", color="C2", label="validation, at the temperature that suits it")
+    above.plot(numbers, tempered, marker=".", color="C2", label="validation, at its best temperature")
     above.set_ylabel("cross-entropy")
     below.plot(numbers, [epoch.accuracy for epoch in curve.epochs], marker=".", color="C1")
     below.set_ylabel("accuracy on the validation items")
@@ -138,10 +138,10 @@ def draw_learning_curve(curve: Curve, path: str | Path) -> None:
     for axes in (above, below):
         axes.axvline(best.number, color="0.6", linewidth=0.8, linestyle="--", label=f"best: epoch {best.number}")
         axes.grid(which="major", alpha=0.3)
-    if curve.beginning is not None:
-        name = "beginning (kept)" if curve.beginning.kept else "beginning"
-        above.axhline(curve.beginning.tempered_loss, color="C2", linewidth=0.8, linestyle=":", label=name)
-        below.axhline(curve.beginning.accuracy, color="C1", linewidth=0.8, linestyle=":", label=name)
+    if curve.linear_probe is not None:
+        name = "linear probe (kept)" if curve.linear_probe.kept else "linear probe"
+        above.axhline(curve.linear_probe.tempered_loss, color="C2", linewidth=0.8, linestyle=":", label=name)
+        below.axhline(curve.linear_probe.accuracy, color="C1", linewidth=0.8, linestyle=":", label=name)
     below.plot([best.number], [best.accuracy], "o", color="C3", zorder=3, label=f"accuracy {best.accuracy:.4f}")
     above.legend(fontsize=8)
     below.legend(fontsize=8)

@@ -1,19 +1,17 @@
-"""The output layer that a training begins with: the softmax that the path solver finds on the frozen vectors.
+"""The linear probe that fine-tuning begins with, and goes back to where it does not beat it.
 
-A random output would at first send random gradients into pretrained weights and undo what they know (Kumar et al.,
-"Fine-tuning can distort pretrained features and underperform out-of-distribution", ICLR 2022: probing first, then
-fine-tuning).
-
-Trainings that begin with weights that know something; they are kept where training makes nothing better.
+The probe is the softmax that the path solver finds on the frozen vectors. A random output would at first send random
+gradients into pretrained weights and undo what they know (Kumar et al., "Fine-tuning can distort pretrained features
+and underperform out-of-distribution", ICLR 2022: probing first, then fine-tuning).
 
 With few validation items the least loss of many epochs may be chance, and few images can undo what a network has
-learned from many. So what was trained is taken only where its validation loss is below that of the beginning by more
-than the standard error of their difference (the rule of one standard error: Breiman, Friedman, Olshen and Stone,
+learned from many. So what was trained is taken only where its validation loss is below that of the probe by more than
+the standard error of their difference (the rule of one standard error: Breiman, Friedman, Olshen and Stone,
 "Classification and regression trees", 1984, section 3.4.3). Both losses are at the temperature that suits each best:
-how sure a network is can be mended by one number (Guo et al., "On calibration of modern neural networks", ICML 2017).
+one number corrects how sure a network is (Guo et al., "On calibration of modern neural networks", ICML 2017).
 
 Batch normalisations keep their statistics: those of a few augmented images are far from those of the images that
-are answered later.
+are predicted later.
 """
 
 from __future__ import annotations
@@ -30,9 +28,9 @@ from torch import Tensor, nn
 
 from featcache.core.progress import Progress
 from featcache.finetuning import loop
-from featcache.finetuning.history import Beginning, Curve
-from featcache.finetuning.schedule import TrainingConfig
-from featcache.heads import make_head
+from featcache.finetuning.config import TrainingConfig
+from featcache.finetuning.history import Curve, ProbeScore
+from featcache.heads import resolve_head
 from featcache.heads.minibatch import FEWEST_TO_TEMPER
 from featcache.heads.predictors import LinearPredictor
 from featcache.heads.serialise import export_predictor
@@ -47,16 +45,16 @@ def linear_probe_init(
     seed: int,
     progress: Progress,
 ) -> tuple[nn.Linear, dict[str, object]]:
-    """A linear layer from the frozen network's vectors to the classes in sorted order, and what was chosen for it.
+    """A linear layer from the frozen network's vectors to the classes in sorted order, and its hyper-parameters.
 
-    It is as sure as the path solver's fit is, since training goes on from its optimum.
+    Its logits are not scaled by a temperature, since training continues from the path solver's optimum.
 
     Args:
         frozen: from row numbers (m,) to vectors (m, d) float32.
-        dataset: the items; those of one unit stay in one fold.
-        rows: (m,) to learn from.
+        dataset: the items; those of one group stay in one fold.
+        rows: (m,) to train on.
         seed: of the folds.
-        progress: is told of the fit.
+        progress: reports the fit.
     """
     head = _softmax(frozen, dataset, np.sort(rows), seed, progress)
     predictor = export_predictor(head)
@@ -74,14 +72,14 @@ def refit(
     seed: int,
     progress: Progress,
 ) -> tuple[dict[str, object], float | None]:
-    """Make an output the head of `featcache.train` on view 0: with no epoch to be chosen, all items teach.
+    """Fit an output as `featcache.train` does on view 0: with no epoch to choose, on all rows.
 
     Args:
-        output: changed where it stands.
-        frozen, examples, rows, seed, progress: as for `linear_probe_init`.
+        output: changed in place.
+        frozen, dataset, rows, seed, progress: as for `linear_probe_init`.
 
     Returns:
-        What was chosen, and the temperature of the head's own out-of-fold logits, by which it is divided.
+        The hyper-parameters, and the temperature of the head's out-of-fold logits, by which it is divided.
     """
     rows = np.sort(rows)  # as `train` does, so that the folds are the same
     head = _softmax(frozen, dataset, rows, seed, progress)
@@ -99,8 +97,8 @@ def _softmax(
     seed: int,
     progress: Progress,
 ) -> Any:
-    progress.start("fit the output on the frozen vectors", None, "items")
-    head = make_head("softmax", seed, "classify").fit(frozen(rows), dataset.y[rows], groups=dataset.groups[rows])
+    progress.start("fit the linear probe", None, "items")
+    head = resolve_head("softmax", seed=seed).make().fit(frozen(rows), dataset.y[rows], groups=dataset.units[rows])
     progress.finish()
     return head
 
@@ -115,7 +113,7 @@ def _chosen(head: Any) -> dict[str, object]:
     return {f"output_{name}": value for name, value in head.chosen_.items()}
 
 
-def temper(output: nn.Linear, scores: Tensor, numbers: Tensor) -> float | None:
+def scale_by_temperature(output: nn.Linear, scores: Tensor, class_ids: Tensor) -> float | None:
     """Divide an output by the temperature that suits held-out items best.
 
     Label smoothing, and training until the loss is low, leave a network less or more sure than it is right
@@ -125,14 +123,14 @@ def temper(output: nn.Linear, scores: Tensor, numbers: Tensor) -> float | None:
     Args:
         output: the last layer, changed where it stands.
         scores: (n, k) float64 that it gives of items that were not trained on.
-        numbers: (n,) their classes.
+        class_ids: (n,) int64.
 
     Returns:
         The temperature; None, and the output stays as it is, for fewer than 50 items.
     """
     if len(scores) < FEWEST_TO_TEMPER:
         return None
-    temperature, _ = fit_temperature(scores.numpy(), numbers.numpy())
+    temperature, _ = fit_temperature(scores.numpy(), class_ids.numpy())
     with torch.no_grad():
         output.weight.div_(temperature)
         output.bias.div_(temperature)
@@ -140,70 +138,70 @@ def temper(output: nn.Linear, scores: Tensor, numbers: Tensor) -> float | None:
 
 
 def linear_predictor(output: nn.Linear, classes: tuple[str, ...]) -> LinearPredictor:
-    """The same as a form that answers from vectors."""
+    """The output as a predictor on vectors."""
     weight, bias = (tensor.detach().cpu().numpy().copy() for tensor in (output.weight, output.bias))
     return LinearPredictor(weight, bias, classes, "softmax")
 
 
-def train_on(
+def train_from_probe(
     model: nn.Module,
     stages: loop.Stages,
     batches: loop.Batches,
     validation: loop.Validation,
-    schedule: TrainingConfig,
+    config: TrainingConfig,
     *,
     checkpoint: Path | None = None,
     task: Mapping[str, Any] | None = None,
-    precision: str = "float32",
     units: np.ndarray,
     progress: Progress,
 ) -> Curve:
-    """Train as `loop.train` does, and go back to the weights of the beginning where that was no better.
+    """Train as `loop.train` does, and return to the linear probe unless training beats it by one standard error.
 
     Args:
-        model, stages, batches, validation, schedule, checkpoint, task, precision, progress: as for `loop.train`.
-        units: (n,) unit of each validation item; items that are no independent evidence share one.
+        model: the frozen network's weights with the linear probe's output.
+        stages, batches, validation, config, checkpoint, task, progress: see `loop.train`.
+        units: (n,) group of each validation item; dependent items share one.
 
     Returns:
-        The curve, whose ``beginning`` says which weights the network has.
+        The curve, whose ``linear_probe`` says which weights the network has.
 
     Raises:
         UsageError, TrainingError: as `loop.train` does.
     """
     weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-    before, numbers = loop.validation_scores(model, validation, precision)
+    before, class_ids = loop.validation_scores(model, validation, config.precision)
     curve = loop.train(
-        model, stages, batches, validation, schedule, checkpoint=checkpoint, task=task, precision=precision,
+        model, stages, batches, validation, config, checkpoint=checkpoint, task=task,
         keep_statistics=True, progress=progress,
     )  # fmt: skip
-    after, _ = loop.validation_scores(model, validation, precision)
-    losses = _tempered_losses(before, numbers)
-    kept = not _surely_positive(losses - _tempered_losses(after, numbers), units)
-    beginning = Beginning(
-        nn.functional.cross_entropy(before, numbers).item(),
+    after, _ = loop.validation_scores(model, validation, config.precision)
+    losses = _tempered_losses(before, class_ids)
+    gains = losses - _tempered_losses(after, class_ids)
+    kept = not _surely_positive(gains, units)
+    probe = ProbeScore(
+        nn.functional.cross_entropy(before, class_ids).item(),
         losses.mean().item(),
-        (before.argmax(1) == numbers).double().mean().item(),
+        (before.argmax(1) == class_ids).double().mean().item(),
         kept,
     )
     if kept:
         model.load_state_dict(weights)
-        worse = _surely_positive(_tempered_losses(after, numbers) - losses, units)
         found = (
-            f"is worse than the beginning. A lower rate than {schedule.rate:g} may change that"
-            if worse
-            else "is not better than the beginning beyond one standard error. More images may change that"
+            f"is worse than the linear probe (a lower learning rate than {config.lr:g} may change that)"
+            if _surely_positive(-gains, units)
+            else "does not beat the linear probe by one standard error (more images may change that)"
         )
         progress.note(
-            f"On {len(before)} validation items epoch {curve.best.number}, the best, {found}; the weights of the "
-            "beginning are kept, and the output is what `train` finds on the frozen vectors."
+            f"On {len(before)} validation items epoch {curve.best.number}, the best, {found}: the probe is returned, "
+            "fitted to all items that are learned from."
         )
-    return replace(curve, beginning=beginning)
+    return replace(curve, linear_probe=probe)
 
 
-def _tempered_losses(scores: Tensor, numbers: Tensor) -> np.ndarray:
+def _tempered_losses(scores: Tensor, class_ids: Tensor) -> np.ndarray:
     """(n,) cross-entropies in nats at the temperature of the least mean."""
-    temperature, _ = fit_temperature(scores.numpy(), numbers.numpy())
-    losses: np.ndarray = nn.functional.cross_entropy(scores / temperature, numbers, reduction="none").numpy()
+    temperature, _ = fit_temperature(scores.numpy(), class_ids.numpy())
+    losses: np.ndarray = nn.functional.cross_entropy(scores / temperature, class_ids, reduction="none").numpy()
     return losses
 
 
@@ -212,8 +210,8 @@ def _surely_positive(gains: np.ndarray, units: np.ndarray) -> bool:
 
     The error is that of a mean of clusters (Cochran, "Sampling techniques", 3rd edition, equation 9A.4).
     """
-    _, numbers = np.unique(units, return_inverse=True)
-    residuals = np.bincount(numbers, gains - gains.mean())
+    _, clusters = np.unique(units, return_inverse=True)
+    residuals = np.bincount(clusters, gains - gains.mean())
     m = len(residuals)
     if m < 2:
         return False

@@ -1,16 +1,11 @@
-"""How a whole network is trained on images: for `finetune`, and for the trials of `advise`.
-
-How the layers behind a cut are trained on cached activations: for `tune`, and for the trials of `advise`.
-
-What a training of a suffix or of a whole network leaves.
-"""
+"""What trains: new layers or a network's tail on cached activations, or a whole network on images."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,42 +19,143 @@ from featcache.backbones.split import SplitNetwork
 from featcache.core.errors import UsageError
 from featcache.core.progress import Progress
 from featcache.finetuning import loop
-from featcache.finetuning.batches import CachedBatches, ImageBatches, Pictures, activations_in_order, images_in_order
+from featcache.finetuning.batches import CachedBatches, ImageBatches, ItemImages, activations_in_order, images_in_order
+from featcache.finetuning.config import TrainingConfig, network_stages
 from featcache.finetuning.history import Curve
-from featcache.finetuning.linear_probe import linear_probe_init, refit, temper, train_on
-from featcache.finetuning.schedule import TrainingConfig, network_stages
-from featcache.finetuning.validation import class_numbers, items_digest, validation_rows
+from featcache.finetuning.linear_probe import linear_probe_init, refit, scale_by_temperature, train_from_probe
+from featcache.finetuning.validation import class_ids_of, items_digest, validation_rows
+from featcache.heads.minibatch import initial_layers, moments, threads_for, unstandardised
+from featcache.heads.predictors import MLPPredictor
 from featcache.training.dataset import FeatureDataset
 
 if TYPE_CHECKING:
     from featcache.backbones import Backbone
     from featcache.backbones.network import Network
 
+Read = Callable[[np.ndarray], np.ndarray]
+"""From row numbers (m,) to the frozen network's vectors (m, d) float32."""
 
-_DROPOUT = 0.2
 
+@dataclass(frozen=True)
+class TrainingRun:
+    """The items of a training and how it is run.
 
-class FullModel(nn.Module):
-    """From images (n, h, w, 3) uint8 to scores (n, k): a network and an output.
-
-    Args:
-        network: the network, whose module trains.
-        output: from its vectors to the classes.
-        dropout: share of the vector that is left out in a training step.
+    Attributes:
+        dataset: the items.
+        train_rows, test_rows: rows to train and validate on, and rows that the result is scored on.
+        config: the settings; the seed is that of all that is drawn.
+        progress: reports the epochs.
+        checkpoint: as for `featcache.finetuning.loop.train`.
+        task: what the training is, beside its classes and items.
     """
 
-    def __init__(self, network: Network, output: nn.Linear, dropout: float = 0.0) -> None:
+    dataset: FeatureDataset
+    train_rows: np.ndarray
+    test_rows: np.ndarray
+    config: TrainingConfig
+    progress: Progress
+    checkpoint: Path | None = None
+    task: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def rows(self) -> tuple[np.ndarray, np.ndarray]:
+        """Rows to train on, and rows to validate on.
+
+        Raises:
+            UsageError: as `validation_rows`.
+        """
+        return validation_rows(self.dataset, self.train_rows, self.test_rows, self.config.seed, self.progress)
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        """The k labels of the training rows, sorted."""
+        return class_ids_of(self.dataset.y, self.train_rows)[0]
+
+    @cached_property
+    def class_ids(self) -> np.ndarray:
+        """(n,) int64 of each item; -1 for other classes."""
+        return class_ids_of(self.dataset.y, self.train_rows)[1]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingResult:
+    """A trained network.
+
+    Attributes:
+        model: from what it was trained on to scores (n, k), in evaluation mode.
+        classes: k labels.
+        curve: of the training.
+        fit: (m,) rows that were trained on.
+        validation: rows that decided when the training ended.
+        chosen: ``epoch`` whose weights were kept (0: the linear probe), and the linear probe's hyper-parameters.
+        temperature: that the output was divided by; None where it was not.
+        fitted_on: number of training items; for a linear probe that was kept, with the validation items.
+    """
+
+    model: NetworkWithOutput
+    classes: tuple[str, ...]
+    curve: Curve
+    fit: np.ndarray
+    validation: np.ndarray
+    chosen: Mapping[str, object]
+    temperature: float | None
+    fitted_on: int
+
+    @property
+    def output(self) -> nn.Linear:
+        """The last layer."""
+        return self.model.output
+
+
+class NetworkWithOutput(nn.Module):
+    """A network and a linear output to classes.
+
+    Args:
+        network: from the inputs to vectors (n, d).
+        output: from its vectors to scores (n, k).
+        dropout: share of the vector that is omitted in a training step.
+    """
+
+    def __init__(self, network: nn.Module, output: nn.Linear, dropout: float) -> None:
         super().__init__()
-        self._scaled = network.normalise
-        self.network, self.dropout, self.output = network.module, nn.Dropout(dropout), output
+        self.network, self.dropout, self.output = network, nn.Dropout(dropout), output
 
     def forward(self, x: Tensor) -> Tensor:
-        scores: Tensor = self.output(self.dropout(self.network(self._scaled(x))))
+        scores: Tensor = self.output(self.dropout(self.network(x)))
         return scores
 
 
-def beginning(backbone: Backbone, init: str, seed: int) -> Network:
-    """A copy of a network that trains, with its pretrained weights or with random ones, on the backbone's device.
+class _Normalised(nn.Module):
+    """From images (n, h, w, 3) uint8 to the network's input."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self._normalise = network.normalise
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._normalise(x)
+
+
+class _Standardised(nn.Module):
+    """Vectors (n, d) less their mean, divided by their deviation.
+
+    Args:
+        mean, deviation: (d,) float32.
+    """
+
+    def __init__(self, mean: Tensor, deviation: Tensor) -> None:
+        super().__init__()
+        self.mean: Tensor
+        self.deviation: Tensor
+        self.register_buffer("mean", mean)
+        self.register_buffer("deviation", deviation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.deviation
+
+
+def trainable_copy(backbone: Backbone, init: str, seed: int) -> Network:
+    """A copy of a network with its pretrained weights or with random ones, on the backbone's device.
 
     Raises:
         UsageError: random weights for a module that was given in Python, which has none but its own.
@@ -69,8 +165,8 @@ def beginning(backbone: Backbone, init: str, seed: int) -> Network:
         network.module = copy.deepcopy(network.module)
     elif backbone.is_custom:
         raise UsageError(
-            f"How the weights of {backbone.name} begin only its own code knows, so it cannot be trained from scratch "
-            "here. Take a network that is known by its name (--arch)."
+            f"Only the code of {backbone.name} knows how its weights are initialised, so it cannot be trained from "
+            "scratch here. Take a network that is known by its name (--arch)."
         )
     else:
         with torch.random.fork_rng():
@@ -81,71 +177,43 @@ def beginning(backbone: Backbone, init: str, seed: int) -> Network:
     return network
 
 
-def train_network(
-    network: Network,
-    pictures: Pictures,
-    init: str,
-    dataset: FeatureDataset,
-    train_rows: np.ndarray,
-    scored: np.ndarray,
-    schedule: TrainingConfig,
-    *,
-    checkpoint: Path | None = None,
-    task: Mapping[str, Any] | None = None,
-    precision: str = "float32",
-    progress: Progress,
-) -> Trained:
-    """Train a network with an output: the path solver's softmax on the frozen vectors, or zeros for random weights.
+def train_full(network: Network, images: ItemImages, init: str, run: TrainingRun) -> TrainingResult:
+    """Train a whole network with an output: the linear probe's, or zeros for random weights.
 
     Args:
-        network: from `beginning`; trained where it stands.
+        network: from `trainable_copy`; trained in place.
         images: of the items.
         init: ``pretrained`` or ``scratch``.
-        dataset: the items, with the frozen network's vectors.
-        train_rows, scored: rows to learn from, and rows that the result is scored on.
-        schedule: of the training; its seed is that of all that is drawn.
-        checkpoint, precision: as for `featcache.finetuning.loop.train`.
-        task: what the training is, beside its classes and items.
-        progress: is told of the epochs.
+        run: its dataset has the frozen network's vectors.
 
     Raises:
         UsageError, TrainingError: as for `featcache.finetuning.loop.train`.
     """
-    fit, validation = validation_rows(dataset, train_rows, scored, schedule.seed, progress)
-    classes, numbers = class_numbers(dataset.y, train_rows)
+    fit, validation = run.rows
     chosen: dict[str, object] = {}
     if init == "pretrained":
-        output, chosen = linear_probe_init(dataset.read, dataset, fit, schedule.seed, progress)
+        output, chosen = linear_probe_init(run.dataset.read, run.dataset, fit, run.config.seed, run.progress)
     else:
-        output = blank_output(network, len(classes))
+        output = zero_output(network, len(run.classes))
     output.to(next(network.module.parameters()).device)
-    model = FullModel(network, output, 0.0 if init == "pretrained" else _DROPOUT)
-    train = partial(train_on, units=dataset.groups[validation]) if init == "pretrained" else loop.train
-
-    def held_out() -> Iterable[tuple[Tensor, Tensor]]:
-        return images_in_order(pictures, validation, numbers[validation], schedule.batch_size)
-
-    curve = train(
-        model,
-        [*network_stages(network.module), ("output", list(output.parameters()))],
-        ImageBatches(pictures, fit, numbers[fit], schedule.batch_size, schedule.seed),
-        held_out,
-        schedule,
-        checkpoint=checkpoint,
-        task={**(task or {}), "classes": classes, "items": items_digest(dataset, fit, validation)},
-        precision=precision,
-        progress=progress,
-    )
-    if curve.kept:
-        temperature = temper(output, *loop.validation_scores(model, held_out, precision))
-    else:
-        chosen, temperature = refit(output, dataset.read, dataset, train_rows, schedule.seed, progress)
-    return Trained(
-        model, output, classes, curve, fit, validation, {"epoch": curve.kept, **chosen}, temperature, len(train_rows)
+    size, seed = run.config.batch_size, run.config.seed
+    return _train(
+        full_model(network, output, run.config.dropout),
+        network_stages(network.module),
+        ImageBatches(images, fit, run.class_ids[fit], size, seed),
+        lambda: images_in_order(images, validation, run.class_ids[validation], size),
+        run,
+        chosen,
+        run.dataset.read if init == "pretrained" else None,
     )
 
 
-def blank_output(network: Network, classes: int) -> nn.Linear:
+def full_model(network: Network, output: nn.Linear, dropout: float) -> NetworkWithOutput:
+    """A network with an output, from images (n, h, w, 3) uint8 to scores (n, k)."""
+    return NetworkWithOutput(nn.Sequential(_Normalised(network), network.module), output, dropout)
+
+
+def zero_output(network: Network, classes: int) -> nn.Linear:
     """An output of zeros, so that all classes are equally likely at first."""
     (width,) = network.shapes_of([Layer(POOLED, 0, ())])[POOLED]
     output = nn.Linear(width, classes)
@@ -154,93 +222,131 @@ def blank_output(network: Network, classes: int) -> nn.Linear:
     return output
 
 
-def train_suffix(
-    cut: SplitNetwork,
-    dataset: FeatureDataset,
-    frozen: Callable[[np.ndarray], np.ndarray],
-    train_rows: np.ndarray,
-    scored: np.ndarray,
-    schedule: TrainingConfig,
-    *,
-    checkpoint: Path | None = None,
-    task: Mapping[str, Any] | None = None,
-    progress: Progress,
-) -> Trained:
-    """Train what follows a cut, with an output that begins as the path solver's softmax on the frozen vectors.
+def train_tail(split: SplitNetwork, frozen: Read, run: TrainingRun) -> TrainingResult:
+    """Train the tail of a network behind a split point, with the linear probe's output.
 
     Args:
-        cut: a new one, since its suffix is trained where it stands.
-        dataset: the items, with the activations at the cut as their only layer.
-        frozen: from row numbers (m,) to the frozen network's vectors (m, d).
-        train_rows, scored: rows to learn from, and rows that the result is scored on.
-        schedule: of the training; its seed is that of all that is drawn.
-        checkpoint: as for `featcache.finetuning.loop.train`.
-        task: what the training is, beside its classes, views and items.
-        progress: is told of the epochs.
+        split: a new one, since its tail is trained in place.
+        frozen: the frozen network's vectors.
+        run: its dataset has the activations at the split point as its only layer.
 
     Raises:
         UsageError, TrainingError: as for `featcache.finetuning.loop.train`.
     """
-    fit, validation = validation_rows(dataset, train_rows, scored, schedule.seed, progress)
-    classes, numbers = class_numbers(dataset.y, train_rows)
-    output, chosen = linear_probe_init(frozen, dataset, fit, schedule.seed, progress)
-    output.to(next(cut.tail.parameters()).device)
-    model = nn.Sequential(nn.Unflatten(1, cut.shape), cut.tail, output)
+    output, chosen = linear_probe_init(frozen, run.dataset, run.rows[0], run.config.seed, run.progress)
+    output.to(next(split.tail.parameters()).device)
+    model = NetworkWithOutput(nn.Sequential(nn.Unflatten(1, split.shape), split.tail), output, run.config.dropout)
+    return _train_cached(model, [(name, list(part.parameters())) for name, part in split.stages], run, chosen, frozen)
 
-    def held_out() -> Iterable[tuple[Tensor, Tensor]]:
-        return activations_in_order(dataset, validation, numbers[validation], schedule.batch_size)
 
-    curve = train_on(
+def train_new_layers(run: TrainingRun, device: str) -> TrainingResult:
+    """Train new hidden layers with rectifiers, and an output, on standardised vectors of the frozen part.
+
+    Args:
+        run: its dataset has one vector per image; ``config.hidden`` gives the widths.
+        device: torch device.
+
+    Raises:
+        UsageError, TrainingError: as for `featcache.finetuning.loop.train`.
+    """
+    config, dataset = run.config, run.dataset
+    places, k = dataset.view_rows(run.rows[0]), len(dataset.views)
+    mean, deviation, *_ = moments(
+        lambda: (
+            (dataset.read_views(part), run.class_ids[part // k])
+            for part in np.array_split(places, -(-len(places) // 1024))
+        ),
+        sum(dataset.widths),
+        len(run.classes),
+    )
+    layers = initial_layers(
+        [sum(dataset.widths), *config.hidden, len(run.classes)], torch.Generator().manual_seed(config.seed)
+    )
+    linears = []
+    for weight, bias in layers:
+        linear = nn.Linear(weight.shape[1], weight.shape[0])
+        linear.load_state_dict({"weight": weight, "bias": bias})
+        linears.append(linear)
+    *hidden, output = linears
+    parts: list[nn.Module] = [_Standardised(mean, deviation)]
+    for number, linear in enumerate(hidden):
+        # The dropout behind the last hidden layer is that in front of the output.
+        parts += [*([nn.Dropout(config.dropout)] if number else []), linear, nn.ReLU()]
+    model = NetworkWithOutput(nn.Sequential(*parts), output, config.dropout).to(device)
+    stages = [(f"hidden.{number}", list(linear.parameters())) for number, linear in enumerate(hidden)]
+    with threads_for(config.batch_size * max(weight.numel() for weight, _ in layers)):
+        return _train_cached(model, stages, run, {}, None)
+
+
+def mlp_predictor(result: TrainingResult) -> MLPPredictor:
+    """The trained layers for vectors that are not standardised."""
+    parts = list(result.model.cpu().modules())
+    (standardised,) = (part for part in parts if isinstance(part, _Standardised))
+    layers = [(part.weight, part.bias) for part in parts if isinstance(part, nn.Linear)]
+    weights, biases = zip(*unstandardised(layers, standardised.mean, standardised.deviation), strict=True)
+    return MLPPredictor(weights, biases, result.classes)
+
+
+def _train_cached(
+    model: NetworkWithOutput, stages: loop.Stages, run: TrainingRun, chosen: Mapping[str, object], frozen: Read | None
+) -> TrainingResult:
+    """Train on the cached activations of a run; see `_train`."""
+    (fit, validation), size = run.rows, run.config.batch_size
+    batches = CachedBatches(run.dataset, fit, run.class_ids[fit], size, run.config.seed)
+    return _train(
         model,
-        [*((name, list(part.parameters())) for name, part in cut.stages), ("output", list(output.parameters()))],
-        CachedBatches(dataset, fit, numbers[fit], schedule.batch_size, schedule.seed),
-        held_out,
-        schedule,
-        checkpoint=checkpoint,
-        task={
-            **(task or {}), "views": list(dataset.views), "classes": classes,
-            "items": items_digest(dataset, fit, validation),
-        },
-        units=dataset.groups[validation],
-        progress=progress,
-    )  # fmt: skip
-    if curve.kept:
-        temperature = temper(output, *loop.validation_scores(model, held_out, "float32"))
-    else:
-        chosen, temperature = refit(output, frozen, dataset, train_rows, schedule.seed, progress)
-    return Trained(
-        model, output, classes, curve, fit, validation, {"epoch": curve.kept, **chosen}, temperature, len(train_rows)
+        stages,
+        batches,
+        lambda: activations_in_order(run.dataset, validation, run.class_ids[validation], size),
+        run,
+        chosen,
+        frozen,
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Trained:
-    """A trained network.
+def _train(
+    model: NetworkWithOutput,
+    stages: loop.Stages,
+    batches: loop.Batches,
+    validation: loop.Validation,
+    run: TrainingRun,
+    chosen: Mapping[str, object],
+    frozen: Read | None,
+) -> TrainingResult:
+    """Train, and choose between what was trained and the linear probe, where training began with one.
 
-    Attributes:
-        model: from what it was trained on to scores (n, k), in evaluation mode.
-        output: its last layer.
-        classes: k labels.
-        curve: of the training.
-        fit: (m,) rows that were trained on.
-        validation: rows that decided when the training ended.
-        chosen: ``epoch`` whose weights were kept (0: those of the beginning), and what was chosen for the output that
-            the training began with.
-        temperature: that the output was divided by; None where it was not.
-        refitted: items that the output learned from where the beginning was kept.
+    Args:
+        model: its output is the linear probe's, where there is one.
+        stages: of its network.
+        batches, validation: of the run's items.
+        run: the items and the settings.
+        chosen: the linear probe's hyper-parameters.
+        frozen: the vectors that the linear probe reads; None where there is none.
     """
-
-    model: nn.Module
-    output: nn.Linear
-    classes: tuple[str, ...]
-    curve: Curve
-    fit: np.ndarray
-    validation: np.ndarray
-    chosen: Mapping[str, object]
-    temperature: float | None
-    refitted: int
-
-    @property
-    def learned(self) -> int:
-        """How many items taught what answers: with the weights of the beginning, those that validated as well."""
-        return len(self.fit) if self.curve.kept else self.refitted
+    fit, validating = run.rows
+    dataset, config = run.dataset, run.config
+    task = {
+        **run.task,
+        "views": list(dataset.views),
+        "classes": run.classes,
+        "items": items_digest(dataset, fit, validating),
+    }
+    stages = [*stages, ("output", list(model.output.parameters()))]
+    if frozen is None:
+        curve = loop.train(
+            model, stages, batches, validation, config, checkpoint=run.checkpoint, task=task, progress=run.progress
+        )
+    else:
+        curve = train_from_probe(
+            model, stages, batches, validation, config,
+            checkpoint=run.checkpoint, task=task, units=dataset.units[validating], progress=run.progress,
+        )  # fmt: skip
+    if curve.kept or frozen is None:
+        scores = loop.validation_scores(model, validation, config.precision)
+        temperature, fitted_on = scale_by_temperature(model.output, *scores), len(fit)
+    else:
+        chosen, temperature = refit(model.output, frozen, dataset, run.train_rows, config.seed, run.progress)
+        fitted_on = len(run.train_rows)
+    return TrainingResult(
+        model, run.classes, curve, fit, validating, {"epoch": curve.kept, **chosen}, temperature, fitted_on
+    )

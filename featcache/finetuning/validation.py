@@ -1,7 +1,4 @@
-"""Which of the items that are learned from decide when a training ends.
-
-Which items a training is of, and the numbers of their classes.
-"""
+"""The items of a training: which of them decide when it ends, their class ids and a digest of them."""
 
 from __future__ import annotations
 
@@ -18,20 +15,20 @@ SHARE = 0.15
 
 
 def validation_rows(
-    dataset: FeatureDataset, train_rows: np.ndarray, scored: np.ndarray, seed: int, shown: Progress
+    dataset: FeatureDataset, train_rows: np.ndarray, scored: np.ndarray, seed: int, progress: Progress
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rows to train on, and rows to validate on.
 
-    The source's own split ``val`` validates where it is neither learned from nor scored on, but for its items of
-    classes that nobody learns; else a part of the rows to learn from is set aside, in each class the same share and
-    whole units. A unit that is trained on is not validated on.
+    The source's own split ``val`` validates, unless it is trained or scored on; its items of classes that are not
+    trained are left out. Otherwise part of the training rows is set aside, the same share of each class and whole
+    groups. A group that is trained on is not validated on.
 
     Args:
         dataset: labelled items.
-        train_rows: (m,) rows to learn from.
+        train_rows: (m,) rows to train on, without validation.
         scored: rows that the result is scored on.
         seed: of the draw.
-        shown: is told of classes that no item validates.
+        progress: gets a note on classes without a validation item.
 
     Raises:
         UsageError: no item is left to validate on.
@@ -51,28 +48,28 @@ def validation_rows(
         fit, validation = train_rows[~aside], train_rows[aside]
     if not len(validation) or not len(fit):
         raise UsageError(
-            f"Of the {len(train_rows)} items to learn from none can be set aside to tell when the training should end: "
-            "every class needs two independent images or more."
+            f"None of the {len(train_rows)} training items can be set aside for validation: every class needs two "
+            "independent images or more."
         )
     known = set(dataset.y[fit].tolist())
     unlearned = sorted(set(dataset.y[train_rows].tolist()) - known)
     if unlearned:
         raise UsageError(
-            f"All items of class {unlearned[0]!r} that are learned from belong together with some of the split 'val', "
-            "so none is left to train on. Put each group on one side."
+            f"All training items of class {unlearned[0]!r} are in groups with items of the split 'val', so none is "
+            "left to train on. Put each group into one split."
         )
     missing = sorted(known - set(dataset.y[validation].tolist()))
     if missing:
         listed = ", ".join(repr(name) for name in missing[:3]) + (" …" if len(missing) > 3 else "")
-        shown.note(
+        progress.note(
             f"{len(missing)} of {len(known)} classes ({listed}) have no item that validates, so the training ends "
             "without regard to them."
         )
     return fit, validation
 
 
-def class_numbers(y: np.ndarray, train_rows: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
-    """The classes that are learned, and the number of each item's.
+def class_ids_of(y: np.ndarray, train_rows: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
+    """The classes that are learned, and the class id of each item.
 
     Args:
         y: (n,) labels.
@@ -82,14 +79,8 @@ def class_numbers(y: np.ndarray, train_rows: np.ndarray) -> tuple[tuple[str, ...
         k labels in sorted order, and (n,) int64 from 0 on, -1 where the class is not known.
     """
     names = np.unique(y[train_rows])
-    numbers = np.where(np.isin(y, names), np.searchsorted(names, y), -1)
-    return tuple(str(name) for name in names), numbers.astype(np.int64)
-
-
-def contents(dataset: FeatureDataset, rows: np.ndarray) -> np.ndarray:
-    """(c, 32) uint8: the sorted SHA-256s of the items of these rows, each once."""
-    found = sorted({dataset.items[row].sha256 for row in rows.tolist()})
-    return np.frombuffer(b"".join(found), dtype=np.uint8).reshape(-1, 32)
+    class_ids = np.where(np.isin(y, names), np.searchsorted(names, y), -1)
+    return tuple(str(name) for name in names), class_ids.astype(np.int64)
 
 
 def items_digest(dataset: FeatureDataset, fit: np.ndarray, validation: np.ndarray) -> str:

@@ -88,7 +88,7 @@ def threads_for(products: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-Layers = list[tuple[Tensor, Tensor]]
+Layers = Sequence[tuple[Tensor, Tensor]]
 """Weight (h, d) and bias (h,) of each layer, from the input to the output."""
 
 
@@ -117,6 +117,14 @@ def initial_layers(widths: Sequence[int], generator: torch.Generator) -> Layers:
             weight.normal_(0, math.sqrt(2 / d), generator=generator)
         layers.append((weight.requires_grad_(), torch.zeros(h, requires_grad=True)))
     return layers
+
+
+def unstandardised(layers: Layers, mean: Tensor, deviation: Tensor) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Weight and bias of each layer, float32: for vectors as they are what *layers* are for standardised ones."""
+    exact = [(weight.detach().double().numpy(), bias.detach().double().numpy()) for weight, bias in layers]
+    weight = exact[0][0] / deviation.double().numpy()
+    exact[0] = weight, exact[0][1] - weight @ mean.double().numpy()
+    return [(weight.astype(np.float32), bias.astype(np.float32)) for weight, bias in exact]
 
 
 FEWEST_TO_TEMPER = 50

@@ -31,6 +31,7 @@ from featcache.heads.minibatch import (
     logits,
     moments,
     threads_for,
+    unstandardised,
 )
 from featcache.heads.predictors import MLPPredictor
 from featcache.heads.streaming import VectorStream
@@ -136,7 +137,9 @@ class MLPHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
             layers = self._train(standardised, class_ids, train_rows, widths, choice)
         self.held_out_rows_, self.held_out_logits_ = held_out, None if choice is None else choice.logits
         self.classes_, self.n_features_in_ = np.asarray(stream.classes), stream.width
-        self._fold(layers, mean.double().numpy(), scale.double().numpy())
+        folded = unstandardised(layers, mean, scale)
+        self.weights_: tuple[np.ndarray, ...] = tuple(weight for weight, _ in folded)
+        self.biases_: tuple[np.ndarray, ...] = tuple(bias for _, bias in folded)
         return self
 
     def _train(
@@ -225,13 +228,6 @@ class MLPHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
         self.chosen_by_ = f"the log-loss of {choice.rows:,} rows held out"
         curve = losses[:, decays.index(choice.decay)]
         self.loss_curve_ = curve[np.isfinite(curve)]
-
-    def _fold(self, layers: Layers, mean: np.ndarray, scale: np.ndarray) -> None:
-        """Keep the layers as they are for vectors that are not standardised."""
-        weights, biases = ([part.detach().double().numpy() for part in parts] for parts in zip(*layers, strict=True))
-        weights[0] = weights[0] / scale
-        biases[0] = biases[0] - weights[0] @ mean
-        self.weights_, self.biases_ = (tuple(a.astype(np.float32) for a in parts) for parts in (weights, biases))
 
     def memory_needed(self, n: int, d: int, k: int) -> int:
         """Bytes that a fit holds at least, of n float32 vectors of d numbers in k classes, read piece by piece."""

@@ -20,6 +20,7 @@ from featcache.core.progress import Progress, choose
 from featcache.heads import Head, resolve_head
 from featcache.metrics import splits
 from featcache.store import FeatureStore
+from featcache.training.all_blocks import with_all_blocks
 from featcache.training.dataset import FeatureDataset, Selection, SelectionOptions
 from featcache.training.holdout import check_classes, train_test_split
 from featcache.training.sweep_cells import Cell, KnownCells, compute, digest_of_items, key_of
@@ -141,7 +142,8 @@ def sweep(
         store: a store or its path.
         heads: names, import paths or scikit-learn classifiers. By default softmax, ridge, centroid and knn.
         layers: layer sets: each text is one (``pooled``, ``pooled+blocks.5:mean``, a glob), and its layers are
-            concatenated. By default every stored layer alone and all together, without whole activation maps.
+            concatenated; ``all-blocks`` as for `featcache.train`. By default every stored layer alone and all
+            together, without whole activation maps.
         seed: of the hold-out, the folds, the heads and the bootstrap.
         progress: True for a bar, False for none, None for a bar on a terminal, or an object to report to.
         **selection: ``source``, ``space`` and ``labels`` of `Selection`; and ``split``, the training part
@@ -165,9 +167,10 @@ def sweep(
     opened, select = FeatureStore.open(store), Selection(**selection)
     named = list(QUICK) if heads is None else [heads] if isinstance(heads, str) else list(heads)
     chosen = [resolve_head(head, seed=seed) for head in named]
-    sets, dataset = comparable(opened, layer_sets(opened, layers, select.space), select.all_splits())
     runs = opened.path / RUNS
     with choose(progress) as bar:
+        opened, layers = with_all_blocks(opened, layers, select, bar)
+        sets, dataset = comparable(opened, layer_sets(opened, layers, select.space), select.all_splits())
         check_classes(dataset)
         train_rows, _, _ = train_test_split(dataset, select.split, seed, opened, bar)
         cells, makers = _Sweep(

@@ -21,6 +21,7 @@ from featcache.metrics import splits
 from featcache.metrics.calibration import expected_calibration_error
 from featcache.store import FeatureStore
 from featcache.training import leakage, multilabel
+from featcache.training.all_blocks import with_all_blocks
 from featcache.training.bundle import Bundle
 from featcache.training.dataset import FeatureDataset, Selection, SelectionOptions
 from featcache.training.fit import answers, fit
@@ -60,7 +61,8 @@ def train(
             its own. A lone ``|`` stands for none of the labels; images without a label are left out. The heads for
             it are in `featcache.heads.MULTILABEL_HEADS`.
         layers: names of stored layers; ``pooled`` by default. Several are concatenated, each divided by its root
-            mean square over the images the head is fitted on.
+            mean square over the images the head is fitted on. ``all-blocks`` is every block of the network and
+            ``pooled``, on view 0; blocks that are not stored are extracted first.
         cv: score by this many outer folds; the returned head is fitted on all images.
         seed: of the hold-out, the folds and the head.
         refit_all: after scoring, fit again on all images and return that head.
@@ -99,7 +101,8 @@ def train(
     resolved = resolve_head(head, seed=seed, task=task, class_weight=class_weight)
     select = Selection(**selection)
     with choose(progress) as bar:
-        dataset, opened = _dataset(store, layers, select, views == "all" if isinstance(views, str) else list(views))
+        chosen = views == "all" if isinstance(views, str) else list(views)
+        dataset, opened = _dataset(store, layers, select, chosen, bar)
         if task == "multilabel":
             dataset = multilabel.several_labels(dataset)
         elif any(multilabel.SEPARATOR in label for label in set(dataset.y.tolist())):
@@ -149,6 +152,7 @@ def train(
             bundle.report["calibration"][name] = expected_calibration_error(p, right)
     bundle.report |= report_fields(bundle, dataset, test, scores, protocol)
     bundle.report |= {
+        "layers": [use.name for use in bundle.layers],
         "near_duplicates": {**leaked.report(dataset), "grouped": near is not None and near.note is None},
         "fit_seconds": fitting,
         "seconds": time.monotonic() - began,
@@ -226,12 +230,15 @@ def _dataset(
     layers: str | Sequence[str] | None,
     select: Selection,
     views: bool | Sequence[str],
+    progress: Progress,
 ) -> tuple[FeatureDataset, FeatureStore | None]:
     """The labelled vectors of a store, or of a plain file, and the store."""
     if isinstance(store, (str, Path)) and Path(store).is_file():
         return FeatureDataset.from_file(Path(store)), None
-    opened = FeatureStore.open(store)
-    return FeatureDataset.from_store(opened, layers, select.all_splits(), views=views).in_memory(), opened
+    opened, named = with_all_blocks(FeatureStore.open(store), layers, select, progress)
+    if named is not layers and views is True:
+        views = False  # pooled may be stored in more views than the blocks
+    return FeatureDataset.from_store(opened, named, select.all_splits(), views=views).in_memory(), opened
 
 
 def _check_class_weight(dataset: FeatureDataset, class_weight: Mapping[str, float]) -> None:

@@ -96,18 +96,18 @@ def split(data: str, store: Path, folder: Path, per_class: int, seed: int) -> in
 def run(strategy: str, data: str, store: Path, seed: int) -> fc.Bundle:
     if strategy in ("knn", "softmax"):
         return fc.train(store, strategy, layers="pooled", views="first", seed=seed)
-    if strategy == "multilayer":
-        return fc.multilayer(store, seed=seed)
-    if strategy == "tune-new":
-        return fc.tune(store, FROM_LAYER, init="new", seed=seed)
-    if strategy == "tune-pretrained":
-        return fc.tune(store, FROM_LAYER, seed=seed)
+    if strategy == "all-blocks":
+        return fc.train(store, layers="all-blocks", seed=seed)
+    if strategy == "partial-new":
+        return fc.finetune(store, FROM_LAYER, init="new", seed=seed)
+    if strategy == "partial":
+        return fc.finetune(store, FROM_LAYER, seed=seed)
     if strategy == "finetune":
         return fc.finetune(store, seed=seed)
     return fc.finetune(store, init="scratch", arch="scratch:small_cnn", seed=seed)
 
 
-STRATEGIES = ("knn", "softmax", "multilayer", "tune-new", "tune-pretrained", "scratch", "finetune")
+STRATEGIES = ("knn", "softmax", "all-blocks", "partial-new", "partial", "scratch", "finetune")
 
 
 def answers(bundle: fc.Bundle, store: Path, photos: Path) -> str:

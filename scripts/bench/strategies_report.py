@@ -21,7 +21,7 @@ import strategies
 
 RESAMPLES = 10_000
 COLOURS = {
-    "softmax": "C0", "multilayer": "C9", "tune-pretrained": "C2", "finetune": "C1", "scratch": "C3",
+    "softmax": "C0", "all-blocks": "C9", "partial": "C2", "finetune": "C1", "scratch": "C3",
 }  # fmt: skip
 
 
@@ -134,7 +134,7 @@ def _over_images(axes: Any, cells: list[dict[str, Any]]) -> None:
 
 def _over_time(axes: Any, cells: list[dict[str, Any]]) -> None:
     """Of the largest problem: the best validation accuracy so far over the seconds of training."""
-    for strategy in ("softmax", "tune-pretrained", "finetune", "scratch"):
+    for strategy in ("softmax", "partial", "finetune", "scratch"):
         found = [c for c in cells if c["strategy"] == strategy and c["seed"] == 0]
         if not found:
             continue
@@ -169,8 +169,8 @@ def main() -> None:
     options = parser.parse_args()
     cells = strategies.cells()
     table(cells)
-    pairs(cells, "multilayer", "softmax")
-    pairs(cells, "tune-pretrained", "softmax")
+    pairs(cells, "all-blocks", "softmax")
+    pairs(cells, "partial", "softmax")
     pairs(cells, "finetune", "softmax")
     advised(cells)
     draw(cells, options.figure)

@@ -24,7 +24,7 @@ VERBS = sorted(COMMANDS)
 def test_the_verbs():
     expected = {"extract", "status", "verify", "repair", "compact", "gc", "export", "train", "evaluate"}
     expected |= {"predict", "similar", "models", "layers", "demo", "sweep", "check-live", "doctor"}
-    expected |= {"multilayer", "tune", "finetune", "advise"}
+    expected |= {"finetune", "advise"}
     faces = {("faces", name) for name in ("extract", "train", "verify", "evaluate")}
     assert set(VERBS) == {(name,) for name in expected} | faces
 

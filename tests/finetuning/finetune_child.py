@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from featcache.core import failpoints
+from featcache.finetuning.config import TrainingConfig
 from featcache.finetuning.finetune import finetune
-from featcache.finetuning.schedule import TrainingConfig
 from featcache.heads import resolve_head
 from tests.finetuning.stores import colour_blind
 from tests.fork_server import fork_server
@@ -19,7 +19,7 @@ from tests.fork_server import fork_server
 _CONTEXT = fork_server("tests.finetuning.finetune_child", "torch._dynamo")
 
 resolve_head("softmax").make()  # what is imported here is there in every process that is forked
-SCHEDULE = TrainingConfig(epochs=4, rate=1e-2, batch_size=16, patience=4)
+CONFIG = TrainingConfig(epochs=4, lr=1e-2, batch_size=16, patience=4)
 
 
 def run(store: Path, answer: Path, kill_after: int | None = None) -> int:
@@ -48,7 +48,7 @@ def _train(store: Path, answer: Path, kill_after: int | None) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     failpoints.on_reach = on_reach
-    bundle = finetune(store, schedule=SCHEDULE, checkpoint=answer / "c.ckpt", backbone=colour_blind(), progress=False)
+    bundle = finetune(store, config=CONFIG, checkpoint=answer / "c.ckpt", backbone=colour_blind(), progress=False)
     curve = bundle.report["curve"]
     for epoch in curve["epochs"]:
         del epoch["seconds"]

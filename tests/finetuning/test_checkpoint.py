@@ -17,14 +17,14 @@ from torch import nn
 from featcache.core import failpoints
 from featcache.core.errors import TrainingError, UsageError
 from featcache.finetuning import checkpoint
+from featcache.finetuning.config import TrainingConfig
 from featcache.finetuning.history import Curve
 from featcache.finetuning.loop import train
-from featcache.finetuning.schedule import TrainingConfig
 from tests.finetuning import child
 from tests.finetuning.problems import Rows, bits, clouds, perceptron, stages, whole
 
 POINTS = [point for point in failpoints.POINTS if point.startswith("checkpoint")]
-SCHEDULE = TrainingConfig(epochs=4, rate=0.01, patience=9)
+CONFIG = TrainingConfig(epochs=4, lr=0.01, patience=9)
 
 
 def answer(folder: Path) -> tuple[dict[str, Any], bytes]:
@@ -73,7 +73,7 @@ def training(tmp_path: Path) -> Callable[..., tuple[Curve, nn.Sequential]]:
     x, y = clouds(120, 4, 3)
 
     def run(
-        schedule: TrainingConfig = SCHEDULE,
+        config: TrainingConfig = CONFIG,
         width: int = 4,
         batch_size: int = 32,
         before: Callable[[int, int], None] = lambda epoch, step: None,
@@ -83,7 +83,7 @@ def training(tmp_path: Path) -> Callable[..., tuple[Curve, nn.Sequential]]:
         batches = Rows(x[:, :width], y, batch_size, before=before)
         validation = whole(x[:, :width], y)
         path = tmp_path / "c.ckpt"
-        return train(model, stages(model), batches, validation, schedule, checkpoint=path, task=task), model
+        return train(model, stages(model), batches, validation, config, checkpoint=path, task=task), model
 
     return run
 
@@ -114,11 +114,11 @@ def test_after_ctrl_c_it_goes_on_with_the_next_epoch(training: Callable[..., Any
 @pytest.mark.parametrize("patience", [9, 1])
 def test_what_is_done_is_done(training: Callable[..., Any], patience: int) -> None:
     """A checkpoint that was not removed gives the network at once."""
-    # With a rate of 100 the second epoch is worse than the first.
-    schedule = replace(SCHEDULE, rate=100.0 if patience == 1 else 0.01, patience=patience)
-    curve, model = training(schedule)
+    # With a learning rate of 100 the second epoch is worse than the first.
+    config = replace(CONFIG, lr=100.0 if patience == 1 else 0.01, patience=patience)
+    curve, model = training(config)
     asked: list[int] = []
-    again, same = training(schedule, before=lambda epoch, step: asked.append(epoch))
+    again, same = training(config, before=lambda epoch, step: asked.append(epoch))
     assert asked == []
     assert again == curve
     assert bits(same) == bits(model)
@@ -129,11 +129,11 @@ def test_of_another_training_it_is_refused_with_what_differs(training: Callable[
     interrupted(training, layer="blocks.4", items={"train": 120})
     kept = (tmp_path / "c.ckpt").read_bytes()
     with pytest.raises(UsageError) as caught:
-        training(replace(SCHEDULE, rate=0.02), layer="blocks.5", items={"train": 121})
+        training(replace(CONFIG, lr=0.02), layer="blocks.5", items={"train": 121})
     told = str(caught.value)
     assert 'task.layer was "blocks.4" and is now "blocks.5"; task.items.train was 120 and is now 121' in told
-    assert "schedule.rate was 0.01 and is now 0.02" in told
-    assert told.endswith(f"Remove {tmp_path / 'c.ckpt'} to start anew, or give another file.")
+    assert "config.lr was 0.01 and is now 0.02" in told
+    assert told.endswith(f"Remove {tmp_path / 'c.ckpt'} to start over, or give another file.")
     with pytest.raises(UsageError, match="steps was 4 and is now 5"):
         training(batch_size=24, layer="blocks.4", items={"train": 120})
     with pytest.raises(UsageError, match=r"task\.items was .* and is now null"):
@@ -156,7 +156,7 @@ def test_a_damaged_one_is_refused(training: Callable[..., Any], tmp_path: Path) 
     path = tmp_path / "c.ckpt"
     for content in damages(path.read_bytes()):
         path.write_bytes(content)
-        with pytest.raises(TrainingError, match=r"is damaged or no checkpoint of a training: .* Remove .* anew"):
+        with pytest.raises(TrainingError, match=r"is damaged or no checkpoint of a training: .* Remove .* start over"):
             training()
         assert path.read_bytes() == content
 
@@ -186,7 +186,7 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     path = tmp_path / "file" / "c.ckpt"
     with pytest.raises(TrainingError, match=r"c\.ckpt cannot be written: .*give another file"):
-        train(model, stages(model), Rows(x, y, 32), whole(x, y), SCHEDULE, checkpoint=path)
+        train(model, stages(model), Rows(x, y, 32), whole(x, y), CONFIG, checkpoint=path)
 
 
 def test_networks_whose_parameters_share_their_memory(tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_networks_whose_parameters_share_their_memory(tmp_path: Path) -> None:
         nn.init.eye_(model.first.weight)
         for part in (model.first.bias, model.second.bias, model.last.bias, model.last.weight):
             nn.init.zeros_(part)
-        train(model, [("all", list(model.parameters()))], Rows(x, y, 32), whole(x, y), SCHEDULE, checkpoint=path)
+        train(model, [("all", list(model.parameters()))], Rows(x, y, 32), whole(x, y), CONFIG, checkpoint=path)
         ends.append(bits(model))
     assert ends[0] == ends[1] == ends[2]
 
@@ -219,7 +219,7 @@ def test_nothing_in_it_is_code(training: Callable[..., Any], tmp_path: Path) -> 
         told = json.loads(file.metadata()["featcache_checkpoint"])
         names = set(file.keys())
     assert told["settings"]["task"] == {"items": ["a", "b"]}
-    assert told["settings"]["schedule"]["rate"] == 0.01
+    assert told["settings"]["config"]["lr"] == 0.01
     assert [epoch["number"] for epoch in told["epochs"]] == [1, 2, 3, 4]
     assert {"weights/0.weight", "moments/exp_avg/0.weight", "moments/exp_avg_sq/4.bias"} <= names
 

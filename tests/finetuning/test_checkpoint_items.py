@@ -13,15 +13,13 @@ from PIL import Image
 
 from featcache.backbones import tiny_backbone
 from featcache.core.errors import UsageError
+from featcache.finetuning.config import TrainingConfig
 from featcache.finetuning.finetune import finetune
-from featcache.finetuning.schedule import TrainingConfig
-from featcache.finetuning.tune import tune
 from featcache.training.bundle import Bundle
 from tests.finetuning.stores import extracted
 
-pytestmark = pytest.mark.slow
-
-SHORT = TrainingConfig(epochs=1, rate=1e-3, batch_size=8)
+pytestmark = pytest.mark.usefixtures("one_thread")
+SHORT = TrainingConfig(epochs=1, lr=1e-3, batch_size=8)
 BACKBONE = tiny_backbone()
 
 
@@ -38,11 +36,11 @@ def draw(folder: Path, seed: int) -> Path:
 
 
 def tuned(store: Path, **options: Any) -> Bundle:
-    return tune(store, "body.0", views=1, schedule=SHORT, backbone=BACKBONE, progress=False, **options)
+    return finetune(store, "body.0", views=1, config=SHORT, backbone=BACKBONE, progress=False, **options)
 
 
 def finetuned(store: Path, **options: Any) -> Bundle:
-    return finetune(store, schedule=SHORT, backbone=BACKBONE, progress=False, **options)
+    return finetune(store, config=SHORT, backbone=BACKBONE, progress=False, **options)
 
 
 @pytest.mark.parametrize("train", [tuned, finetuned])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from featcache.core.errors import UsageError
-from featcache.finetuning.tune import tune
+from featcache.finetuning.finetune import finetune
 from featcache.training.bundle import Bundle
 from tests.finetuning import finetune_child
 from tests.finetuning.stores import colour_blind, draw_hues, extracted
@@ -36,8 +36,8 @@ def test_killed_it_goes_on_to_the_same_bundle(tmp_path: Path) -> None:
     assert learned(a) == learned(b)
     assert a.predictor.weight.tobytes() == b.predictor.weight.tobytes()  # type: ignore[union-attr]
     assert (whole / "c.ckpt").exists()  # until whoever made the bundle has saved it
-    with pytest.raises(UsageError, match=r'task\.init was "pretrained" and is now null'):
-        tune(
-            hues, "body.0", views=1, schedule=finetune_child.SCHEDULE,
+    with pytest.raises(UsageError, match=r'task\.from_layer was null and is now "body\.0"'):
+        finetune(
+            hues, "body.0", views=1, config=finetune_child.CONFIG,
             checkpoint=whole / "c.ckpt", backbone=colour_blind(), progress=False,
         )  # fmt: skip

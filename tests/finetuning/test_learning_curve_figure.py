@@ -9,13 +9,13 @@ import pytest
 from PIL import Image
 
 from featcache.core.errors import UsageError
-from featcache.finetuning.history import Beginning, Curve, Epoch, draw_learning_curve
+from featcache.finetuning.history import Curve, Epoch, ProbeScore, draw_learning_curve
 
 
 def curve(losses: list[float]) -> Curve:
     """Its raw validation loss falls all the time: what counts is that at the best temperature."""
     epochs = (Epoch(n, loss / 2, 9 / n, loss, 1 / (1 + loss), 1e-3 / n, 1.5) for n, loss in enumerate(losses, 1))
-    return Curve(tuple(epochs), "epochs", Beginning(1.0, 0.9, 0.5, kept=len(losses) > 3))
+    return Curve(tuple(epochs), "epochs", ProbeScore(1.0, 0.9, 0.5, kept=len(losses) > 3))
 
 
 @pytest.mark.parametrize("losses", [[0.7], [2.0, 1.0, 0.5, 0.6], [1.0 / n for n in range(1, 120)]])

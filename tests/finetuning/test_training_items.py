@@ -18,9 +18,9 @@ from featcache.backbones import tiny_backbone
 from featcache.core.errors import UsageError
 from featcache.core.progress import Silent
 from featcache.finetuning.batches import CachedBatches, activations_in_order, batch_count, shuffled
-from featcache.finetuning.linear_probe import linear_predictor, linear_probe_init, refit, temper
-from featcache.finetuning.schedule import network_stages
-from featcache.finetuning.validation import class_numbers, contents, items_digest, validation_rows
+from featcache.finetuning.config import network_stages
+from featcache.finetuning.linear_probe import linear_predictor, linear_probe_init, refit, scale_by_temperature
+from featcache.finetuning.validation import class_ids_of, items_digest, validation_rows
 from featcache.heads import resolve_head
 from featcache.metrics import splits
 from featcache.metrics.calibration import fit_temperature
@@ -119,7 +119,7 @@ def test_too_few_items_to_validate_on() -> None:
     with pytest.raises(UsageError, match="every class needs two independent images"):
         validation_rows(those, np.arange(2), np.zeros(0, np.int64), 0, Silent())
     grouped = dataset([("a", "train", "g"), ("b", "train", None), ("a", "val", "g"), ("b", "val", None)])
-    with pytest.raises(UsageError, match="All items of class 'a'"):
+    with pytest.raises(UsageError, match="All training items of class 'a'"):
         validation_rows(grouped, np.arange(2), np.zeros(0, np.int64), 0, Silent())
 
 
@@ -163,7 +163,7 @@ def test_each_item_once_an_epoch_in_one_of_its_views() -> None:
 
 def test_the_numbers_of_classes_are_those_of_learned_items() -> None:
     y = np.array(["d", "a", "b", "d", "c", "e"])
-    classes, numbers = class_numbers(y, np.array([0, 2, 3]))
+    classes, numbers = class_ids_of(y, np.array([0, 2, 3]))
     assert classes == ("b", "d")
     assert numbers.tolist() == [1, -1, 0, 1, -1, -1]
 
@@ -179,7 +179,7 @@ def test_the_digest_tells_items_labels_and_parts_apart() -> None:
         items_digest(dataset([("b", None, None), *rows[1:]]), np.array([0, 1]), np.array([2])),
     ]
     assert len({first, *others}) == 5
-    assert contents(dataset(rows), np.array([2, 0, 2])).tolist() == [[0] * 32, [2] * 32]
+    assert dataset(rows).contents(np.array([2, 0, 2])).tolist() == [[0] * 32, [2] * 32]
 
 
 def overlapping(n: int) -> tuple[FeatureDataset, np.ndarray]:
@@ -219,9 +219,9 @@ def test_an_output_is_divided_by_the_temperature_of_fifty_items() -> None:
     scores = torch.from_numpy(rng.normal(size=(50, 3)) + 2 * np.eye(3)[np.arange(50) % 3]) * 5
     output = nn.Linear(4, 3)
     before = copy.deepcopy(output)
-    assert temper(output, scores[:49], numbers[:49]) is None
+    assert scale_by_temperature(output, scores[:49], numbers[:49]) is None
     assert torch.equal(output.weight, before.weight)
-    temperature = temper(output, scores, numbers)
+    temperature = scale_by_temperature(output, scores, numbers)
     assert temperature is not None
     assert temperature > 2
     assert temperature == pytest.approx(fit_temperature(scores.numpy(), numbers.numpy())[0])

@@ -1,4 +1,4 @@
-"""Weights that know something are kept where training makes nothing better, and then all items teach the output."""
+"""The linear probe is returned where fine-tuning does not beat it, and then all items teach it."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ import featcache as fc
 from featcache.backbones import tiny_backbone
 from featcache.core.progress import Silent
 from featcache.finetuning import loop
+from featcache.finetuning.config import TrainingConfig
 from featcache.finetuning.finetune import finetune
 from featcache.finetuning.history import Curve
-from featcache.finetuning.linear_probe import train_on
-from featcache.finetuning.schedule import TrainingConfig
-from featcache.finetuning.tune import tune
+from featcache.finetuning.linear_probe import train_from_probe
 from featcache.training.bundle import Bundle
 from featcache.training.partial_model import PartialModel
 from tests.finetuning.problems import Rows, bits, clouds, perceptron, stages, whole
 from tests.finetuning.stores import extracted
 
-LONG = TrainingConfig(epochs=30, rate=3e-2, batch_size=50, patience=30)
+pytestmark = pytest.mark.usefixtures("one_thread")
+LONG = TrainingConfig(epochs=30, lr=3e-2, batch_size=50, patience=30)
 
 
 class Notes(Silent):
@@ -40,15 +40,13 @@ class Notes(Silent):
         self.told.append(text)
 
 
-def trained(
-    start: nn.Sequential, schedule: TrainingConfig, seed: int, **options: object
-) -> tuple[nn.Sequential, Curve]:
+def trained(start: nn.Sequential, config: TrainingConfig, seed: int, **options: object) -> tuple[nn.Sequential, Curve]:
     x, y = clouds(300, 4, 3)
     seen, told = clouds(60, 4, 3, seed=seed)
     model = copy.deepcopy(start)
     given = {"progress": Silent(), "units": np.arange(60)} | options
-    curve = train_on(
-        model, stages(model), Rows(x.float(), y, 50), whole(seen.float(), told), schedule,
+    curve = train_from_probe(
+        model, stages(model), Rows(x.float(), y, 50), whole(seen.float(), told), config,
         **given,  # type: ignore[arg-type]
     )  # fmt: skip
     return model, curve
@@ -58,9 +56,9 @@ def test_training_that_helps_is_taken() -> None:
     start = perceptron(4, 3)
     model, curve = trained(start, LONG, seed=0)
     assert curve.kept == curve.best.number > 0
-    assert curve.beginning is not None
-    assert not curve.beginning.kept
-    assert curve.best.validation_loss < curve.beginning.validation_loss
+    assert curve.linear_probe is not None
+    assert not curve.linear_probe.kept
+    assert curve.best.validation_loss < curve.linear_probe.validation_loss
     assert bits(model)["0.weight"] != bits(start)["0.weight"]
     assert Curve.from_dict(curve.to_dict()) == curve
 
@@ -68,13 +66,14 @@ def test_training_that_helps_is_taken() -> None:
 def test_training_that_does_not_help_is_undone() -> None:
     start, _ = trained(perceptron(4, 3), LONG, seed=0)
     notes = Notes()
-    model, curve = trained(start, TrainingConfig(epochs=2, rate=1.0, batch_size=50), seed=0, progress=notes)
+    model, curve = trained(start, TrainingConfig(epochs=2, lr=1.0, batch_size=50), seed=0, progress=notes)
     assert curve.kept == 0
     assert curve.to_dict()["kept_epoch"] == 0
     assert bits(model) == bits(start)
     assert not model.training
     assert any("On 60 validation items epoch" in text for text in notes.told)
-    assert any("is worse than the beginning. A lower rate than 1 may change that" in text for text in notes.told)
+    said = "is worse than the linear probe (a lower learning rate than 1 may change that): the probe is returned"
+    assert any(said in text for text in notes.told)
 
 
 def temperature(scores: np.ndarray, numbers: np.ndarray) -> float:
@@ -95,7 +94,7 @@ def temperature(scores: np.ndarray, numbers: np.ndarray) -> float:
 def test_a_gain_within_its_standard_error_is_chance() -> None:
     """Of many validation sets drawn at random, what is taken is just what is ahead by more than a standard error."""
     start, _ = trained(perceptron(4, 3), LONG, seed=0)
-    brief = TrainingConfig(epochs=1, rate=1e-3, batch_size=50)
+    brief = TrainingConfig(epochs=1, lr=1e-3, batch_size=50)
     decided = []
     for seed in range(12):
         seen, told = clouds(60, 4, 3, seed=seed)
@@ -119,7 +118,7 @@ def test_a_gain_within_its_standard_error_is_chance() -> None:
 def test_copies_of_items_are_no_further_evidence() -> None:
     """Each validation item five times: the same decision with units, while as single items they look surer."""
     start, _ = trained(perceptron(4, 3), LONG, seed=0)
-    brief = TrainingConfig(epochs=1, rate=1e-3, batch_size=50)
+    brief = TrainingConfig(epochs=1, lr=1e-3, batch_size=50)
     x, y = clouds(300, 4, 3)
     decided = []
     for seed in range(12):
@@ -129,7 +128,9 @@ def test_copies_of_items_are_no_further_evidence() -> None:
         for units in (np.tile(np.arange(60), 5), np.arange(300)):
             model = copy.deepcopy(start)
             rows = Rows(x.float(), y, 50)
-            kept.append(train_on(model, stages(model), rows, five, brief, units=units, progress=Silent()).kept > 0)
+            kept.append(
+                train_from_probe(model, stages(model), rows, five, brief, units=units, progress=Silent()).kept > 0
+            )
         decided.append((trained(start, brief, seed=seed)[1].kept > 0, *kept))
     # The temperature takes one row to be wrong, so it differs a little with the number of rows.
     assert sum(once != units for once, units, _ in decided) <= 1
@@ -165,13 +166,13 @@ def test_a_checkpoint_leads_to_the_same_decision(tmp_path: Path) -> None:
     seen, told = clouds(60, 4, 3)
     model = copy.deepcopy(start)
     with pytest.raises(CutOffError):
-        train_on(
+        train_from_probe(
             model, stages(model), Rows(x.float(), y, 50, before=cut_off), whole(seen.float(), told), LONG,
             checkpoint=path, units=np.arange(60), progress=Silent(),
         )  # fmt: skip
     again, curve = trained(start, LONG, seed=0, checkpoint=path)
     assert bits(again) == bits(whole_model)
-    assert curve.beginning == whole_curve.beginning
+    assert curve.linear_probe == whole_curve.linear_probe
 
 
 @pytest.fixture
@@ -190,8 +191,8 @@ def head_on_all(store: Path) -> tuple[Bundle, np.ndarray]:
 
 def test_tune_then_answers_as_the_head_on_all_learned_items(solved: Path) -> None:
     head, expected = head_on_all(solved)
-    schedule = TrainingConfig(epochs=1, rate=1e-2, batch_size=8)
-    made = tune(solved, "body.0", views=2, schedule=schedule, backbone=tiny_backbone(), progress=False)
+    config = TrainingConfig(epochs=1, lr=1e-2, batch_size=8)
+    made = finetune(solved, "body.0", views=2, config=config, backbone=tiny_backbone(), progress=False)
     assert made.chosen["epoch"] == 0
     assert made.chosen["output_C"] == head.chosen["C"]
     predictor = made.predictor
@@ -204,8 +205,8 @@ def test_tune_then_answers_as_the_head_on_all_learned_items(solved: Path) -> Non
 
 def test_finetune_then_answers_as_the_head_on_all_learned_items(solved: Path) -> None:
     head, expected = head_on_all(solved)
-    schedule = TrainingConfig(epochs=1, rate=1e-2, batch_size=8)
-    made = finetune(solved, schedule=schedule, backbone=tiny_backbone(), progress=False)
+    config = TrainingConfig(epochs=1, lr=1e-2, batch_size=8)
+    made = finetune(solved, config=config, backbone=tiny_backbone(), progress=False)
     assert made.chosen == {"epoch": 0, **{f"output_{name}": value for name, value in head.chosen.items()}}
     frozen = tiny_backbone().module.state_dict()
     assert made.weights is not None

@@ -1,11 +1,9 @@
-"""How a network is trained: the settings, and the learning rate of each step and each stage.
+"""How a network is trained: the settings, and the stages of a network, whose learning rates differ.
 
-Over all steps the rate rises linearly and then falls to 0 as a cosine (Loshchilov and Hutter, "SGDR", ICLR 2017,
-equation 5, without restarts). Among the stages of a network it falls from the output to the input by a constant
-factor, since early layers hold what is general and need to move least (Clark et al., "ELECTRA", ICLR 2020,
-and Bao et al., "BEiT", ICLR 2022, both in their details of fine-tuning).
-
-The parts of a whole network whose learning rates differ, from the input to the output.
+Among the stages the rate falls from the output to the input by a constant factor, since early layers hold what is
+general and need to move least (Clark et al., "ELECTRA", ICLR 2020, and Bao et al., "BEiT", ICLR 2022, both in their
+details of fine-tuning). timm's ``param_groups_layer_decay`` does the same for networks with a ``group_matcher``, which
+neither torchvision's networks nor a tail traced by torch.fx have.
 """
 
 from __future__ import annotations
@@ -25,30 +23,40 @@ class TrainingConfig:
     """The settings of a training.
 
     Attributes:
-        epochs: at most so many passes over the training items; the cosine reaches 0 after the last.
-        rate: the highest learning rate, that of the last stage at the end of the warm-up.
+        epochs: the most passes over the training items; the cosine reaches 0 after the last.
+        lr: the highest learning rate, that of the last stage at the end of the warm-up.
         weight_decay: AdamW's; biases and the parameters of normalisations have none.
-        warmup: share of all steps in which the rate rises.
-        layer_decay: the rate of a stage is so many times that of the next one; 1 is one rate for all.
-        patience: epochs without a better validation loss after which the training ends.
-        batch_size: items of a step.
+        warmup_fraction: share of all steps in which the learning rate rises.
+        layer_decay: the learning rate of a stage is so many times that of the next one; 1 is one rate for all.
+        patience: epochs without a lower validation loss after which the training ends.
+        batch_size: items per step.
         label_smoothing: share of the target that is spread evenly over all classes (Szegedy et al., CVPR 2016,
             section 7).
-        seed: of the order of the items, of augmentation and of dropout.
+        dropout: share of the values in front of the output, and behind each new hidden layer, that a step omits.
+        hidden: widths of the new hidden layers; for ``init="new"`` only.
+        precision: ``float32``, or ``bfloat16`` for products in bfloat16 with weights in float32.
+        seed: of the order of the items, of augmentation, of new weights and of dropout.
+
+    Example:
+        >>> TrainingConfig(epochs=5, lr=1e-3).weight_decay
+        0.05
     """
 
     epochs: int = 20
-    rate: float = 1e-3
+    lr: float = 1e-3
     weight_decay: float = 0.05
-    warmup: float = 0.1
+    warmup_fraction: float = 0.1
     layer_decay: float = 0.7
     patience: int = 5
     batch_size: int = 32
     label_smoothing: float = 0.0
+    dropout: float = 0.0
+    hidden: tuple[int, ...] = (512,)
+    precision: str = "float32"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be trained with, all of it in one message.
+        """Check all settings; one message names every wrong one.
 
         Raises:
             UsageError: a setting is out of its range.
@@ -57,38 +65,25 @@ class TrainingConfig:
             f"{name} is {getattr(self, name)!r} and must be {wanted}"
             for name, wanted, fits in (
                 ("epochs", "at least 1", self.epochs >= 1),
-                ("rate", "above 0", 0 < self.rate < math.inf),
+                ("lr", "above 0", 0 < self.lr < math.inf),
                 ("weight_decay", "0 or more", 0 <= self.weight_decay < math.inf),
-                ("warmup", "from 0 to below 1", 0 <= self.warmup < 1),
+                ("warmup_fraction", "from 0 to below 1", 0 <= self.warmup_fraction < 1),
                 ("layer_decay", "above 0 and at most 1", 0 < self.layer_decay <= 1),
                 ("patience", "at least 1", self.patience >= 1),
                 ("batch_size", "at least 1", self.batch_size >= 1),
                 ("label_smoothing", "from 0 to below 1", 0 <= self.label_smoothing < 1),
+                ("dropout", "from 0 to below 1", 0 <= self.dropout < 1),
+                ("hidden", "one width from 1 on per layer", len(self.hidden) and min(self.hidden) >= 1),
+                ("precision", "float32 or bfloat16", self.precision in ("float32", "bfloat16")),
                 ("seed", "0 or more", self.seed >= 0),
             )
             if not fits
         ]
         if wrong:
-            raise UsageError(f"So nothing can be trained: {'; '.join(wrong)}.")
-
-    def rate_at(self, step: int, steps: int) -> float:
-        """The learning rate of the last stage.
-
-        Args:
-            step: which step, from 0.
-            steps: steps of the whole training, all epochs together.
-
-        Returns:
-            ``rate · (step + 1) / w`` in the first w = ``warmup · steps`` steps (rounded), then
-            ``rate · (1 + cos(π (step - w) / (steps - w))) / 2``.
-        """
-        rising = round(self.warmup * steps)
-        if step < rising:
-            return self.rate * (step + 1) / rising
-        return self.rate * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising))) / 2
+            raise UsageError(f"Invalid training settings: {'; '.join(wrong)}.")
 
     def share_of_stage(self, stage: int, stages: int) -> float:
-        """What the rate of a stage is of that of the last one.
+        """The learning rate of a stage as a share of that of the last one.
 
         Args:
             stage: which stage, from 0 at the input.
@@ -98,8 +93,15 @@ class TrainingConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain values."""
-        return asdict(self)
+        return asdict(self) | {"hidden": list(self.hidden)}
 
+
+PRETRAINED = TrainingConfig(epochs=12, lr=3e-4, patience=6, label_smoothing=0.1)
+"""Of layers that begin with their pretrained weights."""
+NEW = TrainingConfig(epochs=60, lr=1e-3, layer_decay=1.0, patience=12, label_smoothing=0.1, dropout=0.2)
+"""Of new layers on frozen ones."""
+SCRATCH = TrainingConfig(epochs=60, lr=2e-3, layer_decay=1.0, patience=12, label_smoothing=0.1, dropout=0.2)
+"""Of a whole network with random weights."""
 
 _LISTS = (nn.Sequential, nn.ModuleList)
 

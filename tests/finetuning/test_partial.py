@@ -20,15 +20,14 @@ import featcache as fc
 from featcache.backbones import tiny_backbone
 from featcache.core.errors import MissingVectorsError, RecipeMismatchError, TrainingError, UnknownNameError, UsageError
 from featcache.finetuning.checkpoint import remove
-from featcache.finetuning.schedule import TrainingConfig
-from featcache.finetuning.tune import activations_needed, tune
+from featcache.finetuning.config import TrainingConfig
+from featcache.finetuning.finetune import activations_needed, finetune
 from featcache.training.bundle import Bundle
 from featcache.training.partial_model import PartialModel
 from tests.finetuning.stores import blind_behind_stem, contents, draw_hues, extracted
 
-pytestmark = pytest.mark.slow
-
-SHORT = TrainingConfig(epochs=6, rate=3e-2, batch_size=12, layer_decay=1.0)
+pytestmark = pytest.mark.usefixtures("one_thread")
+SHORT = TrainingConfig(epochs=6, lr=3e-2, batch_size=12, layer_decay=1.0)
 BACKBONE = blind_behind_stem()
 
 
@@ -57,8 +56,7 @@ def tuned(kept: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, B
 
 
 def run(store: Path, layer: str = "body.0", **options: Any) -> Bundle:
-    schedule = {} if options.get("init") == "new" else {"schedule": SHORT}
-    return tune(store, layer, **({"backbone": BACKBONE, "views": 2, "progress": False} | schedule | options))
+    return finetune(store, layer, **({"backbone": BACKBONE, "views": 2, "config": SHORT, "progress": False} | options))
 
 
 def bits(bundle: Bundle) -> dict[str, bytes]:
@@ -191,7 +189,7 @@ def test_a_second_training_computes_no_activations_and_gives_the_same_bits(
 def test_the_store_keeps_a_record_of_the_training(tuned: tuple[Path, Bundle], tmp_path: Path) -> None:
     store, bundle = tuned
     with sqlite3.connect(f"file:{store / 'catalog.sqlite'}?mode=ro", uri=True) as connection:
-        kept = connection.execute("SELECT record FROM runs WHERE verb = 'tune'").fetchall()
+        kept = connection.execute("SELECT record FROM runs WHERE verb = 'finetune'").fetchall()
     (record,) = (json.loads(text) for (text,) in kept)
     assert record["curve"] == bundle.report["curve"]
     assert len(record["curve"]["epochs"]) == SHORT.epochs
@@ -225,8 +223,12 @@ def test_a_checkpoint_stays_and_gives_the_same(store: Path, tmp_path: Path) -> N
 def test_what_cannot_be_tuned(store: Path) -> None:
     with pytest.raises(UnknownNameError, match="body"):
         run(store, "bodi.0")
-    with pytest.raises(UnknownNameError, match="way to begin"):
+    with pytest.raises(UsageError, match=r"--init scratch does not go with --from body\.0.*Valid are: --from LAYER"):
         run(store, init="scratch")
+    with pytest.raises(UnknownNameError, match="init"):
+        run(store, init="old")
+    with pytest.raises(UsageError, match="Behind `pooled` the network has no layers"):
+        run(store, "pooled")
     with pytest.raises(UsageError, match=r"cannot be split at 'stem'.*'body'"):
         run(store, "stem")
     with pytest.raises(RecipeMismatchError, match="module given in Python"):
@@ -282,8 +284,8 @@ def test_classes_that_are_scored_alone_are_no_classes_of_the_bundle(tmp_path: Pa
 
 
 def test_a_loss_that_is_not_finite_leaves_nothing(store: Path, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="Try a lower rate"):
-        run(store, schedule=TrainingConfig(epochs=3, rate=1e30, batch_size=8), checkpoint=tmp_path / "c.ckpt")
+    with pytest.raises(TrainingError, match="Try a lower learning rate"):
+        run(store, config=TrainingConfig(epochs=3, lr=1e30, batch_size=8), checkpoint=tmp_path / "c.ckpt")
     assert contents(store)["quarantine"]
     assert not list(tmp_path.glob("*.fch"))
 
@@ -292,7 +294,7 @@ def test_it_learns_what_the_frozen_layers_behind_the_cut_cannot_tell(tmp_path: P
     """The layers behind the cut see the sum of all maps alone, so hues look the same until they are trained."""
     store = extracted(draw_hues(tmp_path / "photos"), tmp_path / "s.fcache", BACKBONE)
     frozen = fc.train(store, progress=False).report["score"]
-    schedule = TrainingConfig(epochs=12, rate=3e-2, batch_size=12, layer_decay=1.0)
-    made = tune(store, "body.0", views=2, schedule=schedule, backbone=BACKBONE, progress=False)
+    config = TrainingConfig(epochs=12, lr=3e-2, batch_size=12, layer_decay=1.0)
+    made = finetune(store, "body.0", views=2, config=config, backbone=BACKBONE, progress=False)
     assert frozen["accuracy"] <= 0.75
     assert made.report["score"]["accuracy"] >= 0.9

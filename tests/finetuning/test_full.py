@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +18,20 @@ import torch
 
 import featcache as fc
 from featcache.backbones import Backbone, get, tiny_backbone
+from featcache.backbones.compute import has_bfloat16
 from featcache.core.errors import RecipeMismatchError, UsageError
 from featcache.extraction.stored_source import known_images
-from featcache.finetuning.batches import ImageBatches, Pictures, images_in_order
+from featcache.finetuning.batches import ImageBatches, ItemImages, images_in_order
+from featcache.finetuning.config import TrainingConfig
 from featcache.finetuning.finetune import finetune
-from featcache.finetuning.schedule import TrainingConfig
 from featcache.images.augmentation import views_beside
 from featcache.training.bundle import Bundle
 from tests.backbones.making import randomised, saved
 from tests.finetuning.stores import colour_blind, contents, draw_hues, extracted, labelled
 
-pytestmark = pytest.mark.slow
-
-SHORT = TrainingConfig(epochs=1, rate=1e-3, batch_size=16)
-FEW = TrainingConfig(epochs=7, rate=3e-2, batch_size=12, layer_decay=1.0)
+pytestmark = pytest.mark.usefixtures("one_thread")
+SHORT = TrainingConfig(epochs=1, lr=1e-3, batch_size=16)
+FEW = TrainingConfig(epochs=7, lr=3e-2, batch_size=12, layer_decay=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def hues(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(store: Path, **options: Any) -> Bundle:
-    return finetune(store, **({"schedule": SHORT, "backbone": colour_blind(), "progress": False} | options))
+    return finetune(store, **({"config": SHORT, "backbone": colour_blind(), "progress": False} | options))
 
 
 def learned(bundle: Bundle) -> dict[str, bytes]:
@@ -59,7 +60,7 @@ def answers(bundle: Bundle, paths: list[Path], backbone: Backbone | None = None)
 
 @pytest.fixture(scope="module")
 def trained(hues: Path) -> Bundle:
-    return run(hues, schedule=TrainingConfig(epochs=14, rate=3e-2, batch_size=12, layer_decay=1.0))
+    return run(hues, config=TrainingConfig(epochs=14, lr=3e-2, batch_size=12, layer_decay=1.0))
 
 
 def test_it_beats_its_frozen_start_where_that_sees_nothing(hues: Path, trained: Bundle) -> None:
@@ -121,7 +122,7 @@ def test_it_leaves_the_backbone_and_the_store_as_they_are(hues: Path, tmp_path: 
     backbone, before = colour_blind(), contents(store)
     digest = backbone.recipe.weights
     state = torch.get_rng_state()
-    first = run(store, backbone=backbone, schedule=FEW)
+    first = run(store, backbone=backbone, config=FEW)
     assert first.chosen["epoch"] > 0
     assert colour_blind().recipe.weights == digest == backbone.recipe.weights
     reference = colour_blind().module.state_dict()
@@ -129,8 +130,8 @@ def test_it_leaves_the_backbone_and_the_store_as_they_are(hues: Path, tmp_path: 
     assert contents(store) == before
     torch.set_rng_state(state)
     torch.rand(7)  # what others drew before changes nothing
-    assert learned(run(store, schedule=FEW)) == learned(first)
-    assert learned(run(store, schedule=FEW, seed=1)) != learned(first)
+    assert learned(run(store, config=FEW)) == learned(first)
+    assert learned(run(store, config=FEW, seed=1)) != learned(first)
 
 
 def test_augmented_views_are_those_that_are_stored(tmp_path: Path) -> None:
@@ -139,7 +140,7 @@ def test_augmented_views_are_those_that_are_stored(tmp_path: Path) -> None:
     opened = fc.open(store)
     items = list(labelled(store).values())
     there = known_images(opened, "photos", items, [])
-    pictures = Pictures(backbone, items, [there[item.uri] for item in items], seed=7)
+    pictures = ItemImages(backbone, items, [there[item.uri] for item in items], seed=7)
     layers = backbone.resolve_layers(["pooled"])
     X, _, stored = opened.arrays(views=True)
     assert [item.uri for item in stored[::3]] == [item.uri for item in items]
@@ -156,9 +157,18 @@ def test_augmented_views_are_those_that_are_stored(tmp_path: Path) -> None:
     np.testing.assert_array_equal(first.numpy(), [pictures.pixels(row) for row in range(4)])
 
 
+def test_bfloat16_where_the_processor_has_it(hues: Path, tmp_path: Path) -> None:
+    store, config = shutil.copytree(hues, tmp_path / "s.fcache"), replace(SHORT, precision="bfloat16")
+    if has_bfloat16():
+        assert len(run(store, config=config).report["curve"]["epochs"]) == 1
+    else:
+        with pytest.raises(UsageError, match=r"does not compute in bfloat16.*float32"):
+            run(store, config=config)
+
+
 def test_a_small_network_learns_from_nothing(hues: Path, tmp_path: Path) -> None:
-    schedule = TrainingConfig(epochs=8, rate=2e-3, batch_size=12, layer_decay=1.0)
-    bundle = run(hues, init="scratch", arch="scratch:small_cnn", schedule=schedule, backbone=None)
+    config = TrainingConfig(epochs=8, lr=2e-3, batch_size=12, layer_decay=1.0)
+    bundle = run(hues, init="scratch", arch="scratch:small_cnn", config=config, backbone=None)
     assert bundle.report["score"]["accuracy"] >= 0.9
     assert bundle.recipe is not None
     assert bundle.recipe.backbone == "scratch:small_cnn"
@@ -179,8 +189,8 @@ def test_a_bundle_needs_no_published_weights(
     os.utime(weights, (1e9, 1e9))
     store = tmp_path / "s.fcache"
     fc.extract(root, store, backbone=get(name, weights, runtime="torch"), progress=False)
-    schedule = TrainingConfig(epochs=1, rate=1e-4, batch_size=8)
-    bundle = finetune(store, schedule=schedule, backbone=get(name, weights), progress=False)
+    config = TrainingConfig(epochs=1, lr=1e-4, batch_size=8)
+    bundle = finetune(store, config=config, backbone=get(name, weights), progress=False)
     bundle.save(tmp_path / "a.fch")
     paths = sorted(root.rglob("*.jpg"))
     expected = answers(bundle, paths, get(name, weights))

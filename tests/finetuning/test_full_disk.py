@@ -23,8 +23,8 @@ from pathlib import Path
 import featcache as fc
 from featcache.backbones import tiny_backbone
 from featcache.core.errors import DiskFullError
-from featcache.finetuning.schedule import Schedule
-from featcache.finetuning.tune import activations_needed, tune
+from featcache.finetuning.config import TrainingConfig
+from featcache.finetuning.finetune import activations_needed, finetune
 
 photos, disk = Path(sys.argv[1]), Path(sys.argv[2])
 store = disk / "s.fcache"
@@ -36,8 +36,8 @@ def files():
     return {str(p): (p.stat().st_size, p.stat().st_mtime_ns) for p in store.rglob("*") if p.is_file()}
 
 def run():
-    schedule = TrainingConfig(epochs=1, batch_size=8)
-    return tune(store, "body.0", views=40, schedule=schedule, backbone=tiny_backbone(), progress=False)
+    config = TrainingConfig(epochs=1, batch_size=8)
+    return finetune(store, "body.0", views=40, config=config, backbone=tiny_backbone(), progress=False)
 
 mount("size=2m")
 fc.extract(photos, store, backbone=tiny_backbone(), progress=False)

@@ -14,9 +14,8 @@ from torch import nn
 
 from featcache.backbones import Backbone
 from featcache.core.progress import Silent
+from featcache.finetuning.config import TrainingConfig
 from featcache.finetuning.finetune import finetune
-from featcache.finetuning.schedule import TrainingConfig
-from featcache.finetuning.tune import tune
 from featcache.finetuning.validation import validation_rows
 from featcache.heads import resolve_head
 from featcache.store import FeatureStore
@@ -24,9 +23,8 @@ from featcache.training.bundle import Bundle
 from featcache.training.dataset import FeatureDataset
 from tests.finetuning.stores import TRANSFORM, extracted
 
-pytestmark = pytest.mark.slow
-
-STILL = TrainingConfig(epochs=1, rate=1e-9, batch_size=16)
+pytestmark = pytest.mark.usefixtures("one_thread")
+STILL = TrainingConfig(epochs=1, lr=1e-9, batch_size=16)
 """Too slow to change a network, so that its first epoch tells what it was at the beginning."""
 
 
@@ -64,11 +62,11 @@ def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def tuned(store: Path) -> Bundle:
-    return tune(store, "body.0", views=1, schedule=STILL, backbone=plain(), progress=False)
+    return finetune(store, "body.0", views=1, config=STILL, backbone=plain(), progress=False)
 
 
 def finetuned(store: Path) -> Bundle:
-    return finetune(store, schedule=STILL, backbone=plain(), progress=False)
+    return finetune(store, config=STILL, backbone=plain(), progress=False)
 
 
 @pytest.mark.parametrize("train", [tuned, finetuned])

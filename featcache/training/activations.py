@@ -1,12 +1,11 @@
-"""The activations at a cut: how much room they need, and putting them into the store."""
+"""Layers that training needs and the store lacks: how much room they take, and their extraction."""
 
 from __future__ import annotations
 
 import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from featcache.backbones import Backbone
@@ -17,11 +16,11 @@ from featcache.extraction.extract import extract
 from featcache.extraction.stored_source import KnownSource, known_images
 from featcache.images.augmentation import views_beside
 from featcache.store import FeatureStore, Item
-from featcache.training.dataset import labels_of
+from featcache.training.dataset import ALL, Selection, labels_of
 
 _BYTES = {"float16": 2, "float32": 4}
 LEFT_FREE = 0.05
-"""Share of the free room that is left to others."""
+"""Share of the free disk space that is not used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +30,12 @@ class Activations:
     Attributes:
         layer: name of the stored layer, such as ``blocks.4:none``.
         shape: of one image's activations.
-        dtype: as which they are stored.
+        dtype: of the stored activations.
         images: labelled images of the source.
         views: of each image.
-        stored: (image, view) rows that are in the store.
-        bytes: what the others will take.
-        free: bytes free where the store lies.
+        stored: (image, view) rows in the store.
+        bytes: of the rows that are missing.
+        free: bytes free on the store's disk.
     """
 
     layer: str
@@ -54,7 +53,7 @@ class Activations:
 
 
 def view_names(views: int, seed: int) -> list[str]:
-    """The names of so many views of a seed, view 0 first."""
+    """The names of *views* views of a seed, view 0 first."""
     return [VIEW_0, *(view.name for view in views_beside(views, seed))]
 
 
@@ -62,33 +61,29 @@ def needed(
     store: FeatureStore,
     backbone: Backbone,
     layer: str,
+    select: Selection = ALL,
     *,
     views: int = 1,
     seed: int = 0,
-    labels: str | Path | None = None,
-    source: str | None = None,
-    space: str | None = None,
 ) -> Activations:
-    """What has to be stored before a layer's activations can be trained on.
+    """The activations of a layer that training needs: how many are stored, and the size of the others.
 
     Args:
         store: the store.
         backbone: of the space.
         layer: name of the layer to be stored.
+        select: source, space and labels; of all splits.
         views: of each image, view 0 among them.
         seed: of the views.
-        labels: a CSV file whose labels take the place of the stored ones.
-        source: which source.
-        space: which space.
 
     Raises:
         UnknownNameError: no such layer, source or space.
         UsageError: the layer cannot be pooled so.
     """
     (found,) = backbone.resolve_layers([layer])
-    labelled = {item.sha256 for item in _labelled(store, source, store.space(space).fingerprint, labels)}
+    labelled = {item.sha256 for item in _labelled(store, select)}
     names = view_names(views, seed)
-    stored = sum(int(store.has(sorted(labelled), layer, name, space).sum()) for name in set(names))
+    stored = sum(int(store.has(sorted(labelled), layer, name, select.space).sum()) for name in set(names))
     row = math.prod(found.shape) * _BYTES[found.default_dtype]
     return Activations(
         layer, found.shape, found.default_dtype, len(labelled), views, stored,
@@ -100,50 +95,44 @@ def store_activations(
     store: FeatureStore,
     backbone: Backbone,
     wanted: Activations,
+    select: Selection,
     *,
     seed: int,
-    labels: str | Path | None = None,
-    source: str | None,
     progress: Progress,
 ) -> None:
-    """Compute the activations that are not in the store yet.
+    """Compute the activations that are missing in the store.
 
     Args:
         store: the store.
         backbone: of the space.
-        wanted: as `needed` gives it.
+        wanted: from `needed`.
+        select: as for `needed`.
         seed: of the views.
-        labels: as for `needed`.
-        source: which source.
-        progress: is told of the extraction.
+        progress: reports the extraction.
 
     Raises:
         DiskFullError: they would not fit on the disk; nothing was written.
         MissingVectorsError: none of the images is where the store knows it.
-        UsageError: the images can be given by a Python program alone.
+        UsageError: the images can be given in Python only.
     """
     if wanted.bytes > (1 - LEFT_FREE) * wanted.free:
         raise DiskFullError(
             f"The activations {wanted.layer} of {wanted.images:,} images in {wanted.views} views need "
             f"{_size(wanted.bytes)}, but {_size(wanted.free)} are free at {store.path}. Train fewer "
-            "layers (a later one makes smaller activations), take fewer --views, or make room."
+            "layers (later ones have smaller activations), take fewer --views, or make room."
         )
     if wanted.bytes:
-        extract_known(
-            store, backbone, [wanted.layer], views=wanted.views, seed=seed, labels=labels, source=source,
-            progress=progress,
-        )  # fmt: skip
+        extract_known(store, backbone, [wanted.layer], select, views=wanted.views, seed=seed, progress=progress)
 
 
 def extract_known(
     store: FeatureStore,
     backbone: Backbone,
     layers: Sequence[str],
+    select: Selection,
     *,
     views: int = 1,
     seed: int = 0,
-    labels: str | Path | None = None,
-    source: str | None,
     progress: Progress,
 ) -> None:
     """Extract more layers or views of the labelled images of a source, whose labels and splits stay as they are.
@@ -152,26 +141,24 @@ def extract_known(
         store: the store.
         backbone: of the space.
         layers: names of layers.
+        select: source, and the labels that say which images are labelled; the stored ones stay as they are.
         views, seed: as for `featcache.extract`.
-        labels: a CSV file (``path,label``) that tells which images are labelled in place of the stored labels; these
-            stay as they are.
-        source: which source.
-        progress: is told of the extraction.
+        progress: reports the extraction.
 
     Raises:
         MissingVectorsError: none of the images is where the store knows it.
-        UsageError: the images can be given by a Python program alone.
+        UsageError: the images can be given in Python only.
     """
-    name = store.source(source)
+    name = store.source(select.source)
     notes: list[str] = []
-    items = _labelled(store, name, backbone.recipe.fingerprint, labels)
+    items = _labelled(store, replace(select, source=name, space=backbone.recipe.fingerprint))
     known = KnownSource(name, store.sources()[name], items, known_images(store, name, items, notes))
     for note in notes:
         progress.note(note)
     if not known.entries():
         raise MissingVectorsError(
             f"None of the images of source {name!r} is at {known.root} any more, so their activations cannot be "
-            "computed. If they were moved: featcache extract NEW-PLACE -o STORE --moved."
+            "computed. If they were moved, run `featcache extract NEW-PLACE -o STORE --moved`."
         )
     extract(known, store.path, backbone=backbone, layers=layers, views=views, seed=seed, progress=progress)
 
@@ -180,9 +167,9 @@ def _size(count: int) -> str:
     return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
 
 
-def _labelled(store: FeatureStore, source: str | None, space: str, labels: str | Path | None) -> list[Item]:
+def _labelled(store: FeatureStore, select: Selection) -> list[Item]:
     """The labelled images of a source, as the store describes them, without those that the space cannot use."""
-    unusable = {uri for uri, _ in store.quarantine(source, space)}
-    items = [item for item in store.items(source=source) if item.uri not in unusable]
-    given = None if labels is None else labels_of(store, store.source(source), labels)
+    unusable = {uri for uri, _ in store.quarantine(select.source, store.space(select.space).fingerprint)}
+    items = [item for item in store.items(source=select.source) if item.uri not in unusable]
+    given = None if select.labels is None else labels_of(store, store.source(select.source), select.labels)
     return [item for item in items if (item.label if given is None else given.get(item.uri)) is not None]

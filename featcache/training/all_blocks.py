@@ -1,32 +1,27 @@
-"""`multilayer`: the softmax on all blocks of the frozen network together, between `train` and `tune`.
+"""The layers `all-blocks`: every block of the frozen network together, for images unlike those it was trained on.
 
-What an early layer sees and the last one forgot is of use where the images are unlike those that the network was
-trained on; the price is one extraction (G. Evci et al., "Head2Toe", ICML 2022, do so with a choice of features).
-
-Which layers stand for the whole depth of a network.
+What an early layer sees and the last one forgot is of use there; the price is one extraction (U. Evci et al.,
+"Head2Toe", ICML 2022, do so with a choice of features).
 """
 
 from __future__ import annotations
 
-import time
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from torch import nn
 
-from featcache.backbones import Backbone
 from featcache.core.errors import UsageError
-from featcache.core.progress import Progress, choose
+from featcache.core.progress import Progress
 from featcache.extraction.embed import backbone_for
-from featcache.finetuning.activations import extract_known, needed
 from featcache.store import FeatureStore
-from featcache.training.bundle import Bundle
-from featcache.training.train import train
+from featcache.training.activations import extract_known, needed
+from featcache.training.dataset import Selection
 
 if TYPE_CHECKING:
     from featcache.backbones import Backbone
 
-
+ALL_BLOCKS = "all-blocks"
 _MOST = 0.8
 
 
@@ -76,46 +71,33 @@ def _size(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def multilayer(
-    store: str | Path,
-    *,
-    cv: int | None = None,
-    split: str | None = None,
-    labels: str | Path | None = None,
-    source: str | None = None,
-    space: str | None = None,
-    seed: int = 0,
-    backbone: Backbone | None = None,
-    progress: Progress | bool | None = None,
-) -> Bundle:
-    """Train the head ``softmax`` on the mean and deviation of every block, and on ``pooled``.
-
-    Layers that are not in the store yet are extracted first, from the images where the store knows them.
+def with_all_blocks(
+    store: FeatureStore, layers: str | Sequence[str] | None, select: Selection, progress: Progress
+) -> tuple[FeatureStore, str | Sequence[str] | None]:
+    """The layers, with `all-blocks` replaced by their names, and the store, to which those that it lacks are added.
 
     Args:
-        store: a store with the vectors of some backbone.
-        cv, split, labels, source, space, seed: as for `featcache.train`.
-        backbone: needed only where the vectors were made by a module given in Python.
-        progress: as for `featcache.train`.
+        store: the store.
+        layers: names; each may be `all-blocks`.
+        select: source, space and labels.
+        progress: reports the extraction.
 
     Raises:
-        UsageError: no layer of the network can be pooled, or as for `featcache.train`.
-        MissingVectorsError: the images are not where the store knows them, though layers are missing.
+        UsageError: no layer of the network can be pooled, or the network is a module given in Python.
+        MissingVectorsError: layers are missing and the images are not where the store knows them.
     """
-    began = time.monotonic()
-    opened = FeatureStore.open(Path(store))
-    chosen = opened.space(space)
-    network = backbone_for(chosen.recipe, backbone)
-    layers = block_layers(network)
-    with choose(progress) as shown:
-        wanted = (
-            needed(opened, network, layer, labels=labels, source=source, space=chosen.fingerprint) for layer in layers
+    given = [layers] if isinstance(layers, str) else list(layers or ())
+    if ALL_BLOCKS not in given:
+        return store, layers
+    recipe = store.space(select.space).recipe
+    if recipe.backbone.startswith("module:"):
+        raise UsageError(
+            f"The blocks of {recipe.backbone} are not known, as only Python can give it. In Python name them: "
+            "layers = featcache.training.all_blocks.block_layers(backbone), for `extract` and for `train`."
         )
-        if any(one.bytes for one in wanted):
-            extract_known(opened, network, layers, labels=labels, source=source, progress=shown)
-        bundle = train(
-            store, layers=layers, cv=cv, split=split, labels=labels, source=source, space=chosen.fingerprint, seed=seed,
-            views="first", progress=shown,
-        )  # fmt: skip
-    bundle.report |= {"strategy": "multilayer", "layers": layers, "seconds": time.monotonic() - began}
-    return bundle
+    network = backbone_for(recipe)
+    blocks = block_layers(network)
+    if any(needed(store, network, layer, select).bytes for layer in blocks):
+        extract_known(store, network, blocks, select, progress=progress)
+        store = FeatureStore.open(store.path)
+    return store, ["+".join(blocks) if name == ALL_BLOCKS else name for name in given]

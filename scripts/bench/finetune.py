@@ -1,7 +1,7 @@
 """What caching the frozen part saves: an epoch of the later layers from the cache, and with the first ones recomputed.
 
-    python scripts/bench/tune.py speed STORE [--from-layers blocks.5 blocks.6] [--rounds 3] [--items 320]
-    python scripts/bench/tune.py accuracy STORE [--from-layer blocks.6] [--epochs 10]
+    python scripts/bench/finetune.py speed STORE [--from-layers blocks.5 blocks.6] [--rounds 3] [--items 320]
+    python scripts/bench/finetune.py accuracy STORE [--from-layer blocks.6] [--epochs 10]
 
 STORE has the Lite0 vectors of a source whose images are where it knows them.
 
@@ -10,8 +10,8 @@ Bare parts are measured in the same rounds: ``decode`` (decoding and augmenting 
 part on images in memory) and ``suffix`` (training steps on activations in memory); ``bound`` is (decode + prefix +
 suffix) / suffix, ``gain`` is the epoch with all recomputed over the epoch from the cache.
 
-``accuracy``: the same layers tuned from four cached views, and from images in a new view every epoch, each from the
-best of its epochs, scored on the same items; the difference has a paired bootstrap interval over the items.
+``accuracy``: the same layers fine-tuned from four cached views, and from images in a new view every epoch, each with
+its best epoch, scored on the same items; the difference has a paired bootstrap interval over the items.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from featcache.backbones.split import SplitNetwork, split_network
 from featcache.core.progress import Silent
 from featcache.extraction.stored_source import known_images
 from featcache.finetuning import loop
-from featcache.finetuning.batches import CachedBatches, ImageBatches, Pictures, activations_in_order, images_in_order
+from featcache.finetuning.batches import CachedBatches, ImageBatches, ItemImages, activations_in_order, images_in_order
+from featcache.finetuning.config import PRETRAINED
 from featcache.finetuning.linear_probe import linear_probe_init
-from featcache.finetuning.tune import SCHEDULE
 from featcache.finetuning.validation import validation_rows
 from featcache.training.dataset import FeatureDataset
 from featcache.training.holdout import train_test_split
@@ -107,19 +107,19 @@ def opened(store: Path, layer: str) -> tuple[Any, Any, SplitNetwork, FeatureData
     return found, backbone, cut, FeatureDataset.from_store(found, cut.cached, views=True)
 
 
-def pictures_of(found: Any, backbone: Any, dataset: FeatureDataset) -> Pictures:
+def pictures_of(found: Any, backbone: Any, dataset: FeatureDataset) -> ItemImages:
     there = known_images(found, dataset.items[0].source, dataset.items, [])
-    return Pictures(backbone, dataset.items, [there[item.uri] for item in dataset.items], 0)
+    return ItemImages(backbone, dataset.items, [there[item.uri] for item in dataset.items], 0)
 
 
 def speed(store: Path, layer: str, rounds: int, items: int) -> dict[str, Any]:
-    fc.tune(store, layer, schedule=fc.TrainingConfig(epochs=1), progress=False)  # puts the activations into the store
+    fc.finetune(store, layer, config=fc.TrainingConfig(epochs=1), progress=False)  # puts the activations into the store
     found, backbone, cut, dataset = opened(store, layer)
     rows = np.arange(len(dataset.y))[:items]
-    numbers = np.unique(dataset.y, return_inverse=True)[1][rows]
+    class_ids = np.unique(dataset.y, return_inverse=True)[1][rows]
     step = stepper(cut, len(set(dataset.y.tolist())))
-    cached = CachedBatches(dataset, rows, numbers, BATCH, 0)
-    decoded = ImageBatches(pictures_of(found, backbone, dataset), rows, numbers, BATCH, 0)
+    cached = CachedBatches(dataset, rows, class_ids, BATCH, 0)
+    decoded = ImageBatches(pictures_of(found, backbone, dataset), rows, class_ids, BATCH, 0)
     prefix = Prefix(backbone.network, cut)
     pixels, activations = next(decoded(1)), next(cached(1))
     step(*activations)
@@ -151,25 +151,25 @@ def speed(store: Path, layer: str, rounds: int, items: int) -> dict[str, Any]:
 
 
 def accuracy(store: Path, layer: str, epochs: int) -> dict[str, Any]:
-    schedule = replace(SCHEDULE, epochs=epochs, patience=epochs)
-    fc.tune(store, layer, schedule=fc.TrainingConfig(epochs=1), progress=False)  # puts the activations into the store
+    config = replace(PRETRAINED, epochs=epochs, patience=epochs)
+    fc.finetune(store, layer, config=fc.TrainingConfig(epochs=1), progress=False)  # puts the activations into the store
     found, backbone, cut, dataset = opened(store, layer)
     train_rows, test, _ = train_test_split(dataset, None, 0, found, Silent())
     fit, validation = validation_rows(dataset, train_rows, test, 0, Silent())
-    numbers = np.unique(dataset.y, return_inverse=True)[1]
+    class_ids = np.unique(dataset.y, return_inverse=True)[1]
     output, _ = linear_probe_init(frozen_vectors(cut, dataset.read), dataset, fit, 0, Silent())
     pictures = pictures_of(found, backbone, dataset)
     prefix = Prefix(backbone.network, cut).requires_grad_(False)
     sides: dict[str, tuple[nn.Module, Any, Callable[[np.ndarray], Iterable[tuple[Tensor, Tensor]]]]] = {
         "cached": (
             nn.Unflatten(1, cut.shape),
-            CachedBatches(dataset, fit, numbers[fit], schedule.batch_size, 0),
-            lambda rows: activations_in_order(dataset, rows, numbers[rows], BATCH),
+            CachedBatches(dataset, fit, class_ids[fit], config.batch_size, 0),
+            lambda rows: activations_in_order(dataset, rows, class_ids[rows], BATCH),
         ),
         "images": (
             prefix,
-            ImageBatches(pictures, fit, numbers[fit], schedule.batch_size, 0),
-            lambda rows: images_in_order(pictures, rows, numbers[rows], BATCH),
+            ImageBatches(pictures, fit, class_ids[fit], config.batch_size, 0),
+            lambda rows: images_in_order(pictures, rows, class_ids[rows], BATCH),
         ),
     }
     right = {}
@@ -181,7 +181,7 @@ def accuracy(store: Path, layer: str, epochs: int) -> dict[str, Any]:
             [*((stage, list(part.parameters())) for stage, part in cut.stages), ("output", list(own.parameters()))],
             batches,
             lambda read=read: read(validation),  # type: ignore[misc]
-            schedule,
+            config,
             keep_statistics=True,
         )
         with torch.inference_mode():
@@ -227,7 +227,7 @@ def main() -> None:
             made = speed(options.store, layer, options.rounds, options.items)
         else:
             made = accuracy(options.store, layer, options.epochs)
-        recording.append("tune", made | {"load": round(os.getloadavg()[0], 1)})
+        recording.append("finetune", made | {"load": round(os.getloadavg()[0], 1)})
 
 
 if __name__ == "__main__":
