@@ -75,7 +75,7 @@ def advise(
 def _extract(source: Path, store: Path, labels: Path | None) -> None:
     from featcache.backbones import get
     from featcache.extraction.extract import DEFAULT_BACKBONE, extract
-    from featcache.finetuning.all_blocks import block_layers
+    from featcache.training.all_blocks import block_layers
 
     layers = block_layers(get(DEFAULT_BACKBONE))
     extract(source, store, layers=layers, labels=None if labels is None else "none", progress=True)

@@ -47,10 +47,10 @@ def trained(name: str, store: Path) -> fc.Bundle:
     """What is recommended."""
     kind, _, layer = name.partition(" ")
     if kind == "tune":
-        return fc.tune(store, layer)
+        return fc.finetune(store, layer)
     if kind in ("finetune", "scratch"):
         return fc.finetune(store, init="pretrained" if kind == "finetune" else "scratch")
-    return fc.multilayer(store) if kind == "multilayer" else fc.train(store, kind, layers="pooled")
+    return fc.train(store, layers="all-blocks") if kind == "multilayer" else fc.train(store, kind, layers="pooled")
 
 
 def main() -> None:

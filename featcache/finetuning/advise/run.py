@@ -24,8 +24,8 @@ from featcache.finetuning.advise.report import Advice
 from featcache.finetuning.advise.rule import ORDER, base_of, cheapest_first, confidence_for, recommend
 from featcache.finetuning.advise.situation import Situation
 from featcache.finetuning.advise.trials import tried
-from featcache.finetuning.all_blocks import block_layers
 from featcache.store import FeatureStore
+from featcache.training.all_blocks import block_layers
 from featcache.training.dataset import FeatureDataset, Selection
 from featcache.training.holdout import check_classes, train_test_split
 
@@ -51,10 +51,10 @@ def advise(
     All is measured by cross-validation on the items to learn from; the hold-out (or split ``test``) of the store takes
     no part, so that the score of what is trained afterwards is honest. What decides comes first: the head
     ``softmax`` on ``pooled``, on all blocks together, ``knn``, ``mlp``; then a learning curve and the accuracy of each
-    block; then short trials of `featcache.tune` from the last blocks and of `featcache.finetune`.
+    block; then short trials of partial fine-tuning from the last blocks and of full fine-tuning.
 
     Heads on ``pooled`` learn from all of its stored
-    views, as `featcache.train` does; blocks, alone or together, from view 0, as `featcache.multilayer` does. A part
+    views, as `featcache.train` does; blocks, alone or together, from view 0, as with ``layers="all-blocks"``. A part
     whose estimate does not fit what is left of the budget is left out with the reason; only the first softmax is always
     measured. Layers and activations that are missing are extracted into the store, where its images are still there,
     and serve what is trained afterwards.

@@ -11,12 +11,12 @@ from pathlib import Path
 from featcache.backbones import Backbone
 from featcache.core.errors import MissingVectorsError, UnknownNameError
 from featcache.core.progress import Progress
-from featcache.finetuning.activations import LEFT_FREE, extract_known, needed
 from featcache.finetuning.advise.budget import Budget
 from featcache.finetuning.advise.learning_items import LearningItems
 from featcache.finetuning.advise.outcome import Outcome
 from featcache.finetuning.advise.rates import ExtractionRate, extraction_rate
 from featcache.store import FeatureStore
+from featcache.training.activations import LEFT_FREE, extract_known, needed
 from featcache.training.dataset import FeatureDataset, Selection
 
 _GUESSED_RATE = 15.0
@@ -88,19 +88,7 @@ class Situation:
         if self.backbone is None or (views == 1 and self._there(layers)):
             return 0, 0
         store = self.store
-        wanted = [
-            needed(
-                store,
-                self.backbone,
-                layer,
-                views=views,
-                seed=self.seed,
-                labels=self.labels,
-                source=self.source,
-                space=self.space,
-            )
-            for layer in layers
-        ]
+        wanted = [needed(store, self.backbone, layer, self._selection, views=views, seed=self.seed) for layer in layers]
         return max(w.images * w.views - w.stored for w in wanted), sum(w.bytes for w in wanted)
 
     def rate(self) -> ExtractionRate | None:
@@ -146,9 +134,8 @@ class Situation:
 
             def extracted() -> bool:
                 extract_known(
-                    self.store, backbone, layers,
-                    views=views, seed=self.seed, labels=self.labels, source=self.source, progress=self.shown,
-                )  # fmt: skip
+                    self.store, backbone, layers, self._selection, views=views, seed=self.seed, progress=self.shown
+                )
                 return True
 
             if self.budget.run(f"extraction for {what}", seconds, extracted) is None:
@@ -158,6 +145,10 @@ class Situation:
             self.budget.leave_out(what, "not all items have its layers, as some images are gone or in quarantine")
             return False
         return True
+
+    @property
+    def _selection(self) -> Selection:
+        return Selection(self.source, self.space, labels=self.labels)
 
     def _there(self, layers: Sequence[str]) -> bool:
         try:

@@ -18,11 +18,10 @@ from featcache.core.errors import GridEdgeWarning
 from featcache.core.progress import Progress
 from featcache.finetuning import batches
 from featcache.finetuning.advise.outcome import Outcome
-from featcache.finetuning.batches import Pictures
-from featcache.finetuning.finetune import PRETRAINED, SCRATCH
-from featcache.finetuning.schedule import TrainingConfig
-from featcache.finetuning.trainers import Trained, beginning, train_network, train_suffix
-from featcache.finetuning.tune import SCHEDULE
+from featcache.finetuning.batches import ItemImages
+from featcache.finetuning.config import PRETRAINED, SCRATCH, TrainingConfig
+from featcache.finetuning.trainers import TrainingResult, TrainingRun, train_full, train_tail, trainable_copy
+from featcache.heads.softmax import GridEdgeWarning
 from featcache.images.entry import Entry
 from featcache.metrics.calibration import softmax
 from featcache.metrics.classification import right_and_losses
@@ -32,7 +31,7 @@ Fold = tuple[np.ndarray, np.ndarray]
 Pass = Callable[[np.ndarray, np.ndarray, int], Iterable[tuple[Tensor, Tensor]]]
 """From rows, class numbers and the size of a batch to view 0 of the rows in order."""
 
-SCHEDULES = {"tune": SCHEDULE, "finetune": PRETRAINED, "scratch": SCRATCH}
+SCHEDULES = {"tune": PRETRAINED, "finetune": PRETRAINED, "scratch": SCRATCH}
 FEWEST_EPOCHS = {"tune": 5, "finetune": 3, "scratch": 15}
 """A trial of fewer epochs would say nothing of the strategy."""
 
@@ -74,12 +73,12 @@ def try_suffix(
         seed: of the training.
         shown: is told of the epochs.
     """
-    schedule = replace(SCHEDULE, epochs=min(epochs, SCHEDULE.epochs), seed=seed)
+    schedule = replace(PRETRAINED, epochs=min(epochs, PRETRAINED.epochs), seed=seed)
     return _trial(
         name,
-        lambda: train_suffix(cut, activations, frozen.read, *fold, schedule, progress=shown),
+        lambda: train_tail(cut, frozen.read, TrainingRun(activations, *fold, schedule, shown)),
         partial(batches.activations_in_order, activations),
-        frozen, fold, schedule, SCHEDULE,
+        frozen, fold, schedule, PRETRAINED,
     )  # fmt: skip
 
 
@@ -104,11 +103,11 @@ def try_network(
     name = "finetune" if init == "pretrained" else "scratch"
     usual = SCHEDULES[name]
     schedule = replace(usual, epochs=min(epochs, usual.epochs), seed=seed)
-    pictures = Pictures(backbone, frozen.items, entries, seed)
-    network = beginning(backbone, init, seed)
+    pictures = ItemImages(backbone, frozen.items, entries, seed)
+    network = trainable_copy(backbone, init, seed)
     return _trial(
         name,
-        lambda: train_network(network, pictures, init, frozen, *fold, schedule, progress=shown),
+        lambda: train_full(network, pictures, init, TrainingRun(frozen, *fold, schedule, shown)),
         partial(batches.images_in_order, pictures),
         frozen, fold, schedule, usual,
     )  # fmt: skip
@@ -116,7 +115,7 @@ def try_network(
 
 def _trial(
     name: str,
-    train: Callable[[], Trained],
+    train: Callable[[], TrainingResult],
     in_order: Pass,
     frozen: FeatureDataset,
     fold: Fold,

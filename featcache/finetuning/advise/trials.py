@@ -18,17 +18,17 @@ from featcache.core.errors import FeatcacheError, MissingVectorsError, UsageErro
 from featcache.core.progress import duration
 from featcache.core.recipe import StandardTransform
 from featcache.extraction.stored_source import known_images
-from featcache.finetuning.activations import view_names
 from featcache.finetuning.advise.costs import Cost
 from featcache.finetuning.advise.outcome import Outcome
 from featcache.finetuning.advise.rates import step_seconds
 from featcache.finetuning.advise.situation import Situation
 from featcache.finetuning.advise.trial import FEWEST_EPOCHS, SCHEDULES, Fold, Trial, try_network, try_suffix
-from featcache.finetuning.batches import Pictures
-from featcache.finetuning.trainers import FullModel, beginning, blank_output
-from featcache.finetuning.tune import VIEWS
+from featcache.finetuning.batches import ItemImages
+from featcache.finetuning.finetune import VIEWS
+from featcache.finetuning.trainers import full_model, trainable_copy, zero_output
 from featcache.finetuning.validation import SHARE
 from featcache.images.entry import Entry
+from featcache.training.activations import view_names
 
 _CUTS = 2
 """So many of the last blocks are tried."""
@@ -161,7 +161,7 @@ def _tune(at: Situation, backbone: Backbone, layer: str) -> _Candidate:
     cut = split_network(backbone.network, layer)
     x = torch.randn(_ACTIVATIONS, *cut.shape, generator=torch.Generator().manual_seed(at.seed)).abs()
     classes = len(set(at.items.dataset.y.tolist()))
-    model = nn.Sequential(cut.tail, blank_output(backbone.network, classes)).to(backbone.device)
+    model = nn.Sequential(cut.tail, zero_output(backbone.network, classes)).to(backbone.device)
     item = step_seconds(model, x, classes)
     name = f"tune {layer}"
 
@@ -187,9 +187,9 @@ def _wholes(at: Situation, backbone: Backbone) -> list[_Candidate]:
     def prepare() -> tuple[list[Entry], float]:
         entries = _entries(at, backbone)
         classes = len(set(at.items.dataset.y.tolist()))
-        network = beginning(backbone, "pretrained", at.seed)
-        model = FullModel(network, blank_output(network, classes).to(backbone.device))
-        pictures = Pictures(backbone, at.items.dataset.items, entries, at.seed)
+        network = trainable_copy(backbone, "pretrained", at.seed)
+        model = full_model(network, zero_output(network, classes), 0.0).to(backbone.device)
+        pictures = ItemImages(backbone, at.items.dataset.items, entries, at.seed)
         rows = np.arange(len(entries))[:: max(1, len(entries) // _IMAGES)][:_IMAGES]
         began = time.monotonic()
         x = np.stack([pictures.pixels(int(row), epoch=1) for row in rows])

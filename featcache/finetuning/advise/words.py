@@ -124,11 +124,11 @@ def command(
     kind, _, layer = name.partition(" ")
     words: list[object] = ["featcache"]
     if kind == "tune":
-        words += ["tune", store, "-o", "HEAD.fch", "--from-layer", layer, "--yes"]
+        words += ["finetune", store, "-o", "HEAD.fch", "--from", layer, "--yes"]
     elif kind in ("finetune", "scratch"):
         words += ["finetune", store, "-o", "HEAD.fch", "--init", _INITS[kind]]
     elif kind == "multilayer" and not layers:
-        words += ["multilayer", store, "-o", "HEAD.fch"]
+        words += ["train", store, "-o", "HEAD.fch", "--layers", "all-blocks"]
     else:
         words += ["train", store, "-o", "HEAD.fch", "--head", "softmax" if kind == "multilayer" else kind]
     words += [word for name, value in given.items() if value is not None for word in (f"--{name}", value)]
@@ -142,6 +142,8 @@ def _line_of_python(name: str, store: str, given: Mapping[str, object]) -> str:
     arguments = [repr(store)]
     if kind == "tune":
         arguments.append(repr(layer))
+    elif kind == "multilayer":
+        arguments.append("layers=featcache.training.all_blocks.block_layers(backbone)")
     elif kind in _INITS:
         arguments.append(f"init={_INITS[kind]!r}")
     arguments += [
@@ -149,8 +151,9 @@ def _line_of_python(name: str, store: str, given: Mapping[str, object]) -> str:
         for name, value in given.items()
         if value is not None
     ]
-    called = "finetune" if kind == "scratch" else kind
-    return f"fc.{called}({', '.join(arguments)}, backbone=backbone).save('HEAD.fch')"
+    if kind == "multilayer":
+        return f"fc.train({', '.join(arguments)}).save('HEAD.fch')"
+    return f"fc.finetune({', '.join(arguments)}, backbone=backbone).save('HEAD.fch')"
 
 
 def _decision(choice: Choice, measured: Sequence[str], outcomes: Mapping[str, Outcome]) -> str:
