@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from featcache.core.errors import UsageError
-from featcache.metrics.intervals import Interval, bootstrap, percentile_interval, wilson
+from featcache.metrics.intervals import Interval, bootstrap, draws, percentile_interval, wilson
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,14 +246,49 @@ def paired(
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     groups = np.unique(np.arange(n) if units is None else units, return_inverse=True)[1]
     sizes, sums = np.bincount(groups), np.bincount(groups, a - b)
-    drawn = bootstrap(
-        lambda times: [float(times @ sums / (times @ sizes))], len(sizes), resamples=resamples, seed=seed
-    )[:, 0]
-    drawn[0] = a.mean() - b.mean()
-    gains = drawn[1:] if larger_is_better else -drawn[1:]
+    drawn = [block @ sums / (block @ sizes) for block in draws(len(sizes), resamples, seed)]
+    values = np.concatenate([[a.mean() - b.mean()], *drawn])
+    gains = values[1:] if larger_is_better else -values[1:]
     better = float((gains > 0).mean() + (gains == 0).mean() / 2)
-    found = percentile_interval(drawn, confidence=confidence)
+    found = percentile_interval(values, confidence=confidence)
     return Difference(float(a.mean()), float(b.mean()), found.value, found.low, found.high, better)
+
+
+def sign_test(gains: np.ndarray) -> float:
+    """p of the two-sided sign test: that gains (n,) above 0 are as likely as those below.
+
+    Conover, "Practical Nonparametric Statistics", 3rd edition, section 3.4; ties are left out. For gains of -1, 0 and
+    1 it is McNemar's exact test.
+    """
+    from scipy.stats import binomtest
+
+    above, below = int((gains > 1e-12).sum()), int((gains < -1e-12).sum())
+    return float(binomtest(above, above + below).pvalue) if above + below else 1.0
+
+
+def detectable_gain(gains: np.ndarray, alpha: float, size: float) -> float | None:
+    """The smallest sum of gains with p < *alpha* in `sign_test`, where as many units differ as in *gains* (n,).
+
+    Where even all of these would not do, as many as are needed differ.
+
+    Args:
+        gains: of each unit.
+        alpha: the significance level.
+        size: gain of a unit where none differs in *gains*.
+
+    Returns:
+        None where there are not so many units.
+    """
+    from scipy.stats import binom
+
+    differ = np.abs(gains) > 1e-12
+    fewest = math.floor(math.log2(2 / alpha)) + 1  # all of m units in one direction have p = 2 / 2^m
+    if fewest > len(gains):
+        return None
+    n = max(int(differ.sum()), fewest)
+    below = np.arange(n // 2 + 1)
+    against = int(below[2 * binom.cdf(below, n, 0.5) < alpha].max())
+    return float((n - 2 * against) * (np.abs(gains[differ]).mean() if differ.any() else size))
 
 
 def right_and_losses(

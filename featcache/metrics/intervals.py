@@ -9,13 +9,16 @@ number of units as trials, but only of a share.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
 _Z = 1.959963984540054
 _DRAWS, _FEWEST = 200_000_000, 100
+_KEPT = 2**20
+"""Numbers of draws that are kept for the next score of as many units: 8 MB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +63,28 @@ def bootstrap(
     Returns:
         (1 + resamples, m) float64, the sample itself first.
     """
-    rng, chances = np.random.default_rng(seed), np.full(units, 1 / units)
     found = [statistics(np.ones(units, dtype=np.int64))]
-    for _ in range(min(resamples, max(_FEWEST, _DRAWS // (cost or units)))):
-        found.append(statistics(rng.multinomial(units, chances)))
+    for block in draws(units, resamples, seed, cost=cost):
+        found += [statistics(times) for times in block]
     return np.array(found, dtype=np.float64)
+
+
+def draws(units: int, resamples: int, seed: int, *, cost: int | None = None) -> Iterator[np.ndarray]:
+    """How often each unit occurs in each resample, in blocks of (some resamples, units) int64; as for `bootstrap`."""
+    n = min(resamples, max(_FEWEST, _DRAWS // (cost or units)))
+    if n * units <= _KEPT:
+        yield _all_draws(units, n, seed)
+        return
+    rng, rows = np.random.default_rng(seed), max(1, _KEPT // units)
+    for start in range(0, n, rows):
+        yield rng.multinomial(units, np.full(units, 1 / units), size=min(rows, n - start))
+
+
+@lru_cache(maxsize=8)
+def _all_draws(units: int, resamples: int, seed: int) -> np.ndarray:
+    drawn = np.random.default_rng(seed).multinomial(units, np.full(units, 1 / units), size=resamples)
+    drawn.setflags(write=False)
+    return drawn
 
 
 def percentile_interval(values: np.ndarray, *, trials: int | None = None, confidence: float = 0.95) -> Interval:

@@ -111,6 +111,20 @@ class FeatureDataset:
         """Vectors (m, d) of these rows (m,) of `view_rows`."""
         return (self.read if self.view_reader is None else self.view_reader)(rows)
 
+    def subset(self, rows: np.ndarray) -> FeatureDataset:
+        """The same vectors of some rows (m,) alone."""
+        reader, narrow, k = self.view_reader, self.narrow, len(self.views)
+        return replace(
+            self,
+            items=[self.items[row] for row in rows],
+            y=self.y[rows],
+            units=self.units[rows],
+            read=lambda at: self.read(rows[at]),
+            view_reader=None if reader is None else lambda at: reader(rows[at // k] * k + at % k),
+            narrow=None if narrow is None else lambda at: narrow(rows[at]),
+            links=np.empty((0, 2), np.int64),
+        )
+
     @property
     def widths(self) -> list[int]:
         """Size of each layer's part of a vector."""

@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Unpack
@@ -235,8 +235,8 @@ class _Sweep:
         """All cells, and the head of each."""
         y, groups = self.dataset.y[self.train_rows], self.dataset.groups[self.train_rows]
         folds = _usable_folds(self.dataset, self.train_rows)
-        drawn = splits.folds(y, groups, folds or FOLDS, self.seed)  # raises if there are too few images for folds
-        items = digest_of_items(_part(self.dataset, self.train_rows), drawn)
+        drawn = splits.folds(y, units, folds or FOLDS, self.seed)  # raises if there are too few images for folds
+        items = digest_of_items(self.dataset.subset(self.train_rows), drawn)
         made_of = {"recipe": self.fingerprint, "items": items, "folds": folds}
         cells, makers = [], []
         self.progress.start("sweep", len(sets) * len(heads), "cells")
@@ -249,7 +249,7 @@ class _Sweep:
                     cell = Cell(head.name, layer_set.names, problem=layer_set.problem)
                 if cell is None:
                     try:
-                        held = held or _part(self.read(layer_set.names), self.train_rows).in_memory()
+                        held = held or self.read(layer_set.names).subset(self.train_rows).in_memory()
                         cell = compute(held, head, drawn, self.seed)
                         self._keep(key, cell)
                     except Exception as error:  # an estimator may raise anything, and the other cells go on
@@ -269,17 +269,6 @@ class _Sweep:
 
 def _usable_folds(dataset: FeatureDataset, train_rows: np.ndarray) -> int:
     return splits.usable_k(dataset.y[train_rows], dataset.groups[train_rows], FOLDS)
-
-
-def _part(dataset: FeatureDataset, rows: np.ndarray) -> FeatureDataset:
-    """Some of the labelled vectors."""
-    return replace(
-        dataset,
-        items=[dataset.items[row] for row in rows],
-        y=dataset.y[rows],
-        groups=dataset.groups[rows],
-        read=lambda at: dataset.read(rows[at]),
-    )
 
 
 def _words(error: Exception) -> str:
