@@ -39,16 +39,16 @@ def advise(
 ) -> Answer:
     """Measure which strategy suits these images, and recommend one.
 
-    Nothing is taken from the hold-out. What does not fit the budget is left out, and said. Blocks and activations that
-    are missing are extracted into the store, where its images are still there. Of a SOURCE all blocks are extracted
-    first, in the time of the budget.
+    The hold-out takes no part. What does not fit the budget is not measured, and listed. Missing blocks and activations
+    are extracted into the store if its images are still there. With a SOURCE, all blocks are extracted first; that
+    counts towards the budget.
 
     Example: featcache advise pets.fcache --budget 10m --figure advice.png
     """
     from featcache.core.errors import NotAStoreError
+    from featcache.core.progress import seconds_of
     from featcache.finetuning.advise import advise as run
-    from featcache.finetuning.advise.budget import seconds_of
-    from featcache.finetuning.advise.figure import draw_advice
+    from featcache.finetuning.advise import draw_advice
     from featcache.metrics.plots import check_png
     from featcache.store import FeatureStore
 
@@ -65,7 +65,7 @@ def advise(
         except NotAStoreError as error:
             if not store.exists():
                 raise
-            raise UsageError(f"{error} Or are these images? Then say where to: -o {store.stem}.fcache.") from None
+            raise UsageError(f"{error} If these are images, add -o {store.stem}.fcache.") from None
     found = run(store, budget=seconds, source=source, space=space, labels=labels, seed=seed, progress=True)
     if figure is not None:
         draw_advice(found, figure)
@@ -98,14 +98,14 @@ def _show(advice: Advice, figure: Path | None) -> None:
         right=["accuracy, %", "items", "time", "disk"],
     )
     screen.say(
-        f"{advice.items:,} items outside the hold-out, {advice.folds} folds; in brackets 95 % intervals. Time and disk:"
+        f"{advice.items:,} training items, {advice.folds} folds; 95 % intervals in brackets. Time and disk: about what"
     )
-    screen.say("about what the whole training takes here, without the start. Accuracies compare on equal items alone.")
+    screen.say("the whole training takes on this machine. Compare accuracies on the same items only.")
     dear = [part for part in advice.parts if part["seconds"] is None and part["estimate"] is not None]
     if dear:
         listed = ", ".join(f"{part['name']} ({screen.span(part['estimate'])})" for part in dear)
         enough = math.ceil((advice.seconds + sum(part["estimate"] for part in dear)) / 60)
-        screen.say(f"Not measured, as the budget is too small: {listed}. About --budget {enough}m would do.")
+        screen.say(f"Not measured, as the budget is too small: {listed}. --budget {enough}m would be enough.")
     for part in advice.parts:
         if part["reason"] is not None and part not in dear:
             screen.say(f"Not measured: {part['name']}: {part['reason'].rstrip('.')}.")

@@ -8,15 +8,21 @@ stderr, never to stdout. Rich is imported only when a bar is drawn. Notes also g
 from __future__ import annotations
 
 import logging
+import math
+import re
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO, TypeVar
+
+from featcache.core.errors import FeatcacheError, UsageError
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
+
+_T = TypeVar("_T")
 
 
 LOGGER = logging.getLogger("featcache")
@@ -53,6 +59,81 @@ class Silent:
 
     def finish(self) -> None:
         pass
+
+
+class OutOfTimeError(FeatcacheError):
+    """Work was ended, as no time was left for it."""
+
+
+class Deadline:
+    """Passes on what work tells, and ends it at its next step once no time is left.
+
+    Args:
+        left: gives the seconds that are left.
+        shown: what is passed on to.
+    """
+
+    def __init__(self, left: Callable[[], float], shown: Progress) -> None:
+        self._left, self._shown = left, shown
+        self.start, self.note, self.finish = shown.start, shown.note, shown.finish
+
+    def advance(self, n: int = 1) -> None:
+        """Pass it on; OutOfTimeError where nothing is left."""
+        self._shown.advance(n)
+        if self._left() <= 0:
+            self._shown.finish()
+            raise OutOfTimeError("it took longer than estimated, and was ended as the budget was spent")
+
+
+class Budget:
+    """Seconds to spend on the parts of some work, and what became of each part.
+
+    A part begins only if its estimate fits what is left. An estimate may be wrong, so parts should tell their steps to
+    a `Deadline`.
+
+    Args:
+        seconds: in all; 2 % of them are for what follows the parts.
+        failures: what ends a part, beside errors of ours and a lack of memory.
+        clock: gives the time in seconds.
+
+    Attributes:
+        parts: ``name``, ``estimate``, ``seconds`` (None where it was not made) and ``reason`` of each part.
+    """
+
+    def __init__(
+        self, seconds: float, failures: tuple[type[Exception], ...] = (), clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.seconds, self.parts = seconds, list[dict[str, Any]]()
+        self._failures: tuple[type[Exception], ...] = (FeatcacheError, MemoryError, *failures)
+        self._clock, self._began = clock, clock()
+
+    def spent(self) -> float:
+        """Seconds since the beginning."""
+        return self._clock() - self._began
+
+    def left(self) -> float:
+        """Seconds that are left for parts, 0 or more."""
+        return max(0.0, 0.98 * self.seconds - self.spent())
+
+    def run(self, name: str, estimate: float | None, work: Callable[[], _T]) -> _T | None:
+        """What *work* gives, or None with the reason in ``parts``; without an estimate it is done in any case."""
+        if estimate is not None and estimate > self.left():
+            self.skip(name, f"it would take about {duration(estimate)}", estimate)
+            return None
+        began, result, reason = self._clock(), None, None
+        try:
+            result = work()
+        except self._failures as error:
+            if estimate is None:
+                raise
+            reason = " ".join(str(error).split())
+        self.parts.append({"name": name, "estimate": estimate, "seconds": self._clock() - began, "reason": reason})
+        return result
+
+    def skip(self, name: str, reason: str, estimate: float | None = None) -> None:
+        """Note a part that is not made; one with an estimate takes too long."""
+        left = "" if estimate is None else f", and {duration(self.left())} of {duration(self.seconds)} are left"
+        self.parts.append({"name": name, "estimate": estimate, "seconds": None, "reason": reason + left})
 
 
 class Lines:
@@ -223,3 +304,16 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def seconds_of(text: str) -> float:
+    """A time such as ``90``, ``90s``, ``10m`` or ``1.5h`` in seconds.
+
+    Raises:
+        UsageError: it is no such time, or not above 0.
+    """
+    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(s|m|min|h)?\s*", text, flags=re.ASCII)
+    seconds = math.nan if found is None else float(found[1]) * {"m": 60, "min": 60, "h": 3600}.get(found[2], 1)
+    if not 0 < seconds < math.inf:
+        raise UsageError(f"A time above 0 such as 90s, 10m or 2h is wanted, not {text!r}.")
+    return seconds

@@ -20,12 +20,11 @@ from featcache.backbones.compute import check_choice
 from featcache.backbones.layers import POOLED
 from featcache.backbones.registry import with_weights
 from featcache.backbones.split import SplitNetwork, split_network
-from featcache.core.errors import MissingVectorsError, UnknownNameError, UsageError
+from featcache.core.errors import UnknownNameError, UsageError
 from featcache.core.progress import Progress, choose
 from featcache.core.recipe import PixelPath, Recipe, StandardTransform
 from featcache.extraction.embed import backbone_for
-from featcache.extraction.stored_source import known_images
-from featcache.finetuning.batches import ItemImages, images_in_order
+from featcache.finetuning.batches import ItemImages, images_in_order, stored_images
 from featcache.finetuning.config import NEW, PRETRAINED, SCRATCH, TrainingConfig
 from featcache.finetuning.linear_probe import linear_predictor
 from featcache.finetuning.report import keep_record, of_training
@@ -151,7 +150,7 @@ def finetune(
         if init == "new":
             dataset = dataset.in_memory()
         check_classes(dataset)
-        there = {} if from_layer is not None else _all_images(opened, dataset)
+        there = {} if from_layer is not None else stored_images(opened, dataset.items)
         train_rows, test, protocol = train_test_split(dataset, select.split, seed, opened, bar)
         frozen = dataset.read
         if split is not None and init == "pretrained":
@@ -266,20 +265,6 @@ def _check_can_be_augmented(recipe: Recipe, arch: str | None) -> None:
             "images that are cropped in each epoch. Give the backbone a StandardTransform, or fine-tune later layers "
             "(from_layer) with one view."
         )
-
-
-def _all_images(store: FeatureStore, dataset: FeatureDataset) -> dict[str, Entry]:
-    """Where the image of each item is, by URI."""
-    notes: list[str] = []
-    there = known_images(store, dataset.items[0].source, dataset.items, notes)
-    missing = [item.uri for item in dataset.items if item.uri not in there]
-    if missing:
-        raise MissingVectorsError(
-            f"{len(missing)} of {len(dataset.items)} images are not where the store knows them (first: "
-            f"{missing[0]}). {' '.join([*notes, 'Run'])} `featcache extract` again to forget those that are gone, or "
-            "with --moved if they were moved."
-        )
-    return dict(there)
 
 
 def _fit_full(

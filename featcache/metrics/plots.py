@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from featcache.core.errors import UsageError
 from featcache.metrics.verification import OperatingPoint, Roc
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _LONGEST = 24
 _PIXELS_PER_INCH = 110
@@ -29,7 +33,6 @@ def draw_confusion(confusion: np.ndarray, labels: Sequence[str], path: str | Pat
         UsageError: the file cannot be written, or its name says another kind of file.
     """
     check_png(path)
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     k = len(labels)
@@ -68,6 +71,17 @@ def draw_confusion(confusion: np.ndarray, labels: Sequence[str], path: str | Pat
     axes.tick_params(which="minor", length=0)
     bar = figure.add_axes(((margin + side + 0.2) / width, margin / height, 0.15 / width, min(side, 4) / height))
     figure.colorbar(image, cax=bar, label="share of the true class")
+    save_figure(figure, path)
+
+
+def save_figure(figure: Figure, path: str | Path) -> None:
+    """Write a figure as a PNG; no window is opened.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     FigureCanvasAgg(figure)
     try:
         figure.savefig(path, format="png")
@@ -103,11 +117,9 @@ def draw_roc(curve: Roc, path: str | Path, point: OperatingPoint | None = None) 
         UsageError: the file cannot be written, or its name says another kind of file.
     """
     check_png(path)
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 5), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     least = 0.5 / curve.different
     # Where the curve turns; what lies between on a straight line adds nothing to see.
@@ -136,7 +148,4 @@ def draw_roc(curve: Roc, path: str | Path, point: OperatingPoint | None = None) 
     axes.set_ylabel(f"true accept rate (of {curve.same:,} pairs of one person)")
     axes.grid(which="major", alpha=0.3)
     axes.legend(loc="lower right", fontsize=8)
-    try:
-        figure.savefig(path, format="png")
-    except OSError as error:
-        raise UsageError(f"The image {path} cannot be written: {error.strerror}. Give another file.") from error
+    save_figure(figure, path)

@@ -189,6 +189,34 @@ def folds(
     return [(np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold)) for fold in range(k)]
 
 
+def folds_of_most(
+    y: np.ndarray, units: np.ndarray, k: int, seed: int
+) -> tuple[list[tuple[np.ndarray, np.ndarray]], dict[str, int]]:
+    """Folds although some classes are rare: as many, up to *k*, as the classes of at least half of all units allow.
+
+    Args:
+        y, units, k, seed: as for `folds`; each class has two units or more.
+
+    Returns:
+        The folds, each of which trains on all classes; and of each class with fewer units than folds, which some of
+        them do not test, how many it has.
+
+    Raises:
+        UsageError: all items of a class fall into one fold.
+    """
+    names = np.unique(y)
+    sizes = np.array([len(np.unique(units[y == name])) for name in names])
+    k = max(n for n in range(2, k + 1) if n == 2 or 2 * sizes[sizes >= n].sum() >= sizes.sum())
+    drawn = folds(y, units, k, seed, fewest=2)
+    for train, _ in drawn:
+        if len(unseen := np.setdiff1d(names, y[train])):
+            raise UsageError(
+                f"All items of class {str(unseen[0])!r} are grouped with items of other classes and fall into one "
+                "fold, so nothing can be measured on it. Use finer groups, or omit it with --labels FILE."
+            )
+    return drawn, {str(name): int(size) for name, size in zip(names, sizes, strict=True) if size < k}
+
+
 def _fold_of_each(y: np.ndarray, units: np.ndarray, k: int, seed: int) -> np.ndarray:
     """The fold of each row, (n,); y and units are numbers from 0."""
     order = np.argsort(units, kind="stable")

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Sequence
+import tempfile
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from featcache.backbones import Backbone
-from featcache.core.errors import DiskFullError, MissingVectorsError
+from featcache.core.errors import DiskFullError, MissingVectorsError, UnknownNameError
 from featcache.core.names import VIEW_0
 from featcache.core.progress import Progress
 from featcache.extraction.extract import extract
 from featcache.extraction.stored_source import KnownSource, known_images
 from featcache.images.augmentation import views_beside
 from featcache.store import FeatureStore, Item
-from featcache.training.dataset import ALL, Selection, labels_of
+from featcache.training.dataset import ALL, FeatureDataset, Selection, labels_of
 
 _BYTES = {"float16": 2, "float32": 4}
+SAFETY = 1.2
+"""Estimates of seconds are so many times what was measured."""
 LEFT_FREE = 0.05
 """Share of the free disk space that is not used."""
 
@@ -91,6 +98,71 @@ def needed(
     )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class StoredItems:
+    """The stored vectors of some labelled items of a source, and what it takes to store more.
+
+    Attributes:
+        path: of the store.
+        items: the items, with some layer.
+        where: their source, space and labels.
+        seed: of the views.
+        backbone, why_not: of the space; None where it cannot be loaded, and then why.
+        rate: measures once the seconds before the first image and per image of an extraction; None where it cannot.
+    """
+
+    path: Path
+    items: FeatureDataset
+    where: Selection
+    seed: int
+    backbone: Backbone | None
+    why_not: str
+    rate: Callable[[], tuple[float, float] | None]
+
+    def select(self, layers: Sequence[str], views: bool | Sequence[str] = False) -> FeatureDataset:
+        """The items with other layers, not yet read; MissingVectorsError where not all have them."""
+        found = FeatureDataset.from_store(FeatureStore.open(self.path), list(layers), self.where, views=views)
+        place = {item.uri: row for row, item in enumerate(found.items)}
+        rows = np.array([place.get(item.uri, -1) for item in self.items.items])
+        if (rows < 0).any():
+            raise MissingVectorsError(f"Not all items have vectors of {', '.join(layers)}.")
+        return replace(found.subset(rows), units=self.items.units)
+
+    def has(self, layers: Sequence[str]) -> bool:
+        """Whether view 0 of these layers is stored for all items."""
+        try:
+            return bool(self.select(layers).items)
+        except (MissingVectorsError, UnknownNameError):
+            return False
+
+    def missing(self, layers: Sequence[str], views: int = 1) -> tuple[int, int]:
+        """Forward passes, one per image and view, until these layers are stored, and the bytes they will take."""
+        if self.backbone is None or (views == 1 and self.has(layers)):
+            return 0, 0
+        store = FeatureStore.open(self.path)
+        wanted = [needed(store, self.backbone, name, self.where, views=views, seed=self.seed) for name in layers]
+        return max(one.images * one.views - one.stored for one in wanted), sum(one.bytes for one in wanted)
+
+    def seconds(self, layers: Sequence[str], views: int = 1) -> float | None:
+        """About how long it takes until these layers are stored; None where the speed of extraction is not known."""
+        passes, _ = self.missing(layers, views)
+        rate = self.rate() if passes else (0.0, 0.0)
+        return None if rate is None else SAFETY * (rate[0] + passes * rate[1])
+
+    def extract(self, layers: Sequence[str], views: int, shown: Progress) -> int:
+        """Store these layers; gives the number of items.
+
+        Raises:
+            MissingVectorsError: some images are gone or in quarantine.
+        """
+        assert self.backbone is not None
+        store = FeatureStore.open(self.path)
+        extract_known(store, self.backbone, layers, self.where, views=views, seed=self.seed, progress=shown)
+        if not self.has(layers):
+            raise MissingVectorsError("Not all items have these layers, as some images are gone or in quarantine.")
+        return len(self.items.items)
+
+
 def store_activations(
     store: FeatureStore,
     backbone: Backbone,
@@ -161,6 +233,35 @@ def extract_known(
             "computed. If they were moved, run `featcache extract NEW-PLACE -o STORE --moved`."
         )
     extract(known, store.path, backbone=backbone, layers=layers, views=views, seed=seed, progress=progress)
+
+
+def extraction_rate(store: FeatureStore, backbone: Backbone, layers: Sequence[str], source: str) -> tuple[float, float]:
+    """Seconds before the first image, and per image and view, of an extraction; measured in a temporary store.
+
+    Args:
+        store: the store.
+        backbone: of the space.
+        layers: names of layers.
+        source: which source.
+
+    Raises:
+        MissingVectorsError: none of the images is where the store knows it.
+        UsageError: the images can be given in Python only.
+    """
+    notes: list[str] = []
+    items = store.items(source=source)
+    there = known_images(store, source, items, notes)
+    found = [item for item in items if item.uri in there]
+    if not found:
+        where = " ".join(["", *notes])
+        raise MissingVectorsError(f"None of the images of source {source!r} is where the store knows it.{where}")
+    few = KnownSource(source, store.sources()[source], found[:: max(1, len(found) // 40)][:40], there)
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="featcache-") as folder:
+        report = extract(few, Path(folder, "s.fcache"), backbone=backbone, layers=layers, progress=False)
+        seconds = time.monotonic() - began
+    image = 1 / max(report.images_per_second, 1e-9)
+    return max(0.0, seconds - report.computed * image), image
 
 
 def _size(count: int) -> str:

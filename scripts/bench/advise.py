@@ -22,7 +22,8 @@ import recording
 import strategies
 
 import featcache as fc
-from featcache.finetuning.advise.figure import draw_advice
+from featcache.finetuning.advise import draw_advice
+from featcache.finetuning.advise.choose import ALL_BLOCKS, FROM, SCRATCH, kind_of
 
 
 def problem(data: str, per_class: int, folder: Path) -> Path:
@@ -45,12 +46,12 @@ def problem(data: str, per_class: int, folder: Path) -> Path:
 
 def trained(name: str, store: Path) -> fc.Bundle:
     """What is recommended."""
-    kind, _, layer = name.partition(" ")
-    if kind == "tune":
-        return fc.finetune(store, layer)
-    if kind in ("finetune", "scratch"):
+    kind = kind_of(name)
+    if kind == FROM:
+        return fc.finetune(store, name.removeprefix(FROM).strip())
+    if kind in ("finetune", SCRATCH):
         return fc.finetune(store, init="pretrained" if kind == "finetune" else "scratch")
-    return fc.train(store, layers="all-blocks") if kind == "multilayer" else fc.train(store, kind, layers="pooled")
+    return fc.train(store, layers="all-blocks") if kind == ALL_BLOCKS else fc.train(store, kind, layers="pooled")
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from featcache.core.names import VIEW_0, view_name
 from featcache.core.recipe import Recipe
 from featcache.finetuning.advise import Advice
-from featcache.finetuning.advise.outcome import Outcome
+from featcache.finetuning.advise.choose import Outcome
 from featcache.store import StoreWriter
 from featcache.store.sources import Record, SourceRecords
 
@@ -19,7 +19,7 @@ from ..store.making import keys, recipe
 
 def outcome(name: str, right: np.ndarray, rows: np.ndarray | None = None) -> Outcome:
     rows = np.arange(len(right)) if rows is None else rows
-    return Outcome(name, rows, np.asarray(right, float), np.zeros(len(right)), 1.0, 1.0, 1)
+    return Outcome(name, rows, np.asarray(right, float), np.zeros(len(right)), 1.0, 1.0)
 
 
 def store_of(
@@ -77,7 +77,7 @@ def differing(name: str, n: int, above: int, below: int) -> tuple[Outcome, Outco
 
 
 def reason_of(advice: Advice, name: str) -> str:
-    return next(part["reason"] for part in advice.parts if part["name"] == name and part["reason"])
+    return next(part["reason"] for part in advice.parts if part["name"].startswith(name) and part["reason"])
 
 
 def names_of(advice: Advice) -> list[str]:

@@ -1,272 +1,225 @@
-"""Which trials are made, how long each may be, and what every strategy would cost in full."""
+"""What fits the time budget: heads on frozen vectors, and short trials of partial and full fine-tuning."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
-import numpy as np
-import torch
-from torch import nn
-
-from featcache.backbones import Backbone
-from featcache.backbones.compute import cores
-from featcache.backbones.split import split_network, split_points
-from featcache.core.errors import FeatcacheError, MissingVectorsError, UsageError
-from featcache.core.progress import duration
-from featcache.core.recipe import StandardTransform
-from featcache.extraction.stored_source import known_images
-from featcache.finetuning.advise.costs import Cost
-from featcache.finetuning.advise.outcome import Outcome
-from featcache.finetuning.advise.rates import step_seconds
-from featcache.finetuning.advise.situation import Situation
-from featcache.finetuning.advise.trial import FEWEST_EPOCHS, SCHEDULES, Fold, Trial, try_network, try_suffix
-from featcache.finetuning.batches import ItemImages
+from featcache.backbones.split import split_points
+from featcache.core.progress import Budget, Deadline, Progress, duration
+from featcache.finetuning import cells, config
+from featcache.finetuning.advise import measure
+from featcache.finetuning.advise.choose import ALL_BLOCKS, FROM, SCRATCH, Compared, Outcome, kind_of
+from featcache.finetuning.advise.measure import Fold
+from featcache.finetuning.cells import Cell
 from featcache.finetuning.finetune import VIEWS
-from featcache.finetuning.trainers import full_model, trainable_copy, zero_output
-from featcache.finetuning.validation import SHARE
-from featcache.images.entry import Entry
-from featcache.training.activations import view_names
+from featcache.store import FeatureStore
+from featcache.training.activations import SAFETY, StoredItems
 
-_CUTS = 2
-"""So many of the last blocks are tried."""
-_GUESSED_CUT, _GUESSED_STEP = 8.0, 20.0
-"""Seconds to measure the speed of a training, before anything is known of it."""
-_IMAGES, _ACTIVATIONS = 8, 16
+Run = Callable[[Fold], Outcome]
+Timed = tuple[Cell, float]
+"""A way of fine-tuning, and the seconds of an epoch per training item."""
+CONFIGS = {FROM: config.PRETRAINED, "finetune": config.PRETRAINED, SCRATCH: config.SCRATCH}
+FEWEST = {FROM: 5, "finetune": 3, SCRATCH: 15}
+"""Of each kind of fine-tuning the whole training, and the epochs below which a trial would say nothing of it."""
+_MLP_FLOPS, _FLOPS_PER_SECOND = 6 * 2000 * 128 * 512, 5e10
+"""Of the head ``mlp`` per input and class: forward and backward, 2000 steps of 128 items, 512 hidden units; and about
+what two cores compute."""
+SPEED, _GUESS, _SPLIT_POINTS = "speed of extraction", 12.0, 2
+"""A part; seconds to measure a speed before anything is known; and how many of the last blocks are tried."""
 
 
-@dataclass
-class _Candidate:
-    """A strategy that can be tried.
+def tried(
+    candidates: Mapping[str, tuple[float, Run]], folds: Sequence[Fold], at: Iterable[int], budget: Budget
+) -> dict[str, Outcome]:
+    """The answers to the folds *at*: all candidates on one fold, then all on the next, as far as the budget goes.
 
-    Attributes:
-        name: of the strategy.
-        kind: ``tune``, ``finetune`` or ``scratch``.
-        epoch: seconds of an epoch for each item to learn from; of the last trial, once there was one.
-        run: tries it on a fold for some epochs at most, with so many views of each item where they are cached.
-        cached: the layer that has to be stored first.
-        tried: whether *epoch* is that of a trial.
-        views: of each item that fit the budget.
+    Args:
+        candidates: by name: estimated seconds of the first fold, and what answers a fold.
+        folds, at, budget: all folds, the numbers of those to answer, and the time.
     """
-
-    name: str
-    kind: str
-    epoch: float
-    run: Callable[[Fold, int, int], Trial]
-    cached: str | None = None
-    tried: bool = False
-    views: int = VIEWS
-
-
-def tried(at: Situation) -> tuple[list[Outcome], list[Cost]]:
-    """Trials as far as the budget goes, each on as many folds as fit; and the costs of what can be tried."""
-    if at.backbone is None:
-        for kind in ("tune", "finetune", "scratch"):
-            at.budget.leave_out(kind, at.why_not)
-        return [], [Cost(kind, None, None, "not known") for kind in ("tune", "finetune", "scratch")]
-    candidates = [*_tunes(at, at.backbone), *_wholes(at, at.backbone)]
-    found: dict[str, Outcome] = {}
-    epochs: dict[str, int] = {}
-    for candidate in candidates:
-        first = _first(at, candidate)
-        if first is not None:
-            found[candidate.name], epochs[candidate.name] = first
-    running = [candidate for candidate in candidates if candidate.name in found]
-    for number, fold in list(enumerate(at.items.folds, 1))[1:]:
-        for candidate in list(running):
-            name = candidate.name
-            so_far = found[name]
-            more = at.budget.run(
-                f"{name}, fold {number} of {len(at.items.folds)}",
-                1.1 * so_far.seconds / so_far.fits,
-                partial(candidate.run, fold, epochs[name], candidate.views),
-            )
-            if more is None:
-                running.remove(candidate)
+    running, found = dict(candidates), dict[str, Outcome]()
+    for number in at:
+        for name, (seconds, run) in list(running.items()):
+            part = f"{name}, fold {number + 1} of {len(folds)}"
+            outcome = budget.run(part, seconds, partial(run, folds[number]))
+            if outcome is None:
+                del running[name]
             else:
-                found[name] = so_far.joined(more.outcome)
-    costs = [_cost(at, candidate) for candidate in candidates]
-    costs += [
-        Cost(kind, None, None, "not measured")
-        for kind in ("tune", "finetune", "scratch")
-        if kind not in {candidate.kind for candidate in candidates}
-    ]
-    return list(found.values()), costs
-
-
-def _first(at: Situation, candidate: _Candidate) -> tuple[Outcome, int] | None:
-    """The trial on the first fold, and its epochs."""
-    fold = at.items.folds[0]
-    epoch = candidate.epoch * len(fold[0])
-    output = at.whole.seconds / at.whole.fits
-    fewest = FEWEST_EPOCHS[candidate.kind]
-    views, storing = VIEWS, 0.0
-    if candidate.cached is not None:
-        for views in (VIEWS, 1):
-            seconds = at.extraction_seconds([candidate.cached], views)
-            if seconds is None:
-                at.budget.leave_out(
-                    candidate.name,
-                    f"its activations are not stored, and how long that takes is not known: {at.no_rate}",
-                )
-                return None
-            storing = seconds
-            if storing + fewest * epoch + output <= at.budget.left:
-                break
-    wanted = storing + fewest * epoch + output
-    if wanted > at.budget.left:
-        at.budget.leave_out(
-            candidate.name,
-            f"even {fewest} epochs on one fold would take about {duration(wanted)}, {at.budget.said_left()}",
-            wanted,
-        )
-        return None
-    if candidate.cached is not None and not at.provide(candidate.name, [candidate.cached], views):
-        return None
-    # Half of what is left, so that the other strategies have their turn.
-    epochs = min(SCHEDULES[candidate.kind].epochs, max(fewest, int(at.budget.left / 2 / epoch)))
-    made = at.budget.run(
-        f"{candidate.name}, fold 1 of {len(at.items.folds)}",
-        epochs * epoch + output,
-        lambda: candidate.run(fold, epochs, views),
-    )
-    if made is None:
-        return None
-    candidate.epoch, candidate.tried, candidate.views = made.epoch, True, views
-    few = None if views == VIEWS else "learned from the pictures themselves alone, not from views of them"
-    outcome = made.outcome
-    return replace(outcome, note="; ".join(text for text in (outcome.note, few) if text) or None), epochs
-
-
-def _tunes(at: Situation, backbone: Backbone) -> list[_Candidate]:
-    """The last blocks at which the network can be cut, the latest first."""
-    found = []
-    named = at.budget.run("places to cut the network", _GUESSED_CUT, lambda: split_points(backbone.network)) or []
-    blocks = {layer.rpartition(":")[0] for layer in at.layers}
-    chosen = [place for place in named if place in blocks] or named
-    for layer in chosen[: -_CUTS - 1 : -1]:
-        candidate = at.budget.run(
-            f"speed of tuning from {layer}",
-            _GUESSED_CUT,
-            partial(_tune, at, backbone, layer),
-        )
-        if candidate is not None:
-            found.append(candidate)
+                found[name] = outcome if name not in found else found[name].joined(outcome)
+                running[name] = 1.1 * found[name].seconds / found[name].fits, run
     return found
 
 
-def _tune(at: Situation, backbone: Backbone, layer: str) -> _Candidate:
-    cut = split_network(backbone.network, layer)
-    x = torch.randn(_ACTIVATIONS, *cut.shape, generator=torch.Generator().manual_seed(at.seed)).abs()
-    classes = len(set(at.items.dataset.y.tolist()))
-    model = nn.Sequential(cut.tail, zero_output(backbone.network, classes)).to(backbone.device)
-    item = step_seconds(model, x, classes)
-    name = f"tune {layer}"
-
-    def run(fold: Fold, epochs: int, views: int) -> Trial:
-        activations = at.vectors([cut.cached], views=view_names(views, at.seed))
-        return try_suffix(
-            name,
-            split_network(backbone.network, layer),
-            at.items.dataset,
-            activations,
-            fold,
-            epochs,
-            at.seed,
-            at.watched,
-        )
-
-    return _Candidate(name, "tune", _epoch(item, 0.0), run, cut.cached)
+def provide(what: str, layers: Sequence[str], views: int, stored: StoredItems, budget: Budget, shown: Progress) -> bool:
+    """Whether these layers are in the store, after an extraction where that fits; else the reason is noted."""
+    if stored.backbone is None and not stored.has(layers):
+        budget.skip(what, stored.why_not)
+        return False
+    seconds = stored.seconds(layers, views)
+    if seconds is None:
+        why = next((part["reason"] for part in budget.parts if part["name"] == SPEED), None)
+        budget.skip(what, f"its layers are not stored, and how long that takes is not known: {why}")
+    if not seconds:
+        return seconds is not None
+    return budget.run(f"{what}, extraction", seconds, lambda: stored.extract(layers, views, shown)) is not None
 
 
-def _wholes(at: Situation, backbone: Backbone) -> list[_Candidate]:
-    """The whole network, from its own weights and from random ones."""
-
-    def prepare() -> tuple[list[Entry], float]:
-        entries = _entries(at, backbone)
-        classes = len(set(at.items.dataset.y.tolist()))
-        network = trainable_copy(backbone, "pretrained", at.seed)
-        model = full_model(network, zero_output(network, classes), 0.0).to(backbone.device)
-        pictures = ItemImages(backbone, at.items.dataset.items, entries, at.seed)
-        rows = np.arange(len(entries))[:: max(1, len(entries) // _IMAGES)][:_IMAGES]
-        began = time.monotonic()
-        x = np.stack([pictures.pixels(int(row), epoch=1) for row in rows])
-        picture = (time.monotonic() - began) / len(rows) / cores()
-        return entries, _epoch(step_seconds(model, torch.from_numpy(x), classes), picture)
-
-    prepared = at.budget.run("speed of fine-tuning", _GUESSED_STEP, prepare)
-    if prepared is None:
-        reason = at.budget.parts[-1].reason
-        for kind in ("finetune", "scratch"):
-            at.budget.leave_out(kind, f"its speed is not known: {reason}")
-        return []
-    entries, epoch = prepared
-    kinds = {"finetune": "pretrained"}
-    if backbone.is_custom:
-        at.budget.leave_out("scratch", f"how the weights of {backbone.name} begin only its own code knows")
-    else:
-        kinds["scratch"] = "scratch"
-    return [
-        _Candidate(
-            kind,
-            kind,
-            epoch,
-            partial(_try_whole, at, backbone, entries, init),
-        )
-        for kind, init in kinds.items()
-    ]
+def cost(name: str, seconds: float | None, room: int | None, how: str) -> dict[str, Any]:
+    """What a strategy costs on all training items: seconds at most, bytes in the store, and how that is known."""
+    return {"strategy": name, "seconds": seconds, "bytes": room, "how": how}
 
 
-def _try_whole(
-    at: Situation, backbone: Backbone, entries: list[Entry], init: str, fold: Fold, epochs: int, _views: int
-) -> Trial:
-    # Each epoch sees the pictures in views of its own, so none are cached.
-    return try_network(init, backbone, entries, at.items.dataset, fold, epochs, at.seed, at.watched)
+def try_heads(
+    stored: StoredItems, layers: Sequence[str], folds: Sequence[Fold], whole: Outcome, budget: Budget, shown: Progress
+) -> tuple[dict[str, Outcome], list[dict[str, Any]]]:
+    """The heads on frozen vectors as far as the budget goes, and the cost of each.
 
-
-def _epoch(step: float, picture: float) -> float:
-    """Seconds of an epoch for each item to learn from: validation is a pass without its way back."""
-    return picture + step * (1 - SHARE + SHARE / 3)
-
-
-def _entries(at: Situation, backbone: Backbone) -> list[Entry]:
-    """Where the images are.
-
-    Raises:
-        MissingVectorsError: some are not where the store knows them.
-        UsageError: the network does not train on the pictures themselves.
+    Args:
+        stored: the training items.
+        layers: all blocks and ``pooled``.
+        folds: of the cross-validation.
+        whole: the softmax on ``pooled``.
+        budget: the time.
+        shown: is told of the fits.
     """
-    recipe = backbone.recipe
-    if recipe.detection is not None or not isinstance(recipe.pixels.transform, StandardTransform):
-        raise UsageError("the pictures are aligned faces, or transformed by a callable, on which no network is trained")
-    notes: list[str] = []
-    items = at.items.dataset.items
-    there = known_images(at.store, at.source, items, notes)
-    absent = [item.uri for item in items if item.uri not in there]
-    if absent:
-        raise MissingVectorsError(
-            f"{len(absent)} of {len(items)} images are not where the store knows them (first: {absent[0]})"
-        )
-    return [there[item.uri] for item in items]
+    items, found, watched = stored.items, {whole.name: whole}, Deadline(budget.left, shown)
+    softmax, n = whole.seconds / whole.fits, len(items.y)
+    mlp = _MLP_FLOPS * (sum(items.widths) + len(set(items.y.tolist()))) / _FLOPS_PER_SECOND
+    candidates, room = {"knn": (items, softmax), "mlp": (items, mlp)}, 0
+    guesses: dict[str, float | None] = {ALL_BLOCKS: None, "knn": softmax, "mlp": mlp}
+    if len(layers) == 1:
+        budget.skip(ALL_BLOCKS, stored.why_not or "the network has no blocks")
+    elif provide(ALL_BLOCKS, layers, 1, stored, budget, shown):
+        blocks = stored.select(layers)
+        fold_seconds = guesses[ALL_BLOCKS] = measure.probe_seconds(whole, items, [sum(blocks.widths)]) / len(folds)
+        candidates = {ALL_BLOCKS: (blocks, fold_seconds), **candidates}
+    elif (storing := stored.seconds(layers, 1)) is not None:
+        guesses[ALL_BLOCKS], room = storing * whole.learned / n + 3 * softmax, stored.missing(layers)[1]
+    for name, (dataset, estimate) in candidates.items():
+        run = partial(measure.answer, name, dataset.in_memory(), name.partition(" ")[0], stored.seed, watched)
+        found |= tried({name: (estimate, run)}, folds, range(len(folds)), budget)
+    costs = []
+    for name, guess in {whole.name: softmax, **guesses}.items():
+        one = found.get(name)
+        per_fold = guess if one is None else one.seconds / one.fits
+        how = "estimated" if one is None else f"measured: {one.fits} fits"
+        total = None if per_fold is None else per_fold * n / (one or whole).learned
+        costs.append(cost(name, total, room if one is None and name == ALL_BLOCKS else 0, how))
+    return found, costs
 
 
-def _cost(at: Situation, candidate: _Candidate) -> Cost:
-    epochs, count = SCHEDULES[candidate.kind].epochs, len(at.items.rows)
-    # The output is fitted before the training, and again where the beginning is kept.
-    fits = 0.0 if candidate.kind == "scratch" else 2 * at.whole.seconds / at.whole.fits
-    seconds: float | None = epochs * candidate.epoch * count + fits
-    known = "of a trial" if candidate.tried else "by a few steps"
-    how = f"{epochs} epochs at most, {1000 * candidate.epoch:.3g} ms an image in each, {known}"
-    if candidate.cached is None:
-        return Cost(candidate.name, seconds, 0, how)
-    try:
-        passes, room = at.missing([candidate.cached], VIEWS)
-    except FeatcacheError as error:
-        return Cost(candidate.name, None, None, str(error))
-    rate = at.rate() if passes else None
-    if passes and seconds is not None:
-        seconds = None if rate is None else seconds + rate.seconds(passes)
-        how += f", after {passes:,} activations are stored"
-    return Cost(candidate.name, seconds, room, how)
+def try_depth(
+    stored: StoredItems, layers: Sequence[str], folds: Sequence[Fold], whole: Outcome, budget: Budget, shown: Progress
+) -> tuple[dict[str, Any] | None, Compared | None]:
+    """Accuracy by depth, see `measure.depth_report`; None where it was not measured; as `try_heads`."""
+    what, several = "accuracy by depth", len(stored.items.views) > 1
+    blocks, depths = measure.probed_blocks([layer for layer in layers if layer != "pooled"])
+    if not blocks:
+        budget.skip(what, stored.why_not or "the network has no blocks")
+    if not blocks or not provide(what, layers, 1, stored, budget, shown):
+        return None, None
+    # Blocks have no other views, so they are compared with what pooled gives without them.
+    probed = {layer: stored.select([layer]) for layer in [*blocks, *(["pooled"] if several else [])]}
+
+    def measured() -> tuple[dict[str, Any], Compared | None]:
+        watched = Deadline(budget.left, shown)
+        outcomes = [
+            measure.cross_validate(f"softmax on {layer}", dataset.in_memory(), folds, stored.seed, watched)
+            for layer, dataset in probed.items()
+        ] + ([] if several else [whole])
+        return measure.depth_report([*blocks, "pooled"], [*depths, 1.0], outcomes, stored.items.units, stored.seed)
+
+    widths = [sum(dataset.widths) for dataset in probed.values()]
+    return budget.run(what, measure.probe_seconds(whole, stored.items, widths), measured) or (None, None)
+
+
+def try_finetuning(
+    stored: StoredItems, layers: Sequence[str], folds: Sequence[Fold], whole: Outcome, budget: Budget, shown: Progress
+) -> tuple[dict[str, Outcome], list[dict[str, Any]]]:
+    """Short trials of partial and full fine-tuning as far as the budget goes, and the cost of each; as `try_heads`."""
+    timed, output = _timed(stored, layers, budget), whole.seconds / whole.fits
+    found, begun, costs = dict[str, Outcome](), dict[str, tuple[float, Run]](), []
+    for name in timed:
+        trial = _trial(name, timed, whole, stored, budget, shown)
+        if trial is not None and (first := tried({name: trial}, folds, [0], budget)):
+            found |= first
+            begun[name] = 1.1 * first[name].seconds, trial[1]
+    for name, outcome in tried(begun, folds, range(1, len(folds)), budget).items():
+        found[name] = found[name].joined(outcome)
+    for name, (cell, epoch) in timed.items():
+        epochs, wanted = CONFIGS[kind_of(name)].epochs, [cell.cached] if cell.cached else []
+        # The last layer is fitted before the training, and again where that is kept.
+        seconds = epochs * epoch * len(stored.items.y) + (0 if name == SCRATCH else 2 * output)
+        storing = stored.seconds(wanted, VIEWS) if wanted else 0.0
+        room = stored.missing(wanted, VIEWS)[1] if wanted else 0
+        how = f"{epochs} epochs at most, {1000 * epoch:.3g} ms per image and epoch, measured"
+        costs.append(cost(name, None if storing is None else seconds + storing, room, how))
+    known = {kind_of(name) for name in timed}
+    return found, costs + [cost(kind, None, None, "not known") for kind in CONFIGS if kind not in known]
+
+
+def _timed(stored: StoredItems, layers: Sequence[str], budget: Budget) -> dict[str, Timed]:
+    """Ways of fine-tuning by name, those that train least first, with the seconds of an epoch per training item."""
+    backbone = stored.backbone
+    if backbone is None:
+        for kind in CONFIGS:
+            budget.skip(kind, stored.why_not)
+        return {}
+
+    def timed(kind: str, make: Callable[[], Cell]) -> Timed:
+        cell = make()
+        return cell, SAFETY * cell.seconds(stored.items, replace(CONFIGS[kind], seed=stored.seed))
+
+    points = budget.run("split points of the network", _GUESS, lambda: split_points(backbone.network)) or []
+    blocks, store = {layer.rpartition(":")[0] for layer in layers}, FeatureStore.open(stored.path)
+    points = [point for point in points if point in blocks] or points
+    full = partial(cells.full_cell, backbone, store=store)
+    ways = {
+        f"{FROM} {layer}": partial(cells.partial_cell, backbone, layer, stored)
+        for layer in points[: -_SPLIT_POINTS - 1 : -1]
+    }
+    ways["finetune"] = partial(full, init="pretrained")
+    found = dict[str, Timed]()
+    for name, make in ways.items():
+        one = budget.run(f"speed of {name}", _GUESS, partial(timed, kind_of(name), make))
+        found |= {} if one is None else {name: one}
+    if backbone.is_custom:
+        budget.skip(SCRATCH, f"only the code of {backbone.name} knows how its weights are initialized")
+    elif "finetune" in found:
+        found[SCRATCH] = full(init="scratch"), found["finetune"][1]
+    return found
+
+
+def _trial(
+    name: str, timed: dict[str, Timed], whole: Outcome, stored: StoredItems, budget: Budget, shown: Progress
+) -> tuple[float, Run] | None:
+    """A trial and its seconds, its activations stored and its epochs decided; None where it does not fit."""
+    (cell, speed), whole_run, fewest = timed[name], CONFIGS[kind_of(name)], FEWEST[kind_of(name)]
+    epoch, output = speed * whole.learned, whole.seconds / whole.fits
+    views, storing = VIEWS, 0.0
+    for views in (VIEWS, 1) if cell.cached else ():  # views of the images help, but are not needed
+        storing = stored.seconds([cell.cached or ""], views) or 0.0
+        if storing + fewest * epoch + output <= budget.left():
+            break
+    if (wanted := storing + fewest * epoch + output) > budget.left():
+        budget.skip(name, f"{fewest} epochs on one fold would take about {duration(wanted)}", wanted)
+        return None
+    if cell.cached and not provide(name, [cell.cached], views, stored, budget, shown):
+        return None
+    # Half of what is left, so that the other strategies have their turn.
+    epochs = min(whole_run.epochs, max(fewest, int(budget.left() / 2 / epoch)))
+    short = epochs if epochs < whole_run.epochs else None
+    notes = [] if short is None else [f"a trial of {epochs} epochs at most, of {whole_run.epochs}"]
+    notes += [] if views == VIEWS else ["trained on the images as they are, without augmented views"]
+
+    def run(fold: Fold) -> Outcome:
+        began, trained = time.monotonic(), replace(whole_run, epochs=epochs, seed=stored.seed)
+        right, losses, spent = cell.answer(stored.items, fold, trained, views, Deadline(budget.left, shown))
+        timed[name], seconds, note = (cell, spent), time.monotonic() - began, "; ".join(notes) or None
+        return Outcome(name, fold[1], right, losses, len(fold[0]), seconds, note=note, shortened=short)
+
+    return epochs * epoch + output, run

@@ -1,0 +1,173 @@
+"""What is measured for advice on frozen vectors: heads, more training images, and deeper layers."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import reduce
+from typing import Any
+
+import numpy as np
+
+from featcache.core.errors import UsageError
+from featcache.core.progress import Progress
+from featcache.finetuning.advise.choose import Compared, Outcome, compare
+from featcache.heads import resolve_head
+from featcache.heads.softmax import GridEdgeWarning
+from featcache.metrics import splits
+from featcache.metrics.classification import right_and_losses
+from featcache.training import leakage
+from featcache.training.activations import SAFETY
+from featcache.training.dataset import FeatureDataset
+from featcache.training.fit import answers, fit
+
+Fold = tuple[np.ndarray, np.ndarray]
+FOLDS, CURVE = 5, ((1 / 8, 3), (1 / 4, 2), (1 / 2, 2))
+"""Folds at most; and shares of the training items on the learning curve with how often each is drawn."""
+MOST_BLOCKS, MARGIN = 12, 0.02
+"""Blocks that are probed at most; and the accuracy that counts as no difference, about what another draw of a hold-out
+of a thousand images moves the score of the same head by."""
+_FEW = 400
+"""Of fewer items a fit takes no less time."""
+
+
+def training_folds(
+    dataset: FeatureDataset, rows: np.ndarray, seed: int, shown: Progress
+) -> tuple[FeatureDataset, list[Fold], dict[str, int], dict[str, Any]]:
+    """The training items in folds; near-duplicates count as one item, as a twin would flatter some strategies more.
+
+    Args:
+        dataset, rows: all labelled items, and the rows (n,) to train on.
+        seed: of the folds and of the search for near-duplicates.
+        shown: is told of the search.
+
+    Returns:
+        The items; their folds and the rare classes, see `splits.folds_of_most`; near-duplicates for the report.
+
+    Raises:
+        UsageError: a class has one independent item only, or all its items fall into one fold.
+    """
+    near = leakage.search(dataset, rows, seed=seed, progress=shown)
+    items = dataset.linked(near.pairs).subset(rows).in_memory()
+    sizes = {str(name): len(np.unique(items.units[items.y == name])) for name in np.unique(items.y)}
+    fewest = min(sizes, key=lambda name: sizes[name])
+    if sizes[fewest] < 2:
+        alike = len(np.unique(dataset.units[rows][items.y == fewest]))
+        why = f" (its {alike} are near-duplicates of one another)" if alike > 1 else ""
+        raise UsageError(
+            f"Class {fewest!r} has one independent image among the {len(rows)} outside the hold-out{why}, so nothing "
+            "can be measured on it. Add images of it, or omit it with --labels FILE."
+        )
+    folds, rare = splits.folds_of_most(items.y, items.units, FOLDS, seed)
+    report = leakage.guard(dataset, [rows[test] for _, test in folds], found=near).report(dataset)
+    pairs = zip(near.pairs[:5].tolist(), near.cosines[:5].tolist(), strict=True)
+    report["examples"] = [{"a": dataset.items[a].uri, "b": dataset.items[b].uri, "cosine": c} for (a, b), c in pairs]
+    return items, folds, rare, {**report, "grouped": near.note is None}
+
+
+def answer(name: str, items: FeatureDataset, head: str, seed: int, shown: Progress, fold: Fold) -> Outcome:
+    """Fit a head on what a fold trains on, and answer the others."""
+    began, (train, test) = time.monotonic(), fold
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", GridEdgeWarning)  # told when the head that is kept is trained
+        bundle = fit(items, train, resolve_head(head, seed=seed), progress=shown)
+    right, losses = right_and_losses(items.y[test], *answers(bundle, items, test), bundle.classes)
+    assert losses is not None
+    return Outcome(name, test, right.astype(np.float64), losses, len(train), time.monotonic() - began)
+
+
+def cross_validate(name: str, items: FeatureDataset, folds: Sequence[Fold], seed: int, shown: Progress) -> Outcome:
+    """The answers of the head ``softmax`` to the items of all folds."""
+    return reduce(Outcome.joined, [answer(name, items, "softmax", seed, shown, fold) for fold in folds])
+
+
+def learning_curve(
+    whole: Outcome, items: FeatureDataset, folds: Sequence[Fold], seed: int, shown: Progress
+) -> list[Outcome]:
+    """The softmax on ``pooled`` over the number of training items; *whole* is that on all of them."""
+    found = []
+    for share, draws in CURVE:
+        made = []
+        for draw in range(draws):
+            rngs = [np.random.default_rng([seed, draw, number]) for number in range(len(folds))]
+            drawn = [
+                (train[splits.draw_share(items.y[train], items.units[train], share, rng)], test)
+                for (train, test), rng in zip(folds, rngs, strict=True)
+            ]
+            made.append(cross_validate(f"softmax, 1/{round(1 / share)} of the items", items, drawn, seed, shown))
+        right, losses = (np.mean([getattr(one, name) for one in made], axis=0) for name in ("right", "losses"))
+        learned = float(np.mean([one.learned for one in made]))
+        seconds, fits = sum(one.seconds for one in made), sum(one.fits for one in made)
+        found.append(replace(made[0], right=right, losses=losses, learned=learned, seconds=seconds, fits=fits))
+    return [*found, whole]
+
+
+def probed_blocks(layers: Sequence[str]) -> tuple[list[str], list[float]]:
+    """Blocks to probe, evenly spaced where there are many, with their relative depth; ``pooled`` has depth 1."""
+    at = np.unique(np.linspace(0, len(layers) - 1, min(MOST_BLOCKS, len(layers))).round().astype(int))
+    return [layers[place] for place in at], [(int(place) + 1) / (len(layers) + 1) for place in at]
+
+
+def depth_report(
+    layers: Sequence[str], depths: Sequence[float], outcomes: Sequence[Outcome], units: np.ndarray, seed: int
+) -> tuple[dict[str, Any], Compared | None]:
+    """From which depth on later layers add nothing, by probes in network order; and the last layer against the middle.
+
+    Later layers are about the data of the network's training (J. Yosinski and others, "How transferable are features in
+    deep neural networks?", NIPS 2014). That none is shown to be better is not yet a finding, so ``similarity`` is
+    told only where the intervals exclude a gain of more than `MARGIN` (a test of non-inferiority).
+    """
+    confidence = 1 - 0.05 / max(1, len(layers) - 1)
+    best = int(np.argmax([outcome.right.mean() for outcome in outcomes]))
+
+    def pair(a: int, b: int) -> Compared:
+        found = compare(outcomes[a], outcomes[b], units, confidence=confidence, seed=seed)
+        assert found is not None
+        return found
+
+    first = next((place for place in range(best) if pair(best, place).better != outcomes[best].name), best)
+    later = [pair(place, first) for place in range(first + 1, len(layers))]
+    unknown = late = None
+    if later and ceiling(most := max(later, key=ceiling)) > MARGIN:
+        unknown = (
+            f"by its {100 * most.confidence:.3g} % interval on {most.items:,} items {most.a} may be better than "
+            f"{most.b} by up to {100 * ceiling(most):.1f} points"
+        )
+    if len(layers) > 1:
+        middle = int(np.argmin(np.abs(np.array(depths[:-1]) - 0.5)))
+        late = compare(outcomes[-1], outcomes[middle], units, seed=seed)
+    return {
+        "layers": [
+            {"layer": layer, "depth": depth, "accuracy": outcome.to_dict(units, seed)["accuracy"]}
+            for layer, depth, outcome in zip(layers, depths, outcomes, strict=True)
+        ],
+        "best": layers[best],
+        "similarity": depths[first] if unknown is None else None,
+        "similarity_at_least": depths[first],
+        "similarity_unknown": unknown,
+        "late_gain": None if late is None else late.to_dict(),
+    }, late
+
+
+def ceiling(found: Compared) -> float:
+    """The most by which *a* may be better than *b*.
+
+    The bootstrap knows only what it has seen. Yet what happens to a share q of all units is not seen among n with
+    probability (1 - q)^n (J. Hanley and A. Lippman-Hand, "If nothing goes wrong, is everything all right?", 1983).
+    """
+    return float(max(found.high, 1 - ((1 - found.confidence) / 2) ** (1 / found.units)))
+
+
+def curve_seconds(whole: Outcome) -> float:
+    """About how long the learning curve takes."""
+    floor = min(1.0, _FEW / len(whole.rows))
+    return SAFETY * sum(draws * max(share, floor) for share, draws in CURVE) * whole.seconds
+
+
+def probe_seconds(whole: Outcome, items: FeatureDataset, widths: Sequence[int]) -> float:
+    """About how long the softmax on view 0 of vectors of these widths takes; *whole* is that on *items*."""
+    views = len(items.views)
+    share = max(1 / views, min(1.0, _FEW / (views * len(whole.rows))))
+    return SAFETY * share * whole.seconds * sum(max(1.0, width / sum(items.widths)) for width in widths)
