@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from featcache.core.errors import UsageError
 from featcache.core.progress import Progress
-from featcache.metrics import near_duplicates
+from featcache.metrics import near_duplicates, splits
 from featcache.metrics.near_duplicates import NearDuplicates
 from featcache.training.dataset import FeatureDataset
 from featcache.training.fit import layer_uses
@@ -115,5 +116,42 @@ def guard(
     for number, rows in enumerate(sides):
         side[rows] = number
     if found is None:
-        found = search(dataset, np.flatnonzero(side >= 0), scored=scored, seed=seed, progress=progress)
-    return LeakageReport(found, side)
+        found = search(dataset, np.flatnonzero(parts >= 0), scored=scored, seed=seed, progress=progress)
+    return LeakageReport(found, parts)
+
+
+def folds_without_leakage(
+    dataset: FeatureDataset, rows: np.ndarray, k: int, seed: int, progress: Progress
+) -> tuple[FeatureDataset, list[tuple[np.ndarray, np.ndarray]], dict[str, int], dict[str, Any]]:
+    """Some rows in folds that keep near-duplicates together, as a twin among the training rows would flatter a score.
+
+    Args:
+        dataset: labelled vectors.
+        rows: (m,) row numbers.
+        k: folds, as many as the classes of at least half of the rows allow.
+        seed: of the folds and of the search.
+        progress: is told of the search.
+
+    Returns:
+        The rows alone, where near-duplicates are one unit; their folds; of each class with fewer units than folds how
+        many it has; and a report as of `LeakageReport`, with any near-duplicates as ``examples``, and ``grouped``.
+
+    Raises:
+        UsageError: a class has one unit only, or all its rows fall into one fold.
+    """
+    near = search(dataset, rows, seed=seed, progress=progress)
+    items = dataset.linked(near.pairs).subset(rows).in_memory()
+    sizes = {str(name): len(np.unique(items.units[items.y == name])) for name in np.unique(items.y)}
+    fewest = min(sizes, key=lambda name: sizes[name])
+    if sizes[fewest] < 2:
+        alike = len(np.unique(dataset.units[rows][items.y == fewest]))
+        why = f" (its {alike} are near-duplicates of one another)" if alike > 1 else ""
+        raise UsageError(
+            f"Class {fewest!r} has one independent image among the {len(rows)} outside the hold-out{why}, so nothing "
+            "can be measured on it. Add images of it, or omit it with --labels FILE."
+        )
+    folds, rare = splits.folds_of_most(items.y, items.units, k, seed)
+    report = guard(dataset, [rows[test] for _, test in folds], found=near).report(dataset)
+    pairs = zip(near.pairs[:_EXAMPLES].tolist(), near.cosines[:_EXAMPLES].tolist(), strict=True)
+    report["examples"] = [{"a": dataset.items[a].uri, "b": dataset.items[b].uri, "cosine": c} for (a, b), c in pairs]
+    return items, folds, rare, {**report, "grouped": near.note is None}

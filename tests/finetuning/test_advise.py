@@ -23,14 +23,14 @@ from featcache.core.errors import MissingVectorsError, UsageError
 from featcache.core.progress import Budget, Silent, seconds_of
 from featcache.finetuning.advise import Advice, advise, draw_advice
 from featcache.finetuning.advise.choose import ALL_BLOCKS, SCRATCH
-from featcache.finetuning.advise.measure import training_folds
 from featcache.finetuning.advise.report import command
 from featcache.finetuning.advise.trials import try_depth, try_heads
-from featcache.heads import make_head
+from featcache.heads import resolve_head
 from featcache.heads.softmax import GridEdgeWarning
 from featcache.metrics.splits import folds
 from featcache.training.activations import StoredItems
 from featcache.training.dataset import FeatureDataset, Selection
+from featcache.training.leakage import folds_without_leakage
 
 from .advise_making import names_of, outcome, reason_of, store_of, synthetic
 
@@ -87,7 +87,7 @@ def accuracy_by_hand(vectors: np.ndarray, y: np.ndarray) -> float:
         X, groups = vectors[train].reshape(-1, d), np.repeat(train, k)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", GridEdgeWarning)
-            head = make_head("softmax", 0, "classify").fit(X, np.repeat(y[train], k), groups=groups)
+            head = resolve_head("softmax").make().fit(X, np.repeat(y[train], k), groups=groups)
         right[test] = head.predict(vectors[test, 0]) == y[test]
     return float(right.mean())
 
@@ -156,7 +156,7 @@ def test_what_the_budget_leaves_out_is_not_read(tmp_path: Path) -> None:
     layers = {"b.0:mean_std": wide, "b.1:mean_std": wide, "pooled": wide[:, :4]}
     path, budget = store_of(tmp_path / "s.fcache", ["a", "b"] * 5, layers), Budget(1e-6)
     dataset = FeatureDataset.from_store(fc.open(path), "pooled")
-    items, drawn, _, _ = training_folds(dataset, np.arange(10), 0, Silent())
+    items, drawn, _, _ = folds_without_leakage(dataset, np.arange(10), 5, 0, Silent())
     stored, whole = (
         StoredItems(path, items, Selection("images"), 0, None, "no network", lambda: None),
         outcome("softmax", np.ones(10)),

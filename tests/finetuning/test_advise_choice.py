@@ -211,7 +211,7 @@ def test_a_trial_cut_short_is_not_the_strategy() -> None:
 
 def test_what_is_said_of_contradictions_and_of_lower_losses() -> None:
     said = {}
-    for recorded in RECORDED["given"]:
+    for recorded in RECORDED["given"][9:]:  # the first are the benchmark's
         outcomes = outcomes_of(given_table(recorded)[1])
         units = np.arange(recorded["n"])
         said[recorded["what"]] = reasons(recommend(outcomes, units), outcomes, None, None, None)[0]

@@ -18,11 +18,12 @@ from featcache.core.errors import UsageError
 from featcache.core.progress import Budget, Deadline, Silent
 from featcache.finetuning.advise import advise
 from featcache.finetuning.advise.choose import compare
-from featcache.finetuning.advise.measure import MARGIN, Fold, ceiling, probe_seconds, probed_blocks, training_folds
+from featcache.finetuning.advise.measure import MARGIN, Fold, ceiling, probe_seconds, probed_blocks
 from featcache.finetuning.advise.report import about_items
 from featcache.metrics import splits
 from featcache.store import Item
 from featcache.training.dataset import FeatureDataset
+from featcache.training.leakage import folds_without_leakage
 
 from ..store.making import keys
 from .advise_making import outcome, store_of
@@ -50,7 +51,7 @@ def labelled(y: Sequence[str], groups: Sequence[object] = (), X: np.ndarray | No
 
 
 def drawn(dataset: FeatureDataset, rows: slice = slice(None), seed: int = 0) -> tuple[Any, list[Fold], Any, Any]:
-    return training_folds(dataset, np.arange(len(dataset.y))[rows], seed, Silent())
+    return folds_without_leakage(dataset, np.arange(len(dataset.y))[rows], 5, seed, Silent())
 
 
 def told(dataset: FeatureDataset) -> list[str]:

@@ -15,14 +15,15 @@ from featcache.core import progress as bars
 from featcache.core.errors import FeatcacheError, UsageError
 from featcache.extraction.embed import backbone_for
 from featcache.finetuning.advise.choose import ORDER, cheapest_first, compare, kind_of, recommend
-from featcache.finetuning.advise.measure import cross_validate, curve_seconds, learning_curve, training_folds
-from featcache.finetuning.advise.report import Advice, about_items, command, draw_advice, reasons
+from featcache.finetuning.advise.measure import cross_validate, curve_seconds, learning_curve
+from featcache.finetuning.advise.report import FOLDS, Advice, about_items, command, draw_advice, reasons
 from featcache.finetuning.advise.trials import SPEED, try_depth, try_finetuning, try_heads
 from featcache.store import FeatureStore
 from featcache.training.activations import StoredItems, extraction_rate
 from featcache.training.all_blocks import block_layers
 from featcache.training.dataset import FeatureDataset, Selection
 from featcache.training.holdout import check_classes, train_test_split
+from featcache.training.leakage import folds_without_leakage
 
 if TYPE_CHECKING:
     from featcache.backbones import Backbone
@@ -32,7 +33,7 @@ __all__ = ["Advice", "advise", "draw_advice"]
 
 
 def advise(
-    store: str | Path,
+    store: str | Path | FeatureStore,
     *,
     budget: float | str = 600.0,
     source: str | None = None,
@@ -47,11 +48,11 @@ def advise(
     All is measured by cross-validation on the training items; the hold-out (or split ``test``) takes no part, so the
     score of what is trained afterwards is honest. First the linear probe on ``pooled`` and on all blocks, ``knn`` and
     ``mlp``; then the learning curve and the accuracy of each block; then short trials of partial and full fine-tuning.
-    A part whose estimate does not fit what is left of the budget is not measured, and the reason is given. Heads on
-    ``pooled`` learn from all its stored views; blocks from view 0. Missing layers are extracted into the store.
+    A part whose estimate does not fit what is left of the budget is not measured, and the reason is given. Missing
+    layers are extracted into the store.
 
     Args:
-        store: a store with ``pooled`` vectors.
+        store: a store with ``pooled`` vectors, or its path.
         budget: seconds, or a time such as ``"10m"``.
         source, space: which ones, where the store has several.
         labels: a CSV file (``path,label``) whose labels take the place of the stored ones.
@@ -69,19 +70,19 @@ def advise(
     time = bars.Budget(bars.seconds_of(budget) if isinstance(budget, str) else budget, (torch.OutOfMemoryError,))
     if not 0 < time.seconds < math.inf:
         raise UsageError(f"The budget is a number of seconds above 0, not {budget}.")
-    path, opened = Path(store), FeatureStore.open(store)
+    opened = FeatureStore.open(store)
     chosen = opened.space(space)
     where = Selection(source, chosen.fingerprint, labels=labels)
     with bars.choose(progress) as shown:
         dataset = FeatureDataset.from_store(opened, "pooled", where, views=True)
         check_classes(dataset)
         train_rows, test_rows, _ = train_test_split(dataset, None, seed, opened, shown)
-        items, folds, rare, near = training_folds(dataset, train_rows, seed, shown)
+        items, folds, rare, near = folds_without_leakage(dataset, train_rows, FOLDS, seed, shown)
         units, where = items.units, replace(where, source=items.items[0].source)
         whole = time.run("softmax", None, lambda: cross_validate("softmax", items, folds, seed, shown))
         assert whole is not None
-        shown.start("load the network", None, "items")
         layers, network, why_not = [*(name for name in chosen.layers if name.endswith(":mean_std")), "pooled"], None, ""
+        shown.start("load the network", None, "items")
         try:
             network = backbone_for(chosen.recipe, backbone)
             layers = block_layers(network)
@@ -91,11 +92,10 @@ def advise(
 
         @cache
         def rate() -> tuple[float, float] | None:
-            if network is None:
-                return None
+            assert network is not None  # else nothing is missing
             return time.run(SPEED, 15.0, partial(extraction_rate, opened, network, layers, items.items[0].source))
 
-        stored = StoredItems(path, items, where, seed, network, why_not, rate)
+        stored = StoredItems(opened.path, items, where, seed, network, why_not, rate)
         outcomes, costs = try_heads(stored, layers, folds, whole, time, shown)
         drawn = partial(learning_curve, whole, items, folds, seed, bars.Deadline(time.left, shown))
         curve = time.run("learning curve", curve_seconds(whole), drawn) or [whole]
@@ -110,7 +110,7 @@ def advise(
     in_python = network is not None and network.is_custom
     named = layers if network is None or in_python else []
     return Advice(
-        store=str(store), backbone=chosen.recipe.backbone, classes=sorted(set(items.y.tolist())),
+        store=str(opened.path), backbone=chosen.recipe.backbone, classes=sorted(set(items.y.tolist())),
         items=len(train_rows), units=len(np.unique(units)), held_out=len(test_rows),
         folds=len(folds), views=list(items.views), rare_classes=rare, near_duplicates=near,
         seed=seed, budget=time.seconds, seconds=time.spent(),
@@ -121,5 +121,5 @@ def advise(
         costs=sorted(costs + more_costs, key=lambda cost: ORDER.index(kind_of(cost["strategy"]))), parts=time.parts,
         recommendation=choice.name, runner_up=None if choice.second is None else choice.second.a,
         reasons=told + about_items(len(folds), len(items.views), rare, near),
-        command=command(choice.name, str(store), given, named, in_python=in_python),
+        command=command(choice.name, str(opened.path), given, named, in_python=in_python),
     )  # fmt: skip

@@ -109,9 +109,8 @@ class Choice:
     Attributes:
         over: what shows that it is better than the base, or that the base is better than the cheapest.
         second: the runner-up compared with it: the one that comes nearest, or is ahead by what may be chance.
-        worse: for each strategy that loses to another, the clearest such comparison.
+        worse, comparisons: for each strategy that loses to another the clearest comparison; and all that were made.
         contradictory: each strategy that is better than the base is worse than another.
-        comparisons: all that were made.
     """
 
     name: str
@@ -133,13 +132,7 @@ def cheapest_first(names: Iterable[str]) -> list[str]:
 
 
 def recommend(outcomes: Mapping[str, Outcome], units: np.ndarray, seed: int = 0) -> Choice:
-    """Choose among strategies by what they answered.
-
-    Args:
-        outcomes: of one strategy or more, by name.
-        units: (n,) int64 unit of each item; items that are no independent evidence share one.
-        seed: of the bootstrap.
-    """
+    """Choose among one strategy or more, by name; items that are no independent evidence share one of *units* (n,)."""
     names = cheapest_first(outcomes)
     base, confidence = names[0], 1 - 0.05 / max(1, len(names) - 1)
     if base == "softmax" and ALL_BLOCKS in outcomes:
@@ -175,14 +168,7 @@ def recommend(outcomes: Mapping[str, Outcome], units: np.ndarray, seed: int = 0)
 
 
 def compare(a: Outcome, b: Outcome, units: np.ndarray, *, confidence: float = 0.95, seed: int = 0) -> Compared | None:
-    """Compare two strategies by accuracy on the items that both answered; None where there are none.
-
-    Args:
-        a, b: the strategies.
-        units: (n,) int64 unit of each item.
-        confidence: of the interval and the sign test.
-        seed: of the bootstrap.
-    """
+    """Two strategies compared by accuracy on the items that both answered, over *units* (n,); None without any."""
     rows, at_a, at_b = np.intersect1d(a.rows, b.rows, return_indices=True)
     if not len(rows):
         return None

@@ -11,60 +11,22 @@ from typing import Any
 
 import numpy as np
 
-from featcache.core.errors import UsageError
 from featcache.core.progress import Progress
 from featcache.finetuning.advise.choose import Compared, Outcome, compare
 from featcache.heads import resolve_head
 from featcache.heads.softmax import GridEdgeWarning
 from featcache.metrics import splits
 from featcache.metrics.classification import right_and_losses
-from featcache.training import leakage
 from featcache.training.activations import SAFETY
 from featcache.training.dataset import FeatureDataset
 from featcache.training.fit import answers, fit
 
 Fold = tuple[np.ndarray, np.ndarray]
-FOLDS, CURVE = 5, ((1 / 8, 3), (1 / 4, 2), (1 / 2, 2))
-"""Folds at most; and shares of the training items on the learning curve with how often each is drawn."""
+CURVE = ((1 / 8, 3), (1 / 4, 2), (1 / 2, 2))
+"""Shares of the training items on the learning curve, and how often each is drawn."""
 MOST_BLOCKS, MARGIN = 12, 0.02
-"""Blocks that are probed at most; and the accuracy that counts as no difference, about what another draw of a hold-out
-of a thousand images moves the score of the same head by."""
-_FEW = 400
-"""Of fewer items a fit takes no less time."""
-
-
-def training_folds(
-    dataset: FeatureDataset, rows: np.ndarray, seed: int, shown: Progress
-) -> tuple[FeatureDataset, list[Fold], dict[str, int], dict[str, Any]]:
-    """The training items in folds; near-duplicates count as one item, as a twin would flatter some strategies more.
-
-    Args:
-        dataset, rows: all labelled items, and the rows (n,) to train on.
-        seed: of the folds and of the search for near-duplicates.
-        shown: is told of the search.
-
-    Returns:
-        The items; their folds and the rare classes, see `splits.folds_of_most`; near-duplicates for the report.
-
-    Raises:
-        UsageError: a class has one independent item only, or all its items fall into one fold.
-    """
-    near = leakage.search(dataset, rows, seed=seed, progress=shown)
-    items = dataset.linked(near.pairs).subset(rows).in_memory()
-    sizes = {str(name): len(np.unique(items.units[items.y == name])) for name in np.unique(items.y)}
-    fewest = min(sizes, key=lambda name: sizes[name])
-    if sizes[fewest] < 2:
-        alike = len(np.unique(dataset.units[rows][items.y == fewest]))
-        why = f" (its {alike} are near-duplicates of one another)" if alike > 1 else ""
-        raise UsageError(
-            f"Class {fewest!r} has one independent image among the {len(rows)} outside the hold-out{why}, so nothing "
-            "can be measured on it. Add images of it, or omit it with --labels FILE."
-        )
-    folds, rare = splits.folds_of_most(items.y, items.units, FOLDS, seed)
-    report = leakage.guard(dataset, [rows[test] for _, test in folds], found=near).report(dataset)
-    pairs = zip(near.pairs[:5].tolist(), near.cosines[:5].tolist(), strict=True)
-    report["examples"] = [{"a": dataset.items[a].uri, "b": dataset.items[b].uri, "cosine": c} for (a, b), c in pairs]
-    return items, folds, rare, {**report, "grouped": near.note is None}
+"""Blocks to probe; and an accuracy that counts as no difference: what another hold-out of 1000 images may change."""
+_FEW = 400  # of fewer items a fit takes no less time
 
 
 def answer(name: str, items: FeatureDataset, head: str, seed: int, shown: Progress, fold: Fold) -> Outcome:
@@ -91,11 +53,10 @@ def learning_curve(
     for share, draws in CURVE:
         made = []
         for draw in range(draws):
-            rngs = [np.random.default_rng([seed, draw, number]) for number in range(len(folds))]
-            drawn = [
-                (train[splits.draw_share(items.y[train], items.units[train], share, rng)], test)
-                for (train, test), rng in zip(folds, rngs, strict=True)
-            ]
+            drawn = list[Fold]()
+            for number, (train, test) in enumerate(folds):
+                rng = np.random.default_rng([seed, draw, number])
+                drawn.append((train[splits.draw_share(items.y[train], items.units[train], share, rng)], test))
             made.append(cross_validate(f"softmax, 1/{round(1 / share)} of the items", items, drawn, seed, shown))
         right, losses = (np.mean([getattr(one, name) for one in made], axis=0) for name in ("right", "losses"))
         learned = float(np.mean([one.learned for one in made]))
@@ -152,11 +113,7 @@ def depth_report(
 
 
 def ceiling(found: Compared) -> float:
-    """The most by which *a* may be better than *b*.
-
-    The bootstrap knows only what it has seen. Yet what happens to a share q of all units is not seen among n with
-    probability (1 - q)^n (J. Hanley and A. Lippman-Hand, "If nothing goes wrong, is everything all right?", 1983).
-    """
+    """The most by which *a* may be better than *b*, seen or not (J. Hanley and A. Lippman-Hand, JAMA 249, 1983)."""
     return float(max(found.high, 1 - ((1 - found.confidence) / 2) ** (1 / found.units)))
 
 

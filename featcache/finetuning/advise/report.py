@@ -12,21 +12,18 @@ import numpy as np
 
 from featcache.core.progress import counted, duration
 from featcache.finetuning.advise.choose import ALL_BLOCKS, FROM, SCRATCH, Choice, Compared, Outcome, kind_of
-from featcache.finetuning.advise.measure import FOLDS, MARGIN
+from featcache.finetuning.advise.measure import MARGIN
 from featcache.metrics.plots import check_png, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+FOLDS = 5
 _WORDS = {
-    "softmax": "the linear probe",
-    ALL_BLOCKS: "the linear probe on all blocks",
-    "mlp": "the MLP on frozen features",
-    "knn": "nearest neighbors on frozen features",
-    FROM: "partial fine-tuning from {}",
-    "finetune": "full fine-tuning",
-    SCRATCH: "training from scratch",
-}
+    "softmax": "the linear probe", ALL_BLOCKS: "the linear probe on all blocks", "mlp": "the MLP on frozen features",
+    "knn": "nearest neighbors on frozen features", FROM: "partial fine-tuning from {}",
+    "finetune": "full fine-tuning", SCRATCH: "training from scratch",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -42,8 +39,7 @@ class Advice:
         learning_curve, more_data: the softmax from few training items to all, and all compared with half of them.
         depth: accuracy of each block, see `featcache.finetuning.advise.measure.depth_report`.
         strategies, comparisons: see `Outcome` and `Compared` in `featcache.finetuning.advise.choose`.
-        costs: ``strategy``, ``seconds``, ``bytes``, ``how`` of every strategy, tried or not.
-        parts: what was measured and what was not: ``name``, ``estimate``, ``seconds``, ``reason``.
+        costs, parts: of every strategy, tried or not; and what was measured, or the reason why it was not.
         recommendation, runner_up, reasons, command: names of strategies, sentences, and what to run next.
     """
 
@@ -91,19 +87,10 @@ def points(found: Compared) -> str:
 
 
 def reasons(
-    choice: Choice,
-    outcomes: Mapping[str, Outcome],
-    more_data: Compared | None,
-    depth: Mapping[str, Any] | None,
-    late: Compared | None,
-) -> list[str]:
-    """Why this is recommended, and what is not known.
-
-    Args:
-        choice, outcomes: what is recommended, and what the strategies answered, by name.
-        more_data: all items compared with half of them.
-        depth, late: of `featcache.finetuning.advise.measure.depth_report`.
-    """
+    choice: Choice, outcomes: Mapping[str, Outcome], more_data: Compared | None,
+    depth: Mapping[str, Any] | None, late: Compared | None,
+) -> list[str]:  # fmt: skip
+    """Why this is recommended, and what is not known; *more_data* compares all items with half of them."""
     said = [_decision(choice, outcomes)]
     if choice.comparisons:
         most = max(choice.comparisons, key=lambda found: (found.items, found.high - found.low))
@@ -138,10 +125,9 @@ def reasons(
             said.append("the last layer of the frozen network is better than each block before it beyond chance.")
     if late is not None and late.better == late.a:
         said.append(f"its last layer beats its middle, as on images like its training data: {points(late)}.")
-    elif late is not None and late.better == late.b:
-        said.append(
-            f"its middle beats its last layer, as on images unlike its training data: {points(late.reversed())}."
-        )
+    elif late is not None and late.better is not None:
+        middle = points(late.reversed())
+        said.append(f"its middle beats its last layer, as on images unlike its training data: {middle}.")
     return [text[:1].upper() + text[1:] for text in said]
 
 
@@ -184,14 +170,7 @@ def about_items(folds: int, views: int, rare: Mapping[str, int], near: Mapping[s
 def command(
     name: str, store: str, given: Mapping[str, object], layers: Sequence[str] = (), *, in_python: bool = False
 ) -> str:
-    """What does what is recommended.
-
-    Args:
-        name, store: of the strategy, and the path of the store.
-        given: options to repeat; those that are None are omitted.
-        layers: that stand for all blocks, where no command can load the network.
-        in_python: whether the network was made in Python: what needs it is a line of Python that has ``backbone``.
-    """
+    """What to run: a command, or a line of Python where only that has the network; *layers* replace all-blocks."""
     given = {option: value for option, value in given.items() if value is not None}
     kind, layer = kind_of(name), name.removeprefix(FROM).strip()
     tuned = kind in (FROM, "finetune", SCRATCH)
@@ -224,8 +203,7 @@ def draw_advice(advice: Advice, path: str | Path) -> None:
     rows, curve, layers = len(advice.costs), advice.learning_curve, (advice.depth or {"layers": []})["layers"]
     figure = Figure(figsize=(9, 4.2 + 0.42 * rows), dpi=110, layout="constrained")
     grid = figure.add_gridspec(2, 2, height_ratios=(3.4, 0.8 + 0.42 * rows))
-    axes = figure.add_subplot(grid[0, 0], title="Linear probe: more images", xlabel="training images")
-    axes.set_ylabel("accuracy, %")
+    axes = figure.add_subplot(grid[0, 0], title="Linear probe: images", xlabel="training images", ylabel="accuracy, %")
     learned = [point["learned"] for point in curve] if len(curve) > 1 else []
     if _intervals(axes, learned, curve, "C0"):
         axes.set_xscale("log", base=2)

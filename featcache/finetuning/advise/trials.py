@@ -20,14 +20,12 @@ from featcache.store import FeatureStore
 from featcache.training.activations import SAFETY, StoredItems
 
 Run = Callable[[Fold], Outcome]
-Timed = tuple[Cell, float]
-"""A way of fine-tuning, and the seconds of an epoch per training item."""
+Timed = tuple[Cell, float]  # a way of fine-tuning, and the seconds of an epoch per training item
 CONFIGS = {FROM: config.PRETRAINED, "finetune": config.PRETRAINED, SCRATCH: config.SCRATCH}
 FEWEST = {FROM: 5, "finetune": 3, SCRATCH: 15}
 """Of each kind of fine-tuning the whole training, and the epochs below which a trial would say nothing of it."""
 _MLP_FLOPS, _FLOPS_PER_SECOND = 6 * 2000 * 128 * 512, 5e10
-"""Of the head ``mlp`` per input and class: forward and backward, 2000 steps of 128 items, 512 hidden units; and about
-what two cores compute."""
+"""Of the head ``mlp`` per input and class: 2000 steps of 128 items, 512 hidden units; and what two cores compute."""
 SPEED, _GUESS, _SPLIT_POINTS = "speed of extraction", 12.0, 2
 """A part; seconds to measure a speed before anything is known; and how many of the last blocks are tried."""
 
@@ -35,12 +33,7 @@ SPEED, _GUESS, _SPLIT_POINTS = "speed of extraction", 12.0, 2
 def tried(
     candidates: Mapping[str, tuple[float, Run]], folds: Sequence[Fold], at: Iterable[int], budget: Budget
 ) -> dict[str, Outcome]:
-    """The answers to the folds *at*: all candidates on one fold, then all on the next, as far as the budget goes.
-
-    Args:
-        candidates: by name: estimated seconds of the first fold, and what answers a fold.
-        folds, at, budget: all folds, the numbers of those to answer, and the time.
-    """
+    """The answers to the folds *at*; *candidates* have the seconds of the first fold, and what answers a fold."""
     running, found = dict(candidates), dict[str, Outcome]()
     for number in at:
         for name, (seconds, run) in list(running.items()):
@@ -76,16 +69,7 @@ def cost(name: str, seconds: float | None, room: int | None, how: str) -> dict[s
 def try_heads(
     stored: StoredItems, layers: Sequence[str], folds: Sequence[Fold], whole: Outcome, budget: Budget, shown: Progress
 ) -> tuple[dict[str, Outcome], list[dict[str, Any]]]:
-    """The heads on frozen vectors as far as the budget goes, and the cost of each.
-
-    Args:
-        stored: the training items.
-        layers: all blocks and ``pooled``.
-        folds: of the cross-validation.
-        whole: the softmax on ``pooled``.
-        budget: the time.
-        shown: is told of the fits.
-    """
+    """The heads on frozen vectors within the budget, and their cost; *whole* is the softmax on ``pooled``."""
     items, found, watched = stored.items, {whole.name: whole}, Deadline(budget.left, shown)
     softmax, n = whole.seconds / whole.fits, len(items.y)
     mlp = _MLP_FLOPS * (sum(items.widths) + len(set(items.y.tolist()))) / _FLOPS_PER_SECOND
