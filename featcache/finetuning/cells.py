@@ -13,13 +13,13 @@ from torch import Tensor
 
 from featcache.backbones import Backbone
 from featcache.backbones.split import split_network
+from featcache.core.errors import GridEdgeWarning
 from featcache.core.names import VIEW_0
 from featcache.core.progress import Progress, Silent
 from featcache.finetuning.batches import ItemImages, activations_in_order, images_in_order, stored_images
 from featcache.finetuning.config import TrainingConfig
 from featcache.finetuning.loop import validation_scores
 from featcache.finetuning.trainers import TrainingResult, TrainingRun, train_full, train_tail, trainable_copy
-from featcache.heads.softmax import GridEdgeWarning
 from featcache.metrics.calibration import softmax
 from featcache.metrics.classification import right_and_losses
 from featcache.store import FeatureStore
@@ -67,7 +67,7 @@ class Cell:
 
     def seconds(self, items: FeatureDataset, config: TrainingConfig) -> float:
         """Of an epoch per training row, measured by two epochs on a few items of two classes; nothing is stored."""
-        _, firsts = np.unique(items.units, return_index=True)
+        _, firsts = np.unique(items.groups, return_index=True)
         names, counts = np.unique(items.y[firsts], return_counts=True)
         few = np.concatenate([firsts[items.y[firsts] == name][:8] for name in names[np.argsort(-counts)[:2]]])
         rows = np.arange(len(few)), np.arange(0)

@@ -49,7 +49,7 @@ from featcache.training.holdout import check_classes, train_test_split
 from featcache.training.image_dataset import image_vectors
 from featcache.training.layer_use import LayerUse
 from featcache.training.partial_model import PartialModel, frozen_vectors
-from featcache.training.report import described, scored, views_told
+from featcache.training.report import describe_views, report_fields, score_fields
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -181,12 +181,12 @@ def finetune(
             place = {item.uri: row for row, item in enumerate(test_set.items)}
             rows = np.array([place[dataset.items[row].uri] for row in test], dtype=np.int64)
         probabilities, predicted = answers(bundle, test_set, rows)
-        scores = scored(test_set, rows, probabilities, predicted, result.classes, seed)
+        scores = score_fields(test_set, rows, probabilities, predicted, result.classes, seed)
         bar.finish()
         if len(dataset.views) > 1:
-            protocol += f"; learned from {views_told(dataset.views)} of each image, scored on view 0"
+            protocol += f"; learned from {describe_views(dataset.views)} of each image, scored on view 0"
         bundle.report = {
-            **described(bundle, dataset, test, scores, protocol),
+            **report_fields(bundle, dataset, test, scores, protocol),
             **of_training(result, config, probabilities, predicted == test_set.y[rows]),
             "near_duplicates": {**guard.report(dataset), "grouped": False},
             "strategy": "finetune",

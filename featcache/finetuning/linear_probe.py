@@ -98,7 +98,7 @@ def _softmax(
     progress: Progress,
 ) -> Any:
     progress.start("fit the linear probe", None, "items")
-    head = resolve_head("softmax", seed=seed).make().fit(frozen(rows), dataset.y[rows], groups=dataset.units[rows])
+    head = resolve_head("softmax", seed=seed).make().fit(frozen(rows), dataset.y[rows], groups=dataset.groups[rows])
     progress.finish()
     return head
 

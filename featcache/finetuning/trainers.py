@@ -339,7 +339,7 @@ def _train(
     else:
         curve = train_from_probe(
             model, stages, batches, validation, config,
-            checkpoint=run.checkpoint, task=task, units=dataset.units[validating], progress=run.progress,
+            checkpoint=run.checkpoint, task=task, units=dataset.groups[validating], progress=run.progress,
         )  # fmt: skip
     if curve.kept or frozen is None:
         scores = loop.validation_scores(model, validation, config.precision)

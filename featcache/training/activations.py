@@ -126,7 +126,7 @@ class StoredItems:
         rows = np.array([place.get(item.uri, -1) for item in self.items.items])
         if (rows < 0).any():
             raise MissingVectorsError(f"Not all items have vectors of {', '.join(layers)}.")
-        return replace(found.subset(rows), units=self.items.units)
+        return replace(found.subset(rows), groups=self.items.groups)
 
     def has(self, layers: Sequence[str]) -> bool:
         """Whether view 0 of these layers is stored for all items."""

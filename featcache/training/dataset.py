@@ -118,7 +118,7 @@ class FeatureDataset:
             self,
             items=[self.items[row] for row in rows],
             y=self.y[rows],
-            units=self.units[rows],
+            groups=self.groups[rows],
             read=lambda at: self.read(rows[at]),
             view_reader=None if reader is None else lambda at: reader(rows[at // k] * k + at % k),
             narrow=None if narrow is None else lambda at: narrow(rows[at]),

@@ -116,8 +116,8 @@ def guard(
     for number, rows in enumerate(sides):
         side[rows] = number
     if found is None:
-        found = search(dataset, np.flatnonzero(parts >= 0), scored=scored, seed=seed, progress=progress)
-    return LeakageReport(found, parts)
+        found = search(dataset, np.flatnonzero(side >= 0), scored=scored, seed=seed, progress=progress)
+    return LeakageReport(found, side)
 
 
 def folds_without_leakage(
@@ -141,16 +141,16 @@ def folds_without_leakage(
     """
     near = search(dataset, rows, seed=seed, progress=progress)
     items = dataset.linked(near.pairs).subset(rows).in_memory()
-    sizes = {str(name): len(np.unique(items.units[items.y == name])) for name in np.unique(items.y)}
+    sizes = {str(name): len(np.unique(items.groups[items.y == name])) for name in np.unique(items.y)}
     fewest = min(sizes, key=lambda name: sizes[name])
     if sizes[fewest] < 2:
-        alike = len(np.unique(dataset.units[rows][items.y == fewest]))
+        alike = len(np.unique(dataset.groups[rows][items.y == fewest]))
         why = f" (its {alike} are near-duplicates of one another)" if alike > 1 else ""
         raise UsageError(
             f"Class {fewest!r} has one independent image among the {len(rows)} outside the hold-out{why}, so nothing "
             "can be measured on it. Add images of it, or omit it with --labels FILE."
         )
-    folds, rare = splits.folds_of_most(items.y, items.units, k, seed)
+    folds, rare = splits.folds_of_most(items.y, items.groups, k, seed)
     report = guard(dataset, [rows[test] for _, test in folds], found=near).report(dataset)
     pairs = zip(near.pairs[:_EXAMPLES].tolist(), near.cosines[:_EXAMPLES].tolist(), strict=True)
     report["examples"] = [{"a": dataset.items[a].uri, "b": dataset.items[b].uri, "cosine": c} for (a, b), c in pairs]

@@ -235,7 +235,7 @@ class _Sweep:
         """All cells, and the head of each."""
         y, groups = self.dataset.y[self.train_rows], self.dataset.groups[self.train_rows]
         folds = _usable_folds(self.dataset, self.train_rows)
-        drawn = splits.folds(y, units, folds or FOLDS, self.seed)  # raises if there are too few images for folds
+        drawn = splits.folds(y, groups, folds or FOLDS, self.seed)  # raises if there are too few images for folds
         items = digest_of_items(self.dataset.subset(self.train_rows), drawn)
         made_of = {"recipe": self.fingerprint, "items": items, "folds": folds}
         cells, makers = [], []

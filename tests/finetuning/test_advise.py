@@ -19,14 +19,13 @@ from PIL import Image
 import featcache as fc
 from featcache.backbones import tiny_backbone
 from featcache.cli import main
-from featcache.core.errors import MissingVectorsError, UsageError
+from featcache.core.errors import GridEdgeWarning, MissingVectorsError, UsageError
 from featcache.core.progress import Budget, Silent, seconds_of
 from featcache.finetuning.advise import Advice, advise, draw_advice
 from featcache.finetuning.advise.choose import ALL_BLOCKS, SCRATCH
 from featcache.finetuning.advise.report import command
 from featcache.finetuning.advise.trials import try_depth, try_heads
 from featcache.heads import resolve_head
-from featcache.heads.softmax import GridEdgeWarning
 from featcache.metrics.splits import folds
 from featcache.training.activations import StoredItems
 from featcache.training.dataset import FeatureDataset, Selection

@@ -28,8 +28,6 @@ from featcache.metrics.classification import sign_test
 from .advise_making import differing, outcome
 from .outcome_tables import DEPTHS, NAMES, RECORDED, TABLES, Table, drawn_layers, drawn_table, given_table
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def numbers(found: Compared) -> Any:
     return pytest.approx([found.difference, found.low, found.high, found.p], rel=1e-3, abs=1e-9)

@@ -28,8 +28,6 @@ from featcache.training.leakage import folds_without_leakage
 from ..store.making import keys
 from .advise_making import outcome, store_of
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @given(st.integers(0, 99), st.floats(0.05, 1))
 def test_a_draw_keeps_units_whole_and_every_class(seed: int, share: float) -> None:
@@ -110,10 +108,10 @@ def test_near_duplicates_are_one_unit() -> None:
     y, X = twins(40, 6)
     items, folds, rare, report = drawn(labelled(y, X=X))
     pairs = [(i, 80 + i) for i in range(12)]
-    assert all(items.units[a] == items.units[b] for a, b in pairs)
-    assert len(np.unique(items.units)) == 80
+    assert all(items.groups[a] == items.groups[b] for a, b in pairs)
+    assert len(np.unique(items.groups)) == 80
     for train, test in folds:
-        assert not set(items.units[train]) & set(items.units[test])
+        assert not set(items.groups[train]) & set(items.groups[test])
     assert (report["pairs"], report["across"], report["grouped"]) == (12, 0, True)
     named = {(f"{a:03}.jpg", f"{b:03}.jpg") for a, b in pairs}
     assert len(report["examples"]) == 5

@@ -18,7 +18,7 @@ from featcache.finetuning.finetune import finetune
 from featcache.training.bundle import Bundle
 from tests.finetuning.stores import extracted
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.slow
 SHORT = TrainingConfig(epochs=1, lr=1e-3, batch_size=8)
 BACKBONE = tiny_backbone()
 

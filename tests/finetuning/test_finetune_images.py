@@ -30,7 +30,7 @@ from featcache.store.writer import StoreWriter
 from featcache.training.bundle import Bundle
 from tests.finetuning.stores import TRANSFORM, colour_blind, draw_hues, extracted
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.slow
 SHORT = TrainingConfig(epochs=1, lr=1e-3, batch_size=16)
 
 

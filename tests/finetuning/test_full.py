@@ -29,7 +29,7 @@ from featcache.training.bundle import Bundle
 from tests.backbones.making import randomised, saved
 from tests.finetuning.stores import colour_blind, contents, draw_hues, extracted, labelled
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.slow
 SHORT = TrainingConfig(epochs=1, lr=1e-3, batch_size=16)
 FEW = TrainingConfig(epochs=7, lr=3e-2, batch_size=12, layer_decay=1.0)
 

@@ -26,7 +26,6 @@ from featcache.training.partial_model import PartialModel
 from tests.finetuning.problems import Rows, bits, clouds, perceptron, stages, whole
 from tests.finetuning.stores import extracted
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 LONG = TrainingConfig(epochs=30, lr=3e-2, batch_size=50, patience=30)
 
 

@@ -23,7 +23,7 @@ from featcache.training.bundle import Bundle
 from featcache.training.dataset import FeatureDataset
 from tests.finetuning.stores import TRANSFORM, extracted
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.slow
 STILL = TrainingConfig(epochs=1, lr=1e-9, batch_size=16)
 """Too slow to change a network, so that its first epoch tells what it was at the beginning."""
 

@@ -24,7 +24,7 @@ from featcache.training.bundle import Bundle
 from tests.finetuning.stores import blind_behind_stem, contents, draw_hues, extracted
 from tests.finetuning.test_training_items import dataset
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.slow
 BACKBONE = tiny_backbone()
 SHORT = TrainingConfig(epochs=3, lr=1e-2, batch_size=8, dropout=0.2, hidden=(8,))
 

@@ -26,7 +26,7 @@ from featcache.training.bundle import Bundle
 from featcache.training.partial_model import PartialModel
 from tests.finetuning.stores import blind_behind_stem, contents, draw_hues, extracted
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.slow
 SHORT = TrainingConfig(epochs=6, lr=3e-2, batch_size=12, layer_decay=1.0)
 BACKBONE = blind_behind_stem()
 

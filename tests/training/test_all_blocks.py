@@ -14,7 +14,7 @@ from featcache.backbones import get, tiny_backbone
 from featcache.core.errors import MissingVectorsError, UsageError
 from featcache.training.all_blocks import block_layers
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.slow
 
 
 def extracted(root: Path, store: Path, network: str, labels: str | None = None) -> Path:

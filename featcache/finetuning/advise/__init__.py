@@ -78,7 +78,7 @@ def advise(
         check_classes(dataset)
         train_rows, test_rows, _ = train_test_split(dataset, None, seed, opened, shown)
         items, folds, rare, near = folds_without_leakage(dataset, train_rows, FOLDS, seed, shown)
-        units, where = items.units, replace(where, source=items.items[0].source)
+        units, where = items.groups, replace(where, source=items.items[0].source)
         whole = time.run("softmax", None, lambda: cross_validate("softmax", items, folds, seed, shown))
         assert whole is not None
         layers, network, why_not = [*(name for name in chosen.layers if name.endswith(":mean_std")), "pooled"], None, ""

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from featcache.core.errors import GridEdgeWarning
 from featcache.core.progress import Progress
 from featcache.finetuning.advise.choose import Compared, Outcome, compare
 from featcache.heads import resolve_head
-from featcache.heads.softmax import GridEdgeWarning
 from featcache.metrics import splits
 from featcache.metrics.classification import right_and_losses
 from featcache.training.activations import SAFETY
@@ -56,7 +56,7 @@ def learning_curve(
             drawn = list[Fold]()
             for number, (train, test) in enumerate(folds):
                 rng = np.random.default_rng([seed, draw, number])
-                drawn.append((train[splits.draw_share(items.y[train], items.units[train], share, rng)], test))
+                drawn.append((train[splits.draw_share(items.y[train], items.groups[train], share, rng)], test))
             made.append(cross_validate(f"softmax, 1/{round(1 / share)} of the items", items, drawn, seed, shown))
         right, losses = (np.mean([getattr(one, name) for one in made], axis=0) for name in ("right", "losses"))
         learned = float(np.mean([one.learned for one in made]))

@@ -115,7 +115,7 @@ def try_depth(
             measure.cross_validate(f"softmax on {layer}", dataset.in_memory(), folds, stored.seed, watched)
             for layer, dataset in probed.items()
         ] + ([] if several else [whole])
-        return measure.depth_report([*blocks, "pooled"], [*depths, 1.0], outcomes, stored.items.units, stored.seed)
+        return measure.depth_report([*blocks, "pooled"], [*depths, 1.0], outcomes, stored.items.groups, stored.seed)
 
     widths = [sum(dataset.widths) for dataset in probed.values()]
     return budget.run(what, measure.probe_seconds(whole, stored.items, widths), measured) or (None, None)
