@@ -51,4 +51,4 @@ def test_the_command_finds_what_made_aligned_faces(tmp_path: Path, capsys: pytes
     assert main(["check-live", str(store), "--space", made.space, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["compared"] == 1
     assert main(["check-live", str(store), "--space", made.detection]) == 2
-    assert "where faces were found" in capsys.readouterr().err
+    assert "holds detections" in capsys.readouterr().err
