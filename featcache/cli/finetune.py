@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +12,7 @@ import typer
 
 from featcache.cli import output as screen
 from featcache.cli.command import Answer, Debug, Json, verb
-from featcache.cli.options import Labels, Source, Space, StorePath
+from featcache.cli.options import StorePath, selects
 from featcache.cli.train import show_train
 from featcache.core.errors import UsageError
 
@@ -21,9 +22,11 @@ if TYPE_CHECKING:
 
 
 @verb(interrupted="No head was written. The same command resumes after the last whole epoch.")
+@selects(split="The split to train on; train by default, if the source has splits.")
 def finetune(
     store: StorePath,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="HEAD.fch", help="The head to write.")],
+    selection: Mapping[str, Any],
     from_layer: Annotated[
         str | None,
         typer.Option(
@@ -70,12 +73,6 @@ def finetune(
         typer.Option("--lr", metavar="R", help="The highest learning rate; 3e-4, for new 1e-3, for scratch 2e-3."),
     ] = None,
     batch_size: Annotated[int | None, typer.Option(metavar="N", min=2, help="Images per step; 32.")] = None,
-    split: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The split to train on; train, where the source has splits.")
-    ] = None,
-    labels: Labels = None,
-    source: Source = None,
-    space: Space = None,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of all that is drawn.")] = 0,
     precision: Annotated[
         str | None,
@@ -119,19 +116,18 @@ def finetune(
         from featcache.metrics.plots import check_png
 
         check_png(curve)
-    which: dict[str, Any] = {"labels": labels, "source": source, "space": space}
     needed = None
     if from_layer is not None:
         views = views or VIEWS
-        needed = activations_needed(store, from_layer, init=init, views=views, seed=seed, **which)
+        needed = activations_needed(store, from_layer, init=init, views=views, seed=seed, **selection)
         if not _confirmed(needed, yes):
             return Answer(
                 {"trained": False}, lambda: screen.say("Nothing was stored and nothing trained."), exit_code=1
             )
     checkpoint = output.with_name(output.name + ".checkpoint")
     bundle = run(
-        store, from_layer, init=init, arch=arch, views=views or VIEWS, config=config, split=split, seed=seed,
-        device=device, checkpoint=checkpoint, progress=True, **which,
+        store, from_layer, init=init, arch=arch, views=views or VIEWS, config=config, seed=seed, device=device,
+        checkpoint=checkpoint, progress=True, **selection,
     )  # fmt: skip
     bundle.save(output)
     checkpoints.remove(checkpoint)
