@@ -14,6 +14,7 @@ import featcache as fc
 from featcache.cli import main
 
 
+@pytest.mark.slow
 def test_images_are_extracted_into_the_store_that_is_named(
     tmp_path: Path, draw_images: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,7 +17,7 @@ from featcache.training.bundle import Bundle
 from tests.faces.drawing import draw_face
 from tests.faces.identities import uri, write_people
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.faces
 
 
 @pytest.fixture

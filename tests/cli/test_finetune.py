@@ -133,6 +133,7 @@ def test_words_that_do_not_go_together(
     assert not (tmp_path / "x.fch").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answer", ["n", "y"])
 def test_on_a_terminal_it_asks(store: Path, tmp_path: Path, answer: str) -> None:
     """A terminal of its own, with the question's answer typed in."""

@@ -15,7 +15,7 @@ import pytest
 import featcache as fc
 from featcache.backbones import tiny_backbone
 from featcache.cli import main
-from featcache.cli.extract import _shown
+from featcache.cli.extract import _showing
 from featcache.extraction import ExtractReport
 
 
@@ -155,7 +155,7 @@ def test_views_from_the_folder_to_the_head(photos, tmp_path, run, capsys, small_
 
 
 def test_one_is_no_plural(capsys):
-    _shown(ExtractReport("s.fcache", "f" * 64, "bundled:x", items=2, views=2, computed=1, reused=1), None)()
+    _showing(ExtractReport("s.fcache", "f" * 64, "bundled:x", items=2, views=2, computed=1, reused=1), None)()
     out = capsys.readouterr().out
     assert "  1 view of images computed at" in out
     assert ", 1 image already in the store, or duplicates\n" in out
@@ -194,7 +194,7 @@ def test_spaces_of_one_backbone_are_told_apart(photos, tmp_path, run, capsys, sm
 
 def test_after_ctrl_c_what_is_left_is_told(capsys):
     done = ExtractReport("s.fcache", "f" * 64, "bundled:x", items=480, computed=96, reused=10, quarantined=2, left=372)
-    _shown(done, None)()
+    _showing(done, None)()
     out = capsys.readouterr().out
     assert "  372 left to do\n" in out
     assert "Next:" not in out
@@ -248,6 +248,7 @@ def test_evaluate_draws_the_confusion_matrix_and_compares(trained, tmp_path, run
     assert not (tmp_path / "d.fch").exists()
 
 
+@pytest.mark.slow
 def test_hidden_layers_are_for_the_head_that_has_them(trained, tmp_path, run, capsys):
     store, head = trained / "pets.fcache", tmp_path / "m.fch"
     code, report = run("train", store, "-o", head, "--head", "mlp", "--hidden", "8,4", "--dropout", "0.1")
