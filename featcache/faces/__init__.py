@@ -1,4 +1,4 @@
-"""Face matching: from images to pairs of people, told apart by the vectors of a store."""
+"""Face verification: detect and align the faces of images, and decide whether two show the same person."""
 
 from featcache.faces.alignment import aligned_backbone
 from featcache.faces.detection import Detection, detections

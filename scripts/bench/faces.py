@@ -38,14 +38,14 @@ from featcache.metrics.verification import cosine_scores
 LAYERS = ["pooled", "blocks.*:mean_std"]
 
 
-def faces_store(pictures: Path, folder: Path) -> Path:
+def faces_store(images: Path, folder: Path) -> Path:
     store = folder / "faces.fcache"
-    faces.extract(pictures, store, centre_box=True, progress=True)
+    faces.extract(images, store, centre_box=True, progress=True)
     return store
 
 
-def accuracy(pictures: Path, folder: Path) -> dict[str, Any]:
-    store = faces_store(pictures, folder)
+def accuracy(images: Path, folder: Path) -> dict[str, Any]:
+    store = faces_store(images, folder)
     cell: dict[str, Any] = {"layers": {}}
     for seed in range(5):
         report = faces.evaluate(store, seed=seed)
@@ -66,8 +66,8 @@ def accuracy(pictures: Path, folder: Path) -> dict[str, Any]:
     return cell | {"seconds_for_6000_pairs": seconds}
 
 
-def thresholds(pictures: Path, folder: Path) -> dict[str, Any]:
-    store = faces_store(pictures, folder)
+def thresholds(images: Path, folder: Path) -> dict[str, Any]:
+    store = faces_store(images, folder)
     cell: dict[str, Any] = {}
     for far in (1e-2, 1e-3):
         ratios, excess, eer = [], [], []
@@ -86,9 +86,9 @@ def thresholds(pictures: Path, folder: Path) -> dict[str, Any]:
     return cell
 
 
-def siamese(pictures: Path, folder: Path) -> dict[str, Any]:
+def siamese(images: Path, folder: Path) -> dict[str, Any]:
     store = folder / "lite0.fcache"
-    fc.extract(pictures, store, layers=LAYERS, progress=True)
+    fc.extract(images, store, layers=LAYERS, progress=True)
     cell: dict[str, Any] = {name: {"eer": [], "eer_without": [], "seconds": []} for name in ("siamese", "lda")}
     for seed in range(5):
         for name, kept in cell.items():
@@ -126,9 +126,9 @@ def loaded(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path).convert("RGB"))
 
 
-def descriptors(pictures: Path, folder: Path) -> dict[str, Any]:
+def descriptors(images: Path, folder: Path) -> dict[str, Any]:
     chip, descriptor = dlib_alone()
-    paths = sorted(pictures.rglob("*.jpg"))[:500]
+    paths = sorted(images.rglob("*.jpg"))[:500]
     chips = [chip(loaded(path)) for path in paths]
     tint = np.array([1.0, 0.8, 0.6])
     chips = [(c * tint).astype(np.uint8) if i % 2 else c for i, c in enumerate(chips)]
@@ -141,9 +141,9 @@ def descriptors(pictures: Path, folder: Path) -> dict[str, Any]:
     return {"chips": len(chips), "largest_difference": float(np.abs(ours - theirs).max())}
 
 
-def speed(pictures: Path, folder: Path) -> dict[str, Any]:
+def speed(images: Path, folder: Path) -> dict[str, Any]:
     chip, descriptor = dlib_alone()
-    paths = sorted(pictures.rglob("*.jpg"))[::9][:200]
+    paths = sorted(images.rglob("*.jpg"))[::9][:200]
     source = folder / "some"
     for path in paths:
         (source / path.parent.name).mkdir(parents=True, exist_ok=True)
@@ -161,17 +161,17 @@ def speed(pictures: Path, folder: Path) -> dict[str, Any]:
         seconds["featcache"].append(time.perf_counter() - began)
         shutil.rmtree(store)
     medians = {name: statistics.median(taken) for name, taken in seconds.items()}
-    return {"pictures": len(paths), "seconds": seconds, "ratio": medians["dlib_one_thread"] / medians["featcache"]}
+    return {"images": len(paths), "seconds": seconds, "ratio": medians["dlib_one_thread"] / medians["featcache"]}
 
 
-def chips(pictures: Path, folder: Path) -> dict[str, Any]:
+def chips(images: Path, folder: Path) -> dict[str, Any]:
     """The network alone: images that are aligned chips already, as `featcache.extract` reads them."""
     from PIL import Image
 
     chip, descriptor = dlib_alone()
     source = folder / "chips"
     source.mkdir(exist_ok=True)
-    for number, path in enumerate(sorted(pictures.rglob("*.jpg"))[::2]):
+    for number, path in enumerate(sorted(images.rglob("*.jpg"))[::2]):
         Image.fromarray(chip(loaded(path))).save(source / f"{number:03}.png")
     paths = sorted(source.iterdir())
     rates: dict[str, list[float]] = {"dlib_one_thread": [], "featcache": []}
@@ -195,12 +195,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     problems = (accuracy, thresholds, siamese, descriptors, speed, chips)
     parser.add_argument("problem", choices=[problem.__name__ for problem in problems])
-    parser.add_argument("pictures", type=Path)
+    parser.add_argument("images", type=Path)
     parser.add_argument("folder", type=Path)
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     run = next(problem for problem in problems if problem.__name__ == options.problem)
-    recording.append("faces", {"problem": options.problem} | run(options.pictures, options.folder))
+    recording.append("faces", {"problem": options.problem} | run(options.images, options.folder))
 
 
 if __name__ == "__main__":

@@ -127,7 +127,7 @@ def test_verify_says_a_word(people, run):
         if found["decision"] == "different":
             break
     else:
-        pytest.fail("nobody is told apart")
+        pytest.fail("all decisions are the same")
 
 
 def test_verify_fails_where_there_is_no_face(people, tmp_path, run):
@@ -176,9 +176,9 @@ def test_the_screen_says_what_intervals_suppose(tmp_path, capsys):
     assert main(["faces", "train", str(tmp_path / "s.fcache"), "-o", str(head), "--far", "0.05"]) == 0
     assert "intervals over people" in capsys.readouterr().out
     assert main(["faces", "evaluate", str(tmp_path / "s.fcache"), "--head", str(head)]) == 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert "if pairs were independent)" in said
-    assert "intervals over people" in said
+    output = " ".join(capsys.readouterr().out.split())
+    assert "if pairs were independent)" in output
+    assert "intervals over people" in output
 
 
 def test_gc_and_compact_leave_nothing_of_a_person(tmp_path, capsys):

@@ -127,7 +127,7 @@ def test_a_vector_of_zeros_stays_one(detector: Detector) -> None:
     assert not aligned.forward(batch, aligned.resolve_layers(["mirrored"]))["mirrored"].any()
 
 
-def test_without_a_face_an_image_cannot_be_used_unless_the_middle_will_do(base, detector) -> None:
+def test_without_a_face_an_image_cannot_be_used_unless_the_centre_will_do(base, detector) -> None:
     blank = Image.new("RGB", (90, 70), (1, 2, 3))
     with pytest.raises(UnusableImageError, match="no face was found"):
         AlignedBackbone(base, detector).prepare(blank)

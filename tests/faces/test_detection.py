@@ -101,7 +101,7 @@ def test_where_there_is_no_face_the_box_is_in_the_middle(detector: Detector, siz
     ],
     ids=["gray", "dark", "lying", "upside down", "far", "noise"],
 )
-def test_whatever_the_picture_there_is_a_row(detector: Detector, image: Image.Image) -> None:
+def test_whatever_the_image_there_is_a_row(detector: Detector, image: Image.Image) -> None:
     row = detector.prepare(image)
     assert row.shape == (len(COLUMNS),)
     assert row.dtype == np.float32
@@ -113,7 +113,7 @@ def test_a_gray_face_is_found(detector: Detector) -> None:
     assert detector.detect(ImageOps.grayscale(draw_face(180)).convert("RGB")).found == FIRST_PASS
 
 
-def test_a_large_picture_is_looked_at_smaller(detector: Detector, by_dlib) -> None:
+def test_a_large_image_is_downscaled(detector: Detector, by_dlib) -> None:
     """The detector's pixels are of the smaller image, the places those of the large one."""
     image = Image.new("RGB", (2048, 1024), (70, 90, 120))
     image.paste(draw_face(800), (700, 100))
@@ -136,7 +136,7 @@ def test_the_larger_of_two_faces_is_taken(detector: Detector) -> None:
         assert (found.box[0] + found.box[2]) / 2 == pytest.approx(middle, abs=24)
 
 
-def test_of_two_equal_faces_the_one_in_the_middle_is_taken(detector: Detector) -> None:
+def test_of_two_equal_faces_the_one_in_the_centre_is_taken(detector: Detector) -> None:
     plain = Image.new("RGB", (180, 10), (70, 90, 120))
     found = detector.detect(beside(plain, draw_face(180), draw_face(180)))
     assert found.faces == 2
@@ -168,7 +168,7 @@ def test_prominence_of_a_box_is_that_of_its_mirror_image(box, width: int, height
     assert prominence(down, (width, height)) == expected
 
 
-def test_prominence_of_a_box_in_the_middle_is_its_share_of_the_picture() -> None:
+def test_prominence_of_a_box_in_the_centre_is_its_share_of_the_image() -> None:
     assert prominence((25, 25, 74, 74), (100, 100)) == 0.25
     # A tenth of the width away: twice a hundredth less.
     assert prominence((35, 25, 84, 74), (100, 100)) == pytest.approx(0.23)

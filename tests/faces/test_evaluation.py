@@ -155,7 +155,7 @@ def test_a_head_is_scored_on_people_it_does_not_know(tmp_path):
 
 
 @pytest.mark.parametrize("renamed", [lambda name: f"Mr {name}", lambda name: None], ids=["renamed", "nameless"])
-def test_pictures_that_the_head_was_trained_on_are_known_under_any_name(tmp_path, renamed):
+def test_images_that_the_head_was_trained_on_are_known_under_any_name(tmp_path, renamed):
     store = tmp_path / "s.fcache"
     vectors = write_people(store, people=60, images=5)
     write_people(store, people=60, images=5, source="again", rename=renamed)
@@ -177,7 +177,7 @@ def test_pictures_that_the_head_was_trained_on_are_known_under_any_name(tmp_path
     assert vectors
 
 
-def test_other_pictures_of_people_whom_the_head_knows_by_a_picture_take_no_part(tmp_path):
+def test_other_images_of_people_whom_the_head_knows_by_an_image_are_left_out(tmp_path):
     store = tmp_path / "s.fcache"
     write_people(store, people=60, images=5)
     head = faces.train(store, far=0.05, progress=False)
@@ -193,7 +193,7 @@ def test_pairs_are_drawn_from_whoever_has_images_enough(tmp_path):
     write_people(tmp_path / "b.fcache", counts=[1] * 30 + [2])
     with pytest.raises(UsageError, match="31 people whose images can be paired, 1 of them with two"):
         faces.evaluate(tmp_path / "b.fcache")
-    # Two of the twenty are said to be on the same images, so neither takes part.
+    # Two of the twenty have the same images, so neither is used.
     store = tmp_path / "c.fcache"
     write_people(store, people=20, images=5)
     copies = {uri(0, i): uri(1, i) for i in range(5)}
@@ -247,9 +247,9 @@ def test_a_head_for_other_vectors_is_refused(tmp_path):
 def test_the_curve_is_drawn(tmp_path):
     write_people(tmp_path / "s.fcache")
     faces.evaluate(tmp_path / "s.fcache", figure=tmp_path / "roc.png")
-    with Image.open(tmp_path / "roc.png") as picture:
-        assert picture.format == "PNG"
-        assert len(picture.convert("L").getcolors()) > 2
+    with Image.open(tmp_path / "roc.png") as image:
+        assert image.format == "PNG"
+        assert len(image.convert("L").getcolors()) > 2
     with pytest.raises(UsageError, match=r"roc\.png"):
         faces.evaluate(tmp_path / "s.fcache", figure=tmp_path / "roc.jpg")
 

@@ -207,13 +207,13 @@ def test_where_nobody_has_a_face(tmp_path: Path, base: Backbone) -> None:
     assert (report.detected, report.computed, report.centre_box) == (0, 3, 3)
 
 
-def test_a_wrong_layer_is_said_before_any_face_is_looked_for(people: Path, tmp_path: Path, base: Backbone) -> None:
+def test_a_wrong_layer_is_an_error_before_the_detection(people: Path, tmp_path: Path, base: Backbone) -> None:
     with pytest.raises(UnknownNameError, match="tail"):
         faces.extract(people, tmp_path / "s.fcache", backbone=base, layers=["tail:mean"], progress=False)
     assert not (tmp_path / "s.fcache").exists()
 
 
-def test_two_detections_have_to_be_told_apart(store: Path, people: Path, base: Backbone) -> None:
+def test_two_detections_need_a_choice(store: Path, people: Path, base: Backbone) -> None:
     """As after another release of dlib."""
 
     class Newer(Detector):
@@ -236,5 +236,5 @@ def test_a_run_with_nothing_to_do_imports_no_torch(people: Path, tmp_path: Path)
         "print(report.backbone, report.reused, 'torch' in sys.modules)"
     )
     command = [sys.executable, "-c", code, str(people), str(tmp_path / "s.fcache")]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert said.split() == ["dlib:face_resnet", "3", "False"]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert output.split() == ["dlib:face_resnet", "3", "False"]

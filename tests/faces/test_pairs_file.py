@@ -85,7 +85,7 @@ def test_a_list_of_one_fold_has_one_number_above_it(tmp_path) -> None:
         ("Di\tDi/party.jpg", "Di\t12", 5, "Its images would be called 'Di_0001'"),
     ],
 )
-def test_what_is_wrong_is_said_with_its_line(tmp_path, old: str, new: str, line: int, message: str) -> None:
+def test_an_error_names_its_line(tmp_path, old: str, new: str, line: int, message: str) -> None:
     assert old in GOOD
     path = write(tmp_path, GOOD.replace(old, new, 1))
     with pytest.raises(SourceError) as caught:
@@ -94,7 +94,7 @@ def test_what_is_wrong_is_said_with_its_line(tmp_path, old: str, new: str, line:
     assert message in str(caught.value)
 
 
-def test_two_images_of_one_name_are_told_apart_by_their_uris_only(tmp_path) -> None:
+def test_two_images_of_one_name_need_their_uris(tmp_path) -> None:
     uris = [*URIS, "again/Cy_0001.jpg"]
     with pytest.raises(
         SourceError, match=r"line 3: several images are called 'Cy_0001': 'Cy_0001.jpg', 'again/Cy_0001"

@@ -33,7 +33,7 @@ def lfw() -> Path:
 
 
 @pytest.fixture(scope="module")
-def pictures(lfw: Path) -> list[Image.Image]:
+def images(lfw: Path) -> list[Image.Image]:
     """40 photographs, one a person."""
     found = []
     for folder in sorted(lfw.iterdir())[::4]:
@@ -42,27 +42,27 @@ def pictures(lfw: Path) -> list[Image.Image]:
     return found
 
 
-def test_faces_of_photographs_and_dlibs_chips_of_them(detector: Detector, pictures: list[Image.Image]) -> None:
-    found = [detector.detect(picture) for picture in pictures]
+def test_faces_of_photographs_and_dlibs_chips_of_them(detector: Detector, images: list[Image.Image]) -> None:
+    found = [detector.detect(image) for image in images]
     assert sum(one.found == FIRST_PASS for one in found) >= 38
-    for picture, one in zip(pictures, found, strict=True):
+    for image, one in zip(images, found, strict=True):
         points = [dlib.point(int(x), int(y)) for x, y in one.landmarks]
         face = dlib.full_object_detection(dlib.rectangle(0, 0, 9, 9), points)
-        expected = dlib.get_face_chip(np.array(picture), face, size=150, padding=0.25)
-        np.testing.assert_array_equal(aligned_chip(picture, one.landmarks), expected)
+        expected = dlib.get_face_chip(np.array(image), face, size=150, padding=0.25)
+        np.testing.assert_array_equal(aligned_chip(image, one.landmarks), expected)
 
 
-def test_threads_find_the_same_in_photographs(detector: Detector, pictures: list[Image.Image]) -> None:
-    alone = [detector.prepare(picture) for picture in pictures]
+def test_threads_find_the_same_in_photographs(detector: Detector, images: list[Image.Image]) -> None:
+    alone = [detector.prepare(image) for image in images]
     with ThreadPoolExecutor(4) as pool:
-        np.testing.assert_array_equal(list(pool.map(detector.prepare, pictures * 2)), alone * 2)
+        np.testing.assert_array_equal(list(pool.map(detector.prepare, images * 2)), alone * 2)
 
 
-def test_an_enlarged_photograph_shows_the_same_face(detector: Detector, pictures: list[Image.Image]) -> None:
+def test_an_enlarged_photograph_shows_the_same_face(detector: Detector, images: list[Image.Image]) -> None:
     """Of 1500 pixels it is looked at with 1024, and the landmarks come back in its own pixels."""
-    for picture in pictures[::8]:
-        large = detector.detect(picture.resize((1500, 1500), Image.Resampling.BICUBIC))
-        apart = np.linalg.norm(large.landmarks / 6 - detector.detect(picture).landmarks, axis=1)
+    for image in images[::8]:
+        large = detector.detect(image.resize((1500, 1500), Image.Resampling.BICUBIC))
+        apart = np.linalg.norm(large.landmarks / 6 - detector.detect(image).landmarks, axis=1)
         assert apart.mean() < 2
 
 

@@ -52,7 +52,7 @@ def test_without_a_head_nothing_is_decided():
     assert other.distance > match.distance
 
 
-def test_how_the_faces_were_found_is_told():
+def test_how_the_faces_were_found_is_reported():
     match = faces.verify(draw_face(80), beside(draw_face(150), draw_face(200)))
     assert (match.second_pass, match.several_faces) == (1, 1)
 
@@ -92,7 +92,7 @@ def test_a_higher_prior_is_a_higher_probability(things, backbone):
     assert found[0] < found[2]
 
 
-def test_a_picture_without_a_face_is_named(tmp_path):
+def test_an_image_without_a_face_is_named(tmp_path):
     Image.new("RGB", (90, 80), (10, 200, 30)).save(tmp_path / "green.png")
     draw_face(160).save(tmp_path / "face.png")
     with pytest.raises(UnusableImageError, match=r"green\.png.*no face"):
@@ -172,7 +172,7 @@ def test_a_recipe_of_something_else_is_refused(base: Backbone, recipe: Recipe) -
         faces.embed_faces([draw_face(150)], replace(recipe, weights="0" * 64), backbone=base)
 
 
-def test_without_dlib_it_is_said_what_to_install(tmp_path: Path) -> None:
+def test_without_dlib_the_error_says_what_to_install(tmp_path: Path) -> None:
     """In a Python that finds no dlib."""
     code = (
         "import sys; sys.modules['dlib'] = None\n"
