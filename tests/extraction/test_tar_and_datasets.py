@@ -162,13 +162,13 @@ def test_a_second_source_of_the_same_images_is_told(
     write_tar(tmp_path / "shards" / "pets.tar", members())
     write_tar(tmp_path / "shards" / "cars.tar", [("a.png", picture(50))])
     store = tmp_path / "s.fcache"
-    for source, said in (("pets.tar", ""), ("cars.tar", ""), ("", "8 images of shards are in the source pets too")):
+    for source, said in (("pets.tar", ""), ("cars.tar", ""), ("", "8 images of shards are also in the source pets")):
         fc.extract(tmp_path / "shards" / source, store, backbone=net, progress=True)
-        assert ("are in the source" in (told := capsys.readouterr().err)) == bool(said)
+        assert ("are also in the source" in (told := capsys.readouterr().err)) == bool(said)
         assert said in told
     assert "--name pets" in told
     fc.extract(tmp_path / "shards", store, backbone=net, progress=True)
-    assert "are in the source" not in capsys.readouterr().err
+    assert "are also in the source" not in capsys.readouterr().err
 
 
 def test_a_dataset_of_pictures(tmp_path: Path, net: Backbone) -> None:

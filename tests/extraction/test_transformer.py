@@ -361,7 +361,7 @@ def test_vectors_that_lost_their_source_are_noted_again(
 
 @pytest.mark.parametrize("name", ["memory", "paths"])
 def test_no_folder_takes_the_name_of_a_given_source(name: str, photos: Path, store: Path, backbone: Backbone) -> None:
-    with pytest.raises(UsageError, match=rf"'{name}' is kept.*--name"):
+    with pytest.raises(UsageError, match=rf"'{name}' is reserved.*--name"):
         fc.extract(photos.rename(photos.with_name(name)), store, backbone=backbone, progress=False)
 
 
