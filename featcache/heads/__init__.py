@@ -317,8 +317,3 @@ def _takes_no_weights(name: str) -> UsageError:
         f"The head {name} takes no class weights. Heads that do: {', '.join(WEIGHING)}, and scikit-learn classifiers "
         "with a parameter class_weight."
     )
-
-
-def make_head(head: Any, seed: int = 0, task: str = "classify") -> Any:
-    """An unfitted estimator."""
-    return resolve_head(head, seed=seed, task=task).make()
