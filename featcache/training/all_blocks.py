@@ -9,16 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from torch import nn
-
 from featcache.core.errors import UsageError
 from featcache.core.progress import Progress
-from featcache.extraction.embed import backbone_for
 from featcache.store import FeatureStore
-from featcache.training.activations import extract_known, needed
 from featcache.training.dataset import Selection
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from featcache.backbones import Backbone
 
 ALL_BLOCKS = "all-blocks"
@@ -54,6 +52,8 @@ def block_layers(backbone: Backbone) -> list[str]:
 
 def _blocks(network: nn.Module) -> list[str]:
     """Paths of the blocks; none where the network is no list of any."""
+    from torch import nn
+
     total, path, here = _size(network), "", network
     while True:
         parts = [(f"{path}{name}", part) for name, part in here.named_children() if _size(part)]
@@ -89,6 +89,10 @@ def with_all_blocks(
     given = [layers] if isinstance(layers, str) else list(layers or ())
     if ALL_BLOCKS not in given:
         return store, layers
+    # Imported here: other layers need no network, and `train` of stored vectors loads no torch.
+    from featcache.extraction.embed import backbone_for
+    from featcache.training.activations import extract_known, needed
+
     recipe = store.space(select.space).recipe
     if recipe.backbone.startswith("module:"):
         raise UsageError(

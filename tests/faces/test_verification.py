@@ -144,7 +144,7 @@ def test_vectors_come_in_the_order_given(tmp_path: Path, base: Backbone, detecto
     np.testing.assert_allclose(vectors[15:], vectors[:3], rtol=1e-4)
 
 
-def test_an_image_without_a_face_is_named(tmp_path: Path, base: Backbone, recipe: Recipe) -> None:
+def test_embedding_an_image_without_a_face_names_it(tmp_path: Path, base: Backbone, recipe: Recipe) -> None:
     Image.new("RGB", (80, 80)).save(tmp_path / "wall.png")
     with pytest.raises(UnusableImageError, match=r"wall\.png: no face was found"):
         faces.embed_faces([draw_face(150), tmp_path / "wall.png"], recipe, backbone=base)
