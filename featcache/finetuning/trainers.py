@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,6 +34,18 @@ if TYPE_CHECKING:
 
 Read = Callable[[np.ndarray], np.ndarray]
 """From row numbers (m,) to the frozen network's vectors (m, d) float32."""
+
+
+class LinearProbe(NamedTuple):
+    """The linear probe that a training begins with.
+
+    Attributes:
+        frozen: the vectors that it reads.
+        chosen: its hyper-parameters.
+    """
+
+    frozen: Read
+    chosen: Mapping[str, object]
 
 
 @dataclass(frozen=True)
@@ -190,9 +202,10 @@ def train_full(network: Network, images: ItemImages, init: str, run: TrainingRun
         UsageError, TrainingError: as for `featcache.finetuning.loop.train`.
     """
     fit, validation = run.rows
-    chosen: dict[str, object] = {}
+    probe = None
     if init == "pretrained":
         output, chosen = linear_probe_init(run.dataset.read, run.dataset, fit, run.config.seed, run.progress)
+        probe = LinearProbe(run.dataset.read, chosen)
     else:
         output = zero_output(network, len(run.classes))
     output.to(next(network.module.parameters()).device)
@@ -203,8 +216,7 @@ def train_full(network: Network, images: ItemImages, init: str, run: TrainingRun
         ImageBatches(images, fit, run.class_ids[fit], size, seed),
         lambda: images_in_order(images, validation, run.class_ids[validation], size),
         run,
-        chosen,
-        run.dataset.read if init == "pretrained" else None,
+        probe,
     )
 
 
@@ -236,7 +248,9 @@ def train_tail(split: SplitNetwork, frozen: Read, run: TrainingRun) -> TrainingR
     output, chosen = linear_probe_init(frozen, run.dataset, run.rows[0], run.config.seed, run.progress)
     output.to(next(split.tail.parameters()).device)
     model = NetworkWithOutput(nn.Sequential(nn.Unflatten(1, split.shape), split.tail), output, run.config.dropout)
-    return _train_cached(model, [(name, list(part.parameters())) for name, part in split.stages], run, chosen, frozen)
+    return _train_cached(
+        model, [(name, list(part.parameters())) for name, part in split.stages], run, LinearProbe(frozen, chosen)
+    )
 
 
 def train_new_layers(run: TrainingRun, device: str) -> TrainingResult:
@@ -275,7 +289,7 @@ def train_new_layers(run: TrainingRun, device: str) -> TrainingResult:
     model = NetworkWithOutput(nn.Sequential(*parts), output, config.dropout).to(device)
     stages = [(f"hidden.{number}", list(linear.parameters())) for number, linear in enumerate(hidden)]
     with threads_for(config.batch_size * max(weight.numel() for weight, _ in layers)):
-        return _train_cached(model, stages, run, {}, None)
+        return _train_cached(model, stages, run, None)
 
 
 def mlp_predictor(result: TrainingResult) -> MLPPredictor:
@@ -288,7 +302,7 @@ def mlp_predictor(result: TrainingResult) -> MLPPredictor:
 
 
 def _train_cached(
-    model: NetworkWithOutput, stages: loop.Stages, run: TrainingRun, chosen: Mapping[str, object], frozen: Read | None
+    model: NetworkWithOutput, stages: loop.Stages, run: TrainingRun, probe: LinearProbe | None
 ) -> TrainingResult:
     """Train on the cached activations of a run; see `_train`."""
     (fit, validation), size = run.rows, run.config.batch_size
@@ -299,8 +313,7 @@ def _train_cached(
         batches,
         lambda: activations_in_order(run.dataset, validation, run.class_ids[validation], size),
         run,
-        chosen,
-        frozen,
+        probe,
     )
 
 
@@ -310,8 +323,7 @@ def _train(
     batches: loop.Batches,
     validation: loop.Validation,
     run: TrainingRun,
-    chosen: Mapping[str, object],
-    frozen: Read | None,
+    probe: LinearProbe | None,
 ) -> TrainingResult:
     """Train, and choose between what was trained and the linear probe, where training began with one.
 
@@ -320,8 +332,7 @@ def _train(
         stages: of its network.
         batches, validation: of the run's items.
         run: the items and the settings.
-        chosen: the linear probe's hyper-parameters.
-        frozen: the vectors that the linear probe reads; None where there is none.
+        probe: whose output it is; None for new layers and random weights.
     """
     fit, validating = run.rows
     dataset, config = run.dataset, run.config
@@ -332,7 +343,7 @@ def _train(
         "items": items_digest(dataset, fit, validating),
     }
     stages = [*stages, ("output", list(model.output.parameters()))]
-    if frozen is None:
+    if probe is None:
         curve = loop.train(
             model, stages, batches, validation, config, checkpoint=run.checkpoint, task=task, progress=run.progress
         )
@@ -341,11 +352,12 @@ def _train(
             model, stages, batches, validation, config,
             checkpoint=run.checkpoint, task=task, units=dataset.groups[validating], progress=run.progress,
         )  # fmt: skip
-    if curve.kept or frozen is None:
+    chosen: Mapping[str, object] = {} if probe is None else probe.chosen
+    if curve.kept or probe is None:
         scores = loop.validation_scores(model, validation, config.precision)
         temperature, fitted_on = scale_by_temperature(model.output, *scores), len(fit)
     else:
-        chosen, temperature = refit(model.output, frozen, dataset, run.train_rows, config.seed, run.progress)
+        chosen, temperature = refit(model.output, probe.frozen, dataset, run.train_rows, config.seed, run.progress)
         fitted_on = len(run.train_rows)
     return TrainingResult(
         model, run.classes, curve, fit, validating, {"epoch": curve.kept, **chosen}, temperature, fitted_on
