@@ -11,7 +11,9 @@ run() {
 }
 run ruff check
 run ruff format --check
-run mypy
+for platform in linux win32 darwin; do # each with a cache of its own, which another platform would throw away
+  run mypy --platform "$platform" --cache-dir ".mypy_cache/$platform"
+done
 run lint-imports --no-logo
 # worksteal keeps the tests of a module together, so that its fixtures are made once.
 run pytest -n auto --dist worksteal --durations=25 "$@"

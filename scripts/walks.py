@@ -15,11 +15,13 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
+
+if TYPE_CHECKING:
+    from types import FrameType
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 GROUND = ("featcache/core/",)

@@ -122,8 +122,11 @@ def check_choice(runtime: str, precision: str, device: str) -> None:
 
 
 def runtime_of_recipe(runtime: str, precision: str, device: str) -> str | None:
-    """The runtime as the recipe names it: None at float32, where every runtime must agree with eager torch; otherwise
-    the runtime that computes, which for ``auto`` depends only on the machine."""
+    """The runtime as the recipe names it.
+
+    None at float32, where every runtime must agree with eager torch; otherwise the runtime that computes, which for
+    ``auto`` depends only on the machine.
+    """
     if precision == "float32":
         return None
     if runtime != "auto":

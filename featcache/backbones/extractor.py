@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
-
-from featcache.backbones.layers import Layer
-from featcache.core.recipe import Recipe
-
 if TYPE_CHECKING:
+    import numpy as np
     from PIL.Image import Image
 
+    from featcache.backbones.layers import Layer
+    from featcache.core.recipe import Recipe
     from featcache.images.decode import Decoded
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from featcache.backbones.activations import Axes, activations, outputs_of
 from featcache.backbones.layers import POOLED, Layer, LayerInfo
 from featcache.core.recipe import CustomTransform, PixelPath, StandardTransform
-from featcache.images.entry import FileStat
+
+if TYPE_CHECKING:
+    from featcache.images.entry import FileStat
 
 
 @dataclass

@@ -19,10 +19,10 @@ from featcache.backbones.families.bundled import BUNDLED, origin, spec_of
 from featcache.backbones.families.dlib_weights import FACE_NETWORK, SIDE, VECTOR, is_installed
 from featcache.backbones.recipe_cache import RecipeCache, weights_used_for
 from featcache.core.errors import RecipeMismatchError, UnknownNameError, UsageError
-from featcache.core.recipe import PixelPath, Recipe
 
 if TYPE_CHECKING:
     from featcache.backbones.network import Network
+    from featcache.core.recipe import PixelPath, Recipe
 
 
 @dataclass(frozen=True, slots=True)

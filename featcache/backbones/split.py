@@ -171,8 +171,10 @@ def _split_point(traced: Trace, layer: str) -> _SplitPoint:
 
 
 def _sources(traced: Trace, entry: fx.Node, *, through: bool) -> set[fx.Node]:
-    """The module outputs, weights and image that a node is computed from by functions only. With *through*, modules
-    that do nothing in eval mode count as functions."""
+    """The module outputs, weights and image that a node is computed from by functions only.
+
+    With *through*, modules that do nothing in eval mode count as functions.
+    """
     found, todo = set(), [entry]
     while todo:
         node = todo.pop()

@@ -68,8 +68,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def settled_state(path: Path) -> FileStat | None:
-    """A file's state, to be taken before it is read. None if there is no such file, or if it changed less than two
-    seconds ago and may change again within the resolution of its timestamps."""
+    """A file's state, to be taken before it is read.
+
+    None if there is no such file, or if it changed less than two seconds ago and may change again within the
+    resolution of its timestamps.
+    """
     try:
         state = FileStat.of(os.stat(path))
     except OSError:

@@ -1,4 +1,4 @@
-"""The command line: words on a screen. Verbs parse, call the library and print; they decide nothing."""
+"""The command line: words on a screen. Commands parse, call the library and print; they decide nothing."""
 
 from __future__ import annotations
 

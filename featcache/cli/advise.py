@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from featcache.cli import output as screen
-from featcache.cli.command import Answer, Debug, Json, verb
+from featcache.cli import output
+from featcache.cli.command import Answer, Debug, Json, command
 from featcache.cli.options import Labels, Source, Space
 from featcache.core.errors import UsageError
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from featcache.finetuning.advise import Advice
 
 
-@verb(interrupted="Layers that were extracted stay in the store.")
+@command(interrupted="Layers that were extracted stay in the store.")
 def advise(
     store: Annotated[
         Path, typer.Argument(metavar="STORE|SOURCE", help="A store; or images, which -o says where to extract into.")
     ],
-    output: Annotated[
+    target: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="STORE", help="Extract SOURCE into this store first.")
     ] = None,
     budget: Annotated[str, typer.Option(metavar="10m", help="Time to measure, such as 90s, 10m or 2h.")] = "10m",
@@ -55,10 +55,10 @@ def advise(
     seconds = seconds_of(budget)
     if figure is not None:
         check_png(figure)
-    if output is not None:
+    if target is not None:
         began = time.monotonic()
-        _extract(store, output, labels)
-        store, seconds = output, max(1.0, seconds - (time.monotonic() - began))
+        _extract(store, target, labels)
+        store, seconds = target, max(1.0, seconds - (time.monotonic() - began))
     else:
         try:
             FeatureStore.open(store)
@@ -83,38 +83,38 @@ def _extract(source: Path, store: Path, labels: Path | None) -> None:
 
 def _show(advice: Advice, figure: Path | None) -> None:
     known = {outcome["name"]: outcome for outcome in advice.strategies}
-    screen.table(
+    output.table(
         ["strategy", "accuracy, %", "items", "time", "disk"],
         [
             (
                 cost["strategy"],
                 _accuracy(known.get(cost["strategy"])),
                 f"{known[cost['strategy']]['items']:,}" if cost["strategy"] in known else "",
-                "?" if cost["seconds"] is None else screen.span(cost["seconds"]),
-                "?" if cost["bytes"] is None else screen.size(cost["bytes"]) if cost["bytes"] else "",
+                "?" if cost["seconds"] is None else output.span(cost["seconds"]),
+                "?" if cost["bytes"] is None else output.size(cost["bytes"]) if cost["bytes"] else "",
             )
             for cost in advice.costs
         ],
         right=["accuracy, %", "items", "time", "disk"],
     )
-    screen.say(
+    output.say(
         f"{advice.items:,} training items, {advice.folds} folds; 95 % intervals in brackets. Time and disk: about what"
     )
-    screen.say("the whole training takes on this machine. Compare accuracies on the same items only.")
+    output.say("the whole training takes on this machine. Compare accuracies on the same items only.")
     dear = [part for part in advice.parts if part["seconds"] is None and part["estimate"] is not None]
     if dear:
-        listed = ", ".join(f"{part['name']} ({screen.span(part['estimate'])})" for part in dear)
+        listed = ", ".join(f"{part['name']} ({output.span(part['estimate'])})" for part in dear)
         enough = math.ceil((advice.seconds + sum(part["estimate"] for part in dear)) / 60)
-        screen.say(f"Not measured, as the budget is too small: {listed}. --budget {enough}m would be enough.")
+        output.say(f"Not measured, as the budget is too small: {listed}. --budget {enough}m would be enough.")
     for part in advice.parts:
         if part["reason"] is not None and part not in dear:
-            screen.say(f"Not measured: {part['name']}: {part['reason'].rstrip('.')}.")
-    screen.say(f"\nRecommended: {advice.recommendation}")
+            output.say(f"Not measured: {part['name']}: {part['reason'].rstrip('.')}.")
+    output.say(f"\nRecommended: {advice.recommendation}")
     for reason in advice.reasons:
-        screen.say(f"  {reason}")
+        output.say(f"  {reason}")
     if figure is not None:
-        screen.say(f"Figure: {figure}")
-    screen.say(f"Next:  {advice.command}")
+        output.say(f"Figure: {figure}")
+    output.say(f"Next:  {advice.command}")
 
 
 def _accuracy(outcome: dict[str, Any] | None) -> str:

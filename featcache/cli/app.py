@@ -1,4 +1,4 @@
-"""All verbs under one name, and what happens when the words make no sense.
+"""All commands under one name, and what happens when the words make no sense.
 
 No framework is imported here: ``featcache --help`` answers at once.
 """
@@ -37,11 +37,13 @@ _PANELS: dict[str, list[Callable[..., None]]] = {
     "Backbones": [models.models, models.layers],
     "Checks": [check.check_live, check.doctor],
 }
-for _panel, _verbs in _PANELS.items():
-    for _verb in _verbs:
-        # Verbs with --layers take the words that follow it; `layer_list` refuses all others.
-        _takes_more = "context" in inspect.signature(_verb).parameters
-        app.command(rich_help_panel=_panel, context_settings={"allow_extra_args": True} if _takes_more else {})(_verb)
+for _panel, _commands in _PANELS.items():
+    for _command in _commands:
+        # Commands with --layers take the words that follow it; `layer_list` refuses all others.
+        _takes_more = "context" in inspect.signature(_command).parameters
+        app.command(rich_help_panel=_panel, context_settings={"allow_extra_args": True} if _takes_more else {})(
+            _command
+        )
 
 app.add_typer(faces.app, name="faces", rich_help_panel="Matching")
 
@@ -76,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except typer.Abort:
         return 130
     except Exception as error:
-        # What Typer raises when the words make no sense; verbs let nothing else through.
+        # What Typer raises when the words make no sense; commands let nothing else through.
         if not hasattr(error, "format_message"):
             raise
         return _refuse(error, as_json="--json" in words)

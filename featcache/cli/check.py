@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from featcache.cli import output
-from featcache.cli.command import Answer, Debug, Json, verb
+from featcache.cli.command import Answer, Debug, Json, command
 from featcache.cli.options import Device, Precision, Runtime, Source, Space, StorePath, Weights
 from featcache.core.progress import counted
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from featcache.extraction.recheck import CheckLiveReport
 
 
-@verb(interrupted="Nothing was changed.")
+@command(interrupted="Nothing was changed.")
 def check_live(
     store: StorePath,
     n: Annotated[int, typer.Option("-n", min=1, metavar="N", help="How many random images to check.")] = 200,
@@ -55,7 +55,7 @@ def check_live(
     return Answer(report.to_dict(), lambda: _show_check(report), 0 if report.ok else 1)
 
 
-@verb(interrupted="")
+@command(interrupted="")
 def doctor(
     backbone: Annotated[
         str, typer.Option(metavar="B", help="The backbone to measure; `featcache models` lists them.")

@@ -1,6 +1,6 @@
-"""How every verb behaves: what it prints where, and with which exit code it ends.
+"""How every command behaves: what it prints where, and with which exit code it ends.
 
-A verb returns an `Answer` and prints nothing itself. With ``--json`` stdout carries exactly one JSON
+A command returns an `Answer` and prints nothing itself. With ``--json`` stdout carries exactly one JSON
 object, whatever a library prints meanwhile goes to stderr, and errors are an object too. Errors are
 one message on stderr; the traceback needs ``--debug``.
 """
@@ -28,14 +28,14 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a verb found out: the fields for ``--json``, how to show it to a person, the exit code."""
+    """What a command found out: the fields for ``--json``, how to show it to a person, the exit code."""
 
     data: Mapping[str, Any]
     show: Callable[[], None]
     exit_code: int = 0
 
 
-def verb(interrupted: str) -> Callable[[Callable[..., Answer]], Callable[..., None]]:
+def command(interrupted: str) -> Callable[[Callable[..., Answer]], Callable[..., None]]:
     """Make a Typer command of a function that returns an `Answer`.
 
     The function takes ``as_json: Json`` and ``debug: Debug`` among its options; *interrupted* is what
@@ -44,11 +44,11 @@ def verb(interrupted: str) -> Callable[[Callable[..., Answer]], Callable[..., No
 
     def decorate(function: Callable[..., Answer]) -> Callable[..., None]:
         @functools.wraps(function)
-        def command(**options: Any) -> None:
+        def run(**options: Any) -> None:
             code = _run(functools.partial(function, **options), options["as_json"], options["debug"], interrupted)
             raise typer.Exit(code)
 
-        return command
+        return run
 
     return decorate
 
@@ -70,7 +70,6 @@ def _run(work: Callable[[], Answer], as_json: bool, debug: bool, interrupted: st
         else:
             with _quiet_pipe():
                 answer.show()
-        return answer.exit_code
     except KeyboardInterrupt:
         if debug:
             traceback.print_exc()
@@ -82,6 +81,7 @@ def _run(work: Callable[[], Answer], as_json: bool, debug: bool, interrupted: st
         if debug:
             traceback.print_exc()
         return fail(_words(error), getattr(error, "exit_code", 1), as_json)
+    return answer.exit_code
 
 
 def _words(error: Exception) -> str:

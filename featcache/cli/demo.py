@@ -17,8 +17,8 @@ from typing import Annotated, Any
 
 import typer
 
-from featcache.cli import output as screen
-from featcache.cli.command import Answer, Debug, Json, verb
+from featcache.cli import output
+from featcache.cli.command import Answer, Debug, Json, command
 from featcache.core.errors import MissingExtraError
 from featcache.core.progress import Progress, choose
 
@@ -112,11 +112,11 @@ def run(folder: str | Path = "data/demo", *, progress: Progress | bool | None = 
     pictures, folder = textile_folder(), Path(folder)
     store = folder / "textiles.fcache"
     folder.mkdir(parents=True, exist_ok=True)
-    with choose(progress) as shown:
-        shown.note(f"Extracting: the backbone sees the images in {pictures} once.")
-        extracted = extract(pictures, store, name="textiles", progress=shown)
-        heads = [_head(store, name, folder / f"textiles-{name}.fch", shown) for name in HEADS]
-        answers = _answers(pictures, store, Path(heads[0].path), shown)
+    with choose(progress) as bar:
+        bar.note(f"Extracting: the backbone sees the images in {pictures} once.")
+        extracted = extract(pictures, store, name="textiles", progress=bar)
+        heads = [_head(store, name, folder / f"textiles-{name}.fch", bar) for name in HEADS]
+        answers = _answers(pictures, store, Path(heads[0].path), bar)
     return DemoReport(
         source=str(pictures),
         store=str(store),
@@ -130,15 +130,15 @@ def run(folder: str | Path = "data/demo", *, progress: Progress | bool | None = 
     )
 
 
-def _head(store: Path, name: str, path: Path, shown: Progress) -> DemoHead:
+def _head(store: Path, name: str, path: Path, progress: Progress) -> DemoHead:
     from featcache.training.evaluate import EvaluateReport, evaluate
     from featcache.training.train import train
 
-    shown.note(f"Training the head {name} on the stored vectors.")
+    progress.note(f"Training the head {name} on the stored vectors.")
     began = time.perf_counter()
-    train(store, name, progress=shown).save(path)
+    train(store, name, progress=progress).save(path)
     seconds = time.perf_counter() - began
-    score = evaluate(path, store, progress=shown)
+    score = evaluate(path, store, progress=progress)
     assert isinstance(score, EvaluateReport)  # not of several labels an image
     return DemoHead(
         head=name,
@@ -152,7 +152,7 @@ def _head(store: Path, name: str, path: Path, shown: Progress) -> DemoHead:
     )
 
 
-def _answers(pictures: Path, store: Path, head: Path, shown: Progress) -> list[DemoAnswer]:
+def _answers(pictures: Path, store: Path, head: Path, progress: Progress) -> list[DemoAnswer]:
     """What the head says of one held-out image of each class, read from its file as a new one would be."""
     from featcache.store import FeatureStore
     from featcache.training.bundle import Bundle
@@ -160,7 +160,7 @@ def _answers(pictures: Path, store: Path, head: Path, shown: Progress) -> list[D
     bundle = Bundle.load(head)
     held_out = [item for item in FeatureStore.open(store).items() if not bundle.overlap([item.sha256])]
     chosen = {item.label: item for item in held_out}
-    found = bundle.predict([pictures / item.uri for item in chosen.values()], top=1, progress=shown)
+    found = bundle.predict([pictures / item.uri for item in chosen.values()], top=1, progress=progress)
     return [
         DemoAnswer(item.uri, str(item.label), label, float(probability or 0))
         for item, answer in zip(chosen.values(), found, strict=True)
@@ -168,9 +168,9 @@ def _answers(pictures: Path, store: Path, head: Path, shown: Progress) -> list[D
     ]
 
 
-@verb(interrupted="What was computed is kept as far as it was sealed; featcache demo goes on from there.")
+@command(interrupted="What was computed is kept as far as it was sealed; featcache demo goes on from there.")
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="The folder for the store and the heads.")] = Path(
+    target: Annotated[Path, typer.Option("--output", "-o", help="The folder for the store and the heads.")] = Path(
         "data/demo"
     ),
     as_json: Json = False,
@@ -180,49 +180,48 @@ def demo(
 
     Example: featcache demo
     """
-
-    report = run(output, progress=True)
+    report = run(target, progress=True)
     return Answer(report.to_dict(), lambda: _show(report))
 
 
 def _show(report: DemoReport) -> None:
     if report.computed:
-        rate = f"{report.computed:,} computed in {screen.span(report.extract_seconds)}"
+        rate = f"{report.computed:,} computed in {output.span(report.extract_seconds)}"
     else:
-        rate = f"all in the store already, looked up in {screen.span(report.extract_seconds)}"
-    screen.say(f"\n{report.images:,} images of textiles in 3 classes, {report.held_out:,} of them held out")
-    screen.say(f"  {rate}\n")
-    screen.table(
+        rate = f"all in the store already, looked up in {output.span(report.extract_seconds)}"
+    output.say(f"\n{report.images:,} images of textiles in 3 classes, {report.held_out:,} of them held out")
+    output.say(f"  {rate}\n")
+    output.table(
         ["head", "accuracy", "95 % interval", "balanced", "trained in"],
         [
             (
                 head.head,
-                screen.percent(head.accuracy),
-                f"{screen.percent(head.low)} – {screen.percent(head.high)}",
-                screen.percent(head.balanced_accuracy),
-                screen.span(head.seconds),
+                output.percent(head.accuracy),
+                f"{output.percent(head.low)} – {output.percent(head.high)}",
+                output.percent(head.balanced_accuracy),
+                output.span(head.seconds),
             )
             for head in report.heads
         ],
         right=["accuracy", "95 % interval", "balanced", "trained in"],
     )
     if report.faster is None:
-        screen.say("Both heads were trained on stored vectors; with a new --output all is timed again.\n")
+        output.say("Both heads were trained on stored vectors; with a new --output all is timed again.\n")
     else:
         second = report.heads[1]
-        screen.say(f"Second head, from the store: {screen.span(second.seconds)}")
-        screen.say(
-            f"It would have taken {screen.span(report.extract_seconds + second.seconds)} with the backbone: "
+        output.say(f"Second head, from the store: {output.span(second.seconds)}")
+        output.say(
+            f"It would have taken {output.span(report.extract_seconds + second.seconds)} with the backbone: "
             f"{report.faster:.0f} times faster\n"
         )
-    screen.table(
+    output.table(
         ["held-out image", "is", "the first head says", "probability"],
-        [(a.uri, a.truth, a.label, screen.percent(a.probability)) for a in report.answers],
+        [(a.uri, a.truth, a.label, output.percent(a.probability)) for a in report.answers],
         right=["probability"],
     )
-    screen.say("Written:")
-    screen.say(f"  store  {report.store}")
+    output.say("Written:")
+    output.say(f"  store  {report.store}")
     for head in report.heads:
-        screen.say(f"  head   {head.path}")
-    screen.say(f"All of it took {screen.span(report.seconds)}.")
-    screen.say(f"Next:  {screen.command('featcache', 'predict', report.heads[0].path, 'IMAGE')}")
+        output.say(f"  head   {head.path}")
+    output.say(f"All of it took {output.span(report.seconds)}.")
+    output.say(f"Next:  {output.command('featcache', 'predict', report.heads[0].path, 'IMAGE')}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from featcache.cli import output
-from featcache.cli.command import Answer, Debug, Json, verb
+from featcache.cli.command import Answer, Debug, Json, command
 from featcache.cli.options import (
     ADVANCED,
     BatchSize,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from featcache.extraction import ExtractReport
 
 
-@verb(interrupted="What was sealed is kept. Run the same command again to continue.")
+@command(interrupted="What was sealed is kept. Run the same command again to continue.")
 def extract(
     context: typer.Context,
     source: Annotated[

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from featcache.cli import output as screen
-from featcache.cli.command import Answer, Debug, Json, verb
+from featcache.cli import output
+from featcache.cli.command import Answer, Debug, Json, command
 from featcache.cli.options import (
     BatchSize,
     Device,
@@ -43,7 +43,7 @@ MatchingHead = Annotated[
 
 
 @app.command(context_settings={"allow_extra_args": True})
-@verb(interrupted="What was sealed is kept; the same command continues from there.")
+@command(interrupted="What was sealed is kept; the same command continues from there.")
 def extract(
     context: typer.Context,
     source: Annotated[
@@ -105,12 +105,12 @@ def extract(
 
 
 @app.command(context_settings={"allow_extra_args": True})
-@verb(interrupted="No head was written.")
+@command(interrupted="No head was written.")
 @selects(split="The split to train on; train by default, if the source has splits.")
 def train(
     context: typer.Context,
     store: FacesStore,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="HEAD.fch", help="The head to write.")],
+    target: Annotated[Path, typer.Option("--output", "-o", metavar="HEAD.fch", help="The head to write.")],
     selection: Mapping[str, Any],
     projection: Annotated[
         str,
@@ -136,7 +136,7 @@ def train(
     from featcache.faces import train as run
     from featcache.training.bundle import check_target
 
-    check_target(output)
+    check_target(target)
     bundle = run(
         store,
         projection=projection,
@@ -146,13 +146,13 @@ def train(
         progress=True,
         **selection,
     )
-    bundle.save(output)
-    report = {**bundle.report, "path": str(output)}
+    bundle.save(target)
+    report = {**bundle.report, "path": str(target)}
     return Answer(report, lambda: _show_train(report))
 
 
 @app.command()
-@verb(interrupted="Nothing was changed.")
+@command(interrupted="Nothing was changed.")
 def verify(
     a: Annotated[Path, typer.Argument(metavar="A", help="An image.")],
     b: Annotated[Path, typer.Argument(metavar="B", help="Another image.")],
@@ -179,7 +179,7 @@ def verify(
 
 
 @app.command()
-@verb(interrupted="Nothing was changed.")
+@command(interrupted="Nothing was changed.")
 @selects()
 def evaluate(
     store: FacesStore,
@@ -210,41 +210,41 @@ def evaluate(
 
 
 def _show_extract(report: FacesReport) -> None:
-    screen.say(counted(report.items, "images"))
+    output.say(counted(report.items, "images"))
     pace = f" at {report.images_per_second:.1f} images/s" if report.computed else ""
-    screen.say(f"  {report.computed:,} computed{pace}, {report.reused:,} already stored, or copies")
-    screen.say(f"  face found in {report.first_pass:,}, after enlarging in {report.second_pass:,} more")
+    output.say(f"  {report.computed:,} computed{pace}, {report.reused:,} already stored, or copies")
+    output.say(f"  face found in {report.first_pass:,}, after enlarging in {report.second_pass:,} more")
     if report.several_faces:
-        screen.say(f"  several faces in {report.several_faces:,}; the largest near the centre was taken")
+        output.say(f"  several faces in {report.several_faces:,}; the largest near the centre was taken")
     if report.centre_box:
-        screen.say(f"  no face in {report.centre_box:,}; the centre was taken")
-    screen.say_quarantine(report.quarantine, report.store)
-    screen.say(f"  {screen.span(report.seconds)} in all, with {report.backbone}")
-    screen.say(f"Store: {report.store}")
+        output.say(f"  no face in {report.centre_box:,}; the centre was taken")
+    output.say_quarantine(report.quarantine, report.store)
+    output.say(f"  {output.span(report.seconds)} in all, with {report.backbone}")
+    output.say(f"Store: {report.store}")
     head = Path(report.store).with_suffix(".fch").name
-    screen.say(f"Next:  {screen.command('featcache', 'faces', 'train', report.store, '-o', head)}")
+    output.say(f"Next:  {output.command('featcache', 'faces', 'train', report.store, '-o', head)}")
 
 
 def _show_train(report: dict[str, Any]) -> None:
     score = report["score"]
     kind = "cosine similarity, no projection" if report["head"] == "none" else f"projection {report['head']}"
-    screen.say(f"Head: {kind}, trained on {report['n']:,} images of {report['people']:,} people")
+    output.say(f"Head: {kind}, trained on {report['n']:,} images of {report['people']:,} people")
     left_out = {name.replace("_", " "): n for name, n in report["left_out"].items() if n}
     if left_out:
-        screen.say("  left out: " + ", ".join(f"{n:,} {name}" for name, n in left_out.items()))
-    screen.say(f"Tested on {score['protocol']}, {score['pairs']:,} pairs:")
-    without = "" if report["head"] == "none" else f" (without the projection {screen.percent(score['eer_without'])})"
-    screen.say(f"  equal error rate {screen.percent(score['eer'])}{without}, AUC {score['auc']:.4f}")
+        output.say("  left out: " + ", ".join(f"{n:,} {name}" for name, n in left_out.items()))
+    output.say(f"Tested on {score['protocol']}, {score['pairs']:,} pairs:")
+    without = "" if report["head"] == "none" else f" (without the projection {output.percent(score['eer_without'])})"
+    output.say(f"  equal error rate {output.percent(score['eer'])}{without}, AUC {score['auc']:.4f}")
     far, tar = score["far"], score["tar"]
-    screen.say(
+    output.say(
         f"  distances up to {report['threshold']:.3f} are accepted, set for FAR {score['far_target']:g}:"
-        f" FAR {far['value']:.3g} ({far['low']:.2g} – {far['high']:.2g}), TAR {screen.percent(tar['value'])}"
-        f" ({screen.percent(tar['low'])} – {screen.percent(tar['high'])}); intervals over people"
+        f" FAR {far['value']:.3g} ({far['low']:.2g} – {far['high']:.2g}), TAR {output.percent(tar['value'])}"
+        f" ({output.percent(tar['low'])} – {output.percent(tar['high'])}); intervals over people"
     )
-    screen.say(f"  Cllr {score['cllr']:.3f} bit (minimum with these scores {score['minimal_cllr']:.3f})")
-    screen.say(f"Took {screen.span(report['seconds'])}")
-    screen.say(f"Saved: {report['path']}")
-    screen.say(f"Next:  {screen.command('featcache', 'faces', 'verify', 'A', 'B', '--head', report['path'])}")
+    output.say(f"  Cllr {score['cllr']:.3f} bit (minimum with these scores {score['minimal_cllr']:.3f})")
+    output.say(f"Took {output.span(report['seconds'])}")
+    output.say(f"Saved: {report['path']}")
+    output.say(f"Next:  {output.command('featcache', 'faces', 'verify', 'A', 'B', '--head', report['path'])}")
 
 
 def _percent(probability: float) -> str:
@@ -255,49 +255,49 @@ def _percent(probability: float) -> str:
 
 
 def _show_verify(match: Match) -> None:
-    screen.say(f"Distance: {match.distance:.3f}")
+    output.say(f"Distance: {match.distance:.3f}")
     if match.decision is None:
-        screen.say("Uncalibrated: without a head there is no threshold, so nothing is decided.")
-        screen.say("  Train one with `featcache faces train STORE -o HEAD.fch`, and give --head HEAD.fch.")
+        output.say("Uncalibrated: without a head there is no threshold, so nothing is decided.")
+        output.say("  Train one with `featcache faces train STORE -o HEAD.fch`, and give --head HEAD.fch.")
     else:
         words = "the same person" if match.decision else "different people"
-        screen.say(
+        output.say(
             f"Decision: {words} (distances up to {match.threshold:.3f} are accepted, set for a false accept rate of "
             f"{match.far_target:g})"
         )
-        screen.say(
+        output.say(
             f"Probability of the same person: {_percent(match.probability or 0.0)}, given a prior of "
-            f"{screen.percent(match.prior or 0.0)} (--prior; the decision does not depend on it)"
+            f"{output.percent(match.prior or 0.0)} (--prior; the decision does not depend on it)"
         )
     if match.second_pass:
-        screen.say(f"In {match.second_pass} of 2 images the face was found only after enlarging.")
+        output.say(f"In {match.second_pass} of 2 images the face was found only after enlarging.")
     if match.several_faces:
-        screen.say(f"{match.several_faces} of 2 images have several faces; the largest near the centre was taken.")
+        output.say(f"{match.several_faces} of 2 images have several faces; the largest near the centre was taken.")
 
 
 def _show_evaluate(report: PairsReport, roc: Path | None) -> None:
     v = report.verification
-    screen.say(f"{counted(v.pairs, 'pairs')} ({report.protocol}), {v.failed:,} of them could not be scored")
+    output.say(f"{counted(v.pairs, 'pairs')} ({report.protocol}), {v.failed:,} of them could not be scored")
     for name, one in {report.layer: v, **report.others}.items():
-        screen.say(
-            f"{name}: accuracy {screen.percent(one.accuracy)} ± {screen.percent(one.standard_error)} (standard error),"
-            f" AUC {one.auc:.4f}, EER {screen.percent(one.eer)}"
+        output.say(
+            f"{name}: accuracy {output.percent(one.accuracy)} ± {output.percent(one.standard_error)} (standard error),"
+            f" AUC {one.auc:.4f}, EER {output.percent(one.eer)}"
         )
         for far, point in one.tar_at_far.items():
-            screen.say(
-                f"  TAR at FAR {far:g}: {screen.percent(point.tar.value)}"
-                f" ({screen.percent(point.tar.low)} – {screen.percent(point.tar.high)} if pairs were independent)"
+            output.say(
+                f"  TAR at FAR {far:g}: {output.percent(point.tar.value)}"
+                f" ({output.percent(point.tar.low)} – {output.percent(point.tar.high)} if pairs were independent)"
             )
     at = report.calibrated
     if at is not None:
-        screen.say(
+        output.say(
             f"The head's threshold, set for FAR {at.far_target:g}: on these pairs FAR {at.point.far.value:.2g}"
-            f" ({at.point.far.low:.2g} – {at.point.far.high:.2g}), TAR {screen.percent(at.point.tar.value)}"
-            f" ({screen.percent(at.point.tar.low)} – {screen.percent(at.point.tar.high)}); intervals over people"
+            f" ({at.point.far.low:.2g} – {at.point.far.high:.2g}), TAR {output.percent(at.point.tar.value)}"
+            f" ({output.percent(at.point.tar.low)} – {output.percent(at.point.tar.high)}); intervals over people"
         )
-        screen.say(f"Cllr {at.cllr:.3f} bit (minimum with these scores {at.minimal_cllr:.3f})")
+        output.say(f"Cllr {at.cllr:.3f} bit (minimum with these scores {at.minimal_cllr:.3f})")
     found = {name.replace("_", " "): n for name, n in report.found.items() if n}
     if found:
-        screen.say("Images: " + ", ".join(f"{n:,} {name}" for name, n in found.items()))
+        output.say("Images: " + ", ".join(f"{n:,} {name}" for name, n in found.items()))
     if roc is not None:
-        screen.say(f"Figure: {roc}")
+        output.say(f"Figure: {roc}")

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from featcache.cli import output as screen
-from featcache.cli.command import Answer, Debug, Json, verb
+from featcache.cli import output
+from featcache.cli.command import Answer, Debug, Json, command
 from featcache.cli.options import StorePath, selects
 from featcache.cli.train import show_train
 from featcache.core.errors import UsageError
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from featcache.training.activations import Activations
 
 
-@verb(interrupted="No head was written. The same command resumes after the last whole epoch.")
+@command(interrupted="No head was written. The same command resumes after the last whole epoch.")
 @selects(split="The split to train on; train by default, if the source has splits.")
 def finetune(
     store: StorePath,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="HEAD.fch", help="The head to write.")],
+    target: Annotated[Path, typer.Option("--output", "-o", metavar="HEAD.fch", help="The head to write.")],
     selection: Mapping[str, Any],
     from_layer: Annotated[
         str | None,
@@ -111,7 +111,7 @@ def finetune(
         batch_size=batch_size,
         precision=precision,
     )
-    check_target(output)
+    check_target(target)
     if curve is not None:
         from featcache.metrics.plots import check_png
 
@@ -122,16 +122,16 @@ def finetune(
         needed = activations_needed(store, from_layer, init=init, views=views, seed=seed, **selection)
         if not _confirmed(needed, yes):
             return Answer(
-                {"trained": False}, lambda: screen.say("Nothing was stored and nothing trained."), exit_code=1
+                {"trained": False}, lambda: output.say("Nothing was stored and nothing trained."), exit_code=1
             )
-    checkpoint = output.with_name(output.name + ".checkpoint")
+    checkpoint = target.with_name(target.name + ".checkpoint")
     bundle = run(
         store, from_layer, init=init, arch=arch, views=views or VIEWS, config=config, seed=seed, device=device,
         checkpoint=checkpoint, progress=True, **selection,
     )  # fmt: skip
-    bundle.save(output)
+    bundle.save(target)
     checkpoints.remove(checkpoint)
-    report = {**bundle.report, "path": str(output)} | ({"activations": needed.to_dict()} if needed else {})
+    report = {**bundle.report, "path": str(target)} | ({"activations": needed.to_dict()} if needed else {})
     if curve is not None:
         from featcache.finetuning.history import Curve, draw_learning_curve
 
@@ -154,9 +154,9 @@ def _widths(text: str) -> tuple[int, ...]:
 def _show(report: dict[str, Any]) -> None:
     show_train(report)
     if report["chosen"]["epoch"] == 0:
-        screen.say("Fine-tuning does not beat the linear probe by one standard error: this is the head of `train`.")
+        output.say("Fine-tuning does not beat the linear probe by one standard error: this is the head of `train`.")
     if "figure" in report:
-        screen.say(f"Learning curve: {report['figure']}")
+        output.say(f"Learning curve: {report['figure']}")
 
 
 def _confirmed(needed: Activations, yes: bool) -> bool:
@@ -169,7 +169,7 @@ def _confirmed(needed: Activations, yes: bool) -> bool:
         return True
     text = (
         f"The activations {needed.layer} of {needed.images:,} images in {needed.views} views take "
-        f"{screen.size(needed.bytes)}; {screen.size(needed.free)} are free."
+        f"{output.size(needed.bytes)}; {output.size(needed.free)} are free."
     )
     if yes:
         print(text, file=sys.stderr)

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from featcache.cli import output as screen
-from featcache.cli.command import Answer, Debug, Json, verb
+from featcache.cli import output
+from featcache.cli.command import Answer, Debug, Json, command
 from featcache.core.errors import UsageError
 
 if TYPE_CHECKING:
     from featcache.backbones import LayerInfo, ModelInfo
 
 
-@verb(interrupted="")
+@command(interrupted="")
 def models(
     pattern: Annotated[
         str | None,
@@ -39,7 +39,7 @@ def models(
     return Answer({"models": listed}, lambda: _show_models(found, pattern), 0 if found else 1)
 
 
-@verb(interrupted="")
+@command(interrupted="")
 def layers(
     backbone: Annotated[str, typer.Argument(metavar="BACKBONE", help="A name that `featcache models` lists.")],
     as_json: Json = False,
@@ -69,18 +69,18 @@ def _show_models(found: list[ModelInfo], pattern: str | None) -> None:
         about += [f"{model.dim:,} values per image"] if model.dim else []
         about += [f"{model.parameters / 1e6:.1f} M parameters"] if model.parameters else []
         about += [word for word in (model.licence, model.weights) if word and word != "download"]
-        screen.say(f"{model.name}  ({', '.join(about)})" if about else model.name)
+        output.say(f"{model.name}  ({', '.join(about)})" if about else model.name)
     if not found:
-        screen.say(f"No backbone matches {pattern!r}. A pattern matches the whole name; * stands for any characters:")
-        screen.say("  featcache models 'timm:*convnext*'")
+        output.say(f"No backbone matches {pattern!r}. A pattern matches the whole name; * stands for any characters:")
+        output.say("  featcache models 'timm:*convnext*'")
     if pattern is None:
-        screen.say("Also the classification networks of torchvision and timm, whose weights are downloaded:")
-        screen.say("  featcache models 'torchvision:*'")
-        screen.say("  featcache models 'timm:*resnet*'")
+        output.say("Also the classification networks of torchvision and timm, whose weights are downloaded:")
+        output.say("  featcache models 'torchvision:*'")
+        output.say("  featcache models 'timm:*resnet*'")
 
 
 def _show_layers(found: list[LayerInfo], split_points: list[str]) -> None:
-    screen.table(
+    output.table(
         ["layer", "shape", "axes", "with :mean", "with :none"],
         [
             (
@@ -94,9 +94,9 @@ def _show_layers(found: list[LayerInfo], split_points: list[str]) -> None:
         ],
         right=["with :mean", "with :none"],
     )
-    screen.say("Bytes per image. :mean and :mean_std pool to a vector (mean_std: twice as long), :none keeps the map.")
-    screen.say("Take several with globs: --layers 'blocks.*:mean'.")
-    screen.say(
+    output.say("Bytes per image. :mean and :mean_std pool to a vector (mean_std: twice as long), :none keeps the map.")
+    output.say("Take several with globs: --layers 'blocks.*:mean'.")
+    output.say(
         f"Split points for fine-tuning: {', '.join(split_points)}."
         if split_points
         else "There is no split point for fine-tuning: torch.fx cannot trace this network."

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from featcache.cli import output as screen
-from featcache.cli.command import Answer, Debug, Json, verb
+from featcache.cli import output
+from featcache.cli.command import Answer, Debug, Json, command
 from featcache.cli.options import HeadPath, StorePath, selects
 from featcache.core.errors import UsageError
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from featcache.training.evaluate import Prediction
 
 
-@verb(interrupted="Nothing was written.")
+@command(interrupted="Nothing was written.")
 def predict(
     head: HeadPath,
     images: Annotated[
@@ -65,7 +65,7 @@ def predict(
     return Answer(data, lambda: _show_predictions(found, table), 1 if all(p.problem for p in found) else 0)
 
 
-@verb(interrupted="")
+@command(interrupted="")
 @selects("source", "space")
 def similar(
     store: StorePath,
@@ -93,14 +93,14 @@ def similar(
 def _show_predictions(found: Sequence[Prediction], table: Path | None) -> None:
     for prediction in found:
         if prediction.problem:
-            screen.say(f"{prediction.uri}: cannot be used: {prediction.problem}")
+            output.say(f"{prediction.uri}: cannot be used: {prediction.problem}")
         elif table is None:
-            screen.say(prediction.uri)
+            output.say(prediction.uri)
             for label, probability in prediction.labels:
-                screen.say(f"  {'' if probability is None else screen.percent(probability):>7}  {label}")
+                output.say(f"  {'' if probability is None else output.percent(probability):>7}  {label}")
     if table is not None:
-        screen.say(f"{sum(not p.problem for p in found):,} images")
-        screen.say(f"Table: {table}")
+        output.say(f"{sum(not p.problem for p in found):,} images")
+        output.say(f"Table: {table}")
 
 
 def _check_writable(path: Path) -> None:
@@ -126,6 +126,6 @@ def _write(found: Sequence[Prediction], path: Path) -> None:
 
 def _show_similar(found: Sequence[tuple[Item, float]]) -> None:
     width = max((len(item.label or "–") for item, _ in found), default=0)
-    screen.say(f"cosine  {'label':{width}}  image")
+    output.say(f"cosine  {'label':{width}}  image")
     for item, cosine in found:
-        screen.say(f"{cosine:6.4f}  {item.label or '–':{width}}  {item.uri}")
+        output.say(f"{cosine:6.4f}  {item.label or '–':{width}}  {item.uri}")

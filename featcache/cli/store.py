@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from featcache.cli import output as screen
-from featcache.cli.command import Answer, Debug, Json, verb
+from featcache.cli import output
+from featcache.cli.command import Answer, Debug, Json, command
 from featcache.cli.options import Layers, Source, Space, Split, StorePath, layer_list
 from featcache.core.progress import counted
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from featcache.store.verify import VerifyReport
 
 
-@verb(interrupted="Nothing was changed; the check was not finished.")
+@command(interrupted="Nothing was changed; the check was not finished.")
 def verify(
     store: StorePath,
     quick: Annotated[bool, typer.Option("--quick", help="Do not read the vectors: no hashes, no values.")] = False,
@@ -39,7 +39,7 @@ def verify(
     return Answer(report.to_dict(), lambda: _show_verify(report, str(store), quick), 0 if report.ok else 1)
 
 
-@verb(interrupted="What was repaired so far stays so; run the same command again.")
+@command(interrupted="What was repaired so far stays so; run the same command again.")
 def repair(store: StorePath, as_json: Json = False, debug: Debug = False) -> Answer:
     """Set damaged parts of a store aside, take the backup of a lost catalogue, save what can be saved.
 
@@ -53,7 +53,7 @@ def repair(store: StorePath, as_json: Json = False, debug: Debug = False) -> Ans
     return Answer(report.to_dict(), lambda: _show_repair(report))
 
 
-@verb(interrupted="What was merged so far stays so; run the same command again.")
+@command(interrupted="What was merged so far stays so; run the same command again.")
 def compact(store: StorePath, as_json: Json = False, debug: Debug = False) -> Answer:
     """Merge small shards, and free the room of vectors that `featcache gc` took away.
 
@@ -65,7 +65,7 @@ def compact(store: StorePath, as_json: Json = False, debug: Debug = False) -> An
     return Answer(report.to_dict(), lambda: _show_compact(report), 1 if report.damaged else 0)
 
 
-@verb(interrupted="Nothing was taken away.")
+@command(interrupted="Nothing was taken away.")
 def gc(
     context: typer.Context,
     store: StorePath,
@@ -101,82 +101,82 @@ def _show_verify(report: VerifyReport, store: str, quick: bool) -> None:
     state = (
         "DAMAGED" if not report.ok else "in order, as far as can be told without reading them" if quick else "all whole"
     )
-    screen.say(f"{counted(report.shards, 'shards')}, {counted(report.rows, 'vectors')}: {state}")
+    output.say(f"{counted(report.shards, 'shards')}, {counted(report.rows, 'vectors')}: {state}")
     for damage in report.damaged:
-        screen.say(f"  {damage['shard']}: {damage['problem']}")
+        output.say(f"  {damage['shard']}: {damage['problem']}")
     if report.unnamed:
         files = counted(len(report.unnamed), "shard files")
-        screen.say(f"{files} not in the catalogue; a repair adopts what is whole.")
+        output.say(f"{files} not in the catalogue; a repair adopts what is whole.")
     if report.damaged or report.unnamed:
-        screen.say(f"Next:  {screen.command('featcache', 'repair', store)}")
+        output.say(f"Next:  {output.command('featcache', 'repair', store)}")
 
 
 def _show_repair(report: RepairReport) -> None:
     from featcache.core.names import GIVEN, IN_PYTHON
 
     if not report.changed:
-        screen.say("Nothing had to be repaired.")
+        output.say("Nothing had to be repaired.")
         return
-    screen.say(f"Catalogue: {report.catalogue}; its backup: {report.backup}")
+    output.say(f"Catalogue: {report.catalogue}; its backup: {report.backup}")
     if report.catalogue == "made anew":
-        screen.say("  Labels, names and splits come back when `featcache extract` runs again on each source.")
+        output.say("  Labels, names and splits come back when `featcache extract` runs again on each source.")
     if report.lost:
-        screen.say(f"{counted(len(report.lost), 'shards')} taken out, with {counted(report.rows_lost, 'vectors')}:")
+        output.say(f"{counted(len(report.lost), 'shards')} taken out, with {counted(report.rows_lost, 'vectors')}:")
         for shard in report.lost:
-            screen.say(f"  {shard['shard']}: {shard['reason']}")
+            output.say(f"  {shard['shard']}: {shard['reason']}")
     if report.adopted:
-        screen.say(f"{counted(report.adopted, 'vectors')} taken back in from shards that the catalogue did not name")
+        output.say(f"{counted(report.adopted, 'vectors')} taken back in from shards that the catalogue did not name")
     if report.set_aside:
-        screen.say("Set aside (delete them when you no longer want to look into them):")
+        output.say("Set aside (delete them when you no longer want to look into them):")
         for file in report.set_aside:
-            screen.say(f"  {Path(report.store) / file['file']}")
+            output.say(f"  {Path(report.store) / file['file']}")
     for lack in report.to_compute:
         if lack["source"] in GIVEN or lack["root"].startswith(IN_PYTHON):
-            screen.say(f"{lack['images']:,} images given in Python are computed again when they are given again.")
+            output.say(f"{lack['images']:,} images given in Python are computed again when they are given again.")
             continue
-        command = screen.command(
+        command = output.command(
             "featcache", "extract", lack["root"], "-o", report.store, "--name", lack["source"],
             "--backbone", lack["backbone"], "--layers", lack["layer"],
         )  # fmt: skip
-        screen.say(f"{counted(lack['images'], 'images')} to compute again:  {command}")
+        output.say(f"{counted(lack['images'], 'images')} to compute again:  {command}")
 
 
 def _show_compact(report: CompactReport) -> None:
-    screen.say(
-        f"{counted(report.shards_before, 'shards')}, {screen.size(report.bytes_before)} → "
-        f"{counted(report.shards_after, 'shards')}, {screen.size(report.bytes_after)}"
+    output.say(
+        f"{counted(report.shards_before, 'shards')}, {output.size(report.bytes_before)} → "
+        f"{counted(report.shards_after, 'shards')}, {output.size(report.bytes_after)}"
     )
     if report.damaged:
-        screen.say(f"Left alone, as they are damaged: {', '.join(report.damaged)}")
-        screen.say(f"Next:  {screen.command('featcache', 'repair', report.store)}")
+        output.say(f"Left alone, as they are damaged: {', '.join(report.damaged)}")
+        output.say(f"Next:  {output.command('featcache', 'repair', report.store)}")
 
 
 def _show_gc(report: GcReport) -> None:
     if report.forgotten:
-        screen.say(
+        output.say(
             f"{report.forgotten:,} images {'are' if report.applied else 'would be'} forgotten with their source."
         )
     if not report.vectors and not report.forgotten:
-        screen.say(f"Nothing to take away; {report.kept:,} vectors are in use.")
+        output.say(f"Nothing to take away; {report.kept:,} vectors are in use.")
         return
-    screen.table(
+    output.table(
         ["space", "backbone", "layer", "vectors"],
         [(e["fingerprint"][:12], e["backbone"], e["layer"], f"{e['vectors']:,}") for e in report.layers],
         right=["vectors"],
     )
     done = "taken away" if report.applied else "would be taken away"
     taken = f"{counted(report.vectors, 'vectors')} {done}, {report.kept:,} stay"
-    screen.say(f"{taken}; {screen.size(report.bytes)} of disk")
+    output.say(f"{taken}; {output.size(report.bytes)} of disk")
     for source in report.doubtful:
-        screen.say(f"  {source['source']}: {source['reason']}")
+        output.say(f"  {source['source']}: {source['reason']}")
     if not report.applied:
-        screen.say("Nothing was done yet. To do it, say --yes" + (" --force" if report.doubtful else ""))
+        output.say("Nothing was done yet. To do it, say --yes" + (" --force" if report.doubtful else ""))
     elif report.bytes_in_part:
-        command = screen.command("featcache", "compact", report.store)
-        screen.say(f"Next:  {command}  (frees about {screen.size(report.bytes_in_part)} more)")
+        command = output.command("featcache", "compact", report.store)
+        output.say(f"Next:  {command}  (frees about {output.size(report.bytes_in_part)} more)")
 
 
-@verb(interrupted="Nothing was changed.")
+@command(interrupted="Nothing was changed.")
 def status(store: StorePath, as_json: Json = False, debug: Debug = False) -> Answer:
     """Show what a store holds.
 
@@ -189,7 +189,7 @@ def status(store: StorePath, as_json: Json = False, debug: Debug = False) -> Ans
     return Answer(found, lambda: _show_status(found))
 
 
-@verb(interrupted="The file was not written.")
+@command(interrupted="The file was not written.")
 def export(
     context: typer.Context,
     store: StorePath,
@@ -213,17 +213,17 @@ def export(
 
 
 def _show_status(found: dict[str, Any]) -> None:
-    screen.say(f"{found['items']:,} items, {found['quarantined']:,} in quarantine")
+    output.say(f"{found['items']:,} items, {found['quarantined']:,} in quarantine")
     for source in found["sources"]:
         origin = f"from {source['root']}" if source["root"] else "given in memory"
-        screen.say(f"Source {source['name']}: {source['items']:,} items {origin}")
+        output.say(f"Source {source['name']}: {source['items']:,} items {origin}")
         for bad in found["quarantine"]:
             if bad["source"] == source["name"]:
-                screen.say(f"  cannot be used: {bad['uri']}: {bad['reason']}")
+                output.say(f"  cannot be used: {bad['uri']}: {bad['reason']}")
     if not found["spaces"]:
-        screen.say("No vectors yet.")
+        output.say("No vectors yet.")
         return
-    screen.table(
+    output.table(
         ["space", "backbone", "layers", "views", "vectors", "size"],
         [
             (
@@ -232,7 +232,7 @@ def _show_status(found: dict[str, Any]) -> None:
                 "\n".join(space["layers"]),
                 "\n".join(filter(None, [f"{len(space['views']):,}", _seeds(space["seeds"])])),
                 f"{space['rows']:,}",
-                screen.size(space["bytes"]),
+                output.size(space["bytes"]),
             )
             for space in found["spaces"]
         ],
@@ -245,7 +245,7 @@ def _seeds(seeds: list[int]) -> str:
 
 
 def _show_export(made: dict[str, Any]) -> None:
-    screen.say(f"{made['n']:,} vectors of length {made['d']:,} ({' + '.join(made['layers'])})")
+    output.say(f"{made['n']:,} vectors of length {made['d']:,} ({' + '.join(made['layers'])})")
     if made["views_left_out"]:
-        screen.say(f"  of view 0 alone; {counted(made['views_left_out'], 'other views')} stay in the store")
-    screen.say(f"File: {made['path']}")
+        output.say(f"  of view 0 alone; {counted(made['views_left_out'], 'other views')} stay in the store")
+    output.say(f"File: {made['path']}")

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from featcache.cli import output as screen
-from featcache.cli.command import Answer, Debug, Json, verb
+from featcache.cli import output
+from featcache.cli.command import Answer, Debug, Json, command
 from featcache.cli.options import StorePath, layer_list, selects
 from featcache.cli.train import save, warn_of_little, warn_of_missing, warn_of_near_duplicates
 from featcache.core.errors import GridEdgeWarning
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from featcache.training.sweep_report import SweepReport
 
 
-@verb(interrupted="What was finished is kept; the same command goes on from there.")
+@command(interrupted="What was finished is kept; the same command goes on from there.")
 @selects(split="The split to train on; train by default, if the source has splits.")
 def sweep(
     context: typer.Context,
     store: StorePath,
     selection: Mapping[str, Any],
-    output: Annotated[
+    target: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="HEAD.fch", help="Save the winner as this head.")
     ] = None,
     heads: Annotated[
@@ -61,8 +61,8 @@ def sweep(
     from featcache.training.bundle import check_target
     from featcache.training.sweep import sweep as run
 
-    if output is not None:
-        check_target(output)
+    if target is not None:
+        check_target(target)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", GridEdgeWarning)  # the report has that of the winner
         report = run(
@@ -73,20 +73,20 @@ def sweep(
             progress=True,
             **selection,
         )
-    problem = None if output is None else save(report.bundle, output)
+    problem = None if target is None else save(report.bundle, target)
     data = report.to_dict() | ({"error": problem} if problem else {})
-    data["paths"] = {**report.paths, "head": None if output is None or problem else str(output)}
+    data["paths"] = {**report.paths, "head": None if target is None or problem else str(target)}
     chosen = {**selection, "seed": seed or None}
     following = [str(word) for name, value in chosen.items() if value is not None for word in (f"--{name}", value)]
-    return Answer(data, lambda: _show(report, output, following, problem), 1 if problem else 0)
+    return Answer(data, lambda: _show(report, target, following, problem), 1 if problem else 0)
 
 
-def _show(report: SweepReport, output: Path | None, following: Sequence[str], problem: str | None) -> None:
+def _show(report: SweepReport, target: Path | None, following: Sequence[str], problem: str | None) -> None:
     """Print the report; *following* are options to repeat in the next command."""
     from featcache.training.sweep_report import called
 
     scored = [cell for cell in report.cells if cell.problem is None]
-    screen.table(
+    output.table(
         ["head", "layers", "accuracy, %", "log-loss", "time"],
         [
             (
@@ -94,7 +94,7 @@ def _show(report: SweepReport, output: Path | None, following: Sequence[str], pr
                 called(cell.layers),
                 _short(cell.accuracy, cell.low, cell.high),
                 "–" if cell.log_loss is None else f"{cell.log_loss:.3f}",
-                "known" if cell.reused else screen.span(cell.seconds or 0.0),
+                "known" if cell.reused else output.span(cell.seconds or 0.0),
             )
             for cell in scored
         ],
@@ -102,27 +102,27 @@ def _show(report: SweepReport, output: Path | None, following: Sequence[str], pr
     )
     for cell in report.cells:
         if cell.problem is not None:
-            screen.say(f"No score for {cell.head} on {called(cell.layers)}: {cell.problem}")
-    screen.say(f"Out-of-fold scores, {report.folds} folds on {report.n:,} items; the least log-loss wins.")
-    screen.say("In brackets: 95 % interval.")
+            output.say(f"No score for {cell.head} on {called(cell.layers)}: {cell.problem}")
+    output.say(f"Out-of-fold scores, {report.folds} folds on {report.n:,} items; the least log-loss wins.")
+    output.say("In brackets: 95 % interval.")
     score, winner = report.score, report.winner
-    screen.say(f"\nWinner: {winner['head']} on {' + '.join(winner['layers'])}")
+    output.say(f"\nWinner: {winner['head']} on {' + '.join(winner['layers'])}")
     interval = _interval(score["low"], score["high"])
-    screen.say(f"Accuracy on items that took no part: {screen.percent(score['accuracy'])}  (95 % interval {interval})")
-    screen.say(f"  on {score['protocol']}")
+    output.say(f"Accuracy on items that took no part: {output.percent(score['accuracy'])}  (95 % interval {interval})")
+    output.say(f"  on {score['protocol']}")
     warn_of_little(report.bundle.report["unscored"], score["n"])
     warn_of_missing(report.bundle.report)
     warn_of_near_duplicates(report.near_duplicates)
     if report.bundle.report.get("grid_note"):
-        screen.say(f"Warning: {report.bundle.report['grid_note']}")
+        output.say(f"Warning: {report.bundle.report['grid_note']}")
     for name, path in report.paths.items():
         if path is not None:
-            screen.say(f"{name.upper() if name == 'json' else name.capitalize()}: {path}")
-    if output is None:
+            output.say(f"{name.upper() if name == 'json' else name.capitalize()}: {path}")
+    if target is None:
         words = ["featcache", "train", report.store, "-o", "HEAD.fch", "--head", winner["head"], *following]
-        screen.say(f"Next:  {screen.command(*words, '--layers', *winner['layers'])}")
+        output.say(f"Next:  {output.command(*words, '--layers', *winner['layers'])}")
     else:
-        screen.say(f"Saved: {output}" if problem is None else f"Warning: {problem}")
+        output.say(f"Saved: {target}" if problem is None else f"Warning: {problem}")
 
 
 def _short(accuracy: float | None, low: float | None, high: float | None) -> str:
@@ -133,4 +133,4 @@ def _short(accuracy: float | None, low: float | None, high: float | None) -> str
 
 
 def _interval(low: float | None, high: float | None) -> str:
-    return "unknown" if low is None else f"{screen.percent(low)} – {screen.percent(high)}"
+    return "unknown" if low is None else f"{output.percent(low)} – {output.percent(high)}"

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from featcache.cli import output as screen
-from featcache.cli.command import Answer, Debug, Json, verb
+from featcache.cli import output
+from featcache.cli.command import Answer, Debug, Json, command
 from featcache.cli.options import HeadPath, Layers, StorePath, layer_list, selects
 from featcache.core.errors import BundleError, GridEdgeWarning, UsageError
 from featcache.core.progress import counted
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 LISTED, FEW = 10, 10
 
 
-@verb(interrupted="No head was written.")
+@command(interrupted="No head was written.")
 @selects(split="The split to train on; train by default, if the source has splits.")
 def train(
     context: typer.Context,
@@ -32,7 +32,7 @@ def train(
             help="A store that `featcache extract` made, or a file .h5 or .npz with features and labels.",
         ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="HEAD.fch", help="The head to write.")],
+    target: Annotated[Path, typer.Option("--output", "-o", metavar="HEAD.fch", help="The head to write.")],
     selection: Mapping[str, Any],
     head: Annotated[
         str,
@@ -104,7 +104,7 @@ def train(
 
     if class_weight not in (None, "balanced"):
         raise UsageError(f"--class-weight is 'balanced', not {class_weight!r}. Weights per class are given in Python.")
-    check_target(output)
+    check_target(target)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", GridEdgeWarning)  # the report has it
         bundle = run(
@@ -121,8 +121,8 @@ def train(
             progress=True,
             **selection,
         )
-    problem = save(bundle, output)
-    report = {**bundle.report, "path": None if problem else str(output)}
+    problem = save(bundle, target)
+    report = {**bundle.report, "path": None if problem else str(target)}
     return Answer(
         report | ({"error": problem} if problem else {}), lambda: show_train(report, problem), 1 if problem else 0
     )
@@ -143,7 +143,7 @@ def save(bundle: Bundle, path: Path) -> str | None:
     return None
 
 
-@verb(interrupted="Nothing was changed.")
+@command(interrupted="Nothing was changed.")
 @selects(split="The split to score; test by default, if the source has it.")
 def evaluate(
     head: HeadPath,
@@ -216,89 +216,89 @@ def _other(path: Path) -> Bundle:
 def show_train(report: dict[str, Any], problem: str | None = None) -> None:
     """Show the report of a head that was trained, and saved unless there is a *problem*."""
     score = report["score"]
-    screen.say(f"Head: {report['head']}, {len(report['classes'])} classes, trained on {report['n']:,} items")
+    output.say(f"Head: {report['head']}, {len(report['classes'])} classes, trained on {report['n']:,} items")
     if report["task"] == "multilabel":
-        screen.say(f"Mean average precision: {_with_interval(score, 'mean_average_precision')}")
+        output.say(f"Mean average precision: {_with_interval(score, 'mean_average_precision')}")
     else:
-        screen.say(f"Accuracy: {_with_interval(score)}")
-    screen.say(f"  on {score['protocol']}")
+        output.say(f"Accuracy: {_with_interval(score)}")
+    output.say(f"  on {score['protocol']}")
     warn_of_little(report["unscored"], score["n"])
     warn_of_missing(report)
     if report["chosen"]:
         by = f" ({report['chosen_by']})" if report.get("chosen_by") else ""
-        named = (f"{name} = {screen.number(value)}" for name, value in report["chosen"].items())
-        screen.say("Chosen: " + ", ".join(named) + by)
+        named = (f"{name} = {output.number(value)}" for name, value in report["chosen"].items())
+        output.say("Chosen: " + ", ".join(named) + by)
     if report.get("grid_note"):
-        screen.say(f"Warning: {report['grid_note']}")
+        output.say(f"Warning: {report['grid_note']}")
     if report.get("converged") is False:
-        screen.say("Warning: the fit stopped before it converged.")
+        output.say("Warning: the fit stopped before it converged.")
     calibration = report["calibration"]
     if calibration is not None:
-        before, after = (screen.percent(calibration[f"ece_{when}"]) for when in ("before", "after"))
-        screen.say(
+        before, after = (output.percent(calibration[f"ece_{when}"]) for when in ("before", "after"))
+        output.say(
             f"Calibration error: {after} (before scaling by temperature {calibration['temperature']:.2f}: {before})"
         )
     warn_of_near_duplicates(report["near_duplicates"])
-    screen.say(f"Took {screen.span(report['seconds'])}, the fit {screen.span(report['fit_seconds'])} of it")
+    output.say(f"Took {output.span(report['seconds'])}, the fit {output.span(report['fit_seconds'])} of it")
     if problem is not None:
-        screen.say(f"Warning: {problem}")
+        output.say(f"Warning: {problem}")
         return
-    screen.say(f"Saved: {report['path']}")
+    output.say(f"Saved: {report['path']}")
     if report["predicts"] == "images":
-        screen.say(f"Next:  {screen.command('featcache', 'predict', report['path'], 'IMAGE')}")
+        output.say(f"Next:  {output.command('featcache', 'predict', report['path'], 'IMAGE')}")
     else:
-        screen.say("It predicts from vectors only (Bundle.predict_vectors), because the file has no recipe.")
+        output.say("It predicts from vectors only (Bundle.predict_vectors), because the file has no recipe.")
 
 
 def _show_evaluate(report: Mapping[str, Any], head: Path) -> None:
     several = "mean_average_precision" in report
     if several:
-        screen.say(f"Mean average precision: {_with_interval(report, 'mean_average_precision')}")
+        output.say(f"Mean average precision: {_with_interval(report, 'mean_average_precision')}")
     else:
-        screen.say(f"Accuracy: {_with_interval(report)}")
-    screen.say(f"  on {counted(report['n'], 'items')}: {report['protocol']}")
+        output.say(f"Accuracy: {_with_interval(report)}")
+    output.say(f"  on {counted(report['n'], 'items')}: {report['protocol']}")
     warn_of_little([], report["n"])
     _warn_of_unknown(report["unknown_labels"])
     if several:
         _warn_of_other_labels(report)
-        screen.say(f"All labels right: {screen.percent(report['exact_match'])}")
-        screen.say(f"Micro F1: {screen.percent(report['micro_f1'])}")
+        output.say(f"All labels right: {output.percent(report['exact_match'])}")
+        output.say(f"Micro F1: {output.percent(report['micro_f1'])}")
     else:
-        screen.say(f"Balanced accuracy: {screen.percent(report['balanced_accuracy'])}")
-    screen.say(f"Macro F1: {screen.percent(report['macro_f1'])}")
+        output.say(f"Balanced accuracy: {output.percent(report['balanced_accuracy'])}")
+    output.say(f"Macro F1: {output.percent(report['macro_f1'])}")
     if report["log_loss"] is not None:
-        screen.say(f"Log-loss: {report['log_loss']:.3f}")
+        output.say(f"Log-loss: {report['log_loss']:.3f}")
     if not several and report["ece"] is not None:
-        screen.say(f"Calibration error: {screen.percent(report['ece'])}")
+        output.say(f"Calibration error: {output.percent(report['ece'])}")
     if several:
         _show_classes(report["per_label"], "label")
     else:
         _show_classes(report["per_class"])
     warn_of_missing(report)
     if report["overlap"] is None:
-        screen.say("Warning: the head does not know which images it was trained on; they may be among these.")
+        output.say("Warning: the head does not know which images it was trained on; they may be among these.")
     if report["overlap"]:
-        screen.say(f"Warning: the head was trained on {report['overlap']:,} of these items.")
+        output.say(f"Warning: the head was trained on {report['overlap']:,} of these items.")
     warn_of_near_duplicates(report["near_duplicates"])
     if "against" in report:
         _show_against(report["against"], head)
     if "confusion" in report:
-        screen.say(f"Confusion matrix: {report['confusion']}")
+        output.say(f"Confusion matrix: {report['confusion']}")
 
 
 def _warn_of_unknown(labels: Mapping[str, int]) -> None:
     if labels:
         items, named = counted(sum(labels.values()), "items"), _named(list(labels))
-        screen.say(f"Warning: {items} counted as wrong, because the head does not know their labels: {named}")
-        screen.say("  If a class was renamed or added since, train again.")
+        output.say(f"Warning: {items} counted as wrong, because the head does not know their labels: {named}")
+        output.say("  If a class was renamed or added since, train again.")
 
 
 def _warn_of_other_labels(report: Mapping[str, Any]) -> None:
     # By chance this is rare; it is usual where a head is scored with other labels than its own.
     if report["unscored"]:
         known = counted(len(report["unscored"]), "labels")
-        screen.say(f"Warning: {known} of the head occur in none of these items: {_named(report['unscored'])}")
-        screen.say("  If the head was trained with --labels FILE, give that file here too.")
+        output.say(f"Warning: {known} of the head occur in none of these items: {_named(report['unscored'])}")
+        output.say("  If the head was trained with --labels FILE, give that file here too.")
 
 
 def _named(labels: Sequence[str]) -> str:
@@ -306,9 +306,9 @@ def _named(labels: Sequence[str]) -> str:
 
 
 def _show_classes(classes: Sequence[Mapping[str, Any]], kind: str = "class") -> None:
-    percent = screen.percent
+    percent = output.percent
     ranked = ["AP"] if kind == "label" else []  # average precision
-    screen.table(
+    output.table(
         [kind, "items", "precision", "recall", "95 % interval", "F1", *ranked],
         [
             [
@@ -329,37 +329,37 @@ def _show_classes(classes: Sequence[Mapping[str, Any]], kind: str = "class") -> 
 def warn_of_little(unscored: Sequence[str], n: int) -> None:
     """Warn of classes that were not scored, and of a score on few items."""
     if unscored:
-        screen.say(f"Warning: no scored item has the label{'s' if len(unscored) > 1 else ''} {_named(unscored)}.")
+        output.say(f"Warning: no scored item has the label{'s' if len(unscored) > 1 else ''} {_named(unscored)}.")
     if n < FEW:
-        screen.say(f"Warning: a score on {counted(n, 'items')} is unreliable; label more images, or use --cv 5.")
+        output.say(f"Warning: a score on {counted(n, 'items')} is unreliable; label more images, or use --cv 5.")
 
 
 def warn_of_near_duplicates(found: Mapping[str, Any] | None) -> None:
     """Warn of near-duplicates across the split, as a report has them."""
     if found and found["across"]:
         first, pairs = found["examples"][0], counted(found["across"], "pairs")
-        screen.say(f"Warning: {pairs} of near-duplicates across the split (first: {first['a']}, {first['b']}).")
+        output.say(f"Warning: {pairs} of near-duplicates across the split (first: {first['a']}, {first['b']}).")
 
 
 def _show_against(against: Mapping[str, Any], head: Path) -> None:
     """Both heads' scores, and the difference in words: of a loss, less is better."""
-    screen.say(f"Against {against['path']}, on {counted(against['n'], 'items')}: {against['protocol']}")
+    output.say(f"Against {against['path']}, on {counted(against['n'], 'items')}: {against['protocol']}")
     for name, called, sign in (("accuracy", "Accuracy", 1), ("log_loss", "Log-loss", -1)):
         found = against[name]
         if found is None:
             continue
-        a, b = (screen.percent(found[of]) if sign > 0 else f"{found[of]:.3f}" for of in ("a", "b"))
-        screen.say(f"  {called}: {head} {a}, {against['path']} {b}")
+        a, b = (output.percent(found[of]) if sign > 0 else f"{found[of]:.3f}" for of in ("a", "b"))
+        output.say(f"  {called}: {head} {a}, {against['path']} {b}")
         if not found["difference"] and found["low"] is None:
-            screen.say("    Equal; no interval: equal on all items.")
+            output.say("    Equal; no interval: equal on all items.")
             continue
         interval = "no interval: all resamples are equal"
         if found["low"] is not None:
             low, high = sorted((sign * found["low"], sign * found["high"]))
             interval = f"95 % interval: {_better(low, name)} to {_better(high, name)}"
         gain = _better(sign * found["difference"], name)
-        share = f"better in {screen.percent(found['better'])} of the resamples"
-        screen.say(f"    {head} is {gain} ({interval}), and {share}.")
+        share = f"better in {output.percent(found['better'])} of the resamples"
+        output.say(f"    {head} is {gain} ({interval}), and {share}.")
 
 
 def _better(gain: float, name: str) -> str:
@@ -374,17 +374,17 @@ def warn_of_missing(report: Mapping[str, Any]) -> None:
     """Warn of images that were left out because they have no vectors or no label."""
     if report["without_vectors"]:
         images = counted(report["without_vectors"], "labelled images")
-        screen.say(f"Warning: {images} without vectors left out; `featcache extract` computes them.")
+        output.say(f"Warning: {images} without vectors left out; `featcache extract` computes them.")
     if report.get("without_labels"):
-        screen.say(f"Left out: {counted(report['without_labels'], 'images')} without a label")
+        output.say(f"Left out: {counted(report['without_labels'], 'images')} without a label")
         if report["task"] == "multilabel":
-            screen.say("  If they have none of the labels, give them the label |.")
+            output.say("  If they have none of the labels, give them the label |.")
 
 
 def _with_interval(score: Mapping[str, Any], name: str = "accuracy") -> str:
     if score[name] is None:
         return "unknown: no label occurs"
     if score["low"] is None:
-        return f"{screen.percent(score[name])}  (no interval: it is the same on every resample)"
-    low, high = screen.percent(score["low"]), screen.percent(score["high"])
-    return f"{screen.percent(score[name])}  (95 % interval {low} – {high})"
+        return f"{output.percent(score[name])}  (no interval: it is the same on every resample)"
+    low, high = output.percent(score["low"]), output.percent(score["high"])
+    return f"{output.percent(score[name])}  (95 % interval {low} – {high})"

@@ -1,8 +1,9 @@
-"""Files that are whole or not there: written aside, flushed to the disk, renamed into their place."""
+"""Files that are whole or not there: written aside, flushed to the disk, renamed into their place; reads at a place."""
 
 from __future__ import annotations
 
 import os
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -34,10 +35,18 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 def sync(path: Path) -> None:
     """Flush one file's bytes, or one folder's names, to the disk."""
-    if os.name == "nt" and path.is_dir():
+    if sys.platform == "win32" and path.is_dir():
         return  # Windows opens no folder, and keeps names by its own journal
-    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    handle = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def read_at(handle: int, length: int, offset: int) -> bytes:
+    """Up to *length* bytes from *offset* on, as `os.pread`; on Windows, which lacks it, the position of *handle* moves."""
+    if sys.platform == "win32":
+        os.lseek(handle, offset, os.SEEK_SET)
+        return os.read(handle, length)
+    return os.pread(handle, length, offset)

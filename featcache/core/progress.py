@@ -73,9 +73,9 @@ class Deadline:
         shown: what is passed on to.
     """
 
-    def __init__(self, left: Callable[[], float], shown: Progress) -> None:
-        self._left, self._shown = left, shown
-        self.start, self.note, self.finish = shown.start, shown.note, shown.finish
+    def __init__(self, left: Callable[[], float], progress: Progress) -> None:
+        self._left, self._shown = left, progress
+        self.start, self.note, self.finish = progress.start, progress.note, progress.finish
 
     def advance(self, n: int = 1) -> None:
         """Pass it on; OutOfTimeError where nothing is left."""
@@ -262,25 +262,25 @@ def choose(progress: Progress | bool | None) -> Iterator[Progress]:
     if progress is not None and not isinstance(progress, bool):
         yield progress
         return
-    shown: Progress
+    bar: Progress
     if progress is not False and sys.stderr is not None and sys.stderr.isatty():
-        shown = Bar()
+        bar = Bar()
     else:
-        shown = Lines() if progress else Silent()
+        bar = Lines() if progress else Silent()
     try:
-        yield shown
+        yield bar
     finally:
-        shown.finish()
+        bar.finish()
 
 
 @contextmanager
-def phase_if_slow(shown: Progress, what: str, unit: str, seconds: float = 1.0) -> Iterator[None]:
+def phase_if_slow(progress: Progress, what: str, unit: str, seconds: float = 1.0) -> Iterator[None]:
     """A phase of work that mostly is done in no time, and which does not count: told only after *seconds*."""
     begun = threading.Event()
 
     def begin() -> None:
         begun.set()
-        shown.start(what, None, unit)
+        progress.start(what, None, unit)
 
     waiting = threading.Timer(seconds, begin)
     waiting.daemon = True
@@ -291,7 +291,7 @@ def phase_if_slow(shown: Progress, what: str, unit: str, seconds: float = 1.0) -
         waiting.cancel()
         waiting.join()  # a phase that began just now is not to begin in the midst of the next
         if begun.is_set():
-            shown.finish()
+            progress.finish()
 
 
 def counted(n: int, unit: str) -> str:

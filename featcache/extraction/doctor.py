@@ -27,7 +27,6 @@ from featcache.core.errors import FeatcacheError
 from featcache.core.html import HtmlTable
 from featcache.core.names import VIEW_0
 from featcache.core.progress import Progress, choose
-from featcache.core.recipe import Recipe
 from featcache.extraction.extract import DEFAULT_BACKBONE
 from featcache.store.sources import Record, SourceRecords
 from featcache.store.writer import StoreWriter
@@ -35,6 +34,7 @@ from featcache.store.writer import StoreWriter
 if TYPE_CHECKING:
     from featcache.backbones import Backbone, Layer
     from featcache.backbones.runtimes.passes import Passes
+    from featcache.core.recipe import Recipe
 
 
 FEATURES = (

@@ -11,7 +11,6 @@ import numpy as np
 
 from featcache.backbones.runtimes import passes_for
 from featcache.core.errors import RecipeMismatchError, SourceError, UnusableImageError, UsageError
-from featcache.core.recipe import Recipe
 from featcache.images.entry import Entry
 
 if TYPE_CHECKING:
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
 
     from featcache.backbones import Backbone, Extractor, Layer
     from featcache.backbones.runtimes import Passes
+    from featcache.core.recipe import Recipe
     from featcache.images.decode import Decoded
 
 ImageLike: TypeAlias = Union[str, Path, "Image", np.ndarray]

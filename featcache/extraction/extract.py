@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -91,7 +91,7 @@ def extract(
         raise UsageError(f"There is 1 view or more and a seed from 0 on, not {views} views and the seed {seed}.")
     if limit is not None and limit < 1:
         raise UsageError(f"limit is a whole number from 1 on, not {limit}.")
-    began, started = time.monotonic(), datetime.now(timezone.utc)
+    began, started = time.monotonic(), datetime.now(UTC)
     is_reserved = isinstance(source, (GivenImages, KnownSource))  # these alone may have a reserved name
     images: Source = (
         source if isinstance(source, Source) else open_source(source, labels=labels, split=split, name=name)

@@ -29,7 +29,6 @@ from featcache.extraction.threads import Job, WorkerPool, in_order
 from featcache.images.decode import Decoded
 from featcache.images.entry import FileStat, pixels_sha256
 from featcache.store.sources import Record
-from featcache.store.writer import SpaceWriter
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
     from featcache.backbones.runtimes.passes import Passes
     from featcache.images.augmentation import AugmentedView
     from featcache.images.entry import Entry
+    from featcache.store.writer import SpaceWriter
 
 STAGES = ("read", "hash", "decode", "forward", "write")
 

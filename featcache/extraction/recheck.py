@@ -21,7 +21,6 @@ from featcache.core.errors import MissingVectorsError, RecipeMismatchError, Unus
 from featcache.core.html import HtmlTable
 from featcache.core.names import VIEW_0
 from featcache.core.progress import Progress, choose
-from featcache.core.recipe import Recipe
 from featcache.extraction.embed import backbone_for
 from featcache.extraction.stored_source import known_images
 from featcache.images.entry import Entry, pixels_sha256
@@ -30,6 +29,7 @@ from featcache.store import FeatureStore, Item
 
 if TYPE_CHECKING:
     from featcache.backbones import Extractor
+    from featcache.core.recipe import Recipe
     from featcache.images.datasets import Dataset
     from featcache.images.sources import Source
     from featcache.store.spaces import Space

@@ -26,17 +26,17 @@ from featcache.core.names import VIEW_0
 from featcache.core.progress import Progress, counted
 from featcache.core.signals import stop_when_safe
 from featcache.extraction.pipeline import Batch, Batches, Reader, ReadImage, StageTimer
-from featcache.extraction.report import ExtractReport
 from featcache.extraction.threads import WorkerPool
 from featcache.images.entry import FileStat
 from featcache.store.sources import Record, Rejected, SourceRecords
-from featcache.store.writer import SpaceWriter
 
 if TYPE_CHECKING:
     from featcache.backbones import Extractor, Layer
     from featcache.backbones.runtimes.passes import Passes
+    from featcache.extraction.report import ExtractReport
     from featcache.images.augmentation import AugmentedView
     from featcache.images.entry import Entry
+    from featcache.store.writer import SpaceWriter
 
 _RACY_NS = 2_000_000_000
 _SAVE_EVERY = 1000

@@ -15,11 +15,11 @@ from featcache.images.decode import Decoded
 from featcache.images.entry import Entry, pixels_sha256
 from featcache.images.sources import Source, open_source
 from featcache.images.tar import TarSource
-from featcache.store import FeatureStore, Item
 
 if TYPE_CHECKING:
     from featcache.backbones import Extractor
     from featcache.images.datasets import Dataset
+    from featcache.store import FeatureStore, Item
 
 
 def known_images(

@@ -15,7 +15,6 @@ from featcache.core.errors import UnusableImageError, UsageError
 from featcache.core.names import GIVEN, PATHS
 from featcache.core.progress import Progress, choose
 from featcache.extraction import NothingUsableError
-from featcache.extraction.embed import ImageLike
 from featcache.extraction.extract import extract
 from featcache.images.decode import NO_IMAGE, is_no_image
 from featcache.images.in_memory import GivenImage, GivenImages, given
@@ -24,6 +23,7 @@ from featcache.store.folder import has_catalogue
 
 if TYPE_CHECKING:
     from featcache.backbones import Backbone, Layer
+    from featcache.extraction.embed import ImageLike
 
 
 class CachedEmbedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types

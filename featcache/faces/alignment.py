@@ -31,13 +31,13 @@ from featcache.core.recipe import Recipe, StandardTransform
 from featcache.extraction.embed import backbone_for
 from featcache.faces.detection import CENTRE_BOX, Detection, Detector, StoredDetections, decoded_image, dlib_library
 from featcache.images import decode as decoding
-from featcache.images.decode import Decoded
 from featcache.store import FeatureStore
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from featcache.backbones.runtimes.passes import Passes
+    from featcache.images.decode import Decoded
 
 DEFAULT_BACKBONE = "dlib:face_resnet"
 

@@ -240,8 +240,9 @@ def decoded_image(image: Image | Decoded) -> Image:
 
 
 def prominence(box: tuple[float, float, float, float], size: tuple[int, int]) -> float:
-    """How prominent a face is: its area minus twice the squared distance of its centre from the image's centre, both
-    divided by the image's area, so that scale does not matter.
+    """How prominent a face is: its area minus twice the squared distance of its centre from the image's centre.
+
+    Both are divided by the image's area, so that scale does not matter.
 
     Args:
         box: left, top, right, bottom in pixels, inclusive.

@@ -10,7 +10,7 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
@@ -19,7 +19,6 @@ from featcache.core.errors import UsageError
 from featcache.core.html import HtmlTable
 from featcache.faces.alignment import MIRRORED, preferred_layer, rows_having
 from featcache.faces.detection import CENTRE_BOX, FIRST_PASS, SECOND_PASS, StoredDetections
-from featcache.faces.pairs_file import Pairs
 from featcache.faces.sample_pairs import drawn_pairs, pairs_of_list, people_of
 from featcache.metrics.plots import check_png, draw_roc
 from featcache.metrics.verification import (
@@ -34,9 +33,12 @@ from featcache.metrics.verification import (
 )
 from featcache.store import FeatureStore
 from featcache.store.rows import ItemRows
-from featcache.store.spaces import Item, Space
 from featcache.training.bundle import Bundle
 from featcache.training.dataset import Selection, SelectionOptions, labels_of
+
+if TYPE_CHECKING:
+    from featcache.faces.pairs_file import Pairs
+    from featcache.store.spaces import Item, Space
 
 
 @dataclass(frozen=True, slots=True)

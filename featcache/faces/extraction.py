@@ -12,14 +12,14 @@ from featcache.core.html import HtmlTable
 from featcache.core.progress import Progress, choose
 from featcache.extraction.extract import extract as extract_arrays
 from featcache.extraction.extract import limited
-from featcache.extraction.report import ExtractReport
-from featcache.extraction.run import ExtractionConfig
 from featcache.faces.alignment import DEFAULT_BACKBONE, MIRRORED, AlignedBackbone
 from featcache.faces.detection import CENTRE_BOX, FACE, FIRST_PASS, SECOND_PASS, Detector, StoredDetections
 from featcache.store import FeatureStore
 
 if TYPE_CHECKING:
     from featcache.backbones import Extractor
+    from featcache.extraction.report import ExtractReport
+    from featcache.extraction.run import ExtractionConfig
     from featcache.images.sources import Source
 
 

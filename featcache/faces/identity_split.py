@@ -7,13 +7,16 @@ with fewer than `FEWEST_TEST` people who have several images, error rates say no
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from featcache.core.errors import UnknownNameError, UsageError
 from featcache.metrics import splits
-from featcache.training.dataset import FeatureDataset
 from featcache.training.holdout import split_rows
+
+if TYPE_CHECKING:
+    from featcache.training.dataset import FeatureDataset
 
 HOLDOUT = 0.2
 FEWEST_TRAIN, FEWEST_TEST = 8, 8

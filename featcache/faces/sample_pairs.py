@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.sparse import coo_array
@@ -21,8 +22,10 @@ from scipy.sparse.csgraph import connected_components
 from featcache.core.errors import UsageError
 from featcache.faces.pairs_file import Pairs, read_pairs
 from featcache.metrics.verification import of_triangle
-from featcache.store.spaces import Item
-from featcache.training.bundle import Bundle
+
+if TYPE_CHECKING:
+    from featcache.store.spaces import Item
+    from featcache.training.bundle import Bundle
 
 FOLDS, EACH = 10, 300
 """Folds, and pairs of each kind per fold, as in LFW's second view."""

@@ -11,7 +11,6 @@ import numpy as np
 
 from featcache import backbones
 from featcache.core.errors import RecipeMismatchError, UnusableImageError, UsageError
-from featcache.core.recipe import Recipe
 from featcache.extraction.embed import ImageLike, backbone_for, embed
 from featcache.faces.alignment import DEFAULT_BACKBONE, MIRRORED, AlignedBackbone, aligned_for
 from featcache.faces.detection import SECOND_PASS, Detection, Detector
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from featcache.backbones import Backbone, Extractor
+    from featcache.core.recipe import Recipe
 
 
 class _RecordingDetector(Detector):

@@ -8,20 +8,23 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from featcache.backbones import Backbone
 from featcache.backbones.compute import cores
 from featcache.core.errors import MissingVectorsError
 from featcache.core.recipe import StandardTransform
 from featcache.extraction.stored_source import image_of_item, known_images
 from featcache.images.augmentation import Augmentation, AugmentedView
-from featcache.images.entry import Entry
-from featcache.store import FeatureStore, Item
-from featcache.training.dataset import FeatureDataset
+
+if TYPE_CHECKING:
+    from featcache.backbones import Backbone
+    from featcache.images.entry import Entry
+    from featcache.store import FeatureStore, Item
+    from featcache.training.dataset import FeatureDataset
 
 
 def batch_count(items: int, batch_size: int) -> int:

@@ -7,11 +7,11 @@ import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
 
-from featcache.backbones import Backbone
 from featcache.backbones.split import split_network
 from featcache.core.errors import GridEdgeWarning
 from featcache.core.names import VIEW_0
@@ -22,9 +22,12 @@ from featcache.finetuning.loop import validation_scores
 from featcache.finetuning.trainers import TrainingResult, TrainingRun, train_full, train_tail, trainable_copy
 from featcache.metrics.calibration import softmax
 from featcache.metrics.classification import right_and_losses
-from featcache.store import FeatureStore
 from featcache.training.activations import StoredItems, view_names
 from featcache.training.dataset import FeatureDataset
+
+if TYPE_CHECKING:
+    from featcache.backbones import Backbone
+    from featcache.store import FeatureStore
 
 Rows = tuple[np.ndarray, np.ndarray]
 """Rows to train on, and rows to answer."""

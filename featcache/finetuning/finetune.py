@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
@@ -37,8 +37,6 @@ from featcache.finetuning.trainers import (
     train_tail,
     trainable_copy,
 )
-from featcache.heads.serialise import Predictor
-from featcache.images.entry import Entry
 from featcache.store import FeatureStore
 from featcache.training import leakage
 from featcache.training.activations import Activations, needed, store_activations, view_names
@@ -55,6 +53,8 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
     from featcache.backbones import Backbone
+    from featcache.heads.serialise import Predictor
+    from featcache.images.entry import Entry
 
 CONFIGS = {"pretrained": PRETRAINED, "new": NEW, "scratch": SCRATCH}
 """The settings by `init` where none are given."""
@@ -129,7 +129,7 @@ def finetune(
         >>> bundle = finetune("pets.fcache", "blocks.6", config=TrainingConfig(epochs=5))  # doctest: +SKIP
     """
     check_arguments(from_layer, init, arch)
-    began, started = time.monotonic(), datetime.now(timezone.utc)
+    began, started = time.monotonic(), datetime.now(UTC)
     opened = FeatureStore.open(store)
     known = opened.space(selection.get("space"))
     select = replace(Selection(**selection), space=known.fingerprint)

@@ -20,22 +20,24 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from featcache.core.progress import Progress
 from featcache.finetuning import loop
-from featcache.finetuning.config import TrainingConfig
 from featcache.finetuning.history import Curve, ProbeScore
 from featcache.heads import resolve_head
 from featcache.heads.minibatch import FEWEST_TO_TEMPER
 from featcache.heads.predictors import LinearPredictor
 from featcache.heads.serialise import export_predictor
 from featcache.metrics.calibration import fit_temperature, held_out_temperature
-from featcache.training.dataset import FeatureDataset
+
+if TYPE_CHECKING:
+    from featcache.core.progress import Progress
+    from featcache.finetuning.config import TrainingConfig
+    from featcache.training.dataset import FeatureDataset
 
 
 def linear_probe_init(

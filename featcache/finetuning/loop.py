@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -24,10 +24,12 @@ from torch.nn.modules.batchnorm import _BatchNorm  # what all batch normalisatio
 from featcache.core.errors import TrainingError, UsageError
 from featcache.core.progress import Progress, choose, duration
 from featcache.finetuning import checkpoint as checkpoints
-from featcache.finetuning.config import TrainingConfig
 from featcache.finetuning.history import Curve, Epoch, best_of
 from featcache.heads.training_loop import NonFiniteError, require_finite, train_epochs
 from featcache.metrics.calibration import fit_temperature
+
+if TYPE_CHECKING:
+    from featcache.finetuning.config import TrainingConfig
 
 Stages = Sequence[tuple[str, Sequence[nn.Parameter]]]
 """Name and parameters of each part of a network, from the input to the output."""

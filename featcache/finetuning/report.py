@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from featcache.core.errors import FeatcacheError
-from featcache.core.progress import Progress
-from featcache.finetuning.config import TrainingConfig
-from featcache.finetuning.trainers import TrainingResult
 from featcache.metrics.calibration import expected_calibration_error, with_temperature
 from featcache.store.writer import StoreWriter
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    import numpy as np
+
+    from featcache.core.progress import Progress
+    from featcache.finetuning.config import TrainingConfig
+    from featcache.finetuning.trainers import TrainingResult
 
 
 def of_training(

@@ -15,22 +15,22 @@ from torch import Tensor, nn
 
 from featcache.backbones import Layer
 from featcache.backbones.layers import POOLED
-from featcache.backbones.split import SplitNetwork
 from featcache.core.errors import UsageError
-from featcache.core.progress import Progress
 from featcache.finetuning import loop
 from featcache.finetuning.batches import CachedBatches, ImageBatches, ItemImages, activations_in_order, images_in_order
 from featcache.finetuning.config import TrainingConfig, network_stages
-from featcache.finetuning.history import Curve
 from featcache.finetuning.linear_probe import linear_probe_init, refit, scale_by_temperature, train_from_probe
 from featcache.finetuning.validation import class_ids_of, items_digest, validation_rows
 from featcache.heads.minibatch import initial_layers, moments, threads_for, unstandardised
 from featcache.heads.predictors import MLPPredictor
-from featcache.training.dataset import FeatureDataset
 
 if TYPE_CHECKING:
     from featcache.backbones import Backbone
     from featcache.backbones.network import Network
+    from featcache.backbones.split import SplitNetwork
+    from featcache.core.progress import Progress
+    from featcache.finetuning.history import Curve
+    from featcache.training.dataset import FeatureDataset
 
 Read = Callable[[np.ndarray], np.ndarray]
 """From row numbers (m,) to the frozen network's vectors (m, d) float32."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from featcache.core.errors import UsageError
-from featcache.core.progress import Progress
 from featcache.metrics.splits import draw_holdout
-from featcache.training.dataset import FeatureDataset
+
+if TYPE_CHECKING:
+    from featcache.core.progress import Progress
+    from featcache.training.dataset import FeatureDataset
 
 SHARE = 0.15
 

@@ -7,12 +7,15 @@ the two projected vectors. A calibration, if any, turns it into a log-likelihood
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from featcache.core.errors import UsageError
 from featcache.heads.predictors import normalised
-from featcache.metrics.likelihood_ratio import Calibration
+
+if TYPE_CHECKING:
+    from featcache.metrics.likelihood_ratio import Calibration
 
 _ROWS_AT_ONCE = 8192
 

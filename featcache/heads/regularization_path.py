@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from featcache.core.errors import UsageError
-from featcache.core.threads import RowThreads
 from featcache.heads import softmax_solver
 from featcache.heads.softmax_certificate import Certificate, Labelled, Newton, Solution, certify
 from featcache.heads.softmax_solver import NO_FOLD, Problem, Rows, principal_axes
-from featcache.heads.validation import TrainingRows
 from featcache.metrics import splits
+
+if TYPE_CHECKING:
+    from featcache.core.threads import RowThreads
+    from featcache.heads.validation import TrainingRows
 
 PATH_GAP, FINAL_GAP = 1e-4, 1e-8
 """Largest relative gaps to the optimum: along the path, and of the solution that is kept."""

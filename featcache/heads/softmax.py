@@ -143,7 +143,7 @@ class SoftmaxPathClassifier(LinearHead):
             UsageError: vectors that are not finite, weights or values of C that are negative, fewer than
                 two classes; the message names the row or the class.
         """
-        self.Cs_ = self._values_of_C()
+        self.Cs_ = self._c_values()
         if self.scoring not in _SCORINGS:
             raise UsageError(f"scoring must be one of {', '.join(_SCORINGS)}, not {self.scoring!r}.")
         rows = checked(self, X, y, groups, sample_weight, self.class_weight)
@@ -178,7 +178,7 @@ class SoftmaxPathClassifier(LinearHead):
     def memory_needed(self, n: int, d: int, k: int) -> int:
         """Bytes that `fit` takes at its peak for n float32 vectors of d numbers in k classes, these included."""
         folds = int(self.cv) if isinstance(self.cv, (int, np.integer)) else 5
-        folds = folds if len(self._values_of_C()) > 1 else 0
+        folds = folds if len(self._c_values()) > 1 else 0
         # The vectors as given, sorted, and rotated with room to work; for each fold and all rows some
         # eighteen arrays of the weights' size.
         vectors_and_weights = 4 * (4 * n * d + 18 * (1 + folds) * k * d)
@@ -187,7 +187,7 @@ class SoftmaxPathClassifier(LinearHead):
         logits = max(8 * n * k, min(LOGITS_BYTES, 8 * n * k * (1 + folds)))
         return vectors_and_weights + logits + 8 * n * k
 
-    def _values_of_C(self) -> np.ndarray:
+    def _c_values(self) -> np.ndarray:
         if self.Cs is None:
             return np.geomspace(1e-6, 1e5, 45)
         if isinstance(self.Cs, (int, np.integer)):

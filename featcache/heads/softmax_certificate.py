@@ -26,12 +26,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from featcache.core.threads import RowThreads
 from featcache.heads.softmax_solver import NO_FOLD, Rotation, Rows, to_residuals
+
+if TYPE_CHECKING:
+    from featcache.core.threads import RowThreads
 
 LARGEST_LOSS = -float(np.log(np.finfo(np.float64).eps))
 """A held-out loss is at most this, as in scikit-learn's `log_loss`: of a class that the fold never saw."""

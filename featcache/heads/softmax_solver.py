@@ -30,11 +30,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import linalg
 
-from featcache.core.threads import RowThreads
+if TYPE_CHECKING:
+    from featcache.core.threads import RowThreads
 
 NO_FOLD = -1
 """The fold of rows that are always learned from, and of the problem on all rows."""

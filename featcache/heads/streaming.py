@@ -8,6 +8,7 @@ available memory before the fit: a fit that outgrows it is killed by the system 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -101,9 +102,11 @@ def _of_the_machine(root: Path) -> list[int]:
                 return [1024 * int(line.split()[1])]
     except OSError:
         pass  # no Linux
+    if sys.platform == "win32":
+        return []
     try:
         return [os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    except (AttributeError, OSError, ValueError):
+    except (OSError, ValueError):
         return []
 
 

@@ -12,12 +12,15 @@ import hashlib
 import json
 import math
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from featcache.core.names import view_name
-from featcache.core.recipe import StandardTransform
+
+if TYPE_CHECKING:
+    from featcache.core.recipe import StandardTransform
 
 _TRIES = 10
 """Crops that are drawn before the centre one is taken."""

@@ -180,9 +180,9 @@ def as_text(name: str) -> str:
     """A file name with bytes that are not valid text written as ``%XX``: the catalogue holds text only."""
     try:
         name.encode("utf-8")
-        return name
     except UnicodeEncodeError:
         return "".join(quote(os.fsencode(c)) if "\udc80" <= c <= "\udcff" else c for c in name)
+    return name
 
 
 def file_sha256(path: Path) -> bytes:

@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from featcache.core.errors import SourceError, UnusableImageError
+from featcache.core.files import read_at
 from featcache.core.progress import counted
 from featcache.images.entry import EXTENSIONS, LIMIT_BYTES, Content, Entry, FileStat, Source, Unusable, as_text
 
@@ -53,7 +54,7 @@ class Member:
         """
         try:
             with open(self.tar, "rb", buffering=0) as file:
-                data = os.pread(file.fileno(), self.length, self.offset)
+                data = read_at(file.fileno(), self.length, self.offset)
                 state = FileStat.of(os.fstat(file.fileno()))
         except OSError as error:
             raise UnusableImageError(f"it cannot be read: {error.strerror or error}") from error
@@ -149,7 +150,7 @@ class SampleLabels:
         try:
             if length > LABEL_LIMIT_BYTES:
                 raise _WrongLabelError(f"has {length >> 20} MiB, too much for a label")
-            text = os.pread(handle, length, offset).decode("utf-8-sig").strip()
+            text = read_at(handle, length, offset).decode("utf-8-sig").strip()
             described = json.loads(text) if ending == "json" else {"label": text or None}
             if isinstance(described, dict):
                 fields = {name: _text(name, described.get(name)) for name in ("split", "group")}
@@ -295,11 +296,11 @@ class _Listing:
             )
             return
         # The library takes an unreadable header for the end.
-        if end > size or len(tail := os.pread(handle, _BLOCK, end)) < _BLOCK:
+        if end > size or len(tail := read_at(handle, _BLOCK, end)) < _BLOCK:
             self.damage = f"it is cut off after {counted(count, 'members')}"
         elif tail.strip(b"\0"):
             self.damage = f"it is damaged after {counted(count, 'members')}"
-        elif size - end > _END or os.pread(handle, _END, end).strip(b"\0"):
+        elif size - end > _END or read_at(handle, _END, end).strip(b"\0"):
             # Zeros inside a tar look like its end: a partial download into preallocated space, or two tars in one file.
             self.damage = f"something follows its end after {counted(count, 'members')}"
         if self.damage is not None:
@@ -316,7 +317,7 @@ def _inside(path: PurePosixPath) -> str:
 
 
 def _not_a_tar(handle: int, error: Exception) -> str:
-    begin = os.pread(handle, 6, 0)
+    begin = read_at(handle, 6, 0)
     if begin.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")):
         return "it is compressed, so that no image can be read by its place. Decompress it first"
     return f"it is no tar file ({error})"

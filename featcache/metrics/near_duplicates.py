@@ -216,13 +216,13 @@ def _distance(cosines: np.ndarray) -> np.ndarray:
 
 
 def _candidates(
-    sketch: np.ndarray, scales: np.ndarray, share: float, units: np.ndarray, scored: np.ndarray, shown: Progress
+    sketch: np.ndarray, scales: np.ndarray, share: float, units: np.ndarray, scored: np.ndarray, progress: Progress
 ) -> np.ndarray | None:
     """(m, 2) pairs that may be closer than *share* of both scales; None where they are too many to look at."""
     least = (1 - (share * scales) ** 2 / 2 - _ROUNDING).astype(np.float32)
     queries = np.flatnonzero(scored)
     parts, count = [np.empty((0, 2), np.int64)], 0
-    shown.advance(len(sketch) - len(queries))
+    progress.advance(len(sketch) - len(queries))
     for rows in _blocks(queries):
         # A pair of two scored rows is met once, from its first; the others are met from the scored one.
         others = np.flatnonzero(~scored | (np.arange(len(sketch)) >= rows[0]))
@@ -235,7 +235,7 @@ def _candidates(
             count += len(parts[-1])
             if count > _MANY * len(sketch):
                 return None
-        shown.advance(len(rows))
+        progress.advance(len(rows))
     pairs = np.concatenate(parts)
     return np.sort(pairs, axis=1)
 

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from featcache.core.errors import UsageError
-from featcache.metrics.verification import OperatingPoint, Roc
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from featcache.metrics.verification import OperatingPoint, Roc
 
 _LONGEST = 24
 _PIXELS_PER_INCH = 110

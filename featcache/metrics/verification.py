@@ -285,7 +285,7 @@ def _drawn(total: int, wanted: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def of_triangle(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The pairs (i, j), i > j, that have these numbers in the order (1, 0), (2, 0), (2, 1), (3, 0) …"""
+    """The pairs (i, j), i > j, that have these numbers in the order (1, 0), (2, 0), (2, 1), (3, 0), and so on."""
     first = ((1 + np.sqrt(8.0 * numbers + 1)) / 2).astype(np.int64)
     # Rounding may lead one too far, where numbers are large.
     first -= first * (first - 1) // 2 > numbers

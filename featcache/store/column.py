@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from featcache.core.errors import DamagedStoreError, ShardGoneError
-from featcache.store.catalogue import Catalogue
 from featcache.store.commit import live_rows, places
 from featcache.store.shard_maps import OPEN_SHARDS, ShardMaps, ShardRef, row_shape
+
+if TYPE_CHECKING:
+    from featcache.store.catalogue import Catalogue
 
 
 class ColumnReader:

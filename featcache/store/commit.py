@@ -7,22 +7,26 @@ from __future__ import annotations
 
 import json
 import os
-import sqlite3
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from featcache.core.errors import DamagedStoreError
 from featcache.core.failpoints import reach
 from featcache.core.files import sync
-from featcache.core.recipe import Recipe
 from featcache.store.catalogue import Catalogue, foreign_errors
 from featcache.store.journal import note_sealed
-from featcache.store.shard_writer import Column, SealedShard
+
+if TYPE_CHECKING:
+    import sqlite3
+
+    from featcache.core.recipe import Recipe
+    from featcache.store.shard_writer import Column, SealedShard
 
 _AT_ONCE = 500
 
@@ -106,7 +110,7 @@ def insert_shard(connection: sqlite3.Connection, space: int, shard: SealedShard)
             shard.sha256,
             shard.bytes,
             shard.rows,
-            datetime.now(timezone.utc).isoformat(),
+            datetime.now(UTC).isoformat(),
         ),
     )
     return int(cursor.fetchone()[0])

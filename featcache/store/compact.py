@@ -113,9 +113,9 @@ def compact(store: str | Path, *, progress: Progress | bool | None = None) -> Co
         DiskFullError: there is no room for a merged shard; nothing is lost.
     """
     report = CompactReport(str(store))
-    with StoreWriter(Path(store), create=False) as writer, choose(progress) as shown:
+    with StoreWriter(Path(store), create=False) as writer, choose(progress) as bar:
         report.shards_before, report.bytes_before = _count(writer.catalogue)
-        report.damaged = _rewrite(writer, shown, at_least=2, dead_too=True)
+        report.damaged = _rewrite(writer, bar, at_least=2, dead_too=True)
         report.shards_after, report.bytes_after = _count(writer.catalogue)
     return report
 
@@ -129,7 +129,7 @@ def merge_small_shards(writer: StoreWriter) -> None:
     _rewrite(writer, Silent(), at_least=MANY, dead_too=False)
 
 
-def _rewrite(writer: StoreWriter, shown: Progress, *, at_least: int, dead_too: bool) -> list[str]:
+def _rewrite(writer: StoreWriter, progress: Progress, *, at_least: int, dead_too: bool) -> list[str]:
     """Merge what is worth it; returns the names of damaged shards."""
     whole: dict[str, bool] = {}
 
@@ -143,14 +143,14 @@ def _rewrite(writer: StoreWriter, shown: Progress, *, at_least: int, dead_too: b
         parts = list(_parts(writer, space, fingerprint, is_whole if dead_too else None))
         plans += [(space, Recipe.from_json(text), group) for group in _groups(parts, writer.seal_bytes, at_least)]
     if plans:
-        shown.start("compact", sum(len(group) for *_, group in plans), "shards")
+        progress.start("compact", sum(len(group) for *_, group in plans), "shards")
     for space, recipe, group in plans:
         good = [part for part in group if is_whole(part.shard)]
         if good:
             # A file that vanishes now was merged by another process at the same time.
             with suppress(ShardGoneError):
                 _merge(writer, space, recipe, good)
-        shown.advance(len(group))
+        progress.advance(len(group))
     return sorted(name for name, good in whole.items() if not good and is_committed(writer.catalogue, name))
 
 

@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import h5py
 import numpy as np
@@ -15,7 +16,9 @@ from featcache.core.errors import FeatcacheError, SourceError, UsageError
 from featcache.core.files import written_whole
 from featcache.core.recipe import Recipe
 from featcache.store.catalogue import foreign_errors
-from featcache.store.spaces import Item
+
+if TYPE_CHECKING:
+    from featcache.store.spaces import Item
 
 SUFFIXES = (".h5", ".hdf5", ".npz")
 

@@ -13,14 +13,13 @@ import numpy as np
 
 from featcache.core.html import html_table
 from featcache.core.names import VIEW_0
-from featcache.core.progress import Progress
 from featcache.store import export, status, verify
 from featcache.store.reader import StoreReader
 from featcache.store.rows import ItemRows
-from featcache.store.spaces import Item
 
 if TYPE_CHECKING:
-    pass
+    from featcache.core.progress import Progress
+    from featcache.store.spaces import Item
 
 if TYPE_CHECKING:
     from featcache.store.torch_dataset import TorchDataset

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from featcache.core.errors import UsageError
 from featcache.core.failpoints import reach
@@ -17,8 +17,10 @@ from featcache.store.catalogue import Catalogue, foreign_errors
 from featcache.store.commit import forget_shard, remove_unnamed, shard_path
 from featcache.store.feature_store import FeatureStore
 from featcache.store.journal import note_dropped
-from featcache.store.spaces import Space
 from featcache.store.writer import StoreWriter
+
+if TYPE_CHECKING:
+    from featcache.store.spaces import Space
 
 # Which rows r of a column are spoken of, beyond all of them.
 _VANISHED = "AND NOT EXISTS (SELECT 1 FROM items i WHERE i.sha256 = r.sha256)"

@@ -124,9 +124,9 @@ def repair(store: str | Path, *, progress: Progress | bool | None = None) -> Rep
             catalogue = _sound_catalogue(path, own, report)
             try:
                 recover_crashed_writers(path, catalogue)
-                with choose(progress) as shown:
-                    lost = _check_named(path, catalogue, shown, report)
-                    _adopt_unnamed(path, catalogue, shown, report)
+                with choose(progress) as bar:
+                    lost = _check_named(path, catalogue, bar, report)
+                    _adopt_unnamed(path, catalogue, bar, report)
                 report.to_compute = _to_compute(catalogue, lost)
                 if report.changed or _why_not(path / BACKUP) is not None:
                     renew_backup(path, catalogue, own)
@@ -189,7 +189,7 @@ def _set_aside(store: Path, path: Path, reason: str, report: RepairReport) -> No
     report.set_aside.append({"file": str(target.relative_to(store)), "reason": reason})
 
 
-def _check_named(store: Path, catalogue: Catalogue, shown: Progress, report: RepairReport) -> dict[int, set[bytes]]:
+def _check_named(store: Path, catalogue: Catalogue, progress: Progress, report: RepairReport) -> dict[int, set[bytes]]:
     """Take the rows of damaged shards out of the catalogue; returns them, by column."""
     lost: dict[int, set[bytes]] = {}
     for column, shard_id, count in homeless_rows(catalogue):
@@ -199,7 +199,7 @@ def _check_named(store: Path, catalogue: Catalogue, shown: Progress, report: Rep
         reason = f"{count} rows name a shard that does not hold their layer"
         report.lost.append({"shard": CATALOGUE, "reason": reason})
     shards, counts = named_shards(catalogue), row_counts(catalogue)
-    shown.start("repair", len(shards), "shards")
+    progress.start("repair", len(shards), "shards")
     for shard in shards:
         problems = shard_problems(store, catalogue, shard, counts, quick=False)
         if problems:
@@ -215,7 +215,7 @@ def _check_named(store: Path, catalogue: Catalogue, shown: Progress, report: Rep
             if path.is_file() and hash_file(path) != shard.ref.sha256:
                 _set_aside(store, path, "; ".join(problems), report)
                 reach("repair: damaged shard set aside")
-        shown.advance()
+        progress.advance()
     return lost
 
 
@@ -228,10 +228,10 @@ def _note_lost(
     report.rows_lost += len(rows)
 
 
-def _adopt_unnamed(store: Path, catalogue: Catalogue, shown: Progress, report: RepairReport) -> None:
+def _adopt_unnamed(store: Path, catalogue: Catalogue, progress: Progress, report: RepairReport) -> None:
     unnamed = unnamed_shards(store, catalogue)
     if unnamed:
-        shown.start("adopt", len(unnamed), "shards")
+        progress.start("adopt", len(unnamed), "shards")
     for path in unnamed:
         # What lies behind a link is not the store's own, so the link goes, not what it leads to.
         own = path.parent if path.parent.is_symlink() else path
@@ -244,7 +244,7 @@ def _adopt_unnamed(store: Path, catalogue: Catalogue, shown: Progress, report: R
             reach("repair: shard adopted")
         except (DamagedStoreError, StoreFormatError) as error:
             _set_aside(store, own, str(error), report)
-        shown.advance()
+        progress.advance()
 
 
 def _check_contents(catalogue: Catalogue, path: Path, layout: ShardLayout) -> None:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from featcache.core.errors import MissingVectorsError, ShardGoneError
-from featcache.store.column import ColumnReader
 from featcache.store.sources import judged
-from featcache.store.spaces import Item
 
 if TYPE_CHECKING:
+    from featcache.store.column import ColumnReader
     from featcache.store.reader import StoreReader
+    from featcache.store.spaces import Item
 
 
 class ItemRows:

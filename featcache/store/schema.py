@@ -7,9 +7,12 @@ primary key is what keeps a vector from being stored twice.
 
 from __future__ import annotations
 
-import sqlite3
+from typing import TYPE_CHECKING
 
 from featcache.core.errors import DamagedStoreError, NotAStoreError, StoreFormatError
+
+if TYPE_CHECKING:
+    import sqlite3
 
 STORE_FORMAT = 1
 APPLICATION_ID = 0x46434348  # "FCCH"

@@ -14,14 +14,17 @@ import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import h5py
 import numpy as np
 
-from featcache.core.recipe import Recipe
 from featcache.store.shard import SHARD_FORMAT
+
+if TYPE_CHECKING:
+    from featcache.core.recipe import Recipe
 
 _PAGE = 4096
 
@@ -207,7 +210,7 @@ def _attributes(name: str, recipe: Recipe) -> dict[str, int | str]:
         "name": name,
         "recipe": recipe.to_json(),
         "fingerprint": recipe.fingerprint,
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "libraries": (
             f"python {platform.python_version()}; h5py {h5py.__version__}; hdf5 {h5py.version.hdf5_version}; "
             f"numpy {np.__version__}"

@@ -6,12 +6,15 @@ import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from featcache.core.errors import DamagedStoreError, UsageError
-from featcache.store.catalogue import Catalogue
 from featcache.store.writer import StoreWriter
+
+if TYPE_CHECKING:
+    from featcache.store.catalogue import Catalogue
 
 
 def save_holdout(path: Path, source: str, parts: Mapping[bytes, str]) -> None:
@@ -211,7 +214,7 @@ class SourceRecords:
         new = [r for r in wanted.values() if current.get(r.uri) != (r.sha256, r.reason, _kept(versions, r))]
         if not gone and not new:
             return
-        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        now = datetime.now(UTC).isoformat(timespec="seconds")
         with self._catalogue.transaction() as connection:
             connection.executemany(
                 "DELETE FROM quarantine WHERE source_id = ? AND space_id = ? AND uri = ?",

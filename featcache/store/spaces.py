@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
 
 from featcache.core.errors import MissingVectorsError, UnknownNameError, UsageError
-from featcache.core.recipe import Recipe
+
+if TYPE_CHECKING:
+    from featcache.core.recipe import Recipe
 
 
 @dataclass(frozen=True, slots=True)

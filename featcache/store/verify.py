@@ -98,14 +98,14 @@ def verify(store: str | Path, *, quick: bool = False, progress: Progress | bool 
         if not in_catalogue:
             damaged.append({"shard": CATALOGUE, "problem": str(error)})
         return VerifyReport(0, 0, damaged)
-    with choose(progress) as shown:
-        shown.start("verify", len(shards), "shards")
+    with choose(progress) as bar:
+        bar.start("verify", len(shards), "shards")
         found: dict[str, list[str]] = {}
         for shard in shards:
             problems = shard_problems(path, catalogue, shard, counts, quick=quick)
             if problems:
                 found[shard.ref.name] = problems
-            shown.advance()
+            bar.advance()
     if found:
         # What others moved or removed while this was running is no damage.
         counts = row_counts(catalogue)

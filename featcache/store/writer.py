@@ -19,21 +19,25 @@ import shutil
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
-from types import TracebackType
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from featcache.core.errors import StoreError, UsageError
 from featcache.core.failpoints import reach
-from featcache.core.recipe import Recipe
 from featcache.store.catalogue import Catalogue, foreign_errors
 from featcache.store.commit import column_id, commit_shard, is_committed, places, put_in_place, shard_path, space_id
 from featcache.store.folder import CATALOGUE, another_writer, lock_out_writers, make_folders, renew_backup
 from featcache.store.journal import writer_lock
 from featcache.store.recovery import recover_crashed_writers
 from featcache.store.shard_writer import Column, write_shard
+
+if TYPE_CHECKING:
+    from datetime import datetime
+    from types import TracebackType
+
+    import numpy as np
+
+    from featcache.core.recipe import Recipe
 
 SEAL_BYTES = 128 << 20
 SEAL_SECONDS = 30.0

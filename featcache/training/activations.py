@@ -9,19 +9,21 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featcache.backbones import Backbone
 from featcache.core.errors import DiskFullError, MissingVectorsError, UnknownNameError
 from featcache.core.names import VIEW_0
-from featcache.core.progress import Progress
 from featcache.extraction.extract import extract
 from featcache.extraction.stored_source import KnownSource, known_images
 from featcache.images.augmentation import views_beside
 from featcache.store import FeatureStore, Item
 from featcache.training.dataset import ALL, FeatureDataset, Selection, labels_of
+
+if TYPE_CHECKING:
+    from featcache.backbones import Backbone
+    from featcache.core.progress import Progress
 
 _BYTES = {"float16": 2, "float32": 4}
 SAFETY = 1.2
@@ -149,7 +151,7 @@ class StoredItems:
         rate = self.rate() if passes else (0.0, 0.0)
         return None if rate is None else SAFETY * (rate[0] + passes * rate[1])
 
-    def extract(self, layers: Sequence[str], views: int, shown: Progress) -> int:
+    def extract(self, layers: Sequence[str], views: int, progress: Progress) -> int:
         """Store these layers; gives the number of items.
 
         Raises:
@@ -157,7 +159,7 @@ class StoredItems:
         """
         assert self.backbone is not None
         store = FeatureStore.open(self.path)
-        extract_known(store, self.backbone, layers, self.where, views=views, seed=self.seed, progress=shown)
+        extract_known(store, self.backbone, layers, self.where, views=views, seed=self.seed, progress=progress)
         if not self.has(layers):
             raise MissingVectorsError("Not all items have these layers, as some images are gone or in quarantine.")
         return len(self.items.items)

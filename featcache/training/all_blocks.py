@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from featcache.core.errors import UsageError
-from featcache.core.progress import Progress
 from featcache.store import FeatureStore
-from featcache.training.dataset import Selection
 
 if TYPE_CHECKING:
     from torch import nn
 
     from featcache.backbones import Backbone
+    from featcache.core.progress import Progress
+    from featcache.training.dataset import Selection
 
 ALL_BLOCKS = "all-blocks"
 _MOST = 0.8

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -19,7 +19,6 @@ import numpy as np
 from featcache.core.errors import BundleError, RecipeMismatchError, UsageError
 from featcache.core.html import html_table
 from featcache.core.progress import Progress, choose
-from featcache.core.recipe import Recipe
 from featcache.heads.matching import MatchingPredictor
 from featcache.heads.serialise import Classifier, Predictor, export_predictor
 from featcache.training import bundle_file
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from featcache.backbones import Backbone
+    from featcache.core.recipe import Recipe
     from featcache.extraction.embed import Embedded, ImageLike
 
 _BATCH = 16
@@ -86,7 +86,7 @@ class Bundle:
     report: dict[str, Any] = field(default_factory=dict)
     estimator: Any = None
     weights: Mapping[str, np.ndarray] | None = None
-    created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
+    created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
     def __repr__(self) -> str:
         origin = "unknown vectors" if self.recipe is None else self.recipe.backbone

@@ -7,17 +7,19 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
 from featcache.core.errors import MissingVectorsError, UsageError
 from featcache.core.names import VIEW_0
-from featcache.core.recipe import Recipe
 from featcache.heads.streaming import available_memory
 from featcache.metrics import splits
 from featcache.store import FeatureStore, Item, export
 from featcache.store.rows import ItemRows
+
+if TYPE_CHECKING:
+    from featcache.core.recipe import Recipe
 
 _HELD_BYTES = 2 << 30
 """Vectors that `FeatureDataset.in_memory` keeps at most."""

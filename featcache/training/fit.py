@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from featcache.core.errors import BundleError
 from featcache.core.progress import Progress, Silent
-from featcache.heads import Head
 from featcache.heads.predictors import LinearPredictor, MLPPredictor
 from featcache.heads.serialise import export_predictor, loss_curve
 from featcache.heads.streaming import VectorStream, check_memory
 from featcache.metrics.calibration import held_out_temperature
 from featcache.training.bundle import Bundle
-from featcache.training.dataset import FeatureDataset
 from featcache.training.layer_use import LayerUse, scale_layers
+
+if TYPE_CHECKING:
+    from featcache.heads import Head
+    from featcache.training.dataset import FeatureDataset
 
 _BATCH = 8192
 _BATCH_NUMBERS = 2**26

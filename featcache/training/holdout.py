@@ -9,6 +9,7 @@ scored.
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,7 +19,9 @@ from featcache.metrics import multilabel as multilabel_splits
 from featcache.metrics import splits
 from featcache.store import FeatureStore, sources
 from featcache.training import multilabel
-from featcache.training.dataset import FeatureDataset
+
+if TYPE_CHECKING:
+    from featcache.training.dataset import FeatureDataset
 
 HOLDOUT = 0.2
 

@@ -6,18 +6,21 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from featcache.backbones import Backbone
 from featcache.core.errors import MissingVectorsError, UnusableImageError
 from featcache.extraction.embed import embed
 from featcache.extraction.stored_source import image_of_item, known_images
-from featcache.images.entry import Entry
 from featcache.metrics import splits
-from featcache.store import FeatureStore, Item
-from featcache.training.bundle import Bundle
 from featcache.training.dataset import FeatureDataset, labels_of
+
+if TYPE_CHECKING:
+    from featcache.backbones import Backbone
+    from featcache.images.entry import Entry
+    from featcache.store import FeatureStore, Item
+    from featcache.training.bundle import Bundle
 
 
 def image_vectors(

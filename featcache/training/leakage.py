@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from featcache.core.errors import UsageError
-from featcache.core.progress import Progress
 from featcache.metrics import near_duplicates, splits
 from featcache.metrics.near_duplicates import NearDuplicates
-from featcache.training.dataset import FeatureDataset
 from featcache.training.fit import layer_uses
 from featcache.training.layer_use import scale_layers
+
+if TYPE_CHECKING:
+    from featcache.core.progress import Progress
+    from featcache.training.dataset import FeatureDataset
 
 _EXAMPLES = 5
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from featcache.core.errors import UsageError
 from featcache.core.html import HtmlTable
-from featcache.metrics.multilabel import LabelScore, MultilabelScores
-from featcache.training.dataset import FeatureDataset
+
+if TYPE_CHECKING:
+    from featcache.metrics.multilabel import LabelScore, MultilabelScores
+    from featcache.training.dataset import FeatureDataset
 
 SEPARATOR = "|"
 _METRICS = ("mean_average_precision", "micro_f1", "macro_f1", "exact_match", "log_loss")

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featcache.core.errors import BundleError
-from featcache.core.recipe import Recipe
 from featcache.heads.predictors import LinearPredictor
 from featcache.metrics.calibration import softmax
 
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 
     from featcache.backbones import Backbone
     from featcache.backbones.split import SplitNetwork
+    from featcache.core.recipe import Recipe
 
 KIND = "suffix on activations"
 _PREFIX = "suffix."

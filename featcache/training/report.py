@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,8 +13,10 @@ from featcache.metrics import multilabel as multilabel_metrics
 from featcache.metrics.calibration import with_temperature
 from featcache.metrics.intervals import UNKNOWN
 from featcache.training import multilabel
-from featcache.training.bundle import Bundle
-from featcache.training.dataset import FeatureDataset
+
+if TYPE_CHECKING:
+    from featcache.training.bundle import Bundle
+    from featcache.training.dataset import FeatureDataset
 
 
 def report_fields(

@@ -7,11 +7,9 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Unpack
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Unpack
 
 from featcache.core.errors import FeatcacheError, MissingVectorsError
 from featcache.core.files import written_whole
@@ -26,6 +24,9 @@ from featcache.training.holdout import check_classes, train_test_split
 from featcache.training.sweep_cells import Cell, KnownCells, compute, digest_of_items, key_of
 from featcache.training.sweep_report import SweepReport, called, draw, markdown, ranked
 from featcache.training.train import train
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,7 +296,7 @@ def _write_file(path: Path, data: bytes) -> None:
 
 def _free_stem(folder: Path) -> str:
     """``sweep-`` and the time in UTC, and a number where another sweep ended in the same second."""
-    stem = name = datetime.now(timezone.utc).strftime("sweep-%Y%m%dT%H%M%SZ")
+    stem = name = datetime.now(UTC).strftime("sweep-%Y%m%dT%H%M%SZ")
     number = 1
     while (folder / f"{name}.json").exists():
         number += 1

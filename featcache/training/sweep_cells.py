@@ -15,17 +15,19 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from featcache.core.files import written_whole
 from featcache.core.plain import plain
 from featcache.core.progress import Silent
-from featcache.heads import Head
 from featcache.metrics import classification
-from featcache.training.dataset import FeatureDataset
 from featcache.training.train import cross_validated
+
+if TYPE_CHECKING:
+    from featcache.heads import Head
+    from featcache.training.dataset import FeatureDataset
 
 _KNOWN_BY_VERSION = ("featcache", "sklearn")
 

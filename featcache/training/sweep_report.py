@@ -6,11 +6,13 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from featcache.core.html import HtmlTable
-from featcache.training.bundle import Bundle
-from featcache.training.sweep_cells import Cell
+
+if TYPE_CHECKING:
+    from featcache.training.bundle import Bundle
+    from featcache.training.sweep_cells import Cell
 
 
 @dataclass

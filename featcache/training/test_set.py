@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from featcache.core.errors import MissingVectorsError, RecipeMismatchError
-from featcache.store import FeatureStore
 from featcache.training import multilabel
-from featcache.training.bundle import Bundle
 from featcache.training.dataset import FeatureDataset, Selection
 from featcache.training.holdout import split_rows
 from featcache.training.image_dataset import image_vectors
@@ -19,6 +17,8 @@ from featcache.training.partial_model import PartialModel
 
 if TYPE_CHECKING:
     from featcache.backbones import Backbone
+    from featcache.store import FeatureStore
+    from featcache.training.bundle import Bundle
 
 
 @dataclass(frozen=True, slots=True)

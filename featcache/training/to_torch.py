@@ -6,19 +6,19 @@ import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from featcache.backbones.activations import activations
 from featcache.heads.predictors import SHARPNESS, KnnPredictor, LinearPredictor
-from featcache.heads.serialise import Classifier
 from featcache.training.partial_model import PartialModel
 
 if TYPE_CHECKING:
+    import numpy as np
     from PIL.Image import Image
 
     from featcache.backbones import Backbone
+    from featcache.heads.serialise import Classifier
 
 
 class EndToEnd(nn.Module):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Unpack
+from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
 import numpy as np
 
@@ -22,11 +22,13 @@ from featcache.metrics.calibration import expected_calibration_error
 from featcache.store import FeatureStore
 from featcache.training import leakage, multilabel
 from featcache.training.all_blocks import with_all_blocks
-from featcache.training.bundle import Bundle
 from featcache.training.dataset import FeatureDataset, Selection, SelectionOptions
 from featcache.training.fit import answers, fit
 from featcache.training.holdout import check_classes, split_rows, train_test_split
 from featcache.training.report import describe_views, report_fields, score_fields, uncalibrated
+
+if TYPE_CHECKING:
+    from featcache.training.bundle import Bundle
 
 
 def train(

@@ -52,7 +52,7 @@ import recording
 BATCH = 32
 
 
-class _Reached(Exception):
+class _ReachedError(Exception):
     """The prefix has been run."""
 
 
@@ -67,10 +67,10 @@ class Prefix(nn.Module):
 
     def _keep(self, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
         self.found = output
-        raise _Reached
+        raise _ReachedError
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.inference_mode(), contextlib.suppress(_Reached):
+        with torch.inference_mode(), contextlib.suppress(_ReachedError):
             self.network(self.scaled(x))
         assert self.found is not None
         return self.found.clone()

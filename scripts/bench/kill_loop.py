@@ -16,7 +16,6 @@ import shutil
 import signal
 import sys
 import time
-from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +25,12 @@ import featcache as fc
 from featcache.store.folder import has_catalogue
 
 sys.path.insert(0, str(Path(__file__).parent))
+from typing import TYPE_CHECKING
+
 import recording
+
+if TYPE_CHECKING:
+    from multiprocessing.sharedctypes import Synchronized
 
 BATCH = 8
 CONTEXT = multiprocessing.get_context("forkserver")

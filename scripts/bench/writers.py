@@ -14,10 +14,8 @@ import multiprocessing
 import shutil
 import sys
 import time
-from multiprocessing.connection import Connection
-from multiprocessing.synchronize import Barrier
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,6 +24,10 @@ from featcache.cli.demo import textile_folder
 
 sys.path.insert(0, str(Path(__file__).parent))
 import recording
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+    from multiprocessing.synchronize import Barrier
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["torch", "featcache.extraction", "featcache.backbones", "featcache.images.sources"])

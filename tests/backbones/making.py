@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import nn
 
-from featcache.backbones import Backbone
+if TYPE_CHECKING:
+    from featcache.backbones import Backbone
 
 
 def textile(count: int) -> list[Path]:

@@ -6,10 +6,12 @@ import json
 import subprocess
 import sys
 import textwrap
-
-import pytest
+from typing import TYPE_CHECKING
 
 from featcache.cli import main
+
+if TYPE_CHECKING:
+    import pytest
 
 
 def test_no_match_ends_with_1_and_a_hint(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import featcache as fc
 from featcache.backbones.runtimes.openvino import library
 from featcache.core import failpoints
 from featcache.store import writer
 from tests.fork_server import fork_server
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
 
 library()  # imported once, before a child is forked
 

@@ -8,6 +8,7 @@ import time
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -21,11 +22,13 @@ from featcache.core.recipe import StandardTransform
 from featcache.extraction import ExtractReport, NothingUsableError
 from featcache.extraction.pipeline import ReadImage
 from featcache.extraction.run import Run
-from featcache.images.decode import Decoded
 from featcache.images.entry import Entry
 from featcache.images.sources import open_source
 from featcache.store import StoreWriter
 from featcache.store.sources import Record, SourceRecords
+
+if TYPE_CHECKING:
+    from featcache.images.decode import Decoded
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -16,8 +16,10 @@ import featcache as fc
 from featcache.backbones import Backbone
 from featcache.core.errors import DamagedStoreError, MissingVectorsError, UnusableImageError
 from featcache.core.recipe import StandardTransform
-from featcache.extraction import ExtractReport
 from featcache.store.sources import judged
+
+if TYPE_CHECKING:
+    from featcache.extraction import ExtractReport
 
 ORDERS = ("pooled|a:mean", "a:mean|pooled", "pooled a:mean", "pooled|a:mean pooled")
 TRANSFORM = StandardTransform((32,), (32, 32), "bilinear", (0.5,) * 3, (0.5,) * 3)

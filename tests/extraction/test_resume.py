@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -14,10 +15,12 @@ from PIL import Image
 import featcache as fc
 from featcache.backbones import Backbone, tiny_backbone
 from featcache.core.errors import MissingVectorsError, UsageError
-from featcache.extraction import ExtractReport
 from featcache.extraction.run import is_unchanged
 from featcache.images.entry import Entry
 from featcache.store.sources import Record
+
+if TYPE_CHECKING:
+    from featcache.extraction import ExtractReport
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -16,9 +17,11 @@ from featcache.backbones import tiny_backbone
 from featcache.core.errors import UnusableImageError, UsageError
 from featcache.extraction.stored_source import KnownSource, image_of_item, known_images
 from featcache.extraction.transformer import CachedEmbedder
-from featcache.images.entry import Entry
 from featcache.images.sources import open_source
-from featcache.store import FeatureStore
+
+if TYPE_CHECKING:
+    from featcache.images.entry import Entry
+    from featcache.store import FeatureStore
 
 BACKBONE = tiny_backbone()
 

@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -16,11 +16,13 @@ import featcache as fc
 from featcache.backbones import Backbone, tiny_backbone
 from featcache.core.errors import UnusableImageError
 from featcache.core.progress import Silent
-from featcache.extraction import ExtractReport
-from featcache.images.entry import Entry
 from featcache.images.tar import TarSource
 from tests.images.making_datasets import ImageFeature, Pairs, Table
 from tests.images.tars import picture, write_tar
+
+if TYPE_CHECKING:
+    from featcache.extraction import ExtractReport
+    from featcache.images.entry import Entry
 
 
 @pytest.fixture(scope="module")

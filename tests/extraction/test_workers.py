@@ -148,8 +148,7 @@ def test_when_everything_hangs_the_run_says_so(gate: threading.Event, monkeypatc
     got = []
 
     def take() -> None:
-        for result in in_order([Job(i, lambda: gate.wait(LONG)) for i in range(50)], workers=2, ahead=4, seconds=0.2):
-            got.append(result)
+        got.extend(in_order([Job(i, lambda: gate.wait(LONG)) for i in range(50)], workers=2, ahead=4, seconds=0.2))
 
     with pytest.raises(FeatcacheError, match=r"Reading hangs: 5 images.*0\.2 s"):
         take()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import dlib
 import numpy as np
 import pytest
@@ -15,9 +17,11 @@ from featcache.core.errors import TransientImageError, UnknownNameError, Unusabl
 from featcache.core.recipe import Recipe
 from featcache.extraction.embed import embed
 from featcache.faces.alignment import AlignedBackbone, aligned_chip
-from featcache.faces.detection import Detector
 
 from .drawing import EYES, draw_face
+
+if TYPE_CHECKING:
+    from featcache.faces.detection import Detector
 
 FACE = np.array([(0.86, 0.21), (0.65, 0.23), (0.12, 0.21), (0.33, 0.23), (0.49, 0.63)])
 """About where the landmarks of a face are in a square of side 1."""

@@ -160,7 +160,7 @@ def test_images_that_the_head_was_trained_on_are_known_under_any_name(tmp_path, 
     vectors = write_people(store, people=60, images=5)
     write_people(store, people=60, images=5, source="again", rename=renamed)
     head = faces.train(store, far=0.05, source="people", progress=False)
-    known, other = sorted(head.classes)[0], sorted(set(f"p{i:02}" for i in range(60)) - set(head.classes))
+    known, other = min(head.classes), sorted({f"p{i:02}" for i in range(60)} - set(head.classes))
     mixed = [f"{known}/{known}_0001.jpg", *(f"{one}/{one}_{k:04}.jpg" for one in other[:5] for k in (1, 2))]
     same = [f"x\t{a}\t{b}" for a, b in zip(mixed[1::2], mixed[2::2], strict=True)]
     lines = [same[0], f"x\t{mixed[0]}\ty\t{mixed[1]}", same[1], f"x\t{mixed[1]}\ty\t{mixed[3]}"]

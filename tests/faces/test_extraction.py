@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -18,11 +19,13 @@ from featcache import faces
 from featcache.backbones import Backbone, tiny_backbone
 from featcache.core.errors import MissingVectorsError, UnknownNameError, UnusableImageError, UsageError
 from featcache.extraction import NothingUsableError
-from featcache.faces import FacesReport
 from featcache.faces.alignment import AlignedBackbone
 from featcache.faces.detection import CENTRE_BOX, FIRST_PASS, SECOND_PASS, Detector
 
 from .drawing import draw_face
+
+if TYPE_CHECKING:
+    from featcache.faces import FacesReport
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -16,12 +17,14 @@ import featcache as fc
 from featcache import faces
 from featcache.backbones import Backbone, tiny_backbone
 from featcache.core.errors import RecipeMismatchError, SourceError, UnusableImageError, UsageError
-from featcache.core.recipe import Recipe
 from featcache.faces.alignment import AlignedBackbone
 from featcache.faces.detection import CENTRE_BOX, FIRST_PASS, SECOND_PASS, Detector
-from featcache.training.bundle import Bundle
 
 from .drawing import beside, draw_face
+
+if TYPE_CHECKING:
+    from featcache.core.recipe import Recipe
+    from featcache.training.bundle import Bundle
 
 
 @pytest.fixture(scope="module")

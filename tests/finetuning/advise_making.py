@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from featcache.core.names import VIEW_0, view_name
-from featcache.core.recipe import Recipe
-from featcache.finetuning.advise import Advice
 from featcache.finetuning.advise.choose import Outcome
 from featcache.store import StoreWriter
 from featcache.store.sources import Record, SourceRecords
 
 from ..store.making import keys, recipe
+
+if TYPE_CHECKING:
+    from featcache.core.recipe import Recipe
+    from featcache.finetuning.advise import Advice
 
 
 def outcome(name: str, right: np.ndarray, rows: np.ndarray | None = None) -> Outcome:

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from safetensors import safe_open
@@ -18,10 +18,12 @@ from featcache.core import failpoints
 from featcache.core.errors import TrainingError, UsageError
 from featcache.finetuning import checkpoint
 from featcache.finetuning.config import TrainingConfig
-from featcache.finetuning.history import Curve
 from featcache.finetuning.loop import train
 from tests.finetuning import child
 from tests.finetuning.problems import Rows, bits, clouds, perceptron, stages, whole
+
+if TYPE_CHECKING:
+    from featcache.finetuning.history import Curve
 
 POINTS = [point for point in failpoints.POINTS if point.startswith("checkpoint")]
 CONFIG = TrainingConfig(epochs=4, lr=0.01, patience=9)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -15,8 +15,10 @@ from featcache.backbones import tiny_backbone
 from featcache.core.errors import UsageError
 from featcache.finetuning.config import TrainingConfig
 from featcache.finetuning.finetune import finetune
-from featcache.training.bundle import Bundle
 from tests.finetuning.stores import extracted
+
+if TYPE_CHECKING:
+    from featcache.training.bundle import Bundle
 
 pytestmark = pytest.mark.slow
 SHORT = TrainingConfig(epochs=1, lr=1e-3, batch_size=8)

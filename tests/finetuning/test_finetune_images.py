@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -27,8 +27,10 @@ from featcache.core.errors import (
 from featcache.finetuning.config import TrainingConfig
 from featcache.finetuning.finetune import finetune
 from featcache.store.writer import StoreWriter
-from featcache.training.bundle import Bundle
 from tests.finetuning.stores import TRANSFORM, colour_blind, draw_hues, extracted
+
+if TYPE_CHECKING:
+    from featcache.training.bundle import Bundle
 
 pytestmark = pytest.mark.slow
 SHORT = TrainingConfig(epochs=1, lr=1e-3, batch_size=16)

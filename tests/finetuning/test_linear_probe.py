@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -21,10 +22,12 @@ from featcache.finetuning.config import TrainingConfig
 from featcache.finetuning.finetune import finetune
 from featcache.finetuning.history import Curve
 from featcache.finetuning.linear_probe import train_from_probe
-from featcache.training.bundle import Bundle
 from featcache.training.partial_model import PartialModel
 from tests.finetuning.problems import Rows, bits, clouds, perceptron, stages, whole
 from tests.finetuning.stores import extracted
+
+if TYPE_CHECKING:
+    from featcache.training.bundle import Bundle
 
 LONG = TrainingConfig(epochs=30, lr=3e-2, batch_size=50, patience=30)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -19,9 +20,11 @@ from featcache.finetuning.finetune import finetune
 from featcache.finetuning.validation import validation_rows
 from featcache.heads import resolve_head
 from featcache.store import FeatureStore
-from featcache.training.bundle import Bundle
 from featcache.training.dataset import FeatureDataset
 from tests.finetuning.stores import TRANSFORM, extracted
+
+if TYPE_CHECKING:
+    from featcache.training.bundle import Bundle
 
 pytestmark = pytest.mark.slow
 STILL = TrainingConfig(epochs=1, lr=1e-9, batch_size=16)

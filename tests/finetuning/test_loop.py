@@ -262,7 +262,7 @@ def test_nothing_to_validate_on() -> None:
     x, y = clouds(60, 4, 3)
     model = perceptron(4, 3).double()
     with pytest.raises(UsageError, match="no item to validate on"):
-        train(model, stages(model), Rows(x, y, 30), lambda: [], TrainingConfig())
+        train(model, stages(model), Rows(x, y, 30), list, TrainingConfig())
 
 
 class Heard(Silent):

@@ -213,7 +213,7 @@ def test_the_path_ends_when_the_loss_has_clearly_passed_its_minimum() -> None:
     np.testing.assert_array_equal(short.coef_, whole.coef_)
 
 
-def test_of_equal_scores_the_smaller_C_wins() -> None:
+def test_of_equal_scores_the_smaller_c_wins() -> None:
     X, y = draw(60, 4, 2, 7, spread=20.0)
     model = SoftmaxPathClassifier(Cs=[1.0, 10.0, 100.0], scoring="accuracy").fit(X, y)
     assert (model.scores_ == 1).all()

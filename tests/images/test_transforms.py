@@ -1,10 +1,13 @@
-"""The network's image equals that of timm and torchvision: pixel for pixel, or where the crop alone is computed,
-to two grey levels."""
+"""The network's image equals that of timm and torchvision.
+
+Pixel for pixel, or where the crop alone is computed, to two grey levels.
+"""
 
 from __future__ import annotations
 
 import io
 import resource
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 import timm
-import tomllib
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import random
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -15,6 +15,9 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from featcache.core.errors import UsageError
 from featcache.metrics.splits import decided_units, draw_holdout, folds, unit_keys, units, usable_k
+
+if TYPE_CHECKING:
+    import random
 
 
 @dataclass(frozen=True)

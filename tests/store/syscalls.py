@@ -272,11 +272,11 @@ class _Supervisor:
         while True:
             try:
                 fcntl.ioctl(self.listener, request, buffer)
-                return True
             except InterruptedError:
                 continue
             except FileNotFoundError:  # the caller was killed meanwhile
                 return False
+            return True
 
 
 def _child(

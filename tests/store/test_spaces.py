@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytest
 
-from featcache.core.recipe import Recipe
 from featcache.store.spaces import Space, distinctions, named
 from tests.store.making import recipe
+
+if TYPE_CHECKING:
+    from featcache.core.recipe import Recipe
 
 
 def spaces(*recipes: Recipe) -> list[Space]:

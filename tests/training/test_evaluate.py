@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -25,8 +25,10 @@ from featcache.core.errors import (
     UsageError,
 )
 from featcache.heads import HEADS
-from featcache.training.bundle import Bundle, Prediction
 from tests.images.tars import write_tar
+
+if TYPE_CHECKING:
+    from featcache.training.bundle import Bundle, Prediction
 
 LAYERS = ["body.0:mean", "pooled"]
 

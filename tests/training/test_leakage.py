@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -15,7 +15,9 @@ import featcache as fc
 from featcache.backbones import tiny_backbone
 from featcache.cli import main
 from featcache.store import FeatureStore
-from featcache.training.bundle import Bundle
+
+if TYPE_CHECKING:
+    from featcache.training.bundle import Bundle
 
 COPIED = 12
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -18,9 +19,11 @@ from featcache.cli import main
 from featcache.core.errors import UnknownNameError, UsageError
 from featcache.metrics import multilabel
 from featcache.store import FeatureStore
-from featcache.training.bundle import Bundle
 from featcache.training.dataset import FeatureDataset, Selection
 from featcache.training.multilabel import several_labels
+
+if TYPE_CHECKING:
+    from featcache.training.bundle import Bundle
 
 LABELS = ("blue", "green", "red")
 

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -25,9 +25,11 @@ from featcache.heads.ridge import RidgeHead
 from featcache.heads.softmax import SoftmaxPathClassifier
 from featcache.metrics import splits
 from featcache.store import FeatureStore
-from featcache.training.bundle import Bundle
 from featcache.training.dataset import FeatureDataset
 from featcache.training.fit import fit
+
+if TYPE_CHECKING:
+    from featcache.training.bundle import Bundle
 
 
 @pytest.fixture(scope="module")

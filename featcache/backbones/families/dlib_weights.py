@@ -159,8 +159,10 @@ _MULTIPLIERS = (1.0, 1.0, 1.0, 0.0)
 
 
 def _versions() -> list[int]:
-    """The version of each layer from the last to the first: 2 for one that computes, 1 for a tag or a skip, 3 for the
-    one that owns the input."""
+    """The version of each layer from the last to the first.
+
+    2 for one that computes, 1 for a tag or a skip, 3 for the one that owns the input.
+    """
     found = [2, 2]  # the matrix, the mean over the map
     for block in reversed(BLOCKS):
         found += [2, 2]  # the rectifier, the sum
@@ -171,8 +173,11 @@ def _versions() -> list[int]:
 
 
 def _whole_numbers(value: float, bits: int) -> tuple[int, int]:
-    """The m and e of m · 2^e as which dlib writes a number whose mantissa has so many bits (``dlib/float_details.h``):
-    m has all the bits, but for bytes of zeros at its end, of which up to eight are moved into e."""
+    """The m and e of m · 2^e as which dlib writes a number whose mantissa has so many bits.
+
+    By ``dlib/float_details.h`` m has all the bits, but for bytes of zeros at its end, of which up to eight are moved
+    into e.
+    """
     fraction, exponent = math.frexp(np.float32(value) if bits == _SINGLE else value)
     mantissa, exponent = int(fraction * (1 << bits)), exponent - bits
     for _ in range(8):
@@ -222,8 +227,11 @@ class _Fields:
         self.integers(shape, "shape of a part")
 
     def end_of_layer(self, before_relu: bool = False) -> None:
-        """What stands after every layer: three flags, of which the last says that the next layer, a rectifier, works
-        in place; and the tensors of an output and two gradients, which are empty."""
+        """What stands after every layer: three flags and three empty tensors.
+
+        The last flag says that the next layer, a rectifier, works in place; the tensors are of an output and two
+        gradients.
+        """
         for flag in (True, True, before_relu):
             start, expected = self._place, b"1" if flag else b"0"
             found = bytes(self._take(1, "flag of a layer"))

@@ -7,10 +7,9 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import timm
-from torch import nn
 
 from featcache.backbones.activations import Axes
 from featcache.backbones.network import Network
@@ -18,6 +17,9 @@ from featcache.backbones.recipe_cache import cache_folder
 from featcache.backbones.weights import digest_of, load_into, read_weights, settled_state
 from featcache.core.errors import UnknownNameError, UsageError, WeightsError
 from featcache.core.recipe import PixelPath, StandardTransform
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _TIMEOUT_SECONDS = 10
 

@@ -29,11 +29,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from featcache.backbones.activations import activations
-from featcache.backbones.layers import Layer
 from featcache.backbones.runtimes.openvino import Graph, library, pytorch_frontend
 from featcache.core.errors import ConversionError
 
 if TYPE_CHECKING:
+    from featcache.backbones.layers import Layer
     from featcache.backbones.network import Network
 
 _VALUE_TAGS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}

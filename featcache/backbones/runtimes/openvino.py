@@ -29,8 +29,10 @@ def library() -> Any:
 
 
 def pytorch_frontend() -> tuple[Any, Any]:
-    """OpenVINO's frontend for PyTorch and its decoder of traced modules; `openvino.convert_model` on top of them sends
-    telemetry."""
+    """OpenVINO's frontend for PyTorch and its decoder of traced modules.
+
+    `openvino.convert_model` on top of them sends telemetry.
+    """
     openvino = library()
     with _lock, _without_telemetry():
         from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder

@@ -56,8 +56,11 @@ class Passes(Protocol):
         """Messages for the user about the choice of the runtime."""
 
     def ready(self, batch: np.ndarray, layers: Sequence[Layer]) -> None:
-        """Prepare for these layers; to be called with real images before the first `forward` of a set of layers, in the
-        thread that takes the results."""
+        """Prepare for these layers.
+
+        To be called with real images before the first `forward` of a set of layers, in the thread that takes the
+        results.
+        """
 
     def forward(self, batch: np.ndarray, layers: Sequence[Layer]) -> dict[str, np.ndarray]:
         """(n, …) float32 by layer name, for n inputs (n, …) from `Backbone.prepare`."""

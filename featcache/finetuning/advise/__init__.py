@@ -73,22 +73,22 @@ def advise(
     opened = FeatureStore.open(store)
     chosen = opened.space(space)
     where = Selection(source, chosen.fingerprint, labels=labels)
-    with bars.choose(progress) as shown:
+    with bars.choose(progress) as bar:
         dataset = FeatureDataset.from_store(opened, "pooled", where, views=True)
         check_classes(dataset)
-        train_rows, test_rows, _ = train_test_split(dataset, None, seed, opened, shown)
-        items, folds, rare, near = folds_without_leakage(dataset, train_rows, FOLDS, seed, shown)
+        train_rows, test_rows, _ = train_test_split(dataset, None, seed, opened, bar)
+        items, folds, rare, near = folds_without_leakage(dataset, train_rows, FOLDS, seed, bar)
         units, where = items.groups, replace(where, source=items.items[0].source)
-        whole = time.run("softmax", None, lambda: cross_validate("softmax", items, folds, seed, shown))
+        whole = time.run("softmax", None, lambda: cross_validate("softmax", items, folds, seed, bar))
         assert whole is not None
         layers, network, why_not = [*(name for name in chosen.layers if name.endswith(":mean_std")), "pooled"], None, ""
-        shown.start("load the network", None, "items")
+        bar.start("load the network", None, "items")
         try:
             network = backbone_for(chosen.recipe, backbone)
             layers = block_layers(network)
         except FeatcacheError as error:
             why_not = " ".join(str(error).split())
-        shown.finish()
+        bar.finish()
 
         @cache
         def rate() -> tuple[float, float] | None:
@@ -96,12 +96,12 @@ def advise(
             return time.run(SPEED, 15.0, partial(extraction_rate, opened, network, layers, items.items[0].source))
 
         stored = StoredItems(opened.path, items, where, seed, network, why_not, rate)
-        outcomes, costs = try_heads(stored, layers, folds, whole, time, shown)
-        drawn = partial(learning_curve, whole, items, folds, seed, bars.Deadline(time.left, shown))
+        outcomes, costs = try_heads(stored, layers, folds, whole, time, bar)
+        drawn = partial(learning_curve, whole, items, folds, seed, bars.Deadline(time.left, bar))
         curve = time.run("learning curve", curve_seconds(whole), drawn) or [whole]
-        depth, late = try_depth(stored, layers, folds, whole, time, shown)
-        tuned, more_costs = try_finetuning(stored, layers, folds, whole, time, shown)
-        shown.finish()
+        depth, late = try_depth(stored, layers, folds, whole, time, bar)
+        tuned, more_costs = try_finetuning(stored, layers, folds, whole, time, bar)
+        bar.finish()
     outcomes = {name: (outcomes | tuned)[name] for name in cheapest_first(outcomes | tuned)}
     choice = recommend(outcomes, units, seed)
     more_data = compare(curve[-1], curve[-2], units, seed=seed) if len(curve) > 1 else None

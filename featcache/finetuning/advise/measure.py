@@ -7,19 +7,21 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import reduce
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from featcache.core.errors import GridEdgeWarning
-from featcache.core.progress import Progress
 from featcache.finetuning.advise.choose import Compared, Outcome, compare
 from featcache.heads import resolve_head
 from featcache.metrics import splits
 from featcache.metrics.classification import right_and_losses
 from featcache.training.activations import SAFETY
-from featcache.training.dataset import FeatureDataset
 from featcache.training.fit import answers, fit
+
+if TYPE_CHECKING:
+    from featcache.core.progress import Progress
+    from featcache.training.dataset import FeatureDataset
 
 Fold = tuple[np.ndarray, np.ndarray]
 CURVE = ((1 / 8, 3), (1 / 4, 2), (1 / 2, 2))
@@ -29,24 +31,24 @@ MOST_BLOCKS, MARGIN = 12, 0.02
 _FEW = 400  # of fewer items a fit takes no less time
 
 
-def answer(name: str, items: FeatureDataset, head: str, seed: int, shown: Progress, fold: Fold) -> Outcome:
+def answer(name: str, items: FeatureDataset, head: str, seed: int, progress: Progress, fold: Fold) -> Outcome:
     """Fit a head on what a fold trains on, and answer the others."""
     began, (train, test) = time.monotonic(), fold
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", GridEdgeWarning)  # told when the head that is kept is trained
-        bundle = fit(items, train, resolve_head(head, seed=seed), progress=shown)
+        bundle = fit(items, train, resolve_head(head, seed=seed), progress=progress)
     right, losses = right_and_losses(items.y[test], *answers(bundle, items, test), bundle.classes)
     assert losses is not None
     return Outcome(name, test, right.astype(np.float64), losses, len(train), time.monotonic() - began)
 
 
-def cross_validate(name: str, items: FeatureDataset, folds: Sequence[Fold], seed: int, shown: Progress) -> Outcome:
+def cross_validate(name: str, items: FeatureDataset, folds: Sequence[Fold], seed: int, progress: Progress) -> Outcome:
     """The answers of the head ``softmax`` to the items of all folds."""
-    return reduce(Outcome.joined, [answer(name, items, "softmax", seed, shown, fold) for fold in folds])
+    return reduce(Outcome.joined, [answer(name, items, "softmax", seed, progress, fold) for fold in folds])
 
 
 def learning_curve(
-    whole: Outcome, items: FeatureDataset, folds: Sequence[Fold], seed: int, shown: Progress
+    whole: Outcome, items: FeatureDataset, folds: Sequence[Fold], seed: int, progress: Progress
 ) -> list[Outcome]:
     """The softmax on ``pooled`` over the number of training items; *whole* is that on all of them."""
     found = []
@@ -57,7 +59,7 @@ def learning_curve(
             for number, (train, test) in enumerate(folds):
                 rng = np.random.default_rng([seed, draw, number])
                 drawn.append((train[splits.draw_share(items.y[train], items.groups[train], share, rng)], test))
-            made.append(cross_validate(f"softmax, 1/{round(1 / share)} of the items", items, drawn, seed, shown))
+            made.append(cross_validate(f"softmax, 1/{round(1 / share)} of the items", items, drawn, seed, progress))
         right, losses = (np.mean([getattr(one, name) for one in made], axis=0) for name in ("right", "losses"))
         learned = float(np.mean([one.learned for one in made]))
         seconds, fits = sum(one.seconds for one in made), sum(one.fits for one in made)

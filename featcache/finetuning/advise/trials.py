@@ -47,7 +47,9 @@ def tried(
     return found
 
 
-def provide(what: str, layers: Sequence[str], views: int, stored: StoredItems, budget: Budget, shown: Progress) -> bool:
+def provide(
+    what: str, layers: Sequence[str], views: int, stored: StoredItems, budget: Budget, progress: Progress
+) -> bool:
     """Whether these layers are in the store, after an extraction where that fits; else the reason is noted."""
     if stored.backbone is None and not stored.has(layers):
         budget.skip(what, stored.why_not)
@@ -58,7 +60,7 @@ def provide(what: str, layers: Sequence[str], views: int, stored: StoredItems, b
         budget.skip(what, f"its layers are not stored, and how long that takes is not known: {why}")
     if not seconds:
         return seconds is not None
-    return budget.run(f"{what}, extraction", seconds, lambda: stored.extract(layers, views, shown)) is not None
+    return budget.run(f"{what}, extraction", seconds, lambda: stored.extract(layers, views, progress)) is not None
 
 
 def cost(name: str, seconds: float | None, room: int | None, how: str) -> dict[str, Any]:
@@ -67,17 +69,22 @@ def cost(name: str, seconds: float | None, room: int | None, how: str) -> dict[s
 
 
 def try_heads(
-    stored: StoredItems, layers: Sequence[str], folds: Sequence[Fold], whole: Outcome, budget: Budget, shown: Progress
+    stored: StoredItems,
+    layers: Sequence[str],
+    folds: Sequence[Fold],
+    whole: Outcome,
+    budget: Budget,
+    progress: Progress,
 ) -> tuple[dict[str, Outcome], list[dict[str, Any]]]:
     """The heads on frozen vectors within the budget, and their cost; *whole* is the softmax on ``pooled``."""
-    items, found, watched = stored.items, {whole.name: whole}, Deadline(budget.left, shown)
+    items, found, watched = stored.items, {whole.name: whole}, Deadline(budget.left, progress)
     softmax, n = whole.seconds / whole.fits, len(items.y)
     mlp = _MLP_FLOPS * (sum(items.widths) + len(set(items.y.tolist()))) / _FLOPS_PER_SECOND
     candidates, room = {"knn": (items, softmax), "mlp": (items, mlp)}, 0
     guesses: dict[str, float | None] = {ALL_BLOCKS: None, "knn": softmax, "mlp": mlp}
     if len(layers) == 1:
         budget.skip(ALL_BLOCKS, stored.why_not or "the network has no blocks")
-    elif provide(ALL_BLOCKS, layers, 1, stored, budget, shown):
+    elif provide(ALL_BLOCKS, layers, 1, stored, budget, progress):
         blocks = stored.select(layers)
         fold_seconds = guesses[ALL_BLOCKS] = measure.probe_seconds(whole, items, [sum(blocks.widths)]) / len(folds)
         candidates = {ALL_BLOCKS: (blocks, fold_seconds), **candidates}
@@ -97,20 +104,25 @@ def try_heads(
 
 
 def try_depth(
-    stored: StoredItems, layers: Sequence[str], folds: Sequence[Fold], whole: Outcome, budget: Budget, shown: Progress
+    stored: StoredItems,
+    layers: Sequence[str],
+    folds: Sequence[Fold],
+    whole: Outcome,
+    budget: Budget,
+    progress: Progress,
 ) -> tuple[dict[str, Any] | None, Compared | None]:
     """Accuracy by depth, see `measure.depth_report`; None where it was not measured; as `try_heads`."""
     what, several = "accuracy by depth", len(stored.items.views) > 1
     blocks, depths = measure.probed_blocks([layer for layer in layers if layer != "pooled"])
     if not blocks:
         budget.skip(what, stored.why_not or "the network has no blocks")
-    if not blocks or not provide(what, layers, 1, stored, budget, shown):
+    if not blocks or not provide(what, layers, 1, stored, budget, progress):
         return None, None
     # Blocks have no other views, so they are compared with what pooled gives without them.
     probed = {layer: stored.select([layer]) for layer in [*blocks, *(["pooled"] if several else [])]}
 
     def measured() -> tuple[dict[str, Any], Compared | None]:
-        watched = Deadline(budget.left, shown)
+        watched = Deadline(budget.left, progress)
         outcomes = [
             measure.cross_validate(f"softmax on {layer}", dataset.in_memory(), folds, stored.seed, watched)
             for layer, dataset in probed.items()
@@ -122,13 +134,18 @@ def try_depth(
 
 
 def try_finetuning(
-    stored: StoredItems, layers: Sequence[str], folds: Sequence[Fold], whole: Outcome, budget: Budget, shown: Progress
+    stored: StoredItems,
+    layers: Sequence[str],
+    folds: Sequence[Fold],
+    whole: Outcome,
+    budget: Budget,
+    progress: Progress,
 ) -> tuple[dict[str, Outcome], list[dict[str, Any]]]:
     """Short trials of partial and full fine-tuning as far as the budget goes, and the cost of each; as `try_heads`."""
     timed, output = _timed(stored, layers, budget), whole.seconds / whole.fits
     found, begun, costs = dict[str, Outcome](), dict[str, tuple[float, Run]](), []
     for name in timed:
-        trial = _trial(name, timed, whole, stored, budget, shown)
+        trial = _trial(name, timed, whole, stored, budget, progress)
         if trial is not None and (first := tried({name: trial}, folds, [0], budget)):
             found |= first
             begun[name] = 1.1 * first[name].seconds, trial[1]
@@ -179,7 +196,7 @@ def _timed(stored: StoredItems, layers: Sequence[str], budget: Budget) -> dict[s
 
 
 def _trial(
-    name: str, timed: dict[str, Timed], whole: Outcome, stored: StoredItems, budget: Budget, shown: Progress
+    name: str, timed: dict[str, Timed], whole: Outcome, stored: StoredItems, budget: Budget, progress: Progress
 ) -> tuple[float, Run] | None:
     """A trial and its seconds, its activations stored and its epochs decided; None where it does not fit."""
     (cell, speed), whole_run, fewest = timed[name], CONFIGS[kind_of(name)], FEWEST[kind_of(name)]
@@ -192,7 +209,7 @@ def _trial(
     if (wanted := storing + fewest * epoch + output) > budget.left():
         budget.skip(name, f"{fewest} epochs on one fold would take about {duration(wanted)}", wanted)
         return None
-    if cell.cached and not provide(name, [cell.cached], views, stored, budget, shown):
+    if cell.cached and not provide(name, [cell.cached], views, stored, budget, progress):
         return None
     # Half of what is left, so that the other strategies have their turn.
     epochs = min(whole_run.epochs, max(fewest, int(budget.left() / 2 / epoch)))
@@ -202,7 +219,7 @@ def _trial(
 
     def run(fold: Fold) -> Outcome:
         began, trained = time.monotonic(), replace(whole_run, epochs=epochs, seed=stored.seed)
-        right, losses, spent = cell.answer(stored.items, fold, trained, views, Deadline(budget.left, shown))
+        right, losses, spent = cell.answer(stored.items, fold, trained, views, Deadline(budget.left, progress))
         timed[name], seconds, note = (cell, spent), time.monotonic() - began, "; ".join(notes) or None
         return Outcome(name, fold[1], right, losses, len(fold[0]), seconds, note=note, shortened=short)
 
