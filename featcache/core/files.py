@@ -45,7 +45,7 @@ def sync(path: Path) -> None:
 
 
 def read_at(handle: int, length: int, offset: int) -> bytes:
-    """Up to *length* bytes from *offset* on, as `os.pread`; on Windows, which lacks it, the position of *handle* moves."""
+    """Up to *length* bytes from *offset* on, as `os.pread`; on Windows, which lacks it, *handle* moves there."""
     if sys.platform == "win32":
         os.lseek(handle, offset, os.SEEK_SET)
         return os.read(handle, length)

@@ -163,6 +163,11 @@ def doctor(
         UnknownNameError: no such backbone, device, runtime or precision.
         UsageError: no such file of weights, or this machine lacks the device, runtime or precision. All else that is
             missing or broken is in the report's ``problems``.
+
+    Example:
+        >>> report = fc.doctor()
+        >>> report.runtimes[0].name
+        'torch'
     """
     began = time.monotonic()
     network = get(backbone, weights, device, runtime=runtime, precision=precision)

@@ -81,7 +81,11 @@ def extract(
         ExtractionInterrupted: Ctrl-C or SIGTERM; what was done is kept.
 
     Example:
-        ``fc.extract("photos/", "pets.fcache", layers=["pooled", "blocks.4:mean"])``
+        >>> report = fc.extract("photos", "new.fcache")
+        >>> report.items, report.computed
+        (24, 24)
+        >>> fc.extract("photos", "new.fcache").computed
+        0
     """
     from featcache import backbones
     from featcache.images.sources import Source, open_source

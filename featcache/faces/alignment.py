@@ -334,7 +334,8 @@ def aligned_backbone(
         UsageError: the space holds no aligned faces, or a backbone and weights are given.
 
     Example:
-        ``fc.check_live("people.fcache", backbone=fc.faces.aligned_backbone("people.fcache"))``
+        >>> fc.check_live("people.fcache", backbone=fc.faces.aligned_backbone("people.fcache")).failed
+        0
     """
     opened = FeatureStore.open(store)
     recipe = opened.space(space).recipe

@@ -328,9 +328,9 @@ def detections(
         UsageError: the store holds several detections and none was chosen.
 
     Example:
-        >>> found = detections("people.fcache")  # doctest: +SKIP
-        >>> sum(face.found == CENTRE_BOX for face in found.values())  # doctest: +SKIP
-        3
+        >>> found = fc.faces.detections("people.fcache")
+        >>> len(found)
+        4
     """
     opened = FeatureStore.open(store)
     sha256s = [item.sha256 for item in opened.items(source=source)]

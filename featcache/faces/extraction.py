@@ -117,9 +117,8 @@ def extract(
         FeatcacheError: as for `featcache.extract`.
 
     Example:
-        >>> report = extract("people/", "people.fcache")  # doctest: +SKIP
-        >>> report.first_pass + report.second_pass, report.no_face  # doctest: +SKIP
-        (4312, 17)
+        >>> fc.faces.extract("people", "people.fcache").computed
+        4
     """
     from featcache import backbones
     from featcache.images.sources import open_source

@@ -62,8 +62,10 @@ def embed_faces(
         SourceError: a path does not exist.
 
     Example:
-        >>> recipe = Bundle.load("people.fch").recipe  # doctest: +SKIP
-        >>> vectors, detections = embed_faces(["a.jpg", "b.jpg"], recipe)  # doctest: +SKIP
+        >>> recipe = fc.open("people.fcache").space("dlib:face_resnet").recipe
+        >>> vectors, found = fc.faces.embed_faces(["people/ann/0.png", "people/bob/0.png"], recipe)
+        >>> vectors.shape
+        (2, 128)
     """
     detector = _RecordingDetector()
     aligned = aligned_for(recipe, backbone, detector=detector, centre_box=centre_box)
@@ -138,7 +140,8 @@ def verify(
         MissingExtraError: dlib or its files are not installed.
 
     Example:
-        >>> verify("a.jpg", "b.jpg", head="people.fch").decision  # doctest: +SKIP
+        >>> match = fc.faces.verify("people/ann/0.png", "people/ann/1.png")
+        >>> match.distance < 0.05
         True
     """
     if not 0 < prior < 1:

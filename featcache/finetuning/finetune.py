@@ -126,7 +126,10 @@ def finetune(
         TrainingError: the loss is no longer finite.
 
     Example:
-        >>> bundle = finetune("pets.fcache", "blocks.6", config=TrainingConfig(epochs=5))  # doctest: +SKIP
+        >>> config = fc.TrainingConfig(epochs=1)
+        >>> bundle = fc.finetune("pets.fcache", init="scratch", arch="scratch:small_cnn", config=config)
+        >>> bundle.classes
+        ('cats', 'dogs')
     """
     check_arguments(from_layer, init, arch)
     began, started = time.monotonic(), datetime.now(UTC)
@@ -214,8 +217,8 @@ def activations_needed(
     """The activations that `finetune` with the same arguments stores first; see there for arguments and errors.
 
     Example:
-        >>> activations_needed("pets.fcache", "blocks.6").bytes  # doctest: +SKIP
-        123863040
+        >>> fc.activations_needed("pets.fcache", "blocks.5").images
+        24
     """
     check_arguments(from_layer, init, None)
     opened = FeatureStore.open(store)

@@ -111,6 +111,10 @@ def compact(store: str | Path, *, progress: Progress | bool | None = None) -> Co
     Raises:
         NotAStoreError: there is no store.
         DiskFullError: there is no room for a merged shard; nothing is lost.
+
+    Example:
+        >>> fc.compact("pets.fcache").shards_after
+        1
     """
     report = CompactReport(str(store))
     with StoreWriter(Path(store), create=False) as writer, choose(progress) as bar:

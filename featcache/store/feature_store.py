@@ -36,6 +36,11 @@ class FeatureStore(StoreReader):
             NotAStoreError: there is no store.
             StoreFormatError: the store was written by a newer featcache.
             DamagedStoreError: the catalogue is not readable as one.
+
+        Example:
+            >>> store = fc.open("pets.fcache")
+            >>> len(store.items()), store.spaces[0].recipe.backbone
+            (24, 'bundled:efficientnet_lite0')
         """
         return store if isinstance(store, FeatureStore) else cls(store)
 

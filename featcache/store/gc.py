@@ -89,6 +89,11 @@ def gc(
         UsageError: a source together with a space or layers; or, with *apply*, a source is absent or more than
             half gone and *force* is off.
         StoreBusyError: another process is writing.
+
+    Example:
+        >>> report = fc.gc("pets.fcache", source="photos")
+        >>> report.applied, report.vectors
+        (False, 24)
     """
     report = GcReport(str(store))
     if source is not None and (space is not None or layers is not None):

@@ -329,6 +329,12 @@ class Bundle:
             UsageError: there is no file at *path*.
             BundleError: it is not a bundle, or its parts do not fit together.
             StoreFormatError: it was written by a newer featcache.
+
+        Example:
+            >>> bundle = fc.load("pets.fch")
+            >>> [prediction] = bundle.predict(["photos/cats/cat-00.jpg"])
+            >>> prediction.labels[0][0]
+            'cats'
         """
         return cls(**bundle_file.read(Path(path)))
 

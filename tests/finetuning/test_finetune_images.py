@@ -49,7 +49,7 @@ def own(tmp_path: Path) -> Path:
 def test_a_picture_that_was_changed(own: Path, tmp_path: Path) -> None:
     for path in sorted((tmp_path / "photos").rglob("*.png")):
         Image.new("RGB", (40, 40), (1, 2, len(path.name))).save(path)
-    with pytest.raises(UnusableImageError, match=r"another image than when it was extracted; run `featcache extract"):
+    with pytest.raises(UnusableImageError, match=r"has changed since it was extracted; run `featcache extract"):
         run(own)
 
 

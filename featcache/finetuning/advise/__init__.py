@@ -66,6 +66,11 @@ def advise(
     Raises:
         UsageError: a budget that is not above 0, fewer than two classes, or one of a single independent item.
         MissingVectorsError: no labelled item has ``pooled`` vectors, or some lack a view that others have.
+
+    Example:
+        >>> advice = fc.advise("pets.fcache", budget=1)
+        >>> advice.recommendation
+        'softmax'
     """
     time = bars.Budget(bars.seconds_of(budget) if isinstance(budget, str) else budget, (torch.OutOfMemoryError,))
     if not 0 < time.seconds < math.inf:
