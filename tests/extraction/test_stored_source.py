@@ -146,5 +146,5 @@ def test_images_that_only_python_can_give(tmp_path: Path, draw_images: Callable[
     rng = np.random.default_rng(0)
     CachedEmbedder(BACKBONE, store, progress=False).transform([rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)])
     opened = fc.open(store)
-    with pytest.raises(UsageError, match="only Python can give them again"):
+    with pytest.raises(UsageError, match="were given in Python, so they cannot be read again"):
         known_images(opened, "memory", opened.items(source="memory"), [])
