@@ -124,7 +124,7 @@ def test_every_extra_named_exists():
             assert re.search(rf"^{name} = \[", project, flags=re.MULTILINE), f"{path.name} names {name}"
 
 
-def test_the_ways_to_hand_pictures_over_stand_where_they_are_counted():
+def test_the_ways_to_hand_images_over_stand_where_they_are_counted():
     text = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
     (ways,) = (part for part in text.split("\n## ")[1:] if part.startswith("Six ways"))
     assert len(re.findall(r"^\*\*", ways, flags=re.MULTILINE)) == 6

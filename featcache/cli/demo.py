@@ -109,16 +109,16 @@ def run(folder: str | Path = "data/demo", *, progress: Progress | bool | None = 
     from featcache.extraction.extract import extract
 
     began = time.perf_counter()
-    pictures, folder = textile_folder(), Path(folder)
+    textiles, folder = textile_folder(), Path(folder)
     store = folder / "textiles.fcache"
     folder.mkdir(parents=True, exist_ok=True)
     with choose(progress) as bar:
-        bar.note(f"Extracting: the backbone sees the images in {pictures} once.")
-        extracted = extract(pictures, store, name="textiles", progress=bar)
+        bar.note(f"Extracting: the backbone sees the images in {textiles} once.")
+        extracted = extract(textiles, store, name="textiles", progress=bar)
         heads = [_head(store, name, folder / f"textiles-{name}.fch", bar) for name in HEADS]
-        answers = _answers(pictures, store, Path(heads[0].path), bar)
+        answers = _answers(textiles, store, Path(heads[0].path), bar)
     return DemoReport(
-        source=str(pictures),
+        source=str(textiles),
         store=str(store),
         images=extracted.items,
         computed=extracted.computed,
@@ -152,7 +152,7 @@ def _head(store: Path, name: str, path: Path, progress: Progress) -> DemoHead:
     )
 
 
-def _answers(pictures: Path, store: Path, head: Path, progress: Progress) -> list[DemoAnswer]:
+def _answers(textiles: Path, store: Path, head: Path, progress: Progress) -> list[DemoAnswer]:
     """What the head says of one held-out image of each class, read from its file as a new one would be."""
     from featcache.store import FeatureStore
     from featcache.training.bundle import Bundle
@@ -160,7 +160,7 @@ def _answers(pictures: Path, store: Path, head: Path, progress: Progress) -> lis
     bundle = Bundle.load(head)
     held_out = [item for item in FeatureStore.open(store).items() if not bundle.overlap([item.sha256])]
     chosen = {item.label: item for item in held_out}
-    found = bundle.predict([pictures / item.uri for item in chosen.values()], top=1, progress=progress)
+    found = bundle.predict([textiles / item.uri for item in chosen.values()], top=1, progress=progress)
     return [
         DemoAnswer(item.uri, str(item.label), label, float(probability or 0))
         for item, answer in zip(chosen.values(), found, strict=True)

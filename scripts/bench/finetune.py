@@ -107,7 +107,7 @@ def opened(store: Path, layer: str) -> tuple[Any, Any, SplitNetwork, FeatureData
     return found, backbone, cut, FeatureDataset.from_store(found, cut.cached, views=True)
 
 
-def pictures_of(found: Any, backbone: Any, dataset: FeatureDataset) -> ItemImages:
+def images_of(found: Any, backbone: Any, dataset: FeatureDataset) -> ItemImages:
     there = known_images(found, dataset.items[0].source, dataset.items, [])
     return ItemImages(backbone, dataset.items, [there[item.uri] for item in dataset.items], 0)
 
@@ -119,7 +119,7 @@ def speed(store: Path, layer: str, rounds: int, items: int) -> dict[str, Any]:
     class_ids = np.unique(dataset.y, return_inverse=True)[1][rows]
     step = stepper(cut, len(set(dataset.y.tolist())))
     cached = CachedBatches(dataset, rows, class_ids, BATCH, 0)
-    decoded = ImageBatches(pictures_of(found, backbone, dataset), rows, class_ids, BATCH, 0)
+    decoded = ImageBatches(images_of(found, backbone, dataset), rows, class_ids, BATCH, 0)
     prefix = Prefix(backbone.network, cut)
     pixels, activations = next(decoded(1)), next(cached(1))
     step(*activations)
@@ -158,7 +158,7 @@ def accuracy(store: Path, layer: str, epochs: int) -> dict[str, Any]:
     fit, validation = validation_rows(dataset, train_rows, test, 0, Silent())
     class_ids = np.unique(dataset.y, return_inverse=True)[1]
     output, _ = linear_probe_init(frozen_vectors(cut, dataset.read), dataset, fit, 0, Silent())
-    pictures = pictures_of(found, backbone, dataset)
+    images = images_of(found, backbone, dataset)
     prefix = Prefix(backbone.network, cut).requires_grad_(False)
     sides: dict[str, tuple[nn.Module, Any, Callable[[np.ndarray], Iterable[tuple[Tensor, Tensor]]]]] = {
         "cached": (
@@ -168,8 +168,8 @@ def accuracy(store: Path, layer: str, epochs: int) -> dict[str, Any]:
         ),
         "images": (
             prefix,
-            ImageBatches(pictures, fit, class_ids[fit], config.batch_size, 0),
-            lambda rows: images_in_order(pictures, rows, class_ids[rows], BATCH),
+            ImageBatches(images, fit, class_ids[fit], config.batch_size, 0),
+            lambda rows: images_in_order(images, rows, class_ids[rows], BATCH),
         ),
     }
     right = {}

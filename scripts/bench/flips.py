@@ -37,9 +37,9 @@ def take(folder: Path, count: int) -> Path:
     photos = folder / "photos"
     shutil.rmtree(photos, ignore_errors=True)
     pictures = sorted(textile_folder().glob("*/*.jp*g"))
-    for picture in pictures[:: len(pictures) // count][:count]:
-        (photos / picture.parent.name).mkdir(parents=True, exist_ok=True)
-        shutil.copy(picture, photos / picture.parent.name)
+    for image in pictures[:: len(pictures) // count][:count]:
+        (photos / image.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(image, photos / image.parent.name)
     return photos
 
 

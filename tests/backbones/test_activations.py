@@ -121,7 +121,7 @@ def test_the_network_stays_frozen_whatever_the_caller_does(tmp_path: Path, name:
     assert not any(p.requires_grad for p in backbone.module.parameters())
 
 
-def test_a_batch_gives_what_its_pictures_give_alone(tmp_path: Path) -> None:
+def test_a_batch_gives_what_its_images_give_alone(tmp_path: Path) -> None:
     backbone = get("torchvision:resnet18", saved(randomised(plain("torchvision:resnet18")), tmp_path / "w.pth"))
     images = batch(backbone, 3)
     together = run(backbone, images, "pooled")["pooled"]

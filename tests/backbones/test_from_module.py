@@ -76,7 +76,7 @@ def test_a_callable_is_known_by_name_and_version() -> None:
     assert make("1").recipe == backbone.recipe
 
 
-def test_a_callable_that_makes_no_picture() -> None:
+def test_a_callable_that_makes_no_image() -> None:
     backbone = Backbone.from_module(module(), transform=lambda _: torch.zeros(20, 20), name="flat", version="1")
     with pytest.raises(UnusableImageError, match=r"returned shape \(20, 20\), not \(3, height, width\)"):
         backbone.prepare(Image.new("RGB", (4, 4)))

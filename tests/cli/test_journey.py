@@ -68,7 +68,7 @@ def test_a_time_out_for_images(photos, tmp_path, run, small_network):
     assert not (tmp_path / "t.fcache").exists()
 
 
-def test_a_bad_picture_is_told_and_the_rest_goes_on(photos, tmp_path, capsys, small_network):
+def test_a_bad_image_is_told_and_the_rest_goes_on(photos, tmp_path, capsys, small_network):
     (photos / "cats" / "text.jpg").write_text("no image")
     assert main(["extract", str(photos), "-o", str(tmp_path / "s.fcache"), "--backbone", small_network]) == 0
     assert "cats/text.jpg: " in capsys.readouterr().out
@@ -200,7 +200,7 @@ def test_after_ctrl_c_what_is_left_is_told(capsys):
     assert "Next:" not in out
 
 
-def test_strict_fails_on_a_bad_picture(photos, tmp_path, run):
+def test_strict_fails_on_a_bad_image(photos, tmp_path, run):
     (photos / "cats" / "text.jpg").write_text("no image")
     code, answer = run("extract", photos, "-o", tmp_path / "s.fcache", "--strict")
     assert code == 1
@@ -336,7 +336,7 @@ def test_predict_writes_a_table(trained, tmp_path):
     assert float(rows[0]["probability"]) + float(rows[1]["probability"]) == pytest.approx(1, abs=2e-6)
 
 
-def test_similar_finds_the_nearest_and_leaves_the_picture_itself_out(trained, run):
+def test_similar_finds_the_nearest_and_leaves_the_image_itself_out(trained, run):
     code, answer = run("similar", trained / "pets.fcache", trained / "photos" / "dogs" / "dog-05.jpg", "-k", 3)
     assert code == 0
     found = answer["similar"]

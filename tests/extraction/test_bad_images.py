@@ -208,7 +208,7 @@ def test_a_transform_that_fails_or_changes_its_shape(photos: Path, tmp_path: Pat
     assert "shape (3, 30, 30)" in reasons["cats/other-size.png"]
 
 
-def test_a_picture_of_absurd_shape_is_one_like_others(photos: Path, tmp_path: Path, net: Backbone) -> None:
+def test_an_image_of_absurd_shape_is_one_like_others(photos: Path, tmp_path: Path, net: Backbone) -> None:
     Image.new("1", (60_000_000, 1)).save(photos / "cats" / "horizon.png")
     report = fc.extract(photos, tmp_path / "s.fcache", backbone=net, progress=False)
     assert (report.computed, report.quarantined) == (25, 0)

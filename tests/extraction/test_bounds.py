@@ -95,7 +95,7 @@ def noise(seed: int) -> Image.Image:
 
 @pytest.mark.parametrize("views", [1, 4])
 @pytest.mark.parametrize("parallel", [False, True])
-def test_only_so_many_pictures_are_in_memory(tmp_path: Path, parallel: bool, views: int) -> None:
+def test_only_so_many_images_are_in_memory(tmp_path: Path, parallel: bool, views: int) -> None:
     count = 120 // views
     entries = [Entry(f"{i:03}", f"{i:03}", None, None, None, functools.partial(noise, i)) for i in range(count)]
     alive = Alive()

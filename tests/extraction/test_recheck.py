@@ -24,7 +24,7 @@ from featcache.core.errors import MissingVectorsError, RecipeMismatchError, Unkn
 from featcache.store.writer import StoreWriter
 from tests.backbones.making import randomised, saved
 from tests.images.making_datasets import Pairs
-from tests.images.tars import picture, write_tar
+from tests.images.tars import image_bytes, write_tar
 
 LAYERS = ["body.0:mean", "pooled"]
 
@@ -164,7 +164,7 @@ def test_a_head_of_another_recipe_is_refused(made: Path, tmp_path: Path, net: Ba
 
 def test_images_in_tar_files_also_beside_other_files(tmp_path: Path, net: Backbone) -> None:
     for name in ("a", "b"):
-        write_tar(tmp_path / f"{name}.tar", [(f"{i}.png", picture(i + ord(name))) for i in range(3)])
+        write_tar(tmp_path / f"{name}.tar", [(f"{i}.png", image_bytes(i + ord(name))) for i in range(3)])
     (tmp_path / "c").mkdir()
     fc.extract(tmp_path / "b.tar", tmp_path / "s.fcache", backbone=net, progress=False)
     report = fc.check_live(tmp_path / "s.fcache", backbone=net, progress=False)
@@ -175,7 +175,7 @@ def test_images_in_tar_files_also_beside_other_files(tmp_path: Path, net: Backbo
 def test_labels_that_nobody_asked_for_make_no_image_unusable(tmp_path: Path, net: Backbone) -> None:
     shards = tmp_path / "shards"
     shards.mkdir()
-    write_tar(shards / "a.tar", [("0.png", picture(0)), ("0.txt", b"caf\xe9")])
+    write_tar(shards / "a.tar", [("0.png", image_bytes(0)), ("0.txt", b"caf\xe9")])
     fc.extract(shards, tmp_path / "s.fcache", backbone=net, labels="none", progress=False)
     for images in (None, shards):
         report = fc.check_live(tmp_path / "s.fcache", backbone=net, images=images, progress=False)
@@ -183,7 +183,7 @@ def test_labels_that_nobody_asked_for_make_no_image_unusable(tmp_path: Path, net
 
 
 def test_a_manifest_that_is_given_again(tmp_path: Path, net: Backbone) -> None:
-    (tmp_path / "odd.bin").write_bytes(picture(0))
+    (tmp_path / "odd.bin").write_bytes(image_bytes(0))
     (tmp_path / "list.csv").write_text("path,label\nodd.bin,a\n")
     fc.extract(tmp_path / "list.csv", tmp_path / "s.fcache", backbone=net, progress=False)
     assert fc.check_live(tmp_path / "s.fcache", backbone=net, progress=False).gone == 1
@@ -201,7 +201,7 @@ def test_a_dataset_is_given_again_by_python_alone(tmp_path: Path, net: Backbone)
     assert (report.compared, report.ok) == (3, True)
 
 
-def test_files_given_one_by_one_and_pictures_in_memory(made: Path, tmp_path: Path, net: Backbone) -> None:
+def test_files_given_one_by_one_and_images_in_memory(made: Path, tmp_path: Path, net: Backbone) -> None:
     files = sorted((made / "photos").rglob("*.jpg"))[:3]
     embedder = fc.CachedEmbedder(net, tmp_path / "s.fcache")
     embedder.fit_transform(files)
@@ -274,7 +274,7 @@ def test_weights_from_a_file_are_given_again(
 
 def test_a_source_without_vectors(made: Path, store: Path, tmp_path: Path, net: Backbone) -> None:
     (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "a.png").write_bytes(picture(99))
+    (tmp_path / "other" / "a.png").write_bytes(image_bytes(99))
     fc.extract(tmp_path / "other", store, backbone=tiny_backbone(1), progress=False)
     with pytest.raises(MissingVectorsError, match="No image of the source 'other'"):
         fc.check_live(store, source="other", space=net.recipe.fingerprint, backbone=net, progress=False)

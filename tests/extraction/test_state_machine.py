@@ -124,10 +124,10 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(which=st.integers(0, 1000), label=st.sampled_from("abc"))
     def relabel(self, which: int, label: str) -> None:
         pictures = self.pictures()
-        picture = pictures[which % len(pictures)]
+        image = pictures[which % len(pictures)]
         (self.photos / label).mkdir(exist_ok=True)
-        if not (self.photos / label / picture.name).exists():
-            picture.rename(self.photos / label / picture.name)
+        if not (self.photos / label / image.name).exists():
+            image.rename(self.photos / label / image.name)
 
     @rule(
         count=st.integers(1, len(LAYERS)),

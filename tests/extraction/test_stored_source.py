@@ -127,7 +127,7 @@ def test_files_given_one_by_one(photos: Path, tmp_path: Path) -> None:
     assert report.computed == 3
 
 
-def test_a_picture_that_is_no_more_what_it_was(store: Path, photos: Path) -> None:
+def test_an_image_that_is_no_more_what_it_was(store: Path, photos: Path) -> None:
     _, source = known(store, photos)
     item = next(item for item in source.items if item.uri == "cats/cat-02.jpg")
     picture = image_of_item(item, source.images[item.uri], BACKBONE).image

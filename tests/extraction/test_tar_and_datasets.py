@@ -18,7 +18,7 @@ from featcache.core.errors import UnusableImageError
 from featcache.core.progress import Silent
 from featcache.images.tar import TarSource
 from tests.images.making_datasets import ImageFeature, Pairs, Table
-from tests.images.tars import picture, write_tar
+from tests.images.tars import image_bytes, write_tar
 
 if TYPE_CHECKING:
     from featcache.extraction import ExtractReport
@@ -37,14 +37,14 @@ def extract(source: Any, store: Path, net: Backbone, **options: Any) -> ExtractR
 def members(count: int = 8) -> list[tuple[str, bytes | str]]:
     found: list[tuple[str, bytes | str]] = []
     for i in range(count):
-        found += [(f"{i:02}.png", picture(i)), (f"{i:02}.cls", b"cat" if i % 2 else b"dog")]
+        found += [(f"{i:02}.png", image_bytes(i)), (f"{i:02}.cls", b"cat" if i % 2 else b"dog")]
     return found
 
 
 def test_a_tar_gives_the_vectors_of_its_files(tmp_path: Path, net: Backbone) -> None:
     for i in range(8):
         (tmp_path / "files").mkdir(exist_ok=True)
-        (tmp_path / "files" / f"{i:02}.png").write_bytes(picture(i))
+        (tmp_path / "files" / f"{i:02}.png").write_bytes(image_bytes(i))
     write_tar(tmp_path / "a.tar", members())
     store = tmp_path / "s.fcache"
     report = extract(tmp_path / "a.tar", store, net)
@@ -130,11 +130,11 @@ def test_of_tars_that_are_not_named_nothing_is_forgotten(tmp_path: Path, net: Ba
     shards = tmp_path / "shards"
     shards.mkdir()
     for i in range(3):
-        inside: list[tuple[str, bytes | str]] = [("a.png", picture(2 * i)), ("b.png", picture(2 * i + 1))]
+        inside: list[tuple[str, bytes | str]] = [("a.png", image_bytes(2 * i)), ("b.png", image_bytes(2 * i + 1))]
         write_tar(shards / f"train-{i:03}.tar", [*inside, ("bad.png", b"no image")])
     store = tmp_path / "s.fcache"
     assert extract(shards / "train-{000..002}.tar", store, net, name="shards").quarantined == 3
-    write_tar(shards / "train-001.tar", [("a.png", picture(2))])
+    write_tar(shards / "train-001.tar", [("a.png", image_bytes(2))])
     (shards / "train-002.tar").unlink()  # whoever extracts in portions may have no room for all
     assert extract(shards / named, store, net, name="shards").removed == 2
     kept = [f"train-000.tar/{name}.png" for name in ("a", "b", "bad")]
@@ -162,7 +162,7 @@ def test_a_second_source_of_the_same_images_is_told(
 ) -> None:
     (tmp_path / "shards").mkdir()
     write_tar(tmp_path / "shards" / "pets.tar", members())
-    write_tar(tmp_path / "shards" / "cars.tar", [("a.png", picture(50))])
+    write_tar(tmp_path / "shards" / "cars.tar", [("a.png", image_bytes(50))])
     store = tmp_path / "s.fcache"
     for source, said in (("pets.tar", ""), ("cars.tar", ""), ("", "8 images of shards are also in the source pets")):
         fc.extract(tmp_path / "shards" / source, store, backbone=net, progress=True)
@@ -173,7 +173,7 @@ def test_a_second_source_of_the_same_images_is_told(
     assert "are also in the source" not in capsys.readouterr().err
 
 
-def test_a_dataset_of_pictures(tmp_path: Path, net: Backbone) -> None:
+def test_a_dataset_of_images(tmp_path: Path, net: Backbone) -> None:
     pictures = [np.random.default_rng(i).integers(0, 256, (20, 30, 3), dtype=np.uint8) for i in range(6)]
     dataset = Pairs([(Image.fromarray(p), i % 3) for i, p in enumerate(pictures)], classes=["a", "b", "c"])
     store = tmp_path / "s.fcache"
@@ -195,8 +195,8 @@ def test_a_table_gives_the_vectors_of_its_files(tmp_path: Path, net: Backbone) -
     rows = []
     for i in range(6):
         path = tmp_path / "files" / f"{i}.png"
-        path.write_bytes(picture(i))
-        rows.append({"image": {"bytes": None, "path": str(path)} if i % 2 else {"bytes": picture(i), "path": None}})
+        path.write_bytes(image_bytes(i))
+        rows.append({"image": {"bytes": None, "path": str(path)} if i % 2 else {"bytes": image_bytes(i), "path": None}})
     store = tmp_path / "s.fcache"
     extract(tmp_path / "files", store, net)
     report = extract({"train": Table(rows, {"image": ImageFeature()})}, store, net, name="table", split="0.5/0.5")
@@ -209,7 +209,7 @@ def test_one_bad_item_does_not_stop_a_dataset(tmp_path: Path, net: Backbone) -> 
     assert (report.computed, report.quarantined) == (1, 2)
     assert "gives a str" in dict(report.quarantine)["00000001"]
     rows: list[dict[str, Any]] = [{"image": None}, {"image": {"bytes": b"", "path": None}}]
-    rows.append({"image": {"bytes": picture(0), "path": "x"}})
+    rows.append({"image": {"bytes": image_bytes(0), "path": "x"}})
     report = extract(Table(rows, {"image": ImageFeature()}), tmp_path / "t.fcache", net, name="table")
     assert (report.computed, report.quarantined) == (1, 2)
 
@@ -287,7 +287,7 @@ def test_an_item_that_hangs_takes_no_other_with_it(tmp_path: Path, net: Backbone
     if kind == "pairs":
         dataset = SlowPairs([(Image.fromarray(np.full((20, 30, 3), 8 * i, np.uint8)), 0) for i in range(30)])
     else:
-        rows = [{"image": {"bytes": picture(i), "path": None}} for i in range(30)]
+        rows = [{"image": {"bytes": image_bytes(i), "path": None}} for i in range(30)]
         dataset = SlowTable(rows, {"image": ImageFeature()})
     report = extract(
         dataset, tmp_path / "s.fcache", net, name="slow", config=fc.ExtractionConfig(image_timeout=1, workers=4)

@@ -71,9 +71,7 @@ def nothing_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(GraphPasses, "ready", refuse)  # whatever runtime it comes to, this comes first
 
 
-def test_paths_pictures_and_arrays_give_the_vectors_of_embed(
-    paths: list[Path], store: Path, backbone: Backbone
-) -> None:
+def test_paths_images_and_arrays_give_the_vectors_of_embed(paths: list[Path], store: Path, backbone: Backbone) -> None:
     rng = np.random.default_rng(0)
     images = [
         paths[3],
@@ -132,7 +130,7 @@ def test_a_changed_file_is_another_image(paths: list[Path], store: Path, backbon
     np.testing.assert_array_equal(before[1], after[1])
 
 
-def test_pictures_are_known_by_what_is_seen_not_by_how_it_is_kept(
+def test_images_are_known_by_what_is_seen_not_by_how_it_is_kept(
     paths: list[Path], store: Path, backbone: Backbone
 ) -> None:
     gray = Image.open(paths[0]).convert("L")
@@ -276,7 +274,7 @@ def test_a_file_that_is_no_image_leaves_no_trace(paths: list[Path], store: Path,
     assert (status["items"], status["quarantined"]) == (24, 0)
 
 
-def test_pictures_and_files_that_cannot_be_had_are_named(paths: list[Path], store: Path, backbone: Backbone) -> None:
+def test_images_and_files_that_cannot_be_had_are_named(paths: list[Path], store: Path, backbone: Backbone) -> None:
     embedder = fc.CachedEmbedder(backbone, store)
     with pytest.raises(UnusableImageError, match=r"image 1: its pixels \(mode F\) have no defined range"):
         embedder.transform([paths[0], Image.open(paths[0]).convert("F")])

@@ -46,14 +46,14 @@ def own(tmp_path: Path) -> Path:
     return extracted(draw_hues(tmp_path / "photos", each=8), tmp_path / "s.fcache", colour_blind())
 
 
-def test_a_picture_that_was_changed(own: Path, tmp_path: Path) -> None:
+def test_an_image_that_was_changed(own: Path, tmp_path: Path) -> None:
     for path in sorted((tmp_path / "photos").rglob("*.png")):
         Image.new("RGB", (40, 40), (1, 2, len(path.name))).save(path)
     with pytest.raises(UnusableImageError, match=r"has changed since it was extracted; run `featcache extract"):
         run(own)
 
 
-def test_pictures_that_are_gone(own: Path, tmp_path: Path) -> None:
+def test_images_that_are_gone(own: Path, tmp_path: Path) -> None:
     (tmp_path / "photos" / "red" / "03.png").unlink()
     with pytest.raises(MissingVectorsError, match=r"1 of 16 images are not where.*red/03\.png.*featcache extract"):
         run(own)

@@ -21,9 +21,9 @@ def curve(losses: list[float]) -> Curve:
 @pytest.mark.parametrize("losses", [[0.7], [2.0, 1.0, 0.5, 0.6], [1.0 / n for n in range(1, 120)]])
 def test_it_is_drawn(losses: list[float], tmp_path: Path) -> None:
     draw_learning_curve(curve(losses), tmp_path / "c.png")
-    with Image.open(tmp_path / "c.png") as picture:
-        assert picture.format == "PNG"
-        pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
+    with Image.open(tmp_path / "c.png") as image:
+        assert image.format == "PNG"
+        pixels = np.asarray(image.convert("RGB")).reshape(-1, 3)
     colours = {tuple(colour) for colour in np.unique(pixels, axis=0).tolist()}
     # Training, validation and the mark of the best epoch.
     assert {(31, 119, 180), (255, 127, 14), (214, 39, 40)} <= colours

@@ -236,7 +236,7 @@ def test_what_cannot_be_tuned(store: Path) -> None:
     assert set(fc.open(store).spaces[0].layers) == {"pooled"}
 
 
-def test_pictures_that_are_gone(store: Path, tmp_path: Path, draw_images: Callable[..., Path]) -> None:
+def test_images_that_are_gone(store: Path, tmp_path: Path, draw_images: Callable[..., Path]) -> None:
     root = draw_images(tmp_path / "photos", each=8)
     path = extracted(root, tmp_path / "own.fcache", BACKBONE)
     (root / "cats" / "cat-00.jpg").unlink()

@@ -47,7 +47,7 @@ def test_weights_of_convolutions_begin_as_he_et_al_say() -> None:
 
 
 @pytest.mark.parametrize("side", [28, 33, 64])
-def test_vectors_of_pictures_of_few_pixels(side: int) -> None:
+def test_vectors_of_images_of_few_pixels(side: int) -> None:
     network = SmallCNN((4, 8)).eval()
     assert network(torch.zeros(2, 3, side, side)).shape == (2, 8)
 

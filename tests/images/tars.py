@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 
-def picture(seed: int, kind: str = "PNG") -> bytes:
+def image_bytes(seed: int, kind: str = "PNG") -> bytes:
     """The bytes of a small image file."""
     pixels = np.random.default_rng(seed).integers(0, 256, (20, 30, 3), dtype=np.uint8)
     buffer = io.BytesIO()

@@ -86,7 +86,7 @@ def test_the_same_image_gives_the_same_views_whatever_came_before() -> None:
     assert len({picture.tobytes() for picture in different}) == 9
 
 
-def test_a_whole_picture_without_changes_is_the_picture_resized() -> None:
+def test_a_whole_image_without_changes_is_the_image_resized() -> None:
     whole = replace(STILL, scale=(1.0, 1.0), ratio=(1.0, 1.0))
     image = noise(50, 50)
     made = AugmentedView(whole, 0, 1).pixels(image, TRANSFORM, sha256(0))
@@ -130,7 +130,7 @@ def test_areas_and_shapes_keep_to_the_policy() -> None:
     st.integers(1, 10**6),
     st.binary(min_size=32, max_size=32),
 )
-def test_any_picture_has_views(width: int, height: int, seed: int, index: int, key: bytes) -> None:
+def test_any_image_has_views(width: int, height: int, seed: int, index: int, key: bytes) -> None:
     made = AugmentedView(Augmentation(), seed, index).pixels(
         Image.new("RGB", (width, height), (9, 99, 199)), TRANSFORM, key
     )
@@ -148,7 +148,7 @@ def test_of_a_strip_the_middle_is_taken(size: tuple[int, int]) -> None:
     assert made.min() > 190
 
 
-def test_of_a_picture_with_a_margin_the_margin_is_never_seen() -> None:
+def test_of_an_image_with_a_margin_the_margin_is_never_seen() -> None:
     framed = Image.new("RGB", (75, 64), (255, 0, 255))
     framed.paste((0, 255, 0), (9, 13, 69, 53))
     transform = replace(TRANSFORM, interpolation="nearest")

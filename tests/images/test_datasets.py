@@ -15,7 +15,7 @@ from featcache.core.errors import UsageError
 from featcache.images.datasets import DatasetSource
 from featcache.images.sources import open_source
 from tests.images.making_datasets import ClassLabelFeature, ImageFeature, Pairs, Table
-from tests.images.tars import picture
+from tests.images.tars import image_bytes
 
 
 def described(dataset: Any) -> list[tuple[str, str | None, str | None]]:
@@ -51,7 +51,7 @@ def test_class_folders_give_their_files(tmp_path: Path) -> None:
 
     for name in ("cats/b.png", "dogs/a.png", "dogs/c.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(picture(len(name)))
+        (tmp_path / name).write_bytes(image_bytes(len(name)))
     dataset = ImageFolder(str(tmp_path))
     assert described(dataset) == [
         ("00000000-b.png", "cats", None), ("00000001-a.png", "dogs", None), ("00000002-c.png", "dogs", None),
@@ -62,9 +62,9 @@ def test_class_folders_give_their_files(tmp_path: Path) -> None:
     part = torch.utils.data.Subset(dataset, [2, 0])
     assert [uri for uri, _, _ in described(part)] == ["00000002-c.png", "00000000-b.png"]
     own = ImageFolder(str(tmp_path), loader=lambda path: small(7))
-    (picture_of_own, *_) = DatasetSource(own, name="x").entries()
-    assert picture_of_own.make_image is not None
-    assert picture_of_own.make_image().getpixel((0, 0)) == (7, 7, 7)
+    (image_of_own, *_) = DatasetSource(own, name="x").entries()
+    assert image_of_own.make_image is not None
+    assert image_of_own.make_image().getpixel((0, 0)) == (7, 7, 7)
 
 
 def test_splits_by_name() -> None:
@@ -75,13 +75,13 @@ def test_splits_by_name() -> None:
 
 
 def test_a_table() -> None:
-    rows = [{"id": i, "image": {"bytes": picture(i), "path": f"{i}.png"}, "kind": i - 1} for i in range(3)]
+    rows = [{"id": i, "image": {"bytes": image_bytes(i), "path": f"{i}.png"}, "kind": i - 1} for i in range(3)]
     features = {"id": object(), "image": ImageFeature(), "kind": ClassLabelFeature(["cat", "dog"])}
     for formatted in (False, True):
         table = Table(rows, features, formatted)
         assert described(table) == [("00000000", None, None), ("00000001", "cat", None), ("00000002", "dog", None)]
         entries = DatasetSource(table, name="x").entries()
-        assert [entry.read()[0] for entry in entries] == [picture(i) for i in range(3)]
+        assert [entry.read()[0] for entry in entries] == [image_bytes(i) for i in range(3)]
         assert {entry.state() for entry in entries} == {None}
     plain = Table([row | {"label": f"l{row['id']}"} for row in rows], {"image": ImageFeature(), "label": object()})
     assert [label for _, label, _ in described(plain)] == ["l0", "l1", "l2"]
@@ -123,10 +123,10 @@ def test_with_the_library_itself() -> None:
         warnings.simplefilter("ignore")
         datasets = pytest.importorskip("datasets")
     features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=["cat", "dog"]))
-    rows = {"image": [{"bytes": picture(i), "path": None} for i in range(4)], "label": [0, 1, 1, -1]}
+    rows = {"image": [{"bytes": image_bytes(i), "path": None} for i in range(4)], "label": [0, 1, 1, -1]}
     table = datasets.Dataset.from_dict(rows, features=features)
     for one in (table, table.with_format("torch")):
         assert [label for _, label, _ in described(one)] == ["cat", "dog", "dog", None]
         entries = DatasetSource(datasets.DatasetDict(train=one), name="x").entries()
-        assert [entry.read()[0] for entry in entries] == [picture(i) for i in range(4)]
+        assert [entry.read()[0] for entry in entries] == [image_bytes(i) for i in range(4)]
         assert {entry.split for entry in entries} == {"train"}

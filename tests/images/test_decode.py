@@ -198,7 +198,7 @@ def stored(upright: np.ndarray, orientation: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_orientation_gives_the_same_upright_picture(orientation: int) -> None:
+def test_every_orientation_gives_the_same_upright_image(orientation: int) -> None:
     exif = Image.Exif()
     exif[274] = orientation
     image = Image.fromarray(np.ascontiguousarray(stored(NOISE, orientation)))
@@ -255,7 +255,7 @@ def test_what_was_turned_once_is_not_turned_again() -> None:
         b"Exif\0\0MM\0*\xff\xff\xff\xff\0\x01",
     ],
 )
-def test_broken_exif_leaves_the_picture(exif: bytes) -> None:
+def test_broken_exif_leaves_the_image(exif: bytes) -> None:
     data = encoded(Image.fromarray(NOISE), "JPEG")
     np.testing.assert_array_equal(pixels(with_exif(data, exif)), pixels(data))
 
@@ -275,7 +275,7 @@ def test_the_first_frame_of_an_animation(kind: str) -> None:
     np.testing.assert_array_equal(pixels(data), np.full((4, 6, 3), (255, 0, 0)))
 
 
-def test_of_a_file_with_several_pictures_the_first() -> None:
+def test_of_a_file_with_several_images_the_first() -> None:
     frames = [Image.new("RGB", (16, 16), color) for color in ((255, 0, 0), (0, 0, 255))]
     data = encoded(frames[0], "MPO", save_all=True, append_images=frames[1:])
     assert np.abs(pixels(data).astype(int) - (255, 0, 0)).max() <= 3

@@ -84,7 +84,7 @@ FILES = files()
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_both_decoders_give_the_same_picture(name: str) -> None:
+def test_both_decoders_give_the_same_image(name: str) -> None:
     plain, quick = (
         np.asarray(decode_rgb(FILES[name], decoder)).astype(int) for decoder in ("pillow/1", "simplejpeg/1")
     )
@@ -208,7 +208,7 @@ sides = st.integers(1, 20_000)
 
 
 @given(st.tuples(sides, sides), st.tuples(st.integers(1, 700), st.integers(1, 700)))
-def test_the_reduction_is_the_largest_that_leaves_twice_the_picture(
+def test_the_reduction_is_the_largest_that_leaves_twice_the_image(
     size: tuple[int, int], resized: tuple[int, int]
 ) -> None:
     by = jpeg.reduction(size, resized)
@@ -220,7 +220,7 @@ SIZES = [(301, 222), (222, 301), (128, 131), (513, 700), (1030, 517)]
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_smaller_version_lies_where_the_picture_does(orientation: int) -> None:
+def test_a_smaller_version_lies_where_the_image_does(orientation: int) -> None:
     """Sides that 2, 4 and 8 do not divide, so that its last pixels lie over the border, which may be left or on top."""
     for width, height in SIZES:
         data = turned(smooth(width, height), orientation)
@@ -237,7 +237,7 @@ def test_a_smaller_version_lies_where_the_picture_does(orientation: int) -> None
         assert np.abs(SMALL(full).astype(int) - SMALL(less)).max() <= 3, (width, height, by)
 
 
-def test_taken_for_the_picture_itself_a_smaller_version_would_lie_beside_it() -> None:
+def test_taken_for_the_image_itself_a_smaller_version_would_lie_beside_it() -> None:
     """What the box is for: the error that the test before must be able to see."""
     data = turned(smooth(513, 700), 3)
     full, less = SMALL(decode(data)).astype(int), decode(data, resized=SMALL.resized)
@@ -245,7 +245,7 @@ def test_taken_for_the_picture_itself_a_smaller_version_would_lie_beside_it() ->
     assert np.abs(full - SMALL(less)).max() <= 3
 
 
-def test_two_numbers_of_a_transform_are_height_and_width_of_the_upright_picture() -> None:
+def test_two_numbers_of_a_transform_are_height_and_width_of_the_upright_image() -> None:
     made = PixelTransform(StandardTransform((20, 80), (20, 80), "bilinear", HALF, HALF))
     assert decode(turned(smooth(320, 160), 1), resized=made.resized).image.size == (160, 80)
     assert decode(turned(smooth(160, 320), 6), resized=made.resized).image.size == (160, 80)
@@ -264,5 +264,5 @@ def test_what_is_small_or_not_for_simplejpeg_stays_whole(name: str) -> None:
     assert decode(large, "simplejpeg/1", SMALL.resized).image.size == (100, 75)
 
 
-def test_whole_pictures_are_turned_by_the_same_table() -> None:
+def test_whole_images_are_turned_by_the_same_table() -> None:
     assert {*decoding._LYING, *decoding._FROM_RIGHT, *decoding._FROM_BELOW} == set(decoding._TO_UPRIGHT)

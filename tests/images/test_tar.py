@@ -18,7 +18,7 @@ from featcache.core.errors import SourceError, UnusableImageError, UsageError
 from featcache.images.entry import Entry, Unusable
 from featcache.images.sources import open_source
 from featcache.images.tar import Member, TarSource
-from tests.images.tars import picture, write_tar
+from tests.images.tars import image_bytes, write_tar
 
 
 def listed(path: Path) -> dict[str, Entry]:
@@ -33,7 +33,9 @@ def reason(entry: Entry) -> str:
 
 
 def test_members_are_read_where_they_are(tmp_path: Path) -> None:
-    inside = {f"train/{i:03}.jpg": picture(i, "JPEG") for i in range(5)} | {"z/" + "long" * 60 + ".png": picture(9)}
+    inside = {f"train/{i:03}.jpg": image_bytes(i, "JPEG") for i in range(5)} | {
+        "z/" + "long" * 60 + ".png": image_bytes(9)
+    }
     for layout in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
         path = write_tar(tmp_path / "a.tar", inside.items(), layout)
         source = open_source(path)

@@ -130,7 +130,7 @@ def test_two_numbers_leave_the_aspect_aside(implementation: str, interpolation: 
 @BOTH
 @settings(max_examples=40, deadline=None)
 @given(width=st.integers(1, 90), height=st.integers(1, 90), side=st.integers(5, 40), crop=st.tuples(SIDE, SIDE))
-def test_crops_of_any_size_even_larger_than_the_picture(
+def test_crops_of_any_size_even_larger_than_the_image(
     implementation: str, width: int, height: int, side: int, crop: tuple[int, int]
 ) -> None:
     transform = StandardTransform((side,), crop, "bilinear", HALF, HALF)
@@ -139,7 +139,7 @@ def test_crops_of_any_size_even_larger_than_the_picture(
 
 
 @BOTH
-def test_a_picture_smaller_than_the_crop_is_padded_with_black(implementation: str) -> None:
+def test_an_image_smaller_than_the_crop_is_padded_with_black(implementation: str) -> None:
     transform = StandardTransform((10,), (13, 16), "bilinear", HALF, HALF, implementation)
     white = PixelTransform(transform)(Image.new("RGB", (10, 10), (255, 255, 255)))
     assert white.shape == (13, 16, 3)

@@ -42,7 +42,7 @@ def test_values_are_those_of_scikit_learn(rows: list[tuple[str, str, int]]) -> N
 
 
 @pytest.mark.parametrize("k", [2, 7, 40])  # from 22 on all cells are the smallest
-def test_the_picture_has_a_coloured_cell_for_each_count(k, tmp_path) -> None:
+def test_the_image_has_a_coloured_cell_for_each_count(k, tmp_path) -> None:
     counts = np.diag(np.arange(1, k + 1))
     draw_confusion(counts, [f"class $_{i}" for i in range(k)], tmp_path / "c.png")
     with Image.open(tmp_path / "c.png") as image:
@@ -61,7 +61,7 @@ def test_rows_without_items_are_drawn_empty(tmp_path) -> None:
     assert (tmp_path / "c.png").stat().st_size > 0
 
 
-def test_a_picture_that_cannot_be_written(tmp_path) -> None:
+def test_an_image_that_cannot_be_written(tmp_path) -> None:
     with pytest.raises(UsageError, match=r"call it .*c\.png"):
         check_png(tmp_path / "c.jpg")
     with pytest.raises(UsageError, match="no folder"):

@@ -77,7 +77,7 @@ def check(bundle: Bundle, got: Prediction, wanted: np.ndarray) -> None:
     np.testing.assert_allclose([by_label[name] for name in bundle.classes], wanted, atol=1e-4)
 
 
-def test_a_file_a_picture_and_an_array_are_answered_as_from_the_store(
+def test_a_file_an_image_and_an_array_are_answered_as_from_the_store(
     place: Path, bundle: Bundle, net: Backbone
 ) -> None:
     path = place / "photos/emus/emu-03.jpg"

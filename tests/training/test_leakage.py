@@ -40,14 +40,14 @@ def draw(folder: Path, each: int, copied: int) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return draw(tmp_path_factory.mktemp("near") / "photos", 30, COPIED // 2)
 
 
 @pytest.fixture(scope="module")
-def kept_store(pictures: Path) -> Path:
-    path = pictures.parent / "kept.fcache"
-    fc.extract(pictures, path, backbone=tiny_backbone(), progress=False)
+def kept_store(images: Path) -> Path:
+    path = images.parent / "kept.fcache"
+    fc.extract(images, path, backbone=tiny_backbone(), progress=False)
     return path
 
 
@@ -149,9 +149,9 @@ def test_folds(store: Path, grouped: bool) -> None:
     assert report["across"] == 0 if grouped else report["across"] > 2
 
 
-def with_splits(pictures: Path, tmp_path: Path, split_of: Sequence[str]) -> Path:
+def with_splits(images: Path, tmp_path: Path, split_of: Sequence[str]) -> Path:
     """A store whose source is split: by turns, and copies by the last."""
-    root = shutil.copytree(pictures, tmp_path / "listed")
+    root = shutil.copytree(images, tmp_path / "listed")
     lines = ["path,label,split"]
     for i, path in enumerate(sorted(p.relative_to(root).as_posix() for p in root.rglob("*.png"))):
         split = split_of[-1] if "-copy" in path else split_of[i % (len(split_of) - 1)]
@@ -161,8 +161,8 @@ def with_splits(pictures: Path, tmp_path: Path, split_of: Sequence[str]) -> Path
     return tmp_path / "listed.fcache"
 
 
-def test_with_the_sources_own_split_twins_of_learned_images_are_not_scored(pictures: Path, tmp_path: Path) -> None:
-    store = with_splits(pictures, tmp_path, ["train", "train", "test", "test"])
+def test_with_the_sources_own_split_twins_of_learned_images_are_not_scored(images: Path, tmp_path: Path) -> None:
+    store = with_splits(images, tmp_path, ["train", "train", "test", "test"])
     plain = train(store).report
     across = plain["near_duplicates"]["across"]
     assert across > 3
@@ -197,10 +197,10 @@ def test_among_few_items_nothing_is_looked_for_and_that_is_said(tmp_path: Path) 
     assert any("could not be grouped" in note for note in heard.notes)
 
 
-def test_several_layers_count_alike(tmp_path: Path, pictures: Path) -> None:
+def test_several_layers_count_alike(tmp_path: Path, images: Path) -> None:
     """Each layer is divided by its root mean square first, so a layer of large numbers does not decide alone."""
     store = tmp_path / "s.fcache"
-    fc.extract(pictures, store, backbone=tiny_backbone(), layers=["pooled", "body.0:mean"], progress=False)
+    fc.extract(images, store, backbone=tiny_backbone(), layers=["pooled", "body.0:mean"], progress=False)
     bundle = train(store, layers=["pooled", "body.0:mean"], group_near_duplicates=True)
     assert bundle.report["near_duplicates"]["pairs"] == COPIED
 

@@ -367,9 +367,9 @@ def test_the_command_answers_and_leaves_files(store: Path, tmp_path: Path, capsy
     assert f"Winner: softmax on {data['winner']['layers'][0]}" in page
     figure = Path(data["paths"]["figure"])
     assert f"({figure.name})" in page
-    picture = Image.open(io.BytesIO(figure.read_bytes()))
-    assert picture.format == "PNG"
-    assert len(picture.convert("RGB").getcolors(1 << 24) or []) > 100
+    image = Image.open(io.BytesIO(figure.read_bytes()))
+    assert image.format == "PNG"
+    assert len(image.convert("RGB").getcolors(1 << 24) or []) > 100
     assert main(words) == 0
     shown = capsys.readouterr().out
     assert shown.count("known") == 2

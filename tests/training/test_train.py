@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory, draw_images: Callable[..., Path]) -> Path:
+def images(tmp_path_factory: pytest.TempPathFactory, draw_images: Callable[..., Path]) -> Path:
     """24 images; the first three cats are one image under three names."""
     root = draw_images(tmp_path_factory.mktemp("images") / "photos")
     for name in ("cat-01.jpg", "cat-02.jpg"):
@@ -42,10 +42,10 @@ def pictures(tmp_path_factory: pytest.TempPathFactory, draw_images: Callable[...
 
 
 @pytest.fixture(scope="module")
-def kept_store(pictures: Path) -> Path:
+def kept_store(images: Path) -> Path:
     """The images' vectors; not to be written to."""
-    path = pictures.parent / "kept.fcache"
-    fc.extract(pictures, path, backbone=tiny_backbone(), layers=["pooled", "body.0:mean"], progress=False)
+    path = images.parent / "kept.fcache"
+    fc.extract(images, path, backbone=tiny_backbone(), layers=["pooled", "body.0:mean"], progress=False)
     return path
 
 
@@ -67,9 +67,9 @@ def contents(bundle: Bundle) -> set[bytes]:
     return {row.tobytes() for row in bundle.trained_on}
 
 
-def with_manifest(pictures: Path, tmp_path: Path, row: Callable[[int, str], str], heading: str) -> Path:
+def with_manifest(images: Path, tmp_path: Path, row: Callable[[int, str], str], heading: str) -> Path:
     """A store of the images listed in a manifest; *row* gives what stands behind the path."""
-    root = shutil.copytree(pictures, tmp_path / "listed")
+    root = shutil.copytree(images, tmp_path / "listed")
     paths = sorted(p.relative_to(root).as_posix() for p in root.rglob("*.jpg"))
     lines = [f"path,{heading}", *(f"{path},{row(i, path)}" for i, path in enumerate(paths))]
     (root / "list.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -121,7 +121,7 @@ def test_the_score_is_that_of_the_head_returned_on_the_holdout(store: Path) -> N
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_one_picture_under_several_names_lies_on_one_side(store: Path, seed: int) -> None:
+def test_one_image_under_several_names_lies_on_one_side(store: Path, seed: int) -> None:
     # Whoever knows by heart what was learned knows nothing of the hold-out.
     bundle = train(store, Memory(), seed=seed)
     assert bundle.report["score"]["accuracy"] == 0.0
@@ -141,8 +141,8 @@ def test_an_open_store_serves_like_its_path(store: Path) -> None:
     np.testing.assert_array_equal(opened.predict_proba_vectors(X), by_path.predict_proba_vectors(X))
 
 
-def test_items_that_come_later_move_nothing(pictures: Path, tmp_path: Path) -> None:
-    root = shutil.copytree(pictures, tmp_path / "photos")
+def test_items_that_come_later_move_nothing(images: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(images, tmp_path / "photos")
     later = sorted(root.rglob("*-1?.jpg"))
     for path in later:
         path.rename(tmp_path / path.name)
@@ -159,8 +159,8 @@ def test_items_that_come_later_move_nothing(pictures: Path, tmp_path: Path) -> N
     assert {key: after[key] for key in before} == before
 
 
-def test_a_group_is_kept_together(pictures: Path, tmp_path: Path) -> None:
-    store = with_manifest(pictures, tmp_path, lambda i, path: f"{path.split('/')[0]},g{i // 3}", "label,group")
+def test_a_group_is_kept_together(images: Path, tmp_path: Path) -> None:
+    store = with_manifest(images, tmp_path, lambda i, path: f"{path.split('/')[0]},g{i // 3}", "label,group")
     train(store)
     parts = kept(store, "list")
     sides: dict[str | None, set[str]] = {}
@@ -174,8 +174,8 @@ def test_a_group_is_kept_together(pictures: Path, tmp_path: Path) -> None:
 SPLITS = ["train", "train", "val", "test"]
 
 
-def test_a_new_item_of_a_learned_group_is_not_scored_by_evaluate(pictures: Path, tmp_path: Path) -> None:
-    store = with_manifest(pictures, tmp_path, lambda i, path: f"{path.split('/')[0]},g{i // 3}", "label,group")
+def test_a_new_item_of_a_learned_group_is_not_scored_by_evaluate(images: Path, tmp_path: Path) -> None:
+    store = with_manifest(images, tmp_path, lambda i, path: f"{path.split('/')[0]},g{i // 3}", "label,group")
     bundle = train(store)
     whole = fc.evaluate(bundle, store)
     # As if two images had come to the store after the training, of groups that were learned from.
@@ -189,8 +189,8 @@ def test_a_new_item_of_a_learned_group_is_not_scored_by_evaluate(pictures: Path,
         fc.evaluate(replace(everything, trained_on=everything.trained_on[2:]), store)
 
 
-def test_the_sources_own_split_is_used(pictures: Path, tmp_path: Path) -> None:
-    store = with_manifest(pictures, tmp_path, lambda i, path: f"{path.split('/')[0]},{SPLITS[i % 4]}", "label,split")
+def test_the_sources_own_split_is_used(images: Path, tmp_path: Path) -> None:
+    store = with_manifest(images, tmp_path, lambda i, path: f"{path.split('/')[0]},{SPLITS[i % 4]}", "label,split")
     bundle = train(store)
     items = fc.open(store).items()
     assert contents(bundle) == {item.sha256 for item in items if item.split == "train"}
@@ -203,18 +203,18 @@ def test_the_sources_own_split_is_used(pictures: Path, tmp_path: Path) -> None:
         train(store, split="tran")
 
 
-def test_splits_without_one_to_score_on(pictures: Path, tmp_path: Path) -> None:
+def test_splits_without_one_to_score_on(images: Path, tmp_path: Path) -> None:
     store = with_manifest(
-        pictures, tmp_path, lambda i, path: f"{path.split('/')[0]},{['train', 'extra'][i % 2]}", "label,split"
+        images, tmp_path, lambda i, path: f"{path.split('/')[0]},{['train', 'extra'][i % 2]}", "label,split"
     )
     with pytest.raises(UsageError, match=r"extra, train.*no 'test' or 'val'.*--cv"):
         train(store)
     assert train(store, cv=2, split="train").report["score"]["n"] == 12
 
 
-def test_the_split_to_score_on_is_not_learned_from(pictures: Path, tmp_path: Path) -> None:
+def test_the_split_to_score_on_is_not_learned_from(images: Path, tmp_path: Path) -> None:
     store = with_manifest(
-        pictures, tmp_path, lambda i, path: f"{path.split('/')[0]},{['train', 'test'][i % 2]}", "label,split"
+        images, tmp_path, lambda i, path: f"{path.split('/')[0]},{['train', 'test'][i % 2]}", "label,split"
     )
     with pytest.raises(UsageError, match=r"but no 'test' or 'val' to score on besides 'test'"):
         train(store, split="test")
@@ -237,7 +237,7 @@ def test_labels_from_a_file_cost_no_extraction(store: Path, tmp_path: Path) -> N
     assert {item.label for item in fc.open(store).items()} == {"cats", "dogs"}
 
 
-def test_labels_of_other_pictures_are_an_error(store: Path, tmp_path: Path) -> None:
+def test_labels_of_other_images_are_an_error(store: Path, tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("path,label\nelsewhere/a.jpg,x\n", encoding="utf-8")
     with pytest.raises(
         UsageError,
@@ -254,13 +254,13 @@ def test_one_class_only(store: Path, tmp_path: Path, cv: int | None) -> None:
         train(store, labels=tmp_path / "labels.csv", cv=cv)
 
 
-def test_items_without_vectors_are_counted(pictures: Path, store: Path, tmp_path: Path) -> None:
+def test_items_without_vectors_are_counted(images: Path, store: Path, tmp_path: Path) -> None:
     assert train(store).report["without_vectors"] == 0
-    (pictures / "cats" / "text.jpg").write_text("no image")  # in quarantine: nothing is waited for
+    (images / "cats" / "text.jpg").write_text("no image")  # in quarantine: nothing is waited for
     half = tmp_path / "half.fcache"
-    fc.extract(pictures, half, backbone=tiny_backbone(), progress=False)
-    (pictures / "cats" / "text.jpg").unlink()
-    fc.extract(pictures, half, backbone=tiny_backbone(seed=1), limit=10, progress=False)
+    fc.extract(images, half, backbone=tiny_backbone(), progress=False)
+    (images / "cats" / "text.jpg").unlink()
+    fc.extract(images, half, backbone=tiny_backbone(seed=1), limit=10, progress=False)
     spaces = fc.open(half).spaces
     counts = [train(half, space=space.fingerprint).report["without_vectors"] for space in spaces]
     assert counts == [0, 14]
@@ -272,8 +272,8 @@ def test_items_without_vectors_are_counted(pictures: Path, store: Path, tmp_path
     assert got["without_vectors"] == len(set(listed) - having) > 0
 
 
-def test_one_class_left_for_want_of_vectors(pictures: Path, tmp_path: Path) -> None:
-    root, store = shutil.copytree(pictures, tmp_path / "photos"), tmp_path / "s.fcache"
+def test_one_class_left_for_want_of_vectors(images: Path, tmp_path: Path) -> None:
+    root, store = shutil.copytree(images, tmp_path / "photos"), tmp_path / "s.fcache"
     fc.extract(root, store, backbone=tiny_backbone(), progress=False)
     shutil.move(root / "dogs", tmp_path / "dogs")
     fc.extract(root, store, backbone=tiny_backbone(seed=1), progress=False)

@@ -61,7 +61,7 @@ def whole() -> Bundle:
 MAKERS = {"suffix": suffix, "whole": whole}
 
 
-def picture() -> np.ndarray:
+def image() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
 
 
@@ -79,7 +79,7 @@ def test_it_comes_back_bit_for_bit(tmp_path: Path, kind: str) -> None:
     assert again is not None
     assert p.tobytes() == again.tobytes()
     np.testing.assert_allclose(p.sum(1), 1)
-    assert back.predict(picture(), backbone=backbone) == bundle.predict(picture(), backbone=backbone)
+    assert back.predict(image(), backbone=backbone) == bundle.predict(image(), backbone=backbone)
     for name in ("head", "classes", "layers", "recipe", "created", "task"):
         assert getattr(back, name) == getattr(bundle, name), name
     back.save(tmp_path / "b.fch")
@@ -158,7 +158,7 @@ def test_a_suffix_that_is_none_of_its_backbone(
     suffix().save(tmp_path / "a.fch")
     rewrite(tmp_path / "a.fch", tensors, **changes)
     with pytest.raises(error, match=words):
-        Bundle.load(tmp_path / "a.fch").predict(picture(), backbone=tiny_backbone())
+        Bundle.load(tmp_path / "a.fch").predict(image(), backbone=tiny_backbone())
 
 
 @pytest.mark.parametrize(
@@ -173,21 +173,21 @@ def test_a_cut_of_another_layer_or_shape_is_told(tmp_path: Path, layers: list[di
     suffix().save(tmp_path / "a.fch")
     rewrite(tmp_path / "a.fch", layers=layers)
     with pytest.raises((BundleError, RecipeMismatchError), match=r"at the split point|reads vectors \(n, 2176\)"):
-        Bundle.load(tmp_path / "a.fch").predict(picture(), backbone=tiny_backbone())
+        Bundle.load(tmp_path / "a.fch").predict(image(), backbone=tiny_backbone())
 
 
 def test_output_of_another_width_than_the_suffix(tmp_path: Path) -> None:
     suffix().save(tmp_path / "a.fch")
     rewrite(tmp_path / "a.fch", {"weight": np.zeros((3, 15), np.float32)})
     with pytest.raises(BundleError, match="15"):
-        Bundle.load(tmp_path / "a.fch").predict(picture(), backbone=tiny_backbone())
+        Bundle.load(tmp_path / "a.fch").predict(image(), backbone=tiny_backbone())
 
 
 def test_a_backbone_that_is_another(tmp_path: Path) -> None:
     for kind, maker in MAKERS.items():
         maker().save(tmp_path / f"{kind}.fch")
         with pytest.raises(RecipeMismatchError, match="backbone"):
-            Bundle.load(tmp_path / f"{kind}.fch").predict(picture(), backbone=tiny_backbone(2))
+            Bundle.load(tmp_path / f"{kind}.fch").predict(image(), backbone=tiny_backbone(2))
 
 
 def test_one_flipped_bit_of_a_network_is_noticed(tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_one_flipped_bit_of_a_network_is_noticed(tmp_path: Path) -> None:
     weight.view(np.uint32)[0, 0, 0, 0] ^= 1
     rewrite(tmp_path / "a.fch", {"network.stem.0.weight": weight})
     with pytest.raises(RecipeMismatchError, match="weights"):
-        Bundle.load(tmp_path / "a.fch").predict(picture(), backbone=tiny_backbone())
+        Bundle.load(tmp_path / "a.fch").predict(image(), backbone=tiny_backbone())
 
 
 def test_own_weights_leave_the_backbone_as_it_is() -> None:
