@@ -30,7 +30,7 @@ def _own_cache(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def draw_images() -> Callable[..., Path]:
-    """A function that fills a folder with JPEGs, *each* a class: noise whose colour tells the class."""
+    """A function that fills a folder with JPEGs, *each* a class: noise whose color tells the class."""
 
     def draw(folder: Path, classes: Sequence[str] = ("cats", "dogs"), each: int = 12) -> Path:
         rng = np.random.default_rng(0)

@@ -49,7 +49,7 @@ def test_vectors_are_those_of_timm(trash: Path, store: Path) -> None:
     for vector, item in list(zip(X, items, strict=True))[::3]:
         with Image.open(trash / item.uri) as image, torch.inference_mode():
             expected = network(transform(image.convert("RGB"))[None])[0].numpy()
-        # Of the resized image only the crop is computed: a pixel here and there is one grey level off.
+        # Of the resized image only the crop is computed: a pixel here and there is one gray level off.
         cosine = vector @ expected / np.linalg.norm(vector) / np.linalg.norm(expected)
         assert cosine >= 0.9999, item.uri
 

@@ -92,7 +92,7 @@ def outputs_of(module: nn.Module, paths: set[str], x: Tensor) -> dict[str, Any]:
         def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
             if path in outputs:
                 raise UsageError(f"The layer {path!r} runs more than once per pass, so it has no single output.")
-            # A copy, since later modules may change it in place, as a ReLU after a normalisation does.
+            # A copy, since later modules may change it in place, as a ReLU after a normalization does.
             outputs[path] = output.clone() if isinstance(output, Tensor) else output
 
         return keep

@@ -42,7 +42,7 @@ class SplitNetwork:
         tail: maps (n, *shape) float32 to what ``pooled`` is, (n, d). A trainable copy, in eval mode, on the network's
             device; training it changes nothing in the network.
         stages: names and modules of the tail's parts that have parameters, in network order; each parameter is in
-            exactly one. A part without any parameter of two or more axes, such as a normalisation, belongs to the
+            exactly one. A part without any parameter of two or more axes, such as a normalization, belongs to the
             stage before it.
     """
 
@@ -58,7 +58,7 @@ def split_network(network: Network, layer: str) -> SplitNetwork:
 
     Everything that the network computes from there on must follow from the output of one module before it; that
     module's ``:none`` is what is stored. Views and functions without weights in between, such as flatten, identity or
-    dropout, belong to the tail. In training mode the tail behaves as its modules do: batch normalisation uses batch
+    dropout, belong to the tail. In training mode the tail behaves as its modules do: batch normalization uses batch
     statistics and updates its running ones, dropout and stochastic depth drop. The tail is compared with the network
     on two random images before it is returned.
 
@@ -112,7 +112,7 @@ def split_points(network: Network) -> list[str]:
     """The layers at which a network can be split, in network order.
 
     These are the layers that ``featcache layers`` shows and where `split_network` works, except those without weights
-    and those that belong to the layer before, such as a normalisation. `split_network` also works there, and often
+    and those that belong to the layer before, such as a normalization. `split_network` also works there, and often
     inside of other layers. If several names mean the same split, such as ``layer1`` and its first block, only the
     shortest is listed.
 
@@ -296,7 +296,7 @@ def tail_of(traced: Trace, source: fx.Node, nodes: frozenset[fx.Node], *, clone_
 def tail_stages(tail: fx.GraphModule) -> tuple[tuple[str, nn.Module], ...]:
     """The parts that have parameters, in the order in which they run; every parameter is in exactly one.
 
-    A part whose parameters all have one axis (a normalisation, a bias) joins the part before it.
+    A part whose parameters all have one axis (a normalization, a bias) joins the part before it.
 
     Args:
         tail: from `tail_of`.

@@ -58,7 +58,7 @@ def extract(
         bool,
         typer.Option(
             "--centre-box",
-            help="If no face is found, use the centre of the image; such images are counted and left out of training."
+            help="If no face is found, use the center of the image; such images are counted and left out of training."
             " Otherwise they go into quarantine.",
         ),
     ] = False,
@@ -215,9 +215,9 @@ def _show_extract(report: FacesReport) -> None:
     output.say(f"  {report.computed:,} computed{pace}, {report.reused:,} already stored, or copies")
     output.say(f"  face found in {report.first_pass:,}, after enlarging in {report.second_pass:,} more")
     if report.several_faces:
-        output.say(f"  several faces in {report.several_faces:,}; the largest near the centre was taken")
+        output.say(f"  several faces in {report.several_faces:,}; the largest near the center was taken")
     if report.centre_box:
-        output.say(f"  no face in {report.centre_box:,}; the centre was taken")
+        output.say(f"  no face in {report.centre_box:,}; the center was taken")
     output.say_quarantine(report.quarantine, report.store)
     output.say(f"  {output.span(report.seconds)} in all, with {report.backbone}")
     output.say(f"Store: {report.store}")
@@ -272,7 +272,7 @@ def _show_verify(match: Match) -> None:
     if match.second_pass:
         output.say(f"In {match.second_pass} of 2 images the face was found only after enlarging.")
     if match.several_faces:
-        output.say(f"{match.several_faces} of 2 images have several faces; the largest near the centre was taken.")
+        output.say(f"{match.several_faces} of 2 images have several faces; the largest near the center was taken.")
 
 
 def _show_evaluate(report: PairsReport, roc: Path | None) -> None:

@@ -373,7 +373,7 @@ def _better(gain: float, name: str) -> str:
 def warn_of_missing(report: Mapping[str, Any]) -> None:
     """Warn of images that were left out because they have no vectors or no label."""
     if report["without_vectors"]:
-        images = counted(report["without_vectors"], "labelled images")
+        images = counted(report["without_vectors"], "labeled images")
         output.say(f"Warning: {images} without vectors left out; `featcache extract` computes them.")
     if report.get("without_labels"):
         output.say(f"Left out: {counted(report['without_labels'], 'images')} without a label")

@@ -28,16 +28,16 @@ PRECISIONS = ("float32", "bfloat16")
 
 @dataclass(frozen=True, slots=True)
 class StandardTransform:
-    """Resize, crop and normalise, as published with a network's weights.
+    """Resize, crop and normalize, as published with a network's weights.
 
     The implementation names the code that does it, with its revision: two ways to resize differ by
-    a grey level, so a new one is a new recipe.
+    a gray level, so a new one is a new recipe.
     """
 
     resize: tuple[int, ...]
     """``(s,)``: the shorter side becomes s pixels; ``(h, w)``: exactly that size, aspect ignored."""
     crop: tuple[int, int]
-    """Height and width in pixels of the centre crop."""
+    """Height and width in pixels of the center crop."""
     interpolation: str
     """``nearest``, ``bilinear``, ``bicubic``, ``lanczos``, ``box`` or ``hamming``."""
     mean: tuple[float, float, float]

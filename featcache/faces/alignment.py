@@ -106,12 +106,12 @@ class AlignedBackbone:
     """A backbone on aligned faces; an `Extractor`.
 
     Its layers are those of the backbone and `MIRRORED`. An image without a detected face cannot be used, unless
-    *centre_box* is on: then the centre of the image is taken, and the detection records it.
+    *centre_box* is on: then the center of the image is taken, and the detection records it.
 
     Args:
         base: any backbone.
         detector: finds the faces.
-        centre_box: use the centre of the image where no face is found.
+        centre_box: use the center of the image where no face is found.
         detections: returns the stored detection of an image by its SHA-256, or None if there is none; by default
             faces are detected in each image.
     """
@@ -125,7 +125,7 @@ class AlignedBackbone:
         detections: Callable[[bytes], Detection | None] | None = None,
     ) -> None:
         self.base, self.detector, self.centre_box = base, detector, centre_box
-        self.quarantine_key = "; ".join(filter(None, [base.quarantine_key, "centre box" if centre_box else ""]))
+        self.quarantine_key = "; ".join(filter(None, [base.quarantine_key, "center box" if centre_box else ""]))
         self._detections = detections
 
     @property
@@ -200,7 +200,7 @@ class AlignedBackbone:
     def reference(self) -> AlignedBackbone:
         """The same faces in eager torch at float32; aligned faces have no published transform.
 
-        Where no face was found the centre of the image is used: the store has vectors only of images that it used.
+        Where no face was found the center of the image is used: the store has vectors only of images that it used.
         """
         base = self.base
         if isinstance(base, Backbone):
@@ -290,7 +290,7 @@ def aligned_for(
         backbone: computes the vector of an aligned face; by default it is found by name, with the weights that were
             last used for this recipe on this machine.
         detector: finds the faces.
-        centre_box: use the centre of the image where no face is found.
+        centre_box: use the center of the image where no face is found.
 
     Raises:
         RecipeMismatchError: the recipe is not one of aligned faces, or has another detection, chip or backbone.

@@ -2,7 +2,7 @@
 
 Detections are a space of their own in the store (recipe ``dlib:hog5``, layer ``face``), so faces are detected once,
 whatever networks use them later. Each image has one row; if no face is found, the row says so and holds the box in the
-centre. For each image:
+center. For each image:
 
 1. if the longer side exceeds `LONGEST` pixels, the image is downscaled, to bound the work;
 2. the detector runs on the image (it finds faces of about 70 pixels and more);
@@ -43,13 +43,13 @@ FACE = "face"
 """The only layer of a detection."""
 
 FIRST_PASS, SECOND_PASS, CENTRE_BOX = 1, 2, 0
-"""How the face was found; 0: not found, and the box is the one in the centre."""
+"""How the face was found; 0: not found, and the box is the one in the center."""
 
 LONGEST = 1024
 """Longer side in pixels of the image that the detector sees, before it is enlarged for the second pass."""
 
 CENTRE_SHARE = 0.4
-"""Side of the centre box over the image's shorter side: the share of the face in LFW's 250 × 250 images."""
+"""Side of the center box over the image's shorter side: the share of the face in LFW's 250 × 250 images."""
 
 COLUMNS = (
     "found", "faces", "confidence", "left", "top", "right", "bottom",
@@ -61,7 +61,7 @@ COLUMNS = (
 _STEPS = CustomTransform(
     name=(
         f"dlib hog+5 landmarks; rgb; longest side {LONGEST} by pillow bilinear; second pass x2; "
-        f"largest area less twice squared distance; else centre {CENTRE_SHARE}"
+        f"largest area less twice squared distance; else center {CENTRE_SHARE}"
     ),
     version="1",
 )
@@ -77,7 +77,7 @@ class Detection:
         confidence: the detector's score of the face, above 0, higher is surer; 0 if no face was found.
         box: left, top, right, bottom, inclusive. It may reach beyond the image.
         landmarks: (5, 2) float32, x and y: outer and inner corner of the eye on the right of the image, the same of
-            the left one, base of the nose. For a centre box they are fitted as if it held a face.
+            the left one, base of the nose. For a center box they are fitted as if it held a face.
     """
 
     found: int
@@ -240,7 +240,7 @@ def decoded_image(image: Image | Decoded) -> Image:
 
 
 def prominence(box: tuple[float, float, float, float], size: tuple[int, int]) -> float:
-    """How prominent a face is: its area minus twice the squared distance of its centre from the image's centre.
+    """How prominent a face is: its area minus twice the squared distance of its center from the image's center.
 
     Both are divided by the image's area, so that scale does not matter.
 
@@ -265,7 +265,7 @@ def _downscaled(image: Image) -> tuple[Image, tuple[float, float]]:
 
 
 def _scaled_back(points: np.ndarray, scale: tuple[float, float]) -> np.ndarray:
-    """Pixel centres (n, 2) float64, x and y, in the downscaled image as coordinates in the image."""
+    """Pixel centers (n, 2) float64, x and y, in the downscaled image as coordinates in the image."""
     return points if scale == (1.0, 1.0) else (points + 0.5) / np.array(scale) - 0.5
 
 

@@ -38,7 +38,7 @@ class FacesReport(HtmlTable):
         items: images of the source, after ``limit``.
         first_pass: images with a vector whose face was found in the image as it is.
         second_pass: images with a vector whose face was found in the image enlarged.
-        centre_box: images without a detected face that have a vector of their centre, from this run or an earlier one.
+        centre_box: images without a detected face that have a vector of their center, from this run or an earlier one.
         no_face: images without a detected face and without a vector.
         unusable: images that could not be used for another reason.
         several_faces: images with more than one face, of which one was taken.
@@ -105,7 +105,7 @@ def extract(
         store: a store or its path; created if missing.
         backbone: full name, a `Backbone`, or another `Extractor`: computes the vector of an aligned face.
         layers: of the backbone, and ``mirrored``, see `featcache.faces.alignment`.
-        centre_box: use the centre of the image where no face is found; `featcache.faces.detections` says for which
+        centre_box: use the center of the image where no face is found; `featcache.faces.detections` says for which
             images that was done.
         labels, split, name, limit, config, progress: as for `featcache.extract`. With ``strict`` an image without a
             face is an error too.

@@ -45,7 +45,7 @@ def split_identities(dataset: FeatureDataset, has_face: np.ndarray, split: str |
     """Divide people into those to train on and those to test on.
 
     Args:
-        dataset: n labelled vectors; a label is who is on the image.
+        dataset: n labeled vectors; a label is who is on the image.
         has_face: (n,) bool, whether a face was found.
         split: the split to train on; ``train`` by default, if the source has splits.
         seed: of the hold-out, if it has none.

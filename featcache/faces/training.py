@@ -74,7 +74,7 @@ def train(
         UnknownNameError: no such projection, split, source, space or layer.
         UsageError: a person is on both sides of the source's split, or there are too few people, or too few pairs for
             the false accept rate.
-        MissingVectorsError: no labelled image has vectors.
+        MissingVectorsError: no labeled image has vectors.
 
     Example:
         >>> head = fc.faces.train("many.fcache")

@@ -51,7 +51,7 @@ def embed_faces(
         recipe: of the vectors, as stored in a bundle or a store.
         layers: names of layers, which are concatenated in network order.
         backbone: needed only where the recipe's vectors were computed by a module given in Python.
-        centre_box: use the centre of the image where no face is found.
+        centre_box: use the center of the image where no face is found.
 
     Returns:
         Vectors (n, d) float32 and the n detections, in the order of the images.

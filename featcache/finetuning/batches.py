@@ -35,7 +35,7 @@ def batch_count(items: int, batch_size: int) -> int:
 def shuffled(items: int, batch_size: int, seed: int, epoch: int) -> Iterator[np.ndarray]:
     """The places 0 … items - 1 in random order, in batches whose sizes differ by one at most.
 
-    Batch normalisation needs two items in each batch, so the last one is not what happens to be left.
+    Batch normalization needs two items in each batch, so the last one is not what happens to be left.
     """
     order = np.random.default_rng([seed, epoch]).permutation(items)
     yield from np.array_split(order, batch_count(items, batch_size))
@@ -122,7 +122,7 @@ class ItemImages:
 
         Args:
             row: number of the item.
-            epoch: whose view is wanted, from 1: a part of the image that is cut out, mirrored and coloured at
+            epoch: whose view is wanted, from 1: a part of the image that is cut out, mirrored and colored at
                 random, by the same rules as stored views (`featcache.images.augmentation`); None for view 0.
 
         Raises:

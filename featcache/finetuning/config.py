@@ -25,7 +25,7 @@ class TrainingConfig:
     Attributes:
         epochs: the most passes over the training items; the cosine reaches 0 after the last.
         lr: the highest learning rate, that of the last stage at the end of the warm-up.
-        weight_decay: AdamW's; biases and the parameters of normalisations have none.
+        weight_decay: AdamW's; biases and the parameters of normalizations have none.
         warmup_fraction: share of all steps in which the learning rate rises.
         layer_decay: the learning rate of a stage is so many times that of the next one; 1 is one rate for all.
         patience: epochs without a lower validation loss after which the training ends.
@@ -109,7 +109,7 @@ _LISTS = (nn.Sequential, nn.ModuleList)
 def network_stages(module: nn.Module) -> list[tuple[str, list[nn.Parameter]]]:
     """Names and parameters of a network's parts and of the blocks that they are lists of, in the order of their making.
 
-    A part whose parameters are all of one axis (a normalisation) goes with the part before it; parameters of the
+    A part whose parameters are all of one axis (a normalization) goes with the part before it; parameters of the
     network itself, such as the embedding of positions, go with the first part. Each parameter is in exactly one.
 
     Args:

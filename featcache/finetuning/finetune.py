@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
     from featcache.backbones import Backbone
-    from featcache.heads.serialise import Predictor
+    from featcache.heads.serialize import Predictor
     from featcache.images.entry import Entry
 
 CONFIGS = {"pretrained": PRETRAINED, "new": NEW, "scratch": SCRATCH}
@@ -88,7 +88,7 @@ def finetune(
     from their pretrained weights; with ``"new"`` new hidden layers take their place, on the mean over the image of what
     the frozen part gives.
 
-    Full fine-tuning, without: each epoch sees every image in another view, cropped, mirrored and coloured at random.
+    Full fine-tuning, without: each epoch sees every image in another view, cropped, mirrored and colored at random.
     The network begins with its pretrained weights, or with ``init="scratch"`` with random ones.
 
     With pretrained weights training begins with the output of the linear probe that `featcache.train` finds, and

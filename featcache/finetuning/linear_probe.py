@@ -10,7 +10,7 @@ the standard error of their difference (the rule of one standard error: Breiman,
 "Classification and regression trees", 1984, section 3.4.3). Both losses are at the temperature that suits each best:
 one number corrects how sure a network is (Guo et al., "On calibration of modern neural networks", ICML 2017).
 
-Batch normalisations keep their statistics: those of a few augmented images are far from those of the images that
+Batch normalizations keep their statistics: those of a few augmented images are far from those of the images that
 are predicted later.
 """
 
@@ -31,7 +31,7 @@ from featcache.finetuning.history import Curve, ProbeScore
 from featcache.heads import resolve_head
 from featcache.heads.minibatch import FEWEST_TO_TEMPER
 from featcache.heads.predictors import LinearPredictor
-from featcache.heads.serialise import export_predictor
+from featcache.heads.serialize import export_predictor
 from featcache.metrics.calibration import fit_temperature, held_out_temperature
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def scale_by_temperature(output: nn.Linear, scores: Tensor, class_ids: Tensor) -
 
     Label smoothing, and training until the loss is low, leave a network less or more sure than it is right
     (Guo et al., "On calibration of modern neural networks", ICML 2017). The items may be those that chose the epoch:
-    epochs are compared each at its own temperature, so the choice does not favour any.
+    epochs are compared each at its own temperature, so the choice does not favor any.
 
     Args:
         output: the last layer, changed where it stands.

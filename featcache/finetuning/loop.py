@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm  # what all batch normalisations are
+from torch.nn.modules.batchnorm import _BatchNorm  # what all batch normalizations are
 
 from featcache.core.errors import TrainingError, UsageError
 from featcache.core.progress import Progress, choose, duration
@@ -54,7 +54,7 @@ class Batches(Protocol):
 
         Returns:
             yields inputs (b, …) of any dtype that the network takes, and class ids (b,) int64. A network with
-            batch normalisation needs two items at least in each batch.
+            batch normalization needs two items at least in each batch.
         """
 
 
@@ -82,8 +82,8 @@ def train(
         config: the settings.
         checkpoint: a file that is written after each epoch. Where there is one, the training resumes from it. It
             stays, also at the end: ``checkpoint.remove`` removes it when it is needed no more.
-        task: what is trained on what, as plain values, so that a checkpoint of something else is recognised.
-        keep_statistics: batch normalisations keep the means and variances that they have, and only their scale
+        task: what is trained on what, as plain values, so that a checkpoint of something else is recognized.
+        keep_statistics: batch normalizations keep the means and variances that they have, and only their scale
             and shift train.
         progress: what to report the steps to, as for `featcache.core.progress.choose`.
 
@@ -227,7 +227,7 @@ def _groups(model: nn.Module, stages: Stages, config: TrainingConfig) -> list[di
     for number, (_, parameters) in enumerate(stages):
         lr = config.lr * config.share_of_stage(number, len(stages))
         trained = [p for p in parameters if p.requires_grad]
-        # Of one dimension are biases, and scale and shift of normalisations.
+        # Of one dimension are biases, and scale and shift of normalizations.
         decayed, others = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
         groups.append({"params": decayed, "weight_decay": config.weight_decay, "lr": lr})
         groups.append({"params": others, "weight_decay": 0.0, "lr": lr})
@@ -262,7 +262,7 @@ def _restore(
     names: Mapping[Tensor, str],
     moments: Mapping[str, Mapping[str, Tensor]],
 ) -> None:
-    # An optimiser's state goes by the number of the parameter, counted through its groups.
+    # An optimizer's state goes by the number of the parameter, counted through its groups.
     numbered = [names[p] for group in optimiser.param_groups for p in group["params"]]
     state = {number: dict(moments[name]) for number, name in enumerate(numbered) if name in moments}
     optimiser.load_state_dict({**optimiser.state_dict(), "state": state})

@@ -177,7 +177,7 @@ def trainable_copy(backbone: Backbone, init: str, seed: int) -> Network:
         network.module = copy.deepcopy(network.module)
     elif backbone.is_custom:
         raise UsageError(
-            f"Only the code of {backbone.name} knows how its weights are initialised, so it cannot be trained from "
+            f"Only the code of {backbone.name} knows how its weights are initialized, so it cannot be trained from "
             "scratch here. Take a network that is known by its name (--arch)."
         )
     else:
@@ -254,7 +254,7 @@ def train_tail(split: SplitNetwork, frozen: Read, run: TrainingRun) -> TrainingR
 
 
 def train_new_layers(run: TrainingRun, device: str) -> TrainingResult:
-    """Train new hidden layers with rectifiers, and an output, on standardised vectors of the frozen part.
+    """Train new hidden layers with rectifiers, and an output, on standardized vectors of the frozen part.
 
     Args:
         run: its dataset has one vector per image; ``config.hidden`` gives the widths.
@@ -293,7 +293,7 @@ def train_new_layers(run: TrainingRun, device: str) -> TrainingResult:
 
 
 def mlp_predictor(result: TrainingResult) -> MLPPredictor:
-    """The trained layers for vectors that are not standardised."""
+    """The trained layers for vectors that are not standardized."""
     parts = list(result.model.cpu().modules())
     (standardised,) = (part for part in parts if isinstance(part, _Standardised))
     layers = [(part.weight, part.bias) for part in parts if isinstance(part, nn.Linear)]

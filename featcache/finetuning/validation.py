@@ -27,7 +27,7 @@ def validation_rows(
     groups. A group that is trained on is not validated on.
 
     Args:
-        dataset: labelled items.
+        dataset: labeled items.
         train_rows: (m,) rows to train on, without validation.
         scored: rows that the result is scored on.
         seed: of the draw.

@@ -18,10 +18,10 @@ _QUERIES, _FEWEST_QUERIES, _COSINES = 10_000, 1_000, 1_000_000_000
 
 
 class KnnHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
-    """k nearest neighbours by cosine, with weighted votes (see `featcache.heads.predictors.KnnPredictor`).
+    """k nearest neighbors by cosine, with weighted votes (see `featcache.heads.predictors.KnnPredictor`).
 
     Args:
-        ks: numbers of neighbours to choose from; those above n - 1 are left out.
+        ks: numbers of neighbors to choose from; those above n - 1 are left out.
         random_state: draws the rows that k is chosen on, where there are more than 10,000 (from 100,000
             on fewer, but at least 1,000).
 

@@ -1,7 +1,7 @@
 """Losses that teach a projection who is alike, and the training of one.
 
 All losses take embeddings (b, p) of length 1 and identity numbers (b,), in which each identity occurs several times. A
-batch is 32 identities with 4 images each, as far as there are so many. The optimiser is Adam (Kingma and Ba 2015; AdamW
+batch is 32 identities with 4 images each, as far as there are so many. The optimizer is Adam (Kingma and Ba 2015; AdamW
 without weight decay) with a learning rate that falls from 0.001 as a cosine.
 """
 

@@ -93,7 +93,7 @@ Layers = Sequence[tuple[Tensor, Tensor]]
 
 
 def logits(layers: Layers, x: Tensor, dropout: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
-    """(n, d) standardised vectors to (n, k); with dropout only while the layers train."""
+    """(n, d) standardized vectors to (n, k); with dropout only while the layers train."""
     for place, (weight, bias) in enumerate(layers):
         if place:
             x = torch.relu(x)
@@ -120,7 +120,7 @@ def initial_layers(widths: Sequence[int], generator: torch.Generator) -> Layers:
 
 
 def unstandardised(layers: Layers, mean: Tensor, deviation: Tensor) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Weight and bias of each layer, float32: for vectors as they are what *layers* are for standardised ones."""
+    """Weight and bias of each layer, float32: for vectors as they are what *layers* are for standardized ones."""
     exact = [(weight.detach().double().numpy(), bias.detach().double().numpy()) for weight, bias in layers]
     weight = exact[0][0] / deviation.double().numpy()
     exact[0] = weight, exact[0][1] - weight @ mean.double().numpy()
@@ -135,7 +135,7 @@ class HeldOutChoice:
     """The weights of the least held-out loss among those that are shown.
 
     Args:
-        x: (m, d) float32 standardised vectors, one or more.
+        x: (m, d) float32 standardized vectors, one or more.
         class_ids: (m,) class ids.
         groups: (m,) numbers; rows with the same one stay in one half.
         k: classes.

@@ -1,6 +1,6 @@
 """The head ``mlp``: hidden layers of its own and an output layer, trained by mini-batches.
 
-Vectors are standardised by mean and deviation of the rows that are learned from. A part of the rows, whole groups of
+Vectors are standardized by mean and deviation of the rows that are learned from. A part of the rows, whole groups of
 every class that has two, is held out. For each weight decay the layers are trained by AdamW (Loshchilov and Hutter,
 ICLR 2019; biases do not decay) from the same start on the same batches until the held-out log-loss has not fallen for
 some epochs, and the weights of the decay and the epoch of the least held-out loss are kept. Half by half the held-out
@@ -150,7 +150,7 @@ class MLPHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
         widths: list[int],
         choice: HeldOutChoice | None,
     ) -> Layers:
-        """Train with each decay; the layers that are chosen, for standardised vectors."""
+        """Train with each decay; the layers that are chosen, for standardized vectors."""
         targets = torch.from_numpy(class_ids)
         steps = -(-len(train_rows) // self.batch_size)
         epochs = int(self.epochs or max(_FEWEST_EPOCHS, -(-_STEPS // steps)))

@@ -274,7 +274,7 @@ def vote_weights(cosines: np.ndarray) -> np.ndarray:
 
 
 def vote_shares(cosines: np.ndarray, class_ids: np.ndarray, classes: int) -> np.ndarray:
-    """(b, classes) probabilities from the neighbours' cosines and class ids, both (b, k)."""
+    """(b, classes) probabilities from the neighbors' cosines and class ids, both (b, k)."""
     votes = np.full((len(cosines), classes), 1 / classes)
     for weight, number in zip(vote_weights(cosines).T, class_ids.T, strict=True):
         votes[np.arange(len(votes)), number] += weight

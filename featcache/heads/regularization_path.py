@@ -33,10 +33,10 @@ are off by the square root of the gap. So close as float32 comes within so many 
 
 
 class RegularizationPath:
-    """A path over some labelled rows.
+    """A path over some labeled rows.
 
     Args:
-        rows: the labelled rows.
+        rows: the labeled rows.
         fold: (n,) fold numbers from 0 on, or `NO_FOLD`.
         threads: who computes.
         max_iter: passes over the rows for one problem at one C, at most.

@@ -1,6 +1,6 @@
 """The head ``ridge``: ridge regression on the classes, with its penalty chosen by exact leave-one-out.
 
-Targets are 1 for an item's class and -1 for the others; the intercept is free. In the axes of the centred vectors' own
+Targets are 1 for an item's class and -1 for the others; the intercept is free. In the axes of the centered vectors' own
 variance, Z = (X - 1mᵀ) V and ZᵀZ = diag(s), the fit for the penalty λ is Ŷ = Ȳ + Z diag(1/(s + λ)) ZᵀY, so one
 eigendecomposition serves all penalties and each λ costs one product. The hat matrix is
 H = 11ᵀ/n + Z diag(1/(s + λ)) Zᵀ, and a fit without the rows I predicts for them Y_I - (1 - H_II)⁻¹ (Y_I - Ŷ_I)
@@ -81,7 +81,7 @@ def ridge_axes(stream: VectorStream) -> RidgeAxes:
         total += X.sum(axis=0, dtype=np.float64)
         with np.errstate(over="ignore", invalid="ignore"):
             gram += X.T @ X
-        # These sum to 0, so it does not matter that X is not centred exactly.
+        # These sum to 0, so it does not matter that X is not centered exactly.
         cross += X.T @ (signs(stream.class_ids[rows], k) - targets).astype(X.dtype)
     assert shift is not None
     gram -= np.outer(total, total / n)
@@ -166,7 +166,7 @@ def _without_group(fitted: RidgeAxes, Z: np.ndarray, Y: np.ndarray) -> Callable[
     mean = -Z.sum(axis=0, dtype=np.float64) / left
     targets = (fitted.n * fitted.targets - Y.sum(axis=0)) / left
     gram = np.diag(fitted.sizes) - Z.T @ Z - left * np.outer(mean, mean)
-    # Y of all rows is not centred here: Z sums to 0 over them, so ZᵀY is the same.
+    # Y of all rows is not centered here: Z sums to 0 over them, so ZᵀY is the same.
     cross = fitted.products - Z.T @ Y.astype(Z.dtype) - left * np.outer(mean, targets)
     sizes, axes = _eigh(gram)
     sizes, products = np.maximum(sizes, 0), axes.T @ cross

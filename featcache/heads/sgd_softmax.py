@@ -1,8 +1,8 @@
 """The head ``torch``: a softmax layer trained by mini-batches, for caches larger than memory.
 
-Vectors are standardised by mean and deviation from a first pass. For several C at once, each with a
+Vectors are standardized by mean and deviation from a first pass. For several C at once, each with a
 layer of its own on the same batches, the objective is that of logistic regression over n rows, mean
-cross-entropy + ‖W‖² / (2 C n), minimised by Adam (Kingma and Ba 2015; AdamW without weight decay) with a learning rate
+cross-entropy + ‖W‖² / (2 C n), minimized by Adam (Kingma and Ba 2015; AdamW without weight decay) with a learning rate
 that falls as a cosine. A tenth of the units is held out; the C and the epoch of the least held-out loss are kept, and
 training stops when no C has improved for some epochs. In memory are one batch, the layers and the
 held-out tenth, at most some thousand rows.
@@ -35,7 +35,7 @@ class TorchSoftmaxHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
         epochs: at most so many passes; by default enough for 1,200 steps, at least 5.
         batch_size: rows a step.
         lr: the learning rate that the cosine starts from.
-        Cs: inverse strengths of the penalty to choose from, on standardised vectors.
+        Cs: inverse strengths of the penalty to choose from, on standardized vectors.
         patience: epochs without a better held-out loss after which training stops.
         random_state: of the order of the rows and of the held-out tenth.
         class_weight: ``"balanced"`` for n / (k · items of the class), a weight for each label, or None

@@ -1,6 +1,6 @@
 """The head ``softmax``: multinomial logistic regression, with C chosen by cross-validation over its whole path.
 
-The objective is scikit-learn's: ½‖W‖² + C Σ_i s_i loss_i with an unpenalised intercept (for two classes
+The objective is scikit-learn's: ½‖W‖² + C Σ_i s_i loss_i with an unpenalized intercept (for two classes
 ½‖w‖² + C Σ_i s_i log(1 + exp(∓z_i)) with one row of weights), so C means the same and the optimum is the same.
 `softmax_solver` solves all folds and all rows together, `softmax_certificate` bounds the distance to the optimum.
 

@@ -288,7 +288,7 @@ class Newton:
         """Bring a solution nearer to the optimum.
 
         Args:
-            x: (k, r + 1) float64, the weights in the axes and the intercepts of centred rows.
+            x: (k, r + 1) float64, the weights in the axes and the intercepts of centered rows.
             good: whether coefficients (k, d) and intercepts (k,) are near enough.
             limit: Newton steps at most.
 

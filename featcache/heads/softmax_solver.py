@@ -1,7 +1,7 @@
 """The solver of ``softmax``: many L2-penalised softmax regressions on the same rows, at once.
 
 A problem is one C on one set of rows: all rows, or all but one fold. For rows x_i, labels y_i and weights s_i it
-minimises, over W (k, r) and an unpenalised intercept b (k,),
+minimizes, over W (k, r) and an unpenalized intercept b (k,),
 
     F(W, b) = ½‖W‖² + C Σ_i s_i (log Σ_j exp(z_ij) - z_iy),    z_i = W x_i + b.
 

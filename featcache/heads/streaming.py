@@ -1,4 +1,4 @@
-"""Labelled vectors that a head reads in blocks, and whether a head's fit fits in memory.
+"""Labeled vectors that a head reads in blocks, and whether a head's fit fits in memory.
 
 A head that can be fitted so has ``fit_stream(stream)`` beside ``fit``. It has all class ids and groups at once, which
 are small, and reads vectors in any order, as often as it needs. What a head must hold at once is compared with the
@@ -24,7 +24,7 @@ ROWS_AT_ONCE = 4096
 
 @dataclass(frozen=True)
 class VectorStream:
-    """Labelled vectors read on demand.
+    """Labeled vectors read on demand.
 
     Attributes:
         read: from m row numbers to vectors (m, d), float32 or float64.

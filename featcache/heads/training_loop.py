@@ -69,7 +69,7 @@ def train_epochs(
     """Train, one epoch for each value that is asked for.
 
     Args:
-        optimiser: its groups hold the highest learning rates; a step has its share of them, see `warmup_cosine`.
+        optimizer: its groups hold the highest learning rates; a step has its share of them, see `warmup_cosine`.
         batches: starts the pass of an epoch, from 1: yields inputs (b, …) and targets (b,).
         loss: from inputs and targets to the loss, a mean over the batch.
         epochs: over how many the cosine falls.

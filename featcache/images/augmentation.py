@@ -1,7 +1,7 @@
 """Views: random augmentations of an image that are the same whenever they are made.
 
 A view is a random-resized crop (Szegedy et al. 2015, section 6, with the arithmetic of torchvision's
-``RandomResizedCrop``), with a random horizontal flip and colour jitter. Its random numbers come from (seed, SHA-256 of
+``RandomResizedCrop``), with a random horizontal flip and color jitter. Its random numbers come from (seed, SHA-256 of
 the image, index of the view) alone, so they do not depend on the order of images, batches or threads. They are read off
 SHAKE-256 (FIPS 202), as the streams of random generators may change between releases of their library.
 """
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from featcache.core.recipe import StandardTransform
 
 _TRIES = 10
-"""Crops that are drawn before the centre one is taken."""
+"""Crops that are drawn before the center one is taken."""
 
 _FILTERS = {name.lower(): value for name, value in Image.Resampling.__members__.items()}
 
@@ -139,7 +139,7 @@ def _part(policy: Augmentation, width: float, height: float, draw: _Numbers) -> 
         if w <= width and h <= height:
             x, y = int(draw.at(_X) * (int(width) - w + 1)), int(draw.at(_Y) * (int(height) - h + 1))
             return x, y, x + w, y + h
-    # The image is too wide or too tall: the largest centre crop.
+    # The image is too wide or too tall: the largest center crop.
     w, h = width, height
     if width / height < policy.ratio[0]:
         h = min(height, max(1, round(width / policy.ratio[0])))
@@ -150,10 +150,10 @@ def _part(policy: Augmentation, width: float, height: float, draw: _Numbers) -> 
 
 
 def _coloured(image: Image.Image, brightness: float, contrast: float, saturation: float) -> np.ndarray:
-    """Brightness, then contrast about the mean grey, then saturation about each pixel's grey.
+    """Brightness, then contrast about the mean gray, then saturation about each pixel's gray.
 
-    The three are one map x → s·c·b·x + (1 - s)·c·b·grey(x) + (1 - c)·b·(mean grey), rounded and clipped to 0…255 once,
-    at the end. Grey is that of ITU-R BT.601.
+    The three are one map x → s·c·b·x + (1 - s)·c·b·grey(x) + (1 - c)·b·(mean gray), rounded and clipped to 0…255 once,
+    at the end. Gray is that of ITU-R BT.601.
     """
     grey = np.asarray(image.convert("L"))
     mean = int(grey.sum(dtype=np.int64)) / grey.size

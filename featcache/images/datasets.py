@@ -1,6 +1,6 @@
 """A dataset of another library as a source: torchvision's, Hugging Face's ``datasets``, or one made like them.
 
-Neither library is imported here: a dataset is recognised by its attributes. Where the dataset can give bytes they are
+Neither library is imported here: a dataset is recognized by its attributes. Where the dataset can give bytes they are
 used, so that an image has the same vectors as from its file; a dataset that decodes by itself gives images, which are
 identified by their pixels.
 """

@@ -1,13 +1,13 @@
 """Image files and open images to upright RGB pixels, the same for every backbone.
 
-The decoder ``simplejpeg/1`` reads gray and colour JPEG files with libjpeg-turbo: the pixels of Pillow in half the time,
+The decoder ``simplejpeg/1`` reads gray and color JPEG files with libjpeg-turbo: the pixels of Pillow in half the time,
 and of large photographs fewer (`reduction`). Only what it reads without a warning is taken from it; all else (other
 formats, CMYK, damaged files) is left to Pillow, so that both decoders refuse the same files for the same reasons. The
 older ``pillow/1`` reads all with Pillow.
 
 EXIF orientation is applied, transparency is laid on white, 16-bit samples are scaled to 8, of an animation the first
 frame is taken. What has no defined reading as RGB is refused, never guessed. 16-bit gray is rounded to the nearest of
-256 levels; 16-bit colour comes from Pillow as 8 bits, for PNG and TIFF the upper byte: at most one level from the
+256 levels; 16-bit color comes from Pillow as 8 bits, for PNG and TIFF the upper byte: at most one level from the
 nearest.
 """
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"}
 )
-"""File name extensions, in lower case, by which images are recognised in a folder."""
+"""File name extensions, in lower case, by which images are recognized in a folder."""
 
 LIMIT_BYTES = 512 << 20
 """Of one image file."""

@@ -2,7 +2,7 @@
 
 The arithmetic is that of torchvision's ``Resize`` and ``CenterCrop`` on PIL images, which timm uses too,
 to the integer: one pixel's shift of the crop lowers the cosine of the vectors to 0.945. ``pillow/1`` is equal to
-theirs and computes the whole resized image; ``pillow/2`` computes the crop alone and agrees to two grey levels (on real
+theirs and computes the whole resized image; ``pillow/2`` computes the crop alone and agrees to two gray levels (on real
 photographs, to one).
 """
 
@@ -21,7 +21,7 @@ IMPLEMENTATIONS = ("pillow/2", "pillow/1")
 """The names in a recipe, the one for new recipes first."""
 
 PUBLISHED = "pillow/1"
-"""The decoder and the resizing that are equal to those of timm and torchvision, to the last grey level."""
+"""The decoder and the resizing that are equal to those of timm and torchvision, to the last gray level."""
 
 MAX_RESIZED = 64 << 20
 """Pixels of the whole resized image beyond which, for a very wide or tall image, only the crop is computed."""
@@ -36,7 +36,7 @@ _FILTERS = {
 }
 
 _JUMPING = ("nearest", "box")
-"""If a source pixel's border falls on the middle of a resized one, rounding decides which neighbour these take, and it
+"""If a source pixel's border falls on the middle of a resized one, rounding decides which neighbor these take, and it
 decides differently for the crop alone."""
 
 _REACH = 3
@@ -60,7 +60,7 @@ def published(pixels: PixelPath) -> PixelPath:
 
 
 class PixelTransform:
-    """Resize and centre crop; normalisation is left to the network's runtime.
+    """Resize and center crop; normalization is left to the network's runtime.
 
     Args:
         transform: as published with the weights.
@@ -109,7 +109,7 @@ class PixelTransform:
     def _strip_alone(self, decoded: Decoded, resized: tuple[int, int]) -> Image.Image:
         """`_centre_crop` of the image *resized* to (w, h), computing only the strip across the long axis that holds it.
 
-        Equal to a grey level, except for `_JUMPING` filters and those with negative lobes: along the short axis Pillow
+        Equal to a gray level, except for `_JUMPING` filters and those with negative lobes: along the short axis Pillow
         gets the very numbers that it has for the whole image, so sums that end in a half are rounded in the same way.
         """
         image, (left, top, right, bottom), crop = decoded.image, decoded.box, self.transform.crop
@@ -138,7 +138,7 @@ class PixelTransform:
     def _crop_alone(self, decoded: Decoded, resized: tuple[int, int]) -> Image.Image:
         """`_centre_crop` of the image *resized* to (w, h), computing no more than the crop.
 
-        Equal to two grey levels, except for `_JUMPING` filters.
+        Equal to two gray levels, except for `_JUMPING` filters.
         """
         image, (left, top, right, bottom), crop = decoded.image, decoded.box, self.transform.crop
         across = _Span(image.width, left, right, resized[0], crop[1])

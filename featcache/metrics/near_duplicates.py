@@ -1,16 +1,16 @@
 """Near-duplicates: images that were re-encoded, resized or cropped from one another, found by their vectors.
 
-Vectors are centred and brought to length 1; the distance of two is sqrt(2 - 2 cos), with the exact cosine.
+Vectors are centered and brought to length 1; the distance of two is sqrt(2 - 2 cos), with the exact cosine.
 
-The data say themselves how close strangers come. The number of neighbours within a distance r grows as
-r^D, where D is the intrinsic dimension. It follows from how much farther the 20th neighbour is than the
+The data say themselves how close strangers come. The number of neighbors within a distance r grows as
+r^D, where D is the intrinsic dimension. It follows from how much farther the 20th neighbor is than the
 10th, D = ln 2 / ln(r20 / r10) (Farahmand et al. 2007), in the median over items; a few copies do not reach
 these ranks. So among n items some n · 10 · u^D are expected to have a stranger closer than u times the
-distance of their 10th neighbour. The **threshold** is the u at which that number is 0.05: of twenty data
+distance of their 10th neighbor. The **threshold** is the u at which that number is 0.05: of twenty data
 sets without copies one shows a pair. It is never above 0.6. A pair is a near-duplicate where its distance
-is below the threshold times that of the 10th neighbour of either one. Each item has a scale of its own,
+is below the threshold times that of the 10th neighbor of either one. Each item has a scale of its own,
 since merely similar images of one class lie close together, but all of them do. To compare with a farther
-neighbour is Lowe's test (2004, section 7.1), and that ratios of neighbour distances follow a power law
+neighbor is Lowe's test (2004, section 7.1), and that ratios of neighbor distances follow a power law
 with D as its exponent is shown by Facco et al. (2017).
 
 More than ten copies of one image (frames of a film) would take one another for strangers, so the scale is
@@ -49,8 +49,8 @@ class NearDuplicates:
 
     Attributes:
         pairs: (m, 2) int64 row numbers, the closest pair first.
-        cosines: (m,) of the centred vectors.
-        threshold: a pair is closer than this share of the distance of its 10th neighbours; None where
+        cosines: (m,) of the centered vectors.
+        threshold: a pair is closer than this share of the distance of its 10th neighbors; None where
             nothing could be looked for.
         note: why nothing was looked for or told, or None.
     """
@@ -99,9 +99,9 @@ def find(
     threshold, scale, most = _calibrated(sample_cosines, vectors.sample, units)
     if threshold is None:
         shown.finish()
-        return replace(NOTHING, note="the distances of neighbours tell nothing: most are the same")
+        return replace(NOTHING, note="the distances of neighbors tell nothing: most are the same")
     floor = scale / 2
-    # The 10th neighbour within the sample is no nearer than the 10th of all: a first, generous scale.
+    # The 10th neighbor within the sample is no nearer than the 10th of all: a first, generous scale.
     generous = np.clip(_kth(sample_cosines, units, units[vectors.sample], _K), floor, most)
     pairs = _candidates(sketch, generous, _BAND * threshold, units, scored, shown)
     if pairs is None:
@@ -123,7 +123,7 @@ def find(
 
 
 class _Vectors:
-    """Centred vectors of length 1, read block by block; the centre and the main axes come from a sample."""
+    """Centered vectors of length 1, read block by block; the center and the main axes come from a sample."""
 
     def __init__(self, read: Callable[[np.ndarray], np.ndarray], n: int, seed: int) -> None:
         rng = np.random.default_rng(seed)
@@ -145,7 +145,7 @@ class _Vectors:
         self.sample = np.sort(rng.choice(wide, min(n, _SAMPLE), replace=False))
 
     def unit(self, rows: np.ndarray) -> np.ndarray:
-        """(rows, d) float32 of length 1; a vector at the centre stays 0."""
+        """(rows, d) float32 of length 1; a vector at the center stays 0."""
         Z = np.asarray(self._read(rows), dtype=np.float32) - self.centre
         lengths = np.linalg.norm(Z, axis=1, keepdims=True)
         return np.asarray(Z / np.where(lengths > 0, lengths, 1))
@@ -174,7 +174,7 @@ class _Vectors:
         return np.concatenate(parts)
 
     def tenth(self, rows: np.ndarray, units: np.ndarray) -> np.ndarray:
-        """(rows,) exact distances of the 10th neighbour in other units."""
+        """(rows,) exact distances of the 10th neighbor in other units."""
         parts = [np.empty(0)]
         for some in _blocks(rows):
             chosen = self.unit(some)
@@ -189,7 +189,7 @@ class _Vectors:
 
 
 def _calibrated(cosines: np.ndarray, sample: np.ndarray, units: np.ndarray) -> tuple[float | None, float, float]:
-    """Threshold, median scale and largest scale, from the neighbours of the sampled rows among all."""
+    """Threshold, median scale and largest scale, from the neighbors of the sampled rows among all."""
     tenth = _kth(cosines.T, units[sample], units, _K)
     twentieth = _kth(cosines.T, units[sample], units, 2 * _K)
     growths = np.log(np.maximum(twentieth, 1e-12) / np.maximum(tenth, 1e-12))
@@ -202,7 +202,7 @@ def _calibrated(cosines: np.ndarray, sample: np.ndarray, units: np.ndarray) -> t
 
 
 def _kth(cosines: np.ndarray, of: np.ndarray, among: np.ndarray, k: int) -> np.ndarray:
-    """Distance of each row's k-th neighbour in another unit, (rows,); (rows, columns) cosines are given."""
+    """Distance of each row's k-th neighbor in another unit, (rows,); (rows, columns) cosines are given."""
     parts = []
     for rows in _blocks(np.arange(len(cosines))):
         block = cosines[rows]

@@ -22,7 +22,7 @@ _PIXELS_PER_INCH = 110
 def draw_confusion(confusion: np.ndarray, labels: Sequence[str], path: str | Path) -> None:
     """Write a confusion matrix as a PNG.
 
-    Colours show shares of the rows, so that small classes show as clearly as large ones; numbers are
+    Colors show shares of the rows, so that small classes show as clearly as large ones; numbers are
     items, and where there are none the cell stays empty.
 
     Args:

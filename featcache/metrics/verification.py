@@ -164,7 +164,7 @@ def best_threshold(scores: np.ndarray, same: np.ndarray) -> float:
         same: (n,) bool.
 
     Returns:
-        A number halfway between two neighbouring scores (or the least score, or just above the largest, where
+        A number halfway between two neighboring scores (or the least score, or just above the largest, where
         it is best to accept all or none); of several that are equally good the middle one.
 
     Raises:
@@ -177,7 +177,7 @@ def best_threshold(scores: np.ndarray, same: np.ndarray) -> float:
     # Pairs decided rightly where accepting begins at each value, and with none accepted.
     right = np.append(0.0, np.cumsum(negatives - positives)) + positives.sum()
     halfway = values[:-1] / 2 + values[1:] / 2
-    # Between neighbouring floats there is nothing; the upper one then parts them as well.
+    # Between neighboring floats there is nothing; the upper one then parts them as well.
     halfway = np.where(halfway > values[:-1], halfway, values[1:])
     candidates = np.concatenate([values[:1], halfway, [np.nextafter(values[-1], np.inf)]])
     best = np.flatnonzero(right == right.max())

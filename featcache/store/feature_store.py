@@ -86,7 +86,7 @@ class FeatureStore(StoreReader):
         space: str | None = None,
         labels: Mapping[str, str] | None = None,
     ) -> TorchDataset:
-        """A torch map-style `Dataset` of (vector, class number) over the labelled items."""
+        """A torch map-style `Dataset` of (vector, class number) over the labeled items."""
         from featcache.store.torch_dataset import TorchDataset
 
         return TorchDataset(self, layers, split=split, source=source, space=space, labels=labels)

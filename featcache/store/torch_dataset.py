@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class TorchDataset(Dataset[tuple[torch.Tensor, int]]):
-    """Vectors and class numbers of the labelled items of a source.
+    """Vectors and class numbers of the labeled items of a source.
 
     Attributes:
         classes: the class names, sorted; a class number is a place in this list.

@@ -40,7 +40,7 @@ class Activations:
         layer: name of the stored layer, such as ``blocks.4:none``.
         shape: of one image's activations.
         dtype: of the stored activations.
-        images: labelled images of the source.
+        images: labeled images of the source.
         views: of each image.
         stored: (image, view) rows in the store.
         bytes: of the rows that are missing.
@@ -102,7 +102,7 @@ def needed(
 
 @dataclass(frozen=True)
 class StoredItems:
-    """The stored vectors of some labelled items of a source, and what it takes to store more.
+    """The stored vectors of some labeled items of a source, and what it takes to store more.
 
     Attributes:
         path: of the store.
@@ -209,13 +209,13 @@ def extract_known(
     seed: int = 0,
     progress: Progress,
 ) -> None:
-    """Extract more layers or views of the labelled images of a source, whose labels and splits stay as they are.
+    """Extract more layers or views of the labeled images of a source, whose labels and splits stay as they are.
 
     Args:
         store: the store.
         backbone: of the space.
         layers: names of layers.
-        select: source, and the labels that say which images are labelled; the stored ones stay as they are.
+        select: source, and the labels that say which images are labeled; the stored ones stay as they are.
         views, seed: as for `featcache.extract`.
         progress: reports the extraction.
 
@@ -271,7 +271,7 @@ def _size(count: int) -> str:
 
 
 def _labelled(store: FeatureStore, select: Selection) -> list[Item]:
-    """The labelled images of a source, as the store describes them, without those that the space cannot use."""
+    """The labeled images of a source, as the store describes them, without those that the space cannot use."""
     unusable = {uri for uri, _ in store.quarantine(select.source, store.space(select.space).fingerprint)}
     items = [item for item in store.items(source=select.source) if item.uri not in unusable]
     given = None if select.labels is None else labels_of(store, store.source(select.source), select.labels)

@@ -20,7 +20,7 @@ from featcache.core.errors import BundleError, RecipeMismatchError, UsageError
 from featcache.core.html import html_table
 from featcache.core.progress import Progress, choose
 from featcache.heads.matching import MatchingPredictor
-from featcache.heads.serialise import Classifier, Predictor, export_predictor
+from featcache.heads.serialize import Classifier, Predictor, export_predictor
 from featcache.training import bundle_file
 from featcache.training.layer_use import LayerUse, scale_layers
 from featcache.training.partial_model import PartialModel

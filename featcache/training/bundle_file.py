@@ -13,7 +13,7 @@ import numpy as np
 from featcache.core.errors import BundleError, StoreFormatError, UsageError
 from featcache.core.files import written_whole
 from featcache.core.recipe import Recipe
-from featcache.heads import serialise
+from featcache.heads import serialize
 from featcache.training import partial_model
 from featcache.training.layer_use import LayerUse
 from featcache.training.partial_model import PartialModel
@@ -76,7 +76,7 @@ def _packed(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.nda
     if isinstance(predictor, PartialModel):
         kind, (tensors, values) = partial_model.KIND, partial_model.pack(predictor)
     else:
-        kind, tensors, values = serialise.pack(predictor)
+        kind, tensors, values = serialize.pack(predictor)
     tensors["trained_on"] = np.asarray(fields["trained_on"], dtype=np.uint8).reshape(-1, 32)
     if weights is not None:
         tensors |= {_NETWORK + name: np.asarray(tensor) for name, tensor in weights.items()}
@@ -102,11 +102,11 @@ def _unpacked(data: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> dic
     classes = tuple(str(name) for name in data["classes"])
     recipe = None if data["recipe"] is None else Recipe.from_json(data["recipe"])
     trained_on, kind = tensors["trained_on"], data["kind"]
-    predictor: serialise.Predictor | PartialModel
+    predictor: serialize.Predictor | PartialModel
     if kind == partial_model.KIND and len(uses) == 1:
         predictor = partial_model.unpack(tensors, data, classes, uses[0].shape, recipe)
     else:
-        predictor = serialise.unpack(kind, tensors, data, classes, sum(use.width for use in uses))
+        predictor = serialize.unpack(kind, tensors, data, classes, sum(use.width for use in uses))
     # Older files have no such entry, and no network.
     weights, count = None, data.get("network")
     if count is not None:

@@ -1,4 +1,4 @@
-"""Which vectors of a store, and labelled vectors that are read on demand."""
+"""Which vectors of a store, and labeled vectors that are read on demand."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ ALL = Selection()
 
 @dataclass
 class FeatureDataset:
-    """Labelled vectors of n images.
+    """Labeled vectors of n images.
 
     Attributes:
         items: the n images.
@@ -75,7 +75,7 @@ class FeatureDataset:
         views: the K views to train on, view 0 first; predictions are made on view 0.
         view_reader: from row · K + number of the view to vectors, likewise; None for view 0 alone.
         knows_images: whether the SHA-256s of the items are those of images.
-        without_vectors: labelled images of the source that are missing here because they have no vectors and are not
+        without_vectors: labeled images of the source that are missing here because they have no vectors and are not
             in quarantine.
         without_labels: images of the source that are missing here because they have vectors but no label.
         labels: the k labels of the columns of ``y``, with several labels per image.
@@ -167,7 +167,7 @@ class FeatureDataset:
         *,
         views: bool | Sequence[str] = False,
     ) -> FeatureDataset:
-        """The labelled images of a source that have vectors.
+        """The labeled images of a source that have vectors.
 
         Args:
             store: the store.
@@ -176,7 +176,7 @@ class FeatureDataset:
             views: True for all views stored of these layers; or names of views, in addition to view 0.
 
         Raises:
-            MissingVectorsError: no labelled image has vectors, or some lack a layer or a view.
+            MissingVectorsError: no labeled image has vectors, or some lack a layer or a view.
             UsageError: the CSV file names paths that are not images of the source.
         """
         chosen = views if isinstance(views, bool) else [VIEW_0, *views]
@@ -209,7 +209,7 @@ class FeatureDataset:
 
     @classmethod
     def from_file(cls, path: Path) -> FeatureDataset:
-        """The labelled rows of a plain HDF5 or NumPy file.
+        """The labeled rows of a plain HDF5 or NumPy file.
 
         Without ``sha256`` in the file, equal vectors count as one image.
 

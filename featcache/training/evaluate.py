@@ -42,7 +42,7 @@ class EvaluateReport(HtmlTable):
         protocol: which images these are.
         intervals: ``[low, high]`` of each metric.
         unknown_labels: labels that the head does not know, with the number of images; all of these count as wrong.
-        without_vectors: labelled images of the source that have no vectors and could not be scored.
+        without_vectors: labeled images of the source that have no vectors and could not be scored.
         ece: expected calibration error, see `featcache.metrics.calibration`; None without probabilities.
         per_class: the scores of each class, see `featcache.metrics.classification.ClassScore`.
         near_duplicates: of the scored images: ``pairs`` and, of these, ``across``, where the head was trained on one

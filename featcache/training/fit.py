@@ -11,7 +11,7 @@ import numpy as np
 from featcache.core.errors import BundleError
 from featcache.core.progress import Progress, Silent
 from featcache.heads.predictors import LinearPredictor, MLPPredictor
-from featcache.heads.serialise import export_predictor, loss_curve
+from featcache.heads.serialize import export_predictor, loss_curve
 from featcache.heads.streaming import VectorStream, check_memory
 from featcache.metrics.calibration import held_out_temperature
 from featcache.training.bundle import Bundle
@@ -38,7 +38,7 @@ def fit(
     """Fit a head on some rows, in all their views; the views of a row stay in one group.
 
     Args:
-        dataset: labelled vectors.
+        dataset: labeled vectors.
         rows: (m,) row numbers to fit on.
         head: from `featcache.heads.resolve_head`.
         available_memory: bytes that the head may take; by default what is free. For a head that reads in blocks, only
@@ -151,7 +151,7 @@ def layer_uses(dataset: FeatureDataset, rows: np.ndarray, *, about_mean: bool = 
     """The layers with their scales: with several layers, the root mean square over *rows* in all their views.
 
     Args:
-        dataset: labelled vectors.
+        dataset: labeled vectors.
         rows: (m,) row numbers.
         about_mean: subtract the mean first, for a head that does so.
     """

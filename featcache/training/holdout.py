@@ -31,19 +31,19 @@ def check_classes(dataset: FeatureDataset) -> None:
 
     Raises:
         UsageError: there is only one class.
-        MissingVectorsError: likewise, but other labelled images have no vectors yet.
+        MissingVectorsError: likewise, but other labeled images have no vectors yet.
     """
     if dataset.labels is not None:
         multilabel.check_labels(dataset)
         return
     names = sorted(set(dataset.y.tolist()))
     if len(names) < 2:
-        one = f"All {len(dataset.y)} labelled items are of one class, {names[0]!r}; a head needs two or more. "
+        one = f"All {len(dataset.y)} labeled items are of one class, {names[0]!r}; a head needs two or more. "
         if len(dataset.y) == 1:
-            one = f"There is only one labelled item, of class {names[0]!r}; a head needs items of two or more classes. "
+            one = f"There is only one labeled item, of class {names[0]!r}; a head needs items of two or more classes. "
         if dataset.without_vectors:
             raise MissingVectorsError(
-                re.sub("labelled items?", r"\g<0> with vectors", one)
+                re.sub("labeled items?", r"\g<0> with vectors", one)
                 + f"{dataset.without_vectors} more have no vectors: run `featcache extract` to compute them."
             )
         raise UsageError(one + "Put the images into one folder per class, or give --labels FILE.")
@@ -55,7 +55,7 @@ def train_test_split(
     """Rows to train on, rows to score, and the protocol in words.
 
     Args:
-        dataset: labelled vectors of one source.
+        dataset: labeled vectors of one source.
         split: the split to train on; ``train`` by default, if the source has splits.
         seed: of the hold-out.
         store: keeps the hold-out in its catalogue; None to draw it each time.

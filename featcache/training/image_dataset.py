@@ -1,4 +1,4 @@
-"""Labelled items of a source whose vectors are not stored but computed when they are asked for."""
+"""Labeled items of a source whose vectors are not stored but computed when they are asked for."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def image_vectors(
     labels: str | Path | None = None,
     backbone: Backbone | None = None,
 ) -> FeatureDataset:
-    """All labelled items of a source that have an image, with what a network that was trained gives of it.
+    """All labeled items of a source that have an image, with what a network that was trained gives of it.
 
     Images in quarantine of all spaces are left out.
 
@@ -43,7 +43,7 @@ def image_vectors(
         backbone: needed only where the network was made by a module given in Python.
 
     Raises:
-        MissingVectorsError: no labelled item has an image where the store knows it.
+        MissingVectorsError: no labeled item has an image where the store knows it.
         UsageError: the images can be given by a Python program alone, or *labels* names paths that are no images of
             the source.
     """
@@ -61,7 +61,7 @@ def image_vectors(
     kept = [item for item in labelled if item.uri in there]
     if not kept:
         raise MissingVectorsError(
-            f"None of the {len(labelled)} labelled images of source {name!r} is where the store knows it "
+            f"None of the {len(labelled)} labeled images of source {name!r} is where the store knows it "
             f"({store.sources()[name]}), and a network that was trained itself reads images. "
             + (" ".join(notes) or "If they were moved: featcache extract NEW-PLACE -o STORE --moved.")
         )

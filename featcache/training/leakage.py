@@ -27,7 +27,7 @@ _EXAMPLES = 5
 
 @dataclass(frozen=True, slots=True)
 class LeakageReport:
-    """Near-duplicates among labelled vectors.
+    """Near-duplicates among labeled vectors.
 
     Attributes:
         found: the pairs, as row numbers, one per two contents.
@@ -67,7 +67,7 @@ def search(
     """Near-duplicates among some rows.
 
     Args:
-        dataset: labelled vectors; each layer is divided by its root mean square.
+        dataset: labeled vectors; each layer is divided by its root mean square.
         rows: (m,) row numbers to search.
         scored: row numbers; only pairs with one of these are searched. All by default.
         seed: of the first sample.
@@ -107,7 +107,7 @@ def guard(
     """Near-duplicates across the sides of a split.
 
     Args:
-        dataset: labelled vectors.
+        dataset: labeled vectors.
         sides: row numbers of each side: trained on and scored, or the folds.
         scored: only pairs with one of these rows are searched. All by default.
         found: the near-duplicates among all rows, if they were searched already.
@@ -128,7 +128,7 @@ def folds_without_leakage(
     """Some rows in folds that keep near-duplicates together, as a twin among the training rows would flatter a score.
 
     Args:
-        dataset: labelled vectors.
+        dataset: labeled vectors.
         rows: (m,) row numbers.
         k: folds, as many as the classes of at least half of the rows allow.
         seed: of the folds and of the search.

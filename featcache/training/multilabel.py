@@ -112,7 +112,7 @@ def check_labels(dataset: FeatureDataset) -> None:
     if len(dataset.labels) < 2:
         named = [repr(label) for label in dataset.labels] + ([] if dataset.y.all() and dataset.labels else ["none"])
         raise UsageError(
-            f"All {len(dataset.y)} labelled items have one label, {' or '.join(named)}; a head needs two or more. "
+            f"All {len(dataset.y)} labeled items have one label, {' or '.join(named)}; a head needs two or more. "
             f"Separate several by {SEPARATOR!r}."
         )
     if dataset.y.all():

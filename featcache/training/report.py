@@ -26,7 +26,7 @@ def report_fields(
 
     Args:
         bundle: the head.
-        dataset: labelled vectors.
+        dataset: labeled vectors.
         rows: (m,) rows that were scored.
         scores: from `score_fields`.
         protocol: which rows these are, in words.

@@ -75,7 +75,7 @@ def comparable(
         select: source, space and labels.
 
     Raises:
-        MissingVectorsError: no labelled image has vectors of any set.
+        MissingVectorsError: no labeled image has vectors of any set.
     """
     columns = store.space(select.space).layers
     most: FeatureDataset | None = None
@@ -98,7 +98,7 @@ def comparable(
             problem = str(content)
         elif content != _content(most):
             problem = (
-                f"not all of the {len(most.items):,} labelled items have these vectors. Run `featcache extract` with "
+                f"not all of the {len(most.items):,} labeled items have these vectors. Run `featcache extract` with "
                 "these --layers to compute the rest."
             )
         found.append(LayerSet(list(names), {name: columns[name].dtypes for name in names}, problem))
@@ -156,7 +156,7 @@ def sweep(
     Raises:
         UnknownNameError: no such head or layer.
         UsageError: fewer than two classes, or a class with too few images for cross-validation.
-        MissingVectorsError: no labelled image has vectors.
+        MissingVectorsError: no labeled image has vectors.
         FeatcacheError: no pair could be scored.
 
     Example:
@@ -215,7 +215,7 @@ class _Sweep:
     """The cells of one sweep.
 
     Attributes:
-        read: from names of layers to labelled vectors.
+        read: from names of layers to labeled vectors.
         dataset: the images that all cells are compared on.
         train_rows: rows of the training part.
         fingerprint: of the recipe.

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class TestRows:
-    """Labelled images with the vectors that a head needs.
+    """Labeled images with the vectors that a head needs.
 
     Attributes:
-        dataset: n labelled images of a source.
+        dataset: n labeled images of a source.
         rows: (m,) row numbers to score.
         seen: (n,) bool, whether the head was trained on the image.
         protocol: which images these are, in words.
@@ -78,7 +78,7 @@ def choose_test_rows(
     rows, mates = np.flatnonzero(~known), int((known & ~taken).sum())
     if not len(rows):
         raise MissingVectorsError(
-            f"{'One of the heads' if others else 'The head'} was trained on all {len(taken)} labelled items of this "
+            f"{'One of the heads' if others else 'The head'} was trained on all {len(taken)} labeled items of this "
             f"source{', or on others of their groups' if mates else ''}, so none is left to score. Score on another "
             "source, or train without --refit-all and --cv."
         )
@@ -86,13 +86,13 @@ def choose_test_rows(
     if mates:
         protocol += f", without {mates} whose group has items that {'one' if others else 'it'} was trained on"
     trained = any(len(head.trained_on) for head in (bundle, *others))
-    return TestRows(dataset, rows, seen, protocol if trained else "all labelled items")
+    return TestRows(dataset, rows, seen, protocol if trained else "all labeled items")
 
 
 def dataset_for(
     bundle: Bundle, store: FeatureStore, select: Selection, backbone: Backbone | None = None
 ) -> FeatureDataset:
-    """All labelled images of a source with a head's vectors; arguments and errors as in `choose_test_rows`."""
+    """All labeled images of a source with a head's vectors; arguments and errors as in `choose_test_rows`."""
     if bundle.recipe is None:
         raise RecipeMismatchError(
             "This head was trained on vectors of unknown origin, so it cannot be scored on a store. "

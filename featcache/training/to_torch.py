@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from featcache.backbones import Backbone
-    from featcache.heads.serialise import Classifier
+    from featcache.heads.serialize import Classifier
 
 
 class EndToEnd(nn.Module):
@@ -47,7 +47,7 @@ class EndToEnd(nn.Module):
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, 3, h, w) float32, normalised, to logits (n, k)."""
+        """(n, 3, h, w) float32, normalized, to logits (n, k)."""
         got = activations(self.backbone, self._layers, self._axes, x)
         parts = [got[layer.name].flatten(1) / s for layer, s in zip(self._layers, self.scales, strict=True)]
         return torch.as_tensor(self.head(torch.cat(parts, dim=1)))

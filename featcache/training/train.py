@@ -80,14 +80,14 @@ def train(
             (``train`` by default, if the source has splits).
 
     Returns:
-        A `Bundle`. Its ``report`` has the score with interval and protocol; the number of images left out, labelled
+        A `Bundle`. Its ``report`` has the score with interval and protocol; the number of images left out, labeled
         ones ``without_vectors`` and those ``without_labels``; and the classes ``unscored``, of which no image was
         scored.
 
     Raises:
         UsageError: fewer than two classes, no such split, a group on both sides of a split, too few images of a class
             for the folds, a head that takes no class weights, or too little memory for the head.
-        MissingVectorsError: no labelled image has vectors, or only those of one class, or some lack a layer or a view.
+        MissingVectorsError: no labeled image has vectors, or only those of one class, or some lack a layer or a view.
 
     Example:
         >>> bundle = fc.train("pets.fcache", "ridge")
@@ -186,7 +186,7 @@ def cross_validated(
     """A head fitted on some rows, with out-of-fold predictions for them.
 
     Args:
-        dataset: labelled vectors.
+        dataset: labeled vectors.
         rows: (m,) row numbers.
         head: from `featcache.heads.resolve_head`.
         folds: pairs of positions in *rows*: to train on, to predict.
@@ -234,7 +234,7 @@ def _dataset(
     views: bool | Sequence[str],
     progress: Progress,
 ) -> tuple[FeatureDataset, FeatureStore | None]:
-    """The labelled vectors of a store, or of a plain file, and the store."""
+    """The labeled vectors of a store, or of a plain file, and the store."""
     if isinstance(store, (str, Path)) and Path(store).is_file():
         return FeatureDataset.from_file(Path(store)), None
     opened, named = with_all_blocks(FeatureStore.open(store), layers, select, progress)

@@ -115,7 +115,7 @@ def network(name: str, folder: Path, precision: str) -> Backbone:
 
 
 class Published:
-    """The published transform as wrappers apply it: the whole image resized, then cropped, then normalised."""
+    """The published transform as wrappers apply it: the whole image resized, then cropped, then normalized."""
 
     def __init__(self, paths: Sequence[Path], backbone: Backbone) -> None:
         from torchvision import transforms

@@ -57,7 +57,7 @@ def draw(n: int, d: int, k: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def draw_gaussian(n: int, d: int, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Gaussian classes that overlap, centred, with variances that fall by a factor of a thousand, in random axes."""
+    """Gaussian classes that overlap, centered, with variances that fall by a factor of a thousand, in random axes."""
     rng = np.random.default_rng(0)
     y = rng.integers(0, k, n)
     scale = np.geomspace(1, 0.03, d)

@@ -66,7 +66,7 @@ def extract(photos: Path, store: Path, computed: Synchronized[int]) -> None:
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             found = self.body(x).mean(dim=(2, 3))
-            # A trial pass, which finds out the shapes, is one of zeros; no image of noise is of one colour.
+            # A trial pass, which finds out the shapes, is one of zeros; no image of noise is of one color.
             computed.value += len(x) if x.min() < x.max() else 0
             return found
 

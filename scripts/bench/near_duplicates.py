@@ -3,7 +3,7 @@
     python scripts/bench/near_duplicates.py FOLDER COPY STORE
 
 FOLDER is copied to COPY, and of 40 of its images five versions are added: the same bytes, JPEG quality
-60, nine tenths of the size, a crop of 95 %, 8 grey levels brighter. COPY is extracted into STORE.
+60, nine tenths of the size, a crop of 95 %, 8 gray levels brighter. COPY is extracted into STORE.
 """
 
 from __future__ import annotations

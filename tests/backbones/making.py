@@ -26,7 +26,7 @@ def textile(count: int) -> list[Path]:
 
 
 def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Give every tensor, statistics of batch normalisation too, values of its own that keep activations in bounds."""
+    """Give every tensor, statistics of batch normalization too, values of its own that keep activations in bounds."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in module.state_dict().items():

@@ -37,7 +37,7 @@ def backbone() -> Backbone:
 
 
 def drawn(count: int) -> np.ndarray:
-    """Colourful chips (n, 150, 150, 3): noise of every coarseness, from 2 × 2 spots to single pixels."""
+    """Colorful chips (n, 150, 150, 3): noise of every coarseness, from 2 × 2 spots to single pixels."""
     rng = np.random.default_rng(0)
     sides = np.geomspace(2, 150, count).astype(int)
     spots = [Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8)) for side in sides]

@@ -138,7 +138,7 @@ def test_shapes_may_be_read() -> None:
 
 
 def test_a_graph_is_compared_on_other_images_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The run's first images are all dark here, and the noise that is traced is no lighter than grey."""
+    """The run's first images are all dark here, and the noise that is traced is no lighter than gray."""
     from featcache.backbones.runtimes import convert as conversion
 
     # No look is known that goes unseen, so here none is seen.

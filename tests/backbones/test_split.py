@@ -195,7 +195,7 @@ def test_training_changes_only_the_tail() -> None:
 
 
 def test_training_mode_is_that_of_torchs_own_modules() -> None:
-    """Batch normalisation, stochastic depth and dropout, against the network's own modules one after the other."""
+    """Batch normalization, stochastic depth and dropout, against the network's own modules one after the other."""
     net = network("torchvision:efficientnet_b0")
     parts = copy.deepcopy(net.module)
     plain = nn.Sequential(*parts.features[6:], parts.avgpool, nn.Flatten(), parts.classifier)

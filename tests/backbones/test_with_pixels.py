@@ -125,7 +125,7 @@ def test_pickled_to_another_process() -> None:
 
 
 def test_vectors_of_real_photographs() -> None:
-    """DESIGN: two grey levels, and a cosine of 0.9999."""
+    """DESIGN: two gray levels, and a cosine of 0.9999."""
     net = get("bundled:efficientnet_lite0")
     old = for_recipe(before(net.recipe))
     files = [path.read_bytes() for path in textile(12)]

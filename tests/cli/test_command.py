@@ -11,7 +11,7 @@ import typer
 from typer.main import get_command
 
 from featcache.cli import main
-from featcache.cli.command import Answer, Debug, Json, verb
+from featcache.cli.command import Answer, Debug, Json, command
 from featcache.core.errors import StoreError, UsageError
 
 
@@ -20,7 +20,7 @@ def outcome(work, *words):
     app = typer.Typer()
 
     @app.command()
-    @verb(interrupted="Do it again.")
+    @command(interrupted="Do it again.")
     def do(as_json: Json = False, debug: Debug = False) -> Answer:
         return work()
 
@@ -133,8 +133,8 @@ def test_a_closed_pipe_is_quiet(show):
     program = f"""
 import sys, typer
 from featcache.cli import output as screen
-from featcache.cli.command import Answer, verb
-@verb(interrupted="")
+from featcache.cli.command import Answer, command
+@command(interrupted="")
 def do(as_json: bool = False, debug: bool = False):
     return Answer({{}}, lambda: {show})
 typer.run(do)

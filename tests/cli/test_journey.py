@@ -129,7 +129,7 @@ def test_images_whose_vectors_were_lost_are_told(trained, tmp_path, capsys, run,
     smaller.unlink()
     assert main(["repair", str(store)]) == 0
     assert main(["train", str(store), "-o", str(tmp_path / "a.fch")]) == 0
-    assert "8 labelled images without vectors left out" in capsys.readouterr().out
+    assert "8 labeled images without vectors left out" in capsys.readouterr().out
     assert run("train", store, "-o", tmp_path / "a.fch")[1]["without_vectors"] == 8
 
 

@@ -139,7 +139,7 @@ def test_images_are_known_by_what_is_seen_not_by_how_it_is_kept(
     kept = io.BytesIO()
     gray.save(kept, "PNG")
     palette = gray.copy()
-    palette.putpalette([255 - i // 3 for i in range(768)])  # the same pixels in other colours
+    palette.putpalette([255 - i // 3 for i in range(768)])  # the same pixels in other colors
     same = [gray, gray.convert("RGB"), np.asarray(gray), np.asarray(gray)[..., None], Image.open(kept)]
     found = fc.CachedEmbedder(backbone, store).transform([*same, turned, palette])
     assert rows(store) == 3

@@ -17,8 +17,8 @@ def draw_face(
 
     Args:
         side: pixels; from about 120 on the detector finds the face, from 60 on when it is enlarged.
-        skin: colour of the skin; the other colours follow from it.
-        around: colour of the background.
+        skin: color of the skin; the other colors follow from it.
+        around: color of the background.
         turned: degrees against the clock.
     """
     fine = 4 * side

@@ -34,7 +34,7 @@ def backbone() -> Backbone:
 
 @pytest.fixture(scope="module")
 def things(tmp_path_factory: pytest.TempPathFactory, backbone: Backbone) -> tuple[Path, Bundle]:
-    """Images of 24 things of one colour each, and a head that was calibrated on them as whole images."""
+    """Images of 24 things of one color each, and a head that was calibrated on them as whole images."""
     root = tmp_path_factory.mktemp("things") / "things"
     rng = np.random.default_rng(0)
     for thing in range(24):

@@ -18,7 +18,7 @@ from featcache.finetuning.loop import train
 from tests.finetuning.problems import Rows, clouds, perceptron, stages
 from tests.fork_server import fork_server
 
-# An optimiser imports `torch._dynamo` when it is first used, which takes longer than the training.
+# An optimizer imports `torch._dynamo` when it is first used, which takes longer than the training.
 _CONTEXT = fork_server("tests.finetuning.child", "torch._dynamo")
 
 EPOCHS = 6

@@ -38,7 +38,7 @@ def whole(x: Tensor, y: Tensor) -> Callable[[], Sequence[tuple[Tensor, Tensor]]]
 
 
 def clouds(n: int, d: int, k: int, seed: int = 0, spread: float = 1.0) -> tuple[Tensor, Tensor]:
-    """n points around k centres in d dimensions, float64, which overlap; classes are even but for a rest."""
+    """n points around k centers in d dimensions, float64, which overlap; classes are even but for a rest."""
     rng = np.random.default_rng(seed)
     y = np.arange(n) % k
     x = rng.normal(size=(k, d))[y] + spread * rng.normal(size=(n, d))
@@ -46,7 +46,7 @@ def clouds(n: int, d: int, k: int, seed: int = 0, spread: float = 1.0) -> tuple[
 
 
 def perceptron(d: int, k: int, seed: int = 0) -> nn.Sequential:
-    """Two linear layers with a normalisation and dropout between, from a seed of its own."""
+    """Two linear layers with a normalization and dropout between, from a seed of its own."""
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         return nn.Sequential(nn.Linear(d, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, k))

@@ -28,7 +28,7 @@ def colour_blind(seed: int = 0) -> Backbone:
 
 
 def blind_behind_stem() -> Backbone:
-    """The tiny network, whose first layer gives the colours and whose later ones see their sum until they train."""
+    """The tiny network, whose first layer gives the colors and whose later ones see their sum until they train."""
     module = copy.deepcopy(tiny_backbone().module)
     weight = module.get_parameter("body.0.0.weight")
     with torch.no_grad():

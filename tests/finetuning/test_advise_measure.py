@@ -39,7 +39,7 @@ def test_a_draw_keeps_units_whole_and_every_class(seed: int, share: float) -> No
 
 
 def labelled(y: Sequence[str], groups: Sequence[object] = (), X: np.ndarray | None = None) -> FeatureDataset:
-    """Labelled vectors, all the same unless given; items of one group are one unit."""
+    """Labeled vectors, all the same unless given; items of one group are one unit."""
     X = np.zeros((len(y), 2), np.float32) if X is None else X
     items = [
         Item("s", f"{i:03}.jpg", key, label, None, str(groups[i]) if len(groups) else None)

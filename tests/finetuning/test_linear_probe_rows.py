@@ -32,7 +32,7 @@ STILL = TrainingConfig(epochs=1, lr=1e-9, batch_size=16)
 
 
 def plain() -> Backbone:
-    """A small network without normalisations: these learn at any rate."""
+    """A small network without normalizations: these learn at any rate."""
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         module = nn.Sequential()
@@ -44,7 +44,7 @@ def plain() -> Backbone:
 
 
 def draw(root: Path, split: str, label: str, level: int, each: int, seed: int) -> None:
-    """Grey images around a level, which overlap with those of another."""
+    """Gray images around a level, which overlap with those of another."""
     rng = np.random.default_rng(seed)
     (root / split / label).mkdir(parents=True)
     for i in range(each):

@@ -119,7 +119,7 @@ def test_patience_ends_it(store: Path) -> None:
 
 
 def test_the_saved_layers_are_those_that_were_trained() -> None:
-    """Their first layer takes vectors as they are, where the one that was trained took standardised ones."""
+    """Their first layer takes vectors as they are, where the one that was trained took standardized ones."""
     rng = np.random.default_rng(0)
     given = dataset([("ab"[i % 2], None, None) for i in range(60)])
     X = (5 + 3 * rng.normal(size=(60, 2)) + 2 * (given.y == "b")[:, None]).astype(np.float32)

@@ -132,7 +132,7 @@ def test_an_epoch_has_each_item_once(items: int, size: int, seed: int, epoch: in
     lengths = [len(batch) for batch in batches]
     assert max(lengths) - min(lengths) <= 1
     assert min(lengths) >= min(2, items)
-    # Where batches of one are asked for they are of two or three, as batch normalisation needs.
+    # Where batches of one are asked for they are of two or three, as batch normalization needs.
     assert max(lengths) <= max(size, 3)
     again = list(shuffled(items, size, seed, epoch))
     assert all(np.array_equal(a, b) for a, b in zip(batches, again, strict=True))

@@ -9,7 +9,7 @@ from sklearn.neighbors import NearestCentroid
 
 from featcache.core.errors import BundleError, UsageError
 from featcache.heads.centroid import CentroidHead
-from featcache.heads.serialise import export_predictor
+from featcache.heads.serialize import export_predictor
 from featcache.metrics.calibration import fit_temperature
 from tests.heads.test_heads import gaussians
 

@@ -21,7 +21,7 @@ from featcache.heads.knn import KnnHead
 
 
 def gaussians(n: int = 90, k: int = 3, d: int = 6, seed: int = 0, spread: float = 1.5) -> tuple[np.ndarray, np.ndarray]:
-    """(n, d) float32 around one centre a class, and text labels."""
+    """(n, d) float32 around one center a class, and text labels."""
     rng = np.random.default_rng(seed)
     centres = rng.normal(size=(k, d)) * spread
     class_ids = np.arange(n) % k
@@ -218,7 +218,7 @@ def test_weights_multiply_the_loss_as_in_scikit_learn(name: str) -> None:
         made.set_params(epochs=400, lr=0.1)._fit_batches(lambda: [(X, class_ids)], np.unique(y), 6, (X, class_ids))
     else:
         made.fit(X, y)
-    # The others learn from standardised vectors, and their C is meant for these.
+    # The others learn from standardized vectors, and their C is meant for these.
     Z = X if name == "softmax" else StandardScaler().fit_transform(X)
     wanted, plain = (
         LogisticRegression(C=100.0, class_weight=given, tol=1e-8).fit(Z, y).predict_proba(Z)

@@ -178,7 +178,7 @@ def test_train_imports_its_own_head_alone(vectors: Path, tmp_path: Path) -> None
     assert done.stdout.splitlines()[-1] == "['featcache.heads.ridge']"
 
 
-@pytest.mark.parametrize("module", ["serialise", "predictors", "matching", "streaming"])
+@pytest.mark.parametrize("module", ["serialize", "predictors", "matching", "streaming"])
 def test_predicting_needs_no_heavy_import(module: str) -> None:
     code = f"import sys, featcache.heads.{module}; print(sorted({{'torch', 'sklearn', 'scipy'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

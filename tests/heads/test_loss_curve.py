@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from featcache.heads.multilabel import SigmoidPathClassifier
-from featcache.heads.serialise import loss_curve
+from featcache.heads.serialize import loss_curve
 from featcache.heads.softmax import SoftmaxPathClassifier
 from tests.heads.test_heads import gaussians
 

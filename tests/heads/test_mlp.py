@@ -47,7 +47,7 @@ def test_of_gaussians_it_comes_near_the_least_error_there_is(hidden: tuple[int, 
     centres = rng.normal(size=(3, 10)) * 0.6
     class_ids, unseen = np.arange(1500) % 3, np.arange(3000) % 3
     X, test = (centres[c] + rng.normal(size=(len(c), 10)) for c in (class_ids, unseen))
-    # Of equal spherical Gaussians the logits are x·centre - |centre|² / 2.
+    # Of equal spherical Gaussians the logits are x·center - |center|² / 2.
     exact = test @ centres.T - (centres**2).sum(1) / 2
     exact_loss = log_loss(unseen, torch.from_numpy(exact).softmax(1).numpy())
     head = MLPHead(hidden=hidden).fit(X.astype(np.float32), class_ids)
@@ -60,7 +60,7 @@ def test_it_answers_as_its_layers_on_standardised_vectors_do() -> None:
     X = X * np.linspace(0.01, 30, 6, dtype=np.float32) + np.linspace(-100, 100, 6, dtype=np.float32)
     X[:, 4] = 7
     head = quick().fit(X, y)
-    # The held-out loss was measured on standardised vectors, before that was folded into the first layer.
+    # The held-out loss was measured on standardized vectors, before that was folded into the first layer.
     held_out = head.held_out_rows_
     loss = log_loss(y[held_out], head.predict_proba(X[held_out]), labels=head.classes_)
     assert loss == pytest.approx(head.losses_.min(), rel=1e-4)

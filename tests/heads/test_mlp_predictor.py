@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from featcache.core.errors import BundleError
 from featcache.heads.predictors import MLPPredictor
-from featcache.heads.serialise import PERCEPTRON, pack, unpack
+from featcache.heads.serialize import PERCEPTRON, pack, unpack
 from featcache.training.to_torch import head_module
 
 CLASSES = ("a", "b", "c")

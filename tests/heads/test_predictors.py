@@ -26,7 +26,7 @@ from sklearn.svm import SVC, LinearSVC
 from featcache.core.errors import BundleError
 from featcache.heads import HEADS, resolve_head
 from featcache.heads.predictors import linear_predictor
-from featcache.heads.serialise import export_predictor
+from featcache.heads.serialize import export_predictor
 from tests.heads.test_heads import gaussians
 
 SOFTMAX = {

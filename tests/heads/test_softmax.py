@@ -34,7 +34,7 @@ def test_scikit_learns_own_checks(estimator: Any, check: Any) -> None:
 
 
 def draw(n: int, d: int, k: int, seed: int, spread: float = 0.6) -> tuple[np.ndarray, np.ndarray]:
-    """(n, d) float32 around a centre a class, and class ids; every class occurs twice at least."""
+    """(n, d) float32 around a center a class, and class ids; every class occurs twice at least."""
     rng = np.random.default_rng(seed)
     y = np.concatenate([np.arange(k), np.arange(k), rng.integers(0, k, n - 2 * k)])
     X = spread * rng.normal(size=(k, d))[y] + rng.normal(size=(n, d)) * np.geomspace(1, 0.1, d)

@@ -15,7 +15,7 @@ FOLDS = [(0, 0, 40), (1, 40, 80), (2, 80, 120)]
 
 
 def rows(seed: int, relabelled: bool = False) -> Rows:
-    """Three folds of 40 rows, 4 classes; the labels of the last fold are 0…2, or relabelled 1…3."""
+    """Three folds of 40 rows, 4 classes; the labels of the last fold are 0…2, or relabeled 1…3."""
     rng = np.random.default_rng(seed)
     y = np.concatenate([np.sort(rng.integers(0, 4, 40)), np.sort(rng.integers(0, 4, 40)), np.sort(np.arange(40) % 3)])
     Z = rng.normal(size=(120, 7)).astype(np.float32) + rng.normal(size=(4, 7)).astype(np.float32)[y]

@@ -36,7 +36,7 @@ def numbers(seed: int, image: bytes, index: int) -> list[float]:
 
 
 def reference(image: Image.Image, policy: Augmentation, seed: int, key: bytes, index: int) -> np.ndarray:
-    """The view step by step, the colours in float64 and rounded at the end; for images of a usual shape."""
+    """The view step by step, the colors in float64 and rounded at the end; for images of a usual shape."""
     drawn = numbers(seed, key, index)
     for area, ratio in zip(drawn[:10], drawn[10:20], strict=True):
         wanted = image.width * image.height * np.interp(area, [0, 1], policy.scale)
@@ -69,7 +69,7 @@ def test_a_view_is_what_the_policy_says_step_by_step(size: tuple[int, int]) -> N
         view = AugmentedView(Augmentation(), 3, 1 + number % 4)
         made = view.pixels(image, TRANSFORM, sha256(number)).astype(int)
         expected = reference(image, view.policy, 3, sha256(number), view.index)
-        # Pillow's grey is rounded to a level first.
+        # Pillow's gray is rounded to a level first.
         assert np.abs(made - expected).max() <= 1, number
 
 
@@ -136,7 +136,7 @@ def test_any_image_has_views(width: int, height: int, seed: int, index: int, key
     )
     assert made.shape == (28, 32, 3)
     assert made.dtype == np.uint8
-    # One colour stays one, wherever it was cut out.
+    # One color stays one, wherever it was cut out.
     assert (np.ptp(made.reshape(-1, 3), axis=0) == 0).all()
 
 

@@ -1,4 +1,4 @@
-"""From bytes to RGB: what has a defined reading is read to the grey level, the rest is refused."""
+"""From bytes to RGB: what has a defined reading is read to the gray level, the rest is refused."""
 
 from __future__ import annotations
 

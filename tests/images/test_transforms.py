@@ -1,6 +1,6 @@
 """The network's image equals that of timm and torchvision.
 
-Pixel for pixel, or where the crop alone is computed, to two grey levels.
+Pixel for pixel, or where the crop alone is computed, to two gray levels.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ def test_decisions_are_made_at_the_threshold_in_float64() -> None:
     fit = Calibration(slope=1.0, offset=0.0, threshold=0.1, far=0.01)
     scores = np.array([0.1, np.nextafter(0.1, 0), math.nan])
     np.testing.assert_array_equal(fit.decide(scores), [True, False, False])
-    # 0.1 as a float32 is more than 0.1, and its lower neighbour less.
+    # 0.1 as a float32 is more than 0.1, and its lower neighbor less.
     close = np.array([0.1, np.nextafter(np.float32(0.1), np.float32(0))], dtype=np.float32)
     np.testing.assert_array_equal(fit.decide(close), [True, False])
 

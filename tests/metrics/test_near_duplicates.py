@@ -136,7 +136,7 @@ def test_where_nothing_can_be_told_that_is_told() -> None:
 
 
 def test_vectors_of_one_number_tell_nothing_and_warn_of_nothing() -> None:
-    # Centred and of length 1 they are all 1 or -1. Warnings are errors here.
+    # Centered and of length 1 they are all 1 or -1. Warnings are errors here.
     found = look(np.random.default_rng(0).normal(size=(200, 1)).astype(np.float32))
     assert "most are the same" in str(found.note)
 

@@ -48,7 +48,7 @@ def test_the_image_has_a_coloured_cell_for_each_count(k, tmp_path) -> None:
     with Image.open(tmp_path / "c.png") as image:
         assert image.format == "PNG"
         pixels = np.asarray(image.convert("RGB")).astype(int)
-    # The darkest blue fills the diagonal (and the top of the colour bar), so a kth part of the matrix.
+    # The darkest blue fills the diagonal (and the top of the color bar), so a kth part of the matrix.
     dark = (np.abs(pixels - [8, 48, 107]).sum(2) < 30).nonzero()
     side = np.ptp(dark[0]) + 1
     share = len(dark[0]) / side**2

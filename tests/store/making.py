@@ -39,7 +39,7 @@ def fill(
     backbone: str = "test:net",
     source: str = "images",
 ) -> None:
-    """Append *count* images in shards of *shard*, with items labelled by turns a, b, c."""
+    """Append *count* images in shards of *shard*, with items labeled by turns a, b, c."""
     layers = layers or {"pooled": 8}
     with StoreWriter(path) as writer:
         space = writer.space(recipe(backbone))

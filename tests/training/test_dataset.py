@@ -1,4 +1,4 @@
-"""Labelled vectors are read once where they fit in memory."""
+"""Labeled vectors are read once where they fit in memory."""
 
 from __future__ import annotations
 

@@ -254,7 +254,7 @@ def test_evaluate_takes_other_labels(place: Path, bundle: Bundle, tmp_path: Path
 def test_nothing_is_left_to_score_a_head_that_saw_everything(place: Path, tmp_path: Path) -> None:
     store = shutil.copytree(place / "s.fcache", tmp_path / "s.fcache")
     bundle = fc.train(store, refit_all=True, progress=False)
-    with pytest.raises(MissingVectorsError, match="all 25 labelled items"):
+    with pytest.raises(MissingVectorsError, match="all 25 labeled items"):
         fc.evaluate(bundle, store)
 
 

@@ -30,7 +30,7 @@ LABELS = ("blue", "green", "red")
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``list.csv`` of 40 images, whose labels are the colours that they hold, and ``s.fcache``."""
+    """``list.csv`` of 40 images, whose labels are the colors that they hold, and ``s.fcache``."""
     root, rng = tmp_path_factory.mktemp("several"), np.random.default_rng(0)
     lines = ["path,label,group"]
     for i in range(40):

@@ -273,7 +273,7 @@ def test_layers_that_some_items_lack_are_not_compared(
     report = sweep(path, [KNN], None)
     problems = {"+".join(cell.layers): cell.problem for cell in report.cells}
     assert problems["pooled"] is None
-    assert "not all of the 24 labelled items" in str(problems["body.0:mean"])
+    assert "not all of the 24 labeled items" in str(problems["body.0:mean"])
     assert "only part of the layers" in str(problems["body.0:mean+pooled"])
 
 

@@ -250,7 +250,7 @@ def test_labels_of_other_images_are_an_error(store: Path, tmp_path: Path) -> Non
 def test_one_class_only(store: Path, tmp_path: Path, cv: int | None) -> None:
     lines = [f"{item.uri},all" for item in fc.open(store).items()]
     (tmp_path / "labels.csv").write_text("\n".join(["path,label", *lines]), encoding="utf-8")
-    with pytest.raises(UsageError, match=r"All 24 labelled items are of one class, 'all'"):
+    with pytest.raises(UsageError, match=r"All 24 labeled items are of one class, 'all'"):
         train(store, labels=tmp_path / "labels.csv", cv=cv)
 
 

@@ -19,7 +19,7 @@ from featcache.backbones import tiny_backbone
 from featcache.core.errors import MissingVectorsError, UnknownNameError
 from featcache.heads import resolve_head
 from featcache.heads.predictors import KnnPredictor, LinearPredictor
-from featcache.heads.serialise import export_predictor
+from featcache.heads.serialize import export_predictor
 from featcache.metrics import splits
 from featcache.metrics.calibration import held_out_temperature
 from featcache.store import FeatureStore, Item

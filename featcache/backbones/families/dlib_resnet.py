@@ -82,7 +82,7 @@ class FaceResNet(nn.Module):
             x: (n, 3, 150, 150) float32, RGB, from which the mean was subtracted and which was then divided by 256.
 
         Returns:
-            (n, 128) float32, not normalised.
+            (n, 128) float32, not normalized.
         """
         vectors: Tensor = self.descriptor(self.pool(self.blocks(self.stem(x))).flatten(1))
         return vectors

@@ -22,10 +22,10 @@ _TRANSFORM = StandardTransform((SIDE,), (SIDE, SIDE), "bilinear", (0.5, 0.5, 0.5
 
 
 class SmallCNN(nn.Module):
-    """Blocks of convolution, batch normalisation, ReLU and pooling, and the mean over the image.
+    """Blocks of convolution, batch normalization, ReLU and pooling, and the mean over the image.
 
-    Each block is 3 × 3 convolution, normalisation (Ioffe and Szegedy, ICML 2015) and ReLU, twice, then 2 × 2 max
-    pooling, except in the last block. Convolutions are initialised by He et al., "Delving deep into rectifiers", ICCV
+    Each block is 3 × 3 convolution, normalization (Ioffe and Szegedy, ICML 2015) and ReLU, twice, then 2 × 2 max
+    pooling, except in the last block. Convolutions are initialized by He et al., "Delving deep into rectifiers", ICCV
     2015, equation 14 (fan-out). It is meant for images of 28 to 64 pixels.
 
     Args:
@@ -85,5 +85,5 @@ def check_name(name: str) -> None:
 
 
 def _convolved(width: int, maps: int) -> list[nn.Module]:
-    # The normalisation has a bias, so the convolution needs none.
+    # The normalization has a bias, so the convolution needs none.
     return [nn.Conv2d(width, maps, 3, padding=1, bias=False), nn.BatchNorm2d(maps), nn.ReLU(inplace=True)]

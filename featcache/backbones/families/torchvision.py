@@ -20,7 +20,7 @@ from featcache.backbones.weights import digest_of, load_into, read_weights, sett
 from featcache.core.errors import UnknownNameError, UsageError, WeightsError
 from featcache.core.recipe import PixelPath, StandardTransform
 
-# Their published weights expect another input normalisation, which the state dict does not say.
+# Their published weights expect another input normalization, which the state dict does not say.
 _UNSUPPORTED = frozenset({"googlenet", "inception_v3"})
 
 

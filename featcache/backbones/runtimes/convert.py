@@ -10,7 +10,7 @@ triple the time of EfficientNet-Lite0: they make NaN only from infinities of bot
 
 Tracing by TorchScript is used, not `torch.export`: on EfficientNet-Lite0, ResNet-18 and ViT-S the vectors (within 2e-6
 of eager torch) and the speed are the same, but export takes 22, 8 and 24 s in place of 3.6, 1.3 and 4.0 s, and it
-specialises the batch size of networks that look at it.
+specializes the batch size of networks that look at it.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ _OPERATION = re.compile(r"\b(?:aten|prim|prims|quantized|torchvision|inductor)::
 def convert(network: Network, layers: Sequence[Layer], example: np.ndarray) -> Graph:
     """Convert the part of a network that leads to some layers.
 
-    The graph maps (n, h, w, 3) uint8 to one float32 output per layer, in the given order, and includes normalisation
+    The graph maps (n, h, w, 3) uint8 to one float32 output per layer, in the given order, and includes normalization
     and pooling. For a callable transform the input is (n, 3, h, w) float32. Only n is dynamic. `guard` may add an
     output.
 
@@ -98,7 +98,7 @@ def convert(network: Network, layers: Sequence[Layer], example: np.ndarray) -> G
             decoder = show(Pass().eval(), example_input=(x,), trace_kwargs={"check_trace": False})
             loaded = frontend.load(decoder)
             model = _with_input(frontend, loaded, example.shape, example.dtype == np.uint8)
-            return _serialised(guard(model))
+            return _serialized(guard(model))
         except Exception as error:  # both libraries raise errors of many types
             raise ConversionError(_reason(error)) from error
 
@@ -111,7 +111,7 @@ def _with_input(frontend: Any, loaded: Any, shape: tuple[int, ...], bytes_in: bo
     return frontend.convert(loaded)
 
 
-def _serialised(model: Any) -> Graph:
+def _serialized(model: Any) -> Graph:
     with tempfile.TemporaryDirectory(prefix="featcache-") as folder:
         path = Path(folder, "graph.xml")
         library().save_model(model, path, compress_to_fp16=False)

@@ -66,7 +66,7 @@ _HINTS = {"float32": "f32", "bfloat16": "bf16"}
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """A serialised OpenVINO graph: its XML, and the float32 weights that it refers to."""
+    """A serialized OpenVINO graph: its XML, and the float32 weights that it refers to."""
 
     xml: bytes
     weights: np.ndarray

@@ -65,7 +65,7 @@ def advise(
 
     Raises:
         UsageError: a budget that is not above 0, fewer than two classes, or one of a single independent item.
-        MissingVectorsError: no labelled item has ``pooled`` vectors, or some lack a view that others have.
+        MissingVectorsError: no labeled item has ``pooled`` vectors, or some lack a view that others have.
 
     Example:
         >>> advice = fc.advise("pets.fcache", budget=1)

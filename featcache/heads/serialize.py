@@ -23,7 +23,7 @@ Predictor: TypeAlias = Classifier | MatchingPredictor
 
 LINEAR = "linear head on vectors"
 PERCEPTRON = "multilayer perceptron on vectors"
-NEIGHBOURS = "neighbours by vectors"
+NEIGHBOURS = "neighbors by vectors"
 MATCHING = "projection for matching"
 
 
