@@ -1,4 +1,4 @@
-"""All commands under one name, and what happens when the words make no sense.
+"""All commands under one name, and usage errors.
 
 No framework is imported here: ``featcache --help`` answers at once.
 """
@@ -15,9 +15,7 @@ import typer
 from typer.main import get_command
 
 import featcache
-from featcache.cli import advise, check, demo, extract, faces, finetune, models, predict, sweep, train
-from featcache.cli import store as stores
-from featcache.cli import store as upkeep
+from featcache.cli import advise, check, demo, extract, faces, finetune, models, predict, store, sweep, train
 from featcache.cli.command import fail
 
 app = typer.Typer(
@@ -33,7 +31,7 @@ _PANELS: dict[str, list[Callable[..., None]]] = {
     "Heads": [train.train, sweep.sweep, train.evaluate],
     "Fine-tuning": [advise.advise, finetune.finetune],
     "Answers": [predict.predict, predict.similar],
-    "The store": [stores.status, stores.export, upkeep.verify, upkeep.repair, upkeep.compact, upkeep.gc],
+    "The store": [store.status, store.export, store.verify, store.repair, store.compact, store.gc],
     "Backbones": [models.models, models.layers],
     "Checks": [check.check_live, check.doctor],
 }

@@ -25,7 +25,7 @@ import numpy as np
 from featcache.core.errors import TransientImageError, UnusableImageError
 from featcache.core.names import VIEW_0
 from featcache.core.recipe import StandardTransform
-from featcache.extraction.threads import Job, WorkerPool, in_order
+from featcache.extraction.worker_pool import Job, WorkerPool, in_order
 from featcache.images.decode import Decoded
 from featcache.images.entry import FileStat, pixels_sha256
 from featcache.store.sources import Record

@@ -26,7 +26,7 @@ from featcache.core.names import VIEW_0
 from featcache.core.progress import Progress, counted
 from featcache.core.signals import stop_when_safe
 from featcache.extraction.pipeline import Batch, Batches, Reader, ReadImage, StageTimer
-from featcache.extraction.threads import WorkerPool
+from featcache.extraction.worker_pool import WorkerPool
 from featcache.images.entry import FileStat
 from featcache.store.sources import Record, Rejected, SourceRecords
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from featcache.metrics.likelihood_ratio import Calibration, check_negatives, fewest_negatives, fit_calibration
+from featcache.metrics.far_threshold import check_negatives, fewest_negatives
+from featcache.metrics.likelihood_ratio import Calibration, fit_calibration
 from featcache.metrics.verification import cosine_scores, pairs_within
 
 PAIRS = 500_000

@@ -21,10 +21,6 @@ from featcache.core.errors import UnusableImageError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-EXTENSIONS = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"}
-)
-"""File name extensions, in lower case, by which images are recognized in a folder."""
 
 LIMIT_BYTES = 512 << 20
 """Of one image file."""

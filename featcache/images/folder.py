@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from featcache.core.errors import SourceError
-from featcache.images.entry import EXTENSIONS, Entry, Source, as_text
+from featcache.images.entry import Entry, Source, as_text
 
 SPLITS = {
     "train": "train", "training": "train",
@@ -119,3 +119,9 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
         return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))
     except OSError:
         return entry.is_symlink()
+
+
+EXTENSIONS = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"}
+)
+"""File name extensions, in lower case, by which images are recognized in a folder."""

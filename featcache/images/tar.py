@@ -19,7 +19,8 @@ from typing import Any
 from featcache.core.errors import SourceError, UnusableImageError
 from featcache.core.files import read_at
 from featcache.core.progress import counted
-from featcache.images.entry import EXTENSIONS, LIMIT_BYTES, Content, Entry, FileStat, Source, Unusable, as_text
+from featcache.images.entry import LIMIT_BYTES, Content, Entry, FileStat, Source, Unusable, as_text
+from featcache.images.folder import EXTENSIONS
 
 LABEL_ENDINGS = ("cls", "json", "txt")
 """Of the files beside an image that give its label, in the order in which they are read."""

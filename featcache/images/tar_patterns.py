@@ -17,7 +17,7 @@ from typing import Any
 from braceexpand import braceexpand
 
 from featcache.core.errors import SourceError, UsageError
-from featcache.images.entry import EXTENSIONS
+from featcache.images.folder import EXTENSIONS
 
 MAX_FILES = 100_000
 """Names that the braces of a pattern may stand for."""

@@ -30,8 +30,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from featcache.core.errors import UsageError
+from featcache.metrics.far_threshold import fewest_negatives
 from featcache.metrics.intervals import Interval, bootstrap, percentile_interval, wilson
-from featcache.metrics.likelihood_ratio import checked_pairs, fewest_negatives
+from featcache.metrics.likelihood_ratio import checked_pairs
 
 FARS = (1e-1, 1e-2, 1e-3, 1e-4)
 _BLOCK = 2**22

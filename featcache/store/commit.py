@@ -1,6 +1,15 @@
-"""How rows come to exist: a shard is renamed into its place, then one transaction names it and its rows.
+"""How rows come to exist: the commit protocol.
 
-The order of all steps, from the file to the transaction, is in `featcache.store.writer`.
+A row exists if and only if the transaction that names it was committed. In this order:
+
+1. write ``tmp/<writer>/<name>.h5``, hash, flush (`featcache.store.shard_file`);
+2. note name and hash in ``tmp/<writer>/journal``, flush;
+3. rename into ``shards/<space>/<name>.h5``, flush the folder;
+4. one transaction names the shard, its SHA-256 and its rows.
+
+Every writer holds a lock on its own folder below ``tmp/``. A kill before 3 costs the unsealed work; a kill between 3
+and 4 leaves a shard that the next writer finds in the journal, checks against the hash noted there, and adopts
+(`featcache.store.recovery`). The files of an active writer are never touched.
 """
 
 from __future__ import annotations
@@ -26,7 +35,7 @@ if TYPE_CHECKING:
     import sqlite3
 
     from featcache.core.recipe import Recipe
-    from featcache.store.shard_writer import Column, SealedShard
+    from featcache.store.shard_file import Column, SealedShard
 
 _AT_ONCE = 500
 

@@ -37,8 +37,8 @@ from featcache.store.commit import (
 )
 from featcache.store.journal import note_dropped
 from featcache.store.shard import hash_file
+from featcache.store.shard_file import Column, write_shard
 from featcache.store.shard_maps import ShardMaps, ShardRef, row_shape
-from featcache.store.shard_writer import Column, write_shard
 from featcache.store.writer import StoreWriter
 
 MANY = 8

@@ -13,7 +13,7 @@ from featcache.store.catalogue import Catalogue, foreign_errors
 from featcache.store.commit import column_id, commit_shard, is_committed, remove_unnamed, shard_folder, space_id
 from featcache.store.journal import Noted, noted, writer_lock
 from featcache.store.shard import ShardLayout, hash_file, read_layout
-from featcache.store.shard_writer import SealedShard
+from featcache.store.shard_file import SealedShard
 
 
 def active_writers(store: Path) -> list[Path]:

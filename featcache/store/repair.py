@@ -47,8 +47,8 @@ from featcache.store.folder import (
 from featcache.store.journal import writer_lock
 from featcache.store.recovery import active_writers, adopt_shard, recover_crashed_writers
 from featcache.store.shard import ShardLayout, hash_file, read_layout
+from featcache.store.shard_file import hash_arrays
 from featcache.store.shard_maps import row_shape
-from featcache.store.shard_writer import hash_arrays
 from featcache.store.verify import homeless_rows, named_shards, row_counts, shard_problems, unnamed_shards
 
 

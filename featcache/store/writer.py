@@ -1,15 +1,6 @@
-"""Writing: when a shard is sealed, and the commit protocol.
+"""Writing into a store: `StoreWriter`, and the rows of one space, which are sealed when they are many or old.
 
-A row exists if and only if the transaction that names it was committed. In this order:
-
-1. write ``tmp/<writer>/<name>.h5``, hash, flush;
-2. note name and hash in ``tmp/<writer>/journal``, flush;
-3. rename into ``shards/<space>/<name>.h5``, flush the folder;
-4. one transaction names the shard, its SHA-256 and its rows.
-
-Every writer holds a lock on its own folder below ``tmp/``. A kill before 3 costs the unsealed work; a kill between 3
-and 4 leaves a shard that the next writer finds in the journal, checks against the hash noted there, and adopts. The
-files of an active writer are never touched.
+How a shard is committed is in `featcache.store.commit`.
 """
 
 from __future__ import annotations
@@ -29,7 +20,7 @@ from featcache.store.commit import column_id, commit_shard, is_committed, places
 from featcache.store.folder import CATALOGUE, another_writer, lock_out_writers, make_folders, renew_backup
 from featcache.store.journal import writer_lock
 from featcache.store.recovery import recover_crashed_writers
-from featcache.store.shard_writer import Column, write_shard
+from featcache.store.shard_file import Column, write_shard
 
 if TYPE_CHECKING:
     from datetime import datetime

@@ -15,7 +15,7 @@ from featcache.store import FeatureStore
 from featcache.training.bundle import Bundle
 from featcache.training.dataset import Selection, SelectionOptions
 from featcache.training.fit import answers
-from featcache.training.test_set import choose_test_rows, dataset_for
+from featcache.training.scored_rows import choose_test_rows, dataset_for
 
 
 @dataclass(frozen=True, slots=True)

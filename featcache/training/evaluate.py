@@ -21,7 +21,7 @@ from featcache.training import leakage, multilabel
 from featcache.training.bundle import Bundle, Prediction
 from featcache.training.dataset import Selection, SelectionOptions
 from featcache.training.fit import answers
-from featcache.training.test_set import choose_test_rows
+from featcache.training.scored_rows import choose_test_rows
 
 if TYPE_CHECKING:
     from featcache.backbones import Backbone

@@ -12,7 +12,8 @@ from scipy.stats import norm
 from sklearn.linear_model import LogisticRegression
 
 from featcache.core.errors import UsageError
-from featcache.metrics.likelihood_ratio import Calibration, fit_calibration, threshold_at
+from featcache.metrics.far_threshold import threshold_at
+from featcache.metrics.likelihood_ratio import Calibration, fit_calibration
 from featcache.metrics.verification import cllr, minimal_cllr
 
 
@@ -129,7 +130,7 @@ def test_people_on_one_pair_each_change_nothing_but_a_rounding() -> None:
 
 def test_ranks_leave_out_all_pairs_of_either_person() -> None:
     """Against the definition, in loops."""
-    from featcache.metrics.likelihood_ratio import _ranks_left_out
+    from featcache.metrics.far_threshold import _ranks_left_out
 
     rng = np.random.default_rng(1)
     people = np.array([(a, b) for a in range(7) for b in range(7) if a != b])

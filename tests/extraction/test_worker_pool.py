@@ -11,9 +11,9 @@ import pytest
 
 from featcache.core.errors import FeatcacheError
 from featcache.core.threads import Turn
-from featcache.extraction import threads
-from featcache.extraction.threads import WorkerPool
-from featcache.extraction.threads import in_order as in_order_of
+from featcache.extraction import worker_pool as threads
+from featcache.extraction.worker_pool import WorkerPool
+from featcache.extraction.worker_pool import in_order as in_order_of
 
 LONG = 600.0
 
