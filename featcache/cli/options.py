@@ -22,8 +22,8 @@ Layers = Annotated[
         "--layers",
         metavar="L[:pool] ...",
         help="Layers, with the pooling after a colon (mean, mean_std, none); globs such as"
-        " 'blocks.*:mean' in quotes. Several may follow one --layers. For train and sweep also all-blocks: every"
-        " block with mean_std, and pooled; what is missing is extracted.",
+        " 'blocks.*:mean' in quotes. Several may follow one --layers. train and sweep also take all-blocks: every block"
+        " with mean_std, and pooled; what is missing is extracted.",
     ),
 ]
 _SELECTION = "Selection"

@@ -18,7 +18,7 @@ LISTED = 10
 
 class _Screen(Console):
     def on_broken_pipe(self) -> NoReturn:
-        # Rich would end the program; `conduct` knows better what a closed pipe means.
+        # Rich would end the program; `featcache.cli.command` knows better what a closed pipe means.
         raise BrokenPipeError
 
 

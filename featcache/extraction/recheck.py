@@ -212,7 +212,7 @@ def check_live(
     reference = _reference(chosen.recipe, backbone, weights)
     report = CheckLiveReport(
         str(opened.path), name, chosen.fingerprint, chosen.recipe.backbone, chosen.recipe.precision, layers,
-        _words(reference), len(drawn), *_tolerance(chosen, reference), flips=None if head is None else 0,
+        _words(reference), len(drawn), *_tolerance(chosen), flips=None if head is None else 0,
     )  # fmt: skip
     checking = _Checking(opened, chosen, reference, report, head)
     with choose(progress) as bar:
@@ -372,7 +372,7 @@ def _reference(recipe: Recipe, backbone: Extractor | None, weights: str | Path |
     return backbone_for(exact, backbone and backbone.with_runtime(runtime="torch", precision="float32")).reference()
 
 
-def _tolerance(space: Space, reference: Extractor) -> tuple[float, float]:
+def _tolerance(space: Space) -> tuple[float, float]:
     from featcache.backbones import bfloat16_floor
 
     precision = space.recipe.precision

@@ -125,7 +125,7 @@ class AlignedBackbone:
         detections: Callable[[bytes], Detection | None] | None = None,
     ) -> None:
         self.base, self.detector, self.centre_box = base, detector, centre_box
-        self.quarantine_key = "; ".join(filter(None, [base.quarantine_key, "center box" if centre_box else ""]))
+        self.quarantine_key = "; ".join(filter(None, [base.quarantine_key, "centre box" if centre_box else ""]))
         self._detections = detections
 
     @property

@@ -57,11 +57,11 @@ COLUMNS = (
 )  # fmt: skip
 """The columns of a row."""
 
-# Everything that determines a row; change it whenever the steps change.
+# Everything that determines a row; change it whenever the steps change. Part of the fingerprint: never respelled.
 _STEPS = CustomTransform(
     name=(
         f"dlib hog+5 landmarks; rgb; longest side {LONGEST} by pillow bilinear; second pass x2; "
-        f"largest area less twice squared distance; else center {CENTRE_SHARE}"
+        f"largest area less twice squared distance; else centre {CENTRE_SHARE}"
     ),
     version="1",
 )

@@ -195,9 +195,13 @@ def with_hidden_layers(head: str, hidden: str | None, dropout: float | None) -> 
 
 def _multilabel(head: Any) -> Head:
     name = head.name if isinstance(head, Head) else head if isinstance(head, str) else type(head).__name__
-    if not isinstance(head, Head | str) or name not in MULTILABEL_HEADS:
+    own = isinstance(head, Head) and (head.estimator is not None or head.arguments)
+    if not isinstance(head, Head | str) or own or name not in MULTILABEL_HEADS:
         raise UsageError(
-            f"The head {name} gives one label per item. Heads for --task multilabel: {', '.join(MULTILABEL_HEADS)}."
+            f"--task multilabel takes only the heads {', '.join(MULTILABEL_HEADS)} by name, not {name} with arguments "
+            "or as an object."
+            if name in MULTILABEL_HEADS
+            else f"--task multilabel takes only the heads {', '.join(MULTILABEL_HEADS)}, not {name}."
         )
     return Head(name, MULTILABEL_HEADS[name])
 
@@ -240,7 +244,7 @@ def _of_import_path(text: str) -> Head:
     head = Head(text, f"{module}:{name}", arguments)
     try:
         made = head.make()
-        if hasattr(made, "_validate_params"):  # which fit does as well, but that is late
+        if hasattr(made, "_parameter_constraints"):  # which fit does as well, but that is late
             made._validate_params()
         classifies = is_classifier(made)
     except (TypeError, ValueError, AttributeError) as error:
@@ -290,7 +294,7 @@ def _class(text: str, module: str, name: str) -> Any:
     """
     try:
         home = importlib.import_module(module)
-    except Exception as error:  # a module may raise anything
+    except (Exception, SystemExit) as error:  # a module may raise anything
         missing = isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}.")
         raise UsageError(
             f"There is no module {module!r}, which the head {text!r} names. Check the spelling; a module of your own "

@@ -21,9 +21,10 @@ from featcache.metrics.likelihood_ratio import Calibration
 Classifier: TypeAlias = LinearPredictor | MLPPredictor | KnnPredictor
 Predictor: TypeAlias = Classifier | MatchingPredictor
 
+# Kinds as they are on disk.
 LINEAR = "linear head on vectors"
 PERCEPTRON = "multilayer perceptron on vectors"
-NEIGHBOURS = "neighbors by vectors"
+NEIGHBOURS = "neighbours by vectors"
 MATCHING = "projection for matching"
 
 

@@ -20,8 +20,6 @@ from featcache.store.rows import ItemRows
 if TYPE_CHECKING:
     from featcache.core.progress import Progress
     from featcache.store.spaces import Item
-
-if TYPE_CHECKING:
     from featcache.store.torch_dataset import TorchDataset
 
 

@@ -236,6 +236,9 @@ def _dataset(
 ) -> tuple[FeatureDataset, FeatureStore | None]:
     """The labeled vectors of a store, or of a plain file, and the store."""
     if isinstance(store, (str, Path)) and Path(store).is_file():
+        given = {"layers": layers, "source": select.source, "space": select.space, "labels": select.labels}
+        if ignored := [name for name, value in given.items() if value is not None]:
+            raise UsageError(f"{store} is a file of features and has no {' or '.join(ignored)} to choose. Omit that.")
         return FeatureDataset.from_file(Path(store)), None
     opened, named = with_all_blocks(FeatureStore.open(store), layers, select, progress)
     if named is not layers and views is True:

@@ -49,6 +49,11 @@ def by_dlib():
     return look
 
 
+def test_the_fingerprint_never_drifts(detector: Detector) -> None:
+    """Stores of faces hold it: a changed word in the recipe would have every face detected again."""
+    assert detector.recipe.fingerprint == "2952c7f83c789f7ece9d2b0889920f642d4ca7aa1d330bedc66b703b72c3f989"
+
+
 @pytest.mark.parametrize("turned", [0, 15])
 def test_a_face_is_where_dlib_finds_it(detector: Detector, by_dlib, turned: float) -> None:
     image = draw_face(200, turned=turned)

@@ -38,12 +38,19 @@ def test_with_and_without_arguments() -> None:
 
 def test_a_module_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "our_heads.py").write_text(
-        "from sklearn.linear_model import LogisticRegression\n\n\nclass Strong(LogisticRegression):\n    pass\n"
+        "from sklearn.base import BaseEstimator, ClassifierMixin\n\n\n"
+        "class Strong(ClassifierMixin, BaseEstimator):\n"
+        "    def __init__(self, C=1):\n        self.C = C\n\n"
+        "    def fit(self, X, y):\n        return self\n\n"
+        "    def predict(self, X):\n        return X\n"
     )
     with pytest.raises(UsageError, match=r"no module 'our_heads'.*PYTHONPATH"):
         resolve_head("our_heads:Strong")
     monkeypatch.syspath_prepend(str(tmp_path))
     assert resolve_head("our_heads:Strong(C=2)").make().C == 2
+    (tmp_path / "leaves.py").write_text("raise SystemExit(3)")
+    with pytest.raises(UsageError, match="SystemExit: 3"):
+        resolve_head("leaves:Strong")
 
 
 def test_class_weights_of_an_import_path() -> None:

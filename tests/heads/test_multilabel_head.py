@@ -99,7 +99,7 @@ def test_what_cannot_be_fitted() -> None:
 
 @pytest.mark.parametrize("head", ["ridge", "sklearn.linear_model:LogisticRegression", "torch", LogisticRegression()])
 def test_heads_of_one_label_name_those_of_several(head: object) -> None:
-    with pytest.raises(UsageError, match=r"gives one label per item.*multilabel: softmax"):
+    with pytest.raises(UsageError, match=r"multilabel takes only the heads softmax"):
         resolve_head(head, task="multilabel").make()
 
 

@@ -213,7 +213,7 @@ def test_plain_labels_need_no_hint(tmp_path: Path, draw_images: Callable[..., Pa
 def test_wrong_tasks_and_heads(place: Path) -> None:
     with pytest.raises(UnknownNameError, match="'multilabel'"):
         fc.train(place / "s.fcache", "softmax", task="multi-label", progress=False)
-    with pytest.raises(UsageError, match="The head ridge gives one label per item"):
+    with pytest.raises(UsageError, match="--task multilabel takes only the heads softmax, not ridge"):
         fc.train(place / "s.fcache", "ridge", task="multilabel", progress=False)
 
 

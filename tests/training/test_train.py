@@ -538,3 +538,10 @@ def test_the_fit_tells_how_far_it_is(store: Path, head: str, steps: list[int | N
     heard = Notes()
     fc.train(store, head, progress=heard)
     assert heard.phases[f"train {head}"] == steps
+
+
+@pytest.mark.parametrize("option", ["layers", "source", "space", "labels"])
+def test_what_a_file_cannot_choose_is_refused(option: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", features=np.eye(8, dtype=np.float32), labels=np.arange(8) % 2)
+    with pytest.raises(UsageError, match=rf"file of features and has no {option} to choose"):
+        fc.train(tmp_path / "x.npz", "ridge", progress=False, **{option: "other"})

@@ -179,8 +179,8 @@ def command(
         told = [f"{key}={value if isinstance(value, int) else str(value)!r}" for key, value in given.items()]
         told = [repr(store), *([repr(layer)] if kind == FROM else []), *told, "backbone=backbone"]
         return f"fc.finetune({', '.join(told)}).save('HEAD.fch')"
-    verb, *how = name.split() if tuned else ["train", "--head", name.partition(" ")[0]]
-    words = ["featcache", verb, store, "-o", "HEAD.fch", *how, *(["--yes"] if kind == FROM else [])]
+    command, *how = name.split() if tuned else ["train", "--head", name.partition(" ")[0]]
+    words = ["featcache", command, store, "-o", "HEAD.fch", *how, *(["--yes"] if kind == FROM else [])]
     words += [word for key, value in given.items() for word in (f"--{key}", str(value))]
     if kind == ALL_BLOCKS:
         words += ["--views", "first", "--layers", *layers] if layers else ["--layers", "all-blocks"]
