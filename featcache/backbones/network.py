@@ -100,9 +100,9 @@ class Network:
         if device.type == "cuda":
             # From pinned memory the copy is asynchronous; not measured.
             x = x.pin_memory().to(device, non_blocking=True)
-        return self.normalise(x.to(device))
+        return self.normalize(x.to(device))
 
-    def normalise(self, x: Tensor) -> Tensor:
+    def normalize(self, x: Tensor) -> Tensor:
         """uint8 images (n, h, w, 3) as the module's input (n, 3, h, w) float32; a callable's output as it is."""
         transform = self.pixels.transform
         if isinstance(transform, CustomTransform):

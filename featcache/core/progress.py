@@ -70,7 +70,7 @@ class Deadline:
 
     Args:
         left: gives the seconds that are left.
-        shown: what is passed on to.
+        progress: what is passed on to.
     """
 
     def __init__(self, left: Callable[[], float], progress: Progress) -> None:

@@ -1,4 +1,4 @@
-"""One run of extraction: decides which images need work, and keeps the books of what became of each.
+"""One run of extraction: decides which images need work, and records what became of each.
 
 - Only what is missing is computed: a file whose state on disk is unchanged is not read, known content is not decoded, a
   stored (image, layer, view) is not computed again.

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 DEFAULT_BACKBONE = "dlib:face_resnet"
 
 MIRRORED = "mirrored"
-"""The layer that is the mean of ``pooled`` of the face and ``pooled`` of its mirror image, L2-normalised."""
+"""The layer that is the mean of ``pooled`` of the face and ``pooled`` of its mirror image, L2-normalized."""
 
 SIDE = 150
 PADDING = 0.25
@@ -232,7 +232,7 @@ class AlignedBackbone:
             # Images are (n, h, w, 3); the tensors of a callable transform are (n, 3, h, w).
             width_axis = 2 if isinstance(self.base.recipe.pixels.transform, StandardTransform) else 3
             mirror_images = run(np.ascontiguousarray(np.flip(batch, width_axis)), pooled)[POOLED]
-            mean = _normalised(activations[POOLED].astype(np.float64) + mirror_images)
+            mean = _normalized(activations[POOLED].astype(np.float64) + mirror_images)
             activations = activations | {MIRRORED: mean.astype(np.float32)}
         return {name: activations[name] for name in names}
 
@@ -270,7 +270,7 @@ class _AlignedPasses:
         return self._aligned._with_mirror(self._base.forward, batch, layers)
 
 
-def _normalised(rows: np.ndarray) -> np.ndarray:
+def _normalized(rows: np.ndarray) -> np.ndarray:
     """Scale rows (n, d) to length 1; zero rows stay zero."""
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     return rows / np.where(norms > 0, norms, 1.0)

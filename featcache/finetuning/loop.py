@@ -93,7 +93,7 @@ def train(
         TrainingError: a loss or gradient is not finite, or the checkpoint is damaged or cannot be written.
     """
     device = _device_of(model)
-    optimiser = torch.optim.AdamW(_groups(model, stages, config))
+    optimizer = torch.optim.AdamW(_groups(model, stages, config))
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     settings = {
         "task": dict(task or {}),
@@ -108,7 +108,7 @@ def train(
     if found is not None:
         epochs, best = list(found.epochs), dict(found.best)
         model.load_state_dict(found.weights)
-        _restore(optimiser, names, found.moments)
+        _restore(optimizer, names, found.moments)
     with choose(progress) as bar, torch.random.fork_rng([device] if device.type == "cuda" else []):
         if epochs:
             bar.note(f"{checkpoint}: resuming after {len(epochs)} of {config.epochs} epochs.")
@@ -123,7 +123,7 @@ def train(
             return nn.functional.cross_entropy(scores, target, label_smoothing=config.label_smoothing)
 
         passes = train_epochs(
-            optimiser, watched, loss, epochs=config.epochs, steps=batches.steps,
+            optimizer, watched, loss, epochs=config.epochs, steps=batches.steps,
             warmup_fraction=config.warmup_fraction, max_norm=_MAX_NORM, first=len(epochs) + 1,
         )  # fmt: skip
         while (ended := _ended(epochs, config)) is None:
@@ -149,7 +149,7 @@ def train(
             if best_of(epochs) is epochs[-1]:
                 best = _copy(model)
             if checkpoint is not None:
-                moments = {names[parameter]: state for parameter, state in optimiser.state.items()}
+                moments = {names[parameter]: state for parameter, state in optimizer.state.items()}
                 state = checkpoints.State(tuple(epochs), model.state_dict(), best, moments)
                 checkpoints.write(checkpoint, settings, state)
         curve = Curve(tuple(epochs), ended)
@@ -258,14 +258,14 @@ def _copy(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _restore(
-    optimiser: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,
     names: Mapping[Tensor, str],
     moments: Mapping[str, Mapping[str, Tensor]],
 ) -> None:
     # An optimizer's state goes by the number of the parameter, counted through its groups.
-    numbered = [names[p] for group in optimiser.param_groups for p in group["params"]]
+    numbered = [names[p] for group in optimizer.param_groups for p in group["params"]]
     state = {number: dict(moments[name]) for number, name in enumerate(numbered) if name in moments}
-    optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 
 def _device_of(model: nn.Module) -> torch.device:

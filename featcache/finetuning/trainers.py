@@ -21,7 +21,7 @@ from featcache.finetuning.batches import CachedBatches, ImageBatches, ItemImages
 from featcache.finetuning.config import TrainingConfig, network_stages
 from featcache.finetuning.linear_probe import linear_probe_init, refit, scale_by_temperature, train_from_probe
 from featcache.finetuning.validation import class_ids_of, items_digest, validation_rows
-from featcache.heads.minibatch import initial_layers, moments, threads_for, unstandardised
+from featcache.heads.minibatch import initial_layers, moments, threads_for, unstandardized
 from featcache.heads.predictors import MLPPredictor
 
 if TYPE_CHECKING:
@@ -137,18 +137,18 @@ class NetworkWithOutput(nn.Module):
         return scores
 
 
-class _Normalised(nn.Module):
+class _Normalized(nn.Module):
     """From images (n, h, w, 3) uint8 to the network's input."""
 
     def __init__(self, network: Network) -> None:
         super().__init__()
-        self._normalise = network.normalise
+        self._normalize = network.normalize
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._normalise(x)
+        return self._normalize(x)
 
 
-class _Standardised(nn.Module):
+class _Standardized(nn.Module):
     """Vectors (n, d) less their mean, divided by their deviation.
 
     Args:
@@ -222,7 +222,7 @@ def train_full(network: Network, images: ItemImages, init: str, run: TrainingRun
 
 def full_model(network: Network, output: nn.Linear, dropout: float) -> NetworkWithOutput:
     """A network with an output, from images (n, h, w, 3) uint8 to scores (n, k)."""
-    return NetworkWithOutput(nn.Sequential(_Normalised(network), network.module), output, dropout)
+    return NetworkWithOutput(nn.Sequential(_Normalized(network), network.module), output, dropout)
 
 
 def zero_output(network: Network, classes: int) -> nn.Linear:
@@ -282,7 +282,7 @@ def train_new_layers(run: TrainingRun, device: str) -> TrainingResult:
         linear.load_state_dict({"weight": weight, "bias": bias})
         linears.append(linear)
     *hidden, output = linears
-    parts: list[nn.Module] = [_Standardised(mean, deviation)]
+    parts: list[nn.Module] = [_Standardized(mean, deviation)]
     for number, linear in enumerate(hidden):
         # The dropout behind the last hidden layer is that in front of the output.
         parts += [*([nn.Dropout(config.dropout)] if number else []), linear, nn.ReLU()]
@@ -295,9 +295,9 @@ def train_new_layers(run: TrainingRun, device: str) -> TrainingResult:
 def mlp_predictor(result: TrainingResult) -> MLPPredictor:
     """The trained layers for vectors that are not standardized."""
     parts = list(result.model.cpu().modules())
-    (standardised,) = (part for part in parts if isinstance(part, _Standardised))
+    (standardized,) = (part for part in parts if isinstance(part, _Standardized))
     layers = [(part.weight, part.bias) for part in parts if isinstance(part, nn.Linear)]
-    weights, biases = zip(*unstandardised(layers, standardised.mean, standardised.deviation), strict=True)
+    weights, biases = zip(*unstandardized(layers, standardized.mean, standardized.deviation), strict=True)
     return MLPPredictor(weights, biases, result.classes)
 
 

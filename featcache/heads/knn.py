@@ -10,7 +10,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from featcache.core.errors import UsageError
-from featcache.heads.predictors import KnnPredictor, nearest, normalised, vote_weights
+from featcache.heads.predictors import KnnPredictor, nearest, normalized, vote_weights
 from featcache.heads.validation import to_answer, to_fit
 
 KS = (1, 3, 5, 10, 20, 50)
@@ -56,7 +56,7 @@ class KnnHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
         if not len(ks) or ks.dtype.kind not in "iu" or ks.min() < 1:
             raise UsageError(f"ks must be one or more whole numbers from 1 on, not {self.ks!r}.")
         X, self.classes_, self.class_ids_, groups = to_fit(self, X, y, groups)
-        self.vectors_ = normalised(X)
+        self.vectors_ = normalized(X)
         alike = len(np.unique(groups)) == 1
         if alike:
             groups = np.arange(len(groups))

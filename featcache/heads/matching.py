@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from featcache.core.errors import UsageError
-from featcache.heads.predictors import normalised
+from featcache.heads.predictors import normalized
 
 if TYPE_CHECKING:
     from featcache.metrics.likelihood_ratio import Calibration
@@ -61,7 +61,7 @@ class MatchingPredictor:
         embedded = np.empty((len(X), self.width), dtype=np.float32)
         for start in range(0, len(X), _ROWS_AT_ONCE):
             rows = X[start : start + _ROWS_AT_ONCE] - self.mean
-            embedded[start : start + _ROWS_AT_ONCE] = normalised(
+            embedded[start : start + _ROWS_AT_ONCE] = normalized(
                 rows if self.projection is None else rows @ self.projection.T
             )
         return embedded

@@ -36,17 +36,17 @@ def contrastive(embedded: Tensor, class_ids: Tensor) -> Tensor:
 
 
 def triplet(embedded: Tensor, class_ids: Tensor) -> Tensor:
-    """How much nearer than the margin 0.2 a stranger comes to an image than one of its own identity, squared distances.
+    """How much nearer than the margin 0.2 a negative comes to an image than one of its own identity, squared distances.
 
     Equations 3 and 4 of Schroff, Kalenichenko and Philbin (FaceNet, 2015): for each pair of one identity the
-    nearest stranger that is farther away than the mate ("semi-hard"), or the farthest where there is none.
+    nearest negative that is farther away than the positive ("semi-hard"), or the farthest where there is none.
     """
     same, different, squares = _pairs(embedded, class_ids)
-    anchor, mate = torch.nonzero(same, as_tuple=True)
-    near, strangers = squares[anchor, mate], squares[anchor]
+    anchor, positive = torch.nonzero(same, as_tuple=True)
+    near, negatives = squares[anchor, positive], squares[anchor]
     others = different[anchor]
-    beyond = strangers.masked_fill(~(others & (strangers > near[:, None])), torch.inf).amin(1)
-    farthest = strangers.masked_fill(~others, -torch.inf).amax(1)
+    beyond = negatives.masked_fill(~(others & (negatives > near[:, None])), torch.inf).amin(1)
+    farthest = negatives.masked_fill(~others, -torch.inf).amax(1)
     return (near - torch.where(beyond.isinf(), farthest, beyond) + TRIPLET_MARGIN).clamp_min(0).mean()
 
 
@@ -56,7 +56,7 @@ def cosine_margin(embedded: Tensor, class_ids: Tensor, prototypes: Tensor) -> Te
     Equation 4 of Wang et al. (CosFace, 2018).
 
     Args:
-        embedded, numbers: the batch.
+        embedded, class_ids: the batch.
         prototypes: (k, p) of any length, one for each identity.
     """
     cosines = embedded @ functional.normalize(prototypes).T
@@ -104,7 +104,7 @@ def trained(
         prototypes = torch.stack([start[of].mean(0) for of in members])
         learned.append(functional.normalize(prototypes).requires_grad_())
     else:
-        # A mate is needed; noise on one image twice would teach nothing.
+        # A positive is needed; noise on one image twice would teach nothing.
         members = [of for of in members if len(of) > 1]
 
     def batches(_: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -116,8 +116,8 @@ def trained(
         embedded = functional.normalize((x + noise * torch.randn(x.shape, generator=generator)) @ turning.T)
         return _loss(loss, embedded, identities, learned)
 
-    optimiser = torch.optim.AdamW(learned, lr=LEARNING_RATE, weight_decay=0.0)
-    for step, _ in enumerate(train_epochs(optimiser, batches, of_batch, epochs=steps, steps=1), start=1):
+    optimizer = torch.optim.AdamW(learned, lr=LEARNING_RATE, weight_decay=0.0)
+    for step, _ in enumerate(train_epochs(optimizer, batches, of_batch, epochs=steps, steps=1), start=1):
         if step % EVERY == 0 or step == steps:
             yield turning.detach().numpy().copy()
 

@@ -119,7 +119,7 @@ def initial_layers(widths: Sequence[int], generator: torch.Generator) -> Layers:
     return layers
 
 
-def unstandardised(layers: Layers, mean: Tensor, deviation: Tensor) -> list[tuple[np.ndarray, np.ndarray]]:
+def unstandardized(layers: Layers, mean: Tensor, deviation: Tensor) -> list[tuple[np.ndarray, np.ndarray]]:
     """Weight and bias of each layer, float32: for vectors as they are what *layers* are for standardized ones."""
     exact = [(weight.detach().double().numpy(), bias.detach().double().numpy()) for weight, bias in layers]
     weight = exact[0][0] / deviation.double().numpy()

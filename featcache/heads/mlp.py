@@ -31,7 +31,7 @@ from featcache.heads.minibatch import (
     logits,
     moments,
     threads_for,
-    unstandardised,
+    unstandardized,
 )
 from featcache.heads.predictors import MLPPredictor
 from featcache.heads.streaming import VectorStream
@@ -126,25 +126,25 @@ class MLPHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
                 lambda: ((X, class_ids[rows]) for rows, X in blocks(train_rows)), stream.width, len(stream.classes)
             )
 
-            def standardised(rows: np.ndarray) -> Tensor:
+            def standardized(rows: np.ndarray) -> Tensor:
                 return (torch.from_numpy(read(rows)) - mean) / scale
 
             choice = None
             if len(held_out):
                 choice = HeldOutChoice(
-                    standardised(held_out), class_ids[held_out], groups[held_out], widths[-1], self.random_state
+                    standardized(held_out), class_ids[held_out], groups[held_out], widths[-1], self.random_state
                 )
-            layers = self._train(standardised, class_ids, train_rows, widths, choice)
+            layers = self._train(standardized, class_ids, train_rows, widths, choice)
         self.held_out_rows_, self.held_out_logits_ = held_out, None if choice is None else choice.logits
         self.classes_, self.n_features_in_ = np.asarray(stream.classes), stream.width
-        folded = unstandardised(layers, mean, scale)
+        folded = unstandardized(layers, mean, scale)
         self.weights_: tuple[np.ndarray, ...] = tuple(weight for weight, _ in folded)
         self.biases_: tuple[np.ndarray, ...] = tuple(bias for _, bias in folded)
         return self
 
     def _train(
         self,
-        standardised: Callable[[np.ndarray], Tensor],
+        standardized: Callable[[np.ndarray], Tensor],
         class_ids: np.ndarray,
         train_rows: np.ndarray,
         widths: list[int],
@@ -165,7 +165,7 @@ class MLPHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
             tell(column * epochs, len(decays) * epochs)
             try:
                 for epoch, (loss, layers) in enumerate(
-                    self._epochs(decay, widths, train_rows, lambda rows: (standardised(rows), targets[rows]), epochs)
+                    self._epochs(decay, widths, train_rows, lambda rows: (standardized(rows), targets[rows]), epochs)
                 ):
                     if choice is not None:
                         loss = choice.judge(layers, decay, epoch + 1)
@@ -200,7 +200,7 @@ class MLPHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
             for start in range(0, len(train_rows), self.batch_size):
                 yield batch(shuffled[start : start + self.batch_size])
 
-        optimiser = torch.optim.AdamW(
+        optimizer = torch.optim.AdamW(
             [
                 {"params": [weight for weight, _ in layers], "weight_decay": decay},
                 {"params": [bias for _, bias in layers], "weight_decay": 0.0},
@@ -208,7 +208,7 @@ class MLPHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
             lr=self.lr,
         )
         for loss, _ in train_epochs(
-            optimiser,
+            optimizer,
             batches,
             lambda x, target: functional.cross_entropy(logits(layers, x, self.dropout, generator), target),
             epochs=epochs,

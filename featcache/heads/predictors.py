@@ -218,7 +218,7 @@ class KnnPredictor:
     def probabilities(self, X: np.ndarray) -> np.ndarray:
         """(m, classes) float64 for vectors (m, d), rows sum to 1."""
         found = np.empty((len(X), len(self.classes)))
-        for at, cosines, places in nearest(self.vectors, normalised(X), self.k):
+        for at, cosines, places in nearest(self.vectors, normalized(X), self.k):
             found[at] = vote_shares(cosines, self.class_ids[places], len(self.classes))
         return found
 
@@ -227,7 +227,7 @@ class KnnPredictor:
         return np.asarray(np.array(self.classes)[self.probabilities(X).argmax(axis=1)])
 
 
-def normalised(X: np.ndarray) -> np.ndarray:
+def normalized(X: np.ndarray) -> np.ndarray:
     """Vectors (n, d) divided by their lengths; those of length 0 stay 0."""
     # By the largest number first, whose square could be too large or too small.
     X = X / np.maximum(np.abs(X).max(axis=1, keepdims=True), np.finfo(X.dtype).tiny)

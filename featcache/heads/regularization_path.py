@@ -14,7 +14,7 @@ import numpy as np
 
 from featcache.core.errors import UsageError
 from featcache.heads import softmax_solver
-from featcache.heads.softmax_certificate import Certificate, Labelled, Newton, Solution, certify
+from featcache.heads.softmax_certificate import Certificate, Labeled, Newton, Solution, certify
 from featcache.heads.softmax_solver import NO_FOLD, Problem, Rows, principal_axes
 from featcache.metrics import splits
 
@@ -56,7 +56,7 @@ class RegularizationPath:
         spans = [(int(f), int(a), int(b)) for f, a, b in zip(fold_ids, firsts, stops, strict=True)]
         # For two classes ½‖w‖² is twice ½‖W‖² at W = (-w/2, w/2): the same problem with half the C.
         self._scale = 0.5 if k == 2 else 1.0
-        self._data = Labelled(X[self._order], y[self._order], weights[self._order], spans, k)
+        self._data = Labeled(X[self._order], y[self._order], weights[self._order], spans, k)
         self._rotation = principal_axes(self._data.X, self._data.weights)
         Z = np.empty((len(y), self._rotation.basis.shape[1] + 1), np.float32)
         for a in range(0, len(y), _ROWS_AT_ONCE):  # all at once would take twice their memory besides

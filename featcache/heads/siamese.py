@@ -23,7 +23,7 @@ from sklearn.utils.validation import check_is_fitted
 from featcache.core.errors import UnknownNameError, UsageError
 from featcache.heads.lda import Scatter, Whitened, scatter_of, whiten
 from featcache.heads.matching import MatchingPredictor
-from featcache.heads.predictors import normalised
+from featcache.heads.predictors import normalized
 from featcache.heads.validation import to_answer, to_fit
 from featcache.metrics import splits
 from featcache.metrics.verification import cosine_scores, pairs_within, roc
@@ -56,7 +56,7 @@ class _Trial:
         """The equal error rate of (m, p) vectors."""
         if len(embedded) > _FEW_ROWS:
             return roc(cosine_scores(embedded, self.pairs), self.same).eer()
-        unit = normalised(embedded)
+        unit = normalized(embedded)
         return roc((unit @ unit.T)[self.pairs[:, 0], self.pairs[:, 1]], self.same).eer()
 
 
@@ -227,7 +227,7 @@ class SiameseHead(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         self.held_out_eer_ = {"initial": float(means[0]), "chosen": float(means.min())}
         self.out_of_fold_ = np.empty((sum(len(trial.rows) for trial in trials), dimensions), dtype=np.float32)
         for trial, (points, weights) in zip(trials, projected, strict=True):
-            self.out_of_fold_[trial.rows] = normalised(points @ weights[chosen].T)
+            self.out_of_fold_[trial.rows] = normalized(points @ weights[chosen].T)
         return chosen
 
     def _weights(self, start: Whitened, noise: float) -> dict[int, np.ndarray]:

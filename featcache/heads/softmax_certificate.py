@@ -47,7 +47,7 @@ _SHARE = 0.05
 
 
 @dataclass(frozen=True)
-class Labelled:
+class Labeled:
     """The vectors that the problems are about, sorted by fold and within a fold by class.
 
     Attributes:
@@ -106,7 +106,7 @@ class Solution(NamedTuple):
     fold: int
 
 
-def certify(data: Labelled, solutions: Sequence[Solution], threads: RowThreads, gap: float) -> list[Certificate]:
+def certify(data: Labeled, solutions: Sequence[Solution], threads: RowThreads, gap: float) -> list[Certificate]:
     """Certify solutions.
 
     Args:
@@ -125,7 +125,7 @@ def certify(data: Labelled, solutions: Sequence[Solution], threads: RowThreads, 
 class _Some:
     """As many problems as have their logits in memory at once."""
 
-    def __init__(self, data: Labelled, solutions: Sequence[Solution], threads: RowThreads) -> None:
+    def __init__(self, data: Labeled, solutions: Sequence[Solution], threads: RowThreads) -> None:
         self.data, self.threads = data, threads
         self.coef, self.b = (np.stack([s[part] for s in solutions]) for part in (0, 1))
         self.Cs, self.folds = np.array([s.C for s in solutions]), [s.fold for s in solutions]
@@ -277,7 +277,7 @@ class Newton:
         threads: who computes.
     """
 
-    data: Labelled
+    data: Labeled
     rows: Rows
     rotation: Rotation
     C: float

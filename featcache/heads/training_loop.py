@@ -56,7 +56,7 @@ def warmup_cosine(step: int, steps: int, warmup_fraction: float = 0.0) -> float:
 
 
 def train_epochs(
-    optimiser: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,
     batches: Callable[[int], Iterable[tuple[Tensor, Tensor]]],
     loss: Callable[[Tensor, Tensor], Tensor],
     *,
@@ -87,7 +87,7 @@ def train_epochs(
         NonFiniteError: a loss, or the norm of a gradient where there is a *max_norm*, is not finite.
         UsageError: *batches* gives other than *steps* batches.
     """
-    groups = optimiser.param_groups
+    groups = optimizer.param_groups
     highest = [group["lr"] for group in groups]
     parameters = [parameter for group in groups for parameter in group["params"]]
     for epoch in range(first, epochs + 1):
@@ -102,12 +102,12 @@ def train_epochs(
             mean = loss(x, target)
             value = mean.item()
             require_finite("loss", value, epoch, step, lr)
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             torch.autograd.backward(mean)
             if max_norm is not None:
                 norm = nn.utils.clip_grad_norm_(parameters, max_norm).item()
                 require_finite("norm of the gradient", norm, epoch, step, lr)
-            optimiser.step()
+            optimizer.step()
             total += value * len(target)
             items += len(target)
         if step != steps:

@@ -1,4 +1,4 @@
-"""The one door to the catalogue: connections, transactions, and the digest that watches over them.
+"""The only access to the catalogue: connections, transactions, and the digest that watches over them.
 
 - This is the only module that begins or ends a transaction.
 - A connection belongs to one thread of one process; after a fork a new one is opened.

@@ -82,10 +82,10 @@ class ColumnReader:
         Raises:
             ShardGoneError: a shard was compacted or removed meanwhile; its rows have other places now.
         """
-        strangers = set(np.unique(pairs[:, 0]).tolist()) - self.shards.keys()
-        if strangers:
+        unknown = set(np.unique(pairs[:, 0]).tolist()) - self.shards.keys()
+        if unknown:
             self.reload()
-            if strangers - self.shards.keys():
+            if unknown - self.shards.keys():
                 raise ShardGoneError(
                     f"{self.layer}: rows were moved or removed by another process meanwhile. "
                     "Open the store again; if that does not help, run `featcache verify`."

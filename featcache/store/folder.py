@@ -75,12 +75,12 @@ def make_folders(path: Path, *, create: bool) -> None:
             raise DamagedStoreError(f"{path} has lost its {CATALOGUE}. Run `featcache repair {path}`.")
         # Another process may be making the store at this moment.
         begun = ("shards", "tmp", CATALOGUE, f"{CATALOGUE}-journal")
-        strangers = sorted(p.name for p in path.iterdir() if p.name not in begun)
+        foreign = sorted(p.name for p in path.iterdir() if p.name not in begun)
         if not create:
             raise no_store(path)
-        if strangers:
+        if foreign:
             raise NotAStoreError(
-                f"{path} is a folder that holds other things ({strangers[0]} …) and no featcache store. Give the name "
+                f"{path} is a folder that holds other things ({foreign[0]} …) and no featcache store. Give the name "
                 "of a new folder, for example photos.fcache."
             )
     for folder in (path, path / "shards", path / "tmp"):

@@ -1,4 +1,4 @@
-"""The single door through which a shard is read.
+"""The only way in which a shard is read and validated.
 
 A shard is self-describing: ``/sha256`` (rows, 32) uint8 and ``/vectors/<layer>/<view>`` of shape
 (rows, …), contiguous, float32 or float16, little-endian; name and recipe stand in the root's attributes,

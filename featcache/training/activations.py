@@ -90,13 +90,13 @@ def needed(
         UsageError: the layer cannot be pooled so.
     """
     (found,) = backbone.resolve_layers([layer])
-    labelled = {item.sha256 for item in _labelled(store, select)}
+    labeled = {item.sha256 for item in _labeled(store, select)}
     names = view_names(views, seed)
-    stored = sum(int(store.has(sorted(labelled), layer, name, select.space).sum()) for name in set(names))
+    stored = sum(int(store.has(sorted(labeled), layer, name, select.space).sum()) for name in set(names))
     row = math.prod(found.shape) * _BYTES[found.default_dtype]
     return Activations(
-        layer, found.shape, found.default_dtype, len(labelled), views, stored,
-        (len(labelled) * views - stored) * row, shutil.disk_usage(store.path).free,
+        layer, found.shape, found.default_dtype, len(labeled), views, stored,
+        (len(labeled) * views - stored) * row, shutil.disk_usage(store.path).free,
     )  # fmt: skip
 
 
@@ -225,7 +225,7 @@ def extract_known(
     """
     name = store.source(select.source)
     notes: list[str] = []
-    items = _labelled(store, replace(select, source=name, space=backbone.recipe.fingerprint))
+    items = _labeled(store, replace(select, source=name, space=backbone.recipe.fingerprint))
     known = KnownSource(name, store.sources()[name], items, known_images(store, name, items, notes))
     for note in notes:
         progress.note(note)
@@ -270,7 +270,7 @@ def _size(count: int) -> str:
     return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
 
 
-def _labelled(store: FeatureStore, select: Selection) -> list[Item]:
+def _labeled(store: FeatureStore, select: Selection) -> list[Item]:
     """The labeled images of a source, as the store describes them, without those that the space cannot use."""
     unusable = {uri for uri, _ in store.quarantine(select.source, store.space(select.space).fingerprint)}
     items = [item for item in store.items(source=select.source) if item.uri not in unusable]

@@ -192,18 +192,18 @@ class FeatureDataset:
                 f"None of the {len(items)} items has a label. Put the images into one folder per class, "
                 "or give --labels FILE with the columns path,label."
             )
-        labelled, k = [items[i] for i in kept], len(rows.views)
+        labeled, k = [items[i] for i in kept], len(rows.views)
         return cls(
-            items=labelled,
-            y=np.array([item.label for item in labelled], dtype=str),
-            groups=splits.units(labelled),
+            items=labeled,
+            y=np.array([item.label for item in labeled], dtype=str),
+            groups=splits.units(labeled),
             layers=rows.layers,
             shapes=rows.shapes,
             recipe=store.space(select.space).recipe,
             read=lambda at: rows.read(kept[at] * k),
             views=tuple(rows.views),
             view_reader=None if k == 1 else lambda at: rows.read(kept[at // k] * k + at % k),
-            without_vectors=_count_labelled(store, rows.missing, given),
+            without_vectors=_count_labeled(store, rows.missing, given),
             without_labels=len(items) - len(kept),
         )
 
@@ -270,7 +270,7 @@ def labels_of(store: FeatureStore, source: str, labels: str | Path) -> dict[str,
     return given
 
 
-def _count_labelled(store: FeatureStore, missing: Sequence[Item], given: Mapping[str, str] | None) -> int:
+def _count_labeled(store: FeatureStore, missing: Sequence[Item], given: Mapping[str, str] | None) -> int:
     """How many of these images have a label and are not in quarantine."""
     if not missing:
         return 0

@@ -156,12 +156,12 @@ def _holdout(
         words += f", without {without} that belong together with training images"
     if dataset.labels is None:
         learned = {str(label) for label, key in zip(dataset.y, keys, strict=True) if parts[key] == "train"}
-        relabelled = {key for label, key in zip(dataset.y, keys, strict=True) if str(label) not in learned}
+        relabeled = {key for label, key in zip(dataset.y, keys, strict=True) if str(label) not in learned}
     else:
-        relabelled = multilabel_splits.held_out_alone(dataset.y, keys, parts)
-    if relabelled:
+        relabeled = multilabel_splits.held_out_alone(dataset.y, keys, parts)
+    if relabeled:
         # Labels changed after the draw, and all of a class is in the hold-out: draw that class again.
-        decided = {key: part for key, part in decided.items() if key not in relabelled}
+        decided = {key: part for key, part in decided.items() if key not in relabeled}
         parts = draw(dataset.y, keys, fraction=HOLDOUT, seed=seed, decided=decided)
     if not shared:
         if any(kept.get(item.sha256, parts[key]) != parts[key] for key, item in zip(keys, dataset.items, strict=True)):

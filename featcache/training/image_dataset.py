@@ -55,13 +55,13 @@ def image_vectors(
     if labels is not None:
         given = labels_of(store, name, labels)
         items = [replace(item, label=given.get(item.uri)) for item in items]
-    labelled = [item for item in items if item.label is not None]
+    labeled = [item for item in items if item.label is not None]
     notes: list[str] = []
-    there = known_images(store, name, labelled, notes)
-    kept = [item for item in labelled if item.uri in there]
+    there = known_images(store, name, labeled, notes)
+    kept = [item for item in labeled if item.uri in there]
     if not kept:
         raise MissingVectorsError(
-            f"None of the {len(labelled)} labeled images of source {name!r} is where the store knows it "
+            f"None of the {len(labeled)} labeled images of source {name!r} is where the store knows it "
             f"({store.sources()[name]}), and a network that was trained itself reads images. "
             + (" ".join(notes) or "If they were moved: featcache extract NEW-PLACE -o STORE --moved.")
         )
@@ -74,8 +74,8 @@ def image_vectors(
         shapes=[use.shape for use in bundle.layers],
         recipe=bundle.recipe,
         read=_reader(bundle, network, kept, there),
-        without_vectors=len(labelled) - len(kept),
-        without_labels=len(items) - len(labelled),
+        without_vectors=len(labeled) - len(kept),
+        without_labels=len(items) - len(labeled),
     )
 
 

@@ -61,7 +61,7 @@ class Prefix(nn.Module):
 
     def __init__(self, network: Any, cut: SplitNetwork) -> None:
         super().__init__()
-        self.network, self.scaled = network.module, network.normalise
+        self.network, self.scaled = network.module, network.normalize
         self.found: Tensor | None = None
         network.module.get_submodule(cut.cached.rpartition(":")[0]).register_forward_hook(self._keep)
 
@@ -82,15 +82,15 @@ def stepper(cut: SplitNetwork, classes: int) -> Callable[[Tensor, Tensor], None]
         width = cut.tail(torch.zeros(2, *cut.shape)).shape[1]
     output = nn.Linear(width, classes)
     model = nn.Sequential(cut.tail.to(memory_format=torch.channels_last), output).train()
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
 
     def step(x: Tensor, y: Tensor) -> None:
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         x = x.reshape(-1, *cut.shape)
         loss = nn.functional.cross_entropy(model(x.contiguous(memory_format=torch.channels_last)), y)
         loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
+        optimizer.step()
 
     return step
 

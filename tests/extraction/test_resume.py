@@ -172,7 +172,7 @@ def test_equal_content_is_stored_once_and_listed_twice(
     assert len(store.vectors()) == 24
 
 
-def test_relabelled_by_a_file_computes_nothing(run: Callable[..., ExtractReport], tmp_path: Path, photos: Path) -> None:
+def test_relabeled_by_a_file_computes_nothing(run: Callable[..., ExtractReport], tmp_path: Path, photos: Path) -> None:
     run()
     lines = [
         f"{p.relative_to(photos).as_posix()},{'even' if i % 2 else 'odd'}" for i, p in enumerate(photos.rglob("*.jpg"))

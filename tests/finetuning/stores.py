@@ -69,7 +69,7 @@ def contents(store: Path, layers: str = "pooled") -> dict[str, Any]:
     }
 
 
-def labelled(store: Path) -> dict[str, Item]:
+def labeled(store: Path) -> dict[str, Item]:
     """The items of a store by URI."""
     return {item.uri: item for item in FeatureStore.open(store).items()}
 

@@ -38,7 +38,7 @@ def test_a_draw_keeps_units_whole_and_every_class(seed: int, share: float) -> No
     assert not set(units[taken]) & set(np.delete(units, taken))
 
 
-def labelled(y: Sequence[str], groups: Sequence[object] = (), X: np.ndarray | None = None) -> FeatureDataset:
+def labeled(y: Sequence[str], groups: Sequence[object] = (), X: np.ndarray | None = None) -> FeatureDataset:
     """Labeled vectors, all the same unless given; items of one group are one unit."""
     X = np.zeros((len(y), 2), np.float32) if X is None else X
     items = [
@@ -62,7 +62,7 @@ def told(dataset: FeatureDataset) -> list[str]:
 def test_a_rare_class_does_not_take_the_folds_of_all(sizes: list[int], copies: int, seed: int) -> None:
     y = [f"c{c}" for c, n in enumerate(sizes) for _ in range(n * copies)]
     groups = np.repeat(np.arange(sum(sizes)), copies)
-    _, folds, rare, _ = drawn(labelled(y, groups), seed=seed)
+    _, folds, rare, _ = drawn(labeled(y, groups), seed=seed)
     k = len(folds)
     enough = [k for k in (2, 3, 4, 5) if 2 * sum(n for n in sizes if n >= k) >= sum(sizes)]
     assert k == max([2, *enough])
@@ -78,21 +78,21 @@ def test_a_rare_class_does_not_take_the_folds_of_all(sizes: list[int], copies: i
 
 
 def test_rare_classes_and_few_folds_are_told() -> None:
-    assert told(labelled(["a"] * 40 + ["b"] * 40 + ["rare"] * 2 + ["few"] * 4)) == [
+    assert told(labeled(["a"] * 40 + ["b"] * 40 + ["rare"] * 2 + ["few"] * 4)) == [
         "Little is known of classes with fewer independent images than the 5 folds ('rare': 2, 'few': 4)."
     ]
-    assert told(labelled(["a"] * 3 + ["b"] * 3)) == [
+    assert told(labeled(["a"] * 3 + ["b"] * 3)) == [
         "3 folds instead of 5, as most images are of classes with too few for more."
     ]
-    assert told(labelled(["a"] * 5 + ["b"] * 5)) == []
+    assert told(labeled(["a"] * 5 + ["b"] * 5)) == []
 
 
 def test_a_class_that_cannot_be_torn_apart_is_refused() -> None:
     with pytest.raises(UsageError, match="'b' has one independent image among the 10 outside"):
-        drawn(labelled(["a"] * 8 + ["b"] * 2, [0] * 6 + [1, 2] + [0, 0]))
+        drawn(labeled(["a"] * 8 + ["b"] * 2, [0] * 6 + [1, 2] + [0, 0]))
     # Each two of the three groups share a class, and two of them are in one of the two folds.
     with pytest.raises(UsageError, match=r"All items of class '[bcd]' are grouped .* into one fold"):
-        drawn(labelled(list("bcbdcd"), [0, 0, 1, 1, 2, 2]))
+        drawn(labeled(list("bcbdcd"), [0, 0, 1, 1, 2, 2]))
 
 
 def twins(each: int, copied: int) -> tuple[list[str], np.ndarray]:
@@ -106,7 +106,7 @@ def twins(each: int, copied: int) -> tuple[list[str], np.ndarray]:
 
 def test_near_duplicates_are_one_unit() -> None:
     y, X = twins(40, 6)
-    items, folds, rare, report = drawn(labelled(y, X=X))
+    items, folds, rare, report = drawn(labeled(y, X=X))
     pairs = [(i, 80 + i) for i in range(12)]
     assert all(items.groups[a] == items.groups[b] for a, b in pairs)
     assert len(np.unique(items.groups)) == 80
@@ -119,19 +119,19 @@ def test_near_duplicates_are_one_unit() -> None:
     (text,) = about_items(len(folds), 1, rare, report)
     assert text.startswith("12 pairs of near-duplicates (first: ")
     # Rows that are held out are not looked at.
-    assert drawn(labelled(y, X=X), slice(4, 90))[3]["pairs"] == 6
+    assert drawn(labeled(y, X=X), slice(4, 90))[3]["pairs"] == 6
 
 
 def test_a_class_of_near_duplicates_alone_is_refused() -> None:
     y, X = twins(40, 0)
     near = X[:1] + 1e-3 * np.random.default_rng(1).normal(size=(3, 12))
     with pytest.raises(UsageError, match=r"'c' has one independent image .*\(its 3 are near-duplicates"):
-        drawn(labelled([*y[1:], *"ccc"], X=np.vstack([X[1:], near]).astype(np.float32)))
+        drawn(labeled([*y[1:], *"ccc"], X=np.vstack([X[1:], near]).astype(np.float32)))
 
 
 def test_few_items_are_not_searched_and_that_is_told() -> None:
     X = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
-    near = drawn(labelled(["a", "b"] * 10, X=X))[3]
+    near = drawn(labeled(["a", "b"] * 10, X=X))[3]
     assert (near["pairs"], near["grouped"]) == (None, False)
     assert "fewer than 50" in near["note"]
 
@@ -199,7 +199,7 @@ def test_work_that_takes_longer_than_estimated_ends_at_its_next_step() -> None:
 
 def test_probes_of_one_view_take_a_part_of_the_time_of_all_views() -> None:
     def seconds(n: int, views: int, widths: list[int]) -> float:
-        items = replace(labelled(["a"] * n), shapes=[(64,)], views=tuple(map(str, range(views))))
+        items = replace(labeled(["a"] * n), shapes=[(64,)], views=tuple(map(str, range(views))))
         return probe_seconds(replace(outcome("softmax", np.ones(n)), seconds=10.0), items, widths)
 
     # Twice as wide takes twice as long, narrower no less; 12 s are the 10 s with a margin.

@@ -27,7 +27,7 @@ from featcache.finetuning.finetune import finetune
 from featcache.images.augmentation import views_beside
 from featcache.training.bundle import Bundle
 from tests.backbones.making import randomised, saved
-from tests.finetuning.stores import colour_blind, contents, draw_hues, extracted, labelled
+from tests.finetuning.stores import colour_blind, contents, draw_hues, extracted, labeled
 
 pytestmark = pytest.mark.slow
 SHORT = TrainingConfig(epochs=1, lr=1e-3, batch_size=16)
@@ -138,7 +138,7 @@ def test_augmented_views_are_those_that_are_stored(tmp_path: Path) -> None:
     backbone = tiny_backbone()
     store = extracted(draw_hues(tmp_path / "photos", each=3), tmp_path / "s.fcache", backbone, views=3, seed=7)
     opened = fc.open(store)
-    items = list(labelled(store).values())
+    items = list(labeled(store).values())
     there = known_images(opened, "photos", items, [])
     pictures = ItemImages(backbone, items, [there[item.uri] for item in items], seed=7)
     layers = backbone.resolve_layers(["pooled"])

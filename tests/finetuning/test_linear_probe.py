@@ -139,7 +139,7 @@ def test_copies_of_items_are_no_further_evidence() -> None:
     assert sum(single for _, _, single in decided) > sum(units for _, units, _ in decided)
 
 
-def test_normalisations_keep_their_statistics_and_learn_their_scale() -> None:
+def test_normalizations_keep_their_statistics_and_learn_their_scale() -> None:
     start, _ = trained(perceptron(4, 3), LONG, seed=0)
     x, y = clouds(300, 4, 3)
     model = copy.deepcopy(start)

@@ -55,7 +55,7 @@ def test_each_step_is_that_of_adamw_with_the_rate_of_the_stage() -> None:
     config = TrainingConfig(epochs=1, lr=0.03, weight_decay=0.4, warmup_fraction=0.5, layer_decay=0.6, batch_size=15)
     train(model, stages(model), Rows(x, y, 15), whole(x, y), config)
     # Each parameter with an AdamW of its own.
-    optimisers = [
+    optimizers = [
         torch.optim.AdamW([p], weight_decay=0.4 if name.endswith("weight") and name != "1.weight" else 0.0)
         for name, p in plain.named_parameters()
     ]
@@ -65,11 +65,11 @@ def test_each_step_is_that_of_adamw_with_the_rate_of_the_stage() -> None:
         plain.zero_grad()
         nn.functional.cross_entropy(plain(xs), ys).backward()
         length = float(sum((p.grad**2).sum() for p in plain.parameters())) ** 0.5
-        for optimiser, share in zip(optimisers, shares, strict=True):
-            optimiser.param_groups[0]["lr"] = rate * share
-            for p in optimiser.param_groups[0]["params"]:
+        for optimizer, share in zip(optimizers, shares, strict=True):
+            optimizer.param_groups[0]["lr"] = rate * share
+            for p in optimizer.param_groups[0]["params"]:
                 p.grad /= max(1, length)
-            optimiser.step()
+            optimizer.step()
     for (name, trained), expected in zip(model.state_dict().items(), plain.state_dict().values(), strict=True):
         np.testing.assert_allclose(trained.numpy(), expected.numpy(), rtol=1e-5, atol=1e-8, err_msg=name)
 

@@ -119,9 +119,9 @@ def test_training_what_to_torch_gave_leaves_the_bundle_as_it_is(tuned: tuple[Pat
     X = np.random.default_rng(0).normal(size=(4, bundle.width)).astype(np.float32)
     before = bundle.predict_proba_vectors(X)
     module = bundle.to_torch().train()
-    optimiser = torch.optim.SGD(module.head.parameters(), lr=1.0)
+    optimizer = torch.optim.SGD(module.head.parameters(), lr=1.0)
     module.head(torch.from_numpy(X)).logsumexp(1).sum().backward()
-    optimiser.step()
+    optimizer.step()
     after = bundle.predict_proba_vectors(X)
     assert before is not None
     assert after is not None

@@ -34,7 +34,7 @@ def test_probabilities_are_weighted_votes(k: int) -> None:
 
 def test_the_neighbours_are_those_of_scikit_learn() -> None:
     X, _ = gaussians(200, d=20)
-    unit = predictors.normalised(X.astype(np.float64))
+    unit = predictors.normalized(X.astype(np.float64))
     wanted = NearestNeighbors(n_neighbors=7, metric="cosine").fit(X).kneighbors(X[:50])
     ((_, cosines, places),) = predictors.nearest(unit, unit[:50], 7)
     assert places.tolist() == wanted[1].tolist()

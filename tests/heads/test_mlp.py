@@ -55,7 +55,7 @@ def test_of_gaussians_it_comes_near_the_least_error_there_is(hidden: tuple[int, 
     assert log_loss(unseen, head.predict_proba(test)) < exact_loss + 0.04
 
 
-def test_it_answers_as_its_layers_on_standardised_vectors_do() -> None:
+def test_it_answers_as_its_layers_on_standardized_vectors_do() -> None:
     X, y = gaussians(300, 3, spread=0.7)
     X = X * np.linspace(0.01, 30, 6, dtype=np.float32) + np.linspace(-100, 100, 6, dtype=np.float32)
     X[:, 4] = 7

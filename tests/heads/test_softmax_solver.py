@@ -8,19 +8,19 @@ from scipy.special import log_softmax, softmax
 
 from featcache.core.threads import row_threads
 from featcache.heads import softmax_solver
-from featcache.heads.softmax_certificate import Labelled, Solution, certify
+from featcache.heads.softmax_certificate import Labeled, Solution, certify
 from featcache.heads.softmax_solver import NO_FOLD, Problem, Rows, principal_axes, to_residuals
 
 FOLDS = [(0, 0, 40), (1, 40, 80), (2, 80, 120)]
 
 
-def rows(seed: int, relabelled: bool = False) -> Rows:
+def rows(seed: int, relabeled: bool = False) -> Rows:
     """Three folds of 40 rows, 4 classes; the labels of the last fold are 0…2, or relabeled 1…3."""
     rng = np.random.default_rng(seed)
     y = np.concatenate([np.sort(rng.integers(0, 4, 40)), np.sort(rng.integers(0, 4, 40)), np.sort(np.arange(40) % 3)])
     Z = rng.normal(size=(120, 7)).astype(np.float32) + rng.normal(size=(4, 7)).astype(np.float32)[y]
     Z[:, -1] = 1
-    y[80:] += relabelled
+    y[80:] += relabeled
     return Rows(Z, y, np.ones(120, np.float32), FOLDS, 4)
 
 
@@ -67,8 +67,8 @@ def test_no_fold_knows_the_labels_that_it_is_scored_on() -> None:
     # Loose solutions still show where they started from: had the last fold's problem started from that of all
     # rows, other labels of that fold would show in it. With every problem's own start they do not.
     found = []
-    for relabelled in (False, True):
-        data = rows(3, relabelled)
+    for relabeled in (False, True):
+        data = rows(3, relabeled)
         problems = [softmax_solver.start(data, 1e-3, fold) for fold in (2, NO_FOLD)]
         with row_threads() as threads:
             for C in np.geomspace(1e-3, 1e2, 11):
@@ -122,7 +122,7 @@ def test_a_certificate_bounds_the_distance_to_the_optimum(offset: float) -> None
     rng = np.random.default_rng(6)
     y = np.sort(np.arange(90) % 3)
     X = (rng.normal(size=(3, 5))[y] + rng.normal(size=(90, 5))).astype(np.float32)
-    data = Labelled(X, y, rng.uniform(0.5, 2, 90), [(NO_FOLD, 0, 90)], 3)
+    data = Labeled(X, y, rng.uniform(0.5, 2, 90), [(NO_FOLD, 0, 90)], 3)
     with row_threads() as threads:
 
         def at(coef: np.ndarray, intercept: np.ndarray) -> tuple[float, float]:

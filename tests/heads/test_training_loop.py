@@ -57,8 +57,8 @@ class Line:
 
 def test_without_weight_decay_it_is_adam_under_a_falling_cosine() -> None:
     ours, plain = Line(), Line()
-    optimiser = torch.optim.AdamW([ours.weight], lr=0.1, weight_decay=0.0)
-    found = [loss for loss, _ in train_epochs(optimiser, ours.batches, ours.loss, epochs=5, steps=3)]
+    optimizer = torch.optim.AdamW([ours.weight], lr=0.1, weight_decay=0.0)
+    found = [loss for loss, _ in train_epochs(optimizer, ours.batches, ours.loss, epochs=5, steps=3)]
     adam = torch.optim.Adam([plain.weight], lr=0.1)
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(adam, 15)
     losses = []
@@ -76,24 +76,24 @@ def test_without_weight_decay_it_is_adam_under_a_falling_cosine() -> None:
 
 def test_it_resumes_with_a_later_epoch() -> None:
     whole, halves = Line(), Line()
-    optimiser = torch.optim.AdamW([whole.weight], lr=0.1)
-    rates = [lr for _, lr in train_epochs(optimiser, whole.batches, whole.loss, epochs=4, steps=3)]
-    optimiser = torch.optim.AdamW([halves.weight], lr=0.1)
-    passes = train_epochs(optimiser, halves.batches, halves.loss, epochs=4, steps=3)
+    optimizer = torch.optim.AdamW([whole.weight], lr=0.1)
+    rates = [lr for _, lr in train_epochs(optimizer, whole.batches, whole.loss, epochs=4, steps=3)]
+    optimizer = torch.optim.AdamW([halves.weight], lr=0.1)
+    passes = train_epochs(optimizer, halves.batches, halves.loss, epochs=4, steps=3)
     kept = [next(passes)[1], next(passes)[1]]
-    optimiser.param_groups[0]["lr"] = 0.1
-    kept += [lr for _, lr in train_epochs(optimiser, halves.batches, halves.loss, epochs=4, steps=3, first=3)]
+    optimizer.param_groups[0]["lr"] = 0.1
+    kept += [lr for _, lr in train_epochs(optimizer, halves.batches, halves.loss, epochs=4, steps=3, first=3)]
     assert kept == rates
     assert torch.equal(whole.weight, halves.weight)
 
 
 def test_a_loss_that_is_not_finite_is_told_with_its_place() -> None:
     line = Line()
-    optimiser = torch.optim.AdamW([line.weight], lr=0.1)
+    optimizer = torch.optim.AdamW([line.weight], lr=0.1)
     line.x[5] = torch.nan
     where = r"The loss is nan in epoch 1 at step 2, where the learning rate is 0\.09"
     with pytest.raises(NonFiniteError, match=where) as caught:
-        next(train_epochs(optimiser, line.batches, line.loss, epochs=2, steps=3))
+        next(train_epochs(optimizer, line.batches, line.loss, epochs=2, steps=3))
     assert isinstance(caught.value, TrainingError)
     assert (caught.value.epoch, caught.value.step) == (1, 2)
 
@@ -101,6 +101,6 @@ def test_a_loss_that_is_not_finite_is_told_with_its_place() -> None:
 @pytest.mark.parametrize(("steps", "said"), [(4, "3 batches"), (2, "more batches")])
 def test_batches_that_are_not_as_many_as_announced(steps: int, said: str) -> None:
     line = Line()
-    optimiser = torch.optim.AdamW([line.weight], lr=0.1)
+    optimizer = torch.optim.AdamW([line.weight], lr=0.1)
     with pytest.raises(UsageError, match=f"Epoch 1 has {said}, but should have {steps}"):
-        next(train_epochs(optimiser, line.batches, line.loss, epochs=2, steps=steps))
+        next(train_epochs(optimizer, line.batches, line.loss, epochs=2, steps=steps))

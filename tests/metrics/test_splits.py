@@ -111,24 +111,24 @@ def test_keys_do_not_depend_on_the_order(items: list[Thing], rng: random.Random)
     assert len(set(keys)) == len(set(numbers.tolist())) == len(set(zip(keys, numbers.tolist(), strict=True)))
 
 
-def majority(labelled: list[tuple[str, str]]) -> dict[str, str]:
+def majority(labeled: list[tuple[str, str]]) -> dict[str, str]:
     """The most frequent label of each key, the smallest of equals."""
     labels: dict[str, list[str]] = {}
-    for label, key in labelled:
+    for label, key in labeled:
         labels.setdefault(key, []).append(label)
     return {key: min(set(found), key=lambda name: (-found.count(name), name)) for key, found in labels.items()}
 
 
-def draw(labelled: list[tuple[str, str]], **options: object) -> dict[str, str]:
-    return draw_holdout([label for label, _ in labelled], [key for _, key in labelled], **options)  # type: ignore[arg-type]
+def draw(labeled: list[tuple[str, str]], **options: object) -> dict[str, str]:
+    return draw_holdout([label for label, _ in labeled], [key for _, key in labeled], **options)  # type: ignore[arg-type]
 
 
 @given(LABELLED, st.floats(0.05, 0.95), st.integers(0, 5))
 def test_each_class_gives_its_fraction_and_keeps_one(
-    labelled: list[tuple[str, str]], fraction: float, seed: int
+    labeled: list[tuple[str, str]], fraction: float, seed: int
 ) -> None:
-    parts = draw(labelled, fraction=fraction, seed=seed)
-    labels = majority(labelled)
+    parts = draw(labeled, fraction=fraction, seed=seed)
+    labels = majority(labeled)
     assert parts.keys() == labels.keys()
     for name in set(labels.values()):
         sides = [parts[key] for key in labels if labels[key] == name]
@@ -143,11 +143,11 @@ def test_each_class_gives_its_fraction_and_keeps_one(
 
 @given(LABELLED, st.integers(0, 5), st.randoms(use_true_random=False))
 def test_the_order_of_the_items_is_irrelevant(
-    labelled: list[tuple[str, str]], seed: int, rng: random.Random
+    labeled: list[tuple[str, str]], seed: int, rng: random.Random
 ) -> None:  # fmt: skip
-    shuffled = labelled.copy()
+    shuffled = labeled.copy()
     rng.shuffle(shuffled)
-    assert draw(shuffled, seed=seed) == draw(labelled, seed=seed)
+    assert draw(shuffled, seed=seed) == draw(labeled, seed=seed)
 
 
 @given(LABELLED, LABELLED, st.integers(0, 5))
@@ -162,10 +162,10 @@ def test_more_items_move_nothing_that_is_decided(
 
 @given(LABELLED, st.dictionaries(st.integers(0, 40).map(str), st.sampled_from(["train", "test"])))
 def test_whatever_is_decided_stays_and_no_other_key_comes_in(
-    labelled: list[tuple[str, str]], decided: dict[str, str]
+    labeled: list[tuple[str, str]], decided: dict[str, str]
 ) -> None:
-    parts = draw(labelled, decided=decided)
-    keys = {key for _, key in labelled}
+    parts = draw(labeled, decided=decided)
+    keys = {key for _, key in labeled}
     assert parts.keys() == keys
     assert all(parts[key] == part for key, part in decided.items() if key in keys)
 
@@ -179,8 +179,8 @@ def test_new_units_fill_up_what_is_missing() -> None:
 
 
 def test_another_seed_is_another_draw() -> None:
-    labelled = [("ab"[i % 2], str(i)) for i in range(100)]
-    assert len({tuple(sorted(draw(labelled, seed=seed).items())) for seed in range(5)}) == 5
+    labeled = [("ab"[i % 2], str(i)) for i in range(100)]
+    assert len({tuple(sorted(draw(labeled, seed=seed).items())) for seed in range(5)}) == 5
 
 
 PROBLEMS = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 14)), min_size=20, max_size=80)

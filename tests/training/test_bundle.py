@@ -15,7 +15,7 @@ from sklearn.ensemble import RandomForestClassifier
 import featcache as fc
 from featcache.core.errors import BundleError, RecipeMismatchError, StoreFormatError, UsageError
 from featcache.heads.matching import MatchingPredictor
-from featcache.heads.predictors import KnnPredictor, LinearPredictor, normalised
+from featcache.heads.predictors import KnnPredictor, LinearPredictor, normalized
 from featcache.metrics.likelihood_ratio import Calibration
 from featcache.training.bundle import Bundle
 from featcache.training.layer_use import LayerUse
@@ -85,7 +85,7 @@ def test_it_comes_back_bit_for_bit(tmp_path: Path, link: str, known: bool) -> No
 def votes() -> Bundle:
     """A bundle of the other form: 12 vectors that vote."""
     bundle, rng = made(), np.random.default_rng(1)
-    vectors = normalised(rng.normal(size=(12, 8)).astype(np.float32))
+    vectors = normalized(rng.normal(size=(12, 8)).astype(np.float32))
     vectors[5] = 0
     bundle.predictor = KnnPredictor(vectors, np.arange(12) % 3, 4, CLASSES)
     return bundle

@@ -387,13 +387,13 @@ def test_its_backbone_stays_in_eval_mode(place: Path, bundle: Bundle, net: Backb
 def test_its_head_can_be_trained_further(bundle: Bundle, net: Backbone) -> None:
     module = bundle.to_torch(net).train()
     x = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    optimiser = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=0.01)
+    optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=0.01)
     losses = []
     for _ in range(5):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss = torch.nn.functional.cross_entropy(module(x), torch.tensor([0, 1, 2, 0, 1, 2]))
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
 

@@ -82,7 +82,7 @@ def convert(network: Network, layers: Sequence[Layer], example: np.ndarray) -> G
             self.inner = network.module
 
         def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-            got = activations(self.inner, layers, network.axes, network.normalise(x))
+            got = activations(self.inner, layers, network.axes, network.normalize(x))
             return tuple(got[layer.name].float() for layer in layers)
 
     x = torch.from_numpy(example)
