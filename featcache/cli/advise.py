@@ -33,7 +33,7 @@ def advise(
     labels: Labels = None,
     source: Source = None,
     space: Space = None,
-    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of all that is drawn.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Random seed.")] = 0,
     as_json: Json = False,
     debug: Debug = False,
 ) -> Answer:

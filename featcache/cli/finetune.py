@@ -73,7 +73,7 @@ def finetune(
         typer.Option("--lr", metavar="R", help="The highest learning rate; 3e-4, for new 1e-3, for scratch 2e-3."),
     ] = None,
     batch_size: Annotated[int | None, typer.Option(metavar="N", min=2, help="Images per step; 32.")] = None,
-    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of all that is drawn.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Random seed.")] = 0,
     precision: Annotated[
         str | None,
         typer.Option(metavar="float32|bfloat16", help="bfloat16: products in it, where the processor or GPU has it."),

@@ -16,14 +16,17 @@ ADVANCED = "Advanced"
 """The panel of ``--help`` for options that few people need."""
 
 T = TypeVar("T")
-Layers = Annotated[
+_LAYERS = (
+    "Layers, with the pooling after a colon (mean, mean_std, none); globs such as 'blocks.*:mean' in quotes. Several"
+    " may follow one --layers."
+)
+Layers = Annotated[list[str] | None, typer.Option("--layers", metavar="L[:pool] ...", help=_LAYERS)]
+LayersOrBlocks = Annotated[
     list[str] | None,
     typer.Option(
         "--layers",
         metavar="L[:pool] ...",
-        help="Layers, with the pooling after a colon (mean, mean_std, none); globs such as"
-        " 'blocks.*:mean' in quotes. Several may follow one --layers. train and sweep also take all-blocks: every block"
-        " with mean_std, and pooled; what is missing is extracted.",
+        help=f"{_LAYERS} all-blocks: every block with mean_std, and pooled; what is missing is extracted.",
     ),
 ]
 _SELECTION = "Selection"

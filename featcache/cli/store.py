@@ -170,7 +170,7 @@ def _show_gc(report: GcReport) -> None:
     for source in report.doubtful:
         output.say(f"  {source['source']}: {source['reason']}")
     if not report.applied:
-        output.say("Nothing was done yet. To do it, say --yes" + (" --force" if report.doubtful else ""))
+        output.say("Nothing was changed. To apply, add --yes" + (" --force" if report.doubtful else ""))
     elif report.bytes_in_part:
         command = output.command("featcache", "compact", report.store)
         output.say(f"Next:  {command}  (frees about {output.size(report.bytes_in_part)} more)")

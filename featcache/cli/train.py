@@ -11,7 +11,7 @@ import typer
 
 from featcache.cli import output
 from featcache.cli.command import Answer, Debug, Json, command
-from featcache.cli.options import HeadPath, Layers, StorePath, layer_list, selects
+from featcache.cli.options import HeadPath, LayersOrBlocks, StorePath, layer_list, selects
 from featcache.core.errors import BundleError, GridEdgeWarning, UsageError
 from featcache.core.progress import counted
 
@@ -53,7 +53,7 @@ def train(
             " them), each with its own probability. Only for the head softmax.",
         ),
     ] = "classify",
-    layers: Layers = None,
+    layers: LayersOrBlocks = None,
     cv: Annotated[
         int | None, typer.Option(min=2, metavar="K", help="Score by K-fold cross-validation, not a hold-out.")
     ] = None,
@@ -331,7 +331,7 @@ def warn_of_little(unscored: Sequence[str], n: int) -> None:
     if unscored:
         output.say(f"Warning: no scored item has the label{'s' if len(unscored) > 1 else ''} {_named(unscored)}.")
     if n < FEW:
-        output.say(f"Warning: a score on {counted(n, 'items')} is unreliable; label more images, or use --cv 5.")
+        output.say(f"Warning: a score on {counted(n, 'items')} is unreliable; label more images, or train with --cv 5.")
 
 
 def warn_of_near_duplicates(found: Mapping[str, Any] | None) -> None:

@@ -20,6 +20,7 @@ from featcache.extraction.stored_source import KnownSource
 from featcache.images.augmentation import views_beside
 from featcache.images.in_memory import GivenImages
 from featcache.store.compact import merge_small_shards
+from featcache.store.folder import has_catalogue
 from featcache.store.sources import SourceRecords
 from featcache.store.writer import StoreWriter
 
@@ -97,6 +98,8 @@ def extract(
         raise UsageError(f"limit is a whole number from 1 on, not {limit}.")
     began, started = time.monotonic(), datetime.now(UTC)
     is_reserved = isinstance(source, (GivenImages, KnownSource))  # these alone may have a reserved name
+    if isinstance(source, str | Path) and has_catalogue(Path(source)):
+        raise UsageError(f"{source} is a store, not a folder of images. Give the images that it was extracted from.")
     images: Source = (
         source if isinstance(source, Source) else open_source(source, labels=labels, split=split, name=name)
     )

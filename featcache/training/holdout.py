@@ -86,6 +86,11 @@ def train_test_split(
         )
     parts, words = _holdout(dataset, seed, store, progress)
     train_rows, test = np.flatnonzero(parts == "train"), np.flatnonzero(parts == "test")
+    if not len(test):
+        raise UsageError(
+            f"Nothing can be held out of {counted(len(train_rows), 'labeled items')} to score a head on. Add images: "
+            "each class needs several that are not copies of one another."
+        )
     return _without_leaks(
         dataset, train_rows, test, f"a hold-out of {counted(len(test), 'items')} (one in five, {words})"
     )

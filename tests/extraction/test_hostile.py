@@ -345,3 +345,11 @@ def test_pipes_and_devices_named_like_images(photos: Path, tmp_path: Path, net: 
     assert report.computed == 2
     assert dict(report.quarantine) == dict.fromkeys(names[1:3], "it is not a regular file")
     assert state(tmp_path / "t.fcache") == (2, set(names[1:3]))
+
+
+def test_a_store_is_not_a_folder_of_images(tmp_path: Path, draw_images: Callable[..., Path]) -> None:
+    store = tmp_path / "s.fcache"
+    fc.extract(draw_images(tmp_path / "photos", each=2), store, backbone=tiny_backbone(), progress=False)
+    with pytest.raises(UsageError, match="is a store, not a folder of images"):
+        fc.extract(store, tmp_path / "other.fcache", backbone=tiny_backbone(), progress=False)
+    assert not (tmp_path / "other.fcache").exists()

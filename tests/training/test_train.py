@@ -545,3 +545,9 @@ def test_what_a_file_cannot_choose_is_refused(option: str, tmp_path: Path) -> No
     np.savez(tmp_path / "x.npz", features=np.eye(8, dtype=np.float32), labels=np.arange(8) % 2)
     with pytest.raises(UsageError, match=rf"file of features and has no {option} to choose"):
         fc.train(tmp_path / "x.npz", "ridge", progress=False, **{option: "other"})
+
+
+def test_one_image_per_class_leaves_nothing_to_score(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", features=np.eye(2, dtype=np.float32), labels=np.arange(2))
+    with pytest.raises(UsageError, match="Nothing can be held out of 2 labeled items"):
+        fc.train(tmp_path / "x.npz", "ridge", progress=False)
