@@ -4,5 +4,5 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash scripts/install.sh demo
-echo "==> Running featcache demo: 2,000 pictures, two heads, three predictions"
+echo "==> Running featcache demo: 2,000 images, two heads, three predictions"
 exec .venv/bin/featcache demo "$@"
