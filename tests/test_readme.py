@@ -79,6 +79,7 @@ def test_the_commands_on_faces_run_in_order(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_the_python_runs(desk):
     namespace: dict[str, object] = {}
     for block in blocks("python"):

@@ -13,6 +13,8 @@ import pytest
 import featcache as fc
 from featcache.cli import main
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.slow
 def test_images_are_extracted_into_the_store_that_is_named(

@@ -14,6 +14,8 @@ import pytest
 
 from featcache.cli import main
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory, draw_images: Callable[..., Path]) -> Path:

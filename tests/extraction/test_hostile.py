@@ -263,6 +263,7 @@ def test_ctrl_c_does_not_wait_for_it_either(photos: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="processes cannot be stopped here")
 def test_the_time_in_which_the_process_was_stopped_is_not_the_images(photos: Path, tmp_path: Path) -> None:
     """Ctrl-Z, and later `fg`."""

@@ -198,6 +198,7 @@ def test_grid_search_goes_over_layers(paths: list[Path], store: Path, backbone: 
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_two_processes_write_one_store(paths: list[Path], store: Path, backbone: Backbone) -> None:
     scores = cross_val_score(pipeline(backbone, store), paths, labels(paths), cv=4, n_jobs=2, error_score="raise")
     report = FeatureStore.open(store).verify()

@@ -33,6 +33,8 @@ from featcache.training.leakage import folds_without_leakage
 
 from .advise_making import names_of, outcome, reason_of, store_of, synthetic
 
+pytestmark = pytest.mark.slow
+
 LONG = 10_000.0
 
 

@@ -340,6 +340,7 @@ def test_what_cannot_be_written_is_said_and_the_report_comes_all_the_same(store:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_the_command_answers_and_leaves_files(store: Path, tmp_path: Path, capsys: Any) -> None:
     words = [
         "sweep",
