@@ -127,7 +127,7 @@ def selects(*names: str, split: str | None = None) -> Callable[[Callable[..., T]
         kind = taken.pop("selection").KEYWORD_ONLY
         parameters = [parameter.replace(kind=kind) for parameter in taken.values()]
         parameters += [inspect.Parameter(name, kind, default=None, annotation=a) for name, a in options.items()]
-        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # functions take any attribute
         command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         return command
 

@@ -24,14 +24,8 @@ from typing import Any, TypeVar
 from threadpoolctl import ThreadpoolController
 
 _lock = threading.Lock()
-
-
 _held: list[Any] = []
-
-
 _users = 0
-
-
 _threads: int | None = None
 
 

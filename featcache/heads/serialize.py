@@ -35,7 +35,7 @@ def export_predictor(fitted: Any) -> Predictor:
         BundleError: the estimator has none; the message names what is supported.
     """
     if type(fitted).__module__.startswith("featcache.heads.") and hasattr(fitted, "predictor"):
-        return fitted.predictor()  # type: ignore[no-any-return]
+        return fitted.predictor()  # type: ignore[no-any-return]  # one of our own heads: checked above
     return linear_predictor(fitted)
 
 

@@ -85,12 +85,12 @@ class Skeleton(io.RawIOBase):
         self._at = stop
         return data
 
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  # HDF5 gives a memoryview
         view = memoryview(buffer).cast("B")
         view[:] = self.read(len(view))
         return len(view)
 
-    def write(self, data: memoryview) -> int:  # type: ignore[override]
+    def write(self, data: memoryview) -> int:  # type: ignore[override]  # as above
         view = memoryview(data).cast("B")
         done = 0
         while done < len(view):
