@@ -65,3 +65,23 @@ def small_network() -> str:
 def photos(tmp_path: Path, draw_images: Callable[..., Path]) -> Path:
     """``photos/`` with 12 cats and 12 dogs, in a folder of this test's own."""
     return draw_images(tmp_path / "photos")
+
+
+@pytest.fixture(scope="session")
+def draw_people() -> Callable[[Path], Path]:
+    """A function that fills a folder: ann and bob with faces of three kinds, and images that show none."""
+    from tests.faces.drawing import beside, draw_face
+
+    def draw(root: Path) -> Path:
+        for name, skin in (("ann", (224, 180, 150)), ("bob", (150, 105, 80))):
+            (root / name).mkdir(parents=True)
+            for number in range(3):
+                draw_face(150 + 20 * number, skin=skin).save(root / name / f"near-{number}.png")
+            draw_face(80, skin=skin).save(root / name / "far.png")
+            beside(draw_face(150, skin=skin), draw_face(200)).save(root / name / "two.png")
+        Image.new("RGB", (120, 90), (200, 30, 30)).save(root / "ann" / "red.png")
+        Image.new("L", (5, 4), 9).save(root / "bob" / "tiny.png")
+        (root / "bob" / "text.png").write_text("this is no image")
+        return root
+
+    return draw
