@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from featcache.backbones.compute import cores
 from featcache.backbones.runtimes import passes_for
 from featcache.core.errors import DiskFullError, UsageError
+from featcache.core.labels import doubts
 from featcache.core.names import GIVEN, VIEW_0
 from featcache.core.progress import Progress, choose, counted, phase_if_slow
 from featcache.core.recipe import Recipe, StandardTransform
@@ -18,6 +19,7 @@ from featcache.extraction.report import ExtractionInterrupted, ExtractReport, No
 from featcache.extraction.run import ExtractionConfig, Run
 from featcache.extraction.stored_source import KnownSource
 from featcache.images.augmentation import views_beside
+from featcache.images.entry import notes_of
 from featcache.images.in_memory import GivenImages
 from featcache.store.compact import merge_small_shards
 from featcache.store.folder import has_catalogue
@@ -108,6 +110,8 @@ def extract(
     with choose(progress) as bar:
         with phase_if_slow(bar, "list", "images"):
             listed = images.entries()
+        for note in (*notes_of(images), *doubts(entry.label for entry in listed)):
+            bar.note(note)
         entries = limited(listed, limit)
         network: Extractor = backbones.get(backbone) if isinstance(backbone, str) else backbone
         recipe, chosen = network.recipe, network.resolve_layers(layers)

@@ -47,19 +47,21 @@ def known_images(
         given = images if isinstance(images, Source) else open_source(images, labels="none", name=source)
         return {entry.uri: entry for entry in given.entries()}
     if source == PATHS:
-        return {entry.uri: entry for entry in _single_files(root, items)}
+        return {entry.uri: entry for entry in _files(root, items)}
     if not root or root.startswith(IN_PYTHON):
         raise UsageError(
             f"The images of the source {source!r} were given in Python, so they cannot be read again from here. Call "
             "the function of the same name in Python with images=… (if it has that), choose another --source, or "
             "extract them from files."
         )
-    found: dict[str, Entry] = {}
     tars = _tars(root, items)
+    # The root of a CSV file's images may be any folder above them, too large to list.
+    found = {entry.uri: entry for entry in _files(root, items) if os.path.exists(entry.place)}
     sources: list[Callable[[], Source]] = (
         [lambda: TarSource(list(tars.values()), name=source, labels=False)] if tars else []
     )
-    if any(item.uri.split("/")[0] not in tars for item in items):
+    # A name that is no text is not that of its file.
+    if not os.path.isdir(root) or any("%" in item.uri for item in items if item.uri not in found):
         sources.append(lambda: open_source(root, labels="none"))
     for opened in sources:
         try:
@@ -118,8 +120,8 @@ def _tars(root: str, items: Sequence[Item]) -> dict[str, Path]:
     return {name: path for name in sorted(names) if (path := Path(root, name)).is_file()}
 
 
-def _single_files(root: str, items: Sequence[Item]) -> Iterator[Entry]:
-    """Files that were given one by one; their root is the file system's, which cannot be listed."""
+def _files(root: str, items: Sequence[Item]) -> Iterator[Entry]:
+    """Files below a root, or of those given one by one, whose root is that of the file system."""
     for item in items:
         parts = PurePosixPath(item.uri).parts
         if ".." not in parts and parts[:1] != ("/",):

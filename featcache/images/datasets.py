@@ -56,6 +56,8 @@ class DatasetSource(Source):
         UsageError: there is no name, or this is no such dataset.
     """
 
+    notes: tuple[str, ...] = ()
+
     def __init__(self, dataset: Dataset | Mapping[str, Dataset], *, name: str | None) -> None:
         self._parts = dict(dataset) if isinstance(dataset, Mapping) else {None: dataset}
         for part in self._parts.values():

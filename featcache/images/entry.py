@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from urllib.parse import quote
 
 from featcache.core.errors import UnusableImageError
+from featcache.core.labels import settled
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -77,7 +78,7 @@ class Entry:
     Attributes:
         uri: relative to the source's root, with ``/`` between the parts.
         place: path of its file. Text, as a source may list very many and a `Path` takes four times the memory.
-        label, split, group: None if unknown.
+        label, split, group: None if unknown. They become what `featcache.core.labels.settled` makes of them.
         make_image: makes the upright RGB image of one that is in memory and has no file at *place*.
         content: reads the bytes of an image that is no file of its own; then *place* is for messages only.
     """
@@ -89,6 +90,11 @@ class Entry:
     group: str | None
     make_image: Callable[[], Image] | None = None
     content: Content | None = None
+
+    def __post_init__(self) -> None:
+        # Here, so that it holds for every source, whoever wrote it.
+        for name, text in settled(self.label, self.split, self.group):
+            object.__setattr__(self, name, text)
 
     def read(self) -> tuple[bytes, FileStat]:
         """The bytes of its file, and the file's state.
@@ -134,6 +140,11 @@ class Source(Protocol):
 
     def entries(self) -> list[Entry]:
         """List the images, each URI once, in a fixed order that is good to read in."""
+
+
+def notes_of(source: Source) -> tuple[str, ...]:
+    """What `entries` found that the user should know, as sentences: the ``notes`` of a source that has some."""
+    return tuple(getattr(source, "notes", ()))  # no part of the protocol: sources written before have none
 
 
 def read_image_file(path: Path) -> tuple[bytes, FileStat]:

@@ -1,36 +1,37 @@
 """A folder as a source: class folders, optional ``train/ val/ test/`` above them, or a flat folder.
 
 Links to folders are followed, but each real folder is entered once, under its own path if that lies below the root, so
-a loop of links ends. Hidden files and folders, stores and pipes are skipped.
+a loop of links ends. Hidden files and folders, those of `featcache.images.passed_over`, stores and pipes are skipped.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator, Sequence
 from heapq import heappop, heappush
 from itertools import pairwise
 from pathlib import Path
 
 from featcache.core.errors import SourceError
+from featcache.core.labels import merged, nfc, split_word
+from featcache.core.progress import counted
 from featcache.images.entry import Entry, Source, as_text
-
-SPLITS = {
-    "train": "train", "training": "train",
-    "val": "val", "valid": "val", "validation": "val",
-    "test": "test", "testing": "test",
-}  # fmt: skip
+from featcache.images.passed_over import STORE_ENDING, is_hidden, is_store, is_system_folder
 
 
 class FolderSource(Source):
     """Images below one folder.
 
     The label is the name of the first folder below the root, or below the split's folder; images directly in it have
-    none. Folders are splits if all top-level folders with images have a split's name.
+    none. Folders are splits if all top-level folders with images have a split's name, see
+    `featcache.core.labels.split_word`.
 
     Args:
         folder: the root.
         name: the source's name; the folder's own by default.
     """
+
+    notes: tuple[str, ...] = ()
 
     def __init__(self, folder: Path, *, name: str | None = None) -> None:
         resolved = folder.resolve()
@@ -42,9 +43,11 @@ class FolderSource(Source):
         """List the images, sorted by URI.
 
         Raises:
-            SourceError: there is no image, a folder cannot be listed, or two names give one URI.
+            SourceError: there is no image, a folder cannot be listed, the folder is a store, or two names give one URI.
         """
-        self.ignored = 0
+        self.ignored, self.notes = 0, ()
+        passed: set[str] = set()
+        stores: list[str] = []
         found: list[tuple[tuple[str, ...], str]] = []
         seen: set[tuple[int, int]] = set()
         waiting: list[tuple[str, tuple[str, ...]]] = [(self._folder, ())]
@@ -63,11 +66,22 @@ class FolderSource(Source):
                 raise SourceError(
                     f"The folder {folder} cannot be listed: {error.strerror}. Check its permissions."
                 ) from error
+            if is_store({entry.name for entry in inside}):
+                if not parts:
+                    raise SourceError(
+                        f"{self.root} is a store, not a folder of images. Give the images that it was extracted from."
+                    )
+                stores.append(as_text("/".join(parts)))
+                continue
             for entry in inside:
-                if entry.name.startswith(".") or entry.name == "__MACOSX":
+                if is_hidden(entry.name):
                     continue
                 if _is_folder(entry):
-                    if not entry.name.endswith(".fcache"):
+                    if entry.name.endswith(STORE_ENDING):
+                        stores.append(as_text("/".join((*parts, entry.name))))
+                    elif is_system_folder(entry.name):
+                        passed.add(as_text(entry.name))
+                    else:
                         place = (entry.path, (*parts, entry.name))
                         if entry.is_symlink():
                             heappush(links, place)
@@ -83,7 +97,7 @@ class FolderSource(Source):
                 f"Looked for names that end in {', '.join(sorted(EXTENSIONS))}."
             )
         tops = {parts[0] for parts, _ in found if parts}
-        has_splits = bool(tops) and tops <= SPLITS.keys()
+        has_splits = bool(tops) and all(map(split_word, tops))
         entries = []
         for parts, path in found:
             folders = parts[1:] if has_splits else parts
@@ -92,7 +106,7 @@ class FolderSource(Source):
                     uri=as_text("/".join((*parts, os.path.basename(path)))),
                     place=path,
                     label=as_text(folders[0]) if folders else None,
-                    split=SPLITS[parts[0]] if has_splits and parts else None,
+                    split=split_word(parts[0]) if has_splits and parts else None,
                     group=None,
                 )
             )
@@ -103,7 +117,52 @@ class FolderSource(Source):
                     f"Two files in {self.root} would both be called {one.uri}, as the name of one is not "
                     "valid text. Rename one of them."
                 )
+        inner = [parts[1:] if has_splits else parts for parts, _ in found]
+        self.notes = (
+            *_passed_over(stores, passed),
+            *_merged(tops if has_splits else (), inner),
+            *self._nested(inner, has_splits),
+        )
         return entries
+
+    def _nested(self, inner: Sequence[tuple[str, ...]], has_splits: bool) -> Iterator[str]:
+        """Tell that the folders of most images lie below the one that gives the label."""
+        deep = [parts for parts in inner if len(parts) > 1]
+        if 2 * len(deep) <= sum(map(bool, inner)):
+            return
+        labels, below = (sorted({as_text(parts[place]) for parts in deep}) for place in (0, 1))
+        place = os.path.join(self.root, labels[0])
+        choice = (
+            f"extract {place} in its place, " if len(labels) == 1 else f"extract folders such as {place} one by one, "
+        )
+        yield (
+            f"The label is the name of the first folder ({_listed(labels)}), but {counted(len(deep), 'images')} lie in "
+            f"folders below it ({_listed(below)}), which give no label. If these are the classes, "
+            f"{'' if has_splits else choice}give the labels with --labels FILE (path,label), or move the folders up."
+        )
+
+
+def _passed_over(stores: Sequence[str], system: Iterable[str]) -> Iterator[str]:
+    if stores:
+        yield f"Passed over, as these are featcache stores: {_listed(sorted(stores))}."
+    if system:
+        yield f"Passed over, as the system or a NAS made these folders: {_listed(sorted(system))}."
+
+
+def _merged(tops: Iterable[str], inner: Sequence[tuple[str, ...]]) -> Iterator[str]:
+    """Tell which folders are one split or one class."""
+    for split, folders in merged(tops).items():
+        yield f"The folders {' and '.join(map(as_text, folders))} are both the split {split}."
+    spelled: dict[str, set[str]] = {}
+    for parts in inner:
+        if parts:
+            spelled.setdefault(nfc(parts[0]), set()).add(parts[0])
+    if twice := sorted(as_text(name) for name, spellings in spelled.items() if len(spellings) > 1):
+        yield f"Folders whose names differ only in how Unicode spells them are one class: {_listed(twice)}."
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (" …" if len(names) > 5 else "")
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from featcache.core.errors import SourceError, UsageError
+from featcache.core.labels import merged, split_name
 from featcache.images.csv_manifest import ManifestSource, read_column
 from featcache.images.datasets import DatasetSource
-from featcache.images.entry import Content, Entry, Source
+from featcache.images.entry import Content, Entry, Source, notes_of
 from featcache.images.folder import FolderSource
+from featcache.images.table_paths import by_uri
 from featcache.images.tar import TarSource
 from featcache.images.tar_patterns import tar_files
 
@@ -115,6 +117,8 @@ def read_labels(path: Path) -> dict[str, str]:
 class _Described(Source):
     """A source whose labels or splits come from elsewhere."""
 
+    notes: tuple[str, ...] = ()
+
     def __init__(self, inner: Source, labels: str | Path | None, split: str | Path | None) -> None:
         self.inner, self.labels, self.split = inner, labels, split
         self.name, self.root = inner.name, inner.root
@@ -123,25 +127,27 @@ class _Described(Source):
     def entries(self) -> list[Entry]:
         entries = self.inner.entries()
         self.ignored, self.incomplete, self.within = self.inner.ignored, self.inner.incomplete, self.inner.within
+        self.root, self.notes = self.inner.root, notes_of(self.inner)
         if self.labels == "none":
             entries = [replace(entry, label=None) for entry in entries]
         elif self.labels not in (None, "folder"):
-            given = _matching(Path(str(self.labels)), "label", entries)
+            given = _matching(Path(str(self.labels)), "label", entries, self.root)
             entries = [replace(entry, label=given.get(entry.uri)) for entry in entries]
         if self.fractions is not None:
             return _drawn(entries, self.fractions)
         if self.split not in (None, "folder"):
-            given = _matching(Path(str(self.split)), "split", entries)
+            given = _matching(Path(str(self.split)), "split", entries, self.root)
+            for name, words in merged(given.values()).items():
+                self.notes += (f"The splits {' and '.join(words)} are both {name}.",)
             entries = [replace(entry, split=given.get(entry.uri)) for entry in entries]
         return entries
 
 
-def _matching(path: Path, column: str, entries: list[Entry]) -> dict[str, str]:
+def _matching(path: Path, column: str, entries: list[Entry], root: str) -> dict[str, str]:
     if not os.path.isfile(path):
         other = "none" if column == "label" else "fractions such as 0.8/0.2"
         raise SourceError(f"There is no file {path}. Give folder, {other}, or a CSV file (path,{column}).")
-    given = read_column(path, column)
-    unknown = sorted(given.keys() - {entry.uri for entry in entries})
+    given, unknown = by_uri(read_column(path, column), [entry.uri for entry in entries], root)
     if unknown:
         listed = ", ".join(unknown[:5]) + (" …" if len(unknown) > 5 else "")
         raise SourceError(
@@ -159,7 +165,10 @@ def _fractions(split: str | Path | None) -> dict[str, float] | None:
         names = ("train", "test") if len(values) == 2 else ("train", "val", "test")
         fractions = dict(zip(names, values, strict=True))
     elif re.fullmatch(rf"\w+={number}(,\w+={number})*", text):
-        fractions = {name: float(value) for name, value in (part.split("=") for part in text.split(","))}
+        pairs = [part.split("=") for part in text.split(",")]
+        fractions = {split_name(name) or name: float(value) for name, value in pairs}
+        if len(fractions) < len(pairs):
+            raise UsageError(f"--split {text} names one split twice.")
     else:
         return None
     if abs(sum(fractions.values()) - 1) > 1e-6 or min(fractions.values()) <= 0:

@@ -21,6 +21,7 @@ from featcache.core.errors import (
     UnknownNameError,
     UsageError,
 )
+from featcache.core.labels import split_name
 from featcache.core.names import GIVEN, VIEW_0
 from featcache.core.recipe import Recipe
 from featcache.store import spaces as layer_names
@@ -150,9 +151,13 @@ class StoreReader:
             "JOIN sources s ON s.id = i.source_id WHERE s.name = ? ORDER BY i.uri",
             (name,),
         )
-        if split is not None and all(row[3] != split for row in rows):
-            raise UnknownNameError.among("split", split, sorted({row[3] for row in rows if row[3]}))
-        return [Item(name, *row) for row in rows if split is None or row[3] == split]
+        items = [Item(name, *row) for row in rows]
+        if split is None:
+            return items
+        wanted = split_name(split)
+        if all(item.split != wanted for item in items):
+            raise UnknownNameError.among("split", split, sorted({item.split for item in items if item.split}))
+        return [item for item in items if item.split == wanted]
 
     def layer_names(self, layers: str | Sequence[str] | None = None, space: str | None = None) -> list[str]:
         """The stored layers that a choice means, in network order.

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from featcache.core.errors import MissingVectorsError, UnknownNameError, UsageError
+from featcache.core.labels import settled
 
 if TYPE_CHECKING:
     from featcache.core.recipe import Recipe
@@ -26,6 +27,10 @@ class Item:
     label: str | None
     split: str | None
     group: str | None
+
+    def __post_init__(self) -> None:
+        for name, text in settled(self.label, self.split, self.group):
+            object.__setattr__(self, name, text)
 
 
 @dataclass(frozen=True, slots=True)

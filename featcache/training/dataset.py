@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypedDict
 import numpy as np
 
 from featcache.core.errors import MissingVectorsError, UsageError
+from featcache.core.labels import split_name
 from featcache.core.names import VIEW_0
 from featcache.heads.streaming import available_memory
 from featcache.metrics import splits
@@ -50,6 +51,9 @@ class Selection:
     space: str | None = None
     split: str | None = None
     labels: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "split", split_name(self.split))
 
     def all_splits(self) -> Selection:
         """The same in all splits."""
@@ -258,16 +262,17 @@ def labels_of(store: FeatureStore, source: str, labels: str | Path) -> dict[str,
         UsageError: a path is not an image of the source.
     """
     from featcache.images.sources import read_labels
+    from featcache.images.table_paths import by_uri
 
     given = read_labels(Path(labels))
     # Images in quarantine are listed too.
-    unknown = sorted(given.keys() - {item.uri for item in store.items(source=source)})
+    found, unknown = by_uri(given, [item.uri for item in store.items(source=source)], store.sources()[source])
     if unknown:
         raise UsageError(
             f"{len(unknown)} of {len(given)} paths in {labels} are not images of source {source!r} "
             f"(first: {unknown[0]}). Paths are relative to {store.sources()[source]}."
         )
-    return given
+    return found
 
 
 def _count_labeled(store: FeatureStore, missing: Sequence[Item], given: Mapping[str, str] | None) -> int:
