@@ -34,8 +34,9 @@ from featcache.core.errors import (
     StoreBusyError,
     StoreError,
 )
+from featcache.core.failpoints import reach
 from featcache.core.files import sync
-from featcache.store import schema
+from featcache.store import format_1, schema
 
 BUSY_SECONDS = 60.0
 _MODULUS = 1 << 256
@@ -63,7 +64,7 @@ class Catalogue:
         self.writable = writable
         self._local = threading.local()
         with foreign_errors(str(path)):
-            schema.check(self.connection, str(path))
+            self.connection  # noqa: B018  # opening it checks the file
 
     @classmethod
     def create(cls, path: Path) -> Catalogue:
@@ -80,14 +81,22 @@ class Catalogue:
         return cls(path, writable=True)
 
     @property
+    def format(self) -> int:
+        """The store format of the file; one of format 1 is shown as format 2."""
+        self.connection  # noqa: B018  # opens it if need be, and sees what others made of it
+        held: _Held = self._local.held
+        return held.format
+
+    @property
     def connection(self) -> sqlite3.Connection:
         """This thread's connection, opened at first use and anew after a fork."""
         held: _Held | None = getattr(self._local, "held", None)
         if held is None or held.pid != os.getpid():
             # SQLite forbids using, or even closing, a connection that came through a fork: it is only put aside.
             self._inherited = held
-            held = _Held(_connect(self.path, self.writable), self.writable)
+            held = _Held(self.path, self.writable)
             self._local.held = held
+        held.see_migration()
         return held.connection
 
     def query(self, kinds: str, sql: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -146,17 +155,15 @@ class Catalogue:
             connection = self.connection
             connection.execute("BEGIN")
             try:
+                covered = schema.digested(schema.version_of(connection))
                 for (line,) in connection.execute("PRAGMA integrity_check(20)"):
                     if line != "ok":
                         found.append(f"SQLite finds: {line}")
-                if connection.execute("PRAGMA foreign_key_check").fetchone():
+                if connection.execute("PRAGMA main.foreign_key_check").fetchone():
                     found.append("SQLite finds rows that refer to others which are not there")
                 stored = dict(connection.execute("SELECT name, value FROM digests"))
-                for name, columns in schema.DIGESTED.items():
-                    total = 0
-                    for row in connection.execute(f"SELECT {', '.join(columns)} FROM {name}"):
-                        total += row_digest(*row)
-                    if stored.get(name) != (total % _MODULUS).to_bytes(32, "big"):
+                for name, columns in covered.items():
+                    if stored.get(name) != _digest(connection, name, columns):
                         found.append(f"the rows of table {name!r} are not those that were written")
             finally:
                 with suppress(sqlite3.Error):
@@ -190,13 +197,64 @@ def _allowed(kinds: str) -> tuple[frozenset[tuple[type, ...]], tuple[int, ...]]:
     )
 
 
-class _Held:
-    """One connection, the process it belongs to, and the digest changes of its open transaction."""
+def migrate(path: Path) -> None:
+    """Make a catalogue of format 1 one of format 2, in one transaction; one of format 2 stays as it is.
 
-    def __init__(self, connection: sqlite3.Connection, writable: bool) -> None:
-        self.connection = connection
+    Raises:
+        DamagedStoreError: its tables are not those of a catalogue.
+    """
+    with foreign_errors(str(path)):
+        connection = _connect(path, True)
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            if schema.check(connection, str(path)) == schema.STORE_FORMAT:
+                return
+            format_1.make_format_2(connection, schema.TABLES)
+            connection.executemany(
+                "INSERT INTO digests (name, value) VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value",
+                [
+                    (name, _digest(connection, name, schema.DIGESTED[name]))
+                    for name in (*format_1.REWRITTEN, *format_1.NEW)
+                ],
+            )
+            connection.execute(f"PRAGMA user_version = {schema.STORE_FORMAT}")
+            reach("migrate: tables changed")
+            connection.execute("COMMIT")
+        finally:
+            if connection.in_transaction:
+                with suppress(sqlite3.Error):
+                    connection.execute("ROLLBACK")
+            connection.close()
+
+
+def _digest(connection: sqlite3.Connection, name: str, columns: tuple[str, ...]) -> bytes:
+    """The digest of a table's rows, recomputed."""
+    total = 0
+    for row in connection.execute(f"SELECT {', '.join(columns)} FROM main.{name}"):
+        total += row_digest(*row)
+    return (total % _MODULUS).to_bytes(32, "big")
+
+
+class _Held:
+    """One connection, the process it belongs to, and the digest changes of its open transaction.
+
+    Attributes:
+        format: of the file when it was opened; one of format 1 is shown as format 2.
+    """
+
+    def __init__(self, path: Path, writable: bool) -> None:
+        self.connection = connection = _connect(path, writable)
         self.pid = os.getpid()
         self.sums: dict[str, int] = {}
+        try:
+            self.format = schema.check(connection, str(path))
+            if self.format != schema.STORE_FORMAT:
+                if writable:
+                    raise StoreError(f"{path} has store format {self.format}, which is read and not written.")
+                format_1.show_as_format_2(connection, schema.DIGESTED)
+        except BaseException:
+            connection.close()
+            raise
         if writable:
             connection.create_function("digest_change", -1, self._change)
             for name, columns in schema.DIGESTED.items():
@@ -209,6 +267,12 @@ class _Held:
                 for event, body in (("INSERT", add), ("DELETE", take), ("UPDATE", take + add)):
                     when = f"digest_{name}_{event} AFTER {event} ON main.{name}"
                     connection.execute(f"CREATE TEMP TRIGGER {when} BEGIN {body} END")
+
+    def see_migration(self) -> None:
+        """Look at the tables themselves once another process has made them those of format 2."""
+        if self.format != schema.STORE_FORMAT and schema.version_of(self.connection) == schema.STORE_FORMAT:
+            format_1.show_tables(self.connection)
+            self.format = schema.STORE_FORMAT
 
     def _change(self, name: str, sign: int, *values: Any) -> None:
         self.sums[name] = self.sums.get(name, 0) + sign * row_digest(*values)

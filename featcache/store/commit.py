@@ -30,6 +30,7 @@ from featcache.core.failpoints import reach
 from featcache.core.files import sync
 from featcache.store.catalogue import Catalogue, foreign_errors
 from featcache.store.journal import note_sealed
+from featcache.store.shard import layout_check
 
 if TYPE_CHECKING:
     import sqlite3
@@ -88,7 +89,7 @@ def commit_shard(
         number = insert_shard(connection, space, shard)
         total = 0
         for column, id_ in columns.items():
-            if shard.dtypes[column] == "float32":
+            if shard.vectors[column].dtype == "float32":
                 _retire_narrow_rows(connection, id_, sha256s)
             live = connection.executemany(
                 "INSERT INTO rows (column_id, sha256, shard_id, row) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
@@ -110,8 +111,8 @@ def insert_shard(connection: sqlite3.Connection, space: int, shard: SealedShard)
     holds places in the first would read other images' vectors from the second. So numbers follow the clock.
     """
     cursor = connection.execute(
-        "INSERT INTO shards (id, name, space_id, sha256, bytes, rows, created) "
-        "SELECT max(?, coalesce(max(id), 0) + 1), ?, ?, ?, ?, ?, ? FROM shards RETURNING id",
+        "INSERT INTO shards (id, name, space_id, sha256, bytes, rows, created, keys_offset, keys_sha256, layout) "
+        "SELECT max(?, coalesce(max(id), 0) + 1), ?, ?, ?, ?, ?, ?, ?, ?, ? FROM shards RETURNING id",
         (
             time.time_ns() // 1_000_000,
             shard.name,
@@ -120,6 +121,9 @@ def insert_shard(connection: sqlite3.Connection, space: int, shard: SealedShard)
             shard.bytes,
             shard.rows,
             datetime.now(UTC).isoformat(),
+            shard.keys.offset,
+            bytes.fromhex(shard.keys.sha256),
+            layout_check(shard.name, shard.keys, shard.vectors),
         ),
     )
     return int(cursor.fetchone()[0])
@@ -129,9 +133,12 @@ def insert_column(
     connection: sqlite3.Connection, shard_id: int, column_id: int, shard: SealedShard, column: Column, live: int
 ) -> None:
     """Record that a shard holds a column, and how many of its rows there exist."""
+    extent = shard.vectors[column]
+    shape = json.dumps(list(extent.shape[1:]))
     connection.execute(
-        "INSERT INTO shard_columns (shard_id, column_id, dtype, shape, live) VALUES (?, ?, ?, ?, ?)",
-        (shard_id, column_id, shard.dtypes[column], json.dumps(list(shard.shapes[column])), live),
+        "INSERT INTO shard_columns (shard_id, column_id, dtype, shape, live, offset, sha256) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (shard_id, column_id, extent.dtype, shape, live, extent.offset, bytes.fromhex(extent.sha256)),
     )
 
 

@@ -64,13 +64,16 @@ def make_folders(path: Path, *, create: bool) -> None:
     Raises:
         NotAStoreError: it is something else, or is not there and *create* is off.
         DamagedStoreError: it is a store that lost its catalogue.
+        StoreFormatError: it is a store of a newer format.
     """
     if path.exists() and not path.is_dir():
         raise NotAStoreError(f"{path} is a file, so it cannot be a store. Give a folder, for example {path}.fcache.")
     if not create and not path.is_dir():
         raise no_store(path)
     refuse_links(path)
-    if path.is_dir() and not has_catalogue(path):
+    if has_catalogue(path):
+        Catalogue(path / CATALOGUE).close()  # one of a newer format is left as it is
+    elif path.is_dir():
         if lost_catalogue(path):
             raise DamagedStoreError(f"{path} has lost its {CATALOGUE}. Run `featcache repair {path}`.")
         # Another process may be making the store at this moment.

@@ -263,14 +263,14 @@ def _forget_space(catalogue: Catalogue, space: Space) -> None:
     """Take a space without rows out of the catalogue, with what was quarantined for it."""
     ((number,),) = catalogue.query("i", "SELECT id FROM spaces WHERE fingerprint = ?", (space.fingerprint,))
     with catalogue.transaction() as connection:
-        for table in ("quarantine", "columns"):
+        for table in ("quarantine", "requests", "columns"):
             connection.execute(f"DELETE FROM {table} WHERE space_id = ?", (number,))
         connection.execute("DELETE FROM spaces WHERE id = ?", (number,))
 
 
 def _forget_source(catalogue: Catalogue, number: int) -> None:
-    """Take a source out of the catalogue, with its images, labels and hold-out."""
+    """Take a source out of the catalogue, with its images and labels."""
     with catalogue.transaction() as connection:
-        for table in ("items", "quarantine", "holdout", "departed"):
+        for table in ("items", "pending", "quarantine", "requests", "departed"):
             connection.execute(f"DELETE FROM {table} WHERE source_id = ?", (number,))
         connection.execute("DELETE FROM sources WHERE id = ?", (number,))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
@@ -29,7 +29,7 @@ from featcache.store.catalogue import Catalogue
 from featcache.store.column import ColumnReader, Vectors
 from featcache.store.folder import CATALOGUE, has_catalogue, lost_catalogue, no_store
 from featcache.store.shard_maps import ShardMaps, row_shape
-from featcache.store.spaces import Item, LayerColumn, Space, named
+from featcache.store.spaces import Item, LayerColumn, Pending, Space, named, parsed
 
 _T = TypeVar("_T")
 _SHA256S_PER_QUERY = 500
@@ -252,10 +252,51 @@ class StoreReader:
         """The part, ``train`` or ``test``, of each SHA-256 of a source for which it was drawn."""
         rows = self.catalogue.query(
             "ht",
-            "SELECT h.sha256, h.part FROM holdout h JOIN sources s ON s.id = h.source_id WHERE s.name = ?",
-            (source,),
+            "SELECT h.sha256, h.part FROM holdout h WHERE h.sha256 IN (SELECT i.sha256 FROM items i "
+            "JOIN sources s ON s.id = i.source_id WHERE s.name = ? UNION SELECT d.sha256 FROM departed d "
+            "JOIN sources s ON s.id = d.source_id WHERE s.name = ?)",
+            (source, source),
         )
         return {bytes(sha256): str(part) for sha256, part in rows}
+
+    def sides(self) -> dict[bytes, tuple[str, str]]:
+        """The exceptions to the rule by which images are held out.
+
+        Returns:
+            By SHA-256 the part, ``train`` or ``test``, and the reason: ``recorded`` (by an earlier version) or
+            ``topped up``.
+        """
+        rows = self.catalogue.query("htt", "SELECT sha256, part, reason FROM holdout")
+        return {sha256: (part, reason) for sha256, part, reason in rows}
+
+    def settings(self) -> dict[str, str]:
+        """What was settled once for the whole store, such as ``holdout_seed``."""
+        return dict(self.catalogue.query("tt", "SELECT key, value FROM settings"))
+
+    def source_settings(self, source: str) -> dict[str, Any]:
+        """What `extract` was told of a source: ``path``, ``labels``, ``split``, …; empty where an earlier one ran."""
+        ((text,),) = self.catalogue.query("t", "SELECT settings FROM sources WHERE name = ?", (source,))
+        return parsed(text)
+
+    def pending(self, source: str) -> list[Pending]:
+        """The images of a source that a run listed and did not come to, in URI order."""
+        rows = self.catalogue.query(
+            "tTTT",
+            "SELECT p.uri, p.label, p.split, p.grp FROM pending p JOIN sources s ON s.id = p.source_id "
+            "WHERE s.name = ? ORDER BY p.uri",
+            (source,),
+        )
+        return [Pending(*row) for row in rows]
+
+    def requests(self, source: str) -> dict[str, dict[str, Any]]:
+        """What `extract` was asked for of a source, by the fingerprint of the space: layers, views, seed, …."""
+        rows = self.catalogue.query(
+            "tt",
+            "SELECT p.fingerprint, r.request FROM requests r JOIN sources s ON s.id = r.source_id "
+            "JOIN spaces p ON p.id = r.space_id WHERE s.name = ? ORDER BY p.id",
+            (source,),
+        )
+        return {fingerprint: parsed(text) for fingerprint, text in rows}
 
     def where(
         self, layers: Sequence[str], sha256s: Sequence[bytes], space: str | None = None, view: str = VIEW_0

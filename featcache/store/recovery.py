@@ -82,8 +82,8 @@ def adopt_shard(catalogue: Catalogue, target: Path, layout: ShardLayout, sha256:
         sha256,
         target.stat().st_size,
         layout.rows,
-        {column: extent.dtype for column, extent in layout.vectors.items()},
-        {column: extent.shape[1:] for column, extent in layout.vectors.items()},
+        layout.sha256,
+        layout.vectors,
     )
     with target.open("rb") as file:
         file.seek(layout.sha256.offset)

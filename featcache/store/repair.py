@@ -45,6 +45,7 @@ from featcache.store.folder import (
     renew_backup,
 )
 from featcache.store.journal import writer_lock
+from featcache.store.migration import bring_up_to_date
 from featcache.store.recovery import active_writers, adopt_shard, recover_crashed_writers
 from featcache.store.shard import ShardLayout, hash_file, read_layout
 from featcache.store.shard_file import hash_arrays
@@ -110,6 +111,7 @@ def repair(store: str | Path, *, progress: Progress | bool | None = None) -> Rep
     if not has_catalogue(path) and not lost_catalogue(path):
         raise no_store(path)
     refuse_links(path)
+    _refuse_newer(path)
     report = RepairReport(str(store))
     with foreign_errors(str(path)):
         for folder in ("shards", "tmp"):
@@ -149,10 +151,8 @@ def _sound_catalogue(store: Path, own: Path, report: RepairReport) -> Catalogue:
     place, backup = store / CATALOGUE, store / BACKUP
     reason = _why_not(place)
     if reason is None:
-        return Catalogue(place, writable=True)
+        return _writable(store, own)
     why_no_backup = _why_not(backup)
-    if isinstance(reason, StoreFormatError) and isinstance(why_no_backup, StoreFormatError):
-        raise reason
     new = own / CATALOGUE
     if why_no_backup is None:
         shutil.copyfile(backup, new)
@@ -171,13 +171,33 @@ def _sound_catalogue(store: Path, own: Path, report: RepairReport) -> Catalogue:
     os.replace(new, place)
     sync(store)
     reach("repair: catalogue in its place")
-    return Catalogue(place, writable=True)
+    return _writable(store, own)
 
 
-def _why_not(path: Path) -> FeatcacheError | None:
-    """Why a catalogue cannot be used; None if it can."""
+def _writable(store: Path, own: Path) -> Catalogue:
+    bring_up_to_date(store, own)
+    return Catalogue(store / CATALOGUE, writable=True)
+
+
+def _refuse_newer(store: Path) -> None:
+    """Change nothing where a newer featcache wrote the catalogue, or the backup of one that is lost.
+
+    Raises:
+        StoreFormatError: it did.
+    """
+    for path in (store / CATALOGUE, store / BACKUP):
+        reason = _why_not(path, quick=True)
+        if isinstance(reason, StoreFormatError):
+            raise reason
+        if reason is None:
+            return
+
+
+def _why_not(path: Path, *, quick: bool = False) -> FeatcacheError | None:
+    """Why a catalogue cannot be used; None if it can, or with *quick* if its tables are those of one."""
     try:
-        problems = Catalogue(path).problems()
+        catalogue = Catalogue(path)
+        problems = [] if quick else catalogue.problems()
     except (DamagedStoreError, NotAStoreError, StoreFormatError) as error:
         return error
     return DamagedStoreError("; ".join(problems)) if problems else None

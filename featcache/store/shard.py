@@ -12,9 +12,11 @@ the ranges of bytes that it returns and never go through HDF5 again.
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +26,8 @@ import numpy as np
 from featcache.core.errors import DamagedStoreError, ShardGoneError, StoreFormatError
 from featcache.core.recipe import Recipe
 
-SHARD_FORMAT = 1
+SHARD_FORMAT = 2
+"""What is written; format 1, whose attributes have no fixed length, is read."""
 DTYPES = ("float16", "float32")
 _CHUNK = 8 << 20
 _ATTRIBUTE_BYTES = 1 << 20
@@ -73,9 +76,12 @@ def read_layout(path: Path) -> ShardLayout:
         size = _regular_size(path)
         with h5py.File(path, "r") as file:
             found = _attribute(file, "featcache_shard", path)
-            if found != SHARD_FORMAT:
+            if not isinstance(found, int) or found < 1:
+                raise DamagedStoreError(f"{path}: {found!r} is no shard format.")
+            if found > SHARD_FORMAT:
                 raise StoreFormatError(
-                    f"{path} has shard format {found!r}; this featcache reads format {SHARD_FORMAT}."
+                    f"{path} has shard format {found}; this featcache reads formats 1 to {SHARD_FORMAT}. "
+                    "Upgrade featcache to read it."
                 )
             if _attribute(file, "name", path) != path.stem:
                 raise DamagedStoreError(f"{path} was sealed under another name, so it stands for another shard.")
@@ -101,6 +107,16 @@ def read_layout(path: Path) -> ShardLayout:
         ) from error
     except (OSError, KeyError, RuntimeError, ValueError, TypeError, OverflowError) as error:
         raise DamagedStoreError(f"{path} cannot be read as a shard: {error}.") from error
+
+
+def layout_check(name: str, keys: Extent, vectors: Mapping[tuple[str, str], Extent]) -> bytes:
+    """SHA-256 over where the data of a shard lie: kept in the catalogue, and tested against the file."""
+    columns = [[layer, view, *_plain(vectors[layer, view])] for layer, view in sorted(vectors)]
+    return hashlib.sha256(json.dumps([name, _plain(keys), columns]).encode()).digest()
+
+
+def _plain(extent: Extent) -> list[object]:
+    return [extent.offset, extent.dtype, list(extent.shape), extent.sha256]
 
 
 def hash_file(path: Path) -> bytes:
@@ -133,6 +149,8 @@ def _attribute(node: h5py.HLObject, name: str, path: Path) -> str | int:
         return int(value)
     if isinstance(value, str):
         return value
+    if isinstance(value, bytes):
+        return value.decode()
     raise DamagedStoreError(f"{path}: the attribute {name!r} is neither text nor a whole number.")
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import h5py
 import numpy as np
 
-from featcache.store.shard import SHARD_FORMAT
+from featcache.store.shard import SHARD_FORMAT, Extent
 
 if TYPE_CHECKING:
     from featcache.core.recipe import Recipe
@@ -60,7 +60,7 @@ class Skeleton(io.RawIOBase):
         # From 1.10 on, HDF5 keeps a checksum with every piece of metadata.
         options = {"libver": ("v110", "v110"), "alignment_threshold": _PAGE, "alignment_interval": _PAGE}
         with h5py.File(self, "w", **options) as file:
-            file.attrs.update(attributes)
+            _describe(file, attributes)
             for dataset in datasets:
                 self.offsets[dataset.path] = _allocate(file, dataset)
 
@@ -119,8 +119,22 @@ def _allocate(file: h5py.File, dataset: Described) -> int:
     groups.set_create_intermediate_group(True)
     kind, space = h5py.h5t.py_create(dataset.dtype), h5py.h5s.create_simple(dataset.shape)
     made = h5py.h5d.create(file.id, dataset.path.encode(), kind, space, how, groups)
-    h5py.Dataset(made).attrs.update(dataset.attributes)
+    _describe(h5py.Dataset(made), dataset.attributes)
     return int(made.get_offset())
+
+
+def _describe(node: h5py.HLObject, attributes: Mapping[str, int | str]) -> None:
+    """Give an object its attributes, eight at most and each below 64 KiB.
+
+    Text has a fixed length: of any other HDF5 makes a heap without checksums, in which a flipped bit lets it search
+    for ever.
+    """
+    for name, value in attributes.items():
+        if isinstance(value, str):
+            data = value.encode()
+            node.attrs.create(name, np.bytes_(data), dtype=h5py.string_dtype("utf-8", len(data)))
+        else:
+            node.attrs[name] = value
 
 
 Column = tuple[str, str]
@@ -136,16 +150,16 @@ class SealedShard:
         sha256: SHA-256 of the file.
         bytes: its size.
         rows: images in it.
-        dtypes: the storage dtype of each column.
-        shapes: the shape of one image's activations in each column.
+        keys: where the images' SHA-256s lie.
+        vectors: where the vectors of each column lie.
     """
 
     name: str
     sha256: bytes
     bytes: int
     rows: int
-    dtypes: dict[Column, str]
-    shapes: dict[Column, tuple[int, ...]]
+    keys: Extent
+    vectors: dict[Column, Extent]
 
 
 def write_shard(
@@ -171,7 +185,6 @@ def write_shard(
     """
     rows = len(sha256s)
     final = {column: _holding(parts, dtypes[column]) for column, parts in vectors.items()}
-    shapes = {column: tuple(parts[0].shape[1:]) for column, parts in vectors.items()}
     keys = np.frombuffer(b"".join(sha256s), dtype=np.uint8).reshape(rows, 32)
     contents = {"sha256": [keys]}
     datasets = [Described("sha256", keys.shape, keys.dtype, {"sha256": hash_arrays([keys])})]
@@ -180,7 +193,7 @@ def write_shard(
         name = f"vectors/{column[0]}/{column[1]}"
         contents[name] = [np.ascontiguousarray(part, dtype) for part in parts]
         attributes: dict[str, int | str] = {"position": positions[column], "sha256": hash_arrays(contents[name])}
-        datasets.append(Described(name, (rows, *shapes[column]), dtype, attributes))
+        datasets.append(Described(name, (rows, *parts[0].shape[1:]), dtype, attributes))
     skeleton = Skeleton(_attributes(path.stem, recipe), datasets)
     total = hashlib.sha256()
     try:
@@ -193,7 +206,11 @@ def write_shard(
     except BaseException:
         path.unlink(missing_ok=True)
         raise
-    return SealedShard(path.stem, total.digest(), skeleton.size, rows, final, shapes)
+    keys_extent, *extents = (
+        Extent(skeleton.offsets[d.path], d.dtype.name, d.shape, str(d.attributes["sha256"])) for d in datasets
+    )
+    columns = dict(zip(vectors, extents, strict=True))
+    return SealedShard(path.stem, total.digest(), skeleton.size, rows, keys_extent, columns)
 
 
 def hash_arrays(parts: Sequence[np.ndarray]) -> str:

@@ -22,7 +22,7 @@ import numpy as np
 from featcache.core.errors import DamagedStoreError, ShardGoneError
 from featcache.store.catalogue import foreign_errors
 from featcache.store.commit import shard_path
-from featcache.store.shard import Extent, ShardLayout, read_layout
+from featcache.store.shard import Extent, ShardLayout, layout_check, read_layout
 
 OPEN_SHARDS = 256
 
@@ -113,6 +113,11 @@ class ShardMaps:
         """The SHA-256s of a shard's rows, (rows, 32) uint8."""
         mapped, layout = self._get(shard)
         return _view(mapped, layout.sha256)
+
+    def layout_check(self, shard: ShardRef) -> bytes:
+        """`featcache.store.shard.layout_check` of the file."""
+        _, layout = self._get(shard)
+        return layout_check(shard.name, layout.sha256, layout.vectors)
 
     def _get(self, shard: ShardRef) -> tuple[mmap.mmap, ShardLayout]:
         if self._pid != os.getpid():

@@ -28,9 +28,23 @@ def save_holdout(path: Path, source: str, parts: Mapping[bytes, str]) -> None:
     """
     with StoreWriter(path, create=False) as writer, writer.catalogue.transaction() as connection:
         connection.executemany(
-            "INSERT INTO holdout (source_id, sha256, part) SELECT id, ?, ? FROM sources WHERE name = ? "
-            "ON CONFLICT DO UPDATE SET part = excluded.part",
-            ((sha256, part, source) for sha256, part in parts.items()),
+            "INSERT INTO holdout (sha256, part, reason) VALUES (?, ?, 'recorded') "
+            "ON CONFLICT DO UPDATE SET part = excluded.part, reason = excluded.reason",
+            parts.items(),
+        )
+
+
+def save_setting(path: Path, key: str, value: str) -> None:
+    """Settle something for the whole store; what was settled before gives way.
+
+    Raises:
+        NotAStoreError: the store is gone.
+        StoreError: the store cannot be written.
+    """
+    with StoreWriter(path, create=False) as writer, writer.catalogue.transaction() as connection:
+        connection.execute(
+            "INSERT INTO settings (key, value) VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value",
+            (key, value),
         )
 
 

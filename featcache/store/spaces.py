@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from featcache.core.errors import MissingVectorsError, UnknownNameError, UsageError
+from featcache.core.errors import DamagedStoreError, MissingVectorsError, UnknownNameError, UsageError
 from featcache.core.labels import settled
 
 if TYPE_CHECKING:
@@ -34,6 +35,16 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
+class Pending:
+    """One image that a source lists and that was not extracted yet."""
+
+    uri: str
+    label: str | None
+    split: str | None
+    group: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class LayerColumn:
     """One layer of a space: what is stored of it."""
 
@@ -57,6 +68,21 @@ class Space:
     recipe: Recipe
     layers: dict[str, LayerColumn]
     """By name, in network order."""
+
+
+def parsed(text: str) -> dict[str, Any]:
+    """A JSON object that the catalogue keeps.
+
+    Raises:
+        DamagedStoreError: the text is none.
+    """
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise DamagedStoreError(f"The catalogue holds {text[:80]!r}, which is no JSON object. Run `featcache repair`.")
+    return found
 
 
 _DIGITS = 12

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from featcache.core.errors import FeatcacheError
+from featcache.core.errors import FeatcacheError, StoreFormatError
 from featcache.core.html import HtmlTable
 from featcache.core.progress import Progress, choose
 from featcache.store.catalogue import Catalogue, foreign_errors
@@ -66,6 +66,8 @@ class NamedShard:
 
     ref: ShardRef
     columns: tuple[tuple[int, str, str, str, tuple[int, ...], int], ...]
+    layout: bytes | None
+    """`layout_check` of where its data lie; None where an earlier version sealed it."""
 
 
 def verify(store: str | Path, *, quick: bool = False, progress: Progress | bool | None = None) -> VerifyReport:
@@ -80,6 +82,7 @@ def verify(store: str | Path, *, quick: bool = False, progress: Progress | bool 
 
     Raises:
         NotAStoreError: there is no store.
+        StoreFormatError: it was written by a newer featcache.
 
     Example:
         >>> report = fc.verify("pets.fcache")
@@ -137,10 +140,10 @@ def named_shards(catalogue: Catalogue) -> list[NamedShard]:
     ):
         columns.setdefault(id_, []).append((number, layer, view, dtype, row_shape(shape), live))
     return [
-        NamedShard(ShardRef(id_, name, fingerprint, rows, size, sha256), tuple(columns.get(id_, [])))
-        for id_, name, fingerprint, rows, size, sha256 in catalogue.query(
-            "ittiih",
-            "SELECT s.id, s.name, p.fingerprint, s.rows, s.bytes, s.sha256 FROM shards s "
+        NamedShard(ShardRef(id_, name, fingerprint, rows, size, sha256), tuple(columns.get(id_, [])), layout)
+        for id_, name, fingerprint, rows, size, sha256, layout in catalogue.query(
+            "ittiihB",
+            "SELECT s.id, s.name, p.fingerprint, s.rows, s.bytes, s.sha256, s.layout FROM shards s "
             "JOIN spaces p ON p.id = s.space_id ORDER BY s.id",
         )
     ]
@@ -193,6 +196,8 @@ def _problems_of_rows(
     # Maps of its own, so that no more than one shard is held at a time.
     maps = ShardMaps(store)
     keys = maps.sha256s(shard.ref)
+    if shard.layout is not None and maps.layout_check(shard.ref) != shard.layout:
+        yield "its data do not lie where the catalogue says"
     for number, layer, view, dtype, shape, live in shard.columns:
         vectors = maps.array(shard.ref, layer, view, dtype, shape)
         named = counts.get((number, shard.ref.id), 0)
@@ -222,5 +227,9 @@ def _problems_of_catalogue(path: Path, needed: bool) -> list[str]:
         return ["it is gone"] if needed else []
     try:
         return Catalogue(path).problems()
+    except StoreFormatError:
+        if needed:
+            raise
+        return ["a newer featcache wrote it"]
     except FeatcacheError as error:
         return [str(error)]

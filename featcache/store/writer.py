@@ -17,8 +17,16 @@ from featcache.core.errors import StoreError, UsageError
 from featcache.core.failpoints import reach
 from featcache.store.catalogue import Catalogue, foreign_errors
 from featcache.store.commit import column_id, commit_shard, is_committed, places, put_in_place, shard_path, space_id
-from featcache.store.folder import CATALOGUE, another_writer, lock_out_writers, make_folders, renew_backup
+from featcache.store.folder import (
+    CATALOGUE,
+    another_writer,
+    has_catalogue,
+    lock_out_writers,
+    make_folders,
+    renew_backup,
+)
 from featcache.store.journal import writer_lock
+from featcache.store.migration import bring_up_to_date
 from featcache.store.recovery import recover_crashed_writers
 from featcache.store.shard_file import Column, write_shard
 
@@ -70,21 +78,26 @@ class StoreWriter:
         self._left_to_the_next = False
         with foreign_errors(str(path)):
             make_folders(path, create=create)
-            self.catalogue = Catalogue.create(path / CATALOGUE)
-            self._changes = self.catalogue.connection.total_changes
             self.folder = path / "tmp" / uuid.uuid4().hex
             self._lock = writer_lock(self.folder)
             # Whoever holds the common lock may judge folders dead, so a new one is locked under it.
             self._common = lock_out_writers(path)
             try:
-                living = recover_crashed_writers(path, self.catalogue)
-                if alone and living:
-                    raise another_writer(path)
-                self.folder.mkdir()
-                self._lock.acquire(timeout=0)
+                if has_catalogue(path):
+                    bring_up_to_date(path)
+                self.catalogue = Catalogue.create(path / CATALOGUE)
+                try:
+                    self._changes = self.catalogue.connection.total_changes
+                    living = recover_crashed_writers(path, self.catalogue)
+                    if alone and living:
+                        raise another_writer(path)
+                    self.folder.mkdir()
+                    self._lock.acquire(timeout=0)
+                except BaseException:
+                    self.catalogue.close()
+                    raise
             except BaseException:
                 self._common.release()
-                self.catalogue.close()
                 raise
             if not alone:
                 self._common.release()

@@ -53,7 +53,14 @@ def repair(path: Path) -> None:
     fc.repair(path, progress=False)
 
 
-WORK: dict[str, Callable[[Path], None]] = {"append": append, "compact": compact, "gc": gc, "repair": repair}
+def migrate(path: Path) -> None:
+    """What every writer does first with a store of format 1."""
+    StoreWriter(path, create=False).close()
+
+
+WORK: dict[str, Callable[[Path], None]] = {
+    "append": append, "compact": compact, "gc": gc, "repair": repair, "migrate": migrate,
+}  # fmt: skip
 
 
 def damage(path: Path) -> None:
@@ -70,7 +77,7 @@ def damage(path: Path) -> None:
     # One with both layers: these files are the largest.
     shard = max((path / "shards").rglob("*.h5"), key=lambda p: p.stat().st_size)
     data = bytearray(shard.read_bytes())
-    data[5000] ^= 1
+    data[len(data) // 2] ^= 1
     shard.write_bytes(data)
 
 

@@ -269,7 +269,7 @@ def test_of_a_damaged_shard_with_dead_rows_compact_keeps_its_hands(tmp_path: Pat
     )
     (shard,) = (path / "shards").rglob(f"{name}.h5")
     data = bytearray(shard.read_bytes())
-    data[5000] ^= 1
+    data[len(data) // 2] ^= 1
     shard.write_bytes(data[:-10] if what == "cut off" else data)
     if what == "gone":
         shard.unlink()

@@ -73,9 +73,9 @@ def test_a_lost_catalogue_points_to_repair(path: Path) -> None:
 
 def test_a_newer_format_is_refused(path: Path) -> None:
     with sqlite3.connect(path / "catalog.sqlite") as connection:
-        connection.execute("PRAGMA user_version = 2")
+        connection.execute("PRAGMA user_version = 3")
     connection.close()
-    with pytest.raises(StoreFormatError, match=r"format 2.*Upgrade"):
+    with pytest.raises(StoreFormatError, match=r"format 3.*Upgrade"):
         FeatureStore.open(path)
 
 
@@ -112,7 +112,7 @@ def test_a_catalogue_with_other_tables_is_refused(path: Path, statement: str) ->
         ("UPDATE items SET uri = 'x' WHERE uri = '00003.jpg'", "items"),
         ("UPDATE rows SET row = 9 - row", "rows"),
         ("DELETE FROM rows WHERE rowid IN (SELECT 1)", None),
-        ("INSERT INTO holdout VALUES (1, x'00', 'test')", "holdout"),
+        ("INSERT INTO holdout VALUES (x'00', 'test', 'recorded')", "holdout"),
     ],
 )
 def test_verify_finds_a_change_made_behind_its_back(path: Path, statement: str, table: str | None) -> None:
@@ -156,7 +156,7 @@ def change(shard: Path, what: str, tmp_path: Path) -> None:
     with h5py.File(shard, "a") as file:
         vectors = file["vectors/pooled/0"][:]
         if what == "newer format":
-            file.attrs["featcache_shard"] = 2
+            file.attrs["featcache_shard"] = 3
         elif what == "other recipe":
             file.attrs["recipe"] = recipe("test:other").to_json()
         elif what == "no recipe":
