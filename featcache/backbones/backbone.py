@@ -13,6 +13,7 @@ from featcache.backbones import layers as naming
 from featcache.backbones.compute import check_choice, runtime_of_recipe
 from featcache.backbones.layers import Layer, LayerInfo
 from featcache.backbones.recipe_cache import CachedRecipe, RecipeCache
+from featcache.core.arguments import checked
 from featcache.core.errors import UnusableImageError, UsageError, WeightsError
 from featcache.core.recipe import CustomTransform, PixelPath, Recipe, StandardTransform
 from featcache.images import decode as decoding
@@ -46,6 +47,7 @@ class Backbone:
         UsageError: this machine does not have them.
     """
 
+    @checked
     def __init__(
         self,
         name: str,
@@ -72,6 +74,7 @@ class Backbone:
         self._code_of: PixelPath | None = None
 
     @classmethod
+    @checked
     def from_module(
         cls,
         module: nn.Module,
@@ -145,6 +148,7 @@ class Backbone:
         )  # fmt: skip
         return made
 
+    @checked
     def with_runtime(self, *, runtime: str = "auto", precision: str = "float32") -> Backbone:
         """The same backbone on another runtime or at another precision.
 
@@ -231,6 +235,7 @@ class Backbone:
         pixels = self._published().pixels
         return pixels if self._code_of is None else with_code_of(pixels, self._code_of)
 
+    @checked
     def with_pixels(self, pixels: PixelPath) -> Backbone:
         """The same network, with images decoded and resized by the implementations that *pixels* names.
 
@@ -263,6 +268,7 @@ class Backbone:
         self._learn(recipe, {})
         return recipe
 
+    @checked
     def resolve_layers(self, layers: Sequence[str]) -> list[Layer]:
         """Expand and check layer names, in network order.
 
@@ -293,6 +299,7 @@ class Backbone:
         """The network with random weights; for a custom backbone its own module, with its weights."""
         return self._blueprint()
 
+    @checked
     def decode(self, data: bytes) -> Decoded:
         """Decode an image file's bytes by the recipe's decoder.
 
@@ -307,6 +314,7 @@ class Backbone:
             resized = PixelTransform(pixels.transform).resized
         return decoding.decode(data, pixels.decoder, resized)
 
+    @checked
     def prepare(self, image: Image | Decoded, sha256: bytes | None = None) -> np.ndarray:
         """The network's input for one image.
 
@@ -330,6 +338,7 @@ class Backbone:
             raise UnusableImageError(f"the transform returned shape {made.shape}, not (3, height, width)")
         return made
 
+    @checked
     def forward(self, batch: np.ndarray, layers: Sequence[Layer]) -> dict[str, np.ndarray]:
         """One pass in eager torch, in eval and inference mode; `runtimes.passes_for` gives faster ones.
 

@@ -18,6 +18,7 @@ from featcache.backbones.families import dlib
 from featcache.backbones.families.bundled import BUNDLED, origin, spec_of
 from featcache.backbones.families.dlib_weights import FACE_NETWORK, SIDE, VECTOR, is_installed
 from featcache.backbones.recipe_cache import RecipeCache, weights_used_for
+from featcache.core.arguments import checked
 from featcache.core.errors import RecipeMismatchError, UnknownNameError, UsageError
 
 if TYPE_CHECKING:
@@ -57,11 +58,13 @@ BFLOAT16_FLOOR = 0.99
 is a cosine of 0.995, and decoders differ too."""
 
 
+@checked
 def bfloat16_floor(name: str) -> float:
     """The least cosine between a correct bfloat16 vector of this backbone and the reference."""
     return BFLOAT16_FLOORS.get(name, BFLOAT16_FLOOR)
 
 
+@checked
 def get(
     name: str,
     weights: str | Path | None = None,
@@ -125,6 +128,7 @@ def get(
     return made
 
 
+@checked
 def for_recipe(recipe: Recipe, device: str | None = None) -> Backbone:
     """The backbone that a recipe names, with the file of weights that was last given for it, if any.
 
@@ -146,6 +150,7 @@ def for_recipe(recipe: Recipe, device: str | None = None) -> Backbone:
     return found.with_pixels(recipe.pixels)
 
 
+@checked
 def available(pattern: str | None = None) -> list[ModelInfo]:
     """The backbones that `get` knows by name.
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from featcache.backbones.backbone import Backbone
+from featcache.core.arguments import checked
 from featcache.core.recipe import StandardTransform
 
 
+@checked
 def tiny_backbone(seed: int = 0, dim: int = 16, size: int = 32) -> Backbone:
     """A small convolutional network with random weights.
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TextIO, TypeVar
 
+from featcache.core.arguments import described
 from featcache.core.errors import FeatcacheError, UsageError
 
 if TYPE_CHECKING:
@@ -260,6 +261,8 @@ def choose(progress: Progress | bool | None) -> Iterator[Progress]:
             elsewhere; ``None`` a bar if stderr is a terminal and else nothing; ``False`` nothing.
     """
     if progress is not None and not isinstance(progress, bool):
+        if not callable(getattr(progress, "note", None)):
+            raise UsageError(f"progress is True, False, None or a Progress, not {described(progress)}.")
         yield progress
         return
     bar: Progress

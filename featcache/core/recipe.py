@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from featcache.core.arguments import check_fields, checked
 from featcache.core.errors import StoreFormatError
 
 RECIPE_FORMAT = 1
@@ -99,6 +100,9 @@ class Recipe:
     detection: str | None = None
     format: int = RECIPE_FORMAT
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     def to_json(self) -> str:
         """The canonical JSON: sorted keys, no spaces, ASCII, absent fields left out."""
         return json.dumps(_plain(self), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
@@ -109,6 +113,7 @@ class Recipe:
         return hashlib.sha256(self.to_json().encode("ascii")).hexdigest()
 
     @classmethod
+    @checked
     def from_json(cls, text: str) -> Recipe:
         """Read a recipe back.
 
@@ -136,6 +141,7 @@ class Recipe:
             raise StoreFormatError("The recipe holds fields or values that this featcache does not know.")
         return recipe
 
+    @checked
     def differences(self, other: Recipe) -> list[tuple[str, Any, Any]]:
         """The fields in which two recipes differ, as ``(dotted name, mine, theirs)``."""
         mine, theirs = _flat(_plain(self)), _flat(_plain(other))

@@ -23,6 +23,7 @@ from featcache.backbones import ModelInfo, available, compute, get
 from featcache.backbones.layers import POOLED
 from featcache.backbones.recipe_cache import cache_folder
 from featcache.backbones.runtimes import openvino, passes_for
+from featcache.core.arguments import checked
 from featcache.core.errors import FeatcacheError
 from featcache.core.html import HtmlTable
 from featcache.core.names import VIEW_0
@@ -143,6 +144,7 @@ class DoctorReport(HtmlTable):
         return asdict(self)
 
 
+@checked
 def doctor(
     backbone: str = DEFAULT_BACKBONE,
     *,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from featcache.backbones.compute import cores
 from featcache.backbones.runtimes import passes_for
+from featcache.core.arguments import checked
 from featcache.core.errors import DiskFullError, UsageError
 from featcache.core.labels import doubts
 from featcache.core.names import GIVEN, VIEW_0
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 DEFAULT_BACKBONE = "bundled:efficientnet_lite0"
 
 
+@checked
 def extract(
     source: str | Path | Source | Dataset | Mapping[str, Dataset],
     store: str | Path,

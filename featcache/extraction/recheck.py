@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from featcache.backbones import Backbone, get
+from featcache.core.arguments import checked
 from featcache.core.errors import MissingVectorsError, RecipeMismatchError, UnusableImageError, UsageError
 from featcache.core.html import HtmlTable
 from featcache.core.names import VIEW_0
@@ -149,6 +150,7 @@ class Head(Protocol):
         """The (n,) labels, or (n, k) bool, of (n, d) vectors as stored."""
 
 
+@checked
 def check_live(
     store: str | Path | FeatureStore,
     n: int = 200,

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, NoReturn
 import numpy as np
 
 from featcache.backbones.compute import cores
+from featcache.core.arguments import check_fields
 from featcache.core.errors import UnusableImageError, UsageError
 from featcache.core.names import VIEW_0
 from featcache.core.progress import Progress, counted
@@ -78,6 +79,7 @@ class ExtractionConfig:
     image_timeout: float = IMAGE_TIMEOUT
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not self.image_timeout > 0:
             raise UsageError(f"image_timeout is a number of seconds above 0, not {self.image_timeout}.")
         for option, number in (("batch_size", self.batch_size), ("workers", self.workers)):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from featcache.core.arguments import checked
 from featcache.core.errors import UnusableImageError, UsageError
 from featcache.extraction.embed import ImageLike, backbone_for, embed
 from featcache.images.entry import read_image_file
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from featcache.backbones import Backbone
 
 
+@checked
 def similar(
     store: str | Path | FeatureStore,
     image: ImageLike,

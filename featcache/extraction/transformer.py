@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
 
+from featcache.core.arguments import checked
 from featcache.core.errors import UnusableImageError, UsageError
 from featcache.core.names import GIVEN, PATHS
 from featcache.core.progress import Progress, choose
@@ -65,6 +66,7 @@ class CachedEmbedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # 
         self.layers = layers
         self.progress = progress
 
+    @checked
     def fit(self, X: Any, y: Any = None) -> CachedEmbedder:
         """Check the backbone's name and the images; nothing is learned.
 
@@ -80,6 +82,7 @@ class CachedEmbedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # 
         _images(X)
         return self
 
+    @checked
     def transform(self, X: Any) -> np.ndarray:
         """Vectors of images.
 
@@ -118,6 +121,7 @@ class CachedEmbedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # 
         )
         return np.concatenate([part.reshape(len(images), -1) for part in parts], axis=1)
 
+    @checked
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
         """(d,) names, ``pooled_0`` and so on: the layer, and the place in it."""
         found = [f"{layer.name}_{i}" for layer in self._layers(self._network()) for i in range(math.prod(layer.shape))]

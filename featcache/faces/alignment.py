@@ -19,6 +19,7 @@ from featcache import backbones
 from featcache.backbones import Backbone, Extractor, Layer
 from featcache.backbones.layers import POOLED
 from featcache.backbones.runtimes import passes_for
+from featcache.core.arguments import checked
 from featcache.core.errors import (
     MissingVectorsError,
     RecipeMismatchError,
@@ -313,6 +314,7 @@ def aligned_for(
     return aligned
 
 
+@checked
 def aligned_backbone(
     store: str | Path | FeatureStore,
     space: str | None = None,

@@ -29,6 +29,7 @@ from PIL import Image as pil
 
 from featcache.backbones import Layer
 from featcache.backbones.families.dlib_weights import FIVE_LANDMARKS, installed_path, published_bytes
+from featcache.core.arguments import checked
 from featcache.core.errors import MissingExtraError, MissingVectorsError, ShardGoneError, UnknownNameError, UsageError
 from featcache.core.recipe import CustomTransform, PixelPath, Recipe
 from featcache.images import decode as decoding
@@ -87,6 +88,7 @@ class Detection:
     landmarks: np.ndarray
 
     @classmethod
+    @checked
     def of_row(cls, row: np.ndarray) -> Detection:
         """The detection of a stored row (17,), see `COLUMNS`."""
         left, top, right, bottom = (float(v) for v in row[3:7])
@@ -309,6 +311,7 @@ class StoredDetections:
         return {sha256: Detection.of_row(row) for sha256, row in zip(found, rows, strict=True)}
 
 
+@checked
 def detections(
     store: str | Path | FeatureStore, source: str | None = None, *, detection: str | None = None
 ) -> dict[bytes, Detection]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import numpy as np
 
 from featcache.backbones.layers import POOLED
+from featcache.core.arguments import checked
 from featcache.core.errors import UsageError
 from featcache.core.html import HtmlTable
 from featcache.faces.alignment import MIRRORED, preferred_layer, rows_having
@@ -154,6 +155,7 @@ class PairsReport(HtmlTable):
         }
 
 
+@checked
 def evaluate(
     store: str | Path | FeatureStore,
     pairs: str | Path | None = None,

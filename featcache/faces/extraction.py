@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from featcache.core.arguments import checked
 from featcache.core.html import HtmlTable
 from featcache.core.progress import Progress, choose
 from featcache.extraction.extract import extract as extract_arrays
@@ -81,6 +82,7 @@ class FacesReport(HtmlTable):
         return asdict(self)
 
 
+@checked
 def extract(
     source: str | Path | Source,
     store: str | Path | FeatureStore,

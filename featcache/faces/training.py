@@ -16,6 +16,7 @@ from typing import Any, Unpack
 
 import numpy as np
 
+from featcache.core.arguments import checked
 from featcache.core.errors import UnknownNameError, UsageError
 from featcache.core.progress import Progress, choose
 from featcache.faces.alignment import preferred_layer
@@ -34,6 +35,7 @@ from featcache.training.layer_use import LayerUse, scale_layers
 PROJECTIONS = ("siamese", "lda", "none")
 
 
+@checked
 def train(
     store: str | Path | FeatureStore,
     *,

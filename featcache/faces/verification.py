@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featcache import backbones
+from featcache.core.arguments import checked
 from featcache.core.errors import RecipeMismatchError, UnusableImageError, UsageError
 from featcache.extraction.embed import ImageLike, backbone_for, embed
 from featcache.faces.alignment import DEFAULT_BACKBONE, MIRRORED, AlignedBackbone, aligned_for
@@ -36,6 +37,7 @@ class _RecordingDetector(Detector):
         return self.detections[-1]
 
 
+@checked
 def embed_faces(
     images: Sequence[ImageLike],
     recipe: Recipe,
@@ -115,6 +117,7 @@ class Match:
         return asdict(self)
 
 
+@checked
 def verify(
     a: ImageLike,
     b: ImageLike,

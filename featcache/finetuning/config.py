@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import nn
 
+from featcache.core.arguments import check_fields, checked
 from featcache.core.errors import UsageError
 
 
@@ -61,6 +62,7 @@ class TrainingConfig:
         Raises:
             UsageError: a setting is out of its range.
         """
+        check_fields(self)
         wrong = [
             f"{name} is {getattr(self, name)!r} and must be {wanted}"
             for name, wanted, fits in (
@@ -82,6 +84,7 @@ class TrainingConfig:
         if wrong:
             raise UsageError(f"Invalid training settings: {'; '.join(wrong)}.")
 
+    @checked
     def share_of_stage(self, stage: int, stages: int) -> float:
         """The learning rate of a stage as a share of that of the last one.
 

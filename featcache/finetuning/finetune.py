@@ -20,6 +20,7 @@ from featcache.backbones.compute import check_choice
 from featcache.backbones.layers import POOLED
 from featcache.backbones.registry import with_weights
 from featcache.backbones.split import SplitNetwork, split_network
+from featcache.core.arguments import checked
 from featcache.core.errors import UnknownNameError, UsageError
 from featcache.core.progress import Progress, choose
 from featcache.core.recipe import PixelPath, Recipe, StandardTransform
@@ -66,6 +67,7 @@ VALID = (
 _ROWS_AT_ONCE = 32
 
 
+@checked
 def finetune(
     store: str | Path | FeatureStore,
     from_layer: str | None = None,
@@ -204,6 +206,7 @@ def finetune(
     return bundle
 
 
+@checked
 def activations_needed(
     store: str | Path | FeatureStore,
     from_layer: str,

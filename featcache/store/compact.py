@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from featcache.core.arguments import checked
 from featcache.core.errors import ShardGoneError
 from featcache.core.failpoints import reach
 from featcache.core.html import HtmlTable
@@ -101,6 +102,7 @@ class _Part:
         return len(self.rows) == self.shard.rows
 
 
+@checked
 def compact(store: str | Path, *, progress: Progress | bool | None = None) -> CompactReport:
     """Merge small shards and rewrite those that hold rows which no longer exist.
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from featcache.core.arguments import checked
 from featcache.core.html import html_table
 from featcache.core.names import VIEW_0
 from featcache.store import export, status, verify
@@ -27,6 +28,7 @@ class FeatureStore(StoreReader):
     """A store opened for reading; get one from `FeatureStore.open` or ``featcache.open``."""
 
     @classmethod
+    @checked
     def open(cls, store: str | Path | FeatureStore) -> FeatureStore:
         """Open a store for reading, given its folder; an open store is returned as it is.
 
@@ -42,6 +44,7 @@ class FeatureStore(StoreReader):
         """
         return store if isinstance(store, FeatureStore) else cls(store)
 
+    @checked
     def arrays(
         self,
         split: str | None = None,
@@ -75,6 +78,7 @@ class FeatureStore(StoreReader):
         items = [item for item in rows.items for _ in rows.views]
         return X, labels_array([item.label for item in items]), items
 
+    @checked
     def dataset(
         self,
         layers: str | Sequence[str] | None = None,
@@ -96,10 +100,12 @@ class FeatureStore(StoreReader):
         """What the store holds, as `featcache.store.status.status` describes it."""
         return status.status(self)
 
+    @checked
     def verify(self, *, quick: bool = False, progress: Progress | bool | None = False) -> verify.VerifyReport:
         """Check the store, as `featcache.store.verify.verify` does."""
         return verify.verify(self.path, quick=quick, progress=progress)
 
+    @checked
     def export(
         self,
         path: str | Path,

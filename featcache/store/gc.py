@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from featcache.core.arguments import checked
 from featcache.core.errors import UsageError
 from featcache.core.failpoints import reach
 from featcache.core.html import HtmlTable
@@ -62,6 +63,7 @@ class GcReport(HtmlTable):
         return asdict(self)
 
 
+@checked
 def gc(
     store: str | Path,
     *,

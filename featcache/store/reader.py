@@ -13,6 +13,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 
 from featcache.core import names as view_names
+from featcache.core.arguments import checked
 from featcache.core.errors import (
     DamagedStoreError,
     MissingVectorsError,
@@ -38,6 +39,7 @@ _SHA256S_PER_QUERY = 500
 class StoreReader:
     """A store opened for reading, without what is built on its rows (`featcache.store.FeatureStore`)."""
 
+    @checked
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         if not self.path.exists():
@@ -90,6 +92,7 @@ class StoreReader:
                 f"{self.path}: {error} If no newer featcache wrote it, run `featcache verify`."
             ) from error
 
+    @checked
     def space(self, space: str | None = None) -> Space:
         """The space of that fingerprint (or its beginning) or backbone name; the only one if not given.
 
@@ -118,6 +121,7 @@ class StoreReader:
         """The sources by name, with their roots."""
         return dict(self.catalogue.query("tt", "SELECT name, root FROM sources ORDER BY name"))
 
+    @checked
     def source(self, source: str | None = None) -> str:
         """The source of that name; the only one if not given, apart from images that were given in Python.
 
@@ -137,6 +141,7 @@ class StoreReader:
             raise UnknownNameError.among("source", source, names)
         return source
 
+    @checked
     def items(self, split: str | None = None, source: str | None = None) -> list[Item]:
         """The images of a source in URI order, those in quarantine included.
 
@@ -159,6 +164,7 @@ class StoreReader:
             raise UnknownNameError.among("split", split, sorted({item.split for item in items if item.split}))
         return [item for item in items if item.split == wanted]
 
+    @checked
     def layer_names(self, layers: str | Sequence[str] | None = None, space: str | None = None) -> list[str]:
         """The stored layers that a choice means, in network order.
 
@@ -172,6 +178,7 @@ class StoreReader:
         """
         return layer_names.choose(layers, list(self.space(space).layers))
 
+    @checked
     def view_names(
         self,
         views: bool | Sequence[str] | None = True,
@@ -192,6 +199,7 @@ class StoreReader:
         names = layer_names.choose(layers, list(stored))
         return view_names.choose(views, (view for name in names for view in stored[name].views))
 
+    @checked
     def gather(self, sha256s: Sequence[bytes], layers: Sequence[str], space: str | None = None) -> list[np.ndarray]:
         """Vectors by content, in the order asked.
 
@@ -218,6 +226,7 @@ class StoreReader:
             result.append(out)
         return result
 
+    @checked
     def has(
         self, sha256s: Sequence[bytes], layer: str = "pooled", view: str = VIEW_0, space: str | None = None
     ) -> np.ndarray:
@@ -238,6 +247,7 @@ class StoreReader:
         there = self.column(layer, space, view).places(list(dict.fromkeys(sha256s)))
         return np.array([sha256 in there for sha256 in sha256s], bool)
 
+    @checked
     def listed(self, sha256s: Sequence[bytes]) -> set[bytes]:
         """Those of these images (SHA-256s) that some source lists."""
         found: set[bytes] = set()
@@ -248,6 +258,7 @@ class StoreReader:
             found.update(sha256 for (sha256,) in rows)
         return found
 
+    @checked
     def holdout(self, source: str) -> dict[bytes, str]:
         """The part, ``train`` or ``test``, of each SHA-256 of a source for which it was drawn."""
         rows = self.catalogue.query(
@@ -298,6 +309,7 @@ class StoreReader:
         )
         return {fingerprint: parsed(text) for fingerprint, text in rows}
 
+    @checked
     def where(
         self, layers: Sequence[str], sha256s: Sequence[bytes], space: str | None = None, view: str = VIEW_0
     ) -> dict[str, np.ndarray]:
@@ -320,10 +332,12 @@ class StoreReader:
             found[layer] = np.array([stand[sha256] for sha256 in sha256s], dtype=np.int64).reshape(-1, 2)
         return found
 
+    @checked
     def vectors(self, layer: str = "pooled", *, space: str | None = None, view: str = VIEW_0) -> Vectors:
         """All vectors of one layer by position, whether or not an item still refers to them."""
         return _twice(lambda: Vectors(self.column(self.layer_names(layer, space)[0], space, view)))
 
+    @checked
     def quarantine(self, source: str | None = None, space: str | None = None) -> list[tuple[str, str]]:
         """The images that could not be used, as (URI, reason).
 
@@ -340,6 +354,7 @@ class StoreReader:
         )
         return [(str(uri), str(reason)) for uri, reason in rows]
 
+    @checked
     def column(self, layer: str, space: str | None = None, view: str = VIEW_0) -> ColumnReader:
         """The reader of one stored layer and view."""
         chosen = self.space(space)

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from featcache.core.arguments import checked
 from featcache.core.errors import DamagedStoreError, FeatcacheError, NotAStoreError, StoreFormatError
 from featcache.core.failpoints import reach
 from featcache.core.files import sync
@@ -90,6 +91,7 @@ class RepairReport(HtmlTable):
         return asdict(self)
 
 
+@checked
 def repair(store: str | Path, *, progress: Progress | bool | None = None) -> RepairReport:
     """Bring a store back into a state in which everything that it names is there and right.
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from featcache.core.arguments import checked
 from featcache.core.errors import FeatcacheError, StoreFormatError
 from featcache.core.html import HtmlTable
 from featcache.core.progress import Progress, choose
@@ -70,6 +71,7 @@ class NamedShard:
     """`layout_check` of where its data lie; None where an earlier version sealed it."""
 
 
+@checked
 def verify(store: str | Path, *, quick: bool = False, progress: Progress | bool | None = None) -> VerifyReport:
     """Check the catalogue and its backup, every shard's SHA-256, rows and shards against each other, every value.
 

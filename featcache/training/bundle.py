@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from featcache.core.arguments import check, checked
 from featcache.core.errors import BundleError, RecipeMismatchError, UsageError
 from featcache.core.html import html_table
 from featcache.core.progress import Progress, choose
@@ -135,6 +136,7 @@ class Bundle:
         """Size d of the vectors it reads, all layers together."""
         return sum(layer.width for layer in self.layers)
 
+    @checked
     def scaled(self, X: np.ndarray) -> np.ndarray:
         """Vectors as the head reads them: each layer divided by its scale.
 
@@ -154,6 +156,7 @@ class Bundle:
             raise UsageError(f"Row {bad[0]} of the vectors holds a value that is not finite.")
         return scale_layers(X, self.layers)
 
+    @checked
     def predict_proba_vectors(self, X: np.ndarray) -> np.ndarray | None:
         """Probabilities from vectors.
 
@@ -168,11 +171,13 @@ class Bundle:
             return predictor.probabilities(Z)
         return np.asarray(self.estimator.predict_proba(Z)) if hasattr(self.estimator, "predict_proba") else None
 
+    @checked
     def predict_vectors(self, X: np.ndarray) -> np.ndarray:
         """The (n,) labels from (n, d) vectors as stored; for the task ``multilabel`` (n, k) bool."""
         predictor, Z = self.classifier, self.scaled(X)
         return predictor.predict(Z) if predictor is not None else np.asarray(self.estimator.predict(Z)).astype(str)
 
+    @checked
     def predict(
         self,
         images: ImageLike | Sequence[ImageLike],
@@ -223,6 +228,7 @@ class Bundle:
                 bar.advance(len(batch))
         return predictions
 
+    @checked
     def backbone(self, given: Backbone | None = None) -> Backbone:
         """The network whose vectors or activations the head reads.
 
@@ -256,6 +262,7 @@ class Bundle:
         made = get(self.recipe.backbone, runtime=self.recipe.runtime or "auto", precision=self.recipe.precision)
         return backbone_for(self.recipe, with_weights(made, self.weights, self.recipe.pixels))
 
+    @checked
     def on(self, backbone: Backbone) -> Bundle:
         """The same bundle; a `PartialModel` then uses this backbone instead of looking for it by name."""
         return (
@@ -264,6 +271,7 @@ class Bundle:
             else self
         )
 
+    @checked
     def require(self, recipe: Recipe) -> None:
         """Check that the head was fitted on vectors of *recipe*.
 
@@ -277,6 +285,7 @@ class Bundle:
             named = "; ".join(f"{name}: {mine!r} in the head, {theirs!r} here" for name, mine, theirs in differing)
             raise RecipeMismatchError(f"The head needs vectors of another recipe. {named}.")
 
+    @checked
     def overlap(self, sha256s: Iterable[bytes]) -> int:
         """How many of these images the head was fitted on."""
         return sum(sha256 in self._contents for sha256 in sha256s)
@@ -285,6 +294,7 @@ class Bundle:
     def _contents(self) -> frozenset[bytes]:
         return frozenset(row.tobytes() for row in self.trained_on)
 
+    @checked
     def to_torch(self, backbone: Backbone | None = None) -> nn.Module:
         """Backbone and head as one torch module, from the network's input to logits (n, k).
 
@@ -307,6 +317,7 @@ class Bundle:
             return self.on(backbone).to_torch()
         return EndToEnd(self.backbone(backbone), predictor, [(use.name, use.scale) for use in self.layers])
 
+    @checked
     def save(self, path: str | Path) -> None:
         """Write the bundle.
 
@@ -336,6 +347,7 @@ class Bundle:
             >>> prediction.labels[0][0]
             'cats'
         """
+        check("path", path, "str | Path")  # not `checked`: mypy must know the type of `featcache.load`
         return cls(**bundle_file.read(Path(path)))
 
     def _predictions(self, batch: Sequence[Embedded], top: int | None) -> list[Prediction]:

@@ -8,6 +8,7 @@ from typing import Any, Unpack
 
 import numpy as np
 
+from featcache.core.arguments import checked
 from featcache.core.errors import MissingVectorsError, UsageError
 from featcache.core.html import HtmlTable
 from featcache.metrics.classification import Difference, paired, right_and_losses
@@ -47,6 +48,7 @@ class CompareReport(HtmlTable):
         }
 
 
+@checked
 def compare(
     head_a: str | Path | Bundle,
     head_b: str | Path | Bundle,

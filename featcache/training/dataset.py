@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
+from featcache.core.arguments import check_fields
 from featcache.core.errors import MissingVectorsError, UsageError
 from featcache.core.labels import split_name
 from featcache.core.names import VIEW_0
@@ -53,6 +54,7 @@ class Selection:
     labels: str | Path | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         object.__setattr__(self, "split", split_name(self.split))
 
     def all_splits(self) -> Selection:

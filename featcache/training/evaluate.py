@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
+from featcache.core.arguments import checked
 from featcache.core.html import HtmlTable
 from featcache.core.progress import Progress, choose
 from featcache.metrics import classification
@@ -88,6 +89,7 @@ def predict(
     return bundle.predict(images, top=top, progress=progress)
 
 
+@checked
 def evaluate(
     head: str | Path | Bundle,
     store: str | Path | FeatureStore,

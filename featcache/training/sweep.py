@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
+from featcache.core.arguments import checked
 from featcache.core.errors import FeatcacheError, MissingVectorsError
 from featcache.core.files import written_whole
 from featcache.core.plain import plain
@@ -118,6 +119,7 @@ QUICK = ("softmax", "ridge", "centroid", "knn")
 """The heads that are swept by default."""
 
 
+@checked
 def sweep(
     store: str | Path | FeatureStore,
     heads: Sequence[Any] | None = None,

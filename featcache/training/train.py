@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
 import numpy as np
 
+from featcache.core.arguments import checked
 from featcache.core.errors import UnknownNameError, UsageError
 from featcache.core.progress import Progress, choose
 from featcache.heads import Head, resolve_head
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from featcache.training.bundle import Bundle
 
 
+@checked
 def train(
     store: str | Path | FeatureStore,
     head: Any = "softmax",

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from featcache.core import progress as bars
+from featcache.core.arguments import checked
 from featcache.core.errors import FeatcacheError, UsageError
 from featcache.extraction.embed import backbone_for
 from featcache.finetuning.advise.choose import ORDER, cheapest_first, compare, kind_of, recommend
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["Advice", "advise", "draw_advice"]
 
 
+@checked
 def advise(
     store: str | Path | FeatureStore,
     *,

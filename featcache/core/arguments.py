@@ -1,0 +1,152 @@
+"""Refuse an argument of the wrong kind at the door, in words, before any work is done.
+
+`checked` reads a function's own annotations, so there is one place that says what a parameter may be. Only kinds that
+can be told from one value are checked: numbers, text, paths, lists of these, and featcache's own classes. An annotation
+with anything else in it (a protocol, a callable) lets every value through.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from numbers import Integral, Real
+from typing import Any, ParamSpec, TypeVar
+
+from featcache.core.errors import UsageError
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+_KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    "None": ("None", lambda value: value is None),
+    "bool": ("True or False", lambda value: isinstance(value, bool) or _of_numpy(value, "bool", "bool_")),
+    "int": ("a whole number", lambda value: isinstance(value, Integral) and not isinstance(value, bool)),
+    "float": ("a number", lambda value: isinstance(value, Real) and not isinstance(value, bool)),
+    "str": ("text", lambda value: isinstance(value, str)),
+    "bytes": ("bytes", lambda value: isinstance(value, bytes)),
+    "Path": ("a path", lambda value: isinstance(value, os.PathLike) and isinstance(os.fspath(value), str)),
+    "np.ndarray": ("an array", lambda value: _of_numpy(value, "ndarray")),
+}
+_PLURALS = {"a whole number": "whole numbers", "a number": "numbers", "text": "texts", "a path": "paths"}
+_LIST = re.compile(r"(?:Sequence|Iterable|list|tuple)\[(\w+)(?:, \.\.\.)?\]")
+_OWN = frozenset({"Backbone", "Bundle", "ExtractionConfig", "FeatureStore", "PixelPath", "Recipe", "TrainingConfig"})
+
+
+def checked(function: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Check the arguments of every call of a public function against its annotations.
+
+    Args:
+        function: annotated, in a module with ``from __future__ import annotations``.
+
+    Returns:
+        The function; it raises `UsageError` where an argument is of another kind.
+
+    Example:
+        >>> @checked
+        ... def draw(n: int, seed: int = 0) -> None: ...
+        >>> draw("3")
+        Traceback (most recent call last):
+        featcache.core.errors.UsageError: n is a whole number, not '3'.
+    """
+    signature = inspect.signature(function)
+    kinds = {
+        name: parameter.annotation
+        for name, parameter in signature.parameters.items()
+        if isinstance(parameter.annotation, str) and parameter.kind is not parameter.VAR_KEYWORD
+    }
+
+    @functools.wraps(function)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        for name, value in signature.bind(*args, **kwargs).arguments.items():
+            if name in kinds:
+                check(name, value, kinds[name])
+        return function(*args, **kwargs)
+
+    return call
+
+
+def check_fields(made: Any) -> None:
+    """Check the fields of a dataclass against their annotations, as `checked` does.
+
+    Raises:
+        UsageError: a value of another kind.
+    """
+    for field in fields(made):
+        check(field.name, getattr(made, field.name), str(field.type))
+
+
+def check(name: str, value: Any, annotation: str) -> None:
+    """Check one value.
+
+    Args:
+        name: of the parameter, for the message.
+        value: what was given.
+        annotation: as it stands in the code, such as ``str | Path | None``.
+
+    Raises:
+        UsageError: the value is of none of these kinds, or is a path that no file can have.
+    """
+    kinds = [_kind(part) for part in _alternatives(annotation)]
+    if any(kind is None for kind in kinds):
+        return
+    if not any(holds(value) for _, holds in kinds):  # type: ignore[misc]  # None is excluded above
+        words = list(dict.fromkeys(said for said, _ in kinds))  # type: ignore[misc]
+        listed = ", ".join(words[:-1]) + " or " * (len(words) > 1) + words[-1]
+        raise UsageError(f"{name} is {listed}, not {described(value)}.")
+    if "Path" in annotation and isinstance(value, (str, os.PathLike)) and "\0" in os.fspath(value):
+        raise UsageError(f"{name} is a path, and none has a NUL character in it: {os.fspath(value)[:80]!r}.")
+
+
+def described(value: Any) -> str:
+    """What was given, for a message: short values as they are, others by their type and shape."""
+    if isinstance(value, (str, bytes, int, float, bool, os.PathLike, type(None))):
+        shown = repr(value)
+        return shown if len(shown) <= 80 else f"{shown[:77]}…"
+    shape = getattr(value, "shape", None)
+    if isinstance(shape, tuple) and all(isinstance(n, int) for n in shape):
+        return f"a {type(value).__name__} of shape {shape}"
+    if isinstance(value, (list, tuple, set, dict)):
+        first = "" if not value else f" of {type(next(iter(value))).__name__}"
+        return f"a {type(value).__name__}{first}"
+    return f"a {value.__name__} itself" if isinstance(value, type) else f"a {type(value).__name__}"
+
+
+def _of_numpy(value: Any, *names: str) -> bool:
+    # NumPy is not imported for this: `featcache --help` has no need of it.
+    return any(kind.__module__ == "numpy" and kind.__name__ in names for kind in type(value).__mro__)
+
+
+@functools.cache
+def _alternatives(annotation: str) -> tuple[str, ...]:
+    """The parts between the bars that stand outside of brackets."""
+    parts, depth = [""], 0
+    for letter in annotation:
+        depth += (letter == "[") - (letter == "]")
+        if letter == "|" and not depth:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return tuple(part.strip() for part in parts)
+
+
+@functools.cache
+def _kind(part: str) -> tuple[str, Callable[[Any], bool]] | None:
+    """How one alternative is called, and whether a value is one; None where that cannot be told."""
+    if part in _KINDS:
+        return _KINDS[part]
+    if part in _OWN:
+        return f"a {part}", lambda value: any(kind.__name__ == part for kind in type(value).__mro__)
+    listed = _LIST.fullmatch(part)
+    if listed is None or listed[1] not in _KINDS:
+        return None
+    one, holds = _KINDS[listed[1]]
+
+    def all_of_them(value: Any) -> bool:
+        many = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+        return (many or (_of_numpy(value, "ndarray") and value.ndim == 1)) and all(holds(each) for each in value)
+
+    return f"a list of {_PLURALS.get(one, one)}", all_of_them

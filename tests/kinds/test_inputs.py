@@ -1,0 +1,66 @@
+"""Whatever is given at whatever door: an answer, or an error of ours that names what was given; never a surprise.
+
+`FEATCACHE_FUZZ_CALLS` says how many calls each door gets: the suite makes few, `scripts/bench/fuzz_doors.py` 200.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import warnings
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import featcache as fc
+from tests.doors import Outcome, table
+from tests.kinds.odd_values import names_for, odd
+
+CALLS = int(os.environ.get("FEATCACHE_FUZZ_CALLS", "5"))
+PATIENCE = 120
+"""Seconds; a call that takes longer hangs."""
+
+
+def is_of_the_signature(error: TypeError) -> bool:
+    """Whether Python itself says that a call does not fit a function's signature."""
+    return any(part in str(error) for part in ("unexpected keyword argument", "required positional", "positional argu"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("door", [door for door in table() if door.parameters], ids=str)
+def test_no_door_ends_in_a_surprise(door, world_for, capfd):
+    world = world_for(door)
+    names = st.lists(
+        st.tuples(st.sampled_from([p.name for p in door.parameters]), st.sampled_from(names_for(door))),
+        min_size=1, max_size=2, unique_by=lambda pair: pair[0],
+    )  # fmt: skip
+
+    @settings(max_examples=CALLS, deadline=None, derandomize=True, database=None, suppress_health_check=[*HealthCheck])
+    @given(chosen=names)
+    def call(chosen):
+        parameters = {parameter.name: parameter for parameter in door.parameters}
+        given_ = {name: odd(value, door, parameters[name], world) for name, value in chosen}
+
+        def hangs(*_):
+            raise AssertionError(f"{door} hangs on {chosen}")
+
+        before = signal.signal(signal.SIGALRM, hangs)
+        signal.alarm(PATIENCE)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                outcome = world.call(door, **given_)
+        except fc.FeatcacheError as error:
+            outcome = Outcome(code=error.exit_code, err=str(error))
+        except TypeError as error:
+            if not is_of_the_signature(error):
+                raise
+            return
+        finally:
+            signal.alarm(0)
+            signal.signal(signal.SIGALRM, before)
+        assert "unexpected " not in outcome.err or "Traceback" in outcome.err, f"{chosen}: {outcome.err[-400:]}"
+        assert outcome.code in (0, 1, 2), f"{chosen}: {outcome.code} {outcome.err[-400:]}"
+
+    call()
