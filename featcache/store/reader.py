@@ -284,11 +284,13 @@ class StoreReader:
         """What was settled once for the whole store, such as ``holdout_seed``."""
         return dict(self.catalogue.query("tt", "SELECT key, value FROM settings"))
 
+    @checked
     def source_settings(self, source: str) -> dict[str, Any]:
         """What `extract` was told of a source: ``path``, ``labels``, ``split``, …; empty where an earlier one ran."""
         ((text,),) = self.catalogue.query("t", "SELECT settings FROM sources WHERE name = ?", (source,))
         return parsed(text)
 
+    @checked
     def pending(self, source: str) -> list[Pending]:
         """The images of a source that a run listed and did not come to, in URI order."""
         rows = self.catalogue.query(
@@ -299,6 +301,7 @@ class StoreReader:
         )
         return [Pending(*row) for row in rows]
 
+    @checked
     def requests(self, source: str) -> dict[str, dict[str, Any]]:
         """What `extract` was asked for of a source, by the fingerprint of the space: layers, views, seed, …."""
         rows = self.catalogue.query(
