@@ -1,7 +1,11 @@
-"""The file of a bundle: safetensors with one key of metadata, ``featcache``, that holds JSON."""
+"""The file of a bundle: safetensors whose metadata are ``featcache``, which holds JSON, and ``sha256``.
+
+The digest is that of the whole file with its own 64 digits as zeros, so no bit of a head can change unseen.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -18,7 +22,10 @@ from featcache.training import partial_model
 from featcache.training.layer_use import LayerUse
 from featcache.training.partial_model import PartialModel
 
-BUNDLE_FORMAT = 1
+BUNDLE_FORMAT = 2
+_WITHOUT_DIGEST = 1
+_NO_DIGEST = b"0" * 64
+_DIGEST = b'"sha256":"'  # what stands before it; inside of the JSON text of a head the quotes are escaped
 _NETWORK = "network."
 # Vectors are divided by the scales in float32, where smaller ones are 0 and larger ones infinite.
 _SMALLEST, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
@@ -42,7 +49,8 @@ def write(target: Path, fields: Mapping[str, Any]) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         rows = {name: np.array(tensor, order="C") for name, tensor in tensors.items()}
         with written_whole(target) as aside:
-            save_file(rows, aside, metadata={"featcache": json.dumps(data)})
+            save_file(rows, aside, metadata={"featcache": json.dumps(data), "sha256": _NO_DIGEST.decode()})
+            seal(aside)
     except (OSError, SafetensorError) as error:
         raise BundleError(f"The head cannot be written to {target}: {error}.") from error
 
@@ -55,11 +63,15 @@ def read(path: Path) -> dict[str, Any]:
         BundleError: it is not a bundle, or its parts do not fit together.
         StoreFormatError: it was written by a newer featcache.
     """
-    data, tensors = _contents(path)
-    if data.get("format") != BUNDLE_FORMAT:
+    data, tensors, sealed = _contents(path)
+    if data.get("format") not in (_WITHOUT_DIGEST, BUNDLE_FORMAT):
         raise StoreFormatError(
-            f"{path} has bundle format {data.get('format')!r}; this featcache reads format {BUNDLE_FORMAT}. "
+            f"{path} has bundle format {data.get('format')!r}; this featcache reads formats up to {BUNDLE_FORMAT}. "
             "Upgrade featcache to read it."
+        )
+    if not sealed and data["format"] != _WITHOUT_DIGEST:
+        raise BundleError(
+            f"{path} is damaged: its bytes are not those that were written. Train the head again, or take a copy of it."
         )
     try:
         fields = _unpacked(data, tensors)
@@ -138,14 +150,33 @@ def _unpacked(data: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> dic
     return fields
 
 
-def _contents(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The JSON and the tensors, not checked yet.
+def seal(path: Path) -> None:
+    """Put the digest of a file that was just written into its header."""
+    data = path.read_bytes()
+    at = data.index(_DIGEST + _NO_DIGEST) + len(_DIGEST)
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(hashlib.sha256(data).hexdigest().encode())
+
+
+def _is_sealed(data: bytes, digest: str) -> bool:
+    """Whether a file's bytes are those that its *digest* was made of."""
+    at = data.find(_DIGEST + digest.encode()) + len(_DIGEST)
+    whole = hashlib.sha256(memoryview(data)[:at])
+    whole.update(_NO_DIGEST)
+    whole.update(memoryview(data)[at + len(_NO_DIGEST) :])
+    return whole.hexdigest() == digest
+
+
+def _contents(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], bool]:
+    """The JSON and the tensors, not checked yet, and whether the file has a digest that fits.
 
     Raises:
         UsageError: there is no file at *path*.
         BundleError: it is not such a file.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
 
     if not path.is_file():
         if path.exists():
@@ -155,8 +186,11 @@ def _contents(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
             )
         raise UsageError(f"There is no head at {path}. `featcache train STORE -o {path}` makes one.")
     try:
-        with safe_open(path, framework="numpy") as file:
-            data = json.loads((file.metadata() or {})["featcache"])
-            return dict(data), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        contents = path.read_bytes()
+        header = json.loads(contents[8 : 8 + int.from_bytes(contents[:8], "little")])
+        metadata = header["__metadata__"]
+        data, digest = dict(json.loads(metadata["featcache"])), metadata.get("sha256")
+        # The tensors are read from the bytes that were hashed.
+        return data, load(contents), isinstance(digest, str) and _is_sealed(contents, digest)
     except (SafetensorError, KeyError, ValueError, TypeError, OSError, RecursionError) as error:
         raise BundleError(f"{path} is not a featcache head: {error}.") from error

@@ -236,11 +236,12 @@ def test_heads_are_scored_the_same(heads: Path, store: Path, backbone: fc.Backbo
 
 
 def test_a_head_is_written_as_it_was_read(heads: Path, tmp_path: Path) -> None:
-    """But for the versions of what wrote it."""
+    """But for the versions of what wrote it, and the format."""
     for path in sorted(heads.glob("*.fch")):
         fc.load(path).save(tmp_path / path.name)
         (described, tensors), (again, written) = read(path), read(tmp_path / path.name)
         assert described.pop("versions").keys() == again.pop("versions").keys()
+        assert (described.pop("format"), again.pop("format")) == (1, 2)
         assert (again, written) == (described, tensors), path.name
 
 

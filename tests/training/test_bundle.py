@@ -17,6 +17,7 @@ from featcache.core.errors import BundleError, RecipeMismatchError, StoreFormatE
 from featcache.heads.matching import MatchingPredictor
 from featcache.heads.predictors import KnnPredictor, LinearPredictor, normalized
 from featcache.metrics.likelihood_ratio import Calibration
+from featcache.training import bundle_file
 from featcache.training.bundle import Bundle
 from featcache.training.layer_use import LayerUse
 from tests.store.making import keys, recipe, values
@@ -56,7 +57,8 @@ def rewrite(path: Path, tensors: dict[str, np.ndarray | None] | None = None, **c
     with safe_open(path, framework="numpy") as file:
         data = json.loads(file.metadata()["featcache"])
     parts = {name: v for name, v in (load_file(path) | (tensors or {})).items() if v is not None}
-    save_file(parts, path, metadata={"featcache": json.dumps(data | changes)})
+    save_file(parts, path, metadata={"featcache": json.dumps(data | changes), "sha256": "0" * 64})
+    bundle_file.seal(path)  # as a forger would, so that it is what it says that is refused
 
 
 @pytest.mark.parametrize("link", ["softmax", "margin"])
@@ -446,3 +448,18 @@ def test_an_estimator_without_linear_form_predicts_and_is_not_saved(tmp_path: Pa
     with pytest.raises(BundleError, match="no linear form"):
         bundle.to_torch()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_any_flipped_bit_is_refused(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    made().save(tmp_path / "a.fch")
+    data = bytearray((tmp_path / "a.fch").read_bytes())
+    for at in range(len(data)):
+        bit = 1 << int(rng.integers(8))
+        data[at] ^= bit
+        (tmp_path / "b.fch").write_bytes(data)
+        with pytest.raises((BundleError, StoreFormatError)):
+            Bundle.load(tmp_path / "b.fch")
+        data[at] ^= bit
+    (tmp_path / "b.fch").write_bytes(data)
+    Bundle.load(tmp_path / "b.fch")
