@@ -10,6 +10,9 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
+SEPARATOR = "|"
+"""Between several labels of one image."""
+
 _SPLITS = {
     "train": "train", "training": "train",
     "val": "val", "valid": "val", "validation": "val", "dev": "val", "eval": "val",
@@ -99,7 +102,7 @@ def contradictions(labeled: Iterable[tuple[bytes, str, str]]) -> str | None:
     twice: dict[bytes, tuple[str, str, str, str]] = {}
     for sha256, label, name in labeled:
         first = seen.setdefault(sha256, (label, name))
-        if first[0] != label:
+        if first[0] != label and set(first[0].split(SEPARATOR)) != set(label.split(SEPARATOR)):
             twice.setdefault(sha256, (*first, label, name))
     if not twice:
         return None

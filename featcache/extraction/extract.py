@@ -12,7 +12,7 @@ from featcache.backbones.compute import cores
 from featcache.backbones.runtimes import passes_for
 from featcache.core.arguments import checked
 from featcache.core.errors import DiskFullError, UsageError
-from featcache.core.labels import doubts
+from featcache.core.labels import contradictions, doubts
 from featcache.core.names import GIVEN, VIEW_0
 from featcache.core.progress import Progress, choose, counted, phase_if_slow
 from featcache.core.recipe import Recipe, StandardTransform
@@ -147,6 +147,8 @@ def extract(
                     run.over(entries, passes, threads, bar)
                 finally:
                     run.finish()
+                    if contradiction := contradictions(records.contradicting()):
+                        bar.note(contradiction)
                     report.seconds, report.stages = time.monotonic() - began, run.timer.seconds()
                     if report.computed or report.added or report.changed or report.removed:
                         writer.record_run("extract", started, report.to_dict() | {"interrupted": run.stopped})

@@ -46,6 +46,7 @@ from featcache.training.dataset import FeatureDataset, Selection, SelectionOptio
 from featcache.training.fit import answers, layer_uses
 from featcache.training.holdout import check_classes, train_test_split
 from featcache.training.image_dataset import image_vectors
+from featcache.training.label_notes import note_labels
 from featcache.training.layer_use import LayerUse
 from featcache.training.partial_model import PartialModel, frozen_vectors
 from featcache.training.report import describe_views, report_fields, score_fields
@@ -155,6 +156,7 @@ def finetune(
         if init == "new":
             dataset = dataset.in_memory()
         check_classes(dataset)
+        note_labels(dataset, bar)
         there = {} if from_layer is not None else stored_images(opened, dataset.items)
         train_rows, test, protocol = train_test_split(dataset, select.split, seed, opened, bar)
         frozen = dataset.read

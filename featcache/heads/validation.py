@@ -13,6 +13,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from featcache.core.errors import UsageError
+from featcache.core.labels import given_label
 from featcache.metrics.calibration import softmax
 
 _FLOATS = [np.float64, np.float32]
@@ -35,8 +36,10 @@ def to_fit(
         Vectors (n, d), classes (k,), class ids (n,) and group numbers (n,).
 
     Raises:
-        UsageError: a value is not finite, there are fewer than two classes, or *groups* has another length.
+        UsageError: a value is not finite, a row has no label, there are fewer than two classes, or *groups* has another
+            length.
     """
+    check_labeled(y)
     checked = validate_data(estimator, _not_half(X), y, dtype=_FLOATS, ensure_all_finite=False)
     X, y = np.asarray(checked[0]), np.asarray(checked[1])
     check_finite(X)
@@ -83,6 +86,24 @@ def check_finite(X: np.ndarray, rows: np.ndarray | None = None) -> None:
         if what != "NaN" and X.dtype == np.float32:
             what += " or a value too large for float32"
         raise UsageError(f"Row {place if rows is None else rows[place]} of the vectors holds {what}.")
+
+
+def check_labeled(y: Any) -> None:
+    """Refuse labels (n,) of which one is None, NaN or empty; the first such row is named.
+
+    Raises:
+        UsageError: likewise.
+    """
+    labels = np.asarray(y)
+    if labels.ndim != 1 or labels.dtype.kind not in "fOUS":
+        return
+    missing = np.isnan(labels) if labels.dtype.kind == "f" else np.array([given_label(v) is None for v in labels], bool)
+    if missing.any():
+        place = int(np.argmax(missing))
+        raise UsageError(
+            f"Row {place} of the labels holds {labels[place]!r}, which is no label ({int(missing.sum())} of "
+            f"{len(labels)} rows). Leave out such rows."
+        )
 
 
 def _not_half(X: Any) -> Any:

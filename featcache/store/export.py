@@ -14,6 +14,7 @@ import numpy as np
 
 from featcache.core.errors import FeatcacheError, SourceError, UsageError
 from featcache.core.files import written_whole
+from featcache.core.labels import given_label
 from featcache.core.recipe import Recipe
 from featcache.store.catalogue import foreign_errors
 
@@ -101,8 +102,8 @@ def read(path: Path) -> PlainFile:
 
     Args:
         path: HDF5 (.h5, .hdf5) or NumPy (.npz) with ``features`` (n, d) numbers, ``labels`` (n,)
-            integers (-1 for none) or text, and where present ``classes``, ``uris``, ``sha256``, ``groups``,
-            ``splits``, ``recipe``, ``layers``.
+            integers (-1 for none) or text (NaN or empty for none), and where present ``classes``, ``uris``, ``sha256``,
+            ``groups``, ``splits``, ``recipe``, ``layers``.
 
     Raises:
         SourceError: the file is not of this form; the message says what is missing or does not fit.
@@ -130,12 +131,17 @@ def _plain(path: Path, arrays: dict[str, np.ndarray]) -> PlainFile:
             f"found {X.dtype} {X.shape} and {labels.dtype} {labels.shape}."
         )
     classes = [_text(c) for c in arrays.get("classes", np.array([], dtype=str))]
+    if classes and labels.dtype.kind == "f":  # whole numbers, and NaN for none, as pandas has them
+        missing = np.isnan(labels)
+        if not np.equal(np.mod(labels[~missing], 1), 0).all():
+            raise SourceError(f"{path}: a label is no whole number, but there are `classes` that labels number.")
+        labels = np.where(missing, -1, labels).astype(np.int64)
     if labels.dtype.kind in "iu":
         if labels.size and classes and int(labels.max()) >= len(classes):
             raise SourceError(f"{path}: a label is {int(labels.max())}, but there are {len(classes)} classes.")
-        named = [None if v < 0 else classes[v] if classes else str(v) for v in labels.tolist()]
+        named = [None if v < 0 else given_label(classes[v]) if classes else str(v) for v in labels.tolist()]
     else:
-        named = [_text(v) for v in labels]
+        named = [given_label(v) for v in labels]
     uris = [_text(u) for u in arrays.get("uris", np.arange(len(X)))]
     sha256 = np.asarray(arrays["sha256"]) if "sha256" in arrays else None
     if sha256 is not None and (sha256.shape != (len(X), 32) or sha256.dtype != np.uint8):

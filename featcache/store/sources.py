@@ -153,6 +153,17 @@ class SourceRecords:
         )
         return {row[0]: Record(*row) for row in rows}
 
+    def contradicting(self) -> list[tuple[bytes, str, str]]:
+        """SHA-256, label and URI of the images that are equal byte for byte and have different labels, by URI."""
+        labeled = "FROM items WHERE source_id = ? AND label IS NOT NULL"
+        rows = self._catalogue.query(
+            "htt",
+            f"SELECT sha256, label, uri {labeled} AND sha256 IN "
+            f"(SELECT sha256 {labeled} GROUP BY sha256 HAVING count(DISTINCT label) > 1) ORDER BY uri",
+            (self.id, self.id),
+        )
+        return [(sha256, label, uri) for sha256, label, uri in rows]
+
     def doubled(self, uris: Collection[str]) -> dict[str, int]:
         """How many of these images other sources with the same root list too, by the sources' names."""
         rows = self._catalogue.query(

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, TypedDict
 import numpy as np
 
 from featcache.core.arguments import check_fields
-from featcache.core.errors import MissingVectorsError, UsageError
+from featcache.core.errors import MissingVectorsError, SourceError, UsageError
 from featcache.core.labels import split_name
 from featcache.core.names import VIEW_0
 from featcache.heads.streaming import available_memory
+from featcache.heads.validation import check_finite
 from featcache.metrics import splits
 from featcache.store import FeatureStore, Item, export
 from featcache.store.rows import ItemRows
@@ -221,7 +222,8 @@ class FeatureDataset:
 
         Raises:
             UsageError: the file is a head.
-            SourceError: ``features`` or ``labels`` are missing, or do not fit together.
+            SourceError: ``features`` or ``labels`` are missing or do not fit together, or a labeled row holds a value
+                that is not finite; the message names the row of the file.
             MissingVectorsError: no row has a label.
         """
         if path.suffix == ".fch":
@@ -231,6 +233,10 @@ class FeatureDataset:
         if not len(kept):
             raise MissingVectorsError(f"No row of {path} has a label.")
         X = plain.X[kept]
+        try:
+            check_finite(X, kept)
+        except UsageError as error:
+            raise SourceError(f"{path}: {error} Rows are counted from 0.") from None
         items = [
             Item(
                 path.stem,

@@ -10,12 +10,12 @@ import numpy as np
 
 from featcache.core.errors import UsageError
 from featcache.core.html import HtmlTable
+from featcache.core.labels import SEPARATOR
 
 if TYPE_CHECKING:
     from featcache.metrics.multilabel import LabelScore, MultilabelScores
     from featcache.training.dataset import FeatureDataset
 
-SEPARATOR = "|"
 _METRICS = ("mean_average_precision", "micro_f1", "macro_f1", "exact_match", "log_loss")
 HINT = (
     f"Some labels contain {SEPARATOR!r} and are used as they are. If it separates several labels of one image, use "

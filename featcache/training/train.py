@@ -15,6 +15,7 @@ import numpy as np
 
 from featcache.core.arguments import checked
 from featcache.core.errors import UnknownNameError, UsageError
+from featcache.core.labels import SEPARATOR
 from featcache.core.progress import Progress, choose
 from featcache.heads import Head, resolve_head
 from featcache.metrics import multilabel as multilabel_splits
@@ -26,6 +27,7 @@ from featcache.training.all_blocks import with_all_blocks
 from featcache.training.dataset import FeatureDataset, Selection, SelectionOptions
 from featcache.training.fit import answers, fit
 from featcache.training.holdout import check_classes, split_rows, train_test_split
+from featcache.training.label_notes import note_labels
 from featcache.training.report import describe_views, report_fields, score_fields, uncalibrated
 
 if TYPE_CHECKING:
@@ -109,9 +111,10 @@ def train(
         dataset, opened = _dataset(store, layers, select, chosen, bar)
         if task == "multilabel":
             dataset = multilabel.several_labels(dataset)
-        elif any(multilabel.SEPARATOR in label for label in set(dataset.y.tolist())):
+        elif any(SEPARATOR in label for label in set(dataset.y.tolist())):
             bar.note(multilabel.HINT)
         check_classes(dataset)
+        note_labels(dataset, bar)
         if isinstance(class_weight, Mapping):
             _check_class_weight(dataset, class_weight)
         near = None

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from featcache.core.errors import UsageError
+from featcache.core.errors import UnusableImageError, UsageError
 from featcache.images.datasets import DatasetSource
 from featcache.images.sources import open_source
 from tests.images.making_datasets import ClassLabelFeature, ImageFeature, Pairs, Table
@@ -26,13 +26,32 @@ def small(level: int) -> Image.Image:
     return Image.fromarray(np.full((4, 5, 3), level, np.uint8))
 
 
-def test_targets_that_are_kept_need_no_image() -> None:
+def test_what_an_item_gives_counts_and_not_what_is_kept_beside_it() -> None:
     for name in ("targets", "labels", "_labels"):
-        for kept in ([1, 0, -1], np.array([1, 0, -1]), torch.tensor([1, 0, -1])):
-            dataset = Pairs([(small(i), 0) for i in range(3)], classes=["cat", "dog"])
-            setattr(dataset, name, kept)
-            assert [label for _, label, _ in described(dataset)] == ["dog", "cat", None]
-            assert dataset.loaded == 0
+        dataset = Pairs([(small(i), target) for i, target in enumerate((0, 1, -1))], classes=["cat", "dog"])
+        setattr(dataset, name, [1, 0, -1])
+        assert [label for _, label, _ in described(dataset)] == ["cat", "dog", None]
+        assert dataset.loaded == 3
+
+
+@pytest.mark.parametrize("kept", [[7, 0, -1], np.array([7, 0, -1]), torch.tensor([7, 0, -1])])
+def test_targets_of_torchvisions_own_datasets_need_no_image(kept: Any) -> None:
+    from torchvision.datasets import MNIST
+
+    dataset = MNIST.__new__(MNIST)
+    dataset.transform = dataset.target_transform = None
+    dataset.targets = kept
+    dataset.data = [None] * 3  # so that no item can be loaded
+    assert [label for _, label, _ in described(dataset)] == ["7 - seven", "0 - zero", None]
+
+
+def test_an_image_that_comes_with_another_label_than_was_listed_is_not_used() -> None:
+    dataset = Pairs([(small(0), 0)], classes=["cat", "dog"])
+    (entry,) = DatasetSource(dataset, name="x").entries()
+    dataset.items = [(small(0), 1)]
+    assert entry.make_image is not None
+    with pytest.raises(UnusableImageError, match="label 'dog' now, and 'cat' when it was listed"):
+        entry.make_image()
 
 
 def test_other_targets_are_taken_from_the_items() -> None:

@@ -24,6 +24,7 @@ from featcache.training.activations import StoredItems, extraction_rate
 from featcache.training.all_blocks import block_layers
 from featcache.training.dataset import FeatureDataset, Selection
 from featcache.training.holdout import check_classes, train_test_split
+from featcache.training.label_notes import note_labels
 from featcache.training.leakage import folds_without_leakage
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ def advise(
     with bars.choose(progress) as bar:
         dataset = FeatureDataset.from_store(opened, "pooled", where, views=True)
         check_classes(dataset)
+        note_labels(dataset, bar)
         train_rows, test_rows, _ = train_test_split(dataset, None, seed, opened, bar)
         items, folds, rare, near = folds_without_leakage(dataset, train_rows, FOLDS, seed, bar)
         units, where = items.groups, replace(where, source=items.items[0].source)

@@ -1,0 +1,29 @@
+"""What about the labels of a dataset is told before a head is trained on them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from featcache.core.labels import SEPARATOR, contradictions, doubts
+
+if TYPE_CHECKING:
+    from featcache.core.progress import Progress
+    from featcache.training.dataset import FeatureDataset
+
+
+def note_labels(dataset: FeatureDataset, progress: Progress) -> None:
+    """Tell of labels that look like splits or measures, and of equal images with different labels.
+
+    Args:
+        dataset: one label an image, or several.
+        progress: gets the notes.
+    """
+    if dataset.labels is None:
+        texts = [str(label) for label in dataset.y]
+        for note in doubts(texts):
+            progress.note(note)
+    else:
+        texts = [SEPARATOR.join(n for n, has in zip(dataset.labels, row, strict=True) if has) for row in dataset.y]
+    named = ((item.sha256, text, item.uri) for item, text in zip(dataset.items, texts, strict=True))
+    if found := contradictions(named):
+        progress.note(found)
