@@ -80,6 +80,9 @@ EXCEPTIONS = {
     "fc.Bundle.save": {"path": "output"},
     "fc.FeatureStore": {"path": "store"},
     "fc.FeatureStore.export": {"path": "output"},
+    "fc.faces.PairsReport.draw": {"path": "output"},
+    "featcache advise": {"target": "store to write"},
+    "featcache demo": {"target": "folder to write"},
     "fc.FeatureStore.arrays": {"views": "views"},
     "fc.FeatureStore.view_names": {"views": "views"},
     "fc.FeatureStore.dataset": {"labels": "labels by uri"},
@@ -377,7 +380,7 @@ _VALUES: dict[str, Callable[[World], Any]] = {
     "splits": lambda world: "0.8/0.2",
     "pairs": lambda world: world["pairs.csv"],
     "checkpoint": lambda world: world.new_file(".ckpt"),
-    "output": lambda world: world.new_file(),
+    "folder to write": lambda world: world.new_file(),
     "source name": lambda world: "photos",
     "space": lambda world: _store(world).spaces[0].fingerprint,
     "layer": lambda world: "pooled",
@@ -443,6 +446,7 @@ _SPECIAL: dict[tuple[str, str], Callable[[World], Any]] = {
     ("fc.Backbone", "load"): lambda world: fc.backbones.get(world.network).architecture,
     ("fc.activations_needed", "from_layer"): lambda world: "blocks.4",
     ("featcache predict", "table"): lambda world: world.new_file(".csv"),
+    ("featcache sweep", "target"): lambda world: world.new_file(".fch"),
     ("featcache export", "file"): lambda world: world.new_file(".npz"),
     ("fc.FeatureStore.export", "path"): lambda world: world.new_file(".npz"),
     ("featcache demo", "target"): lambda world: world.new_file(),
@@ -452,6 +456,13 @@ _SPECIAL |= {
     (door, "target"): lambda world: world.new_file(".fch")
     for door in ("featcache train", "featcache finetune", "featcache faces train")
 }
+_SPECIAL |= {
+    (door, name): lambda world: world.new_file(".png")
+    for door, name in (
+        ("featcache evaluate", "confusion"), ("featcache finetune", "curve"), ("featcache advise", "figure"),
+        ("featcache faces evaluate", "roc"), ("fc.faces.evaluate", "figure"), ("fc.faces.PairsReport.draw", "path"),
+    )
+}  # fmt: skip
 _SPECIAL |= {("fc.Bundle.save", "path"): lambda world: world.new_file(".fch")}
 
 _ALWAYS: dict[str, dict[str, Callable[[World], Any]]] = {

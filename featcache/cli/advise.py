@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featcache.cli import output
-from featcache.cli.command import Answer, Debug, Json, command
+from featcache.cli.command import Answer, Debug, Force, Json, command
 from featcache.cli.options import Labels, Source, Space
 from featcache.core.errors import UsageError
+from featcache.core.outputs import FIGURE
 
 if TYPE_CHECKING:
     from featcache.finetuning.advise import Advice
 
 
-@command(interrupted="Layers that were extracted stay in the store.")
+@command(interrupted="Layers that were extracted stay in the store.", writes={"figure": FIGURE})
 def advise(
     store: Annotated[
         Path, typer.Argument(metavar="STORE|SOURCE", help="A store; or images, which -o says where to extract into.")
@@ -34,6 +35,7 @@ def advise(
     source: Source = None,
     space: Space = None,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Random seed.")] = 0,
+    force: Force = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> Answer:
@@ -49,12 +51,9 @@ def advise(
     from featcache.core.progress import seconds_of
     from featcache.finetuning.advise import advise as run
     from featcache.finetuning.advise import draw_advice
-    from featcache.metrics.plots import check_png
     from featcache.store import FeatureStore
 
     seconds = seconds_of(budget)
-    if figure is not None:
-        check_png(figure)
     if target is not None:
         began = time.monotonic()
         _extract(store, target, labels)
@@ -68,7 +67,7 @@ def advise(
             raise UsageError(f"{error} If these are images, add -o {store.stem}.fcache.") from None
     found = run(store, budget=seconds, source=source, space=space, labels=labels, seed=seed, progress=True)
     if figure is not None:
-        draw_advice(found, figure)
+        draw_advice(found, figure, force=force)
     return Answer({**found.to_dict(), "figure": None if figure is None else str(figure)}, lambda: _show(found, figure))
 
 

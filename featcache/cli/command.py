@@ -15,14 +15,24 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from featcache.core.errors import FeatcacheError
+from featcache.core.outputs import PREDICTIONS, Kind, check_output
 from featcache.core.plain import plain
 
+ADVANCED = "Advanced"
+"""The panel of ``--help`` for options that few people need."""
+STDOUT = "-"
+"""What a file is called that is written to stdout."""
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, all else on stderr.")]
+Force = Annotated[
+    bool, typer.Option("--force", help="Replace a file that is something else.", rich_help_panel=ADVANCED)
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
@@ -35,22 +45,48 @@ class Answer:
     exit_code: int = 0
 
 
-def command(interrupted: str) -> Callable[[Callable[..., Answer]], Callable[..., None]]:
+def command(
+    interrupted: str, writes: Mapping[str, Kind] | None = None
+) -> Callable[[Callable[..., Answer]], Callable[..., None]]:
     """Make a Typer command of a function that returns an `Answer`.
 
-    The function takes ``as_json: Json`` and ``debug: Debug`` among its options; *interrupted* is what
-    is said after Ctrl-C, a sentence that tells how to go on.
+    The function takes ``as_json: Json`` and ``debug: Debug`` among its options.
+
+    Args:
+        interrupted: what is said after Ctrl-C, a sentence that tells how to go on.
+        writes: the options that name a file to write, and what that will be. Before the function is called it is
+            checked that they can be written and replace only what they may; the function takes ``force: Force`` too.
     """
 
     def decorate(function: Callable[..., Answer]) -> Callable[..., None]:
         @functools.wraps(function)
         def run(**options: Any) -> None:
-            code = _run(functools.partial(function, **options), options["as_json"], options["debug"], interrupted)
+            def work() -> Answer:
+                _check_outputs(options, writes or {})
+                return function(**options)
+
+            code = _run(work, options["as_json"], options["debug"], interrupted)
             raise typer.Exit(code)
 
         return run
 
     return decorate
+
+
+def _check_outputs(options: Mapping[str, Any], writes: Mapping[str, Kind]) -> None:
+    for name, kind in writes.items():
+        path = options[name]
+        if path is None or (kind is PREDICTIONS and str(path) == STDOUT):
+            continue
+        others = [part for key, value in options.items() if key != name for part in _paths(value)]
+        check_output(path, kind, inputs=others, force=options["force"])
+
+
+def _paths(value: Any) -> list[str | Path]:
+    """The paths among an option's values."""
+    if isinstance(value, list | tuple):
+        return [path for part in value for path in _paths(part)]
+    return [value] if isinstance(value, Path) or (isinstance(value, str) and os.path.isfile(value)) else []
 
 
 def fail(text: str, code: int, as_json: bool) -> int:

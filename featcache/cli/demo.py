@@ -20,6 +20,7 @@ import typer
 from featcache.cli import output
 from featcache.cli.command import Answer, Debug, Json, command
 from featcache.core.errors import MissingExtraError
+from featcache.core.outputs import HEAD, check_output
 from featcache.core.progress import Progress, choose
 
 HEADS = ("softmax", "ridge")
@@ -105,13 +106,15 @@ def run(folder: str | Path = "data/demo", *, progress: Progress | bool | None = 
 
     Raises:
         MissingExtraError: the images are not installed.
+        UsageError: something else lies where a head is to be written.
     """
     from featcache.extraction.extract import extract
 
     began = time.perf_counter()
     textiles, folder = textile_folder(), Path(folder)
     store = folder / "textiles.fcache"
-    folder.mkdir(parents=True, exist_ok=True)
+    for name in HEADS:
+        check_output(folder / f"textiles-{name}.fch", HEAD)
     with choose(progress) as bar:
         bar.note(f"Extracting: the backbone sees the images in {textiles} once.")
         extracted = extract(textiles, store, name="textiles", progress=bar)

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from featcache.cli import output
-from featcache.cli.command import Answer, Debug, Json, command
+from featcache.cli.command import ADVANCED, Answer, Debug, Json, command
 from featcache.cli.options import (
-    ADVANCED,
     BatchSize,
     Device,
     ImageTimeout,

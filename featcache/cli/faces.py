@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featcache.cli import output
-from featcache.cli.command import Answer, Debug, Json, command
+from featcache.cli.command import Answer, Debug, Force, Json, command
 from featcache.cli.options import (
     BatchSize,
     Device,
@@ -25,6 +25,7 @@ from featcache.cli.options import (
     layer_list,
     selects,
 )
+from featcache.core.outputs import FIGURE, HEAD
 from featcache.core.progress import counted
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def extract(
 
 
 @app.command(context_settings={"allow_extra_args": True})
-@command(interrupted="No head was written.")
+@command(interrupted="No head was written.", writes={"target": HEAD})
 @selects(split="The split to train on; train by default, if the source has splits.")
 def train(
     context: typer.Context,
@@ -124,6 +125,7 @@ def train(
     far: Annotated[float, typer.Option(metavar="RATE", help="The false accept rate to set the threshold for.")] = 1e-2,
     layers: Layers = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of the hold-out, the folds and the training.")] = 0,
+    force: Force = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> Answer:
@@ -134,9 +136,7 @@ def train(
     Example: featcache faces train people.fcache -o people.fch --far 1e-2
     """
     from featcache.faces import train as run
-    from featcache.training.bundle import check_target
 
-    check_target(target)
     bundle = run(
         store,
         projection=projection,
@@ -146,7 +146,7 @@ def train(
         progress=True,
         **selection,
     )
-    bundle.save(target)
+    bundle.save(target, force=force)
     report = {**bundle.report, "path": str(target)}
     return Answer(report, lambda: _show_train(report))
 
@@ -179,7 +179,7 @@ def verify(
 
 
 @app.command()
-@command(interrupted="Nothing was changed.")
+@command(interrupted="Nothing was changed.", writes={"roc": FIGURE})
 @selects()
 def evaluate(
     store: FacesStore,
@@ -192,6 +192,7 @@ def evaluate(
     roc: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Write the ROC curve to this image.")] = None,
     layer: Annotated[str | None, typer.Option(metavar="L", help="The stored layer to compare, without a head.")] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of the drawn pairs.")] = 0,
+    force: Force = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> Answer:
@@ -204,7 +205,9 @@ def evaluate(
     """
     from featcache.faces import evaluate as run
 
-    report = run(store, pairs, head=head, layer=layer, seed=seed, figure=roc, **selection)
+    report = run(store, pairs, head=head, layer=layer, seed=seed, **selection)
+    if roc is not None:
+        report.draw(roc, force=force)
     data = report.to_dict() | ({"roc": str(roc)} if roc is not None else {})
     return Answer(data, lambda: _show_evaluate(report, roc))
 

@@ -11,17 +11,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featcache.cli import output
-from featcache.cli.command import Answer, Debug, Json, command
+from featcache.cli.command import Answer, Debug, Force, Json, command
 from featcache.cli.options import StorePath, selects
 from featcache.cli.train import show_train
 from featcache.core.errors import UsageError
+from featcache.core.outputs import FIGURE, HEAD
 
 if TYPE_CHECKING:
     from featcache.finetuning.config import TrainingConfig
     from featcache.training.activations import Activations
 
 
-@command(interrupted="No head was written. The same command resumes after the last whole epoch.")
+@command(
+    interrupted="No head was written. The same command resumes after the last whole epoch.",
+    writes={"target": HEAD, "curve": FIGURE},
+)
 @selects(split="The split to train on; train by default, if the source has splits.")
 def finetune(
     store: StorePath,
@@ -83,6 +87,7 @@ def finetune(
         Path | None, typer.Option("--curve", metavar="FILE.png", help="Draw loss and accuracy of each epoch.")
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="With --from: store the activations without asking.")] = False,
+    force: Force = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> Answer:
@@ -95,7 +100,6 @@ def finetune(
     from featcache.finetuning import checkpoint as checkpoints
     from featcache.finetuning.finetune import CONFIGS, VIEWS, activations_needed, check_arguments
     from featcache.finetuning.finetune import finetune as run
-    from featcache.training.bundle import check_target
 
     check_arguments(from_layer, init, arch)
     if hidden is not None and init != "new":
@@ -111,11 +115,6 @@ def finetune(
         batch_size=batch_size,
         precision=precision,
     )
-    check_target(target)
-    if curve is not None:
-        from featcache.metrics.plots import check_png
-
-        check_png(curve)
     needed = None
     if from_layer is not None:
         views = views or VIEWS
@@ -129,13 +128,13 @@ def finetune(
         store, from_layer, init=init, arch=arch, views=views or VIEWS, config=config, seed=seed, device=device,
         checkpoint=checkpoint, progress=True, **selection,
     )  # fmt: skip
-    bundle.save(target)
+    bundle.save(target, force=force)
     checkpoints.remove(checkpoint)
     report = {**bundle.report, "path": str(target)} | ({"activations": needed.to_dict()} if needed else {})
     if curve is not None:
         from featcache.finetuning.history import Curve, draw_learning_curve
 
-        draw_learning_curve(Curve.from_dict(report["curve"]), curve)
+        draw_learning_curve(Curve.from_dict(report["curve"]), curve, force=force)
         report["figure"] = str(curve)
     return Answer(report, lambda: _show(report))
 

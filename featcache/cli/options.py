@@ -10,10 +10,8 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from featcache.cli.command import ADVANCED
 from featcache.core.errors import UsageError
-
-ADVANCED = "Advanced"
-"""The panel of ``--help`` for options that few people need."""
 
 T = TypeVar("T")
 _LAYERS = (

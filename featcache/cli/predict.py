@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featcache.cli import output
-from featcache.cli.command import Answer, Debug, Json, command
+from featcache.cli.command import Answer, Debug, Force, Json, command
 from featcache.cli.options import HeadPath, StorePath, selects
-from featcache.core.errors import UsageError
+from featcache.core.outputs import PREDICTIONS, written_output
 
 if TYPE_CHECKING:
     from featcache.store import Item
     from featcache.training.evaluate import Prediction
 
 
-@command(interrupted="Nothing was written.")
+@command(interrupted="Nothing was written.", writes={"table": PREDICTIONS})
 def predict(
     head: HeadPath,
     images: Annotated[
@@ -41,6 +41,7 @@ def predict(
             help="Write a CSV file with the columns uri,rank,label,probability, one row per image and label.",
         ),
     ] = None,
+    force: Force = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> Answer:
@@ -50,11 +51,9 @@ def predict(
     """
     from featcache.training.evaluate import predict as run
 
-    if table is not None:
-        _check_writable(table)
     found = run(head, images, top=top, progress=True)
     if table is not None:
-        _write(found, table)
+        _write(found, table, force)
     data = {
         "predictions": [
             {"uri": p.uri, "labels": [{"label": label, "probability": q} for label, q in p.labels]}
@@ -103,20 +102,12 @@ def _show_predictions(found: Sequence[Prediction], table: Path | None) -> None:
         output.say(f"Table: {table}")
 
 
-def _check_writable(path: Path) -> None:
-    """Check before the work that the table can be written."""
-    existed = path.exists()
-    try:
-        path.open("a").close()
-    except OSError as error:
-        raise UsageError(f"The table {path} cannot be written: {error.strerror}. Give another --csv FILE.") from error
-    if not existed:
-        path.unlink()
-
-
-def _write(found: Sequence[Prediction], path: Path) -> None:
+def _write(found: Sequence[Prediction], path: Path, force: bool) -> None:
     """One row per image and label, the most probable first. Images that cannot be used have none."""
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with (
+        written_output(path, PREDICTIONS, force=force) as aside,
+        aside.open("w", encoding="utf-8", newline="") as file,
+    ):
         rows = csv.writer(file)
         rows.writerow(["uri", "rank", "label", "probability"])
         for prediction in found:

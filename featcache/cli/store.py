@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featcache.cli import output
-from featcache.cli.command import Answer, Debug, Json, command
+from featcache.cli.command import Answer, Debug, Force, Json, command
 from featcache.cli.options import Layers, Source, Space, Split, StorePath, layer_list
+from featcache.core.outputs import VECTORS
 from featcache.core.progress import counted
 
 if TYPE_CHECKING:
@@ -189,7 +190,7 @@ def status(store: StorePath, as_json: Json = False, debug: Debug = False) -> Ans
     return Answer(found, lambda: _show_status(found))
 
 
-@command(interrupted="The file was not written.")
+@command(interrupted="The file was not written.", writes={"file": VECTORS})
 def export(
     context: typer.Context,
     store: StorePath,
@@ -198,6 +199,7 @@ def export(
     layers: Layers = None,
     source: Source = None,
     space: Space = None,
+    force: Force = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> Answer:
@@ -208,7 +210,9 @@ def export(
     from featcache.store import FeatureStore
 
     opened = FeatureStore.open(store)
-    made = opened.export(file, split=split, layers=layer_list(context, layers) or None, source=source, space=space)
+    made = opened.export(
+        file, split=split, layers=layer_list(context, layers) or None, source=source, space=space, force=force
+    )
     return Answer(made, lambda: _show_export(made))
 
 

@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featcache.cli import output
-from featcache.cli.command import Answer, Debug, Json, command
+from featcache.cli.command import Answer, Debug, Force, Json, command
 from featcache.cli.options import StorePath, layer_list, selects
 from featcache.cli.train import save, warn_of_little, warn_of_missing, warn_of_near_duplicates
 from featcache.core.errors import GridEdgeWarning
+from featcache.core.outputs import HEAD
 
 if TYPE_CHECKING:
     from featcache.training.sweep_report import SweepReport
 
 
-@command(interrupted="What was finished is kept; the same command goes on from there.")
+@command(interrupted="What was finished is kept; the same command goes on from there.", writes={"target": HEAD})
 @selects(split="The split to train on; train by default, if the source has splits.")
 def sweep(
     context: typer.Context,
@@ -45,6 +46,7 @@ def sweep(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Random seed.")] = 0,
+    force: Force = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> Answer:
@@ -58,11 +60,8 @@ def sweep(
     Example: featcache sweep pets.fcache --heads ridge,knn --layers pooled pooled+blocks.4:mean
     """
     from featcache.heads import split_heads
-    from featcache.training.bundle import check_target
     from featcache.training.sweep import sweep as run
 
-    if target is not None:
-        check_target(target)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", GridEdgeWarning)  # the report has that of the winner
         report = run(
@@ -73,7 +72,7 @@ def sweep(
             progress=True,
             **selection,
         )
-    problem = None if target is None else save(report.bundle, target)
+    problem = None if target is None else save(report.bundle, target, force)
     data = report.to_dict() | ({"error": problem} if problem else {})
     data["paths"] = {**report.paths, "head": None if target is None or problem else str(target)}
     chosen = {**selection, "seed": seed or None}

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featcache.cli import output
-from featcache.cli.command import Answer, Debug, Json, command
+from featcache.cli.command import Answer, Debug, Force, Json, command
 from featcache.cli.options import HeadPath, LayersOrBlocks, StorePath, layer_list, selects
 from featcache.core.errors import BundleError, GridEdgeWarning, UsageError
+from featcache.core.outputs import FIGURE, HEAD
 from featcache.core.progress import counted
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 LISTED, FEW = 10, 10
 
 
-@command(interrupted="No head was written.")
+@command(interrupted="No head was written.", writes={"target": HEAD})
 @selects(split="The split to train on; train by default, if the source has splits.")
 def train(
     context: typer.Context,
@@ -89,6 +90,7 @@ def train(
         float | None,
         typer.Option(metavar="P", help="Of --head mlp: fraction of the hidden values dropped in each step; 0.2."),
     ] = None,
+    force: Force = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> Answer:
@@ -99,12 +101,10 @@ def train(
     Example: featcache train pets.fcache -o pets.fch
     """
     from featcache.heads import with_hidden_layers
-    from featcache.training.bundle import check_target
     from featcache.training.train import train as run
 
     if class_weight not in (None, "balanced"):
         raise UsageError(f"--class-weight is 'balanced', not {class_weight!r}. Weights per class are given in Python.")
-    check_target(target)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", GridEdgeWarning)  # the report has it
         bundle = run(
@@ -121,21 +121,21 @@ def train(
             progress=True,
             **selection,
         )
-    problem = save(bundle, target)
+    problem = save(bundle, target, force)
     report = {**bundle.report, "path": None if problem else str(target)}
     return Answer(
         report | ({"error": problem} if problem else {}), lambda: show_train(report, problem), 1 if problem else 0
     )
 
 
-def save(bundle: Bundle, path: Path) -> str | None:
+def save(bundle: Bundle, path: Path, force: bool = False) -> str | None:
     """Save a scored head. Of an estimator that cannot be saved the score still counts, so this says why and goes on.
 
     Raises:
         BundleError: the file cannot be written.
     """
     try:
-        bundle.save(path)
+        bundle.save(path, force=force)
     except BundleError as error:
         if bundle.predictor is not None:
             raise
@@ -143,7 +143,7 @@ def save(bundle: Bundle, path: Path) -> str | None:
     return None
 
 
-@command(interrupted="Nothing was changed.")
+@command(interrupted="Nothing was changed.", writes={"confusion": FIGURE})
 @selects(split="The split to score; test by default, if the source has it.")
 def evaluate(
     head: HeadPath,
@@ -160,6 +160,7 @@ def evaluate(
         Path | None,
         typer.Option(metavar="FILE.png", help="Draw the confusion matrix; only for one label per image."),
     ] = None,
+    force: Force = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> Answer:
@@ -167,13 +168,11 @@ def evaluate(
 
     Example: featcache evaluate pets.fch pets.fcache --confusion pets.png
     """
-    from featcache.metrics.plots import check_png, draw_confusion
+    from featcache.metrics.plots import draw_confusion
     from featcache.training.bundle import Bundle
     from featcache.training.evaluate import EvaluateReport
     from featcache.training.evaluate import evaluate as run
 
-    if confusion is not None:
-        check_png(confusion)
     bundle = Bundle.load(head)
     if bundle.task == "multilabel" and (confusion or against):
         option = "--confusion" if confusion else "--against"
@@ -185,7 +184,7 @@ def evaluate(
     found = run(bundle, store, progress=True, **selection)
     report = found.to_dict()
     if confusion is not None and isinstance(found, EvaluateReport):
-        draw_confusion(found.confusion, found.labels, confusion)
+        draw_confusion(found.confusion, found.labels, confusion, force=force)
         report["confusion"] = str(confusion)
     if other is not None:
         from featcache.training.compare import compare

@@ -11,10 +11,27 @@ from pathlib import Path
 
 
 @contextmanager
+def partial_beside(path: Path) -> Iterator[Path]:
+    """A new, empty file beside *path*, which is gone after the block unless it was renamed.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.partial")
+    os.close(os.open(aside, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0), 0o666))
+    try:
+        yield aside
+    finally:
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+
+
+@contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """A file to write in the place of *path*: it lies beside it, and is flushed and renamed in the end.
 
-    If the block raises, nothing is left of the file, and *path* is as it was.
+    If the block raises, nothing is left of the file, and *path* is as it was. The umask says who may read it, whatever
+    wrote the file aside.
 
     Raises:
         OSError: it cannot be written.
@@ -23,14 +40,13 @@ def written_whole(path: Path) -> Iterator[Path]:
         >>> with written_whole(Path("report.txt")) as aside:
         ...     _ = aside.write_text("done")
     """
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.partial")
-    try:
+    with partial_beside(path) as aside:
+        mode = aside.stat().st_mode & 0o777
         yield aside
+        if aside.stat().st_mode & 0o777 != mode:  # safetensors makes a file of its own, for this user alone
+            aside.chmod(mode)
         sync(aside)
         aside.replace(path)
-    finally:
-        with suppress(OSError):
-            aside.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:

@@ -7,7 +7,7 @@ of each fold is chosen on the others.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -18,10 +18,11 @@ from featcache.backbones.layers import POOLED
 from featcache.core.arguments import checked
 from featcache.core.errors import UsageError
 from featcache.core.html import HtmlTable
+from featcache.core.outputs import FIGURE, check_output
 from featcache.faces.alignment import MIRRORED, preferred_layer, rows_having
 from featcache.faces.detection import CENTRE_BOX, FIRST_PASS, SECOND_PASS, StoredDetections
 from featcache.faces.sample_pairs import drawn_pairs, pairs_of_list, people_of
-from featcache.metrics.plots import check_png, draw_roc
+from featcache.metrics.plots import draw_roc
 from featcache.metrics.verification import (
     OperatingPoint,
     Roc,
@@ -133,6 +134,7 @@ class PairsReport(HtmlTable):
         calibrated: the threshold of a calibrated head on these pairs; else None.
         protocol: where the pairs come from.
         curve: the ROC curve.
+        marked: gives the point of it to mark in a figure: the head's threshold, or the one at the equal error rate.
     """
 
     layer: str
@@ -142,9 +144,10 @@ class PairsReport(HtmlTable):
     calibrated: AtThreshold | None
     protocol: str
     curve: Roc = field(repr=False, compare=False)
+    marked: Callable[[], OperatingPoint] = field(repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields but the curve as plain values; those of the verification are at the top level."""
+        """All fields but those of the curve as plain values; those of the verification are at the top level."""
         return {
             **self.verification.to_dict(),
             "layer": self.layer,
@@ -153,6 +156,10 @@ class PairsReport(HtmlTable):
             "others": {name: report.to_dict() for name, report in self.others.items()},
             "calibrated": None if self.calibrated is None else self.calibrated.to_dict(),
         }
+
+    def draw(self, path: str | Path, *, force: bool = False) -> None:
+        """Write the ROC curve as a PNG, as `featcache.metrics.plots.draw_roc`."""
+        draw_roc(self.curve, path, self.marked(), force=force)
 
 
 @checked
@@ -197,7 +204,7 @@ def evaluate(
         True
     """
     if figure is not None:
-        check_png(figure)
+        check_output(figure, FIGURE)
     if head is not None and layer is not None:
         raise UsageError(
             f"A head says which layers are compared, so the layer {layer!r} cannot be named as well. Omit one of them."
@@ -235,11 +242,13 @@ def evaluate(
             cllr(llr, drawn.same[~failed]),
             minimal_cllr(scores[~failed], drawn.same[~failed]),
         )
-    if figure is not None:
-        threshold = curve.at_far(curve.eer()).threshold
-        point = point_by_people(scores, drawn.same, people, threshold, failed) if at is None else at.point
-        draw_roc(curve, figure, point)
-    return PairsReport(
+
+    def marked() -> OperatingPoint:
+        if at is not None:
+            return at.point
+        return point_by_people(scores, drawn.same, people, curve.at_far(curve.eer()).threshold, failed)
+
+    report = PairsReport(
         "+".join(names),
         verify_on_folds(scores, drawn.same, drawn.fold, failed),
         others,
@@ -247,7 +256,11 @@ def evaluate(
         at,
         protocol,
         curve,
+        marked,
     )
+    if figure is not None:
+        report.draw(figure)
+    return report
 
 
 def _space_of(store: FeatureStore, bundle: Bundle, name: str | None) -> Space:

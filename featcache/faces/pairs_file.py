@@ -23,7 +23,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from featcache.core.errors import SourceError, UsageError
-from featcache.core.files import written_whole
+from featcache.core.outputs import PAIRS, check_output, written_output
 
 _NUMBER = re.compile(r"[0-9]{1,9}", re.ASCII)
 _SHOWN = 80
@@ -104,20 +104,24 @@ def read_pairs(
     return Pairs(np.array(images, dtype=np.int64), index % (2 * each) < each, index // (2 * each))
 
 
-def write_pairs(path: str | Path, pairs: Pairs, uris: Sequence[str], labels: Sequence[str | None]) -> None:
+def write_pairs(
+    path: str | Path, pairs: Pairs, uris: Sequence[str], labels: Sequence[str | None], *, force: bool = False
+) -> None:
     """Write pairs so that `read_pairs` returns them, in the order of the folds, pairs of one person first.
 
     Args:
-        path: the file; replaced if it exists.
+        path: the file; a list of pairs that is there is replaced.
         pairs: equally many of each kind in each fold.
         uris: of the m images that the pairs were made for.
         labels: the people on the m images.
+        force: replace any other file too.
 
     Raises:
-        UsageError: the numbers of pairs differ; a label is missing, contradicts the kind of its pair or cannot be
-            written as a field; two images have one name; or the file cannot be written.
+        UsageError: there is another file; the numbers of pairs differ; a label is missing, contradicts the kind of its
+            pair or cannot be written as a field; two images have one name; or the file cannot be written.
     """
     path = Path(path)
+    check_output(path, PAIRS, force=force)
     folds = int(pairs.fold.max()) + 1 if len(pairs.fold) else 0
     counts = np.bincount(2 * pairs.fold + ~pairs.same, minlength=2 * folds)
     if not folds or (counts != counts[0]).any():
@@ -140,7 +144,7 @@ def write_pairs(path: str | Path, pairs: Pairs, uris: Sequence[str], labels: Seq
             fields.insert(2, names.person(second, labels))
         lines.append("\t".join(fields))
     try:
-        with written_whole(path) as aside:
+        with written_output(path, PAIRS, force=force) as aside:
             aside.write_bytes(("\n".join(lines) + "\n").encode())
     except OSError as error:
         raise UsageError(f"The pairs cannot be written to {path}: {error.strerror}. Give another file.") from error

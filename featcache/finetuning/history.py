@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from featcache.core.errors import UsageError
-from featcache.metrics.plots import check_png
+from featcache.core.outputs import FIGURE, check_output
+from featcache.metrics.plots import save_figure
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,23 +105,22 @@ def best_of(epochs: Sequence[Epoch]) -> Epoch:
     return min(epochs, key=lambda epoch: epoch.tempered_loss)
 
 
-def draw_learning_curve(curve: Curve, path: str | Path) -> None:
+def draw_learning_curve(curve: Curve, path: str | Path, *, force: bool = False) -> None:
     """Write training loss, validation loss and validation accuracy over the epochs as a PNG.
 
     Args:
         curve: the training; its best epoch is marked, and the linear probe.
-        path: the file, ``*.png``.
+        path: the file, ``*.png``; a figure of featcache that is there is replaced.
+        force: replace any other file too.
 
     Raises:
-        UsageError: the file cannot be written, or its name says another kind of file.
+        UsageError: the file cannot be written, or there is another one.
     """
-    check_png(path)
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    check_output(path, FIGURE, force=force)
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(6, 6), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
     above, below = figure.subplots(2, 1, sharex=True)
     numbers = [epoch.number for epoch in curve.epochs]
     # Dots, since one epoch alone makes no line.
@@ -145,7 +144,4 @@ def draw_learning_curve(curve: Curve, path: str | Path) -> None:
     below.plot([best.number], [best.accuracy], "o", color="C3", zorder=3, label=f"accuracy {best.accuracy:.4f}")
     above.legend(fontsize=8)
     below.legend(fontsize=8)
-    try:
-        figure.savefig(path, format="png")
-    except OSError as error:
-        raise UsageError(f"The image {path} cannot be written: {error.strerror}. Give another file.") from error
+    save_figure(figure, path, force=force)

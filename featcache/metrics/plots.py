@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from featcache.core.errors import UsageError
+from featcache.core.outputs import FIGURE, FIGURE_SOFTWARE, check_output, written_output
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -17,9 +18,11 @@ if TYPE_CHECKING:
 
 _LONGEST = 24
 _PIXELS_PER_INCH = 110
+METADATA = {"Software": FIGURE_SOFTWARE}
+"""Of the PNGs that are written; by it a figure is known that may be replaced."""
 
 
-def draw_confusion(confusion: np.ndarray, labels: Sequence[str], path: str | Path) -> None:
+def draw_confusion(confusion: np.ndarray, labels: Sequence[str], path: str | Path, *, force: bool = False) -> None:
     """Write a confusion matrix as a PNG.
 
     Colors show shares of the rows, so that small classes show as clearly as large ones; numbers are
@@ -28,12 +31,13 @@ def draw_confusion(confusion: np.ndarray, labels: Sequence[str], path: str | Pat
     Args:
         confusion: (k, k) int64, true labels in rows and predicted ones in columns.
         labels: k labels.
-        path: the file, ``*.png``.
+        path: the file, ``*.png``; a figure of featcache that is there is replaced.
+        force: replace any other file too.
 
     Raises:
-        UsageError: the file cannot be written, or its name says another kind of file.
+        UsageError: the file cannot be written, or there is another one.
     """
-    check_png(path)
+    check_output(path, FIGURE, force=force)
     from matplotlib.figure import Figure
 
     k = len(labels)
@@ -72,38 +76,26 @@ def draw_confusion(confusion: np.ndarray, labels: Sequence[str], path: str | Pat
     axes.tick_params(which="minor", length=0)
     bar = figure.add_axes(((margin + side + 0.2) / width, margin / height, 0.15 / width, min(side, 4) / height))
     figure.colorbar(image, cax=bar, label="share of the true class")
-    save_figure(figure, path)
+    save_figure(figure, path, force=force)
 
 
-def save_figure(figure: Figure, path: str | Path) -> None:
-    """Write a figure as a PNG; no window is opened.
+def save_figure(figure: Figure, path: str | Path, *, force: bool = False) -> None:
+    """Write a figure as a PNG that names featcache; no window is opened.
 
     Raises:
-        UsageError: the file cannot be written.
+        UsageError: the file cannot be written, or there is one that is no figure of featcache, unless *force*.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     FigureCanvasAgg(figure)
     try:
-        figure.savefig(path, format="png")
+        with written_output(path, FIGURE, force=force) as aside:
+            figure.savefig(aside, format="png", metadata=METADATA)
     except OSError as error:
         raise UsageError(f"The image {path} cannot be written: {error.strerror}. Give another file.") from error
 
 
-def check_png(path: str | Path) -> None:
-    """Find out before the work that an image cannot be written.
-
-    Raises:
-        UsageError: its folder does not exist, or its name says another kind of file.
-    """
-    target = Path(path)
-    if target.suffix.lower() != ".png":
-        raise UsageError(f"The image {target} would be a PNG; call it {target.with_suffix('.png')}.")
-    if not target.parent.is_dir():
-        raise UsageError(f"The image {target} cannot be written: there is no folder {target.parent}.")
-
-
-def draw_roc(curve: Roc, path: str | Path, point: OperatingPoint | None = None) -> None:
+def draw_roc(curve: Roc, path: str | Path, point: OperatingPoint | None = None, *, force: bool = False) -> None:
     """Write a ROC curve as a PNG, the false accept rate on a logarithmic axis.
 
     The axis begins at half of what one false accept makes. The curve is a stair, since no rate lies between those
@@ -111,13 +103,14 @@ def draw_roc(curve: Roc, path: str | Path, point: OperatingPoint | None = None) 
 
     Args:
         curve: the curve.
-        path: the file, ``*.png``.
+        path: the file, ``*.png``; a figure of featcache that is there is replaced.
         point: one to be marked, with the intervals of both its rates.
+        force: replace any other file too.
 
     Raises:
-        UsageError: the file cannot be written, or its name says another kind of file.
+        UsageError: the file cannot be written, or there is another one.
     """
-    check_png(path)
+    check_output(path, FIGURE, force=force)
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 5), dpi=110, layout="constrained")
@@ -149,4 +142,4 @@ def draw_roc(curve: Roc, path: str | Path, point: OperatingPoint | None = None) 
     axes.set_ylabel(f"true accept rate (of {curve.same:,} pairs of one person)")
     axes.grid(which="major", alpha=0.3)
     axes.legend(loc="lower right", fontsize=8)
-    save_figure(figure, path)
+    save_figure(figure, path, force=force)

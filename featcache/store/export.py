@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import h5py
 import numpy as np
 
-from featcache.core.errors import FeatcacheError, SourceError, UsageError
+from featcache.core.errors import FeatcacheError, SourceError
 from featcache.core.files import written_whole
 from featcache.core.labels import given_label
 from featcache.core.recipe import Recipe
@@ -20,8 +20,6 @@ from featcache.store.catalogue import foreign_errors
 
 if TYPE_CHECKING:
     from featcache.store.spaces import Item
-
-SUFFIXES = (".h5", ".hdf5", ".npz")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +54,12 @@ def write(
     ``sha256`` (n, 32) uint8, ``groups`` and ``splits`` (text, empty for none) go with them, so that what
     is trained on the file still knows what belongs together and what it has seen.
 
+    Args:
+        path: ``*.npz``, or HDF5 by any other name.
+
     Raises:
-        UsageError: the suffix is not .h5, .hdf5 or .npz.
         StoreError: the file cannot be written.
     """
-    if path.suffix not in SUFFIXES:
-        raise UsageError(f"{path} should end in one of {', '.join(SUFFIXES)}, which choose the format.")
     classes = sorted({str(label) for label in y if label is not None})
     number = {name: i for i, name in enumerate(classes)}
     labels = np.array([-1 if label is None else number[str(label)] for label in y], dtype=np.int64)
@@ -69,7 +67,7 @@ def write(
     groups, parts = [item.group or "" for item in items], [item.split or "" for item in items]
     sha256 = np.frombuffer(b"".join(item.sha256 for item in items), dtype=np.uint8).reshape(-1, 32)
     with foreign_errors(str(path)), written_whole(path) as partial:
-        if path.suffix == ".npz":
+        if path.suffix.lower() == ".npz":
             with partial.open("wb") as file:
                 np.savez(
                     file,
@@ -111,7 +109,7 @@ def read(path: Path) -> PlainFile:
     if not path.is_file():
         raise SourceError(f"There is no file {path}.")
     try:
-        return _plain(path, _npz(path) if path.suffix == ".npz" else _hdf5(path))
+        return _plain(path, _npz(path) if path.suffix.lower() == ".npz" else _hdf5(path))
     except (OSError, ValueError, KeyError, TypeError, MemoryError, zipfile.BadZipFile) as error:
         if isinstance(error, FeatcacheError):
             raise

@@ -14,6 +14,7 @@ import numpy as np
 from featcache.core.arguments import checked
 from featcache.core.html import html_table
 from featcache.core.names import VIEW_0
+from featcache.core.outputs import VECTORS, check_output
 from featcache.store import export, status, verify
 from featcache.store.reader import StoreReader
 from featcache.store.rows import ItemRows
@@ -114,13 +115,17 @@ class FeatureStore(StoreReader):
         layers: str | Sequence[str] | None = None,
         source: str | None = None,
         space: str | None = None,
+        force: bool = False,
     ) -> dict[str, Any]:
         """Write one plain file, ``.h5`` or ``.npz`` by its suffix, with features, labels, uris and classes of view 0.
+
+        Such a file that is there is replaced, any other only with *force*.
 
         Returns:
             ``path``, ``n``, ``d`` and ``layers`` of what was written; ``views_left_out``, how many other views are
             stored of these layers.
         """
+        check_output(path, VECTORS, force=force)
         names, chosen = self.layer_names(layers, space), self.space(space)
         X, y, items = self.arrays(split, names, source=source, space=space)
         export.write(Path(path), X, y, items, chosen.recipe, names)

@@ -5,7 +5,6 @@ The format is described in docs/format.md. A file holds no code; a file whose pa
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
@@ -19,6 +18,7 @@ import numpy as np
 from featcache.core.arguments import check, checked
 from featcache.core.errors import BundleError, RecipeMismatchError, UsageError
 from featcache.core.html import html_table
+from featcache.core.outputs import HEAD, check_output
 from featcache.core.progress import Progress, choose
 from featcache.heads.matching import MatchingPredictor
 from featcache.heads.serialize import Classifier, Predictor, export_predictor
@@ -318,18 +318,22 @@ class Bundle:
         return EndToEnd(self.backbone(backbone), predictor, [(use.name, use.scale) for use in self.layers])
 
     @checked
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, *, force: bool = False) -> None:
         """Write the bundle.
+
+        Args:
+            path: the file; a head that is there is replaced.
+            force: replace any other file too.
 
         Raises:
             BundleError: the head cannot be saved; the message names what is supported.
-            UsageError: there is a file at *path* that is not a bundle.
+            UsageError: there is something else at *path*, or its folder is not writable.
         """
         if self.predictor is None:
             export_predictor(self.estimator)
             raise BundleError(f"The head {self.head} cannot be saved.")
         target = Path(path)
-        check_target(target)
+        check_output(target, HEAD, force=force)
         bundle_file.write(target, {one.name: getattr(self, one.name) for one in fields(self)})
 
     @classmethod
@@ -371,25 +375,3 @@ class Bundle:
                 order = order[: 5 if top is None else top]
             found.append([(self.classes[i], float(p[i])) for i in order])
         return found
-
-
-def check_target(path: Path) -> None:
-    """Check before a long training that a head can be written to *path*.
-
-    Raises:
-        UsageError: there is something else at *path*, or the folder is not writable.
-    """
-    if path.is_dir():
-        raise UsageError(f"{path} is a folder, which is not overwritten. Give a file, for example {path / 'head.fch'}.")
-    if path.exists():
-        try:
-            bundle_file.read(path)
-        except BundleError as error:
-            raise UsageError(f"{path} exists and is not a head, so it is not overwritten.") from error
-    trial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        trial.touch()
-        trial.unlink()
-    except OSError as error:
-        raise UsageError(f"The head cannot be written to {path}: {error.strerror}. Name another file.") from error

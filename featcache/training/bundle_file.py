@@ -16,13 +16,13 @@ import numpy as np
 
 from featcache.core.errors import BundleError, StoreFormatError, UsageError
 from featcache.core.files import written_whole
+from featcache.core.outputs import HEAD_FORMAT
 from featcache.core.recipe import Recipe
 from featcache.heads import serialize
 from featcache.training import partial_model
 from featcache.training.layer_use import LayerUse
 from featcache.training.partial_model import PartialModel
 
-BUNDLE_FORMAT = 2
 _WITHOUT_DIGEST = 1
 _NO_DIGEST = b"0" * 64
 _DIGEST = b'"sha256":"'  # what stands before it; inside of the JSON text of a head the quotes are escaped
@@ -64,9 +64,9 @@ def read(path: Path) -> dict[str, Any]:
         StoreFormatError: it was written by a newer featcache.
     """
     data, tensors, sealed = _contents(path)
-    if data.get("format") not in (_WITHOUT_DIGEST, BUNDLE_FORMAT):
+    if data.get("format") not in (_WITHOUT_DIGEST, HEAD_FORMAT):
         raise StoreFormatError(
-            f"{path} has bundle format {data.get('format')!r}; this featcache reads formats up to {BUNDLE_FORMAT}. "
+            f"{path} has bundle format {data.get('format')!r}; this featcache reads formats up to {HEAD_FORMAT}. "
             "Upgrade featcache to read it."
         )
     if not sealed and data["format"] != _WITHOUT_DIGEST:
@@ -93,7 +93,7 @@ def _packed(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.nda
     if weights is not None:
         tensors |= {_NETWORK + name: np.asarray(tensor) for name, tensor in weights.items()}
     return {
-        "format": BUNDLE_FORMAT,
+        "format": HEAD_FORMAT,
         "kind": kind,
         "head": fields["head"],
         "classes": list(fields["classes"]),

@@ -148,6 +148,8 @@ def draw(cells: Sequence[Cell], winner: Cell) -> bytes | None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    from featcache.metrics.plots import METADATA
+
     figure = Figure(figsize=(9, 5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)  # draws to memory, whatever is set up for windows
     axes = figure.add_subplot()
@@ -176,5 +178,5 @@ def draw(cells: Sequence[Cell], winner: Cell) -> bytes | None:
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     made = io.BytesIO()
-    figure.savefig(made, format="png")
+    figure.savefig(made, format="png", metadata=METADATA)
     return made.getvalue()

@@ -38,8 +38,9 @@ def test_the_best_epoch_is_the_first_of_the_least_loss() -> None:
 def test_places_and_names_that_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"call it .*c\.png"):
         draw_learning_curve(curve([1.0]), tmp_path / "c.jpg")
-    with pytest.raises(UsageError, match="there is no folder"):
-        draw_learning_curve(curve([1.0]), tmp_path / "none" / "c.png")
-    (tmp_path / "c.png").mkdir()
+    (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="cannot be written"):
+        draw_learning_curve(curve([1.0]), tmp_path / "file" / "c.png")
+    (tmp_path / "c.png").mkdir()
+    with pytest.raises(UsageError, match="not overwritten"):
         draw_learning_curve(curve([1.0]), tmp_path / "c.png")

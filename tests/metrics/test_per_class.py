@@ -12,7 +12,7 @@ from sklearn import metrics as reference
 from featcache.core.errors import UsageError
 from featcache.metrics.classification import confusion_matrix, per_class, units_of_each
 from featcache.metrics.intervals import wilson
-from featcache.metrics.plots import check_png, draw_confusion
+from featcache.metrics.plots import draw_confusion
 
 LABELS = ["a", "b", "c", "d"]
 PAIRS = st.lists(
@@ -63,9 +63,10 @@ def test_rows_without_items_are_drawn_empty(tmp_path) -> None:
 
 def test_an_image_that_cannot_be_written(tmp_path) -> None:
     with pytest.raises(UsageError, match=r"call it .*c\.png"):
-        check_png(tmp_path / "c.jpg")
-    with pytest.raises(UsageError, match="no folder"):
-        draw_confusion(np.eye(2, dtype=int), ["a", "b"], tmp_path / "nowhere" / "c.png")
-    (tmp_path / "d.png").mkdir()
+        draw_confusion(np.eye(2, dtype=int), ["a", "b"], tmp_path / "c.jpg")
+    (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="cannot be written"):
+        draw_confusion(np.eye(2, dtype=int), ["a", "b"], tmp_path / "file" / "c.png")
+    (tmp_path / "d.png").mkdir()
+    with pytest.raises(UsageError, match="not overwritten"):
         draw_confusion(np.eye(2, dtype=int), ["a", "b"], tmp_path / "d.png")

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from featcache.core.outputs import FIGURE, check_output
 from featcache.core.progress import counted, duration
 from featcache.finetuning.advise.choose import ALL_BLOCKS, FROM, SCRATCH, Choice, Compared, Outcome, kind_of
 from featcache.finetuning.advise.measure import MARGIN
-from featcache.metrics.plots import check_png, save_figure
+from featcache.metrics.plots import save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -187,17 +188,18 @@ def command(
     return shlex.join(words)
 
 
-def draw_advice(advice: Advice, path: str | Path) -> None:
+def draw_advice(advice: Advice, path: str | Path, *, force: bool = False) -> None:
     """Write learning curve, accuracy by depth, and all strategies with their cost as a PNG.
 
     Args:
         advice: what was found; what was not measured stays an empty panel that says so.
-        path: the file, ``*.png``.
+        path: the file, ``*.png``; a figure of featcache that is there is replaced.
+        force: replace any other file too.
 
     Raises:
-        UsageError: the file cannot be written, or its name says another kind of file.
+        UsageError: the file cannot be written, or there is another one.
     """
-    check_png(path)
+    check_output(path, FIGURE, force=force)
     from matplotlib.figure import Figure
 
     rows, curve, layers = len(advice.costs), advice.learning_curve, (advice.depth or {"layers": []})["layers"]
@@ -229,7 +231,7 @@ def draw_advice(advice: Advice, path: str | Path) -> None:
             _intervals(axes, [place], [outcome], "C3" if chosen else "C0", across=True)
     axes.set_yticks(range(rows), names, fontsize=9, parse_math=False)
     axes.set_ylim(rows - 0.5, -0.5)
-    save_figure(figure, path)
+    save_figure(figure, path, force=force)
 
 
 def _intervals(
