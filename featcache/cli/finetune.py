@@ -151,11 +151,28 @@ def _widths(text: str) -> tuple[int, ...]:
 
 
 def _show(report: dict[str, Any]) -> None:
-    show_train(report)
+    show_train(report, chosen=_chosen(report))
     if report["chosen"]["epoch"] == 0:
-        output.say("Fine-tuning does not beat the linear probe by one standard error: this is the head of `train`.")
+        output.say("Fine-tuning does not beat the linear probe beyond chance: this is the head of `train`.")
     if "figure" in report:
         output.say(f"Learning curve: {report['figure']}")
+
+
+def _chosen(report: dict[str, Any]) -> str:
+    """The epoch or the linear probe that was chosen, with the losses that it was chosen by."""
+    curve = report["curve"]
+    best, probe = curve["epochs"][curve["best_epoch"] - 1], curve["linear_probe"]
+    output_C = report["chosen"].get("output_C")
+    named = f"the linear probe{'' if output_C is None else f' (C = {output.number(output_C)})'}"
+    epoch = f"epoch {best['number']} of {len(curve['epochs'])}"
+    found = f"validation loss {best['tempered_loss']:.4g}"
+    by = f"of {report['validation']:,} items, each at its best temperature"
+    if probe is None:
+        return f"{epoch} ({found} {by})"
+    if probe["kept"]:
+        probes = f"validation loss {probe['tempered_loss']:.4g}"
+        return f"{named} ({probes}; {epoch}, the best: {best['tempered_loss']:.4g}; {by})"
+    return f"{epoch} ({found}; the linear probe: {probe['tempered_loss']:.4g}; {by})"
 
 
 def _confirmed(needed: Activations, yes: bool) -> bool:

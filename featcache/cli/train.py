@@ -212,8 +212,8 @@ def _other(path: Path) -> Bundle:
     return other
 
 
-def show_train(report: dict[str, Any], problem: str | None = None) -> None:
-    """Show the report of a head that was trained, and saved unless there is a *problem*."""
+def show_train(report: dict[str, Any], problem: str | None = None, *, chosen: str | None = None) -> None:
+    """Show the report of a head that was trained, and saved unless there is a *problem*; *chosen* tells what was."""
     score = report["score"]
     output.say(f"Head: {report['head']}, {len(report['classes'])} classes, trained on {report['n']:,} items")
     if report["task"] == "multilabel":
@@ -224,9 +224,7 @@ def show_train(report: dict[str, Any], problem: str | None = None) -> None:
     warn_of_little(report["unscored"], score["n"])
     warn_of_missing(report)
     if report["chosen"]:
-        by = f" ({report['chosen_by']})" if report.get("chosen_by") else ""
-        named = (f"{name} = {output.number(value)}" for name, value in report["chosen"].items())
-        output.say("Chosen: " + ", ".join(named) + by)
+        output.say(f"Chosen: {chosen if chosen is not None else _chosen(report)}")
     if report.get("grid_note"):
         output.say(f"Warning: {report['grid_note']}")
     if report.get("converged") is False:
@@ -247,6 +245,11 @@ def show_train(report: dict[str, Any], problem: str | None = None) -> None:
         output.say(f"Next:  {output.command('featcache', 'predict', report['path'], 'IMAGE')}")
     else:
         output.say("It predicts from vectors only (Bundle.predict_vectors), because the file has no recipe.")
+
+
+def _chosen(report: Mapping[str, Any]) -> str:
+    by = f" ({report['chosen_by']})" if report.get("chosen_by") else ""
+    return ", ".join(f"{name} = {output.number(value)}" for name, value in report["chosen"].items()) + by
 
 
 def _show_evaluate(report: Mapping[str, Any], head: Path) -> None:

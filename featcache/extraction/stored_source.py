@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from featcache.core.errors import SourceError, UnusableImageError, UsageError
+from featcache.core.errors import FeatcacheError, MissingVectorsError, SourceError, UnusableImageError, UsageError
 from featcache.core.names import IN_PYTHON, PATHS
 from featcache.images.decode import Decoded
 from featcache.images.entry import Entry, pixels_sha256
@@ -18,8 +19,11 @@ from featcache.images.tar import TarSource
 
 if TYPE_CHECKING:
     from featcache.backbones import Extractor
+    from featcache.core.progress import Progress
     from featcache.images.datasets import Dataset
     from featcache.store import FeatureStore, Item
+
+_READERS, _NAMED = 8, 5
 
 
 def known_images(
@@ -69,6 +73,62 @@ def known_images(
         except SourceError as error:
             notes.append(str(error))
     return found
+
+
+def present_images(store: FeatureStore, items: Sequence[Item], progress: Progress) -> dict[str, Entry]:
+    """Where the images of items of one source are, by URI: of those that are there and have not changed.
+
+    Args:
+        store: the store.
+        items: one or more.
+        progress: reports the check, and gets a warning of those that are passed over.
+
+    Raises:
+        MissingVectorsError: none is there as the store knows it.
+        UsageError: the images were given in Python.
+    """
+    notes: list[str] = []
+    there = known_images(store, items[0].source, items, notes)
+    gone, changed, present = list[str](), list[str](), dict[str, Entry]()
+    progress.start("check the images", len(items), "images")
+    with ThreadPoolExecutor(_READERS) as threads:
+        for item, sha256 in zip(items, threads.map(lambda item: _content(there.get(item.uri)), items), strict=True):
+            if sha256 == item.sha256:
+                present[item.uri] = there[item.uri]
+            else:
+                (gone if sha256 is None else changed).append(item.uri)
+            progress.advance()
+    progress.finish()
+    if not gone and not changed:
+        return present
+    found = " and ".join(
+        f"{len(uris):,} {what} (first: {uris[0]})"
+        for uris, what in ((gone, "cannot be read where the store knows them"), (changed, "have changed since"))
+        if uris
+    )
+    again = (
+        f"{' '.join([*notes, 'Run'])} `featcache extract` again to bring the store up to date, or with --moved if the "
+        "images were moved."
+    )
+    if not present:
+        raise MissingVectorsError(f"Of {len(items):,} images {found}. {again}")
+    text = f"Warning: of {len(items):,} images {found}; they are passed over."
+    if lost := sorted({str(item.label) for item in items} - {str(i.label) for i in items if i.uri in present}):
+        text += f" No image is left of {', '.join(map(repr, lost[:_NAMED]))}{' …' if lost[_NAMED:] else ''}."
+    progress.note(f"{text} {again}")
+    return present
+
+
+def _content(entry: Entry | None) -> bytes | None:
+    """The SHA-256 of an image as the store counts it; None where it is gone."""
+    if entry is None:
+        return None
+    try:
+        if entry.make_image is not None:
+            return pixels_sha256(entry.make_image())
+        return hashlib.sha256(entry.read()[0]).digest()
+    except (OSError, FeatcacheError):
+        return None
 
 
 class KnownSource(Source):

@@ -15,15 +15,14 @@ import torch
 from torch import Tensor
 
 from featcache.backbones.compute import cores
-from featcache.core.errors import MissingVectorsError
 from featcache.core.recipe import StandardTransform
-from featcache.extraction.stored_source import image_of_item, known_images
+from featcache.extraction.stored_source import image_of_item
 from featcache.images.augmentation import Augmentation, AugmentedView
 
 if TYPE_CHECKING:
     from featcache.backbones import Backbone
     from featcache.images.entry import Entry
-    from featcache.store import FeatureStore, Item
+    from featcache.store import Item
     from featcache.training.dataset import FeatureDataset
 
 
@@ -83,24 +82,6 @@ def activations_in_order(
 
 _AHEAD = 2
 """Batches that are made before their turn."""
-
-
-def stored_images(store: FeatureStore, items: Sequence[Item]) -> dict[str, Entry]:
-    """Where the image of each item of one source is, by URI.
-
-    Raises:
-        MissingVectorsError: some images are not where the store knows them.
-    """
-    notes: list[str] = []
-    there = known_images(store, items[0].source, items, notes)
-    missing = [item.uri for item in items if item.uri not in there]
-    if missing:
-        raise MissingVectorsError(
-            f"{len(missing)} of {len(items)} images are not where the store knows them (first: {missing[0]}). "
-            f"{' '.join([*notes, 'Run'])} `featcache extract` again to forget those that are gone, or with --moved if "
-            "they were moved."
-        )
-    return dict(there)
 
 
 class ItemImages:

@@ -13,10 +13,11 @@ import numpy as np
 from torch import Tensor
 
 from featcache.backbones.split import split_network
-from featcache.core.errors import GridEdgeWarning
+from featcache.core.errors import GridEdgeWarning, MissingVectorsError
 from featcache.core.names import VIEW_0
 from featcache.core.progress import Progress, Silent
-from featcache.finetuning.batches import ItemImages, activations_in_order, images_in_order, stored_images
+from featcache.extraction.stored_source import present_images
+from featcache.finetuning.batches import ItemImages, activations_in_order, images_in_order
 from featcache.finetuning.config import TrainingConfig
 from featcache.finetuning.loop import validation_scores
 from featcache.finetuning.trainers import TrainingResult, TrainingRun, train_full, train_tail, trainable_copy
@@ -103,7 +104,9 @@ def full_cell(backbone: Backbone, init: str, store: FeatureStore) -> Cell:
     def train(
         items: FeatureDataset, rows: Rows, config: TrainingConfig, views: int, progress: Progress
     ) -> tuple[TrainingResult, Batches]:
-        there = stored_images(store, items.items)
+        there = present_images(store, items.items, progress)
+        if missing := [item.uri for item in items.items if item.uri not in there]:
+            raise MissingVectorsError(f"{len(missing)} images are gone or have changed (first: {missing[0]})")
         images = ItemImages(backbone, items.items, [there[item.uri] for item in items.items], config.seed)
         network = trainable_copy(backbone, init, config.seed)
         trained = train_full(network, images, init, TrainingRun(items, *rows, config, progress))

@@ -24,8 +24,16 @@ from featcache.core.files import written_whole
 from featcache.core.recipe import weights_digest
 from featcache.finetuning.history import Epoch, best_of
 
-_FORMAT = 3
+_FORMAT = 4
 _KEY = "featcache_checkpoint"
+_DIGESTS = {"task.recipe": "the vectors", "task.items": "the images or their labels"}
+_NAMES = {
+    "task.init": "--init", "task.from_layer": "--from", "task.network": "the network", "task.views": "the views",
+    "task.classes": "the classes", "steps": "the number of steps of an epoch", "config.epochs": "--epochs",
+    "config.lr": "--lr", "config.batch_size": "--batch-size", "config.seed": "--seed", "config.hidden": "--hidden",
+    "config.dropout": "--dropout", "config.precision": "--precision",
+}  # fmt: skip
+"""Settings in words, where they are not their own name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +45,14 @@ class State:
         weights: state of the network after the last of them, by name.
         best: the same after the best one.
         moments: AdamW's state of each parameter that has one: parameter → ``exp_avg``, ``exp_avg_sq``, ``step``.
+        losses: (epochs, n) float64 of each validation item.
     """
 
     epochs: tuple[Epoch, ...]
     weights: Mapping[str, Tensor]
     best: Mapping[str, Tensor]
     moments: Mapping[str, Mapping[str, Tensor]]
+    losses: Tensor
 
 
 def write(path: Path, settings: Mapping[str, Any], state: State) -> None:
@@ -60,6 +70,7 @@ def write(path: Path, settings: Mapping[str, Any], state: State) -> None:
     from safetensors.torch import save_file
 
     kept: dict[str, Tensor] = {f"weights/{name}": tensor for name, tensor in state.weights.items()}
+    kept["losses"] = state.losses
     if best_of(state.epochs) is not state.epochs[-1]:
         kept |= {f"best/{name}": tensor for name, tensor in state.best.items()}
     for parameter, moments in state.moments.items():
@@ -93,11 +104,47 @@ def read(path: Path, settings: Mapping[str, Any], weights: Mapping[str, Tensor])
         UsageError: the checkpoint is that of another training, or *path* is a folder.
         TrainingError: it is damaged, or no checkpoint.
     """
-    from safetensors import SafetensorError, safe_open
-
-    anew = f"Remove {path} to start over, or give another file."
     if not path.exists():
         return None
+    data, tensors = _loaded(path)
+    _check_same(path, data["settings"], settings)
+    epochs = tuple(Epoch(**epoch) for epoch in data["epochs"])
+    last = _of("weights/", tensors)
+    if _forms(last) != _forms(weights):
+        raise UsageError(f"The checkpoint {path} is that of another network: its tensors are others. {_anew(path)}")
+    moments: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in _of("moments/", tensors).items():
+        key, _, parameter = name.partition("/")
+        moments.setdefault(parameter, {})[key] = tensor
+    return State(epochs, last, _of("best/", tensors) or last, moments, tensors["losses"])
+
+
+def check(path: Path, settings: Mapping[str, Any]) -> None:
+    """Refuse the checkpoint of another training before any work is done, by the settings that are known by then.
+
+    Raises:
+        UsageError, TrainingError: as `read`.
+    """
+    if not path.exists():
+        return
+    there = _loaded(path)[0]["settings"]
+    _check_same(path, {name: _part(there.get(name), known) for name, known in settings.items()}, settings)
+
+
+def _part(there: Any, known: Any) -> Any:
+    """What a checkpoint has of the known settings."""
+    both = isinstance(there, dict) and isinstance(known, dict)
+    return {name: there[name] for name in known if name in there} if both else there
+
+
+def _anew(path: Path) -> str:
+    return f"Remove {path} to start over, or give another file."
+
+
+def _loaded(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The JSON of a checkpoint, and its tensors."""
+    from safetensors import SafetensorError, safe_open
+
     if not path.is_file():
         raise UsageError(f"{path} is a folder and cannot be the file of a checkpoint: give another path.")
     try:
@@ -107,24 +154,21 @@ def read(path: Path, settings: Mapping[str, Any], weights: Mapping[str, Tensor])
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (no mapping)
         if metadata["sha256"] != _digest(text, tensors):
             raise ValueError("its content is not what was written")
-        data = json.loads(text)
-        version, there = data["format"], data.get("settings")
-        epochs = tuple(Epoch(**epoch) for epoch in data["epochs"]) if version == _FORMAT else ()
+        data: dict[str, Any] = json.loads(text)
+        version = data["format"]
+        if version == _FORMAT:
+            _ = [Epoch(**epoch) for epoch in data["epochs"]], dict(data["settings"]), tensors["losses"]
     except (SafetensorError, KeyError, ValueError, TypeError, OSError, RecursionError) as error:
-        raise TrainingError(f"{path} is damaged or no checkpoint of a training: {error}. {anew}") from error
+        raise TrainingError(f"{path} is damaged or no checkpoint of a training: {error}. {_anew(path)}") from error
     if version != _FORMAT:
-        raise UsageError(f"The checkpoint {path} was written by another version of featcache. {anew}")
+        raise UsageError(f"The checkpoint {path} was written by another version of featcache. {_anew(path)}")
+    return data, tensors
+
+
+def _check_same(path: Path, there: Any, settings: Mapping[str, Any]) -> None:
     differing = _differences(there, json.loads(json.dumps(settings)))
     if differing:
-        raise UsageError(f"The checkpoint {path} is that of another training: {'; '.join(differing)}. {anew}")
-    last = _of("weights/", tensors)
-    if _forms(last) != _forms(weights):
-        raise UsageError(f"The checkpoint {path} is that of another network: its tensors are others. {anew}")
-    moments: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in _of("moments/", tensors).items():
-        key, _, parameter = name.partition("/")
-        moments.setdefault(parameter, {})[key] = tensor
-    return State(epochs, last, _of("best/", tensors) or last, moments)
+        raise UsageError(f"The checkpoint {path} is that of another training: {'; '.join(differing)}. {_anew(path)}")
 
 
 def remove(path: Path) -> None:
@@ -157,9 +201,13 @@ def _differences(there: Any, here: Any, name: str = "") -> list[str]:
             for key in keys
             for words in _differences(there.get(key), here.get(key), f"{name}.{key}" if name else key)
         ]
-    return [] if there == here else [f"{name} was {_short(there)} and is now {_short(here)}"]
+    if there == here:
+        return []
+    if name in _DIGESTS:
+        return [f"{_DIGESTS[name]} are others"]
+    return [f"{_NAMES.get(name, name)} was {_short(there)} and is now {_short(here)}"]
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value)
+    text = "none" if value is None else json.dumps(value)
     return text if len(text) <= 80 else text[:77] + "…"

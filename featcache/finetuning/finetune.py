@@ -25,7 +25,9 @@ from featcache.core.errors import UnknownNameError, UsageError
 from featcache.core.progress import Progress, choose
 from featcache.core.recipe import PixelPath, Recipe, StandardTransform
 from featcache.extraction.embed import backbone_for
-from featcache.finetuning.batches import ItemImages, images_in_order, stored_images
+from featcache.extraction.stored_source import present_images
+from featcache.finetuning import checkpoint as checkpoints
+from featcache.finetuning.batches import ItemImages, images_in_order
 from featcache.finetuning.config import NEW, PRETRAINED, SCRATCH, TrainingConfig
 from featcache.finetuning.linear_probe import linear_predictor
 from featcache.finetuning.report import keep_record, of_training
@@ -95,8 +97,8 @@ def finetune(
     The network begins with its pretrained weights, or with ``init="scratch"`` with random ones.
 
     With pretrained weights training begins with the output of the linear probe that `featcache.train` finds, and
-    earlier layers learn at lower rates. If fine-tuning does not beat the linear probe by one standard error on the
-    validation items, the probe is returned.
+    earlier layers learn at lower rates. If fine-tuning does not beat the linear probe beyond chance on the validation
+    items, by the best of its epochs, the probe is returned.
 
     Args:
         store: a store with the vectors of some backbone, or its path; images are read where the store knows them.
@@ -124,9 +126,9 @@ def finetune(
         UsageError: arguments that do not go together, a layer at which the network cannot be split, a backbone whose
             images are aligned or (without *from_layer*) transformed by a callable, or as for `featcache.train`.
         DiskFullError: the activations do not fit on the disk.
-        MissingVectorsError: the images are not where the store knows them.
-        UnusableImageError: an image is no longer the one that the store knows.
-        TrainingError: the loss is no longer finite.
+        MissingVectorsError: none of the images is where the store knows it, as the store knows it; a few that are gone
+            or have changed are passed over with a warning.
+        TrainingError: the loss is not finite in the first epoch; later the last good epoch is kept, with a warning.
 
     Example:
         >>> config = fc.TrainingConfig(epochs=1)
@@ -147,6 +149,10 @@ def finetune(
     check_choice("torch", config.precision, device)
     layer, split = (POOLED, None) if from_layer is None else _cached_layer(base, from_layer, init)
     names = view_names(1 if from_layer is None else views, seed)
+    task = {"recipe": known.fingerprint, "init": init, "from_layer": from_layer, "network": base.name}
+    file = None if checkpoint is None else Path(checkpoint)
+    if file is not None:
+        checkpoints.check(file, {"task": task | {"views": names}, "config": config.to_dict()})
     with choose(progress) as bar:
         if from_layer is not None:
             wanted = needed(opened, base, layer, select, views=views, seed=seed)
@@ -155,9 +161,12 @@ def finetune(
         dataset = FeatureDataset.from_store(opened, layer, select.all_splits(), views=names)
         if init == "new":
             dataset = dataset.in_memory()
+        there: dict[str, Entry] = {}
+        if from_layer is None:
+            there = present_images(opened, dataset.items, bar)
+            dataset = dataset.subset(np.array([row for row, item in enumerate(dataset.items) if item.uri in there]))
         check_classes(dataset)
         note_labels(dataset, bar)
-        there = {} if from_layer is not None else stored_images(opened, dataset.items)
         train_rows, test, protocol = train_test_split(dataset, select.split, seed, opened, bar)
         frozen = dataset.read
         if split is not None and init == "pretrained":
@@ -166,8 +175,6 @@ def finetune(
             dataset = replace(dataset, narrow=frozen)
         guard = leakage.guard(dataset, [train_rows, test], scored=test, seed=seed, progress=bar)
         fit_began = time.monotonic()
-        task = {"recipe": known.fingerprint, "init": init, "from_layer": from_layer, "network": base.name}
-        file = None if checkpoint is None else Path(checkpoint)
         run = TrainingRun(dataset, train_rows, test, config, bar, file, task)
         pixels = known.recipe.pixels if arch is None else None
         if from_layer is None:
@@ -191,7 +198,9 @@ def finetune(
         scores = score_fields(test_set, rows, probabilities, predicted, result.classes, seed)
         bar.finish()
         if len(dataset.views) > 1:
-            protocol += f"; learned from {describe_views(dataset.views)} of each image, scored on view 0"
+            # The linear probe learns from view 0 alone.
+            of = "view 0" if result.curve.kept == 0 else describe_views(dataset.views)
+            protocol += f"; learned from {of} of each image, scored on view 0"
         bundle.report = {
             **report_fields(bundle, dataset, test, scores, protocol),
             **of_training(result, config, probabilities, predicted == test_set.y[rows]),

@@ -6,9 +6,11 @@ matplotlib is imported when a curve is drawn, and no window is opened.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 from featcache.core.outputs import FIGURE, check_output
 from featcache.metrics.plots import save_figure
@@ -45,13 +47,16 @@ class ProbeScore:
 
     Attributes:
         validation_loss, tempered_loss, accuracy: as of an `Epoch`.
-        kept: it was kept, since fine-tuning did not beat it by one standard error.
+        kept: it was kept, since fine-tuning did not beat it beyond chance.
+        p: how probable so good an epoch as the best would be, if no epoch were better than the probe; None in a curve
+            of an earlier version.
     """
 
     validation_loss: float
     tempered_loss: float
     accuracy: float
     kept: bool
+    p: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +65,17 @@ class Curve:
 
     Attributes:
         epochs: in order, one or more.
-        ended: why there are no more: ``"epochs"``, all were done, or ``"patience"``, the validation loss did not
-            get better any more.
+        ended: why there are no more: ``"epochs"``, all were done; ``"patience"``, the validation loss did not
+            get better any more; or ``"non-finite"``, a loss was no longer finite.
         linear_probe: with which the training began; None where it began with new or random layers.
+        losses: (epochs, n) of each validation item after each epoch, at the temperature of that epoch; empty in a curve
+            of `from_dict`.
     """
 
     epochs: tuple[Epoch, ...]
-    ended: Literal["epochs", "patience"]
+    ended: Literal["epochs", "patience", "non-finite"]
     linear_probe: ProbeScore | None = None
+    losses: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)), repr=False, compare=False)
 
     @property
     def best(self) -> Epoch:

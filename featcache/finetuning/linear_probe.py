@@ -5,10 +5,9 @@ gradients into pretrained weights and undo what they know (Kumar et al., "Fine-t
 and underperform out-of-distribution", ICLR 2022: probing first, then fine-tuning).
 
 With few validation items the least loss of many epochs may be chance, and few images can undo what a network has
-learned from many. So what was trained is taken only where its validation loss is below that of the probe by more than
-the standard error of their difference (the rule of one standard error: Breiman, Friedman, Olshen and Stone,
-"Classification and regression trees", 1984, section 3.4.3). Both losses are at the temperature that suits each best:
-one number corrects how sure a network is (Guo et al., "On calibration of modern neural networks", ICML 2017).
+learned from many. So what was trained is taken only where the best epoch is better than the probe beyond what the best
+of so many epochs is by chance (`featcache.metrics.best_of_many`). All losses are at the temperature that suits each
+best: one number corrects how sure a network is (Guo et al., "On calibration of modern neural networks", ICML 2017).
 
 Batch normalizations keep their statistics: those of a few augmented images are far from those of the images that
 are predicted later.
@@ -16,7 +15,6 @@ are predicted later.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +30,11 @@ from featcache.heads import resolve_head
 from featcache.heads.minibatch import FEWEST_TO_TEMPER
 from featcache.heads.predictors import LinearPredictor
 from featcache.heads.serialize import export_predictor
+from featcache.metrics.best_of_many import p_of_best
 from featcache.metrics.calibration import fit_temperature, held_out_temperature
+
+CHANCE = 0.07
+"""A best epoch that is as good by chance as often as this, or more often, is not taken; 0.07 leaves room to 0.1."""
 
 if TYPE_CHECKING:
     from featcache.core.progress import Progress
@@ -157,7 +159,7 @@ def train_from_probe(
     units: np.ndarray,
     progress: Progress,
 ) -> Curve:
-    """Train as `loop.train` does, and return to the linear probe unless training beats it by one standard error.
+    """Train as `loop.train` does, and return to the linear probe unless training beats it beyond chance.
 
     Args:
         model: the frozen network's weights with the linear probe's output.
@@ -176,46 +178,28 @@ def train_from_probe(
         model, stages, batches, validation, config, checkpoint=checkpoint, task=task,
         keep_statistics=True, progress=progress,
     )  # fmt: skip
-    after, _ = loop.validation_scores(model, validation, config.precision)
-    losses = _tempered_losses(before, class_ids)
-    gains = losses - _tempered_losses(after, class_ids)
-    kept = not _surely_positive(gains, units)
+    losses = loop.tempered_losses(before, class_ids)
+    gains = losses - curve.losses
+    p = p_of_best(gains.T, units)
     probe = ProbeScore(
         nn.functional.cross_entropy(before, class_ids).item(),
         losses.mean().item(),
         (before.argmax(1) == class_ids).double().mean().item(),
-        kept,
+        p > CHANCE,
+        p,
     )
-    if kept:
+    if probe.kept:
         model.load_state_dict(weights)
+        best = curve.best
+        worse = p_of_best(-gains[best.number - 1, :, None], units) <= CHANCE
         found = (
             f"is worse than the linear probe (a lower learning rate than {config.lr:g} may change that)"
-            if _surely_positive(-gains, units)
-            else "does not beat the linear probe by one standard error (more images may change that)"
+            if worse
+            else "does not beat the linear probe beyond chance (more images may change that)"
         )
         progress.note(
-            f"On {len(before)} validation items epoch {curve.best.number}, the best, {found}: the probe is returned, "
-            "fitted to all items that are learned from."
+            f"On {len(before)} validation items epoch {best.number}, the best, {found}: validation loss "
+            f"{best.tempered_loss:.4g}, the probe's {probe.tempered_loss:.4g}, each at its best temperature. The probe "
+            "is returned, fitted to all items that are learned from."
         )
     return replace(curve, linear_probe=probe)
-
-
-def _tempered_losses(scores: Tensor, class_ids: Tensor) -> np.ndarray:
-    """(n,) cross-entropies in nats at the temperature of the least mean."""
-    temperature, _ = fit_temperature(scores.numpy(), class_ids.numpy())
-    losses: np.ndarray = nn.functional.cross_entropy(scores / temperature, class_ids, reduction="none").numpy()
-    return losses
-
-
-def _surely_positive(gains: np.ndarray, units: np.ndarray) -> bool:
-    """Whether the mean is above 0 by more than its standard error over units; one unit alone has none.
-
-    The error is that of a mean of clusters (Cochran, "Sampling techniques", 3rd edition, equation 9A.4).
-    """
-    _, clusters = np.unique(units, return_inverse=True)
-    residuals = np.bincount(clusters, gains - gains.mean())
-    m = len(residuals)
-    if m < 2:
-        return False
-    error = math.sqrt(m / (m - 1) * float(residuals @ residuals)) / len(gains)
-    return bool(gains.mean() > error)

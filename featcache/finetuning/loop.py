@@ -3,7 +3,7 @@
 What holds whatever happens:
 
 - The network ends with the weights of the epoch of the least validation loss (at the temperature that suits it), in
-  evaluation mode; also when the loss is no longer finite (then with an error).
+  evaluation mode; also when the loss is no longer finite (then with a warning, and in the first epoch with an error).
 - On a processor two runs with the same arguments and the same number of threads give the same bits. All random
   numbers of an epoch come from the seed and its number, so a run that resumes from a checkpoint gives them too.
 - torch's own random state is as before when the loop is left.
@@ -25,7 +25,7 @@ from featcache.core.errors import TrainingError, UsageError
 from featcache.core.progress import Progress, choose, duration
 from featcache.finetuning import checkpoint as checkpoints
 from featcache.finetuning.history import Curve, Epoch, best_of
-from featcache.heads.training_loop import NonFiniteError, require_finite, train_epochs
+from featcache.heads.training_loop import NonFiniteError, require_finite, stalled, train_epochs
 from featcache.metrics.calibration import fit_temperature
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ Validation = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 """Starts a pass over the validation items: yields inputs (b, …) and class ids (b,) int64."""
 
 _MAX_NORM = 1.0
+_TIMED_STEPS, _LONG = 3, 10.0
+"""Steps that are timed, and seconds from which on a training is told to be long."""
 
 
 class Batches(Protocol):
@@ -90,7 +92,8 @@ def train(
     Raises:
         UsageError: a trainable parameter is in no stage or in two, there is nothing to train or to validate on,
             *batches* gives other than ``steps`` batches, or the checkpoint is that of another training.
-        TrainingError: a loss or gradient is not finite, or the checkpoint is damaged or cannot be written.
+        TrainingError: a loss or gradient is not finite in the first epoch, or the checkpoint is damaged or cannot be
+            written.
     """
     device = _device_of(model)
     optimizer = torch.optim.AdamW(_groups(model, stages, config))
@@ -103,20 +106,25 @@ def train(
         "keep_statistics": keep_statistics,
     }
     epochs: list[Epoch] = []
+    losses: list[np.ndarray] = []
+    ended: Literal["epochs", "patience", "non-finite"] | None
     best = _copy(model)
     found = None if checkpoint is None else checkpoints.read(checkpoint, settings, best)
     if found is not None:
-        epochs, best = list(found.epochs), dict(found.best)
+        epochs, losses, best = list(found.epochs), list(found.losses.numpy()), dict(found.best)
         model.load_state_dict(found.weights)
         _restore(optimizer, names, found.moments)
     with choose(progress) as bar, torch.random.fork_rng([device] if device.type == "cuda" else []):
         if epochs:
             bar.note(f"{checkpoint}: resuming after {len(epochs)} of {config.epochs} epochs.")
 
+        pace = _Pace(config.epochs - len(epochs), batches.steps, bar)
+
         def watched(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
             for batch in batches(epoch):
                 yield batch
                 bar.advance()
+                pace.step()
 
         def loss(x: Tensor, y: Tensor) -> Tensor:
             scores, target = _scores(model, x, y, device, config.precision)
@@ -140,8 +148,15 @@ def train(
             except NonFiniteError as error:
                 model.load_state_dict(best)
                 model.eval()
-                raise TrainingError(_advice(error, epochs, config, checkpoint)) from None
-            _, tempered = fit_temperature(scores.numpy(), class_ids.numpy())
+                advice = _advice(error, epochs, config, checkpoint)
+                if not epochs:
+                    raise TrainingError(advice) from None
+                bar.finish()
+                bar.note(f"Warning: {advice}")
+                ended = "non-finite"
+                break
+            losses.append(tempered_losses(scores, class_ids))
+            tempered = float(losses[-1].mean())
             accuracy = (scores.argmax(1) == class_ids).double().mean().item()
             seconds = time.perf_counter() - began
             epochs.append(Epoch(number, mean, validation_loss, tempered, accuracy, lr, seconds))
@@ -150,12 +165,13 @@ def train(
                 best = _copy(model)
             if checkpoint is not None:
                 moments = {names[parameter]: state for parameter, state in optimizer.state.items()}
-                state = checkpoints.State(tuple(epochs), model.state_dict(), best, moments)
+                seen = torch.from_numpy(np.array(losses))
+                state = checkpoints.State(tuple(epochs), model.state_dict(), best, moments, seen)
                 checkpoints.write(checkpoint, settings, state)
-        curve = Curve(tuple(epochs), ended)
+        curve = Curve(tuple(epochs), ended, losses=np.array(losses))
         bar.note(
             f"{len(epochs)} of {config.epochs} epochs; the best is epoch {curve.best.number}: validation loss "
-            f"{curve.best.validation_loss:.4g}, accuracy {curve.best.accuracy:.4f}."
+            f"{curve.best.tempered_loss:.4g} (at its best temperature), accuracy {curve.best.accuracy:.4f}."
         )
     model.load_state_dict(best)
     model.eval()
@@ -238,7 +254,7 @@ def _ended(epochs: Sequence[Epoch], config: TrainingConfig) -> Literal["epochs",
     """Why the training is over; None while it is not."""
     if len(epochs) >= config.epochs:
         return "epochs"
-    if epochs and len(epochs) - best_of(epochs).number >= config.patience:
+    if epochs and stalled([epoch.tempered_loss for epoch in epochs], config.patience):
         return "patience"
     return None
 
@@ -250,7 +266,41 @@ def _phase(epochs: Sequence[Epoch], config: TrainingConfig) -> str:
         return text
     left = (config.epochs - len(epochs)) * sum(epoch.seconds for epoch in epochs) / len(epochs)
     last = epochs[-1]
-    return f"{text} (loss {last.validation_loss:.4g}, accuracy {last.accuracy:.3f}; at most {duration(left)} left)"
+    return f"{text} (loss {last.tempered_loss:.4g}, accuracy {last.accuracy:.3f}; at most {duration(left)} left)"
+
+
+class _Pace:
+    """Notes after a few steps how long a long training will take at most.
+
+    Args:
+        epochs: to be trained.
+        steps: of an epoch.
+        progress: gets the note.
+    """
+
+    def __init__(self, epochs: int, steps: int, progress: Progress) -> None:
+        self._epochs, self._steps, self._progress = epochs, steps, progress
+        self._done, self._began = 0, 0.0
+
+    def step(self) -> None:
+        """A step is done; the first one, which is slower, does not count."""
+        self._done += 1
+        if self._done == 1:
+            self._began = time.perf_counter()
+        if self._done != 1 + _TIMED_STEPS:
+            return
+        epoch = self._steps * (time.perf_counter() - self._began) / _TIMED_STEPS
+        if self._epochs * epoch >= _LONG:
+            self._progress.note(
+                f"An epoch takes about {duration(epoch)}, the training at most {duration(self._epochs * epoch)}."
+            )
+
+
+def tempered_losses(scores: Tensor, class_ids: Tensor) -> np.ndarray:
+    """(n,) cross-entropies in nats at the temperature of the least mean."""
+    temperature, _ = fit_temperature(scores.numpy(), class_ids.numpy())
+    losses: np.ndarray = nn.functional.cross_entropy(scores / temperature, class_ids, reduction="none").numpy()
+    return losses
 
 
 def _copy(model: nn.Module) -> dict[str, Tensor]:

@@ -1,19 +1,21 @@
 """The loop of all training by gradient descent: that of the heads `mlp`, `torch` and `siamese`, and fine-tuning.
 
 Over all steps the learning rate rises linearly and then falls to 0 as a cosine (Loshchilov and Hutter, "SGDR", ICLR
-2017, equation 5, without restarts). What differs from one training to the next (the loss, the batches, what happens
-after an epoch) is the caller's.
+2017, equation 5, without restarts). When a training ends early is decided by `stalled`. What differs from one training
+to the next (the loss, the batches, what happens after an epoch) is the caller's.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from featcache.core.errors import TrainingError, UsageError
+
+_FALLEN = 1e-3
 
 
 class NonFiniteError(TrainingError):
@@ -53,6 +55,23 @@ def warmup_cosine(step: int, steps: int, warmup_fraction: float = 0.0) -> float:
     if step < rising:
         return (step + 1) / rising
     return (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising))) / 2
+
+
+def stalled(losses: Sequence[float], patience: int) -> bool:
+    """Whether a validation loss has not fallen for *patience* epochs, so that the training may end.
+
+    It has fallen where it is lower than when it last did by more than a thousandth of it: without that share a loss
+    that creeps towards its limit would never end a training.
+
+    Args:
+        losses: after each epoch; one that is not finite has not fallen.
+        patience: epochs.
+    """
+    last, least = 0, math.inf
+    for epoch, loss in enumerate(losses):
+        if loss < least * (1 - _FALLEN) or (math.isinf(least) and math.isfinite(loss)):
+            last, least = epoch, loss
+    return len(losses) - 1 - last >= patience
 
 
 def train_epochs(

@@ -16,7 +16,7 @@ import numpy as np
 from featcache.core.errors import DiskFullError, MissingVectorsError, UnknownNameError
 from featcache.core.names import VIEW_0
 from featcache.extraction.extract import extract
-from featcache.extraction.stored_source import KnownSource, known_images
+from featcache.extraction.stored_source import KnownSource, known_images, present_images
 from featcache.images.augmentation import views_beside
 from featcache.store import FeatureStore, Item
 from featcache.training.dataset import ALL, FeatureDataset, Selection, labels_of
@@ -186,7 +186,7 @@ def store_activations(
 
     Raises:
         DiskFullError: they would not fit on the disk; nothing was written.
-        MissingVectorsError: none of the images is where the store knows it.
+        MissingVectorsError: none of the images is where the store knows it, or all have changed.
         UsageError: the images can be given in Python only.
     """
     if wanted.bytes > (1 - LEFT_FREE) * wanted.free:
@@ -224,16 +224,8 @@ def extract_known(
         UsageError: the images can be given in Python only.
     """
     name = store.source(select.source)
-    notes: list[str] = []
     items = _labeled(store, replace(select, source=name, space=backbone.recipe.fingerprint))
-    known = KnownSource(name, store.sources()[name], items, known_images(store, name, items, notes))
-    for note in notes:
-        progress.note(note)
-    if not known.entries():
-        raise MissingVectorsError(
-            f"None of the images of source {name!r} is at {known.root} any more, so their activations cannot be "
-            "computed. If they were moved, run `featcache extract NEW-PLACE -o STORE --moved`."
-        )
+    known = KnownSource(name, store.sources()[name], items, present_images(store, items, progress))
     extract(known, store.path, backbone=backbone, layers=layers, views=views, seed=seed, progress=progress)
 
 

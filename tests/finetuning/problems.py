@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from featcache.core.progress import Silent
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -60,3 +62,22 @@ def stages(model: nn.Sequential) -> list[tuple[str, list[nn.Parameter]]]:
 def bits(model: nn.Module) -> dict[str, bytes]:
     """The state of a network, to the last bit."""
     return {name: tensor.numpy().tobytes() for name, tensor in model.state_dict().items()}
+
+
+class Heard(Silent):
+    """Keeps what was reported."""
+
+    def __init__(self) -> None:
+        self.phases: list[tuple[str, int | None, str]] = []
+        self.done: list[int] = []
+        self.notes: list[str] = []
+
+    def start(self, what: str, total: int | None, unit: str) -> None:
+        self.phases.append((what, total, unit))
+        self.done.append(0)
+
+    def advance(self, n: int = 1) -> None:
+        self.done[-1] += n
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)

@@ -134,11 +134,11 @@ def test_of_another_training_it_is_refused_with_what_differs(training: Callable[
         training(replace(CONFIG, lr=0.02), layer="blocks.5", items={"train": 121})
     told = str(caught.value)
     assert 'task.layer was "blocks.4" and is now "blocks.5"; task.items.train was 120 and is now 121' in told
-    assert "config.lr was 0.01 and is now 0.02" in told
+    assert "--lr was 0.01 and is now 0.02" in told
     assert told.endswith(f"Remove {tmp_path / 'c.ckpt'} to start over, or give another file.")
-    with pytest.raises(UsageError, match="steps was 4 and is now 5"):
+    with pytest.raises(UsageError, match="number of steps of an epoch was 4 and is now 5"):
         training(batch_size=24, layer="blocks.4", items={"train": 120})
-    with pytest.raises(UsageError, match=r"task\.items was .* and is now null"):
+    with pytest.raises(UsageError, match="the images or their labels are others"):
         training(layer="blocks.4")
     with pytest.raises(UsageError, match="that of another network"):
         training(width=3, layer="blocks.4", items={"train": 120})

@@ -21,12 +21,12 @@ from featcache.core.errors import (
     RecipeMismatchError,
     TrainingError,
     UnknownNameError,
-    UnusableImageError,
     UsageError,
 )
 from featcache.finetuning.config import TrainingConfig
 from featcache.finetuning.finetune import finetune
 from featcache.store.writer import StoreWriter
+from tests.finetuning.problems import Heard
 from tests.finetuning.stores import TRANSFORM, colour_blind, draw_hues, extracted
 
 if TYPE_CHECKING:
@@ -46,20 +46,45 @@ def own(tmp_path: Path) -> Path:
     return extracted(draw_hues(tmp_path / "photos", each=8), tmp_path / "s.fcache", colour_blind())
 
 
-def test_an_image_that_was_changed(own: Path, tmp_path: Path) -> None:
-    for path in sorted((tmp_path / "photos").rglob("*.png")):
-        Image.new("RGB", (40, 40), (1, 2, len(path.name))).save(path)
-    with pytest.raises(UnusableImageError, match=r"has changed since it was extracted; run `featcache extract"):
-        run(own)
+VERBS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "scratch": {"init": "scratch", "arch": "scratch:small_cnn"},
+    "partial": {"from_layer": "body.0", "views": 1},
+    "new": {"from_layer": "body.0", "init": "new", "views": 1},
+}
 
 
-def test_images_that_are_gone(own: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("verb", VERBS)
+def test_images_that_are_gone_or_changed_are_told_and_passed_over(own: Path, tmp_path: Path, verb: str) -> None:
+    options = dict(VERBS[verb])
+    if verb == "scratch":
+        options["backbone"] = None
     (tmp_path / "photos" / "red" / "03.png").unlink()
-    with pytest.raises(MissingVectorsError, match=r"1 of 16 images are not where.*red/03\.png.*featcache extract"):
-        run(own)
+    Image.new("RGB", (40, 40), (1, 2, 3)).save(tmp_path / "photos" / "green" / "05.png")
+    heard = Heard()
+    bundle = run(own, **options, progress=heard)
+    (told,) = [note for note in heard.notes if "passed over" in note]
+    assert told.startswith(
+        "Warning: of 16 images 1 cannot be read where the store knows them (first: red/03.png) and 1"
+    )
+    assert "have changed since (first: green/05.png)" in told
+    assert bundle.fitted_on + bundle.report["score"]["n"] <= 14
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_class_that_is_gone_is_named(own: Path, tmp_path: Path, verb: str) -> None:
+    shutil.rmtree(tmp_path / "photos" / "red")
+    heard = Heard()
+    with pytest.raises(FeatcacheError):  # of one class alone nothing is learned
+        run(own, **VERBS[verb] | ({"backbone": None} if verb == "scratch" else {}), progress=heard)
+    assert any("No image is left of 'red'." in note for note in heard.notes)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_where_all_images_are_gone(own: Path, tmp_path: Path, verb: str) -> None:
     shutil.rmtree(tmp_path / "photos")
-    with pytest.raises(MissingVectorsError, match=r"16 of 16 images.*There is nothing at .*photos"):
-        run(own)
+    with pytest.raises(MissingVectorsError, match=r"Of 16 images 16 cannot be read.*There is nothing at .*--moved"):
+        run(own, **VERBS[verb] | ({"backbone": None} if verb == "scratch" else {}))
 
 
 def test_one_in_quarantine_is_passed_over(own: Path, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def test_killed_it_goes_on_to_the_same_bundle(tmp_path: Path) -> None:
     assert learned(a) == learned(b)
     assert a.predictor.weight.tobytes() == b.predictor.weight.tobytes()  # type: ignore[union-attr]
     assert (whole / "c.ckpt").exists()  # until whoever made the bundle has saved it
-    with pytest.raises(UsageError, match=r'task\.from_layer was null and is now "body\.0"'):
+    with pytest.raises(UsageError, match=r'--from was none and is now "body\.0"'):
         finetune(
             hues, "body.0", views=1, config=finetune_child.CONFIG,
             checkpoint=whole / "c.ckpt", backbone=colour_blind(), progress=False,

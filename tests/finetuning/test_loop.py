@@ -13,11 +13,10 @@ from sklearn.metrics import log_loss
 from torch import Tensor, nn
 
 from featcache.core.errors import TrainingError, UsageError
-from featcache.core.progress import Silent
 from featcache.finetuning.config import TrainingConfig
 from featcache.finetuning.loop import train
 from featcache.heads.training_loop import warmup_cosine
-from tests.finetuning.problems import Rows, bits, clouds, perceptron, stages, whole
+from tests.finetuning.problems import Heard, Rows, bits, clouds, perceptron, stages, whole
 
 
 class Watched:
@@ -184,17 +183,19 @@ class Failing(Rows):
             yield (x * torch.nan if (epoch, step) == self.at else x), y
 
 
-def test_a_loss_that_is_no_number_ends_it_with_the_best_weights() -> None:
+def test_a_loss_that_is_no_number_ends_it_with_the_best_weights_and_a_warning() -> None:
     x, y = clouds(200, 4, 3)
     model = perceptron(4, 3).double()
-    validation = Watched(model, x, y)
-    batches = Failing(x, y, 50)
+    validation, heard = Watched(model, x, y), Heard()
     Failing.at = (4, 2)
-    with pytest.raises(TrainingError) as caught:
-        train(model, stages(model), batches, validation, TrainingConfig(epochs=8, warmup_fraction=0, patience=8))
+    config = TrainingConfig(epochs=8, warmup_fraction=0, patience=8)
+    curve = train(model, stages(model), Failing(x, y, 50), validation, config, progress=heard)
+    assert (len(curve.epochs), curve.ended, curve.best.number) == (3, "non-finite", 3)
     lr = 1e-3 * warmup_cosine(13, 32)
-    assert f"The loss is nan in epoch 4 at step 2, where the learning rate is {lr:.3g}." in str(caught.value)
-    assert "has the weights of epoch 3, the best, again. Try a lower learning rate, such as 0.0002" in str(caught.value)
+    warning = heard.notes[0]
+    assert warning.startswith("Warning: The loss is nan in epoch 4 at step 2, where the learning rate is ")
+    assert f"{lr:.3g}." in warning
+    assert "has the weights of epoch 3, the best, again. Try a lower learning rate, such as 0.0002" in warning
     assert bits(model) == validation.seen[2]
     assert not model.training
 
@@ -265,25 +266,6 @@ def test_nothing_to_validate_on() -> None:
         train(model, stages(model), Rows(x, y, 30), list, TrainingConfig())
 
 
-class Heard(Silent):
-    """Keeps what was reported."""
-
-    def __init__(self) -> None:
-        self.phases: list[tuple[str, int | None, str]] = []
-        self.done: list[int] = []
-        self.notes: list[str] = []
-
-    def start(self, what: str, total: int | None, unit: str) -> None:
-        self.phases.append((what, total, unit))
-        self.done.append(0)
-
-    def advance(self, n: int = 1) -> None:
-        self.done[-1] += n
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-
 def test_each_epoch_is_a_phase_that_names_the_last_loss() -> None:
     x, y = clouds(100, 4, 3)
     model = perceptron(4, 3).double()
@@ -293,11 +275,11 @@ def test_each_epoch_is_a_phase_that_names_the_last_loss() -> None:
     assert heard.done == [4, 4, 4]
     second = curve.epochs[1]
     assert heard.phases[2][0] == (
-        f"epoch 3 of 3 (loss {second.validation_loss:.4g}, accuracy {second.accuracy:.3f}; at most 0:00 left)"
+        f"epoch 3 of 3 (loss {second.tempered_loss:.4g}, accuracy {second.accuracy:.3f}; at most 0:00 left)"
     )
     assert heard.notes == [
-        f"3 of 3 epochs; the best is epoch 3: validation loss {curve.best.validation_loss:.4g}, "
-        f"accuracy {curve.best.accuracy:.4f}."
+        f"3 of 3 epochs; the best is epoch 3: validation loss {curve.best.tempered_loss:.4g} "
+        f"(at its best temperature), accuracy {curve.best.accuracy:.4f}."
     ]
 
 

@@ -108,7 +108,7 @@ def test_a_stopped_training_resumes_to_the_same_bits(store: Path, tmp_path: Path
         [{**epoch, "seconds": 0} for epoch in bundle.report["curve"]["epochs"]] for bundle in (whole, resumed)
     )
     assert first == second
-    with pytest.raises(UsageError, match=r"config\.hidden was \[8\] and is now \[9\]"):
+    with pytest.raises(UsageError, match=r"--hidden was \[8\] and is now \[9\]"):
         run(store, "pooled", config=replace(SHORT, hidden=(9,)), checkpoint=path)
 
 

@@ -244,7 +244,7 @@ def test_images_that_are_gone(store: Path, tmp_path: Path, draw_images: Callable
     assert bundle.report["without_vectors"] == 1
     assert "cats/cat-00.jpg" in {item.uri for item in fc.open(path).items()}
     shutil.rmtree(root)
-    with pytest.raises(MissingVectorsError, match=r"None of the images of source 'photos' is at .*--moved"):
+    with pytest.raises(MissingVectorsError, match=r"There is nothing at .*--moved"):
         run(path, "body.1")
 
 
