@@ -214,7 +214,7 @@ def test_a_checkpoint_stays_and_gives_the_same(store: Path, tmp_path: Path) -> N
     again = run(store, checkpoint=path)
     assert bits(again) == bits(first)
     assert again.report["curve"] == first.report["curve"]
-    with pytest.raises(UsageError, match=r"from_layer was .body\.0. and is now .body\.1."):
+    with pytest.raises(UsageError, match=r"--from was .body\.0. and is now .body\.1."):
         run(store, "body.1", checkpoint=path)
     remove(path)
     assert not path.exists()
