@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, Union
+from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 import numpy as np
 
 from featcache.backbones.runtimes import passes_for
-from featcache.core.errors import RecipeMismatchError, SourceError, UnusableImageError, UsageError
+from featcache.core.errors import RecipeMismatchError, SourceError, UnusableImageError
 from featcache.images.entry import Entry
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def embed(
         for index, image in enumerate(images[start : start + batch_size], start):
             reason = None
             try:
-                inputs.append(extractor.prepare(_upright_image(image, extractor)))
+                inputs.append(extractor.prepare(_upright_image(image, index, extractor)))
             except UnusableImageError as error:
                 reason = str(error)
             outcomes.append((_name(image, index), reason))
@@ -145,14 +145,13 @@ def listed(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike | Entry]:
 
     Raises:
         SourceError: a folder or tar file holds no image, or there is no such tar file.
+        UsageError: these are no images.
     """
-    from PIL import Image as pil
-
+    from featcache.images.image_list import image_list
     from featcache.images.sources import images_below
 
-    several = [images] if isinstance(images, (str, Path, np.ndarray, pil.Image)) else list(images)
     found: list[ImageLike | Entry] = []
-    for image in several:
+    for image in image_list(images):
         entries = images_below(image) if isinstance(image, (str, Path)) else None
         if entries is None:
             found.append(image)
@@ -161,7 +160,9 @@ def listed(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike | Entry]:
     return found
 
 
-def _upright_image(image: ImageLike | Entry | Callable[[], Decoded], extractor: Extractor) -> Image | Decoded:
+def _upright_image(
+    image: ImageLike | Entry | Callable[[], Decoded], index: int, extractor: Extractor
+) -> Image | Decoded:
     """Load an image upright; files are decoded by the extractor's decoder.
 
     Raises:
@@ -173,17 +174,15 @@ def _upright_image(image: ImageLike | Entry | Callable[[], Decoded], extractor: 
 
     from featcache.images.decode import rgb_from, rgb_from_array
     from featcache.images.entry import read_image_file
+    from featcache.images.image_list import no_such_image, one_image
 
     if isinstance(image, Entry):
         return extractor.decode(image.read()[0])
-    if isinstance(image, (str, Path)):
-        if not Path(image).exists():
-            raise SourceError(f"There is no image {image}.")
-        return extractor.decode(read_image_file(Path(image))[0])
-    if isinstance(image, pil.Image):
-        return rgb_from(image)
-    if isinstance(image, np.ndarray):
-        return rgb_from_array(image)
     if callable(image):
         return image()
-    raise UsageError(f"An image is a path, a PIL image or a NumPy array, not {type(image).__name__}.")
+    one: Any = one_image(image, index)
+    if isinstance(one, (str, Path)):
+        if not Path(one).exists():
+            raise SourceError(f"{no_such_image(one)}.")
+        return extractor.decode(read_image_file(Path(one))[0])
+    return rgb_from(one) if isinstance(one, pil.Image) else rgb_from_array(one)

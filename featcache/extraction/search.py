@@ -13,6 +13,7 @@ from featcache.core.arguments import checked
 from featcache.core.errors import UnusableImageError, UsageError
 from featcache.extraction.embed import ImageLike, backbone_for, embed
 from featcache.images.entry import read_image_file
+from featcache.images.image_list import one_image
 from featcache.store import FeatureStore, Item
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def similar(
         >>> [item.label for item, cosine in nearest]
         ['cats', 'cats', 'cats']
     """
+    image = one_image(image, 0)
     if isinstance(image, (str, Path)) and Path(image).is_dir():
         raise UsageError(f"{image} is a folder. Give one image.")
     opened = FeatureStore.open(store)

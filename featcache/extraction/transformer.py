@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
 
-from featcache.core.arguments import checked
+from featcache.core.arguments import checked, described
 from featcache.core.errors import UnusableImageError, UsageError
 from featcache.core.names import GIVEN, PATHS
 from featcache.core.progress import Progress, choose
 from featcache.extraction import NothingUsableError
 from featcache.extraction.extract import extract
 from featcache.images.decode import NO_IMAGE, is_no_image
+from featcache.images.image_list import image_list
 from featcache.images.in_memory import GivenImage, GivenImages, given
 from featcache.store import FeatureStore
 from featcache.store.folder import has_catalogue
@@ -199,13 +201,12 @@ def _images(X: Any) -> list[ImageLike]:
     """The images one by one.
 
     Raises:
-        UsageError: one path alone, or an array of another shape.
+        UsageError: one image alone, or no images.
     """
-    if isinstance(X, (str, Path)) or not hasattr(X, "__iter__") or not hasattr(X, "__len__"):
-        raise UsageError(f"Give a list of images, even of one, not {type(X).__name__}.")
-    shape = np.shape(X) if isinstance(X, np.ndarray) or hasattr(X, "dtypes") else (len(X),)
-    if len(shape) not in (1, 4):
+    if isinstance(X, (str, os.PathLike)) or not hasattr(X, "__len__"):
+        raise UsageError(f"Give a list of images, even of one, not {described(X)}.")
+    if isinstance(X, np.ndarray) and X.ndim not in (1, 4):
         raise UsageError(
-            f"Give n images as a list, as an array (n,) of objects or as an array (n, h, w, c), not as {shape}."
+            f"Give n images as a list, as an array (n,) of objects or as an array (n, h, w, c), not as {X.shape}."
         )
-    return list(X)
+    return image_list(X)

@@ -15,6 +15,7 @@ from featcache.core.errors import RecipeMismatchError, UnusableImageError, Usage
 from featcache.extraction.embed import ImageLike, backbone_for, embed
 from featcache.faces.alignment import DEFAULT_BACKBONE, MIRRORED, AlignedBackbone, aligned_for
 from featcache.faces.detection import SECOND_PASS, Detection, Detector
+from featcache.images.image_list import image_list, one_image
 from featcache.metrics.verification import cosine_scores
 from featcache.training.bundle import Bundle
 
@@ -71,7 +72,7 @@ def embed_faces(
     """
     detector = _RecordingDetector()
     aligned = aligned_for(recipe, backbone, detector=detector, centre_box=centre_box)
-    return _vectors(images, aligned, layers), detector.detections
+    return _vectors(image_list(images), aligned, layers), detector.detections
 
 
 def _vectors(images: Sequence[ImageLike], extractor: Extractor, layers: Sequence[str]) -> np.ndarray:
@@ -159,7 +160,7 @@ def verify(
         recipe, layers = bundle.recipe, [use.name for use in bundle.layers]
     detections: list[Detection] = []
     if recipe.detection is None:
-        vectors = _vectors([a, b], backbone_for(recipe, backbone), layers)
+        vectors = _vectors([one_image(a, 0), one_image(b, 1)], backbone_for(recipe, backbone), layers)
     else:
         vectors, detections = embed_faces([a, b], recipe, layers, backbone=backbone)
     if bundle is None:

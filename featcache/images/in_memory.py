@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from featcache.core.errors import SourceError, UnusableImageError, UsageError
+from featcache.core.errors import SourceError, UnusableImageError
 from featcache.core.names import MEMORY, PATHS
 from featcache.images.decode import rgb_from, rgb_from_array
 from featcache.images.entry import Entry, Source, as_text, file_sha256, pixels_sha256
+from featcache.images.image_list import no_such_image, one_image
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,17 +69,14 @@ def given(image: Any, place: int) -> GivenImage:
     """
     from PIL import Image as pil
 
+    image = one_image(image, place)
     if isinstance(image, (str, Path)):
         path = Path(os.path.abspath(image))
         if not path.exists():
-            raise SourceError(f"There is no image {image}.")
+            raise SourceError(f"{no_such_image(image)}.")
         sha256 = _naming(str(image), functools.partial(file_sha256, path))
         uri = as_text(path.relative_to(path.anchor).as_posix())
         return GivenImage(str(image), sha256, PATHS, Entry(uri, str(path), None, None, None))
-    if not isinstance(image, (pil.Image, np.ndarray)):
-        raise UsageError(
-            f"Image {place} is of type {type(image).__name__}. An image is a path, a PIL image or a NumPy array."
-        )
     name = f"image {place}"
     # The RGB image is made again when it is computed: to hold all of them would take their memory twice.
     if isinstance(image, pil.Image):

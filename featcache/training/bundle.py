@@ -210,6 +210,8 @@ class Bundle:
         """
         from featcache.extraction.embed import embed, listed
 
+        if top is not None and top < 1:
+            raise UsageError(f"top is a number of labels from 1 on, not {top}.")
         _ = self.classifier  # raises before a backbone is loaded
         if self.recipe is None:
             raise RecipeMismatchError(
