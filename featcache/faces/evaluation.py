@@ -157,6 +157,7 @@ class PairsReport(HtmlTable):
             "calibrated": None if self.calibrated is None else self.calibrated.to_dict(),
         }
 
+    @checked
     def draw(self, path: str | Path, *, force: bool = False) -> None:
         """Write the ROC curve as a PNG, as `featcache.metrics.plots.draw_roc`."""
         draw_roc(self.curve, path, self.marked(), force=force)
