@@ -349,6 +349,11 @@ class Backbone:
         Returns:
             For each layer's name its activations (n, …) float32.
         """
+        if batch.ndim != 4 or batch.dtype.kind not in "uf":
+            raise UsageError(
+                f"A batch stacks what `prepare` gave for n images; this one has shape {batch.shape} and dtype "
+                f"{batch.dtype}."
+            )
         return self.network.forward(batch, layers, self.precision)
 
     def reference(self) -> Backbone:

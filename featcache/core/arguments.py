@@ -30,10 +30,34 @@ _KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "bytes": ("bytes", lambda value: isinstance(value, bytes)),
     "Path": ("a path", lambda value: isinstance(value, os.PathLike) and isinstance(os.fspath(value), str)),
     "np.ndarray": ("an array", lambda value: _of_numpy(value, "ndarray")),
+    "Extractor": ("a backbone", lambda value: all(hasattr(value, name) for name in ("recipe", "resolve_layers"))),
 }
-_PLURALS = {"a whole number": "whole numbers", "a number": "numbers", "text": "texts", "a path": "paths"}
+_PLURALS = {
+    "a whole number": "whole numbers",
+    "a number": "numbers",
+    "text": "texts",
+    "a path": "paths",
+    "bytes": "bytes",
+}
 _LIST = re.compile(r"(?:Sequence|Iterable|list|tuple)\[(\w+)(?:, \.\.\.)?\]")
-_OWN = frozenset({"Backbone", "Bundle", "ExtractionConfig", "FeatureStore", "PixelPath", "Recipe", "TrainingConfig"})
+_OWN = frozenset(
+    [
+        "Backbone",
+        "Bundle",
+        "Decoded",
+        "ExtractionConfig",
+        "FeatureStore",
+        "Image",
+        "Layer",
+        "PixelPath",
+        "Recipe",
+        "RecipeCache",
+        "StandardTransform",
+        "TrainingConfig",
+    ]
+)
+_LONGEST_NAME, _LONGEST_PATH = 255, 4096
+"""Bytes of a file's name and of a path that common file systems allow."""
 
 
 def checked(function: Callable[_P, _T]) -> Callable[_P, _T]:
@@ -97,8 +121,24 @@ def check(name: str, value: Any, annotation: str) -> None:
         words = list(dict.fromkeys(said for said, _ in kinds))  # type: ignore[misc]
         listed = ", ".join(words[:-1]) + " or " * (len(words) > 1) + words[-1]
         raise UsageError(f"{name} is {listed}, not {described(value)}.")
-    if "Path" in annotation and isinstance(value, (str, os.PathLike)) and "\0" in os.fspath(value):
-        raise UsageError(f"{name} is a path, and none has a NUL character in it: {os.fspath(value)[:80]!r}.")
+    if "Path" in annotation and isinstance(value, (str, os.PathLike)):
+        check_path(name, os.fspath(value))
+
+
+def check_path(name: str, path: str) -> None:
+    """Check that a file could have this path.
+
+    Raises:
+        UsageError: it holds a NUL character, or is too long.
+    """
+    if "\0" in path:
+        raise UsageError(f"{name} is a path, and none has a NUL character in it: {path[:80]!r}.")
+    try:
+        encoded = os.fsencode(path)
+    except UnicodeEncodeError:
+        raise UsageError(f"{name} is a path with letters that no file's name can have: {path[:80]!r}.") from None
+    if len(encoded) >= _LONGEST_PATH or max(map(len, encoded.split(os.fsencode(os.sep)))) > _LONGEST_NAME:
+        raise UsageError(f"{name} is a path that is too long for any file: {path[:80]!r}… ({len(encoded):,} bytes).")
 
 
 def described(value: Any) -> str:
@@ -140,13 +180,18 @@ def _kind(part: str) -> tuple[str, Callable[[Any], bool]] | None:
         return _KINDS[part]
     if part in _OWN:
         return f"a {part}", lambda value: any(kind.__name__ == part for kind in type(value).__mro__)
+    if part.startswith("Callable["):
+        return "a function", callable
+    if part.startswith("Mapping["):
+        return "a mapping", lambda value: isinstance(value, Mapping)
     listed = _LIST.fullmatch(part)
-    if listed is None or listed[1] not in _KINDS:
+    one = None if listed is None else _kind(listed[1])
+    if one is None:
         return None
-    one, holds = _KINDS[listed[1]]
+    said, holds = one
 
     def all_of_them(value: Any) -> bool:
         many = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
         return (many or (_of_numpy(value, "ndarray") and value.ndim == 1)) and all(holds(each) for each in value)
 
-    return f"a list of {_PLURALS.get(one, one)}", all_of_them
+    return f"a list of {_PLURALS.get(said, said.removeprefix('a ') + 's')}", all_of_them

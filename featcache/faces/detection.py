@@ -91,6 +91,8 @@ class Detection:
     @checked
     def of_row(cls, row: np.ndarray) -> Detection:
         """The detection of a stored row (17,), see `COLUMNS`."""
+        if row.shape != (17,) or row.dtype.kind not in "biuf":
+            raise UsageError(f"A stored detection is a row of 17 numbers, not an array of shape {row.shape}.")
         left, top, right, bottom = (float(v) for v in row[3:7])
         points = np.array(row[7:], np.float32).reshape(5, 2)
         return cls(int(row[0]), int(row[1]), float(row[2]), (left, top, right, bottom), points)

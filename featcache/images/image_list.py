@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from featcache.core.arguments import described
+from featcache.core.arguments import check_path, described
 from featcache.core.errors import UsageError
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
@@ -66,8 +66,9 @@ def one_image(image: Any, place: int) -> Any:
 
     if isinstance(image, (str, os.PathLike)):
         path = os.fspath(image)
-        if not isinstance(path, str) or "\0" in path:
-            raise UsageError(f"Image {place} is the path {path[:80]!r}, which no file can have.")
+        if not isinstance(path, str):
+            raise UsageError(f"Image {place} is the path {path!r}, which is bytes. Give os.fsdecode(path).")
+        check_path(f"Image {place}", path)
         return image if isinstance(image, (str, Path)) else Path(path)
     if isinstance(image, pil.Image) or (isinstance(image, np.ndarray) and image.ndim):
         return image

@@ -261,12 +261,13 @@ class StoreReader:
     @checked
     def holdout(self, source: str) -> dict[bytes, str]:
         """The part, ``train`` or ``test``, of each SHA-256 of a source for which it was drawn."""
+        name = self.source(source)
         rows = self.catalogue.query(
             "ht",
             "SELECT h.sha256, h.part FROM holdout h WHERE h.sha256 IN (SELECT i.sha256 FROM items i "
             "JOIN sources s ON s.id = i.source_id WHERE s.name = ? UNION SELECT d.sha256 FROM departed d "
             "JOIN sources s ON s.id = d.source_id WHERE s.name = ?)",
-            (source, source),
+            (name, name),
         )
         return {bytes(sha256): str(part) for sha256, part in rows}
 
@@ -287,28 +288,30 @@ class StoreReader:
     @checked
     def source_settings(self, source: str) -> dict[str, Any]:
         """What `extract` was told of a source: ``path``, ``labels``, ``split``, …; empty where an earlier one ran."""
-        ((text,),) = self.catalogue.query("t", "SELECT settings FROM sources WHERE name = ?", (source,))
+        ((text,),) = self.catalogue.query("t", "SELECT settings FROM sources WHERE name = ?", (self.source(source),))
         return parsed(text)
 
     @checked
     def pending(self, source: str) -> list[Pending]:
         """The images of a source that a run listed and did not come to, in URI order."""
+        name = self.source(source)
         rows = self.catalogue.query(
             "tTTT",
             "SELECT p.uri, p.label, p.split, p.grp FROM pending p JOIN sources s ON s.id = p.source_id "
             "WHERE s.name = ? ORDER BY p.uri",
-            (source,),
+            (name,),
         )
         return [Pending(*row) for row in rows]
 
     @checked
     def requests(self, source: str) -> dict[str, dict[str, Any]]:
         """What `extract` was asked for of a source, by the fingerprint of the space: layers, views, seed, …."""
+        name = self.source(source)
         rows = self.catalogue.query(
             "tt",
             "SELECT p.fingerprint, r.request FROM requests r JOIN sources s ON s.id = r.source_id "
             "JOIN spaces p ON p.id = r.space_id WHERE s.name = ? ORDER BY p.id",
-            (source,),
+            (name,),
         )
         return {fingerprint: parsed(text) for fingerprint, text in rows}
 

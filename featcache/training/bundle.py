@@ -147,6 +147,8 @@ class Bundle:
             RecipeMismatchError: d is not the size of the layers together.
             UsageError: a value is not finite; the message names the row.
         """
+        if X.dtype.kind not in "biuf":
+            raise UsageError(f"X has dtype {X.dtype}. Vectors are numbers, as in `store.arrays()[0]`.")
         X = np.asarray(X, dtype=np.float32)
         if X.ndim != 2 or X.shape[1] != self.width:
             named = " + ".join(f"{layer.name} ({layer.width})" for layer in self.layers)

@@ -41,7 +41,8 @@ def test_one_or_several(given, count):
     [
         (None, "NoneType."), (3, "not 3"), (b"\x89PNG", "bytes"), (io.BytesIO(b""), "BytesIO"), ([None], "Image 0"),
         (["a", b"b"], "Image 1 is bytes"), (pandas.DataFrame({"path": ["a"]}), "DataFrame of shape (1, 1)"),
-        ({"a": 1}, "a dict of str, which is a table"), (np.zeros((2, 2, 2, 2, 2)), "(2, 2, 2, 2, 2)"), ("a\0b", "no file"),
+        ({"a": 1}, "a dict of str, which is a table"), (np.zeros((2, 2, 2, 2, 2)), "(2, 2, 2, 2, 2)"),
+        ("a\0b", "NUL"), ("x" * 300, "too long"), (["a", "\ud800"], "Image 1 is a path with letters"),
         (np.array(3), "not"), ([[1, 2]], "a list of int"),
     ],
 )  # fmt: skip

@@ -29,8 +29,10 @@ def is_of_the_signature(error: TypeError) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("door", [door for door in table() if door.parameters], ids=str)
-def test_no_door_ends_in_a_surprise(door, world_for, capfd):
+def test_no_door_ends_in_a_surprise(door, world_for, monkeypatch):
     world = world_for(door)
+    (world.folder / "a" / "b" / "c").mkdir(parents=True)
+    monkeypatch.chdir(world.folder / "a" / "b" / "c")  # for names that are taken as relative paths
     names = st.lists(
         st.tuples(st.sampled_from([p.name for p in door.parameters]), st.sampled_from(names_for(door))),
         min_size=1, max_size=2, unique_by=lambda pair: pair[0],
