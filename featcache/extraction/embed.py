@@ -137,7 +137,7 @@ def _name(image: ImageLike | Entry | Callable[[], Decoded], index: int) -> str:
 
 
 def listed(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike | Entry]:
-    """Expand folders and tar files into their images.
+    """Expand stores, folders and tar files into their images.
 
     Args:
         images: one or several paths of files or folders, tar files and patterns of them (``shard-*.tar``), PIL
@@ -147,12 +147,12 @@ def listed(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike | Entry]:
         SourceError: a folder or tar file holds no image, or there is no such tar file.
         UsageError: these are no images.
     """
+    from featcache.extraction.stored_source import images_of
     from featcache.images.image_list import image_list
-    from featcache.images.sources import images_below
 
     found: list[ImageLike | Entry] = []
     for image in image_list(images):
-        entries = images_below(image) if isinstance(image, (str, Path)) else None
+        entries = images_of(image) if isinstance(image, (str, Path)) else None
         if entries is None:
             found.append(image)
         else:

@@ -112,7 +112,8 @@ def extract(
     with choose(progress) as bar:
         with phase_if_slow(bar, "list", "images"):
             listed = images.entries()
-        for note in (*notes_of(images), *doubts(entry.label for entry in listed)):
+        notes = [*notes_of(images), *doubts(entry.label for entry in listed)]
+        for note in notes:
             bar.note(note)
         entries = limited(listed, limit)
         network: Extractor = backbones.get(backbone) if isinstance(backbone, str) else backbone
@@ -121,7 +122,8 @@ def extract(
         if beside:
             _check_augmentable(recipe)
         report = ExtractReport(
-            str(store), recipe.fingerprint, network.name, len(entries), views, ignored=images.ignored
+            str(store), recipe.fingerprint, network.name, len(entries), views, ignored=images.ignored,
+            notes=notes,
         )  # fmt: skip
         with StoreWriter(Path(store)) as writer:
             records = SourceRecords(writer.catalogue, images.name, images.root, moved=config.moved)
@@ -147,13 +149,14 @@ def extract(
                     run.over(entries, passes, threads, bar)
                 finally:
                     run.finish()
-                    if contradiction := contradictions(records.contradicting()):
-                        bar.note(contradiction)
                     report.seconds, report.stages = time.monotonic() - began, run.timer.seconds()
                     if report.computed or report.added or report.changed or report.removed:
                         writer.record_run("extract", started, report.to_dict() | {"interrupted": run.stopped})
             except DiskFullError as error:
                 raise DiskFullError(f"{error} {run.room_needed()}") from error
+            if contradiction := contradictions(records.contradicting()):
+                report.notes.append(contradiction)
+                bar.note(contradiction)
             if report.computed and not run.stopped:
                 try:
                     merge_small_shards(writer)

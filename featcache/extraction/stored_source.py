@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from featcache.core.errors import FeatcacheError, MissingVectorsError, SourceError, UnusableImageError, UsageError
 from featcache.core.names import IN_PYTHON, PATHS
 from featcache.images.decode import Decoded
-from featcache.images.entry import Entry, pixels_sha256
-from featcache.images.sources import Source, open_source
+from featcache.images.entry import Entry, Unusable, pixels_sha256
+from featcache.images.sources import Source, images_below, open_source
 from featcache.images.tar import TarSource
 
 if TYPE_CHECKING:
@@ -129,6 +129,38 @@ def _content(entry: Entry | None) -> bytes | None:
         return hashlib.sha256(entry.read()[0]).digest()
     except (OSError, FeatcacheError):
         return None
+
+
+def images_of(path: str | Path) -> list[Entry] | None:
+    """The images that a path given for images stands for: those of a store, a folder or tar files; None for one file.
+
+    Of a store these are the images of all its sources, each listed once, whether it is still there or not: reading
+    one that is gone, or that was given in Python, says so.
+
+    Raises:
+        SourceError: a folder or tar file holds no image, or there is no such tar file.
+        NotAStoreError, DamagedStoreError: the store cannot be read.
+    """
+    from featcache.store import FeatureStore
+    from featcache.store.folder import has_catalogue
+
+    if not os.path.isdir(path) or not has_catalogue(Path(path)):
+        return images_below(path)
+    store = FeatureStore.open(path)
+    found: list[Entry] = []
+    for name, root in store.sources().items():
+        items = store.items(source=name)
+        if name != PATHS and (not root or root.startswith(IN_PYTHON)):
+            reason = f"it was given in Python as an image of the source {name!r}, so it cannot be read again"
+            found += [Entry(item.uri, item.uri, None, None, None, None, Unusable(reason)) for item in items]
+            continue
+        there = known_images(store, name, items, [])
+        gone = Unusable(f"it is not where the store {path} knows it, below {root}")
+        found += [
+            there.get(item.uri) or Entry(item.uri, os.path.join(root, item.uri), None, None, None, None, gone)
+            for item in items
+        ]
+    return found
 
 
 class KnownSource(Source):

@@ -1,4 +1,4 @@
-"""Pair lists in the format of Labeled Faces in the Wild (Huang et al. 2007, ``pairs.txt``).
+r"""Pair lists in the format of Labeled Faces in the Wild (Huang et al. 2007, ``pairs.txt``).
 
 The first line has the number of folds and of pairs of each kind per fold (``10⇥300``; with one fold the number of
 pairs alone). Then come, fold by fold, the pairs of one person and the pairs of two, with tabs between the fields::
@@ -7,7 +7,8 @@ pairs alone). Then come, fold by fold, the pairs of one person and the pairs of 
     Abdel_Madi_Shabneh⇥1⇥Dean_Barker⇥1
 
 Image k of NAME is the one called ``NAME_000k`` (four digits, any folder and suffix). For an image with another name,
-its URI takes the place of the number; LFW's own files have none of these. No field is used as a path: fields are only
+its URI takes the place of the number; LFW's own files have none of these. Names and URIs are compared in Unicode's form
+NFC, and ``\`` in a URI stands for ``/`` where there is no such image. No field is used as a path: fields are only
 looked up among the source's images.
 """
 
@@ -23,6 +24,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from featcache.core.errors import SourceError, UsageError
+from featcache.core.labels import nfc
 from featcache.core.outputs import PAIRS, check_output, written_output
 
 _NUMBER = re.compile(r"[0-9]{1,9}", re.ASCII)
@@ -156,19 +158,25 @@ class _Names:
     def __init__(self, uris: Sequence[str]) -> None:
         self.uris = uris
         self.by_uri = {uri: index for index, uri in enumerate(uris)}
+        self.spelled = {nfc(uri): index for index, uri in enumerate(uris)}
         self.by_name: dict[tuple[str, int], list[int]] = {}
         self.people: dict[str, list[int]] = {}
         for index, uri in enumerate(uris):
             match = _NAME.fullmatch(PurePosixPath(uri).stem)
             # The number of "a_10001" has five digits; "a_00012" is not a name of LFW.
             if match and match[2] == f"{int(match[2]):04}":
-                self.by_name.setdefault((match[1], int(match[2])), []).append(index)
-                self.people.setdefault(match[1], []).append(int(match[2]))
+                person = nfc(match[1])
+                self.by_name.setdefault((person, int(match[2])), []).append(index)
+                self.people.setdefault(person, []).append(int(match[2]))
 
     def index(self, person: str, image: str) -> int:
         """The index of an image given by its number or its URI."""
+        person = nfc(person)
         if image in self.by_uri:
             return self.by_uri[image]
+        for written in (nfc(image), nfc(image.replace("\\", "/"))):
+            if written in self.spelled:
+                return self.spelled[written]
         if not _NUMBER.fullmatch(image):
             raise SourceError(f"there is no image {_short(image)}; give the image's number or its URI.")
         if person not in self.people:
@@ -197,7 +205,8 @@ class _Names:
     def image(self, index: int, labels: Sequence[str | None]) -> str:
         """The image's number if it has its person's name, else its URI, as a field."""
         match = _NAME.fullmatch(PurePosixPath(self.uris[index]).stem)
-        if match and match[1] == labels[index] and self.by_name.get((match[1], int(match[2]))) == [index]:
+        person = nfc(match[1]) if match else ""
+        if match and person == labels[index] and self.by_name.get((person, int(match[2]))) == [index]:
             number = str(int(match[2]))
             if number not in self.by_uri:
                 return number

@@ -96,7 +96,8 @@ class DatasetSource(Source):
         for split, dataset in self._parts.items():
             if any(sign in str(split) for sign in ("/", "\0")):
                 raise UsageError(f"{split!r} cannot be the name of a split.")
-            for one in _items_of(dataset, notes):
+            # A Subset may name an item more than once.
+            for one in {one.place: one for one in _items_of(dataset, notes)}.values():
                 file = f"-{as_text(PurePath(one.file).name)}" if one.file else ""
                 uri = f"{one.place:0{DIGITS}}{file}"
                 uri = uri if split is None else f"{as_text(split)}/{uri}"
@@ -126,8 +127,10 @@ class _Item:
 def _items_of(dataset: Any, notes: dict[str, None]) -> Iterator[_Item]:
     if _gives_items_of(dataset, "torch.utils.data.dataset", "Subset"):
         whole = list(_items_of(dataset.dataset, notes))
-        places = dict.fromkeys(int(place) % max(len(whole), 1) for place in dataset.indices)
-        return iter([whole[place] for place in places])
+        try:
+            return iter([whole[int(place)] for place in dataset.indices])
+        except IndexError:
+            raise UsageError(f"A Subset names an item beyond the {len(whole)} of its dataset.") from None
     if _gives_items_of(dataset, "torch.utils.data.dataset", "ConcatDataset"):
         return _joined(dataset.datasets, notes)
     if isinstance(getattr(dataset, "features", None), Mapping) and hasattr(dataset, "cast_column"):
@@ -143,14 +146,14 @@ def _gives_items_of(dataset: Any, module: str, name: str = "") -> bool:
 
 
 def _joined(parts: Sequence[Any], notes: dict[str, None]) -> Iterator[_Item]:
-    first = 0
     numbered: set[str] = set()
+    place = 0
     for part in parts:
         for item in _items_of(part, notes):
             if item.is_number:
                 numbered.add(type(part).__name__)
-            yield replace(item, place=first + item.place)
-        first += len(part)
+            yield replace(item, place=place)
+            place += 1
     if len(numbered) > 1:
         notes[
             f"The parts {' and '.join(sorted(numbered))} have no names of classes, so a number is one class in all of "

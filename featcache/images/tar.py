@@ -21,6 +21,7 @@ from featcache.core.files import read_at
 from featcache.core.progress import counted
 from featcache.images.entry import LIMIT_BYTES, Content, Entry, FileStat, Source, Unusable, as_text
 from featcache.images.folder import EXTENSIONS
+from featcache.images.passed_over import is_system_folder
 
 LABEL_ENDINGS = ("cls", "json", "txt")
 """Of the files beside an image that give its label, in the order in which they are read."""
@@ -247,7 +248,7 @@ class _Listing:
         stem, dot, ending = path.name.partition(".")
         key = as_text(str(path.parent / stem))
         ending = ending.lower()
-        if not stem or not dot or path.parts[0] == "__MACOSX":
+        if not stem or not dot or any(map(is_system_folder, path.parts[:-1])):
             self.ignored += 1  # hidden files, and those without an ending
             return
         is_whole = member.offset_data + member.size <= state.size

@@ -18,6 +18,7 @@ from braceexpand import braceexpand
 
 from featcache.core.errors import SourceError, UsageError
 from featcache.images.folder import EXTENSIONS
+from featcache.images.passed_over import is_hidden, is_system_folder
 
 MAX_FILES = 100_000
 """Names that the braces of a pattern may stand for."""
@@ -84,7 +85,7 @@ def _files_alone(folder: Path) -> list[str]:
     """The files of a folder that holds no image and no folder; else none."""
     try:
         with os.scandir(folder) as listing:
-            inside = [entry for entry in listing if not entry.name.startswith(".")]
+            inside = [e for e in listing if not is_hidden(e.name) and not is_system_folder(e.name)]
             if any(entry.is_dir() or os.path.splitext(entry.name)[1].lower() in EXTENSIONS for entry in inside):
                 return []
             return [str(folder.resolve() / entry.name) for entry in inside if entry.is_file()]  # a pipe would block

@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import Dataset
 
 from featcache.core.errors import MissingVectorsError
+from featcache.core.labels import given_label
 from featcache.store.rows import ItemRows
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class TorchDataset(Dataset[tuple[torch.Tensor, int]]):
         self._rows = ItemRows.of(store, layers, split=split, source=source, space=space)
         self.layers = self._rows.layers
         items = self._rows.items
-        named = [(labels or {}).get(item.uri) if labels is not None else item.label for item in items]
+        named = [item.label if labels is None else given_label(labels.get(item.uri)) for item in items]
         self._kept = np.array([i for i, label in enumerate(named) if label is not None], dtype=np.int64)
         if not len(self._kept):
             raise MissingVectorsError("No item has a label. Give labels with `--labels FILE` or class folders.")
