@@ -201,10 +201,14 @@ def test_two_folders_that_look_the_same_are_one_class_and_it_is_said(tmp_path: P
     assert NFC in source.notes[0]  # type: ignore[attr-defined]
 
 
-MISSING = [None, float("nan"), np.float32("nan"), "", "  ", "nan", "NaN", b"", type("NAType", (), {})()]
+class NAType:
+    """As pandas has it."""
 
 
-@pytest.mark.parametrize("missing", MISSING, ids=repr)
+MISSING = [None, float("nan"), np.float32("nan"), "", "  ", "nan", "NaN", b"", NAType()]
+
+
+@pytest.mark.parametrize("missing", MISSING, ids=lambda one: f"{type(one).__name__}:{str(one)[:4]}")
 def test_no_label_is_none(missing: object) -> None:
     assert given_label(missing) is None
 
