@@ -255,7 +255,7 @@ class World:
         shutil.copytree(template, folder, dirs_exist_ok=True)
         moved = fc.ExtractionConfig(moved=True)
         fc.extract(folder / "photos", folder / "pets.fcache", backbone=network, config=moved)
-        self._written = 0
+        self.seed = self._written = 0
 
     def __getitem__(self, name: str) -> Path:
         return self.folder / name

@@ -121,11 +121,11 @@ def check_output(path: str | Path, kind: Kind, *, inputs: Iterable[str | Path] =
         featcache.core.errors.UsageError: photos/cats/cat-00.jpg exists and is not a head, so it is not overwritten. …
     """
     path = Path(path)
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder, which is not overwritten. Give the name of a file.")
     if kind.suffixes and path.suffix.lower() not in kind.suffixes:
         named = " or ".join(str(path.with_suffix(suffix)) for suffix in kind.suffixes)
         raise UsageError(f"The name {path} does not say what it will be: call it {named}.")
-    if path.is_dir():
-        raise UsageError(f"{path} is a folder, which is not overwritten. Give the name of a file.")
     store = next((folder for folder in Path(os.path.abspath(path)).parents if (folder / _CATALOGUE).is_file()), None)
     if store is not None:
         raise UsageError(f"{path} lies in the store {store}, which keeps no other files. Give another file.")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from featcache.backbones import Backbone, get
-from featcache.core.arguments import checked
+from featcache.core.arguments import checked, described
 from featcache.core.errors import MissingVectorsError, RecipeMismatchError, UnusableImageError, UsageError
 from featcache.core.html import HtmlTable
 from featcache.core.names import VIEW_0
@@ -201,6 +201,8 @@ def check_live(
     opened = store if isinstance(store, FeatureStore) else FeatureStore.open(store)
     chosen, name = opened.space(space), opened.source(source)
     if head is not None:
+        if not hasattr(head, "classifier"):
+            raise UsageError(f"head is a Bundle, not {described(head)}. featcache.load(PATH) gives one.")
         _ = head.classifier  # raises before a backbone is loaded
         head.require(chosen.recipe)
         opened.layer_names([use.name for use in head.layers], chosen.fingerprint)

@@ -43,7 +43,7 @@ def image_list(images: Any) -> list[Any]:
         raise UsageError(
             f"The images are {described(images)}, which is a table. Give one column of it, such as table['path']."
         )
-    if isinstance(images, (bytes, bytearray)) or hasattr(images, "read") or not hasattr(images, "__iter__"):
+    if isinstance(images, (bytes, bytearray)) or hasattr(images, "read") or not _is_iterable(images):
         raise UsageError(f"Images are {_KINDS}, or a list of these, not {_named(images)}.")
     if isinstance(images, np.ndarray) and images.ndim not in (1, 4):
         raise UsageError(
@@ -88,3 +88,7 @@ def _named(image: Any) -> str:
     if hasattr(image, "read"):
         return f"an open file of type {type(image).__name__} (PIL.Image.open reads it)"
     return f"of type {type(image).__name__}" if image is None else described(image)
+
+
+def _is_iterable(images: Any) -> bool:
+    return hasattr(images, "__iter__") and not isinstance(images, type)

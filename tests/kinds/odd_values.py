@@ -42,10 +42,18 @@ def _damaged(path: Path, made: Path, seed: int) -> Path:
     return made
 
 
-def _damaged_store(world: World, seed: int) -> Path:
+def _damaged_store(world: World) -> Path:
     made = world.new_file(".fcache")
     shutil.copytree(world["pets.fcache"], made)
-    _damaged(world["pets.fcache"] / "catalog.sqlite", made / "catalog.sqlite", seed)
+    _damaged(world["pets.fcache"] / "catalog.sqlite", made / "catalog.sqlite", world.seed)
+    return made
+
+
+def _damaged_shard(world: World) -> Path:
+    made = world.new_file(".fcache")
+    shutil.copytree(world["pets.fcache"], made)
+    shard = min(made.rglob("*.h5"))
+    _damaged(shard, shard, world.seed)
     return made
 
 
@@ -109,8 +117,7 @@ WORDS: dict[str, Callable[[World], Any]] = {
     "empty folder": lambda world: (world.folder / "empty").mkdir(exist_ok=True) or world.folder / "empty",
     "text file": _written(".txt", b"no image, no table\n"),
     "empty image": _written(".jpg", b""),
-    "cut image": lambda w: _damaged(w["photos"] / "cats" / "cat-01.jpg", w.new_file(".jpg"), 1),
-    "flipped image": lambda w: _damaged(w["photos"] / "cats" / "cat-01.jpg", w.new_file(".jpg"), 2),
+    "damaged image": lambda w: _damaged(w["photos"] / "cats" / "cat-01.jpg", w.new_file(".jpg"), w.seed),
     "table": lambda world: world["labels.csv"],
     "table of bytes": _written(".csv", b"path,label\n\xff\xfe,a\n"),
     "table without lines": _written(".csv", b"path,label\n"),
@@ -119,11 +126,10 @@ WORDS: dict[str, Callable[[World], Any]] = {
     "empty table": _written(".csv", b""),
     "looped link": _linked,
     "head": lambda world: world["pets.fch"],
-    "cut head": lambda w: _damaged(w["pets.fch"], w.new_file(".fch"), 3),
-    "flipped head": lambda w: _damaged(w["pets.fch"], w.new_file(".fch"), 4),
+    "damaged head": lambda w: _damaged(w["pets.fch"], w.new_file(".fch"), w.seed),
     "store": lambda world: world["pets.fcache"],
-    "cut store": lambda w: _damaged_store(w, 5),
-    "flipped store": lambda w: _damaged_store(w, 6),
+    "damaged store": _damaged_store,
+    "store with a damaged shard": _damaged_shard,
     "npz": _array_file(".npz", features=np.zeros((4, 3), np.float32), labels=np.array(["a", "b", "a", "b"])),
     "npz of none": _array_file(".npz", features=np.zeros((0, 3)), labels=np.zeros(0)),
     "npz of others": _array_file(".npz", X=np.zeros(3)),
@@ -202,8 +208,16 @@ def names_for(door: Door) -> list[str]:
     return [*WORDS, *(() if door.is_command else OBJECTS)]
 
 
-def odd(name: str, door: Door, parameter: Parameter, world: World) -> Any:
-    """The value of that name; a number that would only ask for days of honest work is a smaller one."""
+def odd(name: str, parameter: Parameter, world: World, seed: int) -> Any:
+    """The value of that name; a number that would only ask for days of honest work is a smaller one.
+
+    Args:
+        name: of the value.
+        parameter: what it is for.
+        world: where files are made.
+        seed: of the damage, where it is a damaged file.
+    """
+    world.seed = seed
     value = (WORDS | OBJECTS)[name](world)
     return 10 if name == "large" and parameter.name in _HONEST else value
 

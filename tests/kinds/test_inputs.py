@@ -18,6 +18,7 @@ from tests.doors import Outcome, table
 from tests.kinds.odd_values import names_for, odd
 
 CALLS = int(os.environ.get("FEATCACHE_FUZZ_CALLS", "5"))
+SEEDS = st.integers(0, 999)
 PATIENCE = 120
 """Seconds; a call that takes longer hangs."""
 
@@ -34,15 +35,15 @@ def test_no_door_ends_in_a_surprise(door, world_for, monkeypatch):
     (world.folder / "a" / "b" / "c").mkdir(parents=True)
     monkeypatch.chdir(world.folder / "a" / "b" / "c")  # for names that are taken as relative paths
     names = st.lists(
-        st.tuples(st.sampled_from([p.name for p in door.parameters]), st.sampled_from(names_for(door))),
-        min_size=1, max_size=2, unique_by=lambda pair: pair[0],
+        st.tuples(st.sampled_from([p.name for p in door.parameters]), st.sampled_from(names_for(door)), SEEDS),
+        min_size=1, max_size=2, unique_by=lambda one: one[0],
     )  # fmt: skip
 
     @settings(max_examples=CALLS, deadline=None, derandomize=True, database=None, suppress_health_check=[*HealthCheck])
     @given(chosen=names)
     def call(chosen):
         parameters = {parameter.name: parameter for parameter in door.parameters}
-        given_ = {name: odd(value, door, parameters[name], world) for name, value in chosen}
+        given_ = {name: odd(value, parameters[name], world, seed) for name, value, seed in chosen}
 
         def hangs(*_):
             raise AssertionError(f"{door} hangs on {chosen}")
