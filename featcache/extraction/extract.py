@@ -112,7 +112,8 @@ def extract(
     with choose(progress) as bar:
         with phase_if_slow(bar, "list", "images"):
             listed = images.entries()
-        notes = [*notes_of(images), *doubts(entry.label for entry in listed)]
+        # A source that is read again from the store was told of when it was extracted.
+        notes = [] if is_reserved else [*notes_of(images), *doubts(entry.label for entry in listed)]
         for note in notes:
             bar.note(note)
         entries = limited(listed, limit)
@@ -154,7 +155,7 @@ def extract(
                         writer.record_run("extract", started, report.to_dict() | {"interrupted": run.stopped})
             except DiskFullError as error:
                 raise DiskFullError(f"{error} {run.room_needed()}") from error
-            if contradiction := contradictions(records.contradicting()):
+            if not is_reserved and (contradiction := contradictions(records.contradicting())):
                 report.notes.append(contradiction)
                 bar.note(contradiction)
             if report.computed and not run.stopped:
