@@ -17,8 +17,8 @@ from featcache.cli.options import (
     LabelsOfSource,
     Layers,
     Moved,
-    Precision,
-    Runtime,
+    PrecisionGiven,
+    RuntimeGiven,
     SourceName,
     SplitOfSource,
     Strict,
@@ -41,8 +41,13 @@ def extract(
     ],
     store: Annotated[Path, typer.Option("--output", "-o", metavar="STORE", help="The store; created if missing.")],
     backbone: Annotated[
-        str, typer.Option(metavar="B", help="The frozen network; `featcache models` lists them.")
-    ] = "bundled:efficientnet_lite0",
+        str | None,
+        typer.Option(
+            metavar="B",
+            help="The frozen network; `featcache models` lists them. By default those of earlier runs, at first "
+            "bundled:efficientnet_lite0.",
+        ),
+    ] = None,
     layers: Layers = None,
     labels: LabelsOfSource = None,
     split: SplitOfSource = None,
@@ -51,16 +56,16 @@ def extract(
         int | None, typer.Option(min=1, metavar="N", help="Use only N images, spread evenly over the labels.")
     ] = None,
     views: Annotated[
-        int,
+        int | None,
         typer.Option(min=1, metavar="K", help="Versions per image: the original and K - 1 random augmentations."),
-    ] = 1,
+    ] = None,
     device: Device = None,
-    precision: Precision = "float32",
+    precision: PrecisionGiven = None,
     weights: Weights = None,
-    runtime: Runtime = "auto",
+    runtime: RuntimeGiven = None,
     seed: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Seed of the augmentations.", rich_help_panel=ADVANCED)
-    ] = 0,
+        int | None, typer.Option(min=0, metavar="N", help="Seed of the augmentations.", rich_help_panel=ADVANCED)
+    ] = None,
     batch_size: BatchSize = None,
     workers: Workers = None,
     dtype: Annotated[
@@ -83,7 +88,9 @@ def extract(
 ) -> Answer:
     """Compute the vectors of all images that are not in the store yet.
 
-    Running it again computes only what is new: added or changed images, more layers, more views.
+    Running it again computes only what is new: added or changed images, more layers, more views. The store remembers
+    labels, split, backbone, layers and views, so that they need not be given again; --layers, --views and --backbone
+    add to them.
 
     Example: featcache extract photos -o pets.fcache
 
@@ -93,18 +100,23 @@ def extract(
     """
     from featcache import backbones
     from featcache.extraction import ExtractionInterrupted
+    from featcache.extraction.extract import DEFAULT_BACKBONE
     from featcache.extraction.extract import extract as run
     from featcache.extraction.run import ExtractionConfig
     from featcache.images.sources import open_source
 
-    network = backbones.get(backbone, weights, device, runtime=runtime, precision=precision)
-    config = ExtractionConfig(batch_size, workers, dtype, moved, strict, image_timeout)
+    network = None
+    if backbone is not None or weights is not None or precision is not None or scaled:
+        network = backbones.get(
+            backbone or DEFAULT_BACKBONE, weights, device, runtime=runtime or "auto", precision=precision or "float32"
+        )
+    config = ExtractionConfig(batch_size, workers, dtype, moved, strict, image_timeout, device, runtime)
     try:
         report = run(
             source,
             store,
-            backbone=network.scaled() if scaled else network,
-            layers=layer_list(context, layers) or ("pooled",),
+            backbone=network.scaled() if network is not None and scaled else network,
+            layers=layer_list(context, layers) or None,
             labels=labels,
             split=split,
             name=name,
@@ -138,11 +150,16 @@ def _show(report: ExtractReport, source: str | None) -> None:
     output.say(f"  {done} computed{pace}, {reused} {there}")
     if source is None and report.left > 0:
         output.say(f"  {report.left:,} left to do")
+    elif report.pending:
+        output.say(f"  {report.pending:,} of the images listed are not extracted yet")
     if report.ignored:
         output.say(f"  {counted(report.ignored, 'other files')} ignored")
     output.say_quarantine(report.quarantine, report.store)
     on = f" on {report.runtime}" if report.runtime else ""
     output.say(f"  {output.span(report.seconds)} in total, {report.backbone}{on}")
+    for other in report.others:
+        output.say(f"  {other.backbone}: {other.computed:,} computed, {other.reused:,} already in the store")
+        output.say_quarantine(other.quarantine, report.store)
     output.say(f"Store: {report.store}")
     if source is None:
         output.say("Interrupted. What was computed is kept; run the same command again to continue.")

@@ -69,6 +69,21 @@ Precision = Annotated[
         "--precision", metavar="float32|bfloat16", help="bfloat16 is faster where the processor or GPU has it."
     ),
 ]
+PrecisionGiven = Annotated[
+    str | None,
+    typer.Option(
+        "--precision", metavar="float32|bfloat16", help="bfloat16 is faster where the processor or GPU has it."
+    ),
+]
+RuntimeGiven = Annotated[
+    str | None,
+    typer.Option(
+        "--runtime",
+        metavar="auto|torch|openvino",
+        help="auto: the fastest one that agrees with torch.",
+        rich_help_panel=ADVANCED,
+    ),
+]
 LabelsOfSource = Annotated[
     str | None,
     typer.Option(metavar="folder|FILE|none", help="Labels: folder names, a CSV file (path,label), or none."),

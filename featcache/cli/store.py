@@ -210,9 +210,11 @@ def export(
     from featcache.store import FeatureStore
 
     opened = FeatureStore.open(store)
+    incomplete = opened.incomplete(source)
     made = opened.export(
         file, split=split, layers=layer_list(context, layers) or None, source=source, space=space, force=force
     )
+    made["incomplete"] = incomplete
     return Answer(made, lambda: _show_export(made))
 
 
@@ -221,6 +223,9 @@ def _show_status(found: dict[str, Any]) -> None:
     for source in found["sources"]:
         origin = f"from {source['root']}" if source["root"] else "given in memory"
         output.say(f"Source {source['name']}: {source['items']:,} items {origin}")
+        for lack in found["incomplete"]:
+            if lack["source"] == source["name"]:
+                output.say(f"  {lack['missing']}")
         for bad in found["quarantine"]:
             if bad["source"] == source["name"]:
                 output.say(f"  cannot be used: {bad['uri']}: {bad['reason']}")
@@ -252,4 +257,6 @@ def _show_export(made: dict[str, Any]) -> None:
     output.say(f"{made['n']:,} vectors of length {made['d']:,} ({' + '.join(made['layers'])})")
     if made["views_left_out"]:
         output.say(f"  of view 0 alone; {counted(made['views_left_out'], 'other views')} stay in the store")
+    for sentence in made["incomplete"]:
+        output.say(f"Warning: {sentence}")
     output.say(f"File: {made['path']}")

@@ -28,6 +28,12 @@ def seeds(views: Iterable[str]) -> list[int]:
     return sorted({key[1] for key in (_place(view)[1] for view in views) if key[0]})
 
 
+def augmented(view: str) -> tuple[str, int, int] | None:
+    """Digest of the policy, seed and index of a view; None for view 0."""
+    key = _place(view)[1]
+    return key if key[0] else None
+
+
 def choose(views: bool | Sequence[str] | None, stored: Iterable[str]) -> list[str]:
     """Which views are meant.
 

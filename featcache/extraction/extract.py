@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,18 +15,20 @@ from featcache.backbones.runtimes import passes_for
 from featcache.core.arguments import checked
 from featcache.core.errors import DiskFullError, UsageError
 from featcache.core.labels import contradictions, doubts
-from featcache.core.names import GIVEN, VIEW_0
+from featcache.core.names import GIVEN
 from featcache.core.progress import Progress, choose, counted, phase_if_slow
-from featcache.core.recipe import Recipe, StandardTransform
 from featcache.extraction.report import ExtractionInterrupted, ExtractReport, NothingUsableError
+from featcache.extraction.requests import DEFAULT_BACKBONE, Asked, Request, requests
 from featcache.extraction.run import ExtractionConfig, Run
+from featcache.extraction.source_settings import open_again
 from featcache.extraction.stored_source import KnownSource
-from featcache.images.augmentation import views_beside
 from featcache.images.entry import notes_of
 from featcache.images.in_memory import GivenImages
 from featcache.store.compact import merge_small_shards
+from featcache.store.feature_store import FeatureStore
 from featcache.store.folder import has_catalogue
 from featcache.store.sources import SourceRecords
+from featcache.store.spaces import Pending
 from featcache.store.writer import StoreWriter
 
 if TYPE_CHECKING:
@@ -32,7 +36,10 @@ if TYPE_CHECKING:
     from featcache.images.datasets import Dataset
     from featcache.images.entry import Entry, Source
 
-DEFAULT_BACKBONE = "bundled:efficientnet_lite0"
+__all__ = ["DEFAULT_BACKBONE", "extract", "limited"]
+
+_CLASSES = 10_000
+"""Of so many the catalogue remembers how many images were listed."""
 
 
 @checked
@@ -40,18 +47,21 @@ def extract(
     source: str | Path | Source | Dataset | Mapping[str, Dataset],
     store: str | Path,
     *,
-    backbone: str | Extractor = DEFAULT_BACKBONE,
-    layers: Sequence[str] = ("pooled",),
+    backbone: str | Extractor | None = None,
+    layers: Sequence[str] | None = None,
     labels: str | Path | None = None,
-    split: str | Path | None = None,
+    split: str | Path | Mapping[str, float] | None = None,
     name: str | None = None,
     limit: int | None = None,
-    views: int = 1,
-    seed: int = 0,
+    views: int | None = None,
+    seed: int | None = None,
     config: ExtractionConfig | None = None,
     progress: Progress | bool | None = None,
 ) -> ExtractReport:
     """Compute and store the vectors of all images of a source that are not in the store yet.
+
+    The store remembers what it was told. A call that leaves out labels, split, backbone, layers or views goes on with
+    those of earlier calls, in all spaces of the source; layers and views add to them.
 
     Args:
         source: a folder of images, a CSV manifest (``path,label,split,group``) or tar files in WebDataset layout
@@ -59,16 +69,20 @@ def extract(
             (``{"train": …, "test": …}``), see `featcache.images.datasets.DatasetSource`; or an open `Source`, for which
             *labels*, *split* and *name* are not used.
         store: the store's folder; created if missing.
-        backbone: full name, a `Backbone`, or another `Extractor`. Weights, device, runtime and precision are chosen
-            with ``featcache.backbones.get``.
+        backbone: full name, a `Backbone`, or another `Extractor`; by default all that the store has of this source,
+            in a new store ``bundled:efficientnet_lite0``. Weights, device, runtime and precision are chosen with
+            ``featcache.backbones.get``.
         layers: ``pooled`` and/or ``<module path>:<mean|mean_std|none>``; a glob matches within one part of the path.
-        labels: ``folder``, ``none``, or a CSV file (``path,label``).
-        split: ``folder``, a CSV file (``path,split``), or fractions such as ``0.8/0.2``.
+            They add to those of earlier calls, in the views that all of these have; by default ``pooled``.
+        labels: ``folder``, ``none``, or a CSV file (``path,label``); by default as given before.
+        split: ``folder``, a CSV file (``path,split``), fractions such as ``0.8/0.2`` or ``{"train": 0.8, "test":
+            0.2}``; by default as given before.
         name: the source's name; the folder's own by default. A dataset needs one.
-        limit: use only so many images, spread evenly over the labels.
+        limit: use only so many images, spread evenly over the labels. The others stay to be done.
         views: versions per image: the image as the network's transform makes it, and ``views - 1`` random augmentations
-            (`featcache.images.augmentation`), which are the same whenever they are made.
-        seed: of the augmentations, from 0 on; another seed gives further views.
+            (`featcache.images.augmentation`), which are the same whenever they are made. More of them add to those of
+            earlier calls, of all layers or of those given.
+        seed: of the augmentations, from 0 on, 0 by default; another seed gives further views.
         config: batch size, threads, storage and time limits.
         progress: True for a bar, False for none, None for a bar on a terminal, or an object that is told.
 
@@ -92,21 +106,17 @@ def extract(
         >>> fc.extract("photos", "new.fcache").computed
         0
     """
-    from featcache import backbones
-    from featcache.images.sources import Source, open_source
-
     config = config or ExtractionConfig()
-    if views < 1 or seed < 0:
-        raise UsageError(f"There is 1 view or more and a seed from 0 on, not {views} views and the seed {seed}.")
+    asked = Asked(backbone, layers, views, seed, config.dtype, config.device, config.runtime)
     if limit is not None and limit < 1:
         raise UsageError(f"limit is a whole number from 1 on, not {limit}.")
-    began, started = time.monotonic(), datetime.now(UTC)
+    began, stopped = time.monotonic(), False
     is_reserved = isinstance(source, (GivenImages, KnownSource))  # these alone may have a reserved name
     if isinstance(source, str | Path) and has_catalogue(Path(source)):
         raise UsageError(f"{source} is a store, not a folder of images. Give the images that it was extracted from.")
-    images: Source = (
-        source if isinstance(source, Source) else open_source(source, labels=labels, split=split, name=name)
-    )
+    place = Path(store).absolute()
+    before = FeatureStore.open(place) if has_catalogue(place) else None
+    images = open_again(source, before, labels=labels, split=split, name=name)
     if images.name in GIVEN and not is_reserved:
         raise UsageError(f"The name {images.name!r} is reserved for images given in Python. Give another: --name NAME.")
     with choose(progress) as bar:
@@ -114,19 +124,12 @@ def extract(
             listed = images.entries()
         # A source that is read again from the store was told of when it was extracted.
         notes = [] if is_reserved else [*notes_of(images), *doubts(entry.label for entry in listed)]
+        entries = limited(listed, limit)
+        chosen = requests(asked, before, images.name, notes, alone=is_reserved)
         for note in notes:
             bar.note(note)
-        entries = limited(listed, limit)
-        network: Extractor = backbones.get(backbone) if isinstance(backbone, str) else backbone
-        recipe, chosen = network.recipe, network.resolve_layers(layers)
-        beside = views_beside(views, seed)
-        if beside:
-            _check_augmentable(recipe)
-        report = ExtractReport(
-            str(store), recipe.fingerprint, network.name, len(entries), views, ignored=images.ignored,
-            notes=notes,
-        )  # fmt: skip
-        with StoreWriter(Path(store)) as writer:
+        reports: list[ExtractReport] = []
+        with StoreWriter(place) as writer:
             records = SourceRecords(writer.catalogue, images.name, images.root, moved=config.moved)
             if records.is_new:
                 for other, count in records.doubled({entry.uri for entry in listed}).items():
@@ -134,52 +137,92 @@ def extract(
                         f"{counted(count, 'images')} of {images.name} are also in the source {other}. For one "
                         f"source, create the store again with --name {other}."
                     )
-            space = writer.space(recipe)
-            for layer in chosen:
-                for view in (VIEW_0, *(view.name for view in beside)):
-                    space.declare(layer.name, view, layer.position, config.dtype or layer.default_dtype)
-            run = Run(network, chosen, records, space, report, views=beside, config=config)
-            try:
-                try:
-                    run.forget_removed({entry.uri for entry in listed}, images.incomplete, images.within)
-                    threads = config.workers or cores()
-                    concurrency = min(threads, cores())  # more threads read a slow disk, but do not compute faster
-                    passes = passes_for(
-                        network, concurrency=concurrency, cores=concurrency, batch_size=config.batch_size
-                    )
-                    run.over(entries, passes, threads, bar)
-                finally:
-                    run.finish()
-                    report.seconds, report.stages = time.monotonic() - began, run.timer.seconds()
-                    if report.computed or report.added or report.changed or report.removed:
-                        writer.record_run("extract", started, report.to_dict() | {"interrupted": run.stopped})
-            except DiskFullError as error:
-                raise DiskFullError(f"{error} {run.room_needed()}") from error
+            if not is_reserved:
+                records.expect([Pending(e.uri, e.label, e.split, e.group) for e in listed], _unseen(images))
+                counts = Counter(entry.label for entry in listed if entry.label is not None)
+                settings: dict[str, object] = dict(getattr(images, "settings", {}))
+                if 0 < len(counts) <= _CLASSES:
+                    settings["classes"] = dict(counts)
+                records.remember(settings)
+            for request in chosen:
+                report = ExtractReport(
+                    str(store), request.network.recipe.fingerprint, request.network.name, len(entries),
+                    1 + len(request.views), ignored=images.ignored, pending=len(listed) - len(entries),
+                    notes=[] if reports else notes,
+                )  # fmt: skip
+                reports.append(report)
+                stopped = _run(_Job(writer, records, images, listed, entries, config, bar), request, report)
+                if stopped:
+                    break
             if not is_reserved and (contradiction := contradictions(records.contradicting())):
-                report.notes.append(contradiction)
+                reports[0].notes.append(contradiction)
                 bar.note(contradiction)
-            if report.computed and not run.stopped:
-                try:
-                    merge_small_shards(writer)
-                except DiskFullError as error:
-                    # All vectors are in the store; fewer files are only a convenience.
-                    bar.note(f"Small shards were not merged: {error} `featcache compact {store}` does it later.")
-    if run.stopped:
-        raise ExtractionInterrupted(report)
-    if report.quarantined == report.items:
-        raise NothingUsableError(report)
-    return report
+    first = reports[0]
+    first.others, first.seconds = reports[1:], time.monotonic() - began
+    if stopped:
+        raise ExtractionInterrupted(first)
+    if all(report.quarantined == report.items for report in reports):
+        raise NothingUsableError(first)
+    return first
 
 
-def _check_augmentable(recipe: Recipe) -> None:
-    """Refuse views where the transform is a callable or images are aligned first."""
-    if recipe.detection is not None:
-        raise UsageError(f"{recipe.backbone} reads aligned images, which have no views. Omit --views.")
-    if not isinstance(recipe.pixels.transform, StandardTransform):
-        raise UsageError(
-            f"The transform of {recipe.backbone} is a callable, which cannot be applied to a view. Give a "
-            "StandardTransform, or omit --views."
-        )
+@dataclass(frozen=True)
+class _Job:
+    """One source and store, for all spaces."""
+
+    writer: StoreWriter
+    records: SourceRecords
+    images: Source
+    listed: Sequence[Entry]
+    entries: Sequence[Entry]
+    config: ExtractionConfig
+    bar: Progress
+
+
+def _run(job: _Job, request: Request, report: ExtractReport) -> bool:
+    """Bring one space up to date, and fill its report; returns whether somebody asked to stop."""
+    began, started = time.monotonic(), datetime.now(UTC)
+    writer, records, images, config = job.writer, job.records, job.images, job.config
+    network, is_reserved = request.network, isinstance(images, (GivenImages, KnownSource))
+    space = writer.space(network.recipe)
+    positions = {layer.name: layer for layer in request.layers}
+    for name, view in sorted(request.asked):
+        layer = positions[name]
+        space.declare(name, view, layer.position, request.dtype or layer.default_dtype)
+    if not is_reserved:
+        records.request(space.id, request.to_dict())
+    run = Run(
+        network, request.layers, records, space, report,
+        views=request.views, asked=request.asked, config=replace(config, dtype=request.dtype),
+    )  # fmt: skip
+    try:
+        try:
+            run.forget_removed({entry.uri for entry in job.listed}, images.incomplete, images.within)
+            threads = config.workers or cores()
+            concurrency = min(threads, cores())  # more threads read a slow disk, but do not compute faster
+            passes = passes_for(network, concurrency=concurrency, cores=concurrency, batch_size=config.batch_size)
+            run.over(job.entries, passes, threads, job.bar)
+        finally:
+            run.finish()
+            report.pending += report.left
+            report.seconds, report.stages = time.monotonic() - began, run.timer.seconds()
+            if report.computed or report.added or report.changed or report.removed:
+                writer.record_run("extract", started, report.to_dict() | {"interrupted": run.stopped})
+    except DiskFullError as error:
+        raise DiskFullError(f"{error} {run.room_needed()}") from error
+    if report.computed and not run.stopped:
+        try:
+            merge_small_shards(writer)
+        except DiskFullError as error:
+            # All vectors are in the store; fewer files are only a convenience.
+            job.bar.note(f"Small shards were not merged: {error} `featcache compact {report.store}` does it later.")
+    return run.stopped
+
+
+def _unseen(images: Source) -> Callable[[str], bool]:
+    """Tells of a URI whether the source did not look where it is, so that its absence says nothing."""
+    within, incomplete = tuple(images.within), tuple(images.incomplete)
+    return lambda uri: not f"{uri}/".startswith(within) or f"{uri}/".startswith(incomplete)
 
 
 def limited(entries: Sequence[Entry], limit: int | None) -> list[Entry]:

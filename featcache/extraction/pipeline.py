@@ -15,7 +15,7 @@ import hashlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
@@ -107,6 +107,7 @@ class Reader:
         layers: names of the layers asked for.
         space: knows what is stored.
         views: the views asked for beside view 0.
+        asked: the (layer, view) asked for.
         at_least: ``float32`` counts vectors stored as float16 as missing.
         seconds: how long one image may take.
         timer: is told of the time.
@@ -119,12 +120,14 @@ class Reader:
         space: SpaceWriter,
         *,
         views: Sequence[AugmentedView] = (),
+        asked: Collection[tuple[str, str]],
         at_least: str,
         seconds: float,
         timer: StageTimer,
     ) -> None:
         self.network, self.layers, self.seconds, self.timer = network, layers, seconds, timer
         self.views: dict[str, AugmentedView | None] = {VIEW_0: None, **{view.name: view for view in views}}
+        self._asked = asked
         self._space, self._at_least = space, at_least
         self._claimed: set[bytes] = set()
         self._claiming = threading.Lock()
@@ -154,7 +157,10 @@ class Reader:
         """The views of which this image lacks vectors, with the layers of which it does."""
         missing = {
             view: tuple(
-                name for name in self.layers if not self._space.present(name, view, [sha256], at_least=self._at_least)
+                name
+                for name in self.layers
+                if (name, view) in self._asked
+                and not self._space.present(name, view, [sha256], at_least=self._at_least)
             )
             for view in self.views
         }

@@ -32,6 +32,8 @@ class ExtractReport(HtmlTable):
         notes: what was told: what looks doubtful in the source or its labels, and why the fastest runtime was not used.
         stages: seconds of ``read``, ``hash``, ``decode``, ``forward`` and ``write``, all threads together.
         quarantine: (URI, reason) of each image in quarantine.
+        pending: images that the source lists and that were not done, because of ``limit`` or an interruption.
+        others: the reports of the source's other spaces, where a rerun brought several up to date.
     """
 
     store: str
@@ -53,6 +55,8 @@ class ExtractReport(HtmlTable):
     notes: list[str] = field(default_factory=list)
     stages: dict[str, float] = field(default_factory=dict)
     quarantine: list[tuple[str, str]] = field(default_factory=list)
+    pending: int = 0
+    others: list[ExtractReport] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values."""

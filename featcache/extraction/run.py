@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -63,6 +63,8 @@ class ExtractionConfig:
         strict: raise at the first image that cannot be used.
         image_timeout: seconds that one image may take to be read, decoded and transformed. One that takes longer is
             quarantined, and the next run tries it again.
+        device, runtime: of networks that are given by name or that the store remembers, as for
+            ``featcache.backbones.get``.
 
     Raises:
         UsageError: a batch size or a number of workers below 1, or a timeout that is not above 0.
@@ -77,6 +79,8 @@ class ExtractionConfig:
     moved: bool = False
     strict: bool = False
     image_timeout: float = IMAGE_TIMEOUT
+    device: str | None = None
+    runtime: str | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -95,6 +99,7 @@ class Run:
         layers: the layers asked for, in network order.
         records: the source's records in the catalogue.
         views: the views asked for beside view 0.
+        asked: the (layer, view) asked for; by default all layers in all views.
         space: where the vectors go; the layers are declared there, in all views.
         report: filled as the run goes on.
         config: how it runs.
@@ -109,6 +114,7 @@ class Run:
         report: ExtractReport,
         *,
         views: Sequence[AugmentedView] = (),
+        asked: Collection[tuple[str, str]] | None = None,
         config: ExtractionConfig,
     ) -> None:
         self.network, self.records, self.space, self.report = network, records, space, report
@@ -122,7 +128,8 @@ class Run:
         self._versions = f"featcache {version('featcache')}; pillow {version('pillow')}"
         if network.quarantine_key:
             self._versions += f"; {network.quarantine_key}"
-        self._asked = {(name, view) for name in self.layers for view in (VIEW_0, *(view.name for view in views))}
+        every = {(name, view) for name in self.layers for view in (VIEW_0, *(view.name for view in views))}
+        self._asked = every if asked is None else set(asked)
         self._known = records.known()
         self._before = records.rejected(space.id, self._versions)
         self._non_finite_before = {
@@ -134,7 +141,11 @@ class Run:
         self._transient: dict[bytes, str] = {}
         self._shape: tuple[int, ...] | None = None
         self._duplicates: list[Record] = []
+        # An image is recorded once its vectors are sealed: until then a kill leaves it among those to do.
+        self._computing: dict[str, Record] = {}
+        self._computed: list[Record] = []
         self._unsaved: list[Record] = []
+        self._settled: list[Record] = []
         self._todo = self._complete = 0
 
     def forget_removed(self, scanned: set[str], incomplete: Sequence[str] = (), within: Sequence[str] = ("",)) -> None:
@@ -165,7 +176,7 @@ class Run:
         progress.start("extract", len(entries), "images")
         progress.advance(len(entries) - len(todo))
         reader = Reader(
-            self.network, list(self.layers), self.space, views=self.views,
+            self.network, list(self.layers), self.space, views=self.views, asked=self._asked,
             at_least=self._at_least, seconds=self.config.image_timeout, timer=self.timer,
         )  # fmt: skip
         began, batch_size = time.monotonic(), passes.batch_size
@@ -183,6 +194,7 @@ class Run:
                             batch, batch_size = [], passes.batch_size  # another one where torch had to be taken
                     with self.timer.measured("write"):
                         self.space.seal_aged()
+                        self._save_sealed()
                     progress.advance()
                     if stop.asked:
                         break
@@ -198,6 +210,7 @@ class Run:
         """Seal and record what was done, however the run ended."""
         with self.timer.measured("write"):
             self.space.seal()
+            self._save_sealed()
         for record, columns in self._non_finite.values():
             self._book(self._not_finite(record.uri, record.sha256, columns))
         rejected = {r.sha256: r for r in self._rejected.values() if r.sha256 is not None}
@@ -208,14 +221,17 @@ class Run:
             elif record.sha256 in self._transient:
                 self._book(Rejected(record.uri, None, self._transient[record.sha256]))
             elif record.sha256 in missing:
+                self._settled = [one for one in self._settled if one is not record]
                 self._judged.discard(record.uri)  # the run ended before the image with the same bytes had its turn
             else:
                 self.report.reused += 1
         self._duplicates = []
         self.report.left = self.report.items - self.report.reused - self.report.quarantined - self._complete
-        self._save()
         self._keep_non_finite_before()
         self.records.quarantine(self.space.id, self._versions, list(self._rejected.values()), among=self._judged)
+        self._unsaved += self._settled
+        self._settled = []
+        self._save()
 
     def _keep_non_finite_before(self) -> None:
         """Keep layers and views in quarantine that earlier runs found not finite and this one did not ask for."""
@@ -291,9 +307,6 @@ class Run:
                 self.report.added += 1
             elif before.sha256 != record.sha256:
                 self.report.changed += 1
-            self._unsaved.append(record)
-            if len(self._unsaved) >= _SAVE_EVERY:
-                self._save()
         if read.reason is not None:
             if record is None and entry.uri in self._known:
                 # Its content is unknown now, so the old hash must not speak for it.
@@ -303,21 +316,29 @@ class Run:
                 # With its hash in quarantine an unchanged file would not be tried again, so it goes without.
                 self._transient[sha256] = read.reason
                 sha256 = None
+            if record is not None:
+                self._settled.append(record)
             self._reject(Rejected(entry.uri, sha256, read.reason))
             return ()
-        if read.duplicate and record is not None:
+        assert record is not None
+        if read.duplicate:
             self._duplicates.append(record)
+            self._settled.append(record)
             return ()
         if not read.pixels:
             self.report.reused += 1
+            self._unsaved.append(record)
+            if len(self._unsaved) >= _SAVE_EVERY:
+                self._save()
             return ()
         for pixels in read.pixels.values():
             self._shape = self._shape or pixels.shape
             if pixels.shape != self._shape:
-                sha256 = None if record is None else record.sha256
                 reason = f"the transform gave shape {pixels.shape}, for other images {self._shape}"
-                self._reject(Rejected(entry.uri, sha256, reason))
+                self._settled.append(record)
+                self._reject(Rejected(entry.uri, record.sha256, reason))
                 return ()
+        self._computing[entry.uri] = record
         return read.missing
 
     def _compute(self, batches: Batches, batch: Batch, progress: Progress) -> None:
@@ -333,6 +354,7 @@ class Run:
         """Give the store the vectors of finished batches, but for those that are not finite."""
         for batch, vectors in batches.finished(all_of_them=all_of_them):
             groups: dict[tuple[str, tuple[str, ...]], list[int]] = {}
+            done: list[Record] = []
             for row, (image, view) in enumerate(batch):
                 assert image.record is not None
                 missing = image.missing[view]
@@ -342,12 +364,23 @@ class Run:
                 if finite != missing:
                     self._note_non_finite(image.record, {(name, view) for name in missing if name not in finite})
                 is_last = view == next(reversed(image.missing))
+                if is_last and (record := self._computing.pop(image.record.uri, None)) is not None:
+                    done.append(record)
                 self._complete += is_last and image.record.uri not in self._non_finite
             for (view, finite), rows in groups.items():
                 sha256s = [record.sha256 for row in rows if (record := batch[row][0].record) is not None]
                 with self.timer.measured("write"):
                     self.space.append(sha256s, {(name, view): vectors[name][rows] for name in finite})
                 self.report.computed += len(rows)
+            self._computed += done
+            self._save_sealed()
+
+    def _save_sealed(self) -> None:
+        """Record the images whose vectors are on the disk."""
+        if self._computed and self.space.is_sealed:
+            self._unsaved += self._computed
+            self._computed = []
+            self._save()
 
     def _note_non_finite(self, record: Record, columns: Iterable[tuple[str, str]]) -> None:
         """Note layers and views of an image that are not finite; it is booked when all are known."""

@@ -13,9 +13,11 @@ from featcache.core.html import HtmlTable
 from featcache.core.progress import Progress, choose
 from featcache.extraction.extract import extract as extract_arrays
 from featcache.extraction.extract import limited
+from featcache.extraction.source_settings import open_again
 from featcache.faces.alignment import DEFAULT_BACKBONE, MIRRORED, AlignedBackbone
 from featcache.faces.detection import CENTRE_BOX, FACE, FIRST_PASS, SECOND_PASS, Detector, StoredDetections
 from featcache.store import FeatureStore
+from featcache.store.folder import has_catalogue
 
 if TYPE_CHECKING:
     from featcache.backbones import Extractor
@@ -123,16 +125,15 @@ def extract(
         4
     """
     from featcache import backbones
-    from featcache.images.sources import open_source
 
     began = time.monotonic()
     detector = Detector()
     base = backbones.get(backbone) if isinstance(backbone, str) else backbone
     AlignedBackbone(base, detector).resolve_layers(layers)  # raises before the detection if a name is wrong
+    path = store.path if isinstance(store, FeatureStore) else Path(store).absolute()
     if isinstance(source, (str, Path)):
-        source = open_source(source, labels=labels, split=split, name=name)
-
-    path = store.path if isinstance(store, FeatureStore) else store
+        before = FeatureStore.open(path) if has_catalogue(path) else None
+        source = open_again(source, before, labels=labels, split=split, name=name)
 
     def run(extractor: Extractor, layers: Sequence[str], bar: Progress) -> ExtractReport:
         return extract_arrays(source, path, backbone=extractor, layers=layers, limit=limit, config=config, progress=bar)

@@ -48,7 +48,7 @@ from featcache.training.dataset import FeatureDataset, Selection, SelectionOptio
 from featcache.training.fit import answers, layer_uses
 from featcache.training.holdout import check_classes, train_test_split
 from featcache.training.image_dataset import image_vectors
-from featcache.training.label_notes import note_labels
+from featcache.training.label_notes import note_incomplete, note_labels
 from featcache.training.layer_use import LayerUse
 from featcache.training.partial_model import PartialModel, frozen_vectors
 from featcache.training.report import describe_views, report_fields, score_fields
@@ -161,6 +161,7 @@ def finetune(
         dataset = FeatureDataset.from_store(opened, layer, select.all_splits(), views=names)
         if init == "new":
             dataset = dataset.in_memory()
+        note_incomplete(opened, dataset, bar)
         there: dict[str, Entry] = {}
         if from_layer is None:
             there = present_images(opened, dataset.items, bar)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -118,6 +118,8 @@ class _Described(Source):
     """A source whose labels or splits come from elsewhere."""
 
     notes: tuple[str, ...] = ()
+    tolerant: Collection[str] = ()
+    """Which of ``labels`` and ``split`` may name images that are gone: files that an earlier run was given."""
 
     def __init__(self, inner: Source, labels: str | Path | None, split: str | Path | None) -> None:
         self.inner, self.labels, self.split = inner, labels, split
@@ -131,24 +133,24 @@ class _Described(Source):
         if self.labels == "none":
             entries = [replace(entry, label=None) for entry in entries]
         elif self.labels not in (None, "folder"):
-            given = _matching(Path(str(self.labels)), "label", entries, self.root)
+            given = _matching(Path(str(self.labels)), "label", entries, self.root, "labels" in self.tolerant)
             entries = [replace(entry, label=given.get(entry.uri)) for entry in entries]
         if self.fractions is not None:
             return _drawn(entries, self.fractions)
         if self.split not in (None, "folder"):
-            given = _matching(Path(str(self.split)), "split", entries, self.root)
+            given = _matching(Path(str(self.split)), "split", entries, self.root, "split" in self.tolerant)
             for name, words in merged(given.values()).items():
                 self.notes += (f"The splits {' and '.join(words)} are both {name}.",)
             entries = [replace(entry, split=given.get(entry.uri)) for entry in entries]
         return entries
 
 
-def _matching(path: Path, column: str, entries: list[Entry], root: str) -> dict[str, str]:
+def _matching(path: Path, column: str, entries: list[Entry], root: str, tolerant: bool) -> dict[str, str]:
     if not os.path.isfile(path):
         other = "none" if column == "label" else "fractions such as 0.8/0.2"
         raise SourceError(f"There is no file {path}. Give folder, {other}, or a CSV file (path,{column}).")
     given, unknown = by_uri(read_column(path, column), [entry.uri for entry in entries], root)
-    if unknown:
+    if unknown and not tolerant:
         listed = ", ".join(unknown[:5]) + (" …" if len(unknown) > 5 else "")
         raise SourceError(
             f"{path} names {len(unknown)} paths that are no images of the source: {listed}. "

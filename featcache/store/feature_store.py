@@ -15,7 +15,7 @@ from featcache.core.arguments import checked
 from featcache.core.html import html_table
 from featcache.core.names import VIEW_0
 from featcache.core.outputs import VECTORS, check_output
-from featcache.store import export, status, verify
+from featcache.store import completeness, export, status, verify
 from featcache.store.reader import StoreReader
 from featcache.store.rows import ItemRows
 
@@ -102,6 +102,18 @@ class FeatureStore(StoreReader):
         return status.status(self)
 
     @checked
+    @checked
+    def incomplete(self, source: str | None = None) -> list[str]:
+        """What is missing of a source: how many images are not extracted yet, which classes have no usable image.
+
+        Args:
+            source: the source's name; may be left out where there is one.
+
+        Returns:
+            Sentences; none where all that the source lists was extracted.
+        """
+        return completeness.incomplete(self, self.source(source))
+
     def verify(self, *, quick: bool = False, progress: Progress | bool | None = False) -> verify.VerifyReport:
         """Check the store, as `featcache.store.verify.verify` does."""
         return verify.verify(self.path, quick=quick, progress=progress)

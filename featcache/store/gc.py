@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,6 +19,7 @@ from featcache.store.catalogue import Catalogue, foreign_errors
 from featcache.store.commit import forget_shard, remove_unnamed, shard_path
 from featcache.store.feature_store import FeatureStore
 from featcache.store.journal import note_dropped
+from featcache.store.spaces import parsed
 from featcache.store.writer import StoreWriter
 
 if TYPE_CHECKING:
@@ -125,6 +127,8 @@ def gc(
                 "`featcache extract` first; if the images are gone for good, say --force."
             )
         _delete(writer, columns, losses, unwanted)
+        if layers is not None:
+            _forget_layers(writer.catalogue, columns)
         if source is not None:
             _forget_source(writer.catalogue, number)
         if space is not None and layers is None:
@@ -259,6 +263,24 @@ def _delete(
     except BaseException:
         writer.leave_to_the_next()
         raise
+
+
+def _forget_layers(catalogue: Catalogue, columns: Mapping[int, tuple[Space, str]]) -> None:
+    """Let the next `extract` not compute again what was taken away."""
+    going = {(space.fingerprint, layer) for space, layer in columns.values()}
+    with catalogue.transaction() as connection:
+        for source, space, fingerprint, text in catalogue.query(
+            "iitt", "SELECT r.source_id, r.space_id, p.fingerprint, r.request FROM requests r "
+            "JOIN spaces p ON p.id = r.space_id",
+        ):  # fmt: skip
+            wanted = parsed(text)
+            wanted["layers"] = {
+                name: views for name, views in wanted.get("layers", {}).items() if (fingerprint, name) not in going
+            }
+            connection.execute(
+                "UPDATE requests SET request = ? WHERE source_id = ? AND space_id = ?",
+                (json.dumps(wanted, sort_keys=True), source, space),
+            )
 
 
 def _forget_space(catalogue: Catalogue, space: Space) -> None:

@@ -41,7 +41,7 @@ class StoreReader:
 
     @checked
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = Path(path).absolute()  # a program may change its folder
         if not self.path.exists():
             raise no_store(self.path)
         if not has_catalogue(self.path):
@@ -270,6 +270,17 @@ class StoreReader:
             (name, name),
         )
         return {bytes(sha256): str(part) for sha256, part in rows}
+
+    @checked
+    def columns_of(self, source: str, space: str) -> list[tuple[str, str]]:
+        """The (layer, view) of a space of which at least one image of a source has a vector."""
+        return self.catalogue.query(
+            "tt",
+            "SELECT k.layer, k.view FROM columns k JOIN spaces p ON p.id = k.space_id WHERE p.fingerprint = ? "
+            "AND EXISTS (SELECT 1 FROM items i JOIN sources s ON s.id = i.source_id JOIN rows r ON r.column_id = k.id "
+            "AND r.sha256 = i.sha256 WHERE s.name = ?) ORDER BY k.position, k.layer, k.view",
+            (self.space(space).fingerprint, self.source(source)),
+        )
 
     def sides(self) -> dict[bytes, tuple[str, str]]:
         """The exceptions to the rule by which images are held out.

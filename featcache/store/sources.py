@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featcache.core.errors import DamagedStoreError, UsageError
+from featcache.store.spaces import Pending
 from featcache.store.writer import StoreWriter
 
 if TYPE_CHECKING:
+    import sqlite3
+
     from featcache.store.catalogue import Catalogue
 
 
@@ -143,6 +146,52 @@ class SourceRecords:
                 if known[1] != root:
                     connection.execute("UPDATE sources SET root = ? WHERE id = ?", (root, self.id))
 
+    def remember(self, settings: Mapping[str, object]) -> None:
+        """Keep what `extract` was told of the source."""
+        text = json.dumps(settings, sort_keys=True)
+        if self._catalogue.query("t", "SELECT settings FROM sources WHERE id = ?", (self.id,)) != [(text,)]:
+            with self._catalogue.transaction() as connection:
+                connection.execute("UPDATE sources SET settings = ? WHERE id = ?", (text, self.id))
+
+    def request(self, space: int, wanted: Mapping[str, object]) -> None:
+        """Keep what `extract` was asked for of the source and a space."""
+        text, key = json.dumps(wanted, sort_keys=True), (self.id, space)
+        found = self._catalogue.query("t", "SELECT request FROM requests WHERE source_id = ? AND space_id = ?", key)
+        if found != [(text,)]:
+            with self._catalogue.transaction() as connection:
+                connection.execute("DELETE FROM requests WHERE source_id = ? AND space_id = ?", key)
+                connection.execute("INSERT INTO requests (source_id, space_id, request) VALUES (?, ?, ?)", (*key, text))
+
+    def expect(self, listed: Sequence[Pending], kept: Callable[[str], bool]) -> None:
+        """Note which of the listed images are not done yet.
+
+        Args:
+            listed: all that the source lists now.
+            kept: which URIs that it does not list are not taken to be removed.
+        """
+        done = {row[0] for row in self._catalogue.query(
+            "t", "SELECT uri FROM items WHERE source_id = ? UNION SELECT uri FROM quarantine WHERE source_id = ?",
+            (self.id, self.id),
+        )}  # fmt: skip
+        before = {
+            row[0]: Pending(*row)
+            for row in self._catalogue.query(
+                "tTTT", "SELECT uri, label, split, grp FROM pending WHERE source_id = ?", (self.id,)
+            )
+        }
+        wanted = {one.uri: one for one in listed if one.uri not in done}
+        gone = [uri for uri in before if uri in done or (wanted.get(uri) != before[uri] and not kept(uri))]
+        new = [one for uri, one in wanted.items() if before.get(uri) != one]
+        gone += [one.uri for one in new if one.uri in before]
+        if not gone and not new:
+            return
+        with self._catalogue.transaction() as connection:
+            _no_longer_pending(connection, self.id, gone)
+            connection.executemany(
+                "INSERT INTO pending (source_id, uri, label, split, grp) VALUES (?, ?, ?, ?, ?)",
+                [(self.id, one.uri, one.label, one.split, one.group) for one in new],
+            )
+
     def known(self) -> dict[str, Record]:
         """All records by URI."""
         rows = self._catalogue.query(
@@ -191,6 +240,7 @@ class SourceRecords:
             connection.executemany(
                 "DELETE FROM departed WHERE source_id = ? AND uri = ?", ((self.id, r.uri) for r in records)
             )
+            _no_longer_pending(connection, self.id, [r.uri for r in records])
 
     def remove(self, uris: Iterable[str]) -> None:
         """Forget these images; their vectors stay until ``gc`` takes them away."""
@@ -250,3 +300,8 @@ class SourceRecords:
                 "VALUES (?, ?, ?, ?, ?, ?, ?)",
                 [(self.id, r.uri, space, r.sha256, r.reason, _kept(versions, r), now) for r in new],
             )
+            _no_longer_pending(connection, self.id, [r.uri for r in new])
+
+
+def _no_longer_pending(connection: sqlite3.Connection, source: int, uris: Sequence[str]) -> None:
+    connection.executemany("DELETE FROM pending WHERE source_id = ? AND uri = ?", [(source, uri) for uri in uris])

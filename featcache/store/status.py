@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from featcache.core.names import in_order, seeds
+from featcache.store.completeness import incomplete
 from featcache.store.spaces import distinctions
 
 if TYPE_CHECKING:
@@ -15,8 +16,10 @@ def status(store: StoreReader) -> dict[str, Any]:
     """Count what is in the catalogue; no shard is opened.
 
     Returns:
-        ``store, items, quarantined, quarantine: [{source, uri, reason}], sources: [{name, root, items}]`` and
-        ``spaces: [{fingerprint, backbone, differs, layers, views, seeds, rows, bytes}]``. ``quarantined`` counts
+        ``store, items, quarantined, quarantine: [{source, uri, reason}], sources: [{name, root, items}]``, ``pending``,
+        ``incomplete: [{source, missing}]`` and ``spaces: [{fingerprint, backbone, differs, layers, views, seeds, rows,
+        bytes}]``. ``pending`` counts images that were listed and not extracted yet, ``incomplete`` says so in words;
+        ``quarantined`` counts
         images, and one with several reasons, for several spaces, stands several times in ``quarantine``; ``differs``
         says how the recipe differs from those of the backbone's other spaces, ``seeds`` are those of the views,
         ``rows`` are vectors over all layers and views, ``bytes`` the size of the shard files.
@@ -48,6 +51,10 @@ def status(store: StoreReader) -> dict[str, Any]:
         ],
         "sources": [
             {"name": name, "root": root, "items": items.get(name, 0)} for name, root in store.sources().items()
+        ],
+        "pending": store.catalogue.query("i", "SELECT count(*) FROM pending")[0][0],
+        "incomplete": [
+            {"source": name, "missing": sentence} for name in store.sources() for sentence in incomplete(store, name)
         ],
         "spaces": [
             {

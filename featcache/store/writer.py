@@ -201,6 +201,11 @@ class SpaceWriter:
         else:
             self.seal_aged()
 
+    @property
+    def is_sealed(self) -> bool:
+        """Whether all that was appended is on the disk."""
+        return not any(buffer.sha256s for buffer in self._buffers.values())
+
     def seal_aged(self) -> None:
         """Seal what has waited longer than the writer's ``seal_seconds``."""
         for buffer in self._buffers.values():

@@ -22,6 +22,7 @@ from featcache.training import leakage, multilabel
 from featcache.training.bundle import Bundle, Prediction
 from featcache.training.dataset import Selection, SelectionOptions
 from featcache.training.fit import answers
+from featcache.training.label_notes import note_incomplete
 from featcache.training.scored_rows import choose_test_rows
 
 if TYPE_CHECKING:
@@ -127,8 +128,11 @@ def evaluate(
     bundle = head if isinstance(head, Bundle) else Bundle.load(head)
     if backbone is not None:
         bundle = bundle.on(backbone)
-    on = choose_test_rows(bundle, FeatureStore.open(store), Selection(**selection), backbone=backbone)
+    opened = FeatureStore.open(store)
+    on = choose_test_rows(bundle, opened, Selection(**selection), backbone=backbone)
     dataset, rows, knows = on.dataset, on.rows, bool(len(bundle.trained_on))
+    with choose(progress) as bar:
+        note_incomplete(opened, dataset, bar)
     probabilities, predicted = answers(bundle, dataset, rows)
     y, groups = dataset.y[rows], dataset.groups[rows]
     overlap, near = None, None

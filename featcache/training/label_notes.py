@@ -1,4 +1,4 @@
-"""What about the labels of a dataset is told before a head is trained on them."""
+"""What about a dataset is told before a head is trained or scored on it: doubtful labels, images not extracted yet."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from featcache.core.labels import SEPARATOR, contradictions, doubts
 
 if TYPE_CHECKING:
     from featcache.core.progress import Progress
+    from featcache.store import FeatureStore
     from featcache.training.dataset import FeatureDataset
 
 
@@ -27,3 +28,16 @@ def note_labels(dataset: FeatureDataset, progress: Progress) -> None:
     named = ((item.sha256, text, item.uri) for item, text in zip(dataset.items, texts, strict=True))
     if found := contradictions(named):
         progress.note(found)
+
+
+def note_incomplete(store: FeatureStore | None, dataset: FeatureDataset, progress: Progress) -> None:
+    """Tell how many listed images of the dataset's source are not extracted yet, and which classes have none.
+
+    Args:
+        store: where it comes from; None if from a file.
+        dataset: of one source.
+        progress: gets the notes.
+    """
+    if store is not None and dataset.items[0].source in store.sources():
+        for note in store.incomplete(dataset.items[0].source):
+            progress.note(note)

@@ -22,7 +22,7 @@ from featcache.store import FeatureStore
 from featcache.training.all_blocks import with_all_blocks
 from featcache.training.dataset import FeatureDataset, Selection, SelectionOptions
 from featcache.training.holdout import check_classes, train_test_split
-from featcache.training.label_notes import note_labels
+from featcache.training.label_notes import note_incomplete, note_labels
 from featcache.training.sweep_cells import Cell, KnownCells, compute, digest_of_items, key_of
 from featcache.training.sweep_report import SweepReport, called, draw, markdown, ranked
 from featcache.training.train import train
@@ -175,6 +175,7 @@ def sweep(
     with choose(progress) as bar:
         opened, layers = with_all_blocks(opened, layers, select, bar)
         sets, dataset = comparable(opened, layer_sets(opened, layers, select.space), select.all_splits())
+        note_incomplete(opened, dataset, bar)
         check_classes(dataset)
         note_labels(dataset, bar)
         train_rows, _, _ = train_test_split(dataset, select.split, seed, opened, bar)

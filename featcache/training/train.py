@@ -27,7 +27,7 @@ from featcache.training.all_blocks import with_all_blocks
 from featcache.training.dataset import FeatureDataset, Selection, SelectionOptions
 from featcache.training.fit import answers, fit
 from featcache.training.holdout import check_classes, split_rows, train_test_split
-from featcache.training.label_notes import note_labels
+from featcache.training.label_notes import note_incomplete, note_labels
 from featcache.training.report import describe_views, report_fields, score_fields, uncalibrated
 
 if TYPE_CHECKING:
@@ -113,6 +113,7 @@ def train(
             dataset = multilabel.several_labels(dataset)
         elif any(SEPARATOR in label for label in set(dataset.y.tolist())):
             bar.note(multilabel.HINT)
+        note_incomplete(opened, dataset, bar)
         check_classes(dataset)
         note_labels(dataset, bar)
         if isinstance(class_weight, Mapping):

@@ -28,6 +28,22 @@ def values(count: int, width: int = 8, start: int = 0) -> np.ndarray:
     return np.sin(i * 0.37 + np.arange(width, dtype=np.float32)).astype(np.float32)
 
 
+def lose(path: Path, uri: str, layer: str, *, view_0: bool = True) -> None:
+    """Take one image's vectors of a layer away, as a run that was cut off leaves it; or those of its other views."""
+    with StoreWriter(path, create=False) as writer, writer.catalogue.transaction() as connection:
+        found = connection.execute(
+            "SELECT r.column_id, r.shard_id, r.sha256 FROM rows r JOIN columns k ON k.id = r.column_id "
+            "JOIN items i ON i.sha256 = r.sha256 WHERE i.uri = ? AND k.layer = ? AND (k.view <> '0' OR ?)",
+            (uri, layer, view_0),
+        ).fetchall()
+        assert found
+        for column, shard, sha256 in found:
+            connection.execute("DELETE FROM rows WHERE column_id = ? AND sha256 = ?", (column, sha256))
+            connection.execute(
+                "UPDATE shard_columns SET live = live - 1 WHERE column_id = ? AND shard_id = ?", (column, shard)
+            )
+
+
 def fill(
     path: Path,
     count: int = 30,

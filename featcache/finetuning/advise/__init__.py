@@ -24,7 +24,7 @@ from featcache.training.activations import StoredItems, extraction_rate
 from featcache.training.all_blocks import block_layers
 from featcache.training.dataset import FeatureDataset, Selection
 from featcache.training.holdout import check_classes, train_test_split
-from featcache.training.label_notes import note_labels
+from featcache.training.label_notes import note_incomplete, note_labels
 from featcache.training.leakage import folds_without_leakage
 
 if TYPE_CHECKING:
@@ -83,6 +83,7 @@ def advise(
     where = Selection(source, chosen.fingerprint, labels=labels)
     with bars.choose(progress) as bar:
         dataset = FeatureDataset.from_store(opened, "pooled", where, views=True)
+        note_incomplete(opened, dataset, bar)
         check_classes(dataset)
         note_labels(dataset, bar)
         train_rows, test_rows, _ = train_test_split(dataset, None, seed, opened, bar)
