@@ -185,7 +185,7 @@ def _kind(part: str) -> tuple[str, Callable[[Any], bool]] | None:
     if part.startswith("Mapping["):
         return "a mapping", lambda value: isinstance(value, Mapping)
     listed = _LIST.fullmatch(part)
-    one = None if listed is None else _kind(listed[1])
+    one = None if listed is None else ("", lambda _: True) if listed[1] == "Any" else _kind(listed[1])
     if one is None:
         return None
     said, holds = one
@@ -194,4 +194,4 @@ def _kind(part: str) -> tuple[str, Callable[[Any], bool]] | None:
         many = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
         return (many or (_of_numpy(value, "ndarray") and value.ndim == 1)) and all(holds(each) for each in value)
 
-    return f"a list of {_PLURALS.get(said, said.removeprefix('a ') + 's')}", all_of_them
+    return f"a list of {_PLURALS.get(said, said.removeprefix('a ') + 's')}" if said else "a list", all_of_them

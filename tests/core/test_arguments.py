@@ -29,6 +29,7 @@ BAD = [
     ("Sequence[str]", ["a", 1], "n is a list of texts, not a list of str."),
     ("np.ndarray", [1], "n is an array, not a list of int."),
     ("Bundle | str", np.zeros((2, 3)), "n is a Bundle or text, not a ndarray of shape (2, 3)."),
+    ("Sequence[Any] | None", "softmax", "n is a list or None, not 'softmax'."),
     ("str", int, "n is text, not a int itself."),
     ("str", "x" * 500 and 1j, "n is text, not a complex."),
 ]  # fmt: skip
