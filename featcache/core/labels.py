@@ -6,9 +6,10 @@ none.
 
 from __future__ import annotations
 
+import functools
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 
 SEPARATOR = "|"
 """Between several labels of one image."""
@@ -47,17 +48,15 @@ def split_name(word: str | None) -> str | None:
     return (split_word(word) or nfc(word)) if word else None
 
 
-def settled(label: str | None, split: str | None, group: str | None) -> Iterator[tuple[str, str | None]]:
+@functools.lru_cache(maxsize=1 << 14)  # there may be a million images of ten classes
+def settled(label: str | None, split: str | None, group: str | None) -> tuple[tuple[str, str | None], ...]:
     """Those of an image's label, split and group that are written otherwise, by name, as they are compared.
 
     Whoever lists images, and whoever reads what a store has listed before, builds on this.
     """
-    if label is not None and not (label and label.isascii()):
-        yield "label", nfc(label) or None
-    if split is not None:
-        yield "split", split_name(split)
-    if group is not None and not (group and group.isascii()):
-        yield "group", nfc(group) or None
+    written = {"label": label, "split": split, "group": group}
+    compared = {"label": nfc(label or "") or None, "split": split_name(split), "group": nfc(group or "") or None}
+    return tuple((name, text) for name, text in compared.items() if text != written[name])
 
 
 def given_label(value: object) -> str | None:
@@ -109,8 +108,8 @@ def contradictions(labeled: Iterable[tuple[bytes, str, str]]) -> str | None:
     label, name, other, copy = min(twice.values(), key=lambda found: found[1])
     count = "1 image has" if len(twice) == 1 else f"{len(twice):,} images have"
     return (
-        f"{count} two labels or more, in copies that are equal byte for byte: {name} is {label!r} and {copy} is "
-        f"{other!r}. Remove the wrong copy, or correct its label."
+        f"Warning: {count} two labels or more, in copies that are equal byte for byte: {name} is {label!r} and {copy} "
+        f"is {other!r}. Remove the wrong copy, or correct its label."
     )
 
 
@@ -119,8 +118,8 @@ def _splits_as_classes(counts: Mapping[str, int]) -> str | None:
     if not words or len({split_word(word) for word in words}) < 2:
         return None
     return (
-        f"Labels that look like names of splits: {', '.join(words)}. They are taken as classes. If they are splits, "
-        "let the class folders lie below them and nothing beside them, or give the column split in a CSV file."
+        f"Warning: labels that look like names of splits: {', '.join(words)}. They are taken as classes. If they are "
+        "splits, let the class folders lie below them and nothing beside them, or give the column split in a CSV file."
     )
 
 
@@ -135,7 +134,8 @@ def _quantity(counts: Mapping[str, int]) -> str | None:
     if len(numbers) < few or (whole and images >= _QUANTITY_IMAGES * len(numbers)):
         return None
     return (
-        f"The labels are {len(numbers):,} different numbers, from {min(numbers):g} to {max(numbers):g}, for {images:,} "
-        f"images, and each number is a class of its own: {len(numbers):,} classes. If they measure something, such as "
-        "an age, give ranges as labels (20-29, 30-39, …) with --labels FILE: a head predicts classes, no quantities."
+        f"Warning: the labels are {len(numbers):,} different numbers, from {min(numbers):g} to {max(numbers):g}, for "
+        f"{images:,} images, and each number is a class of its own: {len(numbers):,} classes. If they measure "
+        "something, such as an age, give ranges as labels (20-29, 30-39, …) with --labels FILE: a head predicts "
+        "classes, no quantities."
     )

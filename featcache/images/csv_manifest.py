@@ -80,7 +80,7 @@ class ManifestSource(Source):
                     f"Paths are relative to {self.root}."
                 )
             self.notes += (
-                f"{counted(count, 'files')} that {self.path} names are missing and go to quarantine: {named}.",
+                f"Warning: {counted(count, 'files')} that {self.path} names are missing and go to quarantine: {named}.",
             )
         if above:
             entries = self._below_one_root(entries, above)

@@ -254,7 +254,7 @@ def test_several_labels_in_another_order_contradict_nothing() -> None:
     assert contradictions([(b"1", "a|b", "x"), (b"1", "b|a", "y"), (b"2", "a", "z")]) is None
     told = contradictions([(b"1", "a", "x"), (b"1", "b", "y"), (b"1", "b", "z"), (b"2", "a", "v"), (b"2", "c", "w")])
     assert told is not None
-    assert told.startswith("2 images have two labels or more")
+    assert told.startswith("Warning: 2 images have two labels or more")
     assert "v is 'a' and w is 'c'" in told
 
 
@@ -289,5 +289,5 @@ def test_copies_with_different_labels_are_told(tmp_path: Path, draw_images, smal
     else:
         assert first.notes == told.notes
     (note,) = {note for note in told.notes if "two labels" in note}
-    assert note.startswith("3 images")
+    assert note.startswith("Warning: 3 images")
     assert copied[0].name in note

@@ -189,3 +189,15 @@ def test_the_row_of_the_users_own_file_is_named(tmp_path: Path) -> None:
     np.savez(tmp_path / "f.npz", features=X, labels=y)
     with pytest.raises(SourceError, match="Row 57 "):
         fc.train(tmp_path / "f.npz", head="ridge", progress=False)
+
+
+@pytest.mark.parametrize(
+    ("written", "person"), [(f"a/{NFC}", "Müll"), (f"a\\{NFD}", unicodedata.normalize("NFD", "Müll"))]
+)
+def test_a_list_of_pairs_finds_images_as_tables_do(tmp_path: Path, written: str, person: str) -> None:
+    from featcache.faces.pairs_file import read_pairs
+
+    name = unicodedata.normalize("NFC", "Müll")
+    uris = [f"a/{NFD}", f"{name}_0001.png", f"{name}_0002.png", "b.png"]
+    (tmp_path / "pairs.txt").write_text(f"1\n{person}\t1\t2\n{person}\t{written}\tother\tb.png\n", encoding="utf-8")
+    assert read_pairs(tmp_path / "pairs.txt", uris).images.tolist() == [[1, 2], [0, 3]]
