@@ -39,6 +39,7 @@ _PLURALS = {
     "a path": "paths",
     "bytes": "bytes",
 }
+_ANYTHING: tuple[str, Callable[[Any], bool]] = ("", lambda _: True)
 _LIST = re.compile(r"(?:Sequence|Iterable|list|tuple)\[(\w+)(?:, \.\.\.)?\]")
 _OWN = frozenset(
     [
@@ -185,7 +186,9 @@ def _kind(part: str) -> tuple[str, Callable[[Any], bool]] | None:
     if part.startswith("Mapping["):
         return "a mapping", lambda value: isinstance(value, Mapping)
     listed = _LIST.fullmatch(part)
-    one = None if listed is None else ("", lambda _: True) if listed[1] == "Any" else _kind(listed[1])
+    if listed is None:
+        return None
+    one = _ANYTHING if listed[1] == "Any" else _kind(listed[1])
     if one is None:
         return None
     said, holds = one

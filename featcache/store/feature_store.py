@@ -114,6 +114,7 @@ class FeatureStore(StoreReader):
         """
         return completeness.incomplete(self, self.source(source))
 
+    @checked
     def verify(self, *, quick: bool = False, progress: Progress | bool | None = False) -> verify.VerifyReport:
         """Check the store, as `featcache.store.verify.verify` does."""
         return verify.verify(self.path, quick=quick, progress=progress)
