@@ -64,7 +64,8 @@ class CachedEmbedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # 
         progress: Progress | bool | None = None,
     ) -> None:
         self.backbone = backbone
-        self.store = store
+        # A program may change its folder before the first call.
+        self.store = store if os.path.isabs(store) else os.path.abspath(store)
         self.layers = layers
         self.progress = progress
 

@@ -122,7 +122,7 @@ class _Described(Source):
     """Which of ``labels`` and ``split`` may name images that are gone: files that an earlier run was given."""
 
     def __init__(self, inner: Source, labels: str | Path | None, split: str | Path | None) -> None:
-        self.inner, self.labels, self.split = inner, labels, split
+        self.inner, self.labels, self.split = inner, _fixed(labels), _fixed(split)
         self.name, self.root = inner.name, inner.root
         self.fractions = _fractions(split)
 
@@ -143,6 +143,11 @@ class _Described(Source):
                 self.notes += (f"The splits {' and '.join(words)} are both {name}.",)
             entries = [replace(entry, split=given.get(entry.uri)) for entry in entries]
         return entries
+
+
+def _fixed(given: str | Path | None) -> str | Path | None:
+    """A file by its absolute path, so that it is found after the program changed its folder."""
+    return os.path.abspath(given) if given is not None and os.path.isfile(given) else given
 
 
 def _matching(path: Path, column: str, entries: list[Entry], root: str, tolerant: bool) -> dict[str, str]:

@@ -71,7 +71,7 @@ class StoreWriter:
         create: bool = True,
         alone: bool = False,
     ) -> None:
-        self.path = path
+        self.path = path = path.absolute()
         self.seal_bytes = SEAL_BYTES if seal_bytes is None else seal_bytes
         self.seal_seconds = SEAL_SECONDS if seal_seconds is None else seal_seconds
         self._spaces: dict[str, SpaceWriter] = {}
