@@ -18,6 +18,7 @@ from featcache.core.errors import UnusableImageError, UsageError, WeightsError
 from featcache.core.recipe import CustomTransform, PixelPath, Recipe, StandardTransform
 from featcache.images import decode as decoding
 from featcache.images.decode import SCALED, Decoded
+from featcache.images.pixels import decoded_image
 from featcache.images.transforms import PixelTransform, published, with_code_of
 
 if TYPE_CHECKING:
@@ -315,25 +316,25 @@ class Backbone:
         return decoding.decode(data, pixels.decoder, resized)
 
     @checked
-    def prepare(self, image: Image | Decoded, sha256: bytes | None = None) -> np.ndarray:
+    def prepare(self, image: Image | np.ndarray | Decoded, sha256: bytes | None = None) -> np.ndarray:
         """The network's input for one image.
 
         Args:
-            image: an upright RGB image, or what `decode` returned.
+            image: any PIL image, an array (`featcache.images.decode.rgb_from_array`), or what `decode` returned.
             sha256: of its bytes; not used here.
 
         Returns:
             (h, w, 3) uint8 for a published transform, (3, h, w) float32 for a callable.
 
         Raises:
-            UnusableImageError: the image cannot be resized, or the callable returned no (3, h, w) tensor.
+            UnusableImageError: the image has no reading as RGB or cannot be resized, or the callable returned no
+                (3, h, w) tensor.
         """
-        transform = self._pixels.transform
+        transform, decoded = self._pixels.transform, decoded_image(image)
         if isinstance(transform, StandardTransform):
-            return PixelTransform(transform)(image)
+            return PixelTransform(transform)(decoded)
         assert self.network.custom is not None
-        rgb = image.image if isinstance(image, Decoded) else image
-        made = np.asarray(self.network.custom(rgb), dtype=np.float32)
+        made = np.asarray(self.network.custom(decoded.image), dtype=np.float32)
         if made.ndim != 3 or made.shape[0] != 3:
             raise UnusableImageError(f"the transform returned shape {made.shape}, not (3, height, width)")
         return made

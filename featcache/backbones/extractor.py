@@ -52,7 +52,7 @@ class Extractor(Protocol):
         """One image's row of a batch.
 
         Args:
-            image: an upright RGB image, or what `decode` returned.
+            image: any PIL image, or what `decode` returned.
             sha256: SHA-256 of the image's bytes, if it is known.
 
         Raises:

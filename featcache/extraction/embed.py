@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, Union
+from typing import TYPE_CHECKING, TypeAlias, Union
 
 import numpy as np
 
 from featcache.backbones.runtimes import passes_for
-from featcache.core.errors import RecipeMismatchError, SourceError, UnusableImageError
+from featcache.core.errors import RecipeMismatchError, UnusableImageError
+from featcache.core.progress import Progress, Silent
+from featcache.images.decode import narrow_note
 from featcache.images.entry import Entry
+from featcache.images.pixels import load_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -80,6 +83,7 @@ def embed(
     extractor: Extractor,
     layers: Sequence[str],
     batch_size: int = BATCH,
+    progress: Progress | None = None,
 ) -> Iterator[Embedded]:
     """Compute the vectors of images, in order.
 
@@ -88,6 +92,7 @@ def embed(
         extractor: a backbone, or one that sees aligned faces (`featcache.faces.alignment.AlignedBackbone`).
         layers: names of layers; their activations are flattened and concatenated in network order.
         batch_size: images per forward pass.
+        progress: is told at the end of images that are probably read too dark.
 
     Yields:
         One `Embedded` per image. An image that cannot be used has a reason in place of a vector.
@@ -106,12 +111,15 @@ def embed(
     # A graph that was proven before starts sooner than torch; for a few images a new one would not pay.
     batch_size = min(batch_size, len(images)) or 1
     passes = passes_for(extractor, batch_size=batch_size, convert=len(images) >= WORTH_CONVERTING)
+    narrow = 0
     for start in range(0, len(images), batch_size):
         inputs, outcomes = [], []
         for index, image in enumerate(images[start : start + batch_size], start):
             reason = None
             try:
-                inputs.append(extractor.prepare(_upright_image(image, index, extractor)))
+                decoded = image() if callable(image) else load_image(image, extractor.decode, index)
+                narrow += decoded.is_narrow
+                inputs.append(extractor.prepare(decoded))
             except UnusableImageError as error:
                 reason = str(error)
             outcomes.append((_name(image, index), reason))
@@ -121,6 +129,8 @@ def embed(
             if vector is not None and not np.isfinite(vector).all():
                 vector, reason = None, f"the backbone {extractor.name} gives values that are not finite"
             yield Embedded(name, vector, reason)
+    if narrow:
+        (progress or Silent()).note(narrow_note(narrow))
 
 
 def _vectors(passes: Passes, batch: np.ndarray, layers: Sequence[Layer]) -> np.ndarray:
@@ -158,31 +168,3 @@ def listed(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike | Entry]:
         else:
             found += [entry.path if entry.content is None else entry for entry in entries]
     return found
-
-
-def _upright_image(
-    image: ImageLike | Entry | Callable[[], Decoded], index: int, extractor: Extractor
-) -> Image | Decoded:
-    """Load an image upright; files are decoded by the extractor's decoder.
-
-    Raises:
-        SourceError: the path does not exist.
-        UnusableImageError: it cannot be read or converted to RGB.
-        UsageError: it is no image.
-    """
-    from PIL import Image as pil
-
-    from featcache.images.decode import rgb_from, rgb_from_array
-    from featcache.images.entry import read_image_file
-    from featcache.images.image_list import no_such_image, one_image
-
-    if isinstance(image, Entry):
-        return extractor.decode(image.read()[0])
-    if callable(image):
-        return image()
-    one: Any = one_image(image, index)
-    if isinstance(one, (str, Path)):
-        if not Path(one).exists():
-            raise SourceError(f"{no_such_image(one)}.")
-        return extractor.decode(read_image_file(Path(one))[0])
-    return rgb_from(one) if isinstance(one, pil.Image) else rgb_from_array(one)

@@ -22,6 +22,7 @@ from featcache.extraction.requests import DEFAULT_BACKBONE, Asked, Request, requ
 from featcache.extraction.run import ExtractionConfig, Run
 from featcache.extraction.source_settings import open_again
 from featcache.extraction.stored_source import KnownSource
+from featcache.images.decode import narrow_note
 from featcache.images.entry import notes_of
 from featcache.images.in_memory import GivenImages
 from featcache.store.compact import merge_small_shards
@@ -204,6 +205,9 @@ def _run(job: _Job, request: Request, report: ExtractReport) -> bool:
             run.over(job.entries, passes, threads, job.bar)
         finally:
             run.finish()
+            if run.narrow:
+                report.notes.append(narrow_note(run.narrow))
+                job.bar.note(report.notes[-1])
             report.pending += report.left
             report.seconds, report.stages = time.monotonic() - began, run.timer.seconds()
             if report.computed or report.added or report.changed or report.removed:

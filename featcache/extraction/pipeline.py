@@ -31,8 +31,6 @@ from featcache.images.entry import FileStat, pixels_sha256
 from featcache.store.sources import Record
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from featcache.backbones import Extractor, Layer
     from featcache.backbones.runtimes.passes import Passes
     from featcache.images.augmentation import AugmentedView
@@ -55,6 +53,7 @@ class ReadImage:
         transient: whether the reason (time, memory, a transform that failed) says little of the file: another run may
             try again.
         duplicate: whether another image of this run has the same bytes and was read before.
+        is_narrow: whether it was decoded and is `Decoded.is_narrow`.
     """
 
     entry: Entry
@@ -64,6 +63,7 @@ class ReadImage:
     reason: str | None = None
     transient: bool = False
     duplicate: bool = False
+    is_narrow: bool = False
 
 
 Batch: TypeAlias = list[tuple[ReadImage, str]]
@@ -166,15 +166,14 @@ class Reader:
         }
         return {view: layers for view, layers in missing.items() if layers}
 
-    def pixels(self, image: Image | Decoded, view: str, sha256: bytes) -> np.ndarray:
+    def pixels(self, image: Decoded, view: str, sha256: bytes) -> np.ndarray:
         """One view of an image as the network's input."""
         augmented = self.views[view]
         if augmented is None:
             return self.network.prepare(image, sha256)
         transform = self.network.recipe.pixels.transform
         assert isinstance(transform, StandardTransform)
-        whole = image if isinstance(image, Decoded) else Decoded.whole(image)
-        return augmented.pixels(whole.image, transform, sha256, whole.box)
+        return augmented.pixels(image.image, transform, sha256, image.box)
 
 
 class _Reading:
@@ -204,11 +203,13 @@ class _Reading:
             return ReadImage(entry, record)
         try:
             with reader.timer.measured("decode"):
-                return ReadImage(entry, record, missing, self._pixels(decode(), missing, sha256))
+                image = decode()
+                pixels = self._pixels(image, missing, sha256)
+                return ReadImage(entry, record, missing, pixels, is_narrow=image.is_narrow)
         except UnusableImageError as error:
             return ReadImage(entry, record, reason=str(error), transient=isinstance(error, TransientImageError))
 
-    def _pixels(self, image: Image | Decoded, views: Iterable[str], sha256: bytes) -> dict[str, np.ndarray]:
+    def _pixels(self, image: Decoded, views: Iterable[str], sha256: bytes) -> dict[str, np.ndarray]:
         try:
             return {view: self.reader.pixels(image, view, sha256) for view in views}
         except UnusableImageError:
@@ -221,7 +222,7 @@ class _Reading:
         reason = f"it took longer than {self.reader.seconds:g} s to read and decode"
         return ReadImage(self.entry, record, reason=reason, transient=True)
 
-    def _read(self) -> tuple[bytes, FileStat, Callable[[], Image | Decoded]]:
+    def _read(self) -> tuple[bytes, FileStat, Callable[[], Decoded]]:
         """What identifies the image, the state of its file, and what decodes the very same content."""
         timer = self.reader.timer
         if self.entry.make_image is not None:
@@ -229,7 +230,7 @@ class _Reading:
                 image = self.entry.make_image()
             with timer.measured("hash"):
                 sha256 = pixels_sha256(image)
-            return sha256, FileStat(3 * image.width * image.height, 0, 0, 0), lambda: image
+            return sha256, FileStat(3 * image.width * image.height, 0, 0, 0), lambda: Decoded.whole(image)
         with timer.measured("read"):
             data, stat = self.entry.read()
         with timer.measured("hash"):

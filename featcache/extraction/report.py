@@ -29,7 +29,8 @@ class ExtractReport(HtmlTable):
         images_per_second: computed rows per second of reading and computing; loading and converting do not count.
         seconds: from the call to the return.
         runtime: ``torch`` or ``openvino``; None if nothing was computed.
-        notes: what was told: what looks doubtful in the source or its labels, and why the fastest runtime was not used.
+        notes: what was told: what looks doubtful in the source or its labels, and images that are probably
+            read too dark, and why the fastest runtime was not used.
         stages: seconds of ``read``, ``hash``, ``decode``, ``forward`` and ``write``, all threads together.
         quarantine: (URI, reason) of each image in quarantine.
         pending: images that the source lists and that were not done, because of ``limit`` or an interruption.

@@ -122,6 +122,8 @@ class Run:
         self.views = views
         self.config = config
         self.stopped = False
+        self.narrow = 0
+        """Images that were decoded and are `Decoded.is_narrow`."""
         self.timer = StageTimer()
         self._at_least = "float32" if config.dtype == "float32" else "float16"
         # Another release of either may read what this one refuses, and so may other settings.
@@ -325,6 +327,7 @@ class Run:
             self._duplicates.append(record)
             self._settled.append(record)
             return ()
+        self.narrow += read.is_narrow
         if not read.pixels:
             self.report.reused += 1
             self._unsaved.append(record)

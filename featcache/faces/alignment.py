@@ -30,8 +30,9 @@ from featcache.core.errors import (
 )
 from featcache.core.recipe import Recipe, StandardTransform
 from featcache.extraction.embed import backbone_for
-from featcache.faces.detection import CENTRE_BOX, Detection, Detector, StoredDetections, decoded_image, dlib_library
+from featcache.faces.detection import CENTRE_BOX, Detection, Detector, StoredDetections, dlib_library
 from featcache.images import decode as decoding
+from featcache.images.pixels import decoded_image
 from featcache.store import FeatureStore
 
 if TYPE_CHECKING:
@@ -165,17 +166,17 @@ class AlignedBackbone:
         return decoding.decode(data, self.recipe.pixels.decoder)
 
     def prepare(self, image: Image | Decoded, sha256: bytes | None = None) -> np.ndarray:
-        """Turn the face of an upright RGB image into the backbone's input.
+        """Turn the face of an image into the backbone's input.
 
         Args:
-            image: the image, or the result of `decode`.
+            image: any PIL image, or the result of `decode`.
             sha256: of the image's bytes, the key of its stored detection.
 
         Raises:
             UnusableImageError: no face was found, or the backbone cannot use the chip.
             TransientImageError: the store has no detection of the image.
         """
-        upright = decoded_image(image)
+        upright = decoded_image(image).image
         if self._detections is None or sha256 is None:
             detection = self.detector.detect(upright)
         elif (stored := self._detections(sha256)) is not None:

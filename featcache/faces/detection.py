@@ -33,11 +33,13 @@ from featcache.core.arguments import checked
 from featcache.core.errors import MissingExtraError, MissingVectorsError, ShardGoneError, UnknownNameError, UsageError
 from featcache.core.recipe import CustomTransform, PixelPath, Recipe
 from featcache.images import decode as decoding
-from featcache.images.decode import Decoded
+from featcache.images.pixels import decoded_image
 from featcache.store import FeatureStore
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from featcache.images.decode import Decoded
 
 
 FACE = "face"
@@ -213,9 +215,9 @@ class Detector:
         """
         raise UsageError("This space holds detections, which no network computed. Choose another --space.")
 
-    def detect(self, image: Image) -> Detection:
-        """Detect the face of an upright RGB image."""
-        small, scale = _downscaled(image)
+    def detect(self, image: Image | Decoded) -> Detection:
+        """Detect the face of an image: any PIL image, or what `decode` returned."""
+        small, scale = _downscaled(decoded_image(image).image)
         pixels = np.asarray(small)
         found, faces = self._faces(pixels)
         if faces:
@@ -236,11 +238,6 @@ class Detector:
                 sides = [(box.left(), box.top(), box.right(), box.bottom()) for box in boxes]
                 return found, list(zip(sides, map(float, scores), strict=True))
         return CENTRE_BOX, []
-
-
-def decoded_image(image: Image | Decoded) -> Image:
-    """The image, also if it comes from a decoder."""
-    return image.image if isinstance(image, Decoded) else image
 
 
 def prominence(box: tuple[float, float, float, float], size: tuple[int, int]) -> float:

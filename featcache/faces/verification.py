@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from featcache.backbones import Backbone, Extractor
     from featcache.core.recipe import Recipe
+    from featcache.images.decode import Decoded
 
 
 class _RecordingDetector(Detector):
@@ -33,7 +34,7 @@ class _RecordingDetector(Detector):
         super().__init__()
         self.detections: list[Detection] = []
 
-    def detect(self, image: Image) -> Detection:
+    def detect(self, image: Image | Decoded) -> Detection:
         self.detections.append(super().detect(image))
         return self.detections[-1]
 

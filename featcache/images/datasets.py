@@ -19,12 +19,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
 from featcache.core.errors import ImageMemoryError, UnusableImageError, UsageError
 from featcache.core.labels import given_label, merged
 from featcache.core.names import IN_PYTHON
 from featcache.core.threads import Turn
-from featcache.images.decode import rgb_from, rgb_from_array
 from featcache.images.entry import Content, Entry, FileStat, Source, Unusable, as_text, read_image_file
+from featcache.images.pixels import decoded_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -308,10 +310,8 @@ def _load_image(dataset: Any, place: int, turn: Turn, names: Sequence[str] | Non
     if label != listed:
         raise UnusableImageError(f"the dataset gives it the label {label!r} now, and {listed!r} when it was listed")
     image = item[0] if isinstance(item, (tuple, list)) else item
-    if isinstance(image, pil.Image):
-        return rgb_from(image)
-    if type(image).__module__ == "numpy" and hasattr(image, "shape"):
-        return rgb_from_array(image)
+    if isinstance(image, pil.Image | np.ndarray):
+        return decoded_image(image).image
     raise UnusableImageError(f"the dataset gives a {type(image).__name__}; an image is a PIL image or a NumPy array")
 
 

@@ -8,7 +8,7 @@ older ``pillow/1`` reads all with Pillow.
 EXIF orientation is applied, transparency is laid on white, 16-bit samples are scaled to 8, of an animation the first
 frame is taken. What has no defined reading as RGB is refused, never guessed. 16-bit gray is rounded to the nearest of
 256 levels; 16-bit color comes from Pillow as 8 bits, for PNG and TIFF the upper byte: at most one level from the
-nearest.
+nearest. What the file says of its samples beyond that is in `featcache.images.samples`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,15 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import simplejpeg
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from featcache.core.errors import ImageMemoryError, UnusableImageError, UsageError
+from featcache.core.progress import counted
+from featcache.images.samples import SIXTEEN_BITS, Samples, eight_bits, samples_of, transparent_at_8_bits
 
 DECODERS = ("simplejpeg/1", "pillow/1")
 """The names in a recipe, the one for new recipes first."""
@@ -48,6 +51,12 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 
 _NO_MEMORY = "there is not enough memory to decode it"
 _TILE_PIXELS = 1 << 20
+
+_NARROW = "narrow 16-bit samples"
+"""Key in the ``info`` of a decoded image, see `Decoded.is_narrow`."""
+
+_UNUSED_ALPHA = ("BMP", "DIB", "TGA", "ICO", "DDS")
+"""Formats whose files have a fourth byte that is often not used: where it is 0 everywhere the image is opaque."""
 
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 
@@ -83,10 +92,24 @@ class Decoded:
     size: tuple[int, int]
     box: tuple[float, float, float, float]
 
+    @property
+    def is_narrow(self) -> bool:
+        """Whether its 16-bit samples fill no more than a sixteenth of their range, and the file does not say why."""
+        return _NARROW in self.image.info
+
     @classmethod
     def whole(cls, image: Image.Image) -> Decoded:
         """An RGB image as it is."""
         return cls(image, image.size, (0.0, 0.0, float(image.width), float(image.height)))
+
+
+def narrow_note(count: int) -> str:
+    """What to tell of *count* images that are `Decoded.is_narrow`."""
+    return (
+        f"{counted(count, 'images')} use no more than 1/16 of the 16-bit range, so the network sees them nearly "
+        "black. If their samples have fewer bits, let the files say so (PNG: sBIT; TIFF: BitsPerSample or "
+        "MaxSampleValue, 4095 for 12 bits), or save them at 8 bits."
+    )
 
 
 def decode_rgb(data: bytes, decoder: str = DECODERS[0]) -> Image.Image:
@@ -236,50 +259,89 @@ def rgb_from(image: Image.Image) -> Image.Image:
     """
     _check_size(image)
     with _errors_of_pillow():
+        samples = samples_of(image)
         image.load()
+        _check_size(image)  # some formats hold another one, whose size is known only now
         method = _TO_UPRIGHT.get(_orientation(image))
-        rgb = _flat(image)
+        rgb, is_narrow = _flat(image, samples)
         del image  # where nobody else holds it, its memory is free before the image is turned
         if method is not None:
             rgb = rgb.transpose(method)
-    rgb.info.clear()
+    rgb.info = {_NARROW: True} if is_narrow else {}
     return rgb
 
 
-def _flat(image: Image.Image) -> Image.Image:
-    """The pixels as RGB, as they lie in the file."""
+def _flat(image: Image.Image, samples: Samples) -> tuple[Image.Image, bool]:
+    """The pixels as RGB, as they lie in the file, and whether they are narrow, see `Decoded.is_narrow`."""
     # 32-bit integers are 16-bit samples in a PGM and, in some versions of Pillow, in a PNG.
     if image.mode in _SIXTEEN_BIT or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        return _by_tiles(image, _from_sixteen_bits)
+        return _deep_gray(image, samples)
+    if samples.low is not None and image.mode == "RGB":
+        return _deep_color(image, samples, samples.low)
     if image.mode in ("I", "F"):
         raise UnusableImageError(f"its pixels (mode {image.mode}) have no defined range")
+    is_narrow = samples.is_deep and 0 < _brightest(image) < 16
+    if image.mode == "RGBA" and image.format in _UNUSED_ALPHA and not image.getchannel("A").getbbox():
+        return image.convert("RGB"), is_narrow
     if image.mode in ("RGBA", "LA", "La", "PA", "RGBa") or "transparency" in image.info:
-        return _by_tiles(image, _on_white)
-    return image.convert("RGB")
+        clear = transparent_at_8_bits(samples.depth, image.info.get("transparency"))
+        return _by_tiles(image, lambda tile: _on_white(tile, clear)), is_narrow
+    return image.convert("RGB"), is_narrow
 
 
-def _by_tiles(image: Image.Image, rgb: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """Apply *rgb* tile by tile: each of its steps makes a copy, which for the whole image takes too much memory."""
+def _brightest(image: Image.Image) -> int:
+    """The largest sample of gray or color; transparency does not count."""
+    bands = [image.getchannel(band) for band in image.getbands() if band not in "Aa"]
+    return max(int(np.asarray(band).max()) for band in bands)
+
+
+def _deep_gray(image: Image.Image, samples: Samples) -> tuple[Image.Image, bool]:
+    clear = image.info.get("transparency")
+    brightest = max(int(np.asarray(tile).max()) for _, tile in _tiles(image))  # of the image, not of a tile
+    largest, is_narrow = samples.range_for(brightest)
+
+    def rgb(tile: Image.Image) -> Image.Image:
+        levels = np.asarray(tile)
+        gray = eight_bits(levels, largest)
+        if clear is not None:
+            gray[levels == clear] = 255
+        return Image.fromarray(gray).convert("RGB")
+
+    return _by_tiles(image, rgb), is_narrow
+
+
+def _deep_color(image: Image.Image, samples: Samples, low: np.ndarray) -> tuple[Image.Image, bool]:
+    levels = np.asarray(image).astype(np.uint16) << 8 | low
+    largest, is_narrow = samples.range_for(int(levels.max()))
+    # At the full range the upper byte, as of color without a transparent sample.
+    color = np.array(image) if largest == SIXTEEN_BITS else eight_bits(levels, largest)
+    clear = image.info.get("transparency")
+    if clear is not None:
+        color[(levels == np.array(clear, np.uint16)).all(axis=2)] = 255
+    return Image.fromarray(color), is_narrow
+
+
+def _tiles(image: Image.Image) -> Iterator[tuple[tuple[int, int], Image.Image]]:
+    """Parts of an image with the place of each: a copy of the whole image takes too much memory."""
     width, height = image.size
     across = min(width, _TILE_PIXELS)
     down = max(1, _TILE_PIXELS // across)
-    whole = Image.new("RGB", image.size)
     for top in range(0, height, down):
         for left in range(0, width, across):
-            tile = image.crop((left, top, min(left + across, width), min(top + down, height)))
-            whole.paste(rgb(tile), (left, top))
+            yield (left, top), image.crop((left, top, min(left + across, width), min(top + down, height)))
+
+
+def _by_tiles(image: Image.Image, rgb: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """Apply *rgb* tile by tile."""
+    whole = Image.new("RGB", image.size)
+    for place, tile in _tiles(image):
+        whole.paste(rgb(tile), place)
     return whole
 
 
-def _from_sixteen_bits(tile: Image.Image) -> Image.Image:
-    levels = np.asarray(tile).astype(np.uint32)
-    gray = ((levels * 255 + 32767) // 65535).astype(np.uint8)
-    if "transparency" in tile.info:
-        gray[levels == tile.info["transparency"]] = 255
-    return Image.fromarray(gray).convert("RGB")
-
-
-def _on_white(tile: Image.Image) -> Image.Image:
+def _on_white(tile: Image.Image, clear: Any) -> Image.Image:
+    if clear is not None:
+        tile.info["transparency"] = clear
     if tile.mode == "La":
         tile = tile.convert("LA")
     flat = tile.convert("RGBA")
@@ -305,9 +367,14 @@ def rgb_from_array(array: np.ndarray) -> Image.Image:
             "An image array has shape (h, w), (h, w, 1), (h, w, 3) or (h, w, 4) and dtype uint8 or uint16, "
             f"not {array.shape} and {array.dtype}."
         )
+    is_narrow = False
     if array.dtype == np.uint16:
-        array = ((array.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
-    return rgb_from(Image.fromarray(np.ascontiguousarray(array)))
+        largest, is_narrow = Samples().range_for(int(array.max()))
+        array = eight_bits(array, largest)
+    rgb = rgb_from(Image.fromarray(np.ascontiguousarray(array)))
+    if is_narrow:
+        rgb.info[_NARROW] = True
+    return rgb
 
 
 def _check_size(image: Image.Image) -> None:

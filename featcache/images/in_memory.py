@@ -10,13 +10,16 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from featcache.core.errors import SourceError, UnusableImageError
 from featcache.core.names import MEMORY, PATHS
-from featcache.images.decode import rgb_from, rgb_from_array
 from featcache.images.entry import Entry, Source, as_text, file_sha256, pixels_sha256
 from featcache.images.image_list import no_such_image, one_image
+from featcache.images.pixels import decoded_image
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +70,6 @@ def given(image: Any, place: int) -> GivenImage:
         UnusableImageError: it cannot be read or has no defined reading as RGB; the message names it.
         UsageError: it is no image.
     """
-    from PIL import Image as pil
-
     image = one_image(image, place)
     if isinstance(image, (str, Path)):
         path = Path(os.path.abspath(image))
@@ -78,11 +79,11 @@ def given(image: Any, place: int) -> GivenImage:
         uri = as_text(path.relative_to(path.anchor).as_posix())
         return GivenImage(str(image), sha256, PATHS, Entry(uri, str(path), None, None, None))
     name = f"image {place}"
-    # The RGB image is made again when it is computed: to hold all of them would take their memory twice.
-    if isinstance(image, pil.Image):
-        make_image = functools.partial(rgb_from, image)
-    else:
-        make_image = functools.partial(rgb_from_array, image)
+
+    def make_image() -> Image:
+        # Made again when it is computed: to hold all of them would take their memory twice.
+        return decoded_image(image).image
+
     sha256 = _naming(name, lambda: pixels_sha256(make_image()))
     uri = sha256.hex()
     return GivenImage(name, sha256, MEMORY, Entry(uri, uri, None, None, None, make_image))

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from featcache.backbones.activations import activations
 from featcache.heads.predictors import SHARPNESS, KnnPredictor, LinearPredictor
+from featcache.images.pixels import load_image
 from featcache.training.partial_model import PartialModel
 
 if TYPE_CHECKING:
     import numpy as np
-    from PIL.Image import Image
 
     from featcache.backbones import Backbone
+    from featcache.extraction.embed import ImageLike
     from featcache.heads.serialize import Classifier
 
 
@@ -58,9 +59,19 @@ class EndToEnd(nn.Module):
         self.backbone.eval()
         return self
 
-    def transform(self, image: Image) -> Tensor:
-        """An RGB image as input (3, h, w)."""
-        return self._backbone.network.to_input(self._backbone.prepare(image)[None])[0]
+    def transform(self, image: ImageLike) -> Tensor:
+        """An image as input (3, h, w), on the backbone's device.
+
+        Args:
+            image: a path, any PIL image, or an array, as for `Bundle.predict`.
+
+        Raises:
+            SourceError: the path does not exist.
+            UnusableImageError: it cannot be read, or its pixels have no reading as RGB.
+            UsageError: it is no image.
+        """
+        decoded = load_image(image, self._backbone.decode)
+        return self._backbone.network.to_input(self._backbone.prepare(decoded)[None])[0]
 
 
 class Votes(nn.Module):
