@@ -91,7 +91,8 @@ class Backbone:
         """Make a backbone from any network.
 
         Args:
-            module: maps (n, 3, h, w) float32 to vectors (n, d). It is set to eval mode and frozen.
+            module: maps (n, 3, h, w) float32 to vectors (n, d). It is set to eval mode and frozen. If its parameters or
+                buffers change later, the vectors follow another recipe from then on.
             transform: a `StandardTransform`, or a callable from an RGB PIL image to a float tensor (3, h, w). A
                 callable enters the recipe by *name* and *version* only: change the version when the callable changes.
             name: the backbone's name, without a family.
@@ -226,12 +227,26 @@ class Backbone:
 
     @property
     def recipe(self) -> Recipe:
-        """Identifies the vectors of this backbone."""
+        """Identifies the vectors that this backbone computes now: once loaded, its weights are digested when asked."""
         runtime = runtime_of_recipe(self.runtime, self.precision, self.device)
-        return replace(self._published(), pixels=self._pixels, precision=self.precision, runtime=runtime)
+        published = self._published()
+        return replace(
+            published,
+            weights=self._weights(published),
+            pixels=self.pixels,
+            precision=self.precision,
+            runtime=runtime,
+        )
+
+    def _weights(self, published: Recipe) -> str:
+        """The digest of the weights as they are now; whoever gave the module may have trained it on."""
+        if self._network is None:
+            return published.weights
+        # A module of ours is hardly written to; one given in Python may be, in ways that torch does not count.
+        return self._network.digest_now(trust_counters=not self.is_custom)
 
     @property
-    def _pixels(self) -> PixelPath:
+    def pixels(self) -> PixelPath:
         """Those of the recipe; each image asks for them."""
         pixels = self._published().pixels
         return pixels if self._code_of is None else with_code_of(pixels, self._code_of)
@@ -242,7 +257,7 @@ class Backbone:
 
         A head needs the pixels that it was trained on, even if newer implementations are the default now.
         """
-        if with_code_of(self.recipe.pixels, pixels) == self.recipe.pixels:
+        if with_code_of(self.pixels, pixels) == self.pixels:
             return self
         origin = functools.partial(Backbone.with_pixels, self, pixels)
         # Both share the network in memory.
@@ -254,12 +269,12 @@ class Backbone:
         Raises:
             UsageError: the transform is a callable, so the size that it needs is unknown.
         """
-        if not isinstance(self.recipe.pixels.transform, StandardTransform):
+        if not isinstance(self.pixels.transform, StandardTransform):
             raise UsageError(
                 f"The transform of {self.name} is a callable, so the size of image that it needs is unknown. "
                 "Omit scaled, or give a StandardTransform."
             )
-        return self.with_pixels(replace(self.recipe.pixels, scaled=SCALED))
+        return self.with_pixels(replace(self.pixels, scaled=SCALED))
 
     def _published(self) -> Recipe:
         """The recipe at float32 with the code that is the default."""
@@ -310,7 +325,7 @@ class Backbone:
         Raises:
             UnusableImageError, ImageMemoryError, UsageError: as there.
         """
-        pixels, resized = self._pixels, None
+        pixels, resized = self.pixels, None
         if pixels.scaled is not None and isinstance(pixels.transform, StandardTransform):
             resized = PixelTransform(pixels.transform).resized
         return decoding.decode(data, pixels.decoder, resized)
@@ -330,7 +345,7 @@ class Backbone:
             UnusableImageError: the image has no reading as RGB or cannot be resized, or the callable returned no
                 (3, h, w) tensor.
         """
-        transform, decoded = self._pixels.transform, decoded_image(image)
+        transform, decoded = self.pixels.transform, decoded_image(image)
         if isinstance(transform, StandardTransform):
             return PixelTransform(transform)(decoded)
         assert self.network.custom is not None
@@ -363,7 +378,7 @@ class Backbone:
         Photographs decoded at a fraction of their size have no published transform: their pixels stay those of the
         recipe.
         """
-        pixels = self.recipe.pixels
+        pixels = self.pixels
         exact = self.with_runtime(runtime="torch", precision="float32")
         return exact.with_pixels(pixels if pixels.scaled is not None else published(pixels))
 

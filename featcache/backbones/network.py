@@ -26,7 +26,7 @@ class Network:
 
     Attributes:
         module: returns the penultimate vector (n, d).
-        digest: of the weights without the classifier, which the vectors do not depend on.
+        digest: of the weights without the classifier, which the vectors do not depend on, when it was loaded.
         pixels: how bytes become its input.
         axes: axis order of its activations.
         weights_file: the file that the weights came from, if any.
@@ -45,8 +45,26 @@ class Network:
     weights_state: FileStat | None = None
 
     def __post_init__(self) -> None:
+        self._digested: tuple[list[tuple[str, int, int]], str] | None = None
         self.module.requires_grad_(False)
         self.module.eval()
+
+    def digest_now(self, *, trust_counters: bool = False) -> str:
+        """The digest of the weights as they are now: whoever has the module may have trained it on.
+
+        Args:
+            trust_counters: read the weights only if torch counted a write to them since they were read last. Writes
+                to ``.data``, and to arrays that share the memory, do not count.
+        """
+        from featcache.backbones.weights import digest_of
+
+        counters = [
+            (name, tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version)
+            for name, tensor in self.module.state_dict().items()
+        ]
+        if not trust_counters or self._digested is None or self._digested[0] != counters:
+            self._digested = counters, digest_of(self.module)
+        return self._digested[1]
 
     @property
     def names(self) -> list[str]:

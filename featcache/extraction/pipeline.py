@@ -129,6 +129,7 @@ class Reader:
         self.views: dict[str, AugmentedView | None] = {VIEW_0: None, **{view.name: view for view in views}}
         self._asked = asked
         self._space, self._at_least = space, at_least
+        self._transform = network.recipe.pixels.transform
         self._claimed: set[bytes] = set()
         self._claiming = threading.Lock()
 
@@ -171,7 +172,7 @@ class Reader:
         augmented = self.views[view]
         if augmented is None:
             return self.network.prepare(image, sha256)
-        transform = self.network.recipe.pixels.transform
+        transform = self._transform
         assert isinstance(transform, StandardTransform)
         return augmented.pixels(image.image, transform, sha256, image.box)
 

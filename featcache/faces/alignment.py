@@ -7,6 +7,7 @@ takes fractional ones (of an image that was downscaled for detection).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -157,13 +158,17 @@ class AlignedBackbone:
         """Load the backbone."""
         self.base.load()
 
+    @functools.cached_property
+    def _decoder(self) -> str:
+        return self.base.recipe.pixels.decoder  # asked once: a recipe digests the weights, and each image asks
+
     def decode(self, data: bytes) -> Decoded:
         """Decode an image file's bytes at full size, with the decoder of the recipe.
 
         Raises:
             UnusableImageError, ImageMemoryError, UsageError: as for `featcache.images.decode.decode_rgb`.
         """
-        return decoding.decode(data, self.recipe.pixels.decoder)
+        return decoding.decode(data, self._decoder)
 
     def prepare(self, image: Image | Decoded, sha256: bytes | None = None) -> np.ndarray:
         """Turn the face of an image into the backbone's input.

@@ -97,6 +97,7 @@ class ItemImages:
     def __init__(self, backbone: Backbone, items: Sequence[Item], entries: Sequence[Entry], seed: int) -> None:
         self._backbone, self._items, self._entries, self._seed = backbone, items, entries, seed
         self._policy = Augmentation()
+        self._transform = backbone.recipe.pixels.transform
 
     def pixels(self, row: int, epoch: int | None = None) -> np.ndarray:
         """The image of one item, (h, w, 3) uint8.
@@ -113,7 +114,7 @@ class ItemImages:
         image = image_of_item(item, self._entries[row], self._backbone)
         if epoch is None:
             return self._backbone.prepare(image, item.sha256)
-        transform = self._backbone.recipe.pixels.transform
+        transform = self._transform
         assert isinstance(transform, StandardTransform)
         view = AugmentedView(self._policy, self._seed, epoch)
         return view.pixels(image.image, transform, item.sha256, image.box)

@@ -41,7 +41,8 @@ class EndToEnd(nn.Module):
         self._backbone = backbone
         self._layers = backbone.resolve_layers([name for name, _ in layers])
         self._axes = backbone.network.axes
-        self.backbone = backbone.module
+        # A copy: whoever trains the module on leaves the backbone, and the head's predictions, as they are.
+        self.backbone = copy.deepcopy(backbone.module)
         self.head = head_module(predictor)
         self.scales = [scale for _, scale in layers]
         self.classes = predictor.classes

@@ -31,8 +31,8 @@ Key: TypeAlias = tuple[tuple[str, ...], tuple[int, ...]]
 _SEED = 20
 _MAX_COMPILED = 4
 """Compiled graphs that are kept for a backbone, with their weights."""
-_Place: TypeAlias = tuple[int, Key, int, int, int, str]
-"""Process, key, batch size, concurrency, cores, precision."""
+_Place: TypeAlias = tuple[int, Key, int, int, int, str, str]
+"""Process, key, batch size, concurrency, cores, precision, digest of the weights."""
 _compiled: WeakKeyDictionary[Backbone, dict[_Place, CompiledGraph]] = WeakKeyDictionary()
 
 
@@ -214,7 +214,15 @@ class GraphPasses:
 
     def _place(self, key: Key) -> _Place:
         # Threads do not survive a fork, so a child process compiles its own.
-        return (os.getpid(), key, self.batch_size, self._concurrency, self._cores, self._backbone.precision)
+        return (
+            os.getpid(),
+            key,
+            self.batch_size,
+            self._concurrency,
+            self._cores,
+            self._backbone.precision,
+            self._backbone.recipe.weights,
+        )
 
     def _take_torch(self, reason: str, error: ConversionError | None = None) -> None:
         name = self._backbone.name
