@@ -25,7 +25,7 @@ from typer.main import get_command
 import featcache as fc
 from featcache.cli import main
 from featcache.cli.app import app
-from featcache.training.dataset import SelectionOptions
+from featcache.training.selection import SelectionOptions
 from tests.faces.identities import write_people
 
 NUMBERS = "number"
@@ -35,7 +35,7 @@ FLAG = "flag"
 ROLES = {
     # What is read.
     "store": "store", "head": "head", "head_a": "head", "head_b": "head", "against": "head",
-    "image": "image", "a": "image", "b": "image", "images": "images", "labels": "labels",
+    "image": "image", "a": "image", "b": "image", "images": "images", "labels": "labels", "labels_only": "labels",
     "pairs": "pairs", "weights": "weights", "recipe": "recipe", "checkpoint": "checkpoint",
     # What is written.
     "target": "output", "file": "output", "table": "output", "confusion": "output", "figure": "output",
@@ -86,7 +86,6 @@ EXCEPTIONS = {
     "fc.FeatureStore.arrays": {"views": "views"},
     "fc.FeatureStore.view_names": {"views": "views"},
     "fc.FeatureStore.dataset": {"labels": "labels by uri"},
-    "fc.FeatureStore.holdout": {"source": "source name"},
     "fc.finetune": {"views": NUMBERS},
     "fc.activations_needed": {"views": NUMBERS},
     "featcache finetune": {"views": NUMBERS},

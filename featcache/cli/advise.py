@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +12,7 @@ import typer
 
 from featcache.cli import output
 from featcache.cli.command import Answer, Debug, Force, Json, command
-from featcache.cli.options import Labels, Source, Space
+from featcache.cli.options import selects
 from featcache.core.errors import UsageError
 from featcache.core.outputs import FIGURE
 
@@ -20,10 +21,12 @@ if TYPE_CHECKING:
 
 
 @command(interrupted="Layers that were extracted stay in the store.", writes={"figure": FIGURE})
+@selects(split="The split to train on; train by default, if the source has splits.")
 def advise(
     store: Annotated[
         Path, typer.Argument(metavar="STORE|SOURCE", help="A store; or images, which -o says where to extract into.")
     ],
+    selection: Mapping[str, Any],
     target: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="STORE", help="Extract SOURCE into this store first.")
     ] = None,
@@ -31,9 +34,6 @@ def advise(
     figure: Annotated[
         Path | None, typer.Option(metavar="FILE.png", help="Draw learning curve, depth, and all strategies.")
     ] = None,
-    labels: Labels = None,
-    source: Source = None,
-    space: Space = None,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Random seed.")] = 0,
     force: Force = False,
     as_json: Json = False,
@@ -56,7 +56,7 @@ def advise(
     seconds = seconds_of(budget)
     if target is not None:
         began = time.monotonic()
-        _extract(store, target, labels)
+        _extract(store, target, selection)
         store, seconds = target, max(1.0, seconds - (time.monotonic() - began))
     else:
         try:
@@ -65,19 +65,19 @@ def advise(
             if not store.exists():
                 raise
             raise UsageError(f"{error} If these are images, add -o {store.stem}.fcache.") from None
-    found = run(store, budget=seconds, source=source, space=space, labels=labels, seed=seed, progress=True)
+    found = run(store, budget=seconds, seed=seed, progress=True, **selection)
     if figure is not None:
         draw_advice(found, figure, force=force)
     return Answer({**found.to_dict(), "figure": None if figure is None else str(figure)}, lambda: _show(found, figure))
 
 
-def _extract(source: Path, store: Path, labels: Path | None) -> None:
+def _extract(source: Path, store: Path, selection: Mapping[str, Any]) -> None:
     from featcache.backbones import get
     from featcache.extraction.extract import DEFAULT_BACKBONE, extract
     from featcache.training.all_blocks import block_layers
 
     layers = block_layers(get(DEFAULT_BACKBONE))
-    extract(source, store, layers=layers, labels=None if labels is None else "none", progress=True)
+    extract(source, store, layers=layers, labels=None if selection["labels_only"] is None else "none", progress=True)
 
 
 def _show(advice: Advice, figure: Path | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -32,12 +32,31 @@ Split = Annotated[str | None, typer.Option(metavar="NAME", help="Only this split
 Labels = Annotated[
     Path | None,
     typer.Option(
-        metavar="FILE", help="A CSV file (path,label) in place of the stored labels.", rich_help_panel=_SELECTION
+        metavar="FILE",
+        help="A CSV file (path,label) that corrects the stored labels for this once; an empty label removes one.",
+        rich_help_panel=_SELECTION,
+    ),
+]
+LabelsOnly = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="A CSV file (path,label) whose labels alone count; other images have none.",
+        rich_help_panel=_SELECTION,
     ),
 ]
 Source = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="The source, if the store holds several.", rich_help_panel=_SELECTION),
+]
+Sources = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--source",
+        metavar="NAME",
+        help="The source, if the store holds several; give it several times to take sources together.",
+        rich_help_panel=_SELECTION,
+    ),
 ]
 Space = Annotated[
     str | None,
@@ -117,7 +136,7 @@ HeadPath = Annotated[Path, typer.Argument(metavar="HEAD.fch", help="A head that 
 
 
 def selects(*names: str, split: str | None = None) -> Callable[[Callable[..., T]], Callable[..., T]]:
-    """Give a command the options ``--split``, ``--labels``, ``--source`` and ``--space``.
+    """Give a command the options ``--split``, ``--labels``, ``--labels-only``, ``--source`` and ``--space``.
 
     The command gets their values as one mapping, its parameter ``selection``.
 
@@ -125,7 +144,13 @@ def selects(*names: str, split: str | None = None) -> Callable[[Callable[..., T]
         names: only these options, for example ``"source", "space"``.
         split: help of ``--split``.
     """
-    options: dict[str, Any] = {"split": Split, "labels": Labels, "source": Source, "space": Space}
+    options: dict[str, Any] = {
+        "split": Split,
+        "labels": Labels,
+        "labels_only": LabelsOnly,
+        "source": Sources,
+        "space": Space,
+    }
     options = {name: options[name] for name in names or options}
     if split is not None:
         options["split"] = Annotated[str | None, typer.Option(metavar="NAME", help=split, rich_help_panel=_SELECTION)]
@@ -133,7 +158,8 @@ def selects(*names: str, split: str | None = None) -> Callable[[Callable[..., T]
     def decorate(function: Callable[..., T]) -> Callable[..., T]:
         @functools.wraps(function)
         def command(**given: Any) -> T:
-            return function(selection={name: given.pop(name) for name in options}, **given)
+            selection = {name: given.pop(name) for name in options}
+            return function(selection=selection | {"source": selected(selection["source"])}, **given)
 
         # Typer reads the options from the signature.
         taken = dict(inspect.signature(function, eval_str=True).parameters)
@@ -145,6 +171,20 @@ def selects(*names: str, split: str | None = None) -> Callable[[Callable[..., T]
         return command
 
     return decorate
+
+
+def selected(sources: Sequence[str] | None) -> str | tuple[str, ...] | None:
+    """The sources that ``--source`` named: none, one, or several."""
+    return None if not sources else sources[0] if len(sources) == 1 else tuple(sources)
+
+
+def repeated(given: Mapping[str, Any]) -> list[str]:
+    """These options as they stand on a command line, to be repeated in another."""
+    words: list[str] = []
+    for name, value in given.items():
+        for one in value if isinstance(value, tuple) else () if value is None else (value,):
+            words += [f"--{name.replace('_', '-')}", str(one)]
+    return words
 
 
 def layer_list(context: typer.Context, layers: Sequence[str] | None) -> list[str]:

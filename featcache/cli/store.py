@@ -12,7 +12,7 @@ import typer
 
 from featcache.cli import output
 from featcache.cli.command import Answer, Debug, Force, Json, command
-from featcache.cli.options import Layers, Source, Space, Split, StorePath, layer_list
+from featcache.cli.options import Layers, Sources, Space, Split, StorePath, layer_list, selected
 from featcache.core.outputs import VECTORS
 from featcache.core.progress import counted
 
@@ -197,7 +197,7 @@ def export(
     file: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="A file .h5 or .npz.")],
     split: Split = None,
     layers: Layers = None,
-    source: Source = None,
+    source: Sources = None,
     space: Space = None,
     force: Force = False,
     as_json: Json = False,
@@ -212,7 +212,7 @@ def export(
     opened = FeatureStore.open(store)
     incomplete = opened.incomplete(source)
     made = opened.export(
-        file, split=split, layers=layer_list(context, layers) or None, source=source, space=space, force=force
+        file, split=split, layers=layer_list(context, layers) or None, source=selected(source), space=space, force=force
     )
     made["incomplete"] = incomplete
     return Answer(made, lambda: _show_export(made))

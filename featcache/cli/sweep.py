@@ -11,8 +11,8 @@ import typer
 
 from featcache.cli import output
 from featcache.cli.command import Answer, Debug, Force, Json, command
-from featcache.cli.options import StorePath, layer_list, selects
-from featcache.cli.train import save, warn_of_little, warn_of_missing, warn_of_near_duplicates
+from featcache.cli.options import StorePath, layer_list, repeated, selects
+from featcache.cli.train import quoted, save, warn_of_little, warn_of_missing, warn_of_near_duplicates, with_interval
 from featcache.core.errors import GridEdgeWarning
 from featcache.core.outputs import HEAD
 
@@ -76,7 +76,7 @@ def sweep(
     data = report.to_dict() | ({"error": problem} if problem else {})
     data["paths"] = {**report.paths, "head": None if target is None or problem else str(target)}
     chosen = {**selection, "seed": seed or None}
-    following = [str(word) for name, value in chosen.items() if value is not None for word in (f"--{name}", value)]
+    following = repeated(chosen)
     return Answer(data, lambda: _show(report, target, following, problem), 1 if problem else 0)
 
 
@@ -102,13 +102,15 @@ def _show(report: SweepReport, target: Path | None, following: Sequence[str], pr
     for cell in report.cells:
         if cell.problem is not None:
             output.say(f"No score for {cell.head} on {called(cell.layers)}: {cell.problem}")
-    output.say(f"Out-of-fold scores, {report.folds} folds on {report.n:,} items; the least log-loss wins.")
-    output.say("In brackets: 95 % interval.")
+    if report.folds:
+        output.say(f"Out-of-fold scores, {report.folds} folds on {report.n:,} items; the least log-loss wins.")
+        output.say("In brackets: 95 % interval.")
+    if report.left_out:
+        output.say(f"Left out of the choice, with one independent image each: {quoted(report.left_out)}")
     score, winner = report.score, report.winner
     output.say(f"\nWinner: {winner['head']} on {' + '.join(winner['layers'])}")
-    interval = _interval(score["low"], score["high"])
-    output.say(f"Accuracy on items that took no part: {output.percent(score['accuracy'])}  (95 % interval {interval})")
-    output.say(f"  on {score['protocol']}")
+    output.say(f"Accuracy on items that took no part: {with_interval(score)}")
+    output.say(f"  {'on ' if score['n'] else ''}{score['protocol']}")
     warn_of_little(report.bundle.report["unscored"], score["n"])
     warn_of_missing(report.bundle.report)
     warn_of_near_duplicates(report.near_duplicates)
@@ -129,7 +131,3 @@ def _short(accuracy: float | None, low: float | None, high: float | None) -> str
     if accuracy is None:
         return "–"
     return f"{100 * accuracy:.1f}" + ("" if low is None or high is None else f" ({100 * low:.1f}–{100 * high:.1f})")
-
-
-def _interval(low: float | None, high: float | None) -> str:
-    return "unknown" if low is None else f"{output.percent(low)} – {output.percent(high)}"

@@ -217,10 +217,10 @@ def show_train(report: dict[str, Any], problem: str | None = None, *, chosen: st
     score = report["score"]
     output.say(f"Head: {report['head']}, {len(report['classes'])} classes, trained on {report['n']:,} items")
     if report["task"] == "multilabel":
-        output.say(f"Mean average precision: {_with_interval(score, 'mean_average_precision')}")
+        output.say(f"Mean average precision: {with_interval(score, 'mean_average_precision')}")
     else:
-        output.say(f"Accuracy: {_with_interval(score)}")
-    output.say(f"  on {score['protocol']}")
+        output.say(f"Accuracy: {with_interval(score)}")
+    output.say(f"  {'on ' if score['n'] else ''}{score['protocol']}")
     warn_of_little(report["unscored"], score["n"])
     warn_of_missing(report)
     if report["chosen"]:
@@ -230,7 +230,7 @@ def show_train(report: dict[str, Any], problem: str | None = None, *, chosen: st
     if report.get("converged") is False:
         output.say("Warning: the fit stopped before it converged.")
     calibration = report["calibration"]
-    if calibration is not None:
+    if calibration is not None and score["n"]:
         before, after = (output.percent(calibration[f"ece_{when}"]) for when in ("before", "after"))
         output.say(
             f"Calibration error: {after} (before scaling by temperature {calibration['temperature']:.2f}: {before})"
@@ -255,9 +255,9 @@ def _chosen(report: Mapping[str, Any]) -> str:
 def _show_evaluate(report: Mapping[str, Any], head: Path) -> None:
     several = "mean_average_precision" in report
     if several:
-        output.say(f"Mean average precision: {_with_interval(report, 'mean_average_precision')}")
+        output.say(f"Mean average precision: {with_interval(report, 'mean_average_precision')}")
     else:
-        output.say(f"Accuracy: {_with_interval(report)}")
+        output.say(f"Accuracy: {with_interval(report)}")
     output.say(f"  on {counted(report['n'], 'items')}: {report['protocol']}")
     warn_of_little([], report["n"])
     _warn_of_unknown(report["unknown_labels"])
@@ -290,7 +290,7 @@ def _show_evaluate(report: Mapping[str, Any], head: Path) -> None:
 
 def _warn_of_unknown(labels: Mapping[str, int]) -> None:
     if labels:
-        items, named = counted(sum(labels.values()), "items"), _named(list(labels))
+        items, named = counted(sum(labels.values()), "items"), quoted(list(labels))
         output.say(f"Warning: {items} counted as wrong, because the head does not know their labels: {named}")
         output.say("  If a class was renamed or added since, train again.")
 
@@ -299,11 +299,12 @@ def _warn_of_other_labels(report: Mapping[str, Any]) -> None:
     # By chance this is rare; it is usual where a head is scored with other labels than its own.
     if report["unscored"]:
         known = counted(len(report["unscored"]), "labels")
-        output.say(f"Warning: {known} of the head occur in none of these items: {_named(report['unscored'])}")
+        output.say(f"Warning: {known} of the head occur in none of these items: {quoted(report['unscored'])}")
         output.say("  If the head was trained with --labels FILE, give that file here too.")
 
 
-def _named(labels: Sequence[str]) -> str:
+def quoted(labels: Sequence[str]) -> str:
+    """The first labels, quoted."""
     return ", ".join(map(repr, labels[:LISTED])) + (" …" if len(labels) > LISTED else "")
 
 
@@ -329,9 +330,11 @@ def _show_classes(classes: Sequence[Mapping[str, Any]], kind: str = "class") -> 
 
 
 def warn_of_little(unscored: Sequence[str], n: int) -> None:
-    """Warn of classes that were not scored, and of a score on few items."""
+    """Warn of classes that were not scored, and of a score on few items; of no score the protocol says why."""
+    if not n:
+        return
     if unscored:
-        output.say(f"Warning: no scored item has the label{'s' if len(unscored) > 1 else ''} {_named(unscored)}.")
+        output.say(f"Warning: no scored item has the label{'s' if len(unscored) > 1 else ''} {quoted(unscored)}.")
     if n < FEW:
         output.say(f"Warning: a score on {counted(n, 'items')} is unreliable; label more images, or train with --cv 5.")
 
@@ -383,9 +386,10 @@ def warn_of_missing(report: Mapping[str, Any]) -> None:
             output.say("  If they have none of the labels, give them the label |.")
 
 
-def _with_interval(score: Mapping[str, Any], name: str = "accuracy") -> str:
+def with_interval(score: Mapping[str, Any], name: str = "accuracy") -> str:
+    """A score in per cent with its interval, or why it has none."""
     if score[name] is None:
-        return "unknown: no label occurs"
+        return "unknown" if not score.get("n") else "unknown: no label occurs"
     if score["low"] is None:
         return f"{output.percent(score[name])}  (no interval: it is the same on every resample)"
     low, high = output.percent(score["low"]), output.percent(score["high"])

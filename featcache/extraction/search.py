@@ -26,7 +26,7 @@ def similar(
     image: ImageLike,
     *,
     k: int = 10,
-    source: str | None = None,
+    source: str | Sequence[str] | None = None,
     space: str | None = None,
     layers: str | Sequence[str] | None = None,
     backbone: Backbone | None = None,
@@ -40,7 +40,7 @@ def similar(
         store: a store or its path.
         image: a path, a PIL image or an array.
         k: how many.
-        source: name of the source; needed only where the store holds several.
+        source: name of the source, or several; needed only where the store holds several.
         space: fingerprint of the space, or its start, or the name of its backbone; likewise.
         layers: names of stored layers, concatenated; ``pooled`` by default.
         backbone: needed only for a space whose backbone is a module in Python.

@@ -75,8 +75,17 @@ def known_images(
     return found
 
 
-def present_images(store: FeatureStore, items: Sequence[Item], progress: Progress) -> dict[str, Entry]:
-    """Where the images of items of one source are, by URI: of those that are there and have not changed.
+def images_of_items(store: FeatureStore, items: Sequence[Item], notes: list[str]) -> dict[tuple[str, str], Entry]:
+    """The images of items of one or more sources by source and URI, those that still exist; as `known_images`."""
+    found: dict[tuple[str, str], Entry] = {}
+    for name in dict.fromkeys(item.source for item in items):
+        there = known_images(store, name, [item for item in items if item.source == name], notes)
+        found.update(((name, uri), entry) for uri, entry in there.items())
+    return found
+
+
+def present_images(store: FeatureStore, items: Sequence[Item], progress: Progress) -> dict[tuple[str, str], Entry]:
+    """Where the images of items are, by source and URI: of those that are there and have not changed.
 
     Args:
         store: the store.
@@ -88,13 +97,15 @@ def present_images(store: FeatureStore, items: Sequence[Item], progress: Progres
         UsageError: the images were given in Python.
     """
     notes: list[str] = []
-    there = known_images(store, items[0].source, items, notes)
-    gone, changed, present = list[str](), list[str](), dict[str, Entry]()
+    there = images_of_items(store, items, notes)
+    gone, changed, present = list[str](), list[str](), dict[tuple[str, str], Entry]()
+    keys = [(item.source, item.uri) for item in items]
     progress.start("check the images", len(items), "images")
     with ThreadPoolExecutor(_READERS) as threads:
-        for item, sha256 in zip(items, threads.map(lambda item: _content(there.get(item.uri)), items), strict=True):
+        contents = threads.map(lambda key: _content(there.get(key)), keys)
+        for item, key, sha256 in zip(items, keys, contents, strict=True):
             if sha256 == item.sha256:
-                present[item.uri] = there[item.uri]
+                present[key] = there[key]
             else:
                 (gone if sha256 is None else changed).append(item.uri)
             progress.advance()
@@ -113,7 +124,9 @@ def present_images(store: FeatureStore, items: Sequence[Item], progress: Progres
     if not present:
         raise MissingVectorsError(f"Of {len(items):,} images {found}. {again}")
     text = f"Warning: of {len(items):,} images {found}; they are passed over."
-    if lost := sorted({str(item.label) for item in items} - {str(i.label) for i in items if i.uri in present}):
+    if lost := sorted(
+        {str(item.label) for item in items} - {str(i.label) for i in items if (i.source, i.uri) in present}
+    ):
         text += f" No image is left of {', '.join(map(repr, lost[:_NAMED]))}{' …' if lost[_NAMED:] else ''}."
     progress.note(f"{text} {again}")
     return present

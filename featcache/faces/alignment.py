@@ -360,7 +360,7 @@ def aligned_backbone(
     return AlignedBackbone(backbone.with_pixels(recipe.pixels), detector, centre_box=True, detections=stored)
 
 
-def preferred_layer(store: FeatureStore, source: str | None = None, space: str | None = None) -> str:
+def preferred_layer(store: FeatureStore, source: str | Sequence[str] | None = None, space: str | None = None) -> str:
     """The layer to compare if none is named: ``mirrored`` or ``pooled``, whichever more images of the source have.
 
     Args:
@@ -376,14 +376,14 @@ def preferred_layer(store: FeatureStore, source: str | None = None, space: str |
     candidates = [name for name in (MIRRORED, POOLED) if name in stored]
     if not candidates:
         raise UnknownNameError.among("stored layer", POOLED, list(stored), "Name one of the stored layers.")
-    name = store.source(source)
-    contents = [item.sha256 for item in store.items(source=name)]
+    contents = [item.sha256 for item in store.items(source=source)]
     counts = {layer: rows_having(store, layer, contents, space) for layer in candidates}
     best = max(candidates, key=lambda layer: counts[layer])  # `mirrored` if both are equal
     if not counts[best]:
         raise MissingVectorsError(
-            f"No image of source {name!r} has vectors of {' or '.join(candidates)} in this space. Run "
-            "`featcache faces extract` on it (or `featcache extract` for whole images), or name another layer."
+            f"No image of source {', '.join(map(repr, store.source_names(source)))} has vectors of "
+            f"{' or '.join(candidates)} in this space. Run `featcache faces extract` on it (or `featcache extract` for "
+            "whole images), or name another layer."
         )
     return best
 

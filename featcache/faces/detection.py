@@ -312,7 +312,7 @@ class StoredDetections:
 
 @checked
 def detections(
-    store: str | Path | FeatureStore, source: str | None = None, *, detection: str | None = None
+    store: str | Path | FeatureStore, source: str | Sequence[str] | None = None, *, detection: str | None = None
 ) -> dict[bytes, Detection]:
     """Read the detections of a source's images, also of those without a vector.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -36,7 +36,7 @@ from featcache.metrics.verification import (
 from featcache.store import FeatureStore
 from featcache.store.rows import ItemRows
 from featcache.training.bundle import Bundle
-from featcache.training.dataset import Selection, SelectionOptions, labels_of
+from featcache.training.selection import LabelSource, Selection, SelectionOptions
 
 if TYPE_CHECKING:
     from featcache.faces.pairs_file import Pairs
@@ -221,7 +221,7 @@ def evaluate(
         names = [use.name for use in bundle.layers]
     rows = ItemRows.of(opened, names, split=select.split, source=select.source, space=space.fingerprint)
     items = _items(opened, select)
-    usable = {item.uri for item in rows.items}
+    usable = {item.sha256 for item in rows.items}
     if pairs is None:
         drawn, protocol = drawn_pairs(items, usable, bundle, seed)
     else:
@@ -276,11 +276,7 @@ def _space_of(store: FeatureStore, bundle: Bundle, name: str | None) -> Space:
 
 def _items(store: FeatureStore, select: Selection) -> list[Item]:
     """The images of the source and split, with the labels to use."""
-    items = store.items(select.split, select.source)
-    if select.labels is None:
-        return items
-    labels = labels_of(store, store.source(select.source), select.labels)
-    return [replace(item, label=labels.get(item.uri)) for item in items]
+    return LabelSource.of(store, select).applied(store.items(select.split, select.source))
 
 
 def verify_on_folds(
@@ -331,9 +327,9 @@ def _scores(
     rows: ItemRows, items: Sequence[Item], pairs: Pairs, bundle: Bundle | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores (n,) of pairs of *items*, and which of the pairs failed (n,) because an image has no vector."""
-    row_of = {item.uri: row for row, item in enumerate(rows.items)}
+    row_of = {item.sha256: row for row, item in enumerate(rows.items)}
     images, inverse = np.unique(pairs.images, return_inverse=True)
-    row = np.array([row_of.get(items[i].uri, -1) for i in images])
+    row = np.array([row_of.get(items[i].sha256, -1) for i in images])
     # Each image's vector is read once; `at` is its index among the vectors read.
     at = np.where(row >= 0, np.cumsum(row >= 0) - 1, -1)[inverse.reshape(-1, 2)]
     vectors = rows.read(row[row >= 0])
@@ -356,14 +352,14 @@ def _others(store: FeatureStore, space: Space, names: Sequence[str], items: Sequ
 
 
 def _found(
-    store: FeatureStore, detection: str | None, images: Sequence[Item], usable: Collection[str]
+    store: FeatureStore, detection: str | None, images: Sequence[Item], usable: Collection[bytes]
 ) -> dict[str, int]:
-    """How the faces of the images in the pairs were found; *usable* are the URIs of those that have vectors."""
+    """How the faces of the images in the pairs were found; *usable* are the SHA-256s of those that have vectors."""
     counts = {"first_pass": 0, "second_pass": 0, "centre_box": 0, "without_vector": 0}
     faces = {} if detection is None else StoredDetections(store, detection).of([item.sha256 for item in images])
     names = {FIRST_PASS: "first_pass", SECOND_PASS: "second_pass", CENTRE_BOX: "centre_box"}
     for item in images:
-        if item.uri not in usable:
+        if item.sha256 not in usable:
             counts["without_vector"] += 1
         elif item.sha256 in faces:
             counts[names[faces[item.sha256].found]] += 1

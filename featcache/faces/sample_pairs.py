@@ -228,14 +228,14 @@ def pairs_of_list(path: str | Path, items: Sequence[Item], head: Bundle | None) 
     return pairs, f"the pairs of {path}"
 
 
-def drawn_pairs(items: Sequence[Item], usable: Collection[str], head: Bundle | None, seed: int) -> tuple[Pairs, str]:
+def drawn_pairs(items: Sequence[Item], usable: Collection[bytes], head: Bundle | None, seed: int) -> tuple[Pairs, str]:
     """Draw pairs from the *items* that have vectors, as indices into *items*, and say how in words.
 
     People on whom the head was trained, by name or by an image, are left out.
 
     Args:
         items: of one source.
-        usable: URIs of those that have vectors.
+        usable: SHA-256s of those that have vectors.
         head: the head to evaluate, if any.
         seed: of the draw.
 
@@ -245,7 +245,7 @@ def drawn_pairs(items: Sequence[Item], usable: Collection[str], head: Bundle | N
     known = set() if head is None else _known_people(head, items)
     trained = set() if head is None else {item.sha256 for item in items if head.overlap([item.sha256])}
     labels = [
-        item.label if item.uri in usable and item.label not in known and item.sha256 not in trained else None
+        item.label if item.sha256 in usable and item.label not in known and item.sha256 not in trained else None
         for item in items
     ]
     contents = [item.sha256 for item in items]

@@ -28,9 +28,10 @@ from featcache.heads.streaming import check_memory
 from featcache.metrics.verification import cllr, cosine_scores, minimal_cllr, pairs_within, point_by_people, roc
 from featcache.store import FeatureStore
 from featcache.training.bundle import Bundle
-from featcache.training.dataset import FeatureDataset, Selection, SelectionOptions
+from featcache.training.dataset import FeatureDataset
 from featcache.training.fit import layer_uses
 from featcache.training.layer_use import LayerUse, scale_layers
+from featcache.training.selection import Selection, SelectionOptions
 
 PROJECTIONS = ("siamese", "lda", "none")
 
@@ -135,7 +136,7 @@ def _has_face(store: FeatureStore, dataset: FeatureDataset) -> np.ndarray:
     """(n,) bool, whether a face was found in each image; True for all if the images were not aligned."""
     if dataset.recipe is None or dataset.recipe.detection is None:
         return np.ones(len(dataset.items), dtype=bool)
-    found = detections(store, dataset.items[0].source, detection=dataset.recipe.detection)
+    found = detections(store, sorted({item.source for item in dataset.items}), detection=dataset.recipe.detection)
     faces = (found.get(item.sha256) for item in dataset.items)
     return np.array([face is not None and face.found != CENTRE_BOX for face in faces], dtype=bool)
 

@@ -105,9 +105,10 @@ def full_cell(backbone: Backbone, init: str, store: FeatureStore) -> Cell:
         items: FeatureDataset, rows: Rows, config: TrainingConfig, views: int, progress: Progress
     ) -> tuple[TrainingResult, Batches]:
         there = present_images(store, items.items, progress)
-        if missing := [item.uri for item in items.items if item.uri not in there]:
+        keys = [(item.source, item.uri) for item in items.items]
+        if missing := [uri for source, uri in keys if (source, uri) not in there]:
             raise MissingVectorsError(f"{len(missing)} images are gone or have changed (first: {missing[0]})")
-        images = ItemImages(backbone, items.items, [there[item.uri] for item in items.items], config.seed)
+        images = ItemImages(backbone, items.items, [there[key] for key in keys], config.seed)
         network = trainable_copy(backbone, init, config.seed)
         trained = train_full(network, images, init, TrainingRun(items, *rows, config, progress))
         return trained, partial(images_in_order, images)

@@ -44,7 +44,7 @@ from featcache.store import FeatureStore
 from featcache.training import leakage
 from featcache.training.activations import Activations, needed, store_activations, view_names
 from featcache.training.bundle import Bundle
-from featcache.training.dataset import FeatureDataset, Selection, SelectionOptions
+from featcache.training.dataset import FeatureDataset
 from featcache.training.fit import answers, layer_uses
 from featcache.training.holdout import check_classes, train_test_split
 from featcache.training.image_dataset import image_vectors
@@ -52,6 +52,7 @@ from featcache.training.label_notes import note_incomplete, note_labels
 from featcache.training.layer_use import LayerUse
 from featcache.training.partial_model import PartialModel, frozen_vectors
 from featcache.training.report import describe_views, report_fields, score_fields
+from featcache.training.selection import Selection, SelectionOptions
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -159,13 +160,16 @@ def finetune(
             store_activations(opened, base, wanted, select, seed=seed, progress=bar)
             opened = FeatureStore.open(opened.path)
         dataset = FeatureDataset.from_store(opened, layer, select.all_splits(), views=names)
+        dataset.tell_labels(bar)
         if init == "new":
             dataset = dataset.in_memory()
         note_incomplete(opened, dataset, bar)
-        there: dict[str, Entry] = {}
+        there: dict[tuple[str, str], Entry] = {}
         if from_layer is None:
             there = present_images(opened, dataset.items, bar)
-            dataset = dataset.subset(np.array([row for row, item in enumerate(dataset.items) if item.uri in there]))
+            dataset = dataset.subset(
+                np.array([row for row, item in enumerate(dataset.items) if (item.source, item.uri) in there])
+            )
         check_classes(dataset)
         note_labels(dataset, bar)
         train_rows, test, protocol = train_test_split(dataset, select.split, seed, opened, bar)
@@ -192,9 +196,10 @@ def finetune(
         test_set, rows = dataset, test
         if bundle.weights is not None:
             own = None if backbone is None else with_weights(base, bundle.weights, pixels)
-            test_set = image_vectors(bundle, opened, source=dataset.items[0].source, labels=select.labels, backbone=own)
-            place = {item.uri: row for row, item in enumerate(test_set.items)}
-            rows = np.array([place[dataset.items[row].uri] for row in test], dtype=np.int64)
+            test_set = image_vectors(bundle, opened, select, backbone=own)
+            place = {(item.source, item.uri): row for row, item in enumerate(test_set.items)}
+            scored = [dataset.items[row] for row in test]
+            rows = np.array([place[item.source, item.uri] for item in scored], dtype=np.int64)
         probabilities, predicted = answers(bundle, test_set, rows)
         scores = score_fields(test_set, rows, probabilities, predicted, result.classes, seed)
         bar.finish()
@@ -286,14 +291,19 @@ def _check_can_be_augmented(recipe: Recipe, arch: str | None) -> None:
 
 
 def _fit_full(
-    run: TrainingRun, base: Backbone, pixels: PixelPath | None, there: Mapping[str, Entry], init: str, device: str
+    run: TrainingRun,
+    base: Backbone,
+    pixels: PixelPath | None,
+    there: Mapping[tuple[str, str], Entry],
+    init: str,
+    device: str,
 ) -> tuple[TrainingResult, Bundle]:
     """Train a copy of a whole network on images; *pixels* is the vectors' own treatment of images."""
     network = trainable_copy(base, init, run.config.seed)
     network.to(device)
     reader = with_weights(base, _state(network.module), pixels)
     items = run.dataset.items
-    images = ItemImages(reader, items, [there[item.uri] for item in items], run.config.seed)
+    images = ItemImages(reader, items, [there[item.source, item.uri] for item in items], run.config.seed)
     # An image that is scored at the end and cannot be read ends the run before the training.
     run.progress.start("read the images to be scored", len(run.test_rows), "items")
     for _, rows in images_in_order(images, run.test_rows, run.test_rows, _ROWS_AT_ONCE):

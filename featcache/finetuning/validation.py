@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from featcache.core.errors import UsageError
-from featcache.metrics.splits import draw_holdout
+from featcache.metrics.splits import set_aside
 
 if TYPE_CHECKING:
     from featcache.core.progress import Progress
@@ -43,8 +43,8 @@ def validation_rows(
         fit, validation = train_rows[~np.isin(dataset.groups[train_rows], dataset.groups[own])], own
     else:
         keys = [str(unit) for unit in dataset.groups[train_rows]]
-        parts = draw_holdout(dataset.y[train_rows], keys, fraction=SHARE, seed=seed)
-        aside = np.array([parts[key] == "test" for key in keys])
+        chosen = set_aside(dataset.y[train_rows], keys, SHARE, seed)
+        aside = np.array([chosen[key] for key in keys])
         # A unit of several classes may hold all items of one of them; then it is trained on.
         alone = ~np.isin(dataset.y[train_rows], dataset.y[train_rows[~aside]])
         aside &= ~np.isin(dataset.groups[train_rows], dataset.groups[train_rows[alone]])

@@ -41,8 +41,8 @@ def hold_out(class_ids: np.ndarray, groups: np.ndarray, fraction: float, seed: i
         Row numbers to learn from, of all classes, and to hold out, sorted. Of a class with one group alone none are
         held out.
     """
-    parts = splits.draw_holdout([str(n) for n in class_ids], [str(g) for g in groups], fraction=fraction, seed=seed)
-    is_test = np.array([parts[str(g)] == "test" for g in groups])
+    aside = splits.set_aside([str(n) for n in class_ids], [str(g) for g in groups], fraction, seed)
+    is_test = np.array([aside[str(g)] for g in groups])
     # A group of several classes may hold all rows of one, which then could not be learned.
     lost = np.setdiff1d(class_ids, class_ids[~is_test])
     is_test &= ~np.isin(groups, groups[np.isin(class_ids, lost)])

@@ -123,8 +123,8 @@ class ManifestSource(Source):
         )
 
 
-def read_column(path: Path, column: str) -> dict[str, str]:
-    """One column of a CSV file by path as it is written there; rows without a value are omitted.
+def read_column(path: Path, column: str, *, empty: bool = False) -> dict[str, str]:
+    """One column of a CSV file by path as it is written there; rows without a value are omitted, or give ''.
 
     Raises:
         SourceError: the file or a column is missing, a row has more fields than the heading, or a path is listed twice.
@@ -138,8 +138,9 @@ def read_column(path: Path, column: str) -> dict[str, str]:
                 f"{path}: {uri} is listed in line {lines[uri]} and again in line {line}. Remove one of them."
             )
         lines[uri] = line
-        if value := given_label(row[column]):
-            found[uri] = value
+        value = given_label(row[column])
+        if value or empty:
+            found[uri] = value or ""
     if not found:
         raise SourceError(f"{path} gives no {column}.")
     return found

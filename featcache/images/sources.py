@@ -106,12 +106,12 @@ def images_below(path: str | Path) -> list[Entry] | None:
 
 
 def read_labels(path: Path) -> dict[str, str]:
-    """Labels by URI from a CSV file with the columns ``path,label``.
+    """Labels by path from a CSV file with the columns ``path,label``; '' where the cell is empty.
 
     Raises:
         SourceError: the file or one of the columns is missing, or a path is listed twice.
     """
-    return read_column(path, "label")
+    return read_column(path, "label", empty=True)
 
 
 class _Described(Source):

@@ -1,4 +1,4 @@
-"""Hold-outs and folds that keep together what belongs together.
+"""Splits and folds that keep together what belongs together.
 
 Items with the same content (SHA-256) or the same group form a **unit**, and so do items that are linked through others;
 pairs of near-duplicates can be given as further links. A unit lies on one side of every split and in one fold.
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -64,45 +64,20 @@ def units(items: Sequence[Grouped], links: Links = ()) -> np.ndarray:
     return np.array([number.setdefault(root(("content", item.sha256)), len(number)) for item in items], dtype=np.int64)
 
 
-def unit_keys(items: Sequence[Grouped], links: Links = ()) -> list[str]:
-    """A name for each item's unit that does not depend on the order of the items.
-
-    Returns:
-        n texts: ``group:`` and the smallest group of the unit, or ``sha256:`` and its smallest hash.
-    """
-    numbers = units(items, links).tolist()
-    names: dict[int, str] = {}
-    for number, item in zip(numbers, items, strict=True):
-        name = f"sha256:{item.sha256.hex()}" if item.group is None else f"group:{item.group}"
-        # "group:" sorts before "sha256:", so a unit with a group is called by it.
-        names[number] = min(names.get(number, name), name)
-    return [names[number] for number in numbers]
-
-
-def draw_holdout(
-    y: Sequence[str] | np.ndarray,
-    keys: Sequence[str],
-    *,
-    fraction: float = 0.2,
-    seed: int = 0,
-    decided: Mapping[str, str] | None = None,
-) -> dict[str, str]:
-    """Set whole units aside, in each class the same fraction.
+def set_aside(y: Sequence[str] | np.ndarray, keys: Sequence[str], fraction: float, seed: int = 0) -> dict[str, bool]:
+    """Which units to validate a training on, in each class the same fraction.
 
     Units are ranked by SHA-256 of ``seed:key`` within their class (the most frequent label of their
-    items; the smallest of several), and the first ones become the hold-out. So the draw depends on
-    names alone, and adding items moves few.
+    items; the smallest of several), and the first ones are set aside.
 
     Args:
         y: (n,) labels.
-        keys: n names of units, see `unit_keys`.
+        keys: n names of units.
         fraction: of each class's units.
         seed: another draw.
-        decided: parts that were settled before; they stay, and new units fill up what is missing.
 
     Returns:
-        ``train`` or ``test`` for each unit. A class of two units or more has one on either side, unless
-        that was decided otherwise before.
+        For each unit whether it is set aside. A class of two units or more has one on either side.
     """
     labels: dict[str, Counter[str]] = {}
     for label, key in zip(y, keys, strict=True):
@@ -111,35 +86,12 @@ def draw_holdout(
     for key, counts in labels.items():
         label = min(counts, key=lambda name: (-counts[name], name))
         classes.setdefault(label, []).append(key)
-    parts = {key: part for key, part in (decided or {}).items() if key in labels}
+    aside: dict[str, bool] = {}
     for members in classes.values():
         wanted = min(max(1, round(fraction * len(members))), len(members) - 1)
-        wanted -= sum(parts.get(key) == "test" for key in members)
-        for key in sorted(members, key=lambda key: hashlib.sha256(f"{seed}:{key}".encode()).digest()):
-            if key not in parts:
-                parts[key] = "test" if wanted > 0 else "train"
-                wanted -= parts[key] == "test"
-    return parts
-
-
-def decided_units(keys: Sequence[str], parts: Sequence[str | None]) -> tuple[dict[str, str], set[str]]:
-    """What was decided for units by what was decided for their items, when they perhaps were no units yet.
-
-    Args:
-        keys: n names of units.
-        parts: for each item ``train``, ``test`` or None.
-
-    Returns:
-        The part of each decided unit, and the units whose items lay on both sides. These are to be
-        learned from: heads trained before have seen some of their items, so none may be scored on.
-    """
-    decided: dict[str, str] = {}
-    torn = set()
-    for key, part in zip(keys, parts, strict=True):
-        if part is not None and decided.setdefault(key, part) != part:
-            torn.add(key)
-            decided[key] = "train"
-    return decided, torn
+        ranked = sorted(members, key=lambda key: hashlib.sha256(f"{seed}:{key}".encode()).digest())
+        aside |= {key: place < wanted for place, key in enumerate(ranked)}
+    return aside
 
 
 def usable_k(y: np.ndarray, units: np.ndarray, k: int) -> int:

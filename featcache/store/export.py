@@ -47,7 +47,7 @@ class PlainFile:
 
 
 def write(
-    path: Path, X: np.ndarray, y: np.ndarray, items: Sequence[Item], recipe: Recipe, layers: Sequence[str]
+    path: Path, X: np.ndarray, items: Sequence[Item], classes: Sequence[str], recipe: Recipe, layers: Sequence[str]
 ) -> None:
     """Write ``features`` (n, d) float32, ``labels`` (n,) int64 (-1: none), ``uris``, ``classes``.
 
@@ -60,9 +60,8 @@ def write(
     Raises:
         StoreError: the file cannot be written.
     """
-    classes = sorted({str(label) for label in y if label is not None})
     number = {name: i for i, name in enumerate(classes)}
-    labels = np.array([-1 if label is None else number[str(label)] for label in y], dtype=np.int64)
+    labels = np.array([-1 if item.label is None else number[item.label] for item in items], dtype=np.int64)
     uris = [item.uri for item in items]
     groups, parts = [item.group or "" for item in items], [item.split or "" for item in items]
     sha256 = np.frombuffer(b"".join(item.sha256 for item in items), dtype=np.uint8).reshape(-1, 32)

@@ -51,7 +51,7 @@ class FeatureStore(StoreReader):
         split: str | None = None,
         layers: str | Sequence[str] | None = None,
         *,
-        source: str | None = None,
+        source: str | Sequence[str] | None = None,
         space: str | None = None,
         views: bool | Sequence[str] | None = None,
     ) -> tuple[np.ndarray, np.ndarray, list[Item]]:
@@ -60,7 +60,7 @@ class FeatureStore(StoreReader):
         Args:
             split: only items of this split.
             layers: see `layer_names`; several layers are concatenated as they were stored.
-            source: the source's name; may be left out where there is one.
+            source: the source's name, or several; may be left out where there is one.
             space: the space's fingerprint or backbone; may be left out where there is one.
             views: names of views, or True for all that are stored of these layers; view 0 by default.
 
@@ -85,7 +85,7 @@ class FeatureStore(StoreReader):
         layers: str | Sequence[str] | None = None,
         *,
         split: str | None = None,
-        source: str | None = None,
+        source: str | Sequence[str] | None = None,
         space: str | None = None,
         labels: Mapping[str, str] | None = None,
     ) -> TorchDataset:
@@ -126,12 +126,13 @@ class FeatureStore(StoreReader):
         *,
         split: str | None = None,
         layers: str | Sequence[str] | None = None,
-        source: str | None = None,
+        source: str | Sequence[str] | None = None,
         space: str | None = None,
         force: bool = False,
     ) -> dict[str, Any]:
         """Write one plain file, ``.h5`` or ``.npz`` by its suffix, with features, labels, uris and classes of view 0.
 
+        The classes are those of the whole source, so files of its splits number them alike.
         Such a file that is there is replaced, any other only with *force*.
 
         Returns:
@@ -140,8 +141,8 @@ class FeatureStore(StoreReader):
         """
         check_output(path, VECTORS, force=force)
         names, chosen = self.layer_names(layers, space), self.space(space)
-        X, y, items = self.arrays(split, names, source=source, space=space)
-        export.write(Path(path), X, y, items, chosen.recipe, names)
+        X, _, items = self.arrays(split, names, source=source, space=space)
+        export.write(Path(path), X, items, self.classes(source), chosen.recipe, names)
         others = {view for name in names for view in chosen.layers[name].views} - {VIEW_0}
         return {"path": str(path), "n": len(X), "d": X.shape[1], "layers": names, "views_left_out": len(others)}
 

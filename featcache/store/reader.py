@@ -142,27 +142,55 @@ class StoreReader:
         return source
 
     @checked
-    def items(self, split: str | None = None, source: str | None = None) -> list[Item]:
-        """The images of a source in URI order, those in quarantine included.
+    def source_names(self, source: str | Sequence[str] | None = None) -> list[str]:
+        """The sources that a choice means, sorted, each once.
+
+        Args:
+            source: a name or several; None means the only one, as for `source`.
+
+        Raises:
+            UsageError: several sources and none chosen; or an empty choice.
+            UnknownNameError: none has such a name.
+        """
+        if source is None or isinstance(source, str):
+            return [self.source(source)]
+        if not source:
+            raise UsageError("The choice of sources is empty. Name one or more of them, or give None for the only one.")
+        return sorted({self.source(name) for name in source})
+
+    @checked
+    def items(self, split: str | None = None, source: str | Sequence[str] | None = None) -> list[Item]:
+        """The images of one or more sources by source and URI, those in quarantine included.
 
         Args:
             split: only items of this split.
-            source: the source's name; may be left out where there is one.
+            source: the source's name, or several; may be left out where there is one.
         """
-        name = self.source(source)
-        rows = self.catalogue.query(
-            "thTTT",
-            "SELECT i.uri, i.sha256, i.label, i.split, i.grp FROM items i "
-            "JOIN sources s ON s.id = i.source_id WHERE s.name = ? ORDER BY i.uri",
-            (name,),
-        )
-        items = [Item(name, *row) for row in rows]
+        found: list[Item] = []
+        for name in self.source_names(source):
+            rows = self.catalogue.query(
+                "thTTT",
+                "SELECT i.uri, i.sha256, i.label, i.split, i.grp FROM items i "
+                "JOIN sources s ON s.id = i.source_id WHERE s.name = ? ORDER BY i.uri",
+                (name,),
+            )
+            found += [Item(name, *row) for row in rows]
         if split is None:
-            return items
+            return found
         wanted = split_name(split)
-        if all(item.split != wanted for item in items):
-            raise UnknownNameError.among("split", split, sorted({item.split for item in items if item.split}))
-        return [item for item in items if item.split == wanted]
+        chosen = [item for item in found if item.split == wanted]
+        if not chosen:
+            raise UnknownNameError.among("split", split, sorted({item.split for item in found if item.split}))
+        return chosen
+
+    @checked
+    def classes(self, source: str | Sequence[str] | None = None) -> list[str]:
+        """The labels of whole sources, sorted: a class has the same number in every split and every file.
+
+        Args:
+            source: the source's name, or several; may be left out where there is one.
+        """
+        return sorted({item.label for item in self.items(source=source) if item.label is not None})
 
     @checked
     def layer_names(self, layers: str | Sequence[str] | None = None, space: str | None = None) -> list[str]:
@@ -257,19 +285,6 @@ class StoreReader:
             rows = self.catalogue.query("h", f"SELECT DISTINCT sha256 FROM items WHERE sha256 IN ({marks})", some)
             found.update(sha256 for (sha256,) in rows)
         return found
-
-    @checked
-    def holdout(self, source: str) -> dict[bytes, str]:
-        """The part, ``train`` or ``test``, of each SHA-256 of a source for which it was drawn."""
-        name = self.source(source)
-        rows = self.catalogue.query(
-            "ht",
-            "SELECT h.sha256, h.part FROM holdout h WHERE h.sha256 IN (SELECT i.sha256 FROM items i "
-            "JOIN sources s ON s.id = i.source_id WHERE s.name = ? UNION SELECT d.sha256 FROM departed d "
-            "JOIN sources s ON s.id = d.source_id WHERE s.name = ?)",
-            (name, name),
-        )
-        return {bytes(sha256): str(part) for sha256, part in rows}
 
     @checked
     def columns_of(self, source: str, space: str) -> list[tuple[str, str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -26,8 +26,8 @@ class ItemRows:
     With K views an item has K positions, one after another; with one, positions are those of the items.
 
     Attributes:
-        items: n items, in URI order.
-        missing: the other items of the source and split, which have no such vectors; those in quarantine included.
+        items: n items, by source and URI.
+        missing: the other items of the sources and split, which have no such vectors; those in quarantine included.
         layers: names of the layers, in network order.
         views: names of the K views, in order.
     """
@@ -51,7 +51,7 @@ class ItemRows:
         layers: str | Sequence[str] | None = None,
         *,
         split: str | None = None,
-        source: str | None = None,
+        source: str | Sequence[str] | None = None,
         space: str | None = None,
         views: bool | Sequence[str] | None = None,
     ) -> ItemRows:
@@ -137,7 +137,7 @@ def _locate(
     names: Sequence[str],
     *,
     split: str | None,
-    source: str | None,
+    source: str | Sequence[str] | None,
     space: str | None,
     views: Sequence[str],
 ) -> _Located:
@@ -149,45 +149,67 @@ def _locate(
         MissingVectorsError: no item has vectors, or some have only part of the layers or views.
     """
     items = store.items(split, source)
-    name = store.source(source)
+    sources = store.source_names(source)
     columns = [(layer, view) for layer in names for view in views]
-    places: list[dict[str, tuple[int, int]]] = []
+    places: list[dict[bytes, tuple[int, int]]] = []
     for layer, view in columns:
-        found = store.catalogue.query(
-            "tii",
-            "SELECT i.uri, r.shard_id, r.row FROM items i JOIN sources s ON s.id = i.source_id "
-            "JOIN rows r ON r.sha256 = i.sha256 AND r.column_id = ? WHERE s.name = ?",
-            (store.column(layer, space, view).column, name),
-        )
-        places.append({uri: (shard, row) for uri, shard, row in found})
-    having = [item for item in items if any(item.uri in p for p in places)]
-    partial = [item for item in having if not all(item.uri in p for p in places)]
+        place: dict[bytes, tuple[int, int]] = {}
+        for name in sources:
+            found = store.catalogue.query(
+                "hii",
+                "SELECT r.sha256, r.shard_id, r.row FROM items i JOIN sources s ON s.id = i.source_id "
+                "JOIN rows r ON r.sha256 = i.sha256 AND r.column_id = ? WHERE s.name = ?",
+                (store.column(layer, space, view).column, name),
+            )
+            place.update((sha256, (shard, row)) for sha256, shard, row in found)
+        places.append(place)
+    having = [item for item in items if any(item.sha256 in p for p in places)]
+    partial = [item for item in having if not all(item.sha256 in p for p in places)]
     if partial:
+        lost = _unusable(store, sources, space, columns, places, {(i.source, i.uri): i.sha256 for i in partial})
+        having = [item for item in having if (item.source, item.uri) not in lost]
+        partial = [item for item in partial if (item.source, item.uri) not in lost]
+    if partial:
+        raise MissingVectorsError(_lacking(partial, having, names, views))
+    if not having:
+        raise MissingVectorsError(
+            f"No image of source {', '.join(map(repr, sources))} has vectors of {', '.join(names)}. Run `featcache "
+            "extract` first."
+        )
+    where = {
+        column: np.array([p[item.sha256] for item in having], dtype=np.int64)
+        for column, p in zip(columns, places, strict=True)
+    }
+    there = {(item.source, item.uri) for item in having} if len(having) < len(items) else set()
+    missing = [item for item in items if (item.source, item.uri) not in there] if there else []
+    return _Located(having, missing, where)
+
+
+def _unusable(
+    store: StoreReader,
+    sources: Sequence[str],
+    space: str | None,
+    columns: Sequence[tuple[str, str]],
+    places: Sequence[Mapping[bytes, tuple[int, int]]],
+    partial: Mapping[tuple[str, str], bytes],
+) -> set[tuple[str, str]]:
+    """Source and URI of the images that lack a column because they, or the values of that column, are in quarantine."""
+    lost = set()
+    for name in sources:
         unusable = store.catalogue.query(
             "tt",
             "SELECT q.uri, q.versions FROM quarantine q JOIN sources s ON s.id = q.source_id "
             "JOIN spaces p ON p.id = q.space_id WHERE s.name = ? AND p.fingerprint = ?",
             (name, store.space(space).fingerprint),
         )
-        lost = set()
         for uri, versions in unusable:
-            _, bad = judged(versions)
-            if not bad or any(column in bad and uri not in p for column, p in zip(columns, places, strict=True)):
-                lost.add(uri)
-        having = [item for item in having if item.uri not in lost]
-        partial = [item for item in partial if item.uri not in lost]
-    if partial:
-        raise MissingVectorsError(_lacking(partial, having, names, views))
-    if not having:
-        raise MissingVectorsError(
-            f"No image of source {name!r} has vectors of {', '.join(names)}. Run `featcache extract` first."
-        )
-    where = {
-        column: np.array([p[item.uri] for item in having], dtype=np.int64)
-        for column, p in zip(columns, places, strict=True)
-    }
-    there = {item.uri for item in having} if len(having) < len(items) else set()
-    return _Located(having, [item for item in items if item.uri not in there] if there else [], where)
+            sha256, (_, bad) = partial.get((name, uri)), judged(versions)
+            if not bad or any(
+                column in bad and sha256 is not None and sha256 not in p
+                for column, p in zip(columns, places, strict=True)
+            ):
+                lost.add((name, uri))
+    return lost
 
 
 def _lacking(partial: Sequence[Item], having: Sequence[Item], layers: Sequence[str], views: Sequence[str]) -> str:

@@ -20,25 +20,10 @@ if TYPE_CHECKING:
     from featcache.store.catalogue import Catalogue
 
 
-def save_holdout(path: Path, source: str, parts: Mapping[bytes, str]) -> None:
-    """Keep the part, ``train`` or ``test``, of each SHA-256, so that all heads are scored on the same items.
+def save_holdout(path: Path, seed: int, records: Mapping[bytes, tuple[str, str]]) -> None:
+    """Record the side, ``train`` or ``test``, and the reason by SHA-256, and the seed of the store's hold-out.
 
-    What was drawn before gives way.
-
-    Raises:
-        NotAStoreError: the store is gone.
-        StoreError: the store cannot be written.
-    """
-    with StoreWriter(path, create=False) as writer, writer.catalogue.transaction() as connection:
-        connection.executemany(
-            "INSERT INTO holdout (sha256, part, reason) VALUES (?, ?, 'recorded') "
-            "ON CONFLICT DO UPDATE SET part = excluded.part, reason = excluded.reason",
-            parts.items(),
-        )
-
-
-def save_setting(path: Path, key: str, value: str) -> None:
-    """Settle something for the whole store; what was settled before gives way.
+    What is recorded already stays.
 
     Raises:
         NotAStoreError: the store is gone.
@@ -46,8 +31,11 @@ def save_setting(path: Path, key: str, value: str) -> None:
     """
     with StoreWriter(path, create=False) as writer, writer.catalogue.transaction() as connection:
         connection.execute(
-            "INSERT INTO settings (key, value) VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value",
-            (key, value),
+            "INSERT INTO settings (key, value) VALUES ('holdout_seed', ?) ON CONFLICT DO NOTHING", (str(seed),)
+        )
+        connection.executemany(
+            "INSERT INTO holdout (sha256, part, reason) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+            ((sha256, part, reason) for sha256, (part, reason) in records.items()),
         )
 
 

@@ -24,10 +24,12 @@ if TYPE_CHECKING:
 
 
 class TorchDataset(Dataset[tuple[torch.Tensor, int]]):
-    """Vectors and class numbers of the labeled items of a source.
+    """Vectors and class numbers of the labeled items of one or more sources.
 
     Attributes:
-        classes: the class names, sorted; a class number is a place in this list.
+        classes: the labels of the whole source, sorted; a class number is a place in this list, the same in every
+            split.
+        class_to_idx: the number of each class.
         items: the items, in the order of the dataset.
         targets: (n,) int64 class numbers.
 
@@ -40,7 +42,7 @@ class TorchDataset(Dataset[tuple[torch.Tensor, int]]):
         layers: str | Sequence[str] | None = None,
         *,
         split: str | None = None,
-        source: str | None = None,
+        source: str | Sequence[str] | None = None,
         space: str | None = None,
         labels: Mapping[str, str] | None = None,
     ) -> None:
@@ -52,10 +54,9 @@ class TorchDataset(Dataset[tuple[torch.Tensor, int]]):
         if not len(self._kept):
             raise MissingVectorsError("No item has a label. Give labels with `--labels FILE` or class folders.")
         self.items: list[Item] = [items[i] for i in self._kept]
-        texts = [str(named[i]) for i in self._kept]
-        self.classes = sorted(set(texts))
-        number = {name: i for i, name in enumerate(self.classes)}
-        self.targets = np.array([number[text] for text in texts], dtype=np.int64)
+        self.classes = store.classes(source) if labels is None else sorted(set(labels.values()))
+        self.class_to_idx = {name: i for i, name in enumerate(self.classes)}
+        self.targets = np.array([self.class_to_idx[str(named[i])] for i in self._kept], dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self.targets)

@@ -19,7 +19,8 @@ from featcache.extraction.extract import extract
 from featcache.extraction.stored_source import KnownSource, known_images, present_images
 from featcache.images.augmentation import views_beside
 from featcache.store import FeatureStore, Item
-from featcache.training.dataset import ALL, FeatureDataset, Selection, labels_of
+from featcache.training.dataset import FeatureDataset
+from featcache.training.selection import ALL, LabelSource, Selection
 
 if TYPE_CHECKING:
     from featcache.backbones import Backbone
@@ -124,8 +125,8 @@ class StoredItems:
     def select(self, layers: Sequence[str], views: bool | Sequence[str] = False) -> FeatureDataset:
         """The items with other layers, not yet read; MissingVectorsError where not all have them."""
         found = FeatureDataset.from_store(FeatureStore.open(self.path), list(layers), self.where, views=views)
-        place = {item.uri: row for row, item in enumerate(found.items)}
-        rows = np.array([place.get(item.uri, -1) for item in self.items.items])
+        place = {(item.source, item.uri): row for row, item in enumerate(found.items)}
+        rows = np.array([place.get((item.source, item.uri), -1) for item in self.items.items])
         if (rows < 0).any():
             raise MissingVectorsError(f"Not all items have vectors of {', '.join(layers)}.")
         return replace(found.subset(rows), groups=self.items.groups)
@@ -209,13 +210,13 @@ def extract_known(
     seed: int = 0,
     progress: Progress,
 ) -> None:
-    """Extract more layers or views of the labeled images of a source, whose labels and splits stay as they are.
+    """Extract more layers or views of the labeled images of the sources, whose labels and splits stay as they are.
 
     Args:
         store: the store.
         backbone: of the space.
         layers: names of layers.
-        select: source, and the labels that say which images are labeled; the stored ones stay as they are.
+        select: sources, and the labels that say which images are labeled; the stored ones stay as they are.
         views, seed: as for `featcache.extract`.
         progress: reports the extraction.
 
@@ -223,33 +224,39 @@ def extract_known(
         MissingVectorsError: none of the images is where the store knows it.
         UsageError: the images can be given in Python only.
     """
-    name = store.source(select.source)
-    items = _labeled(store, replace(select, source=name, space=backbone.recipe.fingerprint))
-    known = KnownSource(name, store.sources()[name], items, present_images(store, items, progress))
-    extract(known, store.path, backbone=backbone, layers=layers, views=views, seed=seed, progress=progress)
+    labeled = _labeled(store, replace(select, space=backbone.recipe.fingerprint))
+    there = present_images(store, labeled, progress)
+    for name in dict.fromkeys(source for source, _ in there):
+        items = [item for item in labeled if item.source == name]
+        images = {uri: entry for (source, uri), entry in there.items() if source == name}
+        known = KnownSource(name, store.sources()[name], items, images)
+        extract(known, store.path, backbone=backbone, layers=layers, views=views, seed=seed, progress=progress)
 
 
-def extraction_rate(store: FeatureStore, backbone: Backbone, layers: Sequence[str], source: str) -> tuple[float, float]:
+def extraction_rate(
+    store: FeatureStore, backbone: Backbone, layers: Sequence[str], source: str | Sequence[str] | None
+) -> tuple[float, float]:
     """Seconds before the first image, and per image and view, of an extraction; measured in a temporary store.
 
     Args:
         store: the store.
         backbone: of the space.
         layers: names of layers.
-        source: which source.
+        source: which source; of several the first is measured.
 
     Raises:
         MissingVectorsError: none of the images is where the store knows it.
         UsageError: the images can be given in Python only.
     """
     notes: list[str] = []
-    items = store.items(source=source)
-    there = known_images(store, source, items, notes)
+    name = store.source_names(source)[0]
+    items = store.items(source=name)
+    there = known_images(store, name, items, notes)
     found = [item for item in items if item.uri in there]
     if not found:
         where = " ".join(["", *notes])
-        raise MissingVectorsError(f"None of the images of source {source!r} is where the store knows it.{where}")
-    few = KnownSource(source, store.sources()[source], found[:: max(1, len(found) // 40)][:40], there)
+        raise MissingVectorsError(f"None of the images of source {name!r} is where the store knows it.{where}")
+    few = KnownSource(name, store.sources()[name], found[:: max(1, len(found) // 40)][:40], there)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="featcache-") as folder:
         report = extract(few, Path(folder, "s.fcache"), backbone=backbone, layers=layers, progress=False)
@@ -263,8 +270,9 @@ def _size(count: int) -> str:
 
 
 def _labeled(store: FeatureStore, select: Selection) -> list[Item]:
-    """The labeled images of a source, as the store describes them, without those that the space cannot use."""
-    unusable = {uri for uri, _ in store.quarantine(select.source, store.space(select.space).fingerprint)}
-    items = [item for item in store.items(source=select.source) if item.uri not in unusable]
-    given = None if select.labels is None else labels_of(store, store.source(select.source), select.labels)
-    return [item for item in items if (item.label if given is None else given.get(item.uri)) is not None]
+    """The labeled images of the sources, as the store describes them, without those that the space cannot use."""
+    names, space = store.source_names(select.source), store.space(select.space).fingerprint
+    unusable = {(name, uri) for name in names for uri, _ in store.quarantine(name, space)}
+    items = [item for item in store.items(source=names) if (item.source, item.uri) not in unusable]
+    given = LabelSource.of(store, select)
+    return [item for item in items if given.label_of(item) is not None]

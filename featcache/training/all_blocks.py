@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from featcache.backbones import Backbone
     from featcache.core.progress import Progress
-    from featcache.training.dataset import Selection
+    from featcache.training.selection import Selection
 
 ALL_BLOCKS = "all-blocks"
 _MOST = 0.8

@@ -14,9 +14,9 @@ from featcache.core.html import HtmlTable
 from featcache.metrics.classification import Difference, paired, right_and_losses
 from featcache.store import FeatureStore
 from featcache.training.bundle import Bundle
-from featcache.training.dataset import Selection, SelectionOptions
 from featcache.training.fit import answers
 from featcache.training.scored_rows import choose_test_rows, dataset_for
+from featcache.training.selection import Selection, SelectionOptions
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,70 +1,31 @@
-"""Which vectors of a store, and labeled vectors that are read on demand."""
+"""Labeled vectors that are read on demand."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featcache.core.arguments import check_fields
 from featcache.core.errors import MissingVectorsError, SourceError, UsageError
-from featcache.core.labels import split_name
 from featcache.core.names import VIEW_0
 from featcache.heads.streaming import available_memory
 from featcache.heads.validation import check_finite
 from featcache.metrics import splits
 from featcache.store import FeatureStore, Item, export
 from featcache.store.rows import ItemRows
+from featcache.training.selection import ALL, LabelSource, Selection, describe_labels
 
 if TYPE_CHECKING:
+    from featcache.core.progress import Progress
     from featcache.core.recipe import Recipe
 
 _HELD_BYTES = 2 << 30
 """Vectors that `FeatureDataset.in_memory` keeps at most."""
-
-
-class SelectionOptions(TypedDict, total=False):
-    """`Selection` as keyword arguments."""
-
-    source: str | None
-    space: str | None
-    split: str | None
-    labels: str | Path | None
-
-
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """Which vectors of a store, and which labels.
-
-    Attributes:
-        source: name of the source; needed only where the store holds several.
-        space: fingerprint of the space, or its start, or the name of its backbone; needed only where the store holds
-            several.
-        split: only the images of this split.
-        labels: a CSV file (``path,label``) whose labels replace the stored ones.
-    """
-
-    source: str | None = None
-    space: str | None = None
-    split: str | None = None
-    labels: str | Path | None = None
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        object.__setattr__(self, "split", split_name(self.split))
-
-    def all_splits(self) -> Selection:
-        """The same in all splits."""
-        return replace(self, split=None)
-
-
-ALL = Selection()
-"""Everything in a store that holds one source and one space."""
 
 
 @dataclass
@@ -85,6 +46,7 @@ class FeatureDataset:
         without_vectors: labeled images of the source that are missing here because they have no vectors and are not
             in quarantine.
         without_labels: images of the source that are missing here because they have vectors but no label.
+        label_counts: where the labels come from, see `LabelSource.counts`; None for those stored.
         labels: the k labels of the columns of ``y``, with several labels per image.
         narrow: from row numbers (m,) to vectors (m, e) to search for near-duplicates, where ``read`` gives whole
             activation maps.
@@ -101,11 +63,17 @@ class FeatureDataset:
     knows_images: bool = True
     without_vectors: int = 0
     without_labels: int = 0
+    label_counts: dict[str, Any] | None = None
     labels: tuple[str, ...] | None = None
     views: tuple[str, ...] = (VIEW_0,)
     view_reader: Callable[[np.ndarray], np.ndarray] | None = None
     narrow: Callable[[np.ndarray], np.ndarray] | None = None
     links: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.int64))
+
+    def tell_labels(self, progress: Progress) -> None:
+        """Note how many labels come from the file that was given, and how many from the store."""
+        if self.label_counts is not None:
+            progress.note(describe_labels(self.label_counts))
 
     def linked(self, pairs: np.ndarray) -> FeatureDataset:
         """The same vectors, with the two images of each pair (m, 2) in one group."""
@@ -179,20 +147,17 @@ class FeatureDataset:
         Args:
             store: the store.
             layers: names of stored layers; ``pooled`` by default.
-            select: source, space, split and labels.
+            select: sources, space, split and labels.
             views: True for all views stored of these layers; or names of views, in addition to view 0.
 
         Raises:
             MissingVectorsError: no labeled image has vectors, or some lack a layer or a view.
-            UsageError: the CSV file names paths that are not images of the source.
+            UsageError: the CSV file names paths that are not images of the sources.
         """
         chosen = views if isinstance(views, bool) else [VIEW_0, *views]
         rows = ItemRows.of(store, layers, split=select.split, source=select.source, space=select.space, views=chosen)
-        items = rows.items
-        given: dict[str, str] | None = None
-        if select.labels is not None:
-            given = labels_of(store, items[0].source, select.labels)
-            items = [replace(item, label=given.get(item.uri)) for item in items]
+        given = LabelSource.of(store, select)
+        items = given.applied(rows.items)
         kept = np.array([i for i, item in enumerate(items) if item.label is not None], dtype=np.int64)
         if not len(kept):
             raise MissingVectorsError(
@@ -212,6 +177,7 @@ class FeatureDataset:
             view_reader=None if k == 1 else lambda at: rows.read(kept[at // k] * k + at % k),
             without_vectors=_count_labeled(store, rows.missing, given),
             without_labels=len(items) - len(kept),
+            label_counts=given.counts(rows.items),
         )
 
     @classmethod
@@ -262,31 +228,8 @@ class FeatureDataset:
         )
 
 
-def labels_of(store: FeatureStore, source: str, labels: str | Path) -> dict[str, str]:
-    """Labels by URI from a CSV file (``path,label``).
-
-    Raises:
-        SourceError: see `featcache.images.sources.read_labels`.
-        UsageError: a path is not an image of the source.
-    """
-    from featcache.images.sources import read_labels
-    from featcache.images.table_paths import by_uri
-
-    given = read_labels(Path(labels))
-    # Images in quarantine are listed too.
-    found, unknown = by_uri(given, [item.uri for item in store.items(source=source)], store.sources()[source])
-    if unknown:
-        raise UsageError(
-            f"{len(unknown)} of {len(given)} paths in {labels} are not images of source {source!r} "
-            f"(first: {unknown[0]}). Paths are relative to {store.sources()[source]}."
-        )
-    return found
-
-
-def _count_labeled(store: FeatureStore, missing: Sequence[Item], given: Mapping[str, str] | None) -> int:
+def _count_labeled(store: FeatureStore, missing: Sequence[Item], given: LabelSource) -> int:
     """How many of these images have a label and are not in quarantine."""
-    if not missing:
-        return 0
-    refused = {uri for uri, _ in store.quarantine(missing[0].source)}
-    labels = (item.label if given is None else given.get(item.uri) for item in missing if item.uri not in refused)
-    return sum(label is not None for label in labels)
+    names = {item.source for item in missing}
+    refused = {(name, uri) for name in names for uri, _ in store.quarantine(name)}
+    return sum(given.label_of(item) is not None for item in missing if (item.source, item.uri) not in refused)

@@ -20,10 +20,10 @@ from featcache.metrics.classification import ClassScore, confusion_matrix, per_c
 from featcache.store import FeatureStore
 from featcache.training import leakage, multilabel
 from featcache.training.bundle import Bundle, Prediction
-from featcache.training.dataset import Selection, SelectionOptions
 from featcache.training.fit import answers
 from featcache.training.label_notes import note_incomplete
 from featcache.training.scored_rows import choose_test_rows
+from featcache.training.selection import Selection, SelectionOptions
 
 if TYPE_CHECKING:
     from featcache.backbones import Backbone
@@ -133,6 +133,7 @@ def evaluate(
     dataset, rows, knows = on.dataset, on.rows, bool(len(bundle.trained_on))
     with choose(progress) as bar:
         note_incomplete(opened, dataset, bar)
+        dataset.tell_labels(bar)
     probabilities, predicted = answers(bundle, dataset, rows)
     y, groups = dataset.y[rows], dataset.groups[rows]
     overlap, near = None, None

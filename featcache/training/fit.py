@@ -133,6 +133,8 @@ def answers(bundle: Bundle, dataset: FeatureDataset, rows: np.ndarray) -> tuple[
         Probabilities (m, k), or None for a head without them; and labels (m,), or (m, k) bool with several labels per
         image.
     """
+    if not len(rows):
+        return np.zeros((0, len(bundle.classes))), dataset.y[rows]
     probabilities, predicted = [], []
     size = max(1, min(_BATCH, _BATCH_NUMBERS // bundle.width))
     for start in range(0, len(rows), size):

@@ -1,9 +1,7 @@
 """Which images a head is trained on, and which it is scored on.
 
-The source's own splits count. Without splits a hold-out is drawn once and kept in the catalogue, so that all heads of a
-source are scored on the same images. A head that keeps near-duplicates together cannot always use that hold-out; then
-it gets its own, and the one in the catalogue stays. Images that share content or a group with a training image are not
-scored.
+The source's own splits count. Without splits the store's hold-out is scored (`featcache.metrics.holdout`): by content,
+the same for all heads and sources. Images that share content or a group with a training image are not scored.
 """
 
 from __future__ import annotations
@@ -13,17 +11,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from featcache.core.errors import MissingVectorsError, StoreError, UnknownNameError, UsageError
+from featcache.core.errors import DamagedStoreError, MissingVectorsError, StoreError, UnknownNameError, UsageError
 from featcache.core.progress import Progress, counted
-from featcache.metrics import multilabel as multilabel_splits
-from featcache.metrics import splits
+from featcache.metrics import holdout
 from featcache.store import FeatureStore, sources
 from featcache.training import multilabel
 
 if TYPE_CHECKING:
     from featcache.training.dataset import FeatureDataset
 
-HOLDOUT = 0.2
+NOTHING = "nothing to score on"
+"""The protocol of a head without a score begins so."""
+_NAMED = 3
 
 
 def check_classes(dataset: FeatureDataset) -> None:
@@ -54,46 +53,64 @@ def train_test_split(
 ) -> tuple[np.ndarray, np.ndarray, str]:
     """Rows to train on, rows to score, and the protocol in words.
 
+    There may be nothing to score on; the protocol then begins with `NOTHING` and says why.
+
     Args:
-        dataset: labeled vectors of one source.
+        dataset: labeled vectors.
         split: the split to train on; ``train`` by default, if the source has splits.
-        seed: of the hold-out.
+        seed: of the store's hold-out, if none was drawn yet.
         store: keeps the hold-out in its catalogue; None to draw it each time.
-        progress: gets a note if the hold-out cannot be kept.
+        progress: gets notes: classes that are held out whole, or a hold-out that cannot be kept.
 
     Raises:
         UnknownNameError: no such split.
-        UsageError: no other split to score on, a group on both sides, only one class to train on, or nothing left to
-            score.
+        UsageError: a group on both sides, or fewer than two classes to train on.
     """
-    named = {item.split for item in dataset.items} - {None}
-    if named:
-        train_rows = split_rows(dataset, split or "train")
-        for other in ("test", "val"):
-            if other in named and other != (split or "train"):
-                test = split_rows(dataset, other)
-                return _without_leaks(
-                    dataset, train_rows, test, f"the source's own split {other!r}, {counted(len(test), 'items')}"
-                )
-        raise UsageError(
-            f"The source has the splits {', '.join(sorted(str(n) for n in named))}, but no 'test' or 'val' to score on "
-            f"besides {split or 'train'!r}. Add one with `featcache extract --split FILE`, or score with --cv 5."
-        )
-    if split is not None:
+    if has_splits(dataset):
+        train_rows, test_rows, protocol = _own_splits(dataset, split or "train")
+        if store is not None and (before := recorded_test(dataset, store)[train_rows].sum()):
+            protocol += f"; {learned_from(int(before))}"
+    elif split is not None:
         raise UnknownNameError(
             f"There is no split {split!r}: the source has no splits. Omit --split, or add splits with "
             "`featcache extract --split FILE`."
         )
-    parts, words = _holdout(dataset, seed, store, progress)
-    train_rows, test = np.flatnonzero(parts == "train"), np.flatnonzero(parts == "test")
-    if not len(test):
+    else:
+        train_rows, test_rows, protocol = _held_out(dataset, seed, store, progress)
+    names = sorted(set(dataset.y[train_rows].tolist())) if dataset.labels is None else dataset.labels
+    if len(names) < 2:
         raise UsageError(
-            f"Nothing can be held out of {counted(len(train_rows), 'labeled items')} to score a head on. Add images: "
-            "each class needs several that are not copies of one another."
-        )
-    return _without_leaks(
-        dataset, train_rows, test, f"a hold-out of {counted(len(test), 'items')} (one in five, {words})"
-    )
+            f"All training images have the class {names[0]!r}: the other classes are only in the part that is scored. "
+            "Change the split, or score with --cv 5."
+            if names else
+            "All labeled images are held out or belong together with held-out ones, so none is left to train on. Add "
+            "images, or score with --cv 5."
+        )  # fmt: skip
+    return train_rows, test_rows, protocol
+
+
+def has_splits(dataset: FeatureDataset) -> bool:
+    """Whether the source has splits of its own."""
+    return any(item.split is not None for item in dataset.items)
+
+
+def recorded_test(dataset: FeatureDataset, store: FeatureStore) -> np.ndarray:
+    """(n,) bool, which images some head of the store was scored on as its hold-out."""
+    sides = store.sides()
+    return np.array([sides.get(item.sha256, ("", ""))[0] == holdout.TEST for item in dataset.items], dtype=bool)
+
+
+def held_out(dataset: FeatureDataset, store: FeatureStore | None, seed: int = 0) -> np.ndarray:
+    """(n,) bool, which images the store holds out: by record and, without splits of the source, by the rule."""
+    if store is None or has_splits(dataset):
+        return np.zeros(len(dataset.items), bool) if store is None else recorded_test(dataset, store)
+    known, drawn_seed = _known(store)
+    return holdout.held_out(dataset.items, known, seed if drawn_seed is None else drawn_seed)
+
+
+def learned_from(count: int) -> str:
+    """In words, that a head has learned from held-out images."""
+    return f"the head has learned from {counted(count, 'items')} that the store holds out"
 
 
 def split_rows(dataset: FeatureDataset, split: str) -> np.ndarray:
@@ -109,20 +126,23 @@ def split_rows(dataset: FeatureDataset, split: str) -> np.ndarray:
     return rows
 
 
-def _without_leaks(
-    dataset: FeatureDataset, train_rows: np.ndarray, test: np.ndarray, protocol: str
-) -> tuple[np.ndarray, np.ndarray, str]:
-    """The same without the rows to score that share content or a link with a training row."""
-    names = sorted(set(dataset.y[train_rows].tolist())) if dataset.labels is None else dataset.labels
-    if len(names) < 2:
-        raise UsageError(
-            f"All training images have the class {names[0]!r}: the other classes are only in the part that is scored. "
-            "Change the split, or score with --cv 5."
+def _own_splits(dataset: FeatureDataset, split: str) -> tuple[np.ndarray, np.ndarray, str]:
+    """The source's own split to train on, and ``test`` or ``val`` without what belongs together with it."""
+    train_rows, named = split_rows(dataset, split), {item.split for item in dataset.items} - {None}
+    other = next((name for name in ("test", "val") if name in named and name != split), None)
+    if other is None:
+        names = ", ".join(sorted(map(str, named)))
+        return (
+            train_rows,
+            train_rows[:0],
+            (
+                f"{NOTHING}: the source has the splits {names}, but no 'test' or 'val' besides {split!r}. Add one with "
+                "`featcache extract --split FILE`, or score with --cv 5"
+            ),
         )
-    shared = np.isin(dataset.groups[test], dataset.groups[train_rows])
-    if not shared.any():
-        return train_rows, test, protocol
-    groups = {dataset.items[row].group for row in test[shared]} - {None}
+    test_rows = split_rows(dataset, other)
+    shared = np.isin(dataset.groups[test_rows], dataset.groups[train_rows])
+    groups = {dataset.items[row].group for row in test_rows[shared]} - {None}
     if len(dataset.links):
         # A link alone does not make it the user's mistake.
         groups &= {dataset.items[row].group for row in train_rows}
@@ -131,51 +151,69 @@ def _without_leaks(
             f"{len(groups)} groups are on both sides of the split (first: {min(map(str, groups))!r}), so the score "
             "would be too high. Put each group on one side, or score with --cv 5."
         )
-    if shared.all():
-        raise UsageError("Every image to score is a copy of a training image. Change the split.")
     copies = "copies and near-duplicates" if len(dataset.links) else "copies"
-    return train_rows, test[~shared], f"{protocol}, without {int(shared.sum())} {copies} of training images"
+    if shared.all():
+        return train_rows, test_rows[:0], f"{NOTHING}: the split {other!r} has only {copies} of training images"
+    without = f", without {int(shared.sum())} {copies} of training images" if shared.any() else ""
+    count = counted(len(test_rows), "items")
+    return train_rows, test_rows[~shared], f"the source's own split {other!r}, {count}{without}"
 
 
-def _holdout(
+def _held_out(
     dataset: FeatureDataset, seed: int, store: FeatureStore | None, progress: Progress
-) -> tuple[np.ndarray, str]:
-    """``train`` or ``test`` for each row, and how that was decided; kept in the catalogue."""
-    keys = splits.unit_keys(dataset.items, dataset.links)
-    kept: dict[bytes, str] = {}
-    if store is not None:
-        kept = store.holdout(dataset.items[0].source)
-    # Links make other groups, on which the hold-out of other heads must not depend.
-    shared = not (kept and len(dataset.links))
-    decided, torn = splits.decided_units(keys, [kept.get(item.sha256) for item in dataset.items])
-    words = "the same as for earlier heads" if decided else f"seed {seed}"
-    draw = splits.draw_holdout if dataset.labels is None else multilabel_splits.draw_holdout
-    parts = draw(dataset.y, keys, fraction=HOLDOUT, seed=seed, decided=decided)
-    if torn and list(parts.values()).count("test") < HOLDOUT / 2 * len(parts):
-        decided, words = {}, f"drawn again, because too many had near-duplicates on the other side; seed {seed}"
-        parts = draw(dataset.y, keys, fraction=HOLDOUT, seed=seed)
-    elif torn:
-        without = sum(
-            kept.get(item.sha256) == "test" and key in torn for item, key in zip(dataset.items, keys, strict=True)
-        )
-        words += f", without {without} that belong together with training images"
-    if dataset.labels is None:
-        learned = {str(label) for label, key in zip(dataset.y, keys, strict=True) if parts[key] == "train"}
-        relabeled = {key for label, key in zip(dataset.y, keys, strict=True) if str(label) not in learned}
+) -> tuple[np.ndarray, np.ndarray, str]:
+    """The sides by the store's hold-out, which is recorded in the catalogue."""
+    drawn, seed = _drawn(dataset, seed, store, progress)
+    train_rows, test_rows = np.flatnonzero(drawn.train), np.flatnonzero(drawn.test)
+    if len(test_rows):
+        words = f"a hold-out of {len(test_rows):,} of {counted(len(dataset.items), 'items')} (by content, seed {seed})"
     else:
-        relabeled = multilabel_splits.held_out_alone(dataset.y, keys, parts)
-    if relabeled:
-        # Labels changed after the draw, and all of a class is in the hold-out: draw that class again.
-        decided = {key: part for key, part in decided.items() if key not in relabeled}
-        parts = draw(dataset.y, keys, fraction=HOLDOUT, seed=seed, decided=decided)
-    if not shared:
-        if any(kept.get(item.sha256, parts[key]) != parts[key] for key, item in zip(keys, dataset.items, strict=True)):
-            words = f"this head's own, because near-duplicates are kept together: {words}"
-        return np.array([parts[key] for key in keys]), words
-    new = {item.sha256: parts[key] for key, item in zip(keys, dataset.items, strict=True)}
-    if store is not None and any(kept.get(sha256) != part for sha256, part in new.items()):
+        words = f"{NOTHING}: each class has one image, or copies of one"
+    if drawn.topped_up:
+        words += f"; {drawn.topped_up:,} of them taken because their class had none"
+    if neither := len(dataset.items) - len(train_rows) - len(test_rows):
+        words += f"; {counted(neither, 'items')} left out, because they belong together with held-out ones"
+    if drawn.unlearned:
+        names = [name if dataset.labels is None else dataset.labels[int(name)] for name in drawn.unlearned]
+        listed = ", ".join(map(repr, names[:_NAMED])) + (" …" if len(names) > _NAMED else "")
+        words += f"; not learned, because all their items are held out: {listed}"
+        progress.note(
+            f"Not learned, because all their items are held out: {listed}. Add images of them, or train with "
+            "--refit-all or --cv."
+        )
+    return train_rows, test_rows, words
+
+
+def _drawn(
+    dataset: FeatureDataset, seed: int, store: FeatureStore | None, progress: Progress
+) -> tuple[holdout.Holdout, int]:
+    """The sides of all rows and the seed of the hold-out, both settled in the catalogue."""
+    if store is None:
+        return holdout.draw(dataset.items, dataset.y, dataset.groups, {}, seed), seed
+    known, settled = _known(store)
+    while True:
+        seed = seed if settled is None else settled
+        drawn = holdout.draw(dataset.items, dataset.y, dataset.groups, known, seed)
+        if settled is not None and not drawn.records:
+            return drawn, seed
         try:
-            sources.save_holdout(store.path, dataset.items[0].source, new)
+            sources.save_holdout(store.path, seed, drawn.records)
         except StoreError as error:
             progress.note(f"The hold-out could not be kept in the store, so it may differ next time: {error}")
-    return np.array([parts[key] for key in keys]), words
+            return drawn, seed
+        # Another process may have been first: then what it recorded counts.
+        known, settled = _known(store)
+        if settled == seed and all(known.get(sha256) == part for sha256, (part, _) in drawn.records.items()):
+            return drawn, seed
+
+
+def _known(store: FeatureStore) -> tuple[dict[bytes, str], int | None]:
+    """The recorded sides, and the seed, or None before the first hold-out."""
+    seed = store.settings().get(holdout.SEED)
+    try:
+        settled = None if seed is None else int(seed)
+    except ValueError:
+        raise DamagedStoreError(
+            f"The setting {holdout.SEED} of {store.path} is {seed!r}, not a number. Run `featcache verify`."
+        ) from None
+    return {sha256: part for sha256, (part, _) in store.sides().items()}, settled

@@ -31,13 +31,15 @@ def note_labels(dataset: FeatureDataset, progress: Progress) -> None:
 
 
 def note_incomplete(store: FeatureStore | None, dataset: FeatureDataset, progress: Progress) -> None:
-    """Tell how many listed images of the dataset's source are not extracted yet, and which classes have none.
+    """Tell how many listed images of the dataset's sources are not extracted yet, and which classes have none.
 
     Args:
         store: where it comes from; None if from a file.
-        dataset: of one source.
+        dataset: of one or more sources.
         progress: gets the notes.
     """
-    if store is not None and dataset.items[0].source in store.sources():
-        for note in store.incomplete(dataset.items[0].source):
+    if store is None:
+        return
+    for source in sorted({item.source for item in dataset.items} & store.sources().keys()):
+        for note in store.incomplete(source):
             progress.note(note)

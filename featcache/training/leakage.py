@@ -117,6 +117,8 @@ def guard(
     side = np.full(len(dataset.y), -1, dtype=np.int64)
     for number, rows in enumerate(sides):
         side[rows] = number
+    if scored is not None and not len(scored):
+        found = near_duplicates.NOTHING
     if found is None:
         found = search(dataset, np.flatnonzero(side >= 0), scored=scored, seed=seed, progress=progress)
     return LeakageReport(found, side)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from featcache.metrics.multilabel import LabelScore, MultilabelScores
     from featcache.training.dataset import FeatureDataset
 
-_METRICS = ("mean_average_precision", "micro_f1", "macro_f1", "exact_match", "log_loss")
+METRICS = ("mean_average_precision", "micro_f1", "macro_f1", "exact_match", "log_loss")
 HINT = (
     f"Some labels contain {SEPARATOR!r} and are used as they are. If it separates several labels of one image, use "
     "`featcache train --task multilabel`; a sweep takes one label per image."
@@ -64,11 +64,11 @@ class MultilabelReport(HtmlTable):
 def evaluated(scores: MultilabelScores, **others: Any) -> MultilabelReport:
     """The report of `evaluate`, from scores and its other fields."""
     score, _ = reported(scores)
-    found = {name: getattr(scores, name) for name in _METRICS}
+    found = {name: getattr(scores, name) for name in METRICS}
     return MultilabelReport(
         n=scores.n,
         **score,
-        **{name: found[name].value for name in _METRICS[1:]},
+        **{name: found[name].value for name in METRICS[1:]},
         intervals={name: value.bounds for name, value in found.items()},
         **others,
     )
@@ -142,5 +142,5 @@ def unscored(dataset: FeatureDataset, rows: np.ndarray, classes: Sequence[str]) 
 
 def reported(scores: MultilabelScores) -> tuple[dict[str, Any], dict[str, Any]]:
     """The main score, as ``mean_average_precision``, ``low``, ``high``; and the others by name."""
-    others = {name: getattr(scores, name).to_dict() for name in _METRICS[1:]}
+    others = {name: getattr(scores, name).to_dict() for name in METRICS[1:]}
     return scores.mean_average_precision.to_dict("mean_average_precision"), others

@@ -38,6 +38,7 @@ def report_fields(
         "n": bundle.fitted_on,
         "without_vectors": dataset.without_vectors,
         "without_labels": dataset.without_labels,
+        "labels": dataset.label_counts,
         "unscored": multilabel.unscored(dataset, rows, bundle.classes),
         **scores,
         "score": {**scores["score"], "n": len(rows), "protocol": protocol},
@@ -64,6 +65,9 @@ def score_fields(
 ) -> dict[str, Any]:
     """The main ``score`` and the others, as fields of the report."""
     y, groups = dataset.y[rows], dataset.groups[rows]
+    if not len(rows):
+        score, others = unknown_scores(several=dataset.labels is not None)
+        return {"score": score, **others}
     if dataset.labels is not None:
         assert probabilities is not None
         score, others = multilabel.reported(multilabel_metrics.score(y, probabilities, units=groups, seed=seed))
@@ -75,6 +79,14 @@ def score_fields(
         "macro_f1": scores.macro_f1.to_dict(),
         "log_loss": (scores.log_loss or UNKNOWN).to_dict(),
     }
+
+
+def unknown_scores(*, several: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The main score and the others, as None throughout, of a head that nothing was left to score on."""
+    if several:
+        return UNKNOWN.to_dict("mean_average_precision"), {name: UNKNOWN.to_dict() for name in multilabel.METRICS[1:]}
+    names = ("balanced_accuracy", "macro_f1", "log_loss")
+    return UNKNOWN.to_dict("accuracy"), {name: UNKNOWN.to_dict() for name in names}
 
 
 def describe_views(views: Sequence[str]) -> str:

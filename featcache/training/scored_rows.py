@@ -10,8 +10,8 @@ import numpy as np
 
 from featcache.core.errors import MissingVectorsError, RecipeMismatchError
 from featcache.training import multilabel
-from featcache.training.dataset import FeatureDataset, Selection
-from featcache.training.holdout import split_rows
+from featcache.training.dataset import FeatureDataset
+from featcache.training.holdout import held_out, learned_from, split_rows
 from featcache.training.image_dataset import image_vectors
 from featcache.training.partial_model import PartialModel
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from featcache.backbones import Backbone
     from featcache.store import FeatureStore
     from featcache.training.bundle import Bundle
+    from featcache.training.selection import Selection
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +70,13 @@ def choose_test_rows(
         np.array([any(head.overlap([item.sha256]) for head in heads) for item in dataset.items], dtype=bool)
         for heads in ([bundle], [bundle, *others])
     )
+    aside = held_out(dataset, store)
+    told = f"; {learned_from(count)}" if (count := int((aside & seen).sum())) else ""
     split = select.split
     if split is None and any(item.split == "test" for item in dataset.items):
         split = "test"
     if split is not None:
-        return TestRows(dataset, split_rows(dataset, split), seen, f"the split {split!r}")
+        return TestRows(dataset, split_rows(dataset, split), seen, f"the split {split!r}{told}")
     known = np.isin(dataset.groups, dataset.groups[taken])
     rows, mates = np.flatnonzero(~known), int((known & ~taken).sum())
     if not len(rows):
@@ -86,7 +89,7 @@ def choose_test_rows(
     if mates:
         protocol += f", without {mates} whose group has items that {'one' if others else 'it'} was trained on"
     trained = any(len(head.trained_on) for head in (bundle, *others))
-    return TestRows(dataset, rows, seen, protocol if trained else "all labeled items")
+    return TestRows(dataset, rows, seen, protocol + told if trained else "all labeled items")
 
 
 def dataset_for(
@@ -100,7 +103,7 @@ def dataset_for(
         )
     select = select.all_splits()
     if bundle.weights is not None and select.space is None:
-        return image_vectors(bundle, store, source=select.source, labels=select.labels, backbone=backbone)
+        return image_vectors(bundle, store, select, backbone=backbone)
     if select.space is None:
         matching = [s for s in store.spaces if s.recipe == bundle.recipe]
         select = replace(select, space=matching[0].fingerprint if matching else None)

@@ -9,7 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import Any, Unpack
+
+import numpy as np
 
 from featcache.core.arguments import checked
 from featcache.core.errors import FeatcacheError, MissingVectorsError
@@ -20,15 +22,13 @@ from featcache.heads import Head, resolve_head
 from featcache.metrics import splits
 from featcache.store import FeatureStore
 from featcache.training.all_blocks import with_all_blocks
-from featcache.training.dataset import FeatureDataset, Selection, SelectionOptions
+from featcache.training.dataset import FeatureDataset
 from featcache.training.holdout import check_classes, train_test_split
 from featcache.training.label_notes import note_incomplete, note_labels
+from featcache.training.selection import Selection, SelectionOptions
 from featcache.training.sweep_cells import Cell, KnownCells, compute, digest_of_items, key_of
 from featcache.training.sweep_report import SweepReport, called, draw, markdown, ranked
 from featcache.training.train import train
-
-if TYPE_CHECKING:
-    import numpy as np
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +116,7 @@ def _content(dataset: FeatureDataset) -> str:
 
 RUNS = "runs"
 FOLDS = 5
+_NOTHING = "no two classes have two independent images, so there is nothing to choose by"
 QUICK = ("softmax", "ridge", "centroid", "knn")
 """The heads that are swept by default."""
 
@@ -135,8 +136,9 @@ def sweep(
     Each pair is scored by out-of-fold predictions of 5 folds (fewer if a class has fewer independent images) on the
     training part: the split ``train``, or what is not in the hold-out that all heads of the source share. The lowest
     log-loss wins; a head without probabilities wins if its accuracy is higher than that of the lowest log-loss. The
-    winner is fitted on the training part and scored on the rest. All on view 0, so that layers stored in different
-    views can be compared.
+    winner is fitted on the training part and scored on the rest. Classes of one independent image take no part in the
+    choice; where no two classes have more, the first head and layer set are taken. All on view 0, so that layers stored
+    in different views can be compared.
 
     Results are kept in the store's folder ``runs``, each pair under a hash of everything it depends on. A second sweep,
     or one that was stopped, computes only what is new; an estimator of another package than scikit-learn is computed
@@ -158,7 +160,7 @@ def sweep(
 
     Raises:
         UnknownNameError: no such head or layer.
-        UsageError: fewer than two classes, or a class with too few images for cross-validation.
+        UsageError: fewer than two classes.
         MissingVectorsError: no labeled image has vectors.
         FeatcacheError: no pair could be scored.
 
@@ -179,10 +181,13 @@ def sweep(
         check_classes(dataset)
         note_labels(dataset, bar)
         train_rows, _, _ = train_test_split(dataset, select.split, seed, opened, bar)
+        compared, left_out = _comparable_rows(dataset, train_rows)
+        if left_out and len(compared):
+            bar.note(f"Classes of one independent image take no part in the choice: {', '.join(map(repr, left_out))}.")
         cells, makers = _Sweep(
             read=lambda names: FeatureDataset.from_store(opened, names, select.all_splits()),
             dataset=dataset,
-            train_rows=train_rows,
+            train_rows=compared,
             fingerprint=opened.space(select.space).fingerprint,
             known=KnownCells(runs / "cells"),
             seed=seed,
@@ -190,7 +195,7 @@ def sweep(
         ).over(sets, chosen)
         order = ranked(cells)
         winner = order[0]
-        if winner.accuracy is None:
+        if winner.accuracy is None and len(compared):
             raise FeatcacheError(f"No head could be scored. The first one, {winner.head}: {winner.problem}")
         maker = next(head for head, cell in zip(makers, cells, strict=True) if cell is winner)
         bundle = train(opened, maker, layers=winner.layers, seed=seed, views="first", progress=bar, **selection)
@@ -200,8 +205,9 @@ def sweep(
             winner={"head": winner.head, "layers": winner.layers, "chosen": bundle.chosen},
             score=plain({**bundle.report["score"], "log_loss": bundle.report["log_loss"]["value"]}),
             near_duplicates=plain(bundle.report["near_duplicates"]),
-            folds=_usable_folds(dataset, train_rows),
-            n=len(train_rows),
+            folds=_usable_folds(dataset, compared),
+            n=len(compared),
+            left_out=left_out,
             computed=sum(not cell.reused and cell.problem is None for cell in cells),
             reused=sum(cell.reused for cell in cells),
             seconds=time.monotonic() - began,
@@ -241,7 +247,10 @@ class _Sweep:
         """All cells, and the head of each."""
         y, groups = self.dataset.y[self.train_rows], self.dataset.groups[self.train_rows]
         folds = _usable_folds(self.dataset, self.train_rows)
-        drawn = splits.folds(y, groups, folds or FOLDS, self.seed)  # raises if there are too few images for folds
+        if not folds:
+            first = next(one for one in sets if one.problem is None)
+            return [Cell(head.name, first.names, problem=_NOTHING) for head in heads], list(heads)
+        drawn = splits.folds(y, groups, folds, self.seed)
         items = digest_of_items(self.dataset.subset(self.train_rows), drawn)
         made_of = {"recipe": self.fingerprint, "items": items, "folds": folds}
         cells, makers = [], []
@@ -273,8 +282,19 @@ class _Sweep:
             self.progress.note(f"{cell.head} on {called(cell.layers)} could not be kept: {error.strerror or error}.")
 
 
-def _usable_folds(dataset: FeatureDataset, train_rows: np.ndarray) -> int:
-    return splits.usable_k(dataset.y[train_rows], dataset.groups[train_rows], FOLDS)
+def _comparable_rows(dataset: FeatureDataset, train_rows: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """The training rows that heads can be compared on, and the classes that have too few independent images for it.
+
+    No row is left where fewer than two classes are.
+    """
+    y, groups = dataset.y[train_rows], dataset.groups[train_rows]
+    few = [name for name in np.unique(y) if len(np.unique(groups[y == name])) < 2]
+    kept = train_rows[~np.isin(y, few)]
+    return (kept if len(np.unique(dataset.y[kept])) > 1 else kept[:0]), [str(name) for name in few]
+
+
+def _usable_folds(dataset: FeatureDataset, rows: np.ndarray) -> int:
+    return splits.usable_k(dataset.y[rows], dataset.groups[rows], FOLDS) if len(rows) else 0
 
 
 def _words(error: Exception) -> str:

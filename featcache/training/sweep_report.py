@@ -28,7 +28,8 @@ class SweepReport(HtmlTable):
         near_duplicates: among the training part and those images, as in the report of a head: ``pairs``, of these
             ``across``, ``threshold``, ``examples``, ``note``.
         folds: of the cross-validation by which the winner was chosen.
-        n: images in the training part.
+        n: images in the training part that the choice is based on.
+        left_out: classes that took no part in the choice, as they have one independent image.
         computed, reused: cells computed in this run, and taken from earlier ones.
         seconds: of the whole run.
         bundle: the winner, fitted on the training part.
@@ -42,6 +43,7 @@ class SweepReport(HtmlTable):
     near_duplicates: dict[str, Any]
     folds: int
     n: int
+    left_out: list[str]
     computed: int
     reused: int
     seconds: float
@@ -98,9 +100,11 @@ def markdown(report: SweepReport) -> str:
             ]
         lines.append("| " + " | ".join(map(_cell, [cell.head, " + ".join(cell.layers), *shown])) + " |")
     lines += [
+        *[f"Left out of the choice, with one independent image: {_cell(name)}." for name in report.left_out],
         "",
         f"**Winner: {_cell(report.winner['head'])} on {_cell(' + '.join(report.winner['layers']))}.** "
-        "Its score above took part in the choice, so it is a little too high. On items that took no part "
+        + ("Its score above took part in the choice, so it is a little too high. " if report.folds else "")
+        + "On items that took no part "
         f"({_cell(score['protocol'])}): accuracy {_value(100, 1, score['accuracy'], score['low'], score['high'], ' %')}"
         + (f", log-loss {score['log_loss']:.3f}." if score["log_loss"] is not None else "."),
     ]

@@ -24,11 +24,12 @@ from featcache.metrics.calibration import expected_calibration_error
 from featcache.store import FeatureStore
 from featcache.training import leakage, multilabel
 from featcache.training.all_blocks import with_all_blocks
-from featcache.training.dataset import FeatureDataset, Selection, SelectionOptions
+from featcache.training.dataset import FeatureDataset
 from featcache.training.fit import answers, fit
-from featcache.training.holdout import check_classes, split_rows, train_test_split
+from featcache.training.holdout import check_classes, has_splits, held_out, learned_from, split_rows, train_test_split
 from featcache.training.label_notes import note_incomplete, note_labels
 from featcache.training.report import describe_views, report_fields, score_fields, uncalibrated
+from featcache.training.selection import Selection, SelectionOptions
 
 if TYPE_CHECKING:
     from featcache.training.bundle import Bundle
@@ -56,7 +57,9 @@ def train(
     alone. All views of an image are on one side of every split and fold.
 
     The head is scored, in this order: with ``cv``, on every image, by the fold that did not see it; on the source's own
-    split ``test``, else ``val``; without splits, on a hold-out of one fifth.
+    split ``test``, else ``val``; without splits, on the store's hold-out, about one image in five, which is the same
+    for all heads (`featcache.metrics.holdout`). Where nothing can be scored, such as one image per class, the head is
+    fitted all the same; its score is None and the protocol says why.
 
     Args:
         store: a store or its path, or an HDF5 or NumPy file with ``features`` and ``labels``.
@@ -70,18 +73,18 @@ def train(
             mean square over the images the head is fitted on. ``all-blocks`` is every block of the network and
             ``pooled``, on view 0; blocks that are not stored are extracted first.
         cv: score by this many outer folds; the returned head is fitted on all images.
-        seed: of the hold-out, the folds and the head.
+        seed: of the folds and the head; and of the hold-out, if the store has none yet.
         refit_all: after scoring, fit again on all images and return that head.
         class_weight: ``"balanced"`` to weigh all classes the same, or a weight per label; for the heads
             `featcache.heads.WEIGHING` and estimators with that parameter.
         group_near_duplicates: keep near-duplicates (`featcache.metrics.near_duplicates`) on one side of every split
-            and fold. If the hold-out of earlier heads separates some, this head gets its own, as its protocol says.
-            Without this, near-duplicates across the split are counted in the report.
+            and fold. Those of a held-out image are neither learned from nor scored. Without this, near-duplicates
+            across the split are counted in the report.
         views: ``all`` stored views of the layers, ``first`` for view 0 alone, or names of views to use in addition to
             view 0.
         progress: True for a bar, False for none, None for a bar on a terminal, or an object to report to.
-        **selection: ``source``, ``space`` and ``labels`` of `Selection`; and ``split``, the split to train on
-            (``train`` by default, if the source has splits).
+        **selection: ``source``, ``space``, ``labels`` and ``labels_only`` of `Selection`; and ``split``, the split to
+            train on (``train`` by default, if the source has splits).
 
     Returns:
         A `Bundle`. Its ``report`` has the score with interval and protocol; the number of images left out, labeled
@@ -109,6 +112,7 @@ def train(
     with choose(progress) as bar:
         chosen = views == "all" if isinstance(views, str) else list(views)
         dataset, opened = _dataset(store, layers, select, chosen, bar)
+        dataset.tell_labels(bar)
         if task == "multilabel":
             dataset = multilabel.several_labels(dataset)
         elif any(SEPARATOR in label for label in set(dataset.y.tolist())):
@@ -124,16 +128,18 @@ def train(
             dataset = dataset.linked(near.pairs)
             if near.note is not None:
                 bar.note(f"Near-duplicates could not be grouped: {near.note}.")
-        folds = None
+        folds, of_store = None, held_out(dataset, opened, seed) if cv is not None or refit_all else np.zeros(0, bool)
         if cv is not None:
             test = np.arange(len(dataset.y)) if select.split is None else split_rows(dataset, select.split)
             draw = splits.folds if dataset.labels is None else multilabel_splits.folds
             folds = draw(dataset.y[test], dataset.groups[test], cv, seed)
             sides = [test[fold] for _, fold in folds]
             protocol = f"{cv}-fold cross-validation; the head saved is fitted on all {len(test)} items"
+            learned = test
         else:
             train_rows, test, protocol = train_test_split(dataset, select.split, seed, opened, bar)
             sides = [train_rows, test]
+            learned = train_rows
         resolved.start_import()  # in the background, while near-duplicates are searched
         leaked = leakage.guard(
             dataset, sides, scored=test if folds is None else None, found=near, seed=seed, progress=bar
@@ -149,15 +155,18 @@ def train(
         probabilities, predicted, raw_confidence = predictions
         scores = score_fields(dataset, test, probabilities, predicted, bundle.classes, seed)
         if refit_all and folds is None:
-            bundle = fit(dataset, np.union1d(train_rows, test), resolved, progress=bar)
-            protocol += "; the head saved was fitted again on all items"
+            learned = np.union1d(train_rows, test) if has_splits(dataset) else np.arange(len(dataset.y))
+            bundle = fit(dataset, learned, resolved, progress=bar)
+            protocol += f"; the head saved was fitted again on all {len(learned)} items"
+        if len(of_store) and (count := int(of_store[learned].sum())):
+            protocol += f"; {learned_from(count)}"
         bar.finish()
     if len(dataset.views) > 1:
         protocol += f"; trained on {describe_views(dataset.views)} of each image, scored on view 0"
     if bundle.report["calibration"] is not None and probabilities is not None:
         right = predicted == dataset.y[test]
         for name, p in (("ece_before", raw_confidence), ("ece_after", probabilities)):
-            bundle.report["calibration"][name] = expected_calibration_error(p, right)
+            bundle.report["calibration"][name] = expected_calibration_error(p, right) if len(test) else None
     bundle.report |= report_fields(bundle, dataset, test, scores, protocol)
     bundle.report |= {
         "layers": [use.name for use in bundle.layers],
@@ -242,8 +251,8 @@ def _dataset(
 ) -> tuple[FeatureDataset, FeatureStore | None]:
     """The labeled vectors of a store, or of a plain file, and the store."""
     if isinstance(store, (str, Path)) and Path(store).is_file():
-        given = {"layers": layers, "source": select.source, "space": select.space, "labels": select.labels}
-        if ignored := [name for name, value in given.items() if value is not None]:
+        options = {name: getattr(select, name) for name in ("source", "space", "labels", "labels_only")}
+        if ignored := [name for name, value in {"layers": layers, **options}.items() if value is not None]:
             raise UsageError(f"{store} is a file of features and has no {' or '.join(ignored)} to choose. Omit that.")
         return FeatureDataset.from_file(Path(store)), None
     opened, named = with_all_blocks(FeatureStore.open(store), layers, select, progress)

@@ -28,8 +28,10 @@ from featcache.finetuning.advise.trials import try_depth, try_heads
 from featcache.heads import resolve_head
 from featcache.metrics.splits import folds
 from featcache.training.activations import StoredItems
-from featcache.training.dataset import FeatureDataset, Selection
+from featcache.training.dataset import FeatureDataset
 from featcache.training.leakage import folds_without_leakage
+from featcache.training.selection import Selection
+from tests.training.sides import sides_of
 
 from .advise_making import names_of, outcome, reason_of, store_of, synthetic
 
@@ -95,7 +97,7 @@ def accuracy_by_hand(vectors: np.ndarray, y: np.ndarray) -> float:
 
 def test_heads_on_pooled_learn_from_all_views_and_blocks_from_one(early: tuple[Path, Advice]) -> None:
     path, found = early
-    parts = fc.open(path).holdout("images")
+    parts = sides_of(path, "images")
     X, y, items = fc.open(path).arrays(layers="pooled", views=True)
     trained = np.array([parts[item.sha256] == "train" for item in items])
     vectors, y = X[trained].reshape(12, 3, -1), y[trained].reshape(12, 3)[:, 0]
@@ -120,7 +122,7 @@ def without_times(advice: Advice) -> object:
 def test_the_hold_out_takes_no_part_and_the_seed_decides(tmp_path: Path) -> None:
     path = synthetic(tmp_path / "t.fcache", 20, early=5.0, last=0.0)
     found = advise(path, budget=1e-6, progress=False)
-    parts = fc.open(path).holdout("images")
+    parts = sides_of(path, "images")
     assert found.held_out == list(parts.values()).count("test") == 8
     assert {measured["items"] for measured in found.strategies} == {32}
     # Other vectors of the held-out items, and nothing changes.

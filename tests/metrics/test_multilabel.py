@@ -6,8 +6,6 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, f1_score, log_loss, precision_recall_fscore_support
 
 from featcache.core.errors import UsageError
@@ -101,52 +99,6 @@ def test_without_items_there_is_no_score() -> None:
         multilabel.score(np.zeros((0, 3), bool), np.zeros((0, 3)))
 
 
-def names(n: int) -> list[str]:
-    return [f"sha256:{i:04}" for i in range(n)]
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_every_label_is_held_out_in_its_share(seed: int) -> None:
-    Y, _ = problem(400, 6, seed)
-    parts = multilabel_splits.draw_holdout(Y, names(400), seed=seed)
-    test = np.array([parts[name] == "test" for name in names(400)])
-    np.testing.assert_allclose(Y[test].sum(axis=0) / Y.sum(axis=0), 0.2, atol=0.06)
-    assert test.mean() == pytest.approx(0.2, abs=0.05)
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.integers(0, 10_000), st.integers(2, 40), st.integers(1, 6), st.integers(1, 3))
-def test_units_stay_whole_and_labels_are_on_both_sides(seed: int, n: int, k: int, size: int) -> None:
-    rng = np.random.default_rng(seed)
-    Y = rng.random((n, k)) < 0.3
-    Y[np.arange(n), rng.integers(0, k, n)] = True
-    keys = [f"group:{i // size}" for i in range(n)]
-    parts = multilabel_splits.draw_holdout(Y, keys, seed=seed)
-    assert set(parts) == set(keys)
-    has = {key: Y[[i for i in range(n) if keys[i] == key]].any(axis=0) for key in parts}
-    for label in range(k):
-        sides = {parts[key] for key in parts if has[key][label]}
-        mine = [key for key in parts if has[key][label]]
-        if len(mine) < 2 or len(sides) == 2:
-            continue
-        # No single unit can be moved over without emptying a side for another of its labels.
-        (side,) = sides
-        for key in mine:
-            left = [has[other] for other in parts if other != key and parts[other] == side]
-            assert (has[key] & ~np.any(left, axis=0)).any()
-
-
-def test_the_draw_depends_on_names_alone_and_what_was_decided_stays() -> None:
-    Y, _ = problem(100, 4)
-    keys, order = names(100), np.random.default_rng(0).permutation(100)
-    parts = multilabel_splits.draw_holdout(Y, keys)
-    assert multilabel_splits.draw_holdout(Y[order], [keys[i] for i in order]) == parts
-    assert multilabel_splits.draw_holdout(Y, keys, seed=1) != parts
-    decided = {key: parts[key] for key in keys[:60]}
-    again = multilabel_splits.draw_holdout(Y, keys, seed=9, decided=decided)
-    assert {key: again[key] for key in decided} == decided
-
-
 @pytest.mark.parametrize("size", [1, 4])
 def test_folds_share_every_label_out(size: int) -> None:
     Y, _ = problem(300, 5)
@@ -166,13 +118,6 @@ def test_folds_are_none_empty() -> None:
         multilabel_splits.folds(Y, np.arange(5), 6)
     with pytest.raises(UsageError, match="at least 2 folds"):
         multilabel_splits.folds(Y, np.arange(5), 1)
-
-
-def test_units_whose_label_is_held_out_alone() -> None:
-    Y = np.array([[1, 0], [1, 0], [0, 1], [1, 1]], bool)
-    parts = {"a": "train", "b": "test", "c": "test", "d": "test"}
-    assert multilabel_splits.held_out_alone(Y, list("abcd"), parts) == {"c", "d"}
-    assert multilabel_splits.held_out_alone(Y, list("abcd"), parts | {"d": "train"}) == set()
 
 
 def test_one_unit_has_wilsons_interval_for_exact_matches_alone() -> None:

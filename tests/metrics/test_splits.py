@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sklearn.model_selection import StratifiedGroupKFold
 
 from featcache.core.errors import UsageError
-from featcache.metrics.splits import decided_units, draw_holdout, folds, unit_keys, units, usable_k
+from featcache.metrics.splits import folds, set_aside, units, usable_k
 
 if TYPE_CHECKING:
     import random
@@ -42,15 +42,11 @@ def test_content_and_group_link_in_chains() -> None:
     # 0 and 1 share their content, 1 and 2 their group, 2 and 3 their content: all four are one unit.
     items = [thing(1), thing(1, "p"), thing(2, "p"), thing(2), thing(3), thing(4, "q"), thing(5, "q"), thing(6)]
     assert units(items).tolist() == [0, 0, 0, 0, 1, 2, 2, 3]
-    assert unit_keys(items) == [
-        *["group:p"] * 4, f"sha256:{items[4].sha256.hex()}", "group:q", "group:q", f"sha256:{items[7].sha256.hex()}"
-    ]  # fmt: skip
 
 
 def test_one_content_in_two_groups_joins_the_groups() -> None:
     items = [thing(1, "q"), thing(2, "p"), thing(3, "q"), thing(3, "p"), thing(4, "r")]
     assert units(items).tolist() == [0, 0, 0, 0, 1]
-    assert unit_keys(items) == ["group:p"] * 4 + ["group:r"]
 
 
 def test_a_group_called_like_a_hash_is_no_content() -> None:
@@ -77,11 +73,7 @@ def test_units_are_the_connected_components(items: list[Thing]) -> None:
 def test_links_join_units_in_chains() -> None:
     items = [thing(1), thing(2, "p"), thing(3), thing(4), thing(4), thing(5, "p")]
     assert units(items, [(0, 1), (2, 3)]).tolist() == [0, 0, 1, 1, 1, 0]
-    keys = unit_keys(items, [(0, 1), (2, 3)])
-    assert keys == [
-        *["group:p"] * 2, *[min(f"sha256:{items[i].sha256.hex()}" for i in (2, 3))] * 3, "group:p"
-    ]  # fmt: skip
-    assert unit_keys(items, [(3, 2), (1, 0)]) == keys
+    assert units(items, [(3, 2), (1, 0)]).tolist() == [0, 0, 1, 1, 1, 0]
 
 
 @given(THINGS, st.lists(st.tuples(st.integers(0, 29), st.integers(0, 29)), max_size=8))
@@ -95,22 +87,6 @@ def test_links_are_like_common_groups(items: list[Thing], links: list[tuple[int,
     assert len(set(zip(found.tolist(), numbers, strict=True))) == len(set(numbers)) == len(set(found.tolist()))
 
 
-def test_units_that_an_earlier_draw_tore_apart_are_learned_from() -> None:
-    keys = ["u", "u", "v", "v", "w", "w", "x"]
-    parts = ["test", "train", "train", "test", "test", None, None]
-    assert decided_units(keys, parts) == ({"u": "train", "v": "train", "w": "test"}, {"u", "v"})
-
-
-@given(THINGS, st.randoms(use_true_random=False))
-def test_keys_do_not_depend_on_the_order(items: list[Thing], rng: random.Random) -> None:
-    order = list(range(len(items)))
-    rng.shuffle(order)
-    keys = unit_keys(items)
-    assert unit_keys([items[i] for i in order]) == [keys[i] for i in order]
-    numbers = units(items)
-    assert len(set(keys)) == len(set(numbers.tolist())) == len(set(zip(keys, numbers.tolist(), strict=True)))
-
-
 def majority(labeled: list[tuple[str, str]]) -> dict[str, str]:
     """The most frequent label of each key, the smallest of equals."""
     labels: dict[str, list[str]] = {}
@@ -119,26 +95,26 @@ def majority(labeled: list[tuple[str, str]]) -> dict[str, str]:
     return {key: min(set(found), key=lambda name: (-found.count(name), name)) for key, found in labels.items()}
 
 
-def draw(labeled: list[tuple[str, str]], **options: object) -> dict[str, str]:
-    return draw_holdout([label for label, _ in labeled], [key for _, key in labeled], **options)  # type: ignore[arg-type]
+def drawn(labeled: list[tuple[str, str]], fraction: float = 0.2, seed: int = 0) -> dict[str, bool]:
+    return set_aside([label for label, _ in labeled], [key for _, key in labeled], fraction, seed)
 
 
 @given(LABELLED, st.floats(0.05, 0.95), st.integers(0, 5))
 def test_each_class_gives_its_fraction_and_keeps_one(
     labeled: list[tuple[str, str]], fraction: float, seed: int
 ) -> None:
-    parts = draw(labeled, fraction=fraction, seed=seed)
+    aside = drawn(labeled, fraction, seed)
     labels = majority(labeled)
-    assert parts.keys() == labels.keys()
+    assert aside.keys() == labels.keys()
     for name in set(labels.values()):
-        sides = [parts[key] for key in labels if labels[key] == name]
-        test = sides.count("test")
-        assert sides.count("train") == len(sides) - test >= 1
-        if len(sides) == 1:
-            assert test == 0
+        of_class = [aside[key] for key in labels if labels[key] == name]
+        count = sum(of_class)
+        assert len(of_class) - count >= 1
+        if len(of_class) == 1:
+            assert count == 0
         else:
-            assert test >= 1
-            assert test in (1, len(sides) - 1) or abs(test - fraction * len(sides)) <= 0.5
+            assert count >= 1
+            assert count in (1, len(of_class) - 1) or abs(count - fraction * len(of_class)) <= 0.5
 
 
 @given(LABELLED, st.integers(0, 5), st.randoms(use_true_random=False))
@@ -147,40 +123,12 @@ def test_the_order_of_the_items_is_irrelevant(
 ) -> None:  # fmt: skip
     shuffled = labeled.copy()
     rng.shuffle(shuffled)
-    assert draw(shuffled, seed=seed) == draw(labeled, seed=seed)
-
-
-@given(LABELLED, LABELLED, st.integers(0, 5))
-def test_more_items_move_nothing_that_is_decided(
-    first: list[tuple[str, str]], more: list[tuple[str, str]], seed: int
-) -> None:
-    decided = draw(first)
-    parts = draw(first + more, decided=decided, seed=seed)
-    assert {key: parts[key] for key in decided} == decided
-    assert parts.keys() == {key for _, key in first + more}
-
-
-@given(LABELLED, st.dictionaries(st.integers(0, 40).map(str), st.sampled_from(["train", "test"])))
-def test_whatever_is_decided_stays_and_no_other_key_comes_in(
-    labeled: list[tuple[str, str]], decided: dict[str, str]
-) -> None:
-    parts = draw(labeled, decided=decided)
-    keys = {key for _, key in labeled}
-    assert parts.keys() == keys
-    assert all(parts[key] == part for key, part in decided.items() if key in keys)
-
-
-def test_new_units_fill_up_what_is_missing() -> None:
-    first = [("a", str(i)) for i in range(10)]
-    decided = draw(first)
-    assert list(decided.values()).count("test") == 2
-    parts = draw(first + [("a", str(i)) for i in range(10, 20)], decided=decided)
-    assert list(parts.values()).count("test") == 4
+    assert drawn(shuffled, seed=seed) == drawn(labeled, seed=seed)
 
 
 def test_another_seed_is_another_draw() -> None:
     labeled = [("ab"[i % 2], str(i)) for i in range(100)]
-    assert len({tuple(sorted(draw(labeled, seed=seed).items())) for seed in range(5)}) == 5
+    assert len({tuple(sorted(drawn(labeled, seed=seed).items())) for seed in range(5)}) == 5
 
 
 PROBLEMS = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 14)), min_size=20, max_size=80)

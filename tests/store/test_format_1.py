@@ -135,7 +135,7 @@ def test_readers_go_on_while_the_store_is_migrated(store: Path) -> None:
         thread.join()
     assert problems == []
     assert opened.pending("images") == []
-    save_holdout(store, "images", {bytes(32): "test"})
+    save_holdout(store, 0, {bytes(32): ("test", "topped up")})
     assert bytes(32) in opened.sides()  # the views are gone: it is the new table that is read
     assert opened.catalogue.format == schema.STORE_FORMAT
 

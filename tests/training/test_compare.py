@@ -36,13 +36,17 @@ def guess(store: Path) -> fc.Bundle:
     return fc.train(store, DummyClassifier(strategy="constant", constant="cats"), progress=False)
 
 
+CATS, SCORED = 4, 10
+"""Of the 40 images the cats in the hold-out, and all of it."""
+
+
 def test_the_better_head_is_told(store: Path, good: fc.Bundle, guess: fc.Bundle) -> None:
     found = fc.compare(good, guess, store)
     alone = fc.evaluate(good, store, progress=False)
-    assert (found.n, found.overlap) == (alone.n, 0) == (8, 0)
+    assert (found.n, found.overlap) == (alone.n, 0) == (SCORED, 0)
     assert found.protocol == "the items that neither head was trained on"
-    assert (found.accuracy.a, found.accuracy.b) == (alone.accuracy, 0.5)
-    assert found.accuracy.difference == alone.accuracy - 0.5
+    assert (found.accuracy.a, found.accuracy.b) == (alone.accuracy, CATS / SCORED)
+    assert found.accuracy.difference == alone.accuracy - CATS / SCORED
     assert found.accuracy.better > 0.95
     assert found.log_loss is not None
     assert found.log_loss.a == pytest.approx(alone.log_loss)
@@ -59,9 +63,9 @@ def test_what_either_was_trained_on_takes_no_part(store: Path, tmp_path: Path, g
     lines = ["path,label", *(f"{item.uri},{item.label}" for item in half)]
     (tmp_path / "half.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     other = shutil.copytree(store, tmp_path / "other.fcache")
-    theirs = fc.train(other, labels=tmp_path / "half.csv", cv=2, progress=False)
+    theirs = fc.train(other, labels_only=tmp_path / "half.csv", cv=2, progress=False)
     unseen = [item for item in items if not good.overlap([item.sha256]) and not theirs.overlap([item.sha256])]
-    assert 0 < len(unseen) < 8
+    assert 0 < len(unseen) < SCORED
     found = fc.compare(good, theirs, store)
     assert (found.n, found.overlap) == (len(unseen), 0)
 
@@ -76,7 +80,7 @@ def test_heads_of_different_layers_and_spaces(store: Path, tmp_path: Path, good:
     early = fc.train(both, layers="body.0:mean", space=good.recipe.fingerprint, progress=False)
     for other in (elsewhere, early):
         found = fc.compare(good, other, both)
-        assert found.n == 8
+        assert found.n == SCORED
         assert found.accuracy.b == fc.evaluate(other, both, progress=False).accuracy
     with pytest.raises(RecipeMismatchError, match="weights"):
         fc.compare(good, elsewhere, store)
@@ -99,11 +103,11 @@ def test_nothing_left_or_no_such_split(store: Path, good: fc.Bundle) -> None:
 def test_evaluate_has_a_table_of_classes(store: Path, guess: fc.Bundle) -> None:
     found = fc.evaluate(guess, store, progress=False)
     cats, dogs = found.per_class
-    assert (cats.label, cats.items, cats.recall, cats.precision) == ("cats", 4, 1.0, 0.5)
-    assert (dogs.label, dogs.items, dogs.recall, dogs.precision) == ("dogs", 4, 0.0, None)
-    np.testing.assert_array_equal(found.confusion, [[4, 0], [4, 0]])
-    # Always sure, right half of the time.
-    assert found.ece == pytest.approx(0.5)
+    assert (cats.label, cats.items, cats.recall, cats.precision) == ("cats", CATS, 1.0, CATS / SCORED)
+    assert (dogs.label, dogs.items, dogs.recall, dogs.precision) == ("dogs", SCORED - CATS, 0.0, None)
+    np.testing.assert_array_equal(found.confusion, [[CATS, 0], [SCORED - CATS, 0]])
+    # Always sure, right as often as there are cats.
+    assert found.ece == pytest.approx(1 - CATS / SCORED)
     plain = found.to_dict()
     assert plain["per_class"][0]["recall_low"] == pytest.approx(4 / (4 + 1.959964**2))
     assert not {"confusion", "labels"} & plain.keys()

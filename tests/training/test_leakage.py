@@ -15,6 +15,7 @@ import featcache as fc
 from featcache.backbones import tiny_backbone
 from featcache.cli import main
 from featcache.store import FeatureStore
+from tests.training.sides import sides_of
 
 if TYPE_CHECKING:
     from featcache.training.bundle import Bundle
@@ -64,7 +65,7 @@ def train(store: Path, head: Any = "ridge", **options: Any) -> Bundle:
 def sides(store: Path, source: str = "photos") -> dict[str, str]:
     """The part of the hold-out that each image is in."""
     opened = FeatureStore.open(store)
-    parts = opened.holdout(source)
+    parts = sides_of(opened, source)
     return {item.uri: parts[item.sha256] for item in opened.items()}
 
 
@@ -95,51 +96,32 @@ def test_those_that_stand_across_are_counted_and_listed(store: Path) -> None:
     assert (found["across"], listed(found)) == (report["across"], listed(report))
 
 
-def test_on_request_they_are_kept_together(store: Path) -> None:
+def test_on_request_those_of_heldout_images_are_on_neither_side(store: Path) -> None:
     bundle = train(store, group_near_duplicates=True)
     report = bundle.report["near_duplicates"]
     assert (report["pairs"], report["across"], report["grouped"]) == (COPIED, 0, True)
     parts = sides(store)
-    assert torn(parts) == set()
-    # Whoever asks later for less gets the same hold-out, and nothing to complain of.
+    across = torn(parts)
+    assert across
+    lost = {uri for pair in across for uri in pair if parts[uri] == "train"}
+    learned = {item.uri for item in fc.open(store).items() if bundle.overlap([item.sha256])}
+    assert learned == {uri for uri, part in parts.items() if part == "train"} - lost
+    assert f"{len(lost)} items left out, because they belong together with" in bundle.report["score"]["protocol"]
+    # Whoever asks later for less is scored on the same images.
     later = train(store)
     assert sides(store) == parts
-    assert later.report["near_duplicates"]["across"] == 0
     assert later.report["score"]["n"] == bundle.report["score"]["n"]
 
 
 def test_grouping_leaves_the_holdout_of_the_other_heads_alone(store: Path) -> None:
     earlier = train(store)
     before = sides(store)
-    across = torn(before)
     grouped = train(store, group_near_duplicates=True)
-    protocol = grouped.report["score"]["protocol"]
-    assert "this head's own" in protocol
-    assert f"without {len(across)} that belong together" in protocol
     assert sides(store) == before
-    lost = {uri for pair in across for uri in pair if before[uri] == "test"}
-    assert grouped.report["score"]["n"] == earlier.report["score"]["n"] - len(lost)
-    # It has learned the images that its hold-out lacks, and no other of those that are scored.
-    tested = [item for item in fc.open(store).items() if before[item.uri] == "test"]
-    assert grouped.overlap(item.sha256 for item in tested) == len(lost)
-    assert earlier.overlap(item.sha256 for item in tested) == 0
-    later = train(store)
-    assert later.report["score"] == earlier.report["score"] | {"protocol": later.report["score"]["protocol"]}
-    assert "the same as for earlier heads)" in later.report["score"]["protocol"]
-
-
-def test_a_holdout_that_grouping_would_empty_is_drawn_anew(tmp_path: Path) -> None:
-    draw(tmp_path / "photos", 30, 30)
-    fc.extract(tmp_path / "photos", tmp_path / "s.fcache", backbone=tiny_backbone(), progress=False)
-    train(tmp_path / "s.fcache")
-    before = sides(tmp_path / "s.fcache")
-    assert len(torn(before)) > 10
-    bundle = train(tmp_path / "s.fcache", group_near_duplicates=True)
-    assert "this head's own" in bundle.report["score"]["protocol"]
-    assert "drawn again" in bundle.report["score"]["protocol"]
-    assert bundle.report["score"]["n"] == 24
-    assert bundle.report["near_duplicates"]["across"] == 0
-    assert sides(tmp_path / "s.fcache") == before
+    assert grouped.report["score"]["n"] == earlier.report["score"]["n"]
+    tested = [item.sha256 for item in fc.open(store).items() if before[item.uri] == "test"]
+    assert grouped.overlap(tested) == earlier.overlap(tested) == 0
+    assert train(store).report["score"] == earlier.report["score"]
 
 
 @pytest.mark.parametrize("grouped", [False, True])

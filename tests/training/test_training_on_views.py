@@ -25,6 +25,7 @@ from featcache.metrics.calibration import held_out_temperature
 from featcache.store import FeatureStore, Item
 from featcache.training.bundle import Bundle
 from featcache.training.dataset import FeatureDataset
+from tests.training.sides import sides_of
 
 K = 3
 
@@ -50,7 +51,7 @@ def train(store: Path, head: Any = "softmax", **options: Any) -> Bundle:
 
 def learned_rows(store: Path, layers: str = "pooled") -> tuple[np.ndarray, np.ndarray, list[Item]]:
     """Vectors of all views, labels and items of the training part, as the store gives them."""
-    parts = FeatureStore.open(store).holdout("photos")
+    parts = sides_of(store, "photos")
     X, y, items = fc.open(store).arrays(layers=layers, views=True)
     of = np.array([parts[item.sha256] == "train" for item in items])
     return X[of], y[of], [item for item, learned in zip(items, of, strict=True) if learned]

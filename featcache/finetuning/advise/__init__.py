@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 import torch
@@ -22,10 +22,11 @@ from featcache.finetuning.advise.trials import SPEED, try_depth, try_finetuning,
 from featcache.store import FeatureStore
 from featcache.training.activations import StoredItems, extraction_rate
 from featcache.training.all_blocks import block_layers
-from featcache.training.dataset import FeatureDataset, Selection
+from featcache.training.dataset import FeatureDataset
 from featcache.training.holdout import check_classes, train_test_split
 from featcache.training.label_notes import note_incomplete, note_labels
 from featcache.training.leakage import folds_without_leakage
+from featcache.training.selection import Selection, SelectionOptions
 
 if TYPE_CHECKING:
     from featcache.backbones import Backbone
@@ -39,12 +40,10 @@ def advise(
     store: str | Path | FeatureStore,
     *,
     budget: float | str = 600.0,
-    source: str | None = None,
-    space: str | None = None,
-    labels: str | Path | None = None,
     seed: int = 0,
     backbone: Backbone | None = None,
     progress: Progress | bool | None = None,
+    **selection: Unpack[SelectionOptions],
 ) -> Advice:
     """Measure which strategy suits these images, and recommend one.
 
@@ -57,11 +56,10 @@ def advise(
     Args:
         store: a store with ``pooled`` vectors, or its path.
         budget: seconds, or a time such as ``"10m"``.
-        source, space: which ones, where the store has several.
-        labels: a CSV file (``path,label``) whose labels take the place of the stored ones.
         seed: of all that is drawn.
         backbone: needed only where the vectors were made by a module given in Python.
         progress: as for `featcache.train`.
+        **selection: as for `featcache.train`.
 
     Returns:
         An `Advice`; `draw_advice` draws it.
@@ -79,16 +77,18 @@ def advise(
     if not 0 < time.seconds < math.inf:
         raise UsageError(f"The budget is a number of seconds above 0, not {budget}.")
     opened = FeatureStore.open(store)
-    chosen = opened.space(space)
-    where = Selection(source, chosen.fingerprint, labels=labels)
+    select = Selection(**selection)
+    chosen = opened.space(select.space)
+    where = replace(select, split=None, space=chosen.fingerprint)
     with bars.choose(progress) as bar:
         dataset = FeatureDataset.from_store(opened, "pooled", where, views=True)
         note_incomplete(opened, dataset, bar)
+        dataset.tell_labels(bar)
         check_classes(dataset)
         note_labels(dataset, bar)
-        train_rows, test_rows, _ = train_test_split(dataset, None, seed, opened, bar)
+        train_rows, test_rows, _ = train_test_split(dataset, select.split, seed, opened, bar)
         items, folds, rare, near = folds_without_leakage(dataset, train_rows, FOLDS, seed, bar)
-        units, where = items.groups, replace(where, source=items.items[0].source)
+        units, where = items.groups, replace(where, source=opened.source_names(where.source))
         whole = time.run("softmax", None, lambda: cross_validate("softmax", items, folds, seed, bar))
         assert whole is not None
         layers, network, why_not = [*(name for name in chosen.layers if name.endswith(":mean_std")), "pooled"], None, ""
@@ -116,7 +116,7 @@ def advise(
     choice = recommend(outcomes, units, seed)
     more_data = compare(curve[-1], curve[-2], units, seed=seed) if len(curve) > 1 else None
     told = reasons(choice, outcomes, more_data, depth, late)
-    given = {"source": source, "space": space, "labels": labels, "seed": seed or None}
+    given = {**selection, "seed": seed or None}
     in_python = network is not None and network.is_custom
     named = layers if network is None or in_python else []
     return Advice(

@@ -177,12 +177,16 @@ def command(
     tuned = kind in (FROM, "finetune", SCRATCH)
     if in_python and tuned:
         given = ({"init": "scratch"} if kind == SCRATCH else {}) | given
-        told = [f"{key}={value if isinstance(value, int) else str(value)!r}" for key, value in given.items()]
+        told = [
+            f"{key}={value if isinstance(value, (int, list, tuple)) else str(value)!r}" for key, value in given.items()
+        ]
         told = [repr(store), *([repr(layer)] if kind == FROM else []), *told, "backbone=backbone"]
         return f"fc.finetune({', '.join(told)}).save('HEAD.fch')"
     command, *how = name.split() if tuned else ["train", "--head", name.partition(" ")[0]]
     words = ["featcache", command, store, "-o", "HEAD.fch", *how, *(["--yes"] if kind == FROM else [])]
-    words += [word for key, value in given.items() for word in (f"--{key}", str(value))]
+    for key, value in given.items():
+        for one in value if isinstance(value, (list, tuple)) else (value,):
+            words += [f"--{key.replace('_', '-')}", str(one)]
     if kind == ALL_BLOCKS:
         words += ["--views", "first", "--layers", *layers] if layers else ["--layers", "all-blocks"]
     return shlex.join(words)
