@@ -210,7 +210,7 @@ def export(
     from featcache.store import FeatureStore
 
     opened = FeatureStore.open(store)
-    incomplete = opened.incomplete(source)
+    incomplete = [note for name in opened.source_names(selected(source)) for note in opened.incomplete(name)]
     made = opened.export(
         file, split=split, layers=layer_list(context, layers) or None, source=selected(source), space=space, force=force
     )

@@ -74,8 +74,8 @@ def train(
         bool,
         typer.Option(
             "--group-near-duplicates",
-            help="Keep near-duplicates (re-encoded, resized, cropped images) on one side of every split. If the"
-            " hold-out of earlier heads separates some, this head gets its own; the others keep theirs.",
+            help="Keep near-duplicates (re-encoded, resized, cropped images) on one side of every split; those of"
+            " held-out images are left out.",
         ),
     ] = False,
     views: Annotated[
@@ -96,7 +96,7 @@ def train(
 ) -> Answer:
     """Train a head on stored vectors, score it and save it.
 
-    Without splits, a fifth of every class is held out for the score, the same for all later heads.
+    Without splits, about one image in five is held out for the score, the same for all heads of the store.
 
     Example: featcache train pets.fcache -o pets.fch
     """
