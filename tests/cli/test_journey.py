@@ -293,7 +293,7 @@ def test_a_score_on_next_to_nothing_is_told(tmp_path, capsys):
     np.savez(tmp_path / "x.npz", features=np.random.default_rng(0).normal(size=(5, 4)), labels=labels)
     assert main(["train", str(tmp_path / "x.npz"), "-o", str(tmp_path / "a.fch"), "--head", "ridge"]) == 0
     shown = capsys.readouterr().out
-    assert "hold-out of 1 item (" in shown
+    assert "hold-out of 1 of 5 items (" in shown
     assert "no scored item has the label 'a'." in shown
     assert "a score on 1 item is unreliable" in shown
     assert fc.load(tmp_path / "a.fch").report["unscored"] == ["a"]

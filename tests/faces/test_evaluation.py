@@ -103,16 +103,16 @@ def test_mirrored_comes_before_pooled_and_both_are_reported(tmp_path):
         faces.evaluate(tmp_path / "s.fcache", layer="blocks.2:mean")
 
 
-def test_labels_of_a_file_replace_those_of_the_store(tmp_path):
+def test_labels_only_of_a_file_replace_those_of_the_store(tmp_path):
     names = list(write_people(tmp_path / "s.fcache"))
     rows = [f"{name},person {name[:3]}" for name in names if name < "p20"]
     (tmp_path / "labels.csv").write_text("\n".join(["path,label", *rows]))
     store = FeatureStore.open(tmp_path / "s.fcache")
-    report = faces.evaluate(store, labels=tmp_path / "labels.csv")
+    report = faces.evaluate(store, labels_only=tmp_path / "labels.csv")
     # Two people of six images in each fold, in place of four.
     assert "10 folds of 30 + 30 pairs" in report.protocol
     assert "10 folds of 60 + 60 pairs" in faces.evaluate(store).protocol
-    head = faces.train(store, far=0.1, labels=tmp_path / "labels.csv", progress=False)
+    head = faces.train(store, far=0.1, labels_only=tmp_path / "labels.csv", progress=False)
     assert {name[:8] for name in head.classes} == {"person p"}
     assert len(head.classes) < 20
 
