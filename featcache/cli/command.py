@@ -13,13 +13,14 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from featcache.cli.output import quiet_pipe
 from featcache.core.errors import FeatcacheError
 from featcache.core.outputs import PREDICTIONS, Kind, check_output
 from featcache.core.plain import plain
@@ -104,7 +105,7 @@ def _run(work: Callable[[], Answer], as_json: bool, debug: bool, interrupted: st
         if as_json:
             _print_json(answer.data)
         else:
-            with _quiet_pipe():
+            with quiet_pipe():
                 answer.show()
     except KeyboardInterrupt:
         if debug:
@@ -131,18 +132,7 @@ def _words(error: Exception) -> str:
     return f"unexpected {type(error).__name__}: {error}. Run again with --debug to see where it happened."
 
 
-@contextlib.contextmanager
-def _quiet_pipe() -> Iterator[None]:
-    """Let ``featcache … | head`` end without a complaint: the work is done when the printing begins."""
-    try:
-        yield
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Python flushes stdout once more at exit, which must not fail either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
 def _print_json(data: Mapping[str, Any]) -> None:
     # ASCII, since a path may hold bytes that no encoding can print.
-    with _quiet_pipe():
+    with quiet_pipe():
         print(json.dumps(plain(data), allow_nan=False))

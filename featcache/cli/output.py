@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
-from typing import NoReturn
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NoReturn, TextIO
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -22,9 +23,20 @@ class _Screen(Console):
         raise BrokenPipeError
 
 
-def say(text: str = "") -> None:
+def say(text: str = "", stream: TextIO | None = None) -> None:
     """Print *text* as it is: never wrapped, so that paths can be copied."""
-    print(text)
+    print(text, file=stream)
+
+
+@contextlib.contextmanager
+def quiet_pipe() -> Iterator[None]:
+    """Let ``featcache … | head`` end without a complaint."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes stdout once more at exit, which must not fail either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> None:

@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
-import csv
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
 from featcache.cli import output
-from featcache.cli.command import Answer, Debug, Force, Json, command
+from featcache.cli.command import ADVANCED, STDOUT, Answer, Debug, Force, Json, command
 from featcache.cli.options import HeadPath, StorePath, selects
-from featcache.core.outputs import PREDICTIONS, written_output
+from featcache.core.errors import UsageError
+from featcache.core.outputs import PREDICTIONS, PREDICTIONS_HEADER
+from featcache.core.progress import counted
 
 if TYPE_CHECKING:
     from featcache.store import Item
-    from featcache.training.evaluate import Prediction
+    from featcache.training.bundle import Prediction
+    from featcache.training.predict import Run
+    from featcache.training.prediction_table import PredictionTable
 
 
-@command(interrupted="Nothing was written.", writes={"table": PREDICTIONS})
+@command(
+    interrupted="With --csv FILE what was answered is kept in FILE.partial; the same command goes on from there.",
+    writes={"table": PREDICTIONS},
+)
 def predict(
     head: HeadPath,
     images: Annotated[
-        list[Path], typer.Argument(metavar="IMAGE|FOLDER", help="Images, folders, and tar files of images.")
+        list[Path],
+        typer.Argument(
+            metavar="IMAGE|FOLDER|STORE", help="Images, folders, tar files of images, or a store for those it lists."
+        ),
     ],
     top: Annotated[
         int | None,
@@ -38,8 +48,21 @@ def predict(
         typer.Option(
             "--csv",
             metavar="FILE",
-            help="Write a CSV file with the columns uri,rank,label,probability, one row per image and label.",
+            help="Write a CSV file with the columns uri,rank,label,probability,problem, one row per image and label;"
+            " one that was cut off goes on. - for stdout.",
         ),
+    ] = None,
+    csv_safe: Annotated[
+        bool,
+        typer.Option(
+            "--csv-safe",
+            help="Put an apostrophe before cells that a spreadsheet would take for formulas.",
+            rich_help_panel=ADVANCED,
+        ),
+    ] = False,
+    store: Annotated[
+        Path | None,
+        typer.Option(metavar="STORE", help="Take the vectors of images that it knows, and compute only the others."),
     ] = None,
     force: Force = False,
     as_json: Json = False,
@@ -47,21 +70,74 @@ def predict(
 ) -> Answer:
     """Predict the labels of images, with probabilities.
 
+    Each image has an answer or a problem. Exits with 1 if there is no answer at all.
+
     Example: featcache predict pets.fch new-photos a.jpg --csv answers.csv
     """
-    from featcache.training.evaluate import predict as run
+    from featcache.training.bundle import Bundle
+    from featcache.training.predict import Run
 
-    found = run(head, images, top=top, progress=True)
-    if table is not None:
-        _write(found, table, force)
-    data = {
+    bundle = Bundle.load(head)
+    if csv_safe and table is None:
+        raise UsageError("--csv-safe goes with --csv FILE.")
+    if table is not None and str(table) == STDOUT and as_json:
+        raise UsageError("--csv - and --json both print on stdout. Give --csv FILE, or omit one of them.")
+    run = Run(bundle, images, top=top, store=store)
+    if table is None:
+        found = [prediction for batch in run.batches() for prediction in batch]
+        answered = sum(not prediction.problem for prediction in found)
+        return Answer(_data(found), lambda: _show_predictions(found), 0 if answered else 1)
+    if str(table) == STDOUT:
+        return _to_stdout(run, csv_safe)
+    with run.table(head, table, safe=csv_safe, force=force) as made:
+        begun = made.done
+        before = list(made.read()) if as_json else []
+        for batch in run.batches(begun):
+            made.add(batch)
+            before += batch if as_json else ()
+        made.finish()
+    data = _data(before) if as_json else {}
+    return Answer(data, lambda: _show_table(made, begun, csv_safe), 0 if made.answered else 1)
+
+
+def _data(found: Sequence[Prediction]) -> dict[str, Any]:
+    return {
         "predictions": [
             {"uri": p.uri, "labels": [{"label": label, "probability": q} for label, q in p.labels]}
             | ({"problem": p.problem} if p.problem else {})
             for p in found
         ]
     }
-    return Answer(data, lambda: _show_predictions(found, table), 1 if all(p.problem for p in found) else 0)
+
+
+def _to_stdout(run: Run, safe: bool) -> Answer:
+    """The table goes to stdout as it is made; what is for a person to stderr."""
+    from featcache.training.prediction_table import as_csv, rows_of
+    from featcache.training.prediction_table import formulas as count_formulas
+
+    answered = formulas = unusable = 0
+    problems: list[str] = []
+    sys.stdout.flush()
+    with output.quiet_pipe():
+        sys.stdout.buffer.write(as_csv([PREDICTIONS_HEADER]))
+        for batch in run.batches():
+            for prediction in batch:
+                answered += not prediction.problem
+                formulas += count_formulas(rows_of(prediction))
+                unusable += bool(prediction.problem)
+                if prediction.problem and unusable <= output.LISTED:
+                    problems.append(f"{prediction.uri}: cannot be used: {prediction.problem}")
+            sys.stdout.buffer.write(as_csv(row for one in batch for row in rows_of(one, safe=safe)))
+            sys.stdout.buffer.flush()
+
+    def show() -> None:
+        for problem in problems:
+            output.say(problem, sys.stderr)
+        if unusable > len(problems):
+            output.say(f"… and {unusable - len(problems):,} more that cannot be used", sys.stderr)
+        _warn_of_formulas(formulas, safe, sys.stderr)
+
+    return Answer({}, show, 0 if answered else 1)
 
 
 @command(interrupted="")
@@ -89,30 +165,38 @@ def similar(
     return Answer(data, lambda: _show_similar(found))
 
 
-def _show_predictions(found: Sequence[Prediction], table: Path | None) -> None:
+def _show_predictions(found: Sequence[Prediction]) -> None:
     for prediction in found:
         if prediction.problem:
             output.say(f"{prediction.uri}: cannot be used: {prediction.problem}")
-        elif table is None:
-            output.say(prediction.uri)
-            for label, probability in prediction.labels:
-                output.say(f"  {'' if probability is None else output.percent(probability):>7}  {label}")
-    if table is not None:
-        output.say(f"{sum(not p.problem for p in found):,} images")
-        output.say(f"Table: {table}")
+            continue
+        output.say(prediction.uri)
+        for label, probability in prediction.labels:
+            output.say(f"  {'' if probability is None else output.percent(probability):>7}  {label}")
+        if not prediction.labels:
+            output.say("           no label above 50 %")
 
 
-def _write(found: Sequence[Prediction], path: Path, force: bool) -> None:
-    """One row per image and label, the most probable first. Images that cannot be used have none."""
-    with (
-        written_output(path, PREDICTIONS, force=force) as aside,
-        aside.open("w", encoding="utf-8", newline="") as file,
-    ):
-        rows = csv.writer(file)
-        rows.writerow(["uri", "rank", "label", "probability"])
-        for prediction in found:
-            for rank, (label, probability) in enumerate(prediction.labels, start=1):
-                rows.writerow([prediction.uri, rank, label, "" if probability is None else f"{probability:.6f}"])
+def _show_table(made: PredictionTable, begun: int, safe: bool) -> None:
+    for uri, problem in made.problems:
+        output.say(f"{uri}: cannot be used: {problem}")
+    more = made.done - made.answered - len(made.problems)
+    if more:
+        output.say(f"… and {more:,} more that cannot be used, see the column problem")
+    if begun:
+        output.say(f"{counted(begun, 'images')} were answered before")
+    output.say(f"{made.answered:,} of {counted(made.done, 'images')} answered")
+    output.say(f"Table: {made.path}")
+    _warn_of_formulas(made.formulas, safe, sys.stdout)
+
+
+def _warn_of_formulas(count: int, safe: bool, stream: TextIO) -> None:
+    if count and not safe:
+        output.say(
+            f"Warning: {counted(count, 'cells')} of the table would be formulas in a spreadsheet (they begin with = + "
+            "- @ or a tab); --csv-safe puts an apostrophe before them.",
+            stream,
+        )
 
 
 def _show_similar(found: Sequence[tuple[Item, float]]) -> None:

@@ -63,6 +63,9 @@ def _is_head(path: Path) -> bool:
 def _is_predictions(path: Path) -> bool:
     with path.open("rb") as file:
         first = file.readline(200).decode().rstrip("\r\n")
+        # A table that has no row yet, not even of another kind, is nothing to be lost.
+        if path.suffix.lower() == ".csv" and first.isprintable() and not file.read(1):
+            return True
     return first in (",".join(PREDICTIONS_HEADER), ",".join(PREDICTIONS_HEADER[:-1]))
 
 

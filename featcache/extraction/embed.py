@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,10 @@ from typing import TYPE_CHECKING, TypeAlias, Union
 import numpy as np
 
 from featcache.backbones.runtimes import passes_for
-from featcache.core.errors import RecipeMismatchError, UnusableImageError
+from featcache.core.errors import RecipeMismatchError, SourceError, UnusableImageError
 from featcache.core.progress import Progress, Silent
 from featcache.images.decode import narrow_note
-from featcache.images.entry import Entry
+from featcache.images.entry import Entry, Unusable, as_text
 from featcache.images.pixels import load_image
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from featcache.backbones import Backbone, Extractor, Layer
     from featcache.backbones.runtimes import Passes
     from featcache.core.recipe import Recipe
+    from featcache.extraction.known_vectors import KnownVectors
     from featcache.images.decode import Decoded
 
 ImageLike: TypeAlias = Union[str, Path, "Image", np.ndarray]
@@ -84,6 +86,7 @@ def embed(
     layers: Sequence[str],
     batch_size: int = BATCH,
     progress: Progress | None = None,
+    known: KnownVectors | None = None,
 ) -> Iterator[Embedded]:
     """Compute the vectors of images, in order.
 
@@ -93,12 +96,12 @@ def embed(
         layers: names of layers; their activations are flattened and concatenated in network order.
         batch_size: images per forward pass.
         progress: is told at the end of images that are probably read too dark.
+        known: where to look for vectors first; the network is not loaded before one is missing there.
 
     Yields:
-        One `Embedded` per image. An image that cannot be used has a reason in place of a vector.
+        One `Embedded` per image. An image that is gone or cannot be used has a reason in place of a vector.
 
     Raises:
-        SourceError: a path does not exist.
         UsageError: something that is no image was given.
 
     Example:
@@ -107,25 +110,29 @@ def embed(
         >>> embedded.name, embedded.vector.shape
         ('image 0', (16,))
     """
-    chosen = extractor.resolve_layers(layers)
-    # A graph that was proven before starts sooner than torch; for a few images a new one would not pay.
     batch_size = min(batch_size, len(images)) or 1
-    passes = passes_for(extractor, batch_size=batch_size, convert=len(images) >= WORTH_CONVERTING)
+    passes: Passes | None = None
     narrow = 0
     for start in range(0, len(images), batch_size):
-        inputs, outcomes = [], []
-        for index, image in enumerate(images[start : start + batch_size], start):
-            reason = None
-            try:
-                decoded = image() if callable(image) else load_image(image, extractor.decode, index)
-                narrow += decoded.is_narrow
-                inputs.append(extractor.prepare(decoded))
-            except UnusableImageError as error:
-                reason = str(error)
-            outcomes.append((_name(image, index), reason))
-        vectors = iter(_vectors(passes, np.stack(inputs), chosen) if inputs else ())
-        for name, reason in outcomes:
-            vector = next(vectors) if reason is None else None
+        batch = images[start : start + batch_size]
+        stored = {} if known is None else known.of(batch)
+        inputs, reasons = [], dict[int, str]()
+        for place, image in enumerate(batch):
+            if place not in stored:
+                try:
+                    decoded = image() if callable(image) else load_image(image, extractor.decode, start + place)
+                    narrow += decoded.is_narrow
+                    inputs.append(extractor.prepare(decoded))
+                except (SourceError, UnusableImageError) as error:
+                    reasons[place] = str(error).removesuffix(".")
+        if inputs and passes is None:
+            chosen = extractor.resolve_layers(layers)
+            # A graph that was proven before starts sooner than torch; for a few images a new one would not pay.
+            passes = passes_for(extractor, batch_size=batch_size, convert=len(images) >= WORTH_CONVERTING)
+        vectors = iter(() if passes is None or not inputs else _vectors(passes, np.stack(inputs), chosen))
+        for place, image in enumerate(batch):
+            name, reason = name_of(image, start + place), reasons.get(place)
+            vector = stored[place] if place in stored else next(vectors) if reason is None else None
             if vector is not None and not np.isfinite(vector).all():
                 vector, reason = None, f"the backbone {extractor.name} gives values that are not finite"
             yield Embedded(name, vector, reason)
@@ -140,10 +147,11 @@ def _vectors(passes: Passes, batch: np.ndarray, layers: Sequence[Layer]) -> np.n
     return np.concatenate([activations[layer.name].reshape(len(batch), -1) for layer in layers], axis=1)
 
 
-def _name(image: ImageLike | Entry | Callable[[], Decoded], index: int) -> str:
+def name_of(image: ImageLike | Entry | Callable[[], Decoded], index: int) -> str:
+    """What an image is called: the path of a file as text, ``NAME.tar/MEMBER``, or its place in the list."""
     if isinstance(image, Entry):
-        return image.uri
-    return str(image) if isinstance(image, (str, Path)) else f"image {index}"
+        return as_text(image.place) if image.content is None else image.uri
+    return as_text(str(image)) if isinstance(image, (str, Path)) else f"image {index}"
 
 
 def listed(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike | Entry]:
@@ -151,20 +159,39 @@ def listed(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike | Entry]:
 
     Args:
         images: one or several paths of files or folders, tar files and patterns of them (``shard-*.tar``), PIL
-            images or arrays.
+            images or arrays; stores, for the images that they list.
+
+    Returns:
+        What `embed` takes. A folder or tar file that holds no image, or cannot be listed, stands for itself and cannot
+        be used.
 
     Raises:
-        SourceError: a folder or tar file holds no image, or there is no such tar file.
+        SourceError: there is nothing else, so nothing to ask about.
         UsageError: these are no images.
     """
     from featcache.extraction.stored_source import images_of
     from featcache.images.image_list import image_list
 
     found: list[ImageLike | Entry] = []
+    unlisted: list[SourceError] = []
     for image in image_list(images):
-        entries = images_of(image) if isinstance(image, (str, Path)) else None
-        if entries is None:
-            found.append(image)
-        else:
-            found += [entry.path if entry.content is None else entry for entry in entries]
+        entries = None
+        if isinstance(image, (str, Path)):
+            try:
+                entries = images_of(image)
+            except SourceError as error:
+                unlisted.append(error)
+                name = as_text(str(image))
+                entries = [Entry(name, name, None, None, None, content=Unusable(str(error)))]
+        found += [image] if entries is None else entries
+    if unlisted and len(unlisted) == len(found):
+        raise unlisted[0]
     return found
+
+
+def check_exists(image: ImageLike) -> None:
+    """Raise SourceError where *image* is a path at which nothing is."""
+    if isinstance(image, (str, Path)) and not os.path.lexists(image):
+        from featcache.images.image_list import no_such_image
+
+        raise SourceError(f"{no_such_image(image)}.")

@@ -11,7 +11,7 @@ import numpy as np
 
 from featcache.core.arguments import checked
 from featcache.core.errors import UnusableImageError, UsageError
-from featcache.extraction.embed import ImageLike, backbone_for, embed
+from featcache.extraction.embed import ImageLike, backbone_for, check_exists, embed
 from featcache.images.entry import read_image_file
 from featcache.images.image_list import one_image
 from featcache.store import FeatureStore, Item
@@ -61,6 +61,7 @@ def similar(
     image = one_image(image, 0)
     if isinstance(image, (str, Path)) and Path(image).is_dir():
         raise UsageError(f"{image} is a folder. Give one image.")
+    check_exists(image)
     opened = FeatureStore.open(store)
     names = opened.layer_names(layers, space)
     X, _, items = opened.arrays(None, names, source=source, space=space)

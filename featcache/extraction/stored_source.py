@@ -6,14 +6,14 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from featcache.core.errors import FeatcacheError, MissingVectorsError, SourceError, UnusableImageError, UsageError
 from featcache.core.names import IN_PYTHON, PATHS
 from featcache.images.decode import Decoded
-from featcache.images.entry import Entry, Unusable, pixels_sha256
+from featcache.images.entry import Entry, FileStat, Unusable, as_text, pixels_sha256
 from featcache.images.sources import Source, images_below, open_source
 from featcache.images.tar import TarSource
 
@@ -144,6 +144,20 @@ def _content(entry: Entry | None) -> bytes | None:
         return None
 
 
+@dataclass(frozen=True, slots=True)
+class StoredImage:
+    """A `Content`: an image that a store lists, whose vectors it may hold though the file is gone."""
+
+    sha256: bytes
+    file: Entry | Unusable
+
+    def read(self) -> tuple[bytes, FileStat]:
+        return self.file.read()
+
+    def state(self) -> FileStat | None:
+        return self.file.state()
+
+
 def images_of(path: str | Path) -> list[Entry] | None:
     """The images that a path given for images stands for: those of a store, a folder or tar files; None for one file.
 
@@ -165,14 +179,18 @@ def images_of(path: str | Path) -> list[Entry] | None:
         items = store.items(source=name)
         if name != PATHS and (not root or root.startswith(IN_PYTHON)):
             reason = f"it was given in Python as an image of the source {name!r}, so it cannot be read again"
-            found += [Entry(item.uri, item.uri, None, None, None, None, Unusable(reason)) for item in items]
+            found += [
+                Entry(item.uri, item.uri, None, None, None, None, StoredImage(item.sha256, Unusable(reason)))
+                for item in items
+            ]
             continue
         there = known_images(store, name, items, [])
         gone = Unusable(f"it is not where the store {path} knows it, below {root}")
-        found += [
-            there.get(item.uri) or Entry(item.uri, os.path.join(root, item.uri), None, None, None, None, gone)
-            for item in items
-        ]
+        for item in items:
+            entry = there.get(item.uri)
+            place = os.path.join(root, item.uri) if entry is None else entry.place
+            uri = as_text(place) if entry is None or entry.content is None else entry.uri
+            found.append(Entry(uri, place, None, None, None, None, StoredImage(item.sha256, entry or gone)))
     return found
 
 

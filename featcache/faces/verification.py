@@ -12,7 +12,7 @@ import numpy as np
 from featcache import backbones
 from featcache.core.arguments import checked
 from featcache.core.errors import RecipeMismatchError, UnusableImageError, UsageError
-from featcache.extraction.embed import ImageLike, backbone_for, embed
+from featcache.extraction.embed import ImageLike, backbone_for, check_exists, embed
 from featcache.faces.alignment import DEFAULT_BACKBONE, MIRRORED, AlignedBackbone, aligned_for
 from featcache.faces.detection import SECOND_PASS, Detection, Detector
 from featcache.images.image_list import image_list, one_image
@@ -78,6 +78,8 @@ def embed_faces(
 
 def _vectors(images: Sequence[ImageLike], extractor: Extractor, layers: Sequence[str]) -> np.ndarray:
     """Vectors (n, d) float32 of images that must all be usable."""
+    for image in images:
+        check_exists(image)
     rows = []
     for embedded in embed(images, extractor, layers):
         if embedded.vector is None:

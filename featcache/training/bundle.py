@@ -5,7 +5,7 @@ The format is described in docs/format.md. A file holds no code; a file whose pa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from featcache.backbones import Backbone
     from featcache.core.recipe import Recipe
     from featcache.extraction.embed import Embedded, ImageLike
+    from featcache.images.entry import Entry
+    from featcache.store import FeatureStore
 
 _BATCH = 16
 _TASKS = {"sigmoid": "multilabel", "match": "match"}
@@ -186,22 +188,26 @@ class Bundle:
         *,
         top: int | None = None,
         backbone: Backbone | None = None,
+        store: str | Path | FeatureStore | None = None,
         progress: Progress | bool | None = None,
     ) -> list[Prediction]:
         """Predict the labels of images.
 
         Args:
-            images: one or several of: paths of files or folders, tar files or patterns of them, PIL images, arrays.
+            images: one or several of: paths of files or folders, tar files or patterns of them, PIL images, arrays; or
+                a store, for the images that it lists.
             top: how many labels per image; by default 5, and for the task ``multilabel`` all with a probability above
                 0.5.
             backbone: needed only for vectors of a module in Python.
+            store: a store that may hold the vectors of some of the images: these are not computed again.
             progress: as for `featcache.extract`.
 
         Returns:
-            One `Prediction` per image, in order; an image that cannot be used has a ``problem``.
+            One `Prediction` per image, in order; an image that is gone or cannot be used has a ``problem``.
 
         Raises:
-            SourceError: a path does not exist.
+            SourceError: a folder, tar file or pattern was given, and it stands for no image.
+            MissingVectorsError: the store holds no vectors of the head's recipe and layers.
             RecipeMismatchError: the backbone does not have the recipe of the vectors.
             UsageError: the head compares two images.
 
@@ -210,7 +216,49 @@ class Bundle:
             >>> prediction.labels[0][0]
             'cats'
         """
-        from featcache.extraction.embed import embed, listed
+        from featcache.extraction.embed import listed
+        from featcache.extraction.known_vectors import store_among
+
+        _ = self.classifier  # raises before anything is listed
+        found = listed(images)
+        if store is None and self.recipe is not None:
+            store = store_among(images, self.recipe, [layer.name for layer in self.layers])
+        predictions: list[Prediction] = []
+        with choose(progress) as bar:
+            bar.start("predict", len(found), "images")
+            for batch in self.predictions(found, top=top, backbone=backbone, store=store):
+                predictions += batch
+                bar.advance(len(batch))
+        return predictions
+
+    def predictions(
+        self,
+        images: Sequence[ImageLike | Entry],
+        *,
+        top: int | None = None,
+        backbone: Backbone | None = None,
+        store: str | Path | FeatureStore | None = None,
+    ) -> Iterator[list[Prediction]]:
+        """Predict batch by batch, for more images than predictions fit in memory.
+
+        Args:
+            images: n paths of files, PIL images or arrays, or what `listed` in `featcache.extraction.embed` gives.
+            top, backbone, store: as for `predict`.
+
+        Yields:
+            The predictions of the next images, n in all.
+
+        Raises:
+            As `predict`.
+
+        Example:
+            >>> batches = fc.load("pets.fch").predictions(["photos/cats/cat-00.jpg", "photos/dogs/dog-00.jpg"])
+            >>> [prediction.labels[0][0] for batch in batches for prediction in batch]
+            ['cats', 'dogs']
+        """
+        from featcache.extraction.embed import embed
+        from featcache.extraction.known_vectors import KnownVectors
+        from featcache.store import FeatureStore
 
         if top is not None and top < 1:
             raise UsageError(f"top is a number of labels from 1 on, not {top}.")
@@ -220,17 +268,13 @@ class Bundle:
                 "This head was trained on vectors of unknown origin, so it cannot predict from "
                 "images. Use predict_vectors with vectors of the same kind."
             )
-        if backbone is not None and isinstance(self.predictor, PartialModel):
-            return self.on(backbone).predict(images, top=top, progress=progress)
-        found = listed(images)
-        embedded = embed(found, self.backbone(backbone), [layer.name for layer in self.layers])
-        predictions: list[Prediction] = []
-        with choose(progress) as bar:
-            bar.start("predict", len(found), "images")
-            while batch := list(islice(embedded, _BATCH)):
-                predictions += self._predictions(batch, top)
-                bar.advance(len(batch))
-        return predictions
+        layers = [layer.name for layer in self.layers]
+        known = None if store is None else KnownVectors(FeatureStore.open(store), self.recipe, layers)
+        head = self if backbone is None else self.on(backbone)
+        network = head.backbone(None if isinstance(head.predictor, PartialModel) else backbone)
+        embedded = embed(images, network, layers, known=known)
+        while batch := list(islice(embedded, _BATCH)):
+            yield head._predictions(batch, top)
 
     @checked
     def backbone(self, given: Backbone | None = None) -> Backbone:

@@ -83,11 +83,12 @@ def predict(
     images: ImageLike | Sequence[ImageLike],
     *,
     top: int | None = None,
+    store: str | Path | FeatureStore | None = None,
     progress: Progress | bool | None = None,
 ) -> list[Prediction]:
     """`Bundle.predict` for a bundle or its path."""
     bundle = head if isinstance(head, Bundle) else Bundle.load(head)
-    return bundle.predict(images, top=top, progress=progress)
+    return bundle.predict(images, top=top, store=store, progress=progress)
 
 
 @checked

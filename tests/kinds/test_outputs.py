@@ -38,7 +38,7 @@ def test_what_is_something_else_is_not_overwritten(door: Door, output: Parameter
     world = world_for(door)
     path = world.valid(door, output)
     path.parent.mkdir(exist_ok=True)
-    for content in (b"path,label\nphotos/a.jpg,cats\n", b"\x89PNG\r\n\x1a\n", b"", b"\xff" * 100, b"{}"):
+    for content in (b"path,label\nphotos/a.jpg,cats\n", b"\x89PNG\r\n\x1a\n", b"{\n}\n", b"\xff" * 100):
         path.write_bytes(content)
         outcome = called(world, door, **{output.name: path})
         assert refused(outcome), outcome

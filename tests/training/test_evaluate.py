@@ -146,8 +146,12 @@ def test_an_image_that_cannot_be_used_has_a_problem(place: Path, bundle: Bundle,
 
 
 def test_a_missing_path_and_what_is_no_image(bundle: Bundle, net: Backbone, tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"no image .*none\.jpg"):
-        say(bundle, tmp_path / "none.jpg", net)
+    (gone,) = say(bundle, tmp_path / "none.jpg", net)
+    assert (gone.uri, gone.labels, gone.problem) == (
+        str(tmp_path / "none.jpg"),
+        [],
+        f"There is no image {tmp_path / 'none.jpg'}",
+    )
     with pytest.raises(SourceError):
         say(bundle, tmp_path, net)
     with pytest.raises(UsageError, match="uint8"):
