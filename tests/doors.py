@@ -53,8 +53,8 @@ ROLES = {
     "size": NUMBERS, "prefix_tokens": NUMBERS, "input_size": "widths", "weight_decay": NUMBERS,
     "warmup_fraction": NUMBERS, "layer_decay": NUMBERS, "patience": NUMBERS, "label_smoothing": NUMBERS,
     "stage": NUMBERS, "stages": NUMBERS,
-    "quick": FLAG, "csv_safe": FLAG, "yes": FLAG, "force": FLAG, "apply": FLAG, "strict": FLAG, "moved": FLAG, "scaled": FLAG,
-    "refit_all": FLAG, "group_near_duplicates": FLAG, "centre_box": FLAG,
+    "quick": FLAG, "yes": FLAG, "force": FLAG, "apply": FLAG, "strict": FLAG, "moved": FLAG, "scaled": FLAG,
+    "refit_all": FLAG, "group_near_duplicates": FLAG, "centre_box": FLAG, "csv_safe": FLAG,
     # Objects.
     "progress": "progress", "config": "config", "X": "vectors", "y": "any", "sha256s": "sha256s", "sha256": "sha256s",
     "module": "module", "transform": "transform", "given": "backbone", "batch": "pixels", "pixels": "pixel path",

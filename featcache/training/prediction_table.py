@@ -134,7 +134,7 @@ class PredictionTable:
             return
         # The rows of the last image may have been cut off, so they are written again.
         end, held = self._file.tell(), None
-        for prediction, begin in _images(self._file):
+        for prediction, begin in _images(self._file, cut_off=True):
             if held is not None:
                 name = names[self.done] if self.done < len(names) else ""
                 if held.uri != rows_of(Prediction(name, []), safe=self._safe)[0][0]:
@@ -219,8 +219,8 @@ def _record(file: BinaryIO) -> dict[str, Any] | None:
     return found if isinstance(found, dict) and found.get("featcache") == _MARK else None
 
 
-def _images(file: BinaryIO) -> Iterator[tuple[Prediction, int]]:
-    """The images from here on, with the offset at which the rows of each begin; what is cut off is as it stands."""
+def _images(file: BinaryIO, *, cut_off: bool = False) -> Iterator[tuple[Prediction, int]]:
+    """The images from here on, with the offset at which the rows of each begin."""
     ends = [file.tell()]
 
     def lines() -> Iterator[str]:
@@ -235,7 +235,11 @@ def _images(file: BinaryIO) -> Iterator[tuple[Prediction, int]]:
         row = next(rows, None)
         if row is None:
             break
-        uri, rank, label, probability, problem = (*row, *[""] * 5)[:5]
+        if len(row) != len(PREDICTIONS_HEADER):
+            if cut_off:  # in the midst of a row, which belongs to the image before or to one that is to be asked again
+                continue
+            raise csv.Error(f"a row has {len(row)} fields, not {len(PREDICTIONS_HEADER)}")
+        uri, rank, label, probability, problem = row
         if held is not None and rank not in ("", "1"):
             held.labels.append((label, _number(probability)))
             continue

@@ -9,7 +9,7 @@ import pytest
 
 import featcache as fc
 from featcache.core.errors import FeatcacheError, SourceError
-from featcache.extraction.embed import listed
+from featcache.extraction.embed import listed, name_of
 from featcache.extraction.stored_source import images_of
 from featcache.images.entry import Entry
 from featcache.images.folder import FolderSource
@@ -28,7 +28,7 @@ def by_source(root: Path) -> list[str]:
 
 
 def by_path(root: Path) -> list[str]:
-    return [Path(str(path)).relative_to(root).as_posix() for path in listed(root)]
+    return [Path(name_of(image, 0)).relative_to(root).as_posix() for image in listed(root)]
 
 
 def by_images_below(root: Path) -> list[str]:
