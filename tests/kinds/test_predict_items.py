@@ -233,8 +233,9 @@ def test_a_store_answers_for_its_images_though_they_are_gone(world, capsys):
         image.unlink()
     assert main(["predict", str(world["pets.fch"]), str(world["pets.fcache"]), "--json", "--top", "1"]) == 0
     told = json.loads(capsys.readouterr().out)["predictions"]
-    assert [one["uri"] for one in told] == [item.uri for item in fc.open(world["pets.fcache"]).items()]
-    assert sum(one["labels"][0]["label"] == one["uri"].split("/")[0] for one in told) > 18
+    items = fc.open(world["pets.fcache"]).items()
+    assert [one["uri"] for one in told] == [str(world["photos"] / item.uri) for item in items]
+    assert sum(one["labels"][0]["label"] == item.label for one, item in zip(told, items, strict=True)) > 18
 
 
 def test_a_store_without_the_heads_vectors_is_told(world, small_network):

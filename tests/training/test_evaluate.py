@@ -156,7 +156,7 @@ def test_a_missing_path_and_what_is_no_image(bundle: Bundle, net: Backbone, tmp_
         say(bundle, tmp_path, net)
     with pytest.raises(UsageError, match="uint8"):
         say(bundle, np.zeros((5, 5)), net)
-    with pytest.raises(UsageError, match="int"):
+    with pytest.raises(UsageError, match="Image 0 is 3"):
         say(bundle, [3], net)
 
 
