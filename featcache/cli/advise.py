@@ -108,7 +108,8 @@ def _show(advice: Advice, figure: Path | None) -> None:
     for part in advice.parts:
         if part["reason"] is not None and part not in dear:
             output.say(f"Not measured: {part['name']}: {part['reason'].rstrip('.')}.")
-    output.say(f"\nRecommended: {advice.recommendation}")
+    output.say()
+    output.say(f"Recommended: {advice.recommendation}")
     for reason in advice.reasons:
         output.say(f"  {reason}")
     if figure is not None:

@@ -90,5 +90,5 @@ def _refuse(error: Any, as_json: bool) -> int:
         print(text)
         return 2
     if context is not None:
-        text += f"\nTry: {context.command_path} --help"
+        text += f" Try: {context.command_path} --help"
     return fail(text, error.exit_code, as_json)

@@ -24,6 +24,7 @@ from featcache.cli.output import quiet_pipe
 from featcache.core.errors import FeatcacheError
 from featcache.core.outputs import PREDICTIONS, Kind, check_output
 from featcache.core.plain import plain
+from featcache.core.visible import visible
 
 ADVANCED = "Advanced"
 """The panel of ``--help`` for options that few people need."""
@@ -92,7 +93,7 @@ def _paths(value: Any) -> list[str | Path]:
 
 def fail(text: str, code: int, as_json: bool) -> int:
     """Say what went wrong, and return *code*."""
-    print(f"error: {text}", file=sys.stderr)
+    print(f"error: {visible(text)}", file=sys.stderr)
     if as_json:
         _print_json({"error": text, "exit_code": code})
     return code

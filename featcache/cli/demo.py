@@ -192,8 +192,10 @@ def _show(report: DemoReport) -> None:
         rate = f"{report.computed:,} computed in {output.span(report.extract_seconds)}"
     else:
         rate = f"all in the store already, looked up in {output.span(report.extract_seconds)}"
-    output.say(f"\n{report.images:,} images of textiles in 3 classes, {report.held_out:,} of them held out")
-    output.say(f"  {rate}\n")
+    output.say()
+    output.say(f"{report.images:,} images of textiles in 3 classes, {report.held_out:,} of them held out")
+    output.say(f"  {rate}")
+    output.say()
     output.table(
         ["head", "accuracy", "95 % interval", "balanced", "trained in"],
         [
@@ -209,14 +211,16 @@ def _show(report: DemoReport) -> None:
         right=["accuracy", "95 % interval", "balanced", "trained in"],
     )
     if report.faster is None:
-        output.say("Both heads were trained on stored vectors; with a new --output all is timed again.\n")
+        output.say("Both heads were trained on stored vectors; with a new --output all is timed again.")
+        output.say()
     else:
         second = report.heads[1]
         output.say(f"Second head, from the store: {output.span(second.seconds)}")
         output.say(
             f"It would have taken {output.span(report.extract_seconds + second.seconds)} with the backbone: "
-            f"{report.faster:.0f} times faster\n"
+            f"{report.faster:.0f} times faster"
         )
+        output.say()
     output.table(
         ["held-out image", "is", "the first head says", "probability"],
         [(a.uri, a.truth, a.label, output.percent(a.probability)) for a in report.answers],

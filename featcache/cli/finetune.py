@@ -16,6 +16,7 @@ from featcache.cli.options import StorePath, selects
 from featcache.cli.train import show_train
 from featcache.core.errors import UsageError
 from featcache.core.outputs import FIGURE, HEAD
+from featcache.core.visible import visible
 
 if TYPE_CHECKING:
     from featcache.finetuning.config import TrainingConfig
@@ -188,8 +189,8 @@ def _confirmed(needed: Activations, yes: bool) -> bool:
         f"{output.size(needed.bytes)}; {output.size(needed.free)} are free."
     )
     if yes:
-        print(text, file=sys.stderr)
+        output.say(text, sys.stderr)
         return True
     if not sys.stdin.isatty():
         raise UsageError(f"{text} Add --yes to store them.")
-    return typer.confirm(f"{text} Store them?", err=True)
+    return typer.confirm(f"{visible(text)} Store them?", err=True)

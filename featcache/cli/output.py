@@ -13,6 +13,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from featcache.core.visible import visible
+
 LISTED = 10
 """Images of a run in quarantine that are named."""
 
@@ -24,8 +26,8 @@ class _Screen(Console):
 
 
 def say(text: str = "", stream: TextIO | None = None) -> None:
-    """Print *text* as it is: never wrapped, so that paths can be copied."""
-    print(text, file=stream)
+    """Print *text* as one line, what cannot be seen in it escaped; never wrapped, so that paths can be copied."""
+    print(visible(text), file=stream)
 
 
 @contextlib.contextmanager
@@ -39,16 +41,19 @@ def quiet_pipe() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> None:
-    """Print a table. Columns named in *right* are aligned right; long cells are folded, never cut."""
+def table(columns: Sequence[str], rows: Iterable[Sequence[str | Sequence[str]]], right: Sequence[str] = ()) -> None:
+    """Print a table; a cell may have several lines.
+
+    Columns named in *right* are aligned right; long cells are folded, never cut.
+    """
     made = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for name in columns:
         made.add_column(name, justify="right" if name in right else "left", overflow="fold")
     for row in rows:
-        made.add_row(*row)
+        made.add_row(*("\n".join(map(visible, [cell] if isinstance(cell, str) else cell)) for cell in row))
     # What reads a pipe or a file has no width to fit: there nothing is folded.
     width = None if sys.stdout.isatty() else 200
-    _Screen(file=sys.stdout, highlight=False, markup=False, width=width).print(made)
+    _Screen(file=sys.stdout, highlight=False, markup=False, emoji=False, width=width).print(made)
 
 
 def percent(value: float | None) -> str:

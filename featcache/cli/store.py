@@ -237,9 +237,9 @@ def _show_status(found: dict[str, Any]) -> None:
         [
             (
                 space["fingerprint"][:12],
-                "\n".join(filter(None, [space["backbone"], space["differs"]])),
-                "\n".join(space["layers"]),
-                "\n".join(filter(None, [f"{len(space['views']):,}", _seeds(space["seeds"])])),
+                [part for part in [space["backbone"], space["differs"]] if part],
+                list(space["layers"]),
+                [part for part in [f"{len(space['views']):,}", _seeds(space["seeds"])] if part],
                 f"{space['rows']:,}",
                 output.size(space["bytes"]),
             )

@@ -108,7 +108,8 @@ def _show(report: SweepReport, target: Path | None, following: Sequence[str], pr
     if report.left_out:
         output.say(f"Left out of the choice, with one independent image each: {quoted(report.left_out)}")
     score, winner = report.score, report.winner
-    output.say(f"\nWinner: {winner['head']} on {' + '.join(winner['layers'])}")
+    output.say()
+    output.say(f"Winner: {winner['head']} on {' + '.join(winner['layers'])}")
     output.say(f"Accuracy on items that took no part: {with_interval(score)}")
     output.say(f"  {'on ' if score['n'] else ''}{score['protocol']}")
     warn_of_little(report.bundle.report["unscored"], score["n"])

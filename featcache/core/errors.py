@@ -32,11 +32,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from featcache.core.visible import visible
+
 
 class FeatcacheError(Exception):
     """Base of all errors that featcache raises on purpose; ``exit_code`` is the command line's."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        # A name in the message may come from anybody's file.
+        return visible(super().__str__())
 
 
 class UsageError(FeatcacheError, ValueError):

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any, Protocol
 
+from featcache.core.visible import visible
+
 _LISTED = 10
 """Entries of a list that are shown."""
 
@@ -34,8 +36,10 @@ def html_table(title: str, fields: Mapping[str, Any]) -> str:
         >>> html_table("Report", {"n": 3})
         '<table><caption>Report</caption><tr><th>n</th><td>3</td></tr></table>'
     """
-    rows = "".join(f"<tr><th>{escape(str(name))}</th><td>{_cell(value)}</td></tr>" for name, value in fields.items())
-    caption = f"<caption>{escape(title)}</caption>" if title else ""
+    rows = "".join(
+        f"<tr><th>{escape(visible(str(name)))}</th><td>{_cell(value)}</td></tr>" for name, value in fields.items()
+    )
+    caption = f"<caption>{escape(visible(title))}</caption>" if title else ""
     return f"<table>{caption}{rows}</table>"
 
 
@@ -45,4 +49,4 @@ def _cell(value: Any) -> str:
     if isinstance(value, list | tuple):
         more = f"<br>… {len(value) - _LISTED} more" if len(value) > _LISTED else ""
         return "<br>".join(_cell(entry) for entry in value[:_LISTED]) + more
-    return escape(f"{value:.4g}" if isinstance(value, float) else str(value))
+    return escape(visible(f"{value:.4g}" if isinstance(value, float) else str(value)))

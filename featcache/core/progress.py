@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO, TypeVar
 
 from featcache.core.arguments import described
 from featcache.core.errors import FeatcacheError, UsageError
+from featcache.core.visible import visible
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -172,7 +173,7 @@ class Lines:
         self._print(text)
 
     def _print(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
+        print(visible(text), file=self._stream, flush=True)
 
     def finish(self) -> None:
         now = time.monotonic()
@@ -228,7 +229,7 @@ class Bar:
 
     def start(self, what: str, total: int | None, unit: str) -> None:
         self.finish()
-        self._task = self._bar.add_task(what, total=total, unit=unit)
+        self._task = self._bar.add_task(visible(what), total=total, unit=unit)
         self._bar.start()
 
     def advance(self, n: int = 1) -> None:
@@ -239,7 +240,7 @@ class Bar:
     def note(self, text: str) -> None:
         _log(text)
         # soft_wrap: a long path must stay on one line, or it cannot be copied.
-        self._bar.console.print(text, markup=False, soft_wrap=True)
+        self._bar.console.print(visible(text), markup=False, emoji=False, soft_wrap=True)
 
     def finish(self) -> None:
         if self._task is not None:
@@ -249,7 +250,7 @@ class Bar:
 
 
 def _log(text: str) -> None:
-    LOGGER.log(logging.WARNING if text.startswith("Warning:") else logging.INFO, text)
+    LOGGER.log(logging.WARNING if text.startswith("Warning:") else logging.INFO, visible(text))
 
 
 @contextmanager

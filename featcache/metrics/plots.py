@@ -10,6 +10,7 @@ import numpy as np
 
 from featcache.core.errors import UsageError
 from featcache.core.outputs import FIGURE, FIGURE_SOFTWARE, check_output, written_output
+from featcache.core.visible import visible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,7 +44,8 @@ def draw_confusion(confusion: np.ndarray, labels: Sequence[str], path: str | Pat
     k = len(labels)
     cell = float(np.clip(7 / k, 0.32, 0.9))
     size = float(np.clip(cell * 20, 6, 10))
-    names = [label if len(label) <= _LONGEST else label[: _LONGEST - 1] + "…" for label in labels]
+    shown = [visible(label) for label in labels]
+    names = [label if len(label) <= _LONGEST else label[: _LONGEST - 1] + "…" for label in shown]
     # Room for the names, in inches: a letter is some 0.6 of its height wide, and 72 points are an inch.
     margin = 0.6 + max(len(name) for name in names) * size * 0.62 / 72
     side = k * cell

@@ -231,6 +231,7 @@ class Bundle:
                 bar.advance(len(batch))
         return predictions
 
+    @checked
     def predictions(
         self,
         images: Sequence[ImageLike | Entry],

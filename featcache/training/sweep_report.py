@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from featcache.core.html import HtmlTable
+from featcache.core.visible import visible
 
 if TYPE_CHECKING:
     from featcache.training.bundle import Bundle
@@ -132,7 +133,7 @@ def _value(factor: float, digits: int, value: Any, low: Any, high: Any, unit: st
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    return visible(text).replace("|", "\\|")
 
 
 _MARKERS = "osD^vP*X"
@@ -172,7 +173,7 @@ def draw(cells: Sequence[Cell], winner: Cell) -> bytes | None:
             markersize=4,
             linewidth=3 if bold else 1.2,
             zorder=3 if bold else 2,
-            label=f"{cell.head}, {called(cell.layers)}" + (" (winner)" if bold else ""),
+            label=visible(f"{cell.head}, {called(cell.layers)}") + (" (winner)" if bold else ""),
         )
         best = min(points, key=lambda point: point[1])
         axes.plot(*best, marker="o", markersize=9, fillstyle="none", color="black", zorder=4)
