@@ -330,7 +330,7 @@ def test_predict_writes_a_table(trained, tmp_path):
     assert main(["predict", str(trained / "pets.fch"), str(photos), "--csv", str(table)]) == 0
     with table.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["uri", "rank", "label", "probability"]
+    assert list(rows[0]) == ["uri", "rank", "label", "probability", "problem"]
     assert len(rows) == 12 * 2
     assert rows[0]["label"] == "cats"
     assert float(rows[0]["probability"]) + float(rows[1]["probability"]) == pytest.approx(1, abs=2e-6)
