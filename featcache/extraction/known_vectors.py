@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -12,7 +13,7 @@ import numpy as np
 from featcache.core.errors import MissingVectorsError, ShardGoneError, UnusableImageError
 from featcache.extraction.run import is_unchanged
 from featcache.extraction.stored_source import StoredImage
-from featcache.images.entry import Entry, as_text, file_sha256
+from featcache.images.entry import Entry, as_text
 from featcache.store import FeatureStore
 from featcache.store.folder import CATALOGUE
 from featcache.store.sources import Record
@@ -115,6 +116,6 @@ class KnownVectors:
                     if is_unchanged(entry, record := Record(*row)):
                         return record.sha256
         try:
-            return file_sha256(entry.path)
+            return hashlib.sha256(entry.read()[0]).digest()  # not remembered: there may be very many
         except UnusableImageError:
             return None  # whoever reads it says why
