@@ -40,7 +40,7 @@ _PLURALS = {
     "bytes": "bytes",
 }
 _ANYTHING: tuple[str, Callable[[Any], bool]] = ("", lambda _: True)
-_LIST = re.compile(r"(?:Sequence|Iterable|list|tuple)\[(\w+)(?:, \.\.\.)?\]")
+_LIST = re.compile(r"(?:Sequence|list|tuple)\[(\w+)(?:, \.\.\.)?\]")
 _OWN = frozenset(
     [
         "Backbone",
@@ -185,6 +185,8 @@ def _kind(part: str) -> tuple[str, Callable[[Any], bool]] | None:
         return "a function", callable
     if part.startswith("Mapping["):
         return "a mapping", lambda value: isinstance(value, Mapping)
+    if part.startswith("Iterable["):
+        return "a list", lambda value: hasattr(value, "__iter__") and not isinstance(value, (str, bytes, type))
     listed = _LIST.fullmatch(part)
     if listed is None:
         return None

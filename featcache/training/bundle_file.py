@@ -1,6 +1,7 @@
-"""The file of a bundle: safetensors whose metadata are ``featcache``, which holds JSON, and ``sha256``.
+"""The file of a bundle: safetensors with one key of metadata, ``featcache``, that holds JSON.
 
-The digest is that of the whole file with its own 64 digits as zeros, so no bit of a head can change unseen.
+The JSON begins with ``sha256``, the digest of the whole file with its own 64 digits as zeros, so no bit of a head can
+change unseen.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from featcache.training.partial_model import PartialModel
 
 _WITHOUT_DIGEST = 1
 _NO_DIGEST = b"0" * 64
-_DIGEST = b'"sha256":"'  # what stands before it; inside of the JSON text of a head the quotes are escaped
+_DIGEST = b'{\\"sha256\\": \\"'  # how the JSON begins, as text inside of the header's JSON
 _NETWORK = "network."
 # Vectors are divided by the scales in float32, where smaller ones are 0 and larger ones infinite.
 _SMALLEST, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
@@ -49,7 +50,7 @@ def write(target: Path, fields: Mapping[str, Any]) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         rows = {name: np.array(tensor, order="C") for name, tensor in tensors.items()}
         with written_whole(target) as aside:
-            save_file(rows, aside, metadata={"featcache": json.dumps(data), "sha256": _NO_DIGEST.decode()})
+            save_file(rows, aside, metadata={"featcache": json.dumps({"sha256": _NO_DIGEST.decode(), **data})})
             seal(aside)
     except (OSError, SafetensorError) as error:
         raise BundleError(f"The head cannot be written to {target}: {error}.") from error
@@ -188,8 +189,8 @@ def _contents(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], bool]:
     try:
         contents = path.read_bytes()
         header = json.loads(contents[8 : 8 + int.from_bytes(contents[:8], "little")])
-        metadata = header["__metadata__"]
-        data, digest = dict(json.loads(metadata["featcache"])), metadata.get("sha256")
+        data = dict(json.loads(header["__metadata__"]["featcache"]))
+        digest = data.get("sha256")
         # The tensors are read from the bytes that were hashed.
         return data, load(contents), isinstance(digest, str) and _is_sealed(contents, digest)
     except (SafetensorError, KeyError, ValueError, TypeError, OSError, RecursionError) as error:

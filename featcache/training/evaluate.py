@@ -124,7 +124,7 @@ def evaluate(
     Example:
         >>> report = fc.evaluate("pets.fch", "pets.fcache")
         >>> report.n, report.accuracy
-        (4, 1.0)
+        (7, 1.0)
     """
     bundle = head if isinstance(head, Bundle) else Bundle.load(head)
     if backbone is not None:

@@ -83,9 +83,9 @@ def test_options_of_one_head_say_whose_they_are():
 @pytest.mark.parametrize(
     ("name", "selecting"),
     [
-        ("train", ["split", "labels", "source", "space"]),
-        ("evaluate", ["split", "labels", "source", "space"]),
-        ("sweep", ["split", "labels", "source", "space"]),
+        ("train", ["split", "labels", "labels_only", "source", "space"]),
+        ("evaluate", ["split", "labels", "labels_only", "source", "space"]),
+        ("sweep", ["split", "labels", "labels_only", "source", "space"]),
         ("similar", ["source", "space"]),
     ],
 )

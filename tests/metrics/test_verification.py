@@ -245,8 +245,8 @@ def test_the_curve_is_drawn(tmp_path) -> None:
     draw_roc(least, tmp_path / "least.png", least.at_far(0.0))
     with pytest.raises(UsageError, match=r"call it .*roc\.png"):
         draw_roc(curve, tmp_path / "roc.svg")
-    with pytest.raises(UsageError, match="no folder"):
-        draw_roc(curve, tmp_path / "nowhere" / "roc.png")
+    draw_roc(curve, tmp_path / "new" / "roc.png")
+    assert (tmp_path / "new" / "roc.png").is_file()
 
 
 def test_vectors_of_any_length_that_a_number_has_have_cosines() -> None:

@@ -242,6 +242,7 @@ def test_a_head_is_written_as_it_was_read(heads: Path, tmp_path: Path) -> None:
         (described, tensors), (again, written) = read(path), read(tmp_path / path.name)
         assert described.pop("versions").keys() == again.pop("versions").keys()
         assert (described.pop("format"), again.pop("format")) == (1, 2)
+        assert len(again.pop("sha256")) == 64
         assert (again, written) == (described, tensors), path.name
 
 

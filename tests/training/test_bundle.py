@@ -57,7 +57,7 @@ def rewrite(path: Path, tensors: dict[str, np.ndarray | None] | None = None, **c
     with safe_open(path, framework="numpy") as file:
         data = json.loads(file.metadata()["featcache"])
     parts = {name: v for name, v in (load_file(path) | (tensors or {})).items() if v is not None}
-    save_file(parts, path, metadata={"featcache": json.dumps(data | changes), "sha256": "0" * 64})
+    save_file(parts, path, metadata={"featcache": json.dumps(data | changes | {"sha256": "0" * 64})})
     bundle_file.seal(path)  # as a forger would, so that it is what it says that is refused
 
 

@@ -141,14 +141,15 @@ def test_the_bundle_notes_the_views(store: Path, tmp_path: Path) -> None:
 
 def test_a_store_with_views_of_some_images_is_told(tmp_path: Path, draw_images: Callable[..., Path]) -> None:
     root, store = draw_images(tmp_path / "photos", each=6), tmp_path / "s.fcache"
+    other = shutil.copytree(root, tmp_path / "other")
+    Image.new("RGB", (40, 30), (1, 2, 3)).save(other / "cats" / "new.png")
+    fc.extract(other, store, backbone=tiny_backbone(), progress=False)
     fc.extract(root, store, backbone=tiny_backbone(), views=2, progress=False)
-    Image.new("RGB", (40, 30), (1, 2, 3)).save(root / "cats" / "new.png")
-    fc.extract(root, store, backbone=tiny_backbone(), progress=False)
     with pytest.raises(MissingVectorsError, match=r"1 of 13 images.*--views first"):
-        train(store)
-    assert train(store, views="first").report["views"] == ["0"]
-    fc.extract(root, store, backbone=tiny_backbone(), views=2, progress=False)
-    assert len(train(store).report["views"]) == 2
+        train(store, source="other")
+    assert train(store, views="first", source="other").report["views"] == ["0"]
+    fc.extract(other, store, backbone=tiny_backbone(), views=2, progress=False)
+    assert len(train(store, source="other").report["views"]) == 2
 
 
 def test_several_labels_an_item(tmp_path: Path, draw_images: Callable[..., Path]) -> None:
