@@ -35,12 +35,12 @@ from featcache.heads.minibatch import (
 )
 from featcache.heads.predictors import MLPPredictor
 from featcache.heads.streaming import VectorStream
-from featcache.heads.training_loop import NonFiniteError, require_finite, train_epochs
+from featcache.heads.training_loop import NonFiniteError, require_finite, stalled, train_epochs
 from featcache.heads.validation import check_finite, to_answer, to_fit
 
-_STEPS, _FEWEST_EPOCHS = 1000, 20
+_STEPS, _FEWEST_EPOCHS, _PATIENCE = 1000, 20, 5
+_STEPS_OF_EPOCH, _SMALLEST_BATCH, _LARGEST_BATCH = 16, 32, 128
 _HELD_OUT = 0.2
-_WARMUP_FRACTION = 0.05
 _KEPT_BYTES = 2**28
 """Vectors that take no more are read once; others are read again in each epoch."""
 
@@ -52,11 +52,11 @@ class MLPHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
         hidden: how wide each hidden layer is, from the input to the output.
         dropout: the share of values behind each hidden layer that a step does without, from 0 to less than 1.
         epochs: at most so many passes for each weight decay; by default enough for 1,000 steps, at least 20.
-        batch_size: rows a step.
+        batch_size: rows a step; by default 32 to 128, so that an epoch of few rows has 16 steps.
         lr: the highest learning rate.
         decays: weight decays to choose from.
-        patience: epochs without a better held-out loss after which training stops; by default a quarter of *epochs*,
-            at least 5.
+        patience: epochs without a better held-out loss after which training stops, see
+            `featcache.heads.training_loop.stalled`.
         random_state: of the first weights, the dropout, the order of the rows and the held-out part.
 
     Attributes:
@@ -83,10 +83,10 @@ class MLPHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
         hidden: Sequence[int] = (512,),
         dropout: float = 0.2,
         epochs: int | None = None,
-        batch_size: int = 128,
+        batch_size: int | None = None,
         lr: float = 1e-3,
-        decays: Sequence[float] = (0.01, 1.0),
-        patience: int | None = None,
+        decays: Sequence[float] = (0.01,),
+        patience: int = _PATIENCE,
         random_state: int = 0,
     ) -> None:
         self.hidden = hidden
@@ -119,7 +119,7 @@ class MLPHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
         groups = stream.groups if len(np.unique(stream.groups)) > 1 else np.arange(len(stream))
         train_rows, held_out = hold_out(stream.class_ids, groups, _HELD_OUT, self.random_state)
         class_ids = np.asarray(stream.class_ids, dtype=np.int64)
-        with threads_for(self.batch_size * max(a * b for a, b in pairwise(widths))):
+        with threads_for(self._batch_size(len(train_rows)) * max(a * b for a, b in pairwise(widths))):
             read = _once_read(stream)
             blocks = VectorStream(read, class_ids, groups, stream.classes, stream.width).blocks
             mean, scale, *_ = moments(
@@ -152,9 +152,8 @@ class MLPHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
     ) -> Layers:
         """Train with each decay; the layers that are chosen, for standardized vectors."""
         targets = torch.from_numpy(class_ids)
-        steps = -(-len(train_rows) // self.batch_size)
+        steps = -(-len(train_rows) // self._batch_size(len(train_rows)))
         epochs = int(self.epochs or max(_FEWEST_EPOCHS, -(-_STEPS // steps)))
-        patience = self.patience or max(5, epochs // 4)
         decays = sorted(float(decay) for decay in self.decays)
         if choice is None:
             decays = decays[-1:]
@@ -172,7 +171,7 @@ class MLPHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
                         require_finite("held-out loss", loss, epoch + 1, steps, self.lr)
                     losses[epoch, column] = loss
                     tell(column * epochs + epoch + 1, len(decays) * epochs)
-                    if choice is not None and epoch - np.nanargmin(losses[:, column]) >= patience:
+                    if choice is not None and stalled(losses[: epoch + 1, column].tolist(), self.patience):
                         break
             except NonFiniteError as error:
                 raise UsageError(
@@ -193,12 +192,12 @@ class MLPHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
     ) -> Iterator[tuple[float, Layers]]:
         """The mean loss of each epoch, and the layers after it, which the next epoch changes."""
         order, generator = np.random.default_rng(self.random_state), torch.Generator().manual_seed(self.random_state)
-        layers = initial_layers(widths, generator)
+        layers, size = initial_layers(widths, generator), self._batch_size(len(train_rows))
 
         def batches(_: int) -> Iterator[tuple[Tensor, Tensor]]:
             shuffled = order.permutation(train_rows)
-            for start in range(0, len(train_rows), self.batch_size):
-                yield batch(shuffled[start : start + self.batch_size])
+            for start in range(0, len(train_rows), size):
+                yield batch(shuffled[start : start + size])
 
         optimizer = torch.optim.AdamW(
             [
@@ -206,16 +205,21 @@ class MLPHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
                 {"params": [bias for _, bias in layers], "weight_decay": 0.0},
             ],
             lr=self.lr,
+            fused=True,  # one pass over the weights, which takes longer than the products of a small batch
         )
         for loss, _ in train_epochs(
             optimizer,
             batches,
             lambda x, target: functional.cross_entropy(logits(layers, x, self.dropout, generator), target),
             epochs=epochs,
-            steps=-(-len(train_rows) // self.batch_size),
-            warmup_fraction=_WARMUP_FRACTION,
+            steps=-(-len(train_rows) // size),
         ):
             yield loss, layers
+
+    def _batch_size(self, rows: int) -> int:
+        """Rows of a step, of so many rows to learn from."""
+        by_rows = min(_LARGEST_BATCH, max(_SMALLEST_BATCH, rows // _STEPS_OF_EPOCH))
+        return by_rows if self.batch_size is None else int(self.batch_size)
 
     def _describe(self, losses: np.ndarray, decays: list[float], choice: HeldOutChoice | None) -> None:
         """Set the attributes that report the choice."""
@@ -236,7 +240,7 @@ class MLPHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
         # The weights, their gradient, two moments and the best so far; the vectors that are kept, those held out, and
         # what a step has of each layer.
         vectors = 4 * d * ((n if 4 * n * d <= _KEPT_BYTES else 0) + min(n // 5, HELD_OUT_ROWS))
-        return 4 * 5 * parameters + vectors + 4 * min(n, self.batch_size) * sum(widths)
+        return 4 * 5 * parameters + vectors + 4 * min(n, self._batch_size(n)) * sum(widths)
 
     def predictor(self) -> MLPPredictor:
         """What is saved and converted to torch: labels as text."""
@@ -271,10 +275,10 @@ class MLPHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
             ),
             ("dropout", _is_number(self.dropout) and 0 <= self.dropout < 1, "a number from 0 to less than 1"),
             ("epochs", self.epochs is None or _is_count(self.epochs), f"{whole}, or None"),
-            ("batch_size", _is_count(self.batch_size), whole),
+            ("batch_size", self.batch_size is None or _is_count(self.batch_size), f"{whole}, or None"),
             ("lr", _is_number(self.lr) and 0 < self.lr < np.inf, "a number above 0"),
             ("decays", all(_is_number(v) and 0 <= v < np.inf for v in decays) and len(decays), "numbers from 0 on"),
-            ("patience", self.patience is None or _is_count(self.patience), f"{whole}, or None"),
+            ("patience", _is_count(self.patience), whole),
         ):
             if not holds:
                 given = getattr(self, name)

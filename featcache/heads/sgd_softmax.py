@@ -21,7 +21,7 @@ from torch import Tensor
 
 from featcache.heads.minibatch import HELD_OUT_ROWS, Batches, hold_out, moments, threads_for
 from featcache.heads.streaming import VectorStream
-from featcache.heads.training_loop import train_epochs
+from featcache.heads.training_loop import stalled, train_epochs
 from featcache.heads.validation import check_finite, to_answer, to_fit
 from featcache.metrics.calibration import softmax
 
@@ -134,7 +134,7 @@ class TorchSoftmaxHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
             better = history[-1] < best_loss
             best_loss[better], best_epoch[better] = history[-1][better], epoch
             best_weight[better], best_bias[better] = weight.detach()[better], bias.detach()[better]
-            if epoch - best_epoch.max() >= self.patience:
+            if all(stalled(losses_of_C.tolist(), self.patience) for losses_of_C in np.array(history).T):
                 break
         chosen = int(np.argmin(best_loss))
         folded = (best_weight[chosen] / scale).double()
