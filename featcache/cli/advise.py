@@ -47,6 +47,7 @@ def advise(
 
     Example: featcache advise pets.fcache --budget 10m --figure advice.png
     """
+    began = time.monotonic()
     from featcache.core.errors import NotAStoreError
     from featcache.core.progress import seconds_of
     from featcache.finetuning.advise import advise as run
@@ -55,9 +56,8 @@ def advise(
 
     seconds = seconds_of(budget)
     if target is not None:
-        began = time.monotonic()
         _extract(store, target, selection)
-        store, seconds = target, max(1.0, seconds - (time.monotonic() - began))
+        store = target
     else:
         try:
             FeatureStore.open(store)
@@ -65,7 +65,8 @@ def advise(
             if not store.exists():
                 raise
             raise UsageError(f"{error} If these are images, add -o {store.stem}.fcache.") from None
-    found = run(store, budget=seconds, seed=seed, progress=True, **selection)
+    left = max(1.0, seconds - (time.monotonic() - began))  # imports take seconds, an extraction minutes
+    found = run(store, budget=left, seed=seed, progress=True, **selection)
     if figure is not None:
         draw_advice(found, figure, force=force)
     return Answer({**found.to_dict(), "figure": None if figure is None else str(figure)}, lambda: _show(found, figure))

@@ -15,7 +15,7 @@ from torch import Tensor
 from featcache.backbones.split import split_network
 from featcache.core.errors import GridEdgeWarning, MissingVectorsError
 from featcache.core.names import VIEW_0
-from featcache.core.progress import Progress, Silent
+from featcache.core.progress import Progress
 from featcache.extraction.stored_source import present_images
 from featcache.finetuning.batches import ItemImages, activations_in_order, images_in_order
 from featcache.finetuning.config import TrainingConfig
@@ -69,13 +69,13 @@ class Cell:
         assert losses is not None
         return right.astype(np.float64), losses, sum(epochs) / (len(epochs) * len(rows[0]))
 
-    def seconds(self, items: FeatureDataset, config: TrainingConfig) -> float:
+    def seconds(self, items: FeatureDataset, config: TrainingConfig, progress: Progress) -> float:
         """Of an epoch per training row, measured by two epochs on a few items of two classes; nothing is stored."""
         _, firsts = np.unique(items.groups, return_index=True)
         names, counts = np.unique(items.y[firsts], return_counts=True)
         few = np.concatenate([firsts[items.y[firsts] == name][:8] for name in names[np.argsort(-counts)[:2]]])
         rows = np.arange(len(few)), np.arange(0)
-        trained, _ = self.train(items.subset(np.sort(few)), rows, replace(config, epochs=2), 0, Silent())
+        trained, _ = self.train(items.subset(np.sort(few)), rows, replace(config, epochs=2), 0, progress)
         return min(epoch.seconds for epoch in trained.curve.epochs) / len(few)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from featcache.core.errors import TrainingError, UsageError
-from featcache.heads.training_loop import NonFiniteError, train_epochs, warmup_cosine
+from featcache.heads.training_loop import NonFiniteError, stalled, train_epochs, warmup_cosine
 
 
 def test_shares_by_hand() -> None:
@@ -104,3 +104,16 @@ def test_batches_that_are_not_as_many_as_announced(steps: int, said: str) -> Non
     optimizer = torch.optim.AdamW([line.weight], lr=0.1)
     with pytest.raises(UsageError, match=f"Epoch 1 has {said}, but should have {steps}"):
         next(train_epochs(optimizer, line.batches, line.loss, epochs=2, steps=steps))
+
+
+def test_a_loss_that_creeps_or_turns_has_stalled_and_one_that_falls_has_not() -> None:
+    falling = [0.9**epoch for epoch in range(30)]
+    assert not stalled(falling, 1)
+    assert not stalled([*falling, 1.0, 1.0], 3)
+    assert stalled([*falling, 1.0, 1.0, 1.0], 3)
+    creeping = [1 - 1e-4 * epoch for epoch in range(30)]
+    assert stalled(creeping[:5], 4)
+    assert not stalled(creeping[:12], 4)  # the tenth is a thousandth below the first
+    assert stalled([1.0, np.nan, np.nan], 2)
+    assert not stalled([np.nan, np.nan, 1.0], 2)
+    assert not stalled([], 1)

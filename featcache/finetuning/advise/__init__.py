@@ -16,9 +16,9 @@ from featcache.core.arguments import checked
 from featcache.core.errors import FeatcacheError, UsageError
 from featcache.extraction.embed import backbone_for
 from featcache.finetuning.advise.choose import ORDER, cheapest_first, compare, kind_of, recommend
-from featcache.finetuning.advise.measure import cross_validate, curve_seconds, learning_curve
+from featcache.finetuning.advise.measure import curve_seconds, learning_curve
 from featcache.finetuning.advise.report import FOLDS, Advice, about_items, command, draw_advice, reasons
-from featcache.finetuning.advise.trials import SPEED, try_depth, try_finetuning, try_heads
+from featcache.finetuning.advise.trials import SPEED, linear_probe, try_depth, try_finetuning, try_heads
 from featcache.store import FeatureStore
 from featcache.training.activations import StoredItems, extraction_rate
 from featcache.training.all_blocks import block_layers
@@ -89,16 +89,19 @@ def advise(
         train_rows, test_rows, _ = train_test_split(dataset, select.split, seed, opened, bar)
         items, folds, rare, near = folds_without_leakage(dataset, train_rows, FOLDS, seed, bar)
         units, where = items.groups, replace(where, source=opened.source_names(where.source))
-        whole = time.run("softmax", None, lambda: cross_validate("softmax", items, folds, seed, bar))
-        assert whole is not None
+        whole = linear_probe(items, folds, seed, time, bar)
+        measured = folds[: whole.fits]  # fewer where the budget is spent by then
         layers, network, why_not = [*(name for name in chosen.layers if name.endswith(":mean_std")), "pooled"], None, ""
-        bar.start("load the network", None, "items")
-        try:
-            network = backbone_for(chosen.recipe, backbone)
-            layers = block_layers(network)
-        except FeatcacheError as error:
-            why_not = " ".join(str(error).split())
-        bar.finish()
+        if time.left():
+            bar.start("load the network", None, "items")
+            try:
+                network = backbone_for(chosen.recipe, backbone)
+                layers = block_layers(network)
+            except FeatcacheError as error:
+                why_not = " ".join(str(error).split())
+            bar.finish()
+        else:
+            why_not = "the network was not loaded, as the budget was spent by then"
 
         @cache
         def rate() -> tuple[float, float] | None:
@@ -106,11 +109,11 @@ def advise(
             return time.run(SPEED, 15.0, partial(extraction_rate, opened, network, layers, items.items[0].source))
 
         stored = StoredItems(opened.path, items, where, seed, network, why_not, rate)
-        outcomes, costs = try_heads(stored, layers, folds, whole, time, bar)
-        drawn = partial(learning_curve, whole, items, folds, seed, bars.Deadline(time.left, bar))
+        outcomes, costs = try_heads(stored, layers, measured, whole, time, bar)
+        drawn = partial(learning_curve, whole, items, measured, seed, bars.Deadline(time.left, bar))
         curve = time.run("learning curve", curve_seconds(whole), drawn) or [whole]
-        depth, late = try_depth(stored, layers, folds, whole, time, bar)
-        tuned, more_costs = try_finetuning(stored, layers, folds, whole, time, bar)
+        depth, late = try_depth(stored, layers, measured, whole, time, bar)
+        tuned, more_costs = try_finetuning(stored, layers, measured, whole, time, bar)
         bar.finish()
     outcomes = {name: (outcomes | tuned)[name] for name in cheapest_first(outcomes | tuned)}
     choice = recommend(outcomes, units, seed)

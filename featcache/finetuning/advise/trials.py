@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from featcache.backbones.split import split_points
-from featcache.core.progress import Budget, Deadline, Progress, duration
+from featcache.core.progress import Budget, Deadline, Progress, Silent, duration
 from featcache.finetuning import cells, config
 from featcache.finetuning.advise import measure
 from featcache.finetuning.advise.choose import ALL_BLOCKS, FROM, SCRATCH, Compared, Outcome, kind_of
@@ -19,13 +19,16 @@ from featcache.finetuning.finetune import VIEWS
 from featcache.store import FeatureStore
 from featcache.training.activations import SAFETY, StoredItems
 
+if TYPE_CHECKING:
+    from featcache.training.dataset import FeatureDataset
+
 Run = Callable[[Fold], Outcome]
 Timed = tuple[Cell, float]  # a way of fine-tuning, and the seconds of an epoch per training item
 CONFIGS = {FROM: config.PRETRAINED, "finetune": config.PRETRAINED, SCRATCH: config.SCRATCH}
 FEWEST = {FROM: 5, "finetune": 3, SCRATCH: 15}
 """Of each kind of fine-tuning the whole training, and the epochs below which a trial would say nothing of it."""
-_MLP_FLOPS, _FLOPS_PER_SECOND = 6 * 2000 * 128 * 512, 5e10
-"""Of the head ``mlp`` per input and class: 2000 steps of 128 items, 512 hidden units; and what two cores compute."""
+_MLP_FLOPS, _FLOPS_PER_SECOND = 6 * 20 * 512, 2e10
+"""Of the head ``mlp`` per vector, input and class: 20 epochs, 512 hidden units; and what small products reach."""
 SPEED, _GUESS, _SPLIT_POINTS = "speed of extraction", 12.0, 2
 """A part; seconds to measure a speed before anything is known; and how many of the last blocks are tried."""
 
@@ -45,6 +48,19 @@ def tried(
                 found[name] = outcome if name not in found else found[name].joined(outcome)
                 running[name] = 1.1 * found[name].seconds / found[name].fits, run
     return found
+
+
+def linear_probe(
+    items: FeatureDataset, folds: Sequence[Fold], seed: int, budget: Budget, progress: Progress
+) -> Outcome:
+    """The answers of the softmax on ``pooled``, to which all is compared: one fold in any case, the others in time."""
+    progress.note(f"Budget: {duration(budget.seconds)}. One fit of the linear probe is made even if it takes longer.")
+    run = partial(measure.answer, "softmax", items, "softmax", seed)
+    first = budget.run("softmax, fold 1", None, partial(run, progress, folds[0]))
+    assert first is not None  # without an estimate what fails is raised
+    watched = Deadline(budget.left, progress)
+    others = tried({"softmax": (1.1 * first.seconds, partial(run, watched))}, folds, range(1, len(folds)), budget)
+    return first.joined(others["softmax"]) if others else first
 
 
 def provide(
@@ -79,7 +95,7 @@ def try_heads(
     """The heads on frozen vectors within the budget, and their cost; *whole* is the softmax on ``pooled``."""
     items, found, watched = stored.items, {whole.name: whole}, Deadline(budget.left, progress)
     softmax, n = whole.seconds / whole.fits, len(items.y)
-    mlp = _MLP_FLOPS * (sum(items.widths) + len(set(items.y.tolist()))) / _FLOPS_PER_SECOND
+    mlp = _MLP_FLOPS * whole.learned * (sum(items.widths) + len(set(items.y.tolist()))) / _FLOPS_PER_SECOND
     candidates, room = {"knn": (items, softmax), "mlp": (items, mlp)}, 0
     guesses: dict[str, float | None] = {ALL_BLOCKS: None, "knn": softmax, "mlp": mlp}
     if len(layers) == 1:
@@ -173,7 +189,8 @@ def _timed(stored: StoredItems, layers: Sequence[str], budget: Budget) -> dict[s
 
     def timed(kind: str, make: Callable[[], Cell]) -> Timed:
         cell = make()
-        return cell, SAFETY * cell.seconds(stored.items, replace(CONFIGS[kind], seed=stored.seed))
+        watched = Deadline(budget.left, Silent())
+        return cell, SAFETY * cell.seconds(stored.items, replace(CONFIGS[kind], seed=stored.seed), watched)
 
     points = budget.run("split points of the network", _GUESS, lambda: split_points(backbone.network)) or []
     blocks, store = {layer.rpartition(":")[0] for layer in layers}, FeatureStore.open(stored.path)
