@@ -65,7 +65,8 @@ def advise(
             if not store.exists():
                 raise
             raise UsageError(f"{error} If these are images, add -o {store.stem}.fcache.") from None
-    left = max(1.0, seconds - (time.monotonic() - began))  # imports take seconds, an extraction minutes
+    spent = time.monotonic() - began  # imports take seconds, an extraction minutes
+    left = max(min(1.0, seconds), seconds - spent)
     found = run(store, budget=left, seed=seed, progress=True, **selection)
     if figure is not None:
         draw_advice(found, figure, force=force)
