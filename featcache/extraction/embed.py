@@ -192,6 +192,4 @@ def listed(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike | Entry]:
 def check_exists(image: ImageLike) -> None:
     """Raise SourceError where *image* is a path at which nothing is."""
     if isinstance(image, (str, Path)) and not os.path.lexists(image):
-        from featcache.images.image_list import no_such_image
-
-        raise SourceError(f"{no_such_image(image)}.")
+        raise SourceError(f"There is no image {image}.")

@@ -75,6 +75,11 @@ class DatasetSource(Source):
     def __init__(self, dataset: Dataset | Mapping[str, Dataset], *, name: str | None) -> None:
         self._parts = dict(dataset) if isinstance(dataset, Mapping) else {None: dataset}
         for part in self._parts.values():
+            if hasattr(part, "columns") and hasattr(part, "dtypes"):
+                raise UsageError(
+                    f"A {type(part).__name__} is a table. Write it as a CSV file with the columns path,label, and give "
+                    "that: table.to_csv('images.csv', index=False)."
+                )
             if not (hasattr(part, "__len__") and hasattr(part, "__getitem__")) or isinstance(part, (str, bytes)):
                 raise UsageError(
                     f"A source is a path or a dataset with a length and items by index, not {type(part).__name__}."

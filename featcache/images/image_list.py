@@ -69,17 +69,12 @@ def one_image(image: Any, place: int) -> Any:
         if not isinstance(path, str):
             raise UsageError(f"Image {place} is the path {path!r}, which is bytes. Give os.fsdecode(path).")
         check_path(f"Image {place}", path)
+        if _ADDRESS.match(path) and not os.path.exists(path):
+            raise UsageError(f"{path} is an address on the net. Download the image first, and give the file.")
         return image if isinstance(image, (str, Path)) else Path(path)
     if isinstance(image, pil.Image) or (isinstance(image, np.ndarray) and image.ndim):
         return image
     raise UsageError(f"Image {place} is {_named(image)}. An image is {_KINDS}.")
-
-
-def no_such_image(path: str | Path) -> str:
-    """Why there is no image at *path*, in words."""
-    if _ADDRESS.match(str(path)):
-        return f"{path} is an address on the net. Download the image first"
-    return f"There is no image {path}"
 
 
 def _named(image: Any) -> str:

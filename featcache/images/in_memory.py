@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from featcache.core.errors import SourceError, UnusableImageError
 from featcache.core.names import MEMORY, PATHS
 from featcache.images.entry import Entry, Source, as_text, file_sha256, pixels_sha256
-from featcache.images.image_list import no_such_image, one_image
+from featcache.images.image_list import one_image
 from featcache.images.pixels import decoded_image
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def given(image: Any, place: int) -> GivenImage:
     if isinstance(image, (str, Path)):
         path = Path(os.path.abspath(image))
         if not path.exists():
-            raise SourceError(f"{no_such_image(image)}.")
+            raise SourceError(f"There is no image {image}.")
         sha256 = _naming(str(image), functools.partial(file_sha256, path))
         uri = as_text(path.relative_to(path.anchor).as_posix())
         return GivenImage(str(image), sha256, PATHS, Entry(uri, str(path), None, None, None))

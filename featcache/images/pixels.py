@@ -16,7 +16,7 @@ import numpy as np
 from featcache.core.errors import SourceError, UsageError
 from featcache.images.decode import Decoded, rgb_from, rgb_from_array
 from featcache.images.entry import Entry, read_image_file
-from featcache.images.image_list import no_such_image, one_image
+from featcache.images.image_list import one_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -61,6 +61,6 @@ def load_image(image: Any, decode: Callable[[bytes], Decoded], place: int = 0) -
     one: Any = one_image(image, place)
     if isinstance(one, str | Path):
         if not os.path.exists(one):
-            raise SourceError(f"{no_such_image(one)}.")
+            raise SourceError(f"There is no image {one}.")
         return decode(read_image_file(Path(one))[0])
     return decoded_image(one)

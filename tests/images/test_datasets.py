@@ -149,3 +149,10 @@ def test_with_the_library_itself() -> None:
         entries = DatasetSource(datasets.DatasetDict(train=one), name="x").entries()
         assert [entry.read()[0] for entry in entries] == [image_bytes(i) for i in range(4)]
         assert {entry.split for entry in entries} == {"train"}
+
+
+def test_a_table_is_called_one() -> None:
+    import pandas
+
+    with pytest.raises(UsageError, match=r"DataFrame is a table.*to_csv"):
+        open_source(pandas.DataFrame({"path": ["a.png"], "label": ["a"]}), name="mine")

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from featcache.core.errors import UsageError
-from featcache.images.image_list import image_list, no_such_image
+from featcache.images.image_list import image_list
 
 GRAY = np.zeros((4, 5), np.uint8)
 IMAGE = Image.new("RGB", (3, 2))
@@ -42,7 +42,8 @@ def test_one_or_several(given, count):
         (None, "NoneType."), (3, "not 3"), (b"\x89PNG", "bytes"), (io.BytesIO(b""), "BytesIO"), ([None], "Image 0"),
         (["a", b"b"], "Image 1 is bytes"), (pandas.DataFrame({"path": ["a"]}), "DataFrame of shape (1, 1)"),
         ({"a": 1}, "a dict of str, which is a table"), (np.zeros((2, 2, 2, 2, 2)), "(2, 2, 2, 2, 2)"),
-        ("a\0b", "NUL"), ("x" * 300, "too long"), (["a", "\ud800"], "Image 1 is a path with letters"),
+        ("a\0b", "NUL"), ("https://example.org/a.png", "Download the image"),
+        ("x" * 300, "too long"), (["a", "\ud800"], "Image 1 is a path with letters"),
         (np.array(3), "not"), ([[1, 2]], "a list of int"),
     ],
 )  # fmt: skip
@@ -50,8 +51,3 @@ def test_what_is_no_image_is_named(given, named):
     with pytest.raises(UsageError) as refused:
         image_list(given)
     assert named in str(refused.value)
-
-
-def test_an_address_is_called_one():
-    assert "Download" in no_such_image("https://example.org/a.png")
-    assert no_such_image("a.png") == "There is no image a.png"
