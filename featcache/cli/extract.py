@@ -153,7 +153,10 @@ def _show(report: ExtractReport, source: str | None) -> None:
     elif report.pending:
         output.say(f"  {report.pending:,} of the images listed are not extracted yet")
     if report.ignored:
-        output.say(f"  {counted(report.ignored, 'other files')} ignored")
+        from featcache.images.formats import listed
+
+        unread = f", images in formats that are not read among them ({listed(report.unread)})" if report.unread else ""
+        output.say(f"  {counted(report.ignored, 'other files')} ignored{unread}")
     output.say_quarantine(report.quarantine, report.store)
     on = f" on {report.runtime}" if report.runtime else ""
     output.say(f"  {output.span(report.seconds)} in total, {report.backbone}{on}")

@@ -23,7 +23,7 @@ from featcache.extraction.run import ExtractionConfig, Run
 from featcache.extraction.source_settings import open_again
 from featcache.extraction.stored_source import KnownSource
 from featcache.images.decode import narrow_note
-from featcache.images.entry import notes_of
+from featcache.images.entry import notes_of, unread_of
 from featcache.images.in_memory import GivenImages
 from featcache.store.compact import merge_small_shards
 from featcache.store.feature_store import FeatureStore
@@ -149,7 +149,7 @@ def extract(
                 report = ExtractReport(
                     str(store), request.network.recipe.fingerprint, request.network.name, len(entries),
                     1 + len(request.views), ignored=images.ignored, pending=len(listed) - len(entries),
-                    notes=[] if reports else notes,
+                    notes=[] if reports else notes, unread=unread_of(images),
                 )  # fmt: skip
                 reports.append(report)
                 stopped = _run(_Job(writer, records, images, listed, entries, config, bar), request, report)

@@ -26,6 +26,7 @@ class ExtractReport(HtmlTable):
         left: images not reached before the run ended.
         added, changed, removed: images new to the source, with other content, no longer listed.
         ignored: files of the source that are no images.
+        unread: those among them that are images in formats that are not read, by ending.
         images_per_second: computed rows per second of reading and computing; loading and converting do not count.
         seconds: from the call to the return.
         runtime: ``torch`` or ``openvino``; None if nothing was computed.
@@ -58,6 +59,7 @@ class ExtractReport(HtmlTable):
     quarantine: list[tuple[str, str]] = field(default_factory=list)
     pending: int = 0
     others: list[ExtractReport] = field(default_factory=list)
+    unread: dict[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values."""

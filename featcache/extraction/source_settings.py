@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featcache.core.progress import counted
-from featcache.images.entry import Entry, Source, notes_of
+from featcache.images.entry import Entry, Source, notes_of, unread_of
 
 if TYPE_CHECKING:
     from featcache.images.datasets import Dataset
@@ -101,7 +101,7 @@ class ToldSource(Source):
         """The images, with labels and splits."""
         found = self.inner.entries()
         self.ignored, self.incomplete, self.within = self.inner.ignored, self.inner.incomplete, self.inner.within
-        self.root, self.notes = self.inner.root, notes_of(self.inner)
+        self.root, self.notes, self.unread = self.inner.root, notes_of(self.inner), unread_of(self.inner)
         if self._store is None:
             return found
         is_old = not self._before

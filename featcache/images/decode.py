@@ -27,6 +27,7 @@ from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from featcache.core.errors import ImageMemoryError, UnusableImageError, UsageError
 from featcache.core.progress import counted
+from featcache.images.formats import READ
 from featcache.images.samples import SIXTEEN_BITS, Samples, eight_bits, samples_of, transparent_at_8_bits
 
 DECODERS = ("simplejpeg/1", "pillow/1")
@@ -41,8 +42,7 @@ REDUCTIONS = (8, 4, 2)
 MARGIN = 2
 """A reduced image keeps this many times the pixels of the resized one on each side; see `reduction`."""
 
-FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
-NO_IMAGE = "it is not an image that can be read (JPEG, PNG, GIF, WebP, BMP, TIFF, PPM)"
+NO_IMAGE = "it is not an image that can be read (JPEG, PNG, GIF, WebP, AVIF, JPEG 2000, TIFF, BMP, …)"
 MAX_PIXELS = 178_956_970
 """Twice Pillow's own warning threshold: a quarter of a gigabyte of RGB, beyond which Pillow refuses too."""
 
@@ -153,13 +153,13 @@ def decode(
             found = _decoded_jpeg(data, resized)
             if found is not None:
                 return found
-        return Decoded.whole(rgb_from(Image.open(io.BytesIO(data), formats=FORMATS)))
+        return Decoded.whole(rgb_from(Image.open(io.BytesIO(data), formats=READ)))
 
 
 def _decoded_jpeg(data: bytes, resized: Callable[[int, int], tuple[int, int]] | None) -> Decoded | None:
     """Decode with simplejpeg; None if Pillow has to decide."""
     # Pillow reads no more than the header here.
-    header = Image.open(io.BytesIO(data), formats=FORMATS)
+    header = Image.open(io.BytesIO(data), formats=READ)
     if header.format not in _JPEG or header.mode not in ("L", "RGB"):
         return None
     _check_size(header)
@@ -236,7 +236,7 @@ def decoded(data: bytes, size: tuple[int, int], by: int = 1) -> Image.Image | No
 def is_no_image(path: str) -> bool:
     """Whether a file does not even begin like an image; `decode_rgb` finds all other faults."""
     try:
-        Image.open(path, formats=FORMATS).close()
+        Image.open(path, formats=READ).close()
     except UnidentifiedImageError:
         return True
     except Exception:  # decoders raise nearly anything on damaged data

@@ -147,6 +147,11 @@ def notes_of(source: Source) -> tuple[str, ...]:
     return tuple(getattr(source, "notes", ()))  # no part of the protocol: sources written before have none
 
 
+def unread_of(source: Source) -> dict[str, int]:
+    """How many images `entries` found in formats that are not read, by ending; part of ``ignored``."""
+    return dict(getattr(source, "unread", {}))  # as `notes_of`
+
+
 def read_image_file(path: Path) -> tuple[bytes, FileStat]:
     """Read a file once, from one descriptor.
 

@@ -16,6 +16,7 @@ from featcache.core.errors import SourceError
 from featcache.core.labels import merged, nfc, split_word
 from featcache.core.progress import counted
 from featcache.images.entry import Entry, Source, as_text
+from featcache.images.formats import EXTENSIONS, Unread, is_image_name
 from featcache.images.passed_over import STORE_ENDING, is_hidden, is_store, is_system_folder
 
 
@@ -48,6 +49,7 @@ class FolderSource(Source):
         self.ignored, self.notes = 0, ()
         passed: set[str] = set()
         stores: list[str] = []
+        others: list[tuple[tuple[str, ...], str]] = []
         found: list[tuple[tuple[str, ...], str]] = []
         seen: set[tuple[int, int]] = set()
         waiting: list[tuple[str, tuple[str, ...]]] = [(self._folder, ())]
@@ -87,10 +89,11 @@ class FolderSource(Source):
                             heappush(links, place)
                         else:
                             waiting.append(place)
-                elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS and _is_file(entry):
+                elif is_image_name(entry.name) and _is_file(entry):
                     found.append((parts, entry.path))
                 else:
                     self.ignored += 1
+                    others.append((parts, entry.name))
         if not found:
             raise SourceError(
                 f"No image was found in {self.root} ({self.ignored} other files). "
@@ -117,10 +120,16 @@ class FolderSource(Source):
                     f"Two files in {self.root} would both be called {one.uri}, as the name of one is not "
                     "valid text. Rename one of them."
                 )
+        unread = Unread()
+        for parts, name in others:
+            folders = parts[1:] if has_splits else parts
+            unread.add(name, as_text(folders[0]) if folders else None)
+        self.unread = dict(unread.endings)
         inner = [parts[1:] if has_splits else parts for parts, _ in found]
         self.notes = (
             *_passed_over(stores, passed),
             *_merged(tops if has_splits else (), inner),
+            *unread.notes({entry.label for entry in entries}),
             *self._nested(inner, has_splits),
         )
         return entries
@@ -178,9 +187,3 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
         return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))
     except OSError:
         return entry.is_symlink()
-
-
-EXTENSIONS = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"}
-)
-"""File name extensions, in lower case, by which images are recognized in a folder."""

@@ -18,7 +18,7 @@ from featcache.core.errors import SourceError, UsageError
 from featcache.core.labels import merged, split_name
 from featcache.images.csv_manifest import ManifestSource, read_column
 from featcache.images.datasets import DatasetSource
-from featcache.images.entry import Content, Entry, Source, notes_of
+from featcache.images.entry import Content, Entry, Source, notes_of, unread_of
 from featcache.images.folder import FolderSource
 from featcache.images.table_paths import by_uri
 from featcache.images.tar import TarSource
@@ -129,7 +129,7 @@ class _Described(Source):
     def entries(self) -> list[Entry]:
         entries = self.inner.entries()
         self.ignored, self.incomplete, self.within = self.inner.ignored, self.inner.incomplete, self.inner.within
-        self.root, self.notes = self.inner.root, notes_of(self.inner)
+        self.root, self.notes, self.unread = self.inner.root, notes_of(self.inner), unread_of(self.inner)
         if self.labels == "none":
             entries = [replace(entry, label=None) for entry in entries]
         elif self.labels not in (None, "folder"):

@@ -20,7 +20,7 @@ from featcache.core.errors import SourceError, UnusableImageError
 from featcache.core.files import read_at
 from featcache.core.progress import counted
 from featcache.images.entry import LIMIT_BYTES, Content, Entry, FileStat, Source, Unusable, as_text
-from featcache.images.folder import EXTENSIONS
+from featcache.images.formats import EXTENSIONS
 from featcache.images.passed_over import is_system_folder
 
 LABEL_ENDINGS = ("cls", "json", "txt")

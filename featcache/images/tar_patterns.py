@@ -17,7 +17,7 @@ from typing import Any
 from braceexpand import braceexpand
 
 from featcache.core.errors import SourceError, UsageError
-from featcache.images.folder import EXTENSIONS
+from featcache.images.formats import EXTENSIONS
 from featcache.images.passed_over import is_hidden, is_system_folder
 
 MAX_FILES = 100_000

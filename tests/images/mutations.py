@@ -82,6 +82,9 @@ def sound_images() -> dict[str, bytes]:
         "tiff 16 bit": encoded(deep, "TIFF"),
         "tiff cmyk": encoded(rgb.convert("CMYK"), "TIFF"),
         "ppm": encoded(rgb, "PPM"),
+        "avif": encoded(rgb, "AVIF", quality=60),
+        "jpeg 2000": encoded(rgb, "JPEG2000"),
+        **{name.lower(): encoded(rgb, name) for name in ("DIB", "PCX", "QOI", "SGI", "TGA")},
         "ppm text": b"P3 8 8 255\n" + b" ".join(b"%d" % level for level in fine.ravel()[:192]) + b"\n",
     }
     for method in ("raw", "tiff_lzw", "tiff_deflate", "packbits", "jpeg"):
