@@ -60,8 +60,8 @@ def warmup_cosine(step: int, steps: int, warmup_fraction: float = 0.0) -> float:
 def stalled(losses: Sequence[float], patience: int) -> bool:
     """Whether a validation loss has not fallen for *patience* epochs, so that the training may end.
 
-    It has fallen where it is lower than when it last did by more than a thousandth of it: without that share a loss
-    that creeps towards its limit would never end a training.
+    It has fallen where it is lower than when it last did by more than a thousandth of a nat: a loss that creeps towards
+    its limit, or halves and halves again near 0, would otherwise never end a training.
 
     Args:
         losses: after each epoch; one that is not finite has not fallen.
@@ -69,7 +69,7 @@ def stalled(losses: Sequence[float], patience: int) -> bool:
     """
     last, least = 0, math.inf
     for epoch, loss in enumerate(losses):
-        if loss < least * (1 - _FALLEN) or (math.isinf(least) and math.isfinite(loss)):
+        if loss < least - _FALLEN:
             last, least = epoch, loss
     return len(losses) - 1 - last >= patience
 

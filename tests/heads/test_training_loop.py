@@ -108,12 +108,13 @@ def test_batches_that_are_not_as_many_as_announced(steps: int, said: str) -> Non
 
 def test_a_loss_that_creeps_or_turns_has_stalled_and_one_that_falls_has_not() -> None:
     falling = [0.9**epoch for epoch in range(30)]
+    assert stalled([0.5**epoch for epoch in range(30)], 9)  # what is left to gain is nothing
     assert not stalled(falling, 1)
     assert not stalled([*falling, 1.0, 1.0], 3)
     assert stalled([*falling, 1.0, 1.0, 1.0], 3)
     creeping = [1 - 1e-4 * epoch for epoch in range(30)]
     assert stalled(creeping[:5], 4)
-    assert not stalled(creeping[:12], 4)  # the tenth is a thousandth below the first
+    assert not stalled(creeping[:12], 4)  # the eleventh is more than a thousandth below the first
     assert stalled([1.0, np.nan, np.nan], 2)
     assert not stalled([np.nan, np.nan, 1.0], 2)
     assert not stalled([], 1)
