@@ -36,7 +36,7 @@ def test_images_are_extracted_into_the_store_that_is_named(
     advice = json.loads(capsys.readouterr().out)
     assert advice["classes"] == ["c", "d"]
     assert set(fc.open(store).spaces[0].layers) == {f"blocks.{i}:mean_std" for i in range(7)} | {"pooled"}
-    assert {item.label for item in fc.open(store).items()} == {None}
+    assert {item.label for item in fc.open(store).items()} == {"cats", "dogs"}  # the file corrects for the advice alone
     # The command that is printed runs.
     command = shlex.split(advice["command"].replace("HEAD.fch", str(tmp_path / "h.fch")))
     assert command[0] == "featcache"
