@@ -186,7 +186,7 @@ def _kind(part: str) -> tuple[str, Callable[[Any], bool]] | None:
     if part.startswith("Mapping["):
         return "a mapping", lambda value: isinstance(value, Mapping)
     if part.startswith("Iterable["):
-        return "a list", lambda value: hasattr(value, "__iter__") and not isinstance(value, (str, bytes, type))
+        return _iterable(_kind(part.replace("Iterable", "Sequence", 1)))
     listed = _LIST.fullmatch(part)
     if listed is None:
         return None
@@ -200,3 +200,17 @@ def _kind(part: str) -> tuple[str, Callable[[Any], bool]] | None:
         return (many or (_of_numpy(value, "ndarray") and value.ndim == 1)) and all(holds(each) for each in value)
 
     return f"a list of {_PLURALS.get(said, said.removeprefix('a ') + 's')}" if said else "a list", all_of_them
+
+
+def _iterable(kind: tuple[str, Callable[[Any], bool]] | None) -> tuple[str, Callable[[Any], bool]] | None:
+    """The kind of what can be gone through: a list as *kind* says, or a set or iterator, which is not looked into."""
+    if kind is None:
+        return None
+    said, holds = kind
+
+    def holds_or_unseen(value: Any) -> bool:
+        if isinstance(value, Sequence) or hasattr(value, "__array__"):
+            return holds(value)
+        return hasattr(value, "__iter__") and not isinstance(value, (bytes, type))
+
+    return said, holds_or_unseen

@@ -55,6 +55,7 @@ class CachedEmbedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # 
         ``make_pipeline(fc.CachedEmbedder("timm:vit_small_patch14_dinov2", "s.fcache"), LogisticRegression())``
     """
 
+    @checked
     def __init__(
         self,
         backbone: str | Backbone,

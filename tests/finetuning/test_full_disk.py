@@ -73,4 +73,4 @@ def test_too_little_room_is_told_before_anything_is_written(
     assert "24 images in 40 views need 3.9 MB, but" in str(found["message"])
     assert "Train fewer layers" in str(found["message"])
     assert found["same"]
-    assert found["n"] == 20
+    assert found["n"] == 17

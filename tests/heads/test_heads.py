@@ -215,7 +215,9 @@ def test_weights_multiply_the_loss_as_in_scikit_learn(name: str) -> None:
     if name == "torch":
         # Judged by the rows it learns from, it goes on to the end.
         class_ids = np.unique(y, return_inverse=True)[1]
-        made.set_params(epochs=400, lr=0.1)._fit_batches(lambda: [(X, class_ids)], np.unique(y), 6, (X, class_ids))
+        made.set_params(epochs=400, lr=0.1, patience=400)._fit_batches(
+            lambda: [(X, class_ids)], np.unique(y), 6, (X, class_ids)
+        )
     else:
         made.fit(X, y)
     # The others learn from standardized vectors, and their C is meant for these.
