@@ -153,10 +153,9 @@ def _show(report: ExtractReport, source: str | None) -> None:
     elif report.pending:
         output.say(f"  {report.pending:,} of the images listed are not extracted yet")
     if report.ignored:
-        from featcache.images.formats import listed
+        from featcache.images.formats import unread_among
 
-        unread = f", images in formats that are not read among them ({listed(report.unread)})" if report.unread else ""
-        output.say(f"  {counted(report.ignored, 'other files')} ignored{unread}")
+        output.say(f"  {counted(report.ignored, 'other files')} ignored{unread_among(report.unread)}")
     output.say_quarantine(report.quarantine, report.store)
     on = f" on {report.runtime}" if report.runtime else ""
     output.say(f"  {output.span(report.seconds)} in total, {report.backbone}{on}")

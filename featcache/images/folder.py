@@ -16,7 +16,7 @@ from featcache.core.errors import SourceError
 from featcache.core.labels import merged, nfc, split_word
 from featcache.core.progress import counted
 from featcache.images.entry import Entry, Source, as_text
-from featcache.images.formats import EXTENSIONS, Unread, is_image_name
+from featcache.images.formats import EXTENSIONS, Unread, is_image_name, unread_among
 from featcache.images.passed_over import STORE_ENDING, is_hidden, is_store, is_system_folder
 
 
@@ -47,6 +47,7 @@ class FolderSource(Source):
             SourceError: there is no image, a folder cannot be listed, the folder is a store, or two names give one URI.
         """
         self.ignored, self.notes = 0, ()
+        unread = Unread()
         passed: set[str] = set()
         stores: list[str] = []
         others: list[tuple[tuple[str, ...], str]] = []
@@ -95,8 +96,11 @@ class FolderSource(Source):
                     self.ignored += 1
                     others.append((parts, entry.name))
         if not found:
+            for _, name in others:
+                unread.add(name, None)
             raise SourceError(
-                f"No image was found in {self.root} ({self.ignored} other files). "
+                f"No image was found in {self.root} "
+                f"({self.ignored} other files{unread_among(unread.endings)}). "
                 f"Looked for names that end in {', '.join(sorted(EXTENSIONS))}."
             )
         tops = {parts[0] for parts, _ in found if parts}
@@ -120,7 +124,6 @@ class FolderSource(Source):
                     f"Two files in {self.root} would both be called {one.uri}, as the name of one is not "
                     "valid text. Rename one of them."
                 )
-        unread = Unread()
         for parts, name in others:
             folders = parts[1:] if has_splits else parts
             unread.add(name, as_text(folders[0]) if folders else None)

@@ -34,7 +34,9 @@ EXTENSIONS = frozenset(
         ".jpeg",
         ".jpe",
         ".jfif",
+        ".mpo",
         ".png",
+        ".apng",
         ".gif",
         ".webp",
         ".bmp",
@@ -46,15 +48,25 @@ EXTENSIONS = frozenset(
         ".pbm",
         ".pnm",
         ".avif",
+        ".avifs",
         ".jp2",
         ".j2k",
+        ".j2c",
+        ".jpc",
+        ".jpf",
         ".jpx",
         ".pcx",
         ".psd",
         ".qoi",
         ".sgi",
+        ".rgb",
+        ".rgba",
+        ".bw",
         ".ras",
         ".tga",
+        ".icb",
+        ".vda",
+        ".vst",
     ]
 )
 """File name extensions, in lower case, by which images are recognized in a folder."""
@@ -65,13 +77,29 @@ OTHER_IMAGES = frozenset(
         ".heif",
         ".jxl",
         ".svg",
+        ".jxr",
         ".eps",
+        ".ps",
         ".ico",
+        ".cur",
         ".icns",
         ".dds",
+        ".dcx",
+        ".pcd",
+        ".pfm",
+        ".blp",
+        ".ftc",
+        ".ftu",
+        ".gbr",
+        ".msp",
+        ".palm",
+        ".pxr",
+        ".im",
+        ".iim",
         ".exr",
         ".hdr",
         ".fits",
+        ".fit",
         ".xbm",
         ".xpm",
         ".wmf",
@@ -99,6 +127,11 @@ def is_image_name(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in EXTENSIONS
 
 
+def is_unread_name(name: str) -> bool:
+    """Whether a file is, by its name, an image in a format that is not read."""
+    return os.path.splitext(name)[1].lower() in OTHER_IMAGES
+
+
 class Unread:
     """Counts the images that are not read, by ending and by class.
 
@@ -112,8 +145,8 @@ class Unread:
 
     def add(self, name: str, label: str | None) -> None:
         """Note a file that is no image by its name, and the class in whose folder it lies."""
-        ending = os.path.splitext(name)[1].lower()
-        if ending in OTHER_IMAGES:
+        if is_unread_name(name):
+            ending = os.path.splitext(name)[1].lower()
             self.endings[ending] += 1
             self._of_class.setdefault(label, Counter())[ending] += 1
 
@@ -131,6 +164,11 @@ class Unread:
             named = ", ".join(without[:5]) + (" …" if len(without) > 5 else "")
             said += f"; the class {named} has no other" if len(without) == 1 else f"; the classes {named} have no other"
         yield f"{said}. Convert them to JPEG or PNG to use them."
+
+
+def unread_among(endings: Mapping[str, int]) -> str:
+    """What follows a number of other files if images that are not read are among them."""
+    return f", images in formats that are not read among them ({listed(endings)})" if endings else ""
 
 
 def listed(endings: Mapping[str, int]) -> str:

@@ -20,7 +20,7 @@ from featcache.core.errors import SourceError, UnusableImageError
 from featcache.core.files import read_at
 from featcache.core.progress import counted
 from featcache.images.entry import LIMIT_BYTES, Content, Entry, FileStat, Source, Unusable, as_text
-from featcache.images.formats import EXTENSIONS
+from featcache.images.formats import EXTENSIONS, Unread, is_unread_name, unread_among
 from featcache.images.passed_over import is_system_folder
 
 LABEL_ENDINGS = ("cls", "json", "txt")
@@ -104,19 +104,25 @@ class TarSource(Source):
             SourceError: there is no image in any of the tars.
         """
         self.ignored, self.incomplete = 0, ()
+        unread = Unread()
         entries: list[Entry] = []
         for tar in self._tars:
             listing = _Listing(tar, as_text(os.path.basename(tar)), self._wants_labels)
             entries += listing.entries()
             self.ignored += listing.ignored
+            for name, label in listing.others():
+                unread.add(name, label)
             if listing.damage is not None:
                 self.incomplete += (f"{listing.name}/",)
         if not any(isinstance(entry.content, Member) for entry in entries):
             why = next((f": {e.uri}: {e.content.reason}" for e in entries if isinstance(e.content, Unusable)), "")
             raise SourceError(
-                f"No image was found in the tar files of {self.root} ({self.ignored} other files){why}. "
+                f"No image was found in the tar files of {self.root} "
+                f"({self.ignored} other files{unread_among(unread.endings)}){why}. "
                 f"Looked for names that end in {', '.join(sorted(EXTENSIONS))}."
             )
+        self.unread = dict(unread.endings)
+        self.notes = tuple(unread.notes({entry.label for entry in entries}))
         return entries
 
 
@@ -216,6 +222,7 @@ class _Listing:
     ignored: int = 0
     damage: str | None = None
     _images: dict[str, tuple[str, bool, Content]] = field(default_factory=dict)
+    _others: list[tuple[str, str]] = field(default_factory=list)
     _labels: SampleLabels = field(default_factory=SampleLabels)
 
     def entries(self) -> list[Entry]:
@@ -239,6 +246,11 @@ class _Listing:
         if self.damage is not None:
             found.append(Entry(self.name, self.tar, None, None, None, None, Unusable(self.damage)))
         return found
+
+    def others(self) -> Iterator[tuple[str, str | None]]:
+        """Names of the images that are not read, with their labels; after `entries`."""
+        for key, name in self._others:
+            yield name, self._labels.of(key, labels=self.wants_labels)[0]
 
     def _take(self, member: tarfile.TarInfo, handle: int, state: FileStat) -> None:
         """Note one file of the tar."""
@@ -272,6 +284,8 @@ class _Listing:
             self._images[uri] = key, "." not in ending, content
         else:
             self.ignored += 1
+            if is_unread_name(path.name):  # alone, as a tar may hold a million other files
+                self._others.append((key, path.name))
 
     def _members(self, handle: int, size: int) -> Iterator[tarfile.TarInfo]:
         """The tar's members up to its end or the first damage."""

@@ -9,11 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from featcache.core.errors import SourceError
 from featcache.images.decode import decode_rgb
 from featcache.images.formats import EXTENSIONS, NOT_READ, OTHER_IMAGES, READ
 from featcache.images.sources import open_source
+from tests.images.tars import image_bytes, write_tar
 
 DENIED = {name for names in NOT_READ.values() for name in names}
+NO_IMAGES = {".bufr", ".flc", ".fli", ".grib", ".h5", ".hdf", ".mpeg", ".mpg", ".pdf"}
+"""Endings registered by Pillow of files that nobody takes for images: data, films, documents."""
 
 
 def test_each_format_of_pillow_has_its_place():
@@ -21,6 +25,14 @@ def test_each_format_of_pillow_has_its_place():
     assert set(Image.OPEN) - set(READ) - DENIED == set()
     assert not set(READ) & DENIED
     assert not EXTENSIONS & OTHER_IMAGES
+
+
+def test_each_ending_of_pillow_has_its_place():
+    Image.init()
+    endings = Image.registered_extensions()
+    read = {ending for ending, format_ in endings.items() if format_ in {*READ, "MPO"}} - {".pfm"}  # floats: no range
+    assert read - EXTENSIONS == set()
+    assert endings.keys() - EXTENSIONS - OTHER_IMAGES == NO_IMAGES
 
 
 @pytest.mark.parametrize(
@@ -51,3 +63,21 @@ def test_other_images_are_counted_and_their_classes_named(tmp_path: Path):
         "4 images in formats that are not read (.heic 2, .jxl 1, .svg 1); the class paper has no other."
     )
     assert source.ignored == 5
+
+
+def test_a_folder_of_other_images_alone_says_which(tmp_path: Path):
+    for name in ("a.heic", "b.heic", "notes.txt"):
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(SourceError, match=r"\(3 other files, images in formats .* among them \(\.heic 2\)\)"):
+        open_source(tmp_path).entries()
+
+
+def test_other_images_in_a_tar_are_counted_and_their_classes_named(tmp_path: Path):
+    members = [("a.png", image_bytes(0)), ("a.cls", b"glass"), ("b.heic", b"x"), ("b.cls", b"paper"), ("c.xyz", b"x")]
+    source = open_source(write_tar(tmp_path / "t.tar", members))
+    assert [entry.label for entry in source.entries()] == ["glass"]
+    (note,) = source.notes
+    assert note.startswith("1 image in formats that are not read (.heic 1); the class paper has no other.")
+    assert (source.ignored, source.unread) == (2, {".heic": 1})
+    with pytest.raises(SourceError, match=r"\(1 other files, images in formats .* \(\.heic 1\)\)"):
+        open_source(write_tar(tmp_path / "u.tar", [("b.heic", b"x")])).entries()
