@@ -13,7 +13,7 @@ from featcache.core.progress import counted
 
 READ = (
     "JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "DIB", "PCX", "PSD", "QOI", "SGI", "SUN",
-    "TGA",
+    "DDS", "ICO", "ICNS", "DCX", "TGA",
 )  # fmt: skip
 """Pillow's names. TGA is the last to be tried, since its files have no signature."""
 
@@ -23,8 +23,7 @@ NOT_READ = {
     "it is a film": ("FLI", "MPEG"),
     "its values have no defined range": ("FITS", "MCIDAS", "SPIDER"),
     "its files have no signature": ("IM", "IMT", "IPTC", "XBM", "XPM"),
-    "it holds one drawing in several sizes": ("CUR", "ICNS", "ICO"),
-    "it is rare among photographs": ("BLP", "DCX", "DDS", "FTEX", "GBR", "MSP", "PCD", "PIXAR", "XVTHUMB"),
+    "it is rare among photographs": ("BLP", "CUR", "FTEX", "GBR", "MSP", "PCD", "PIXAR", "XVTHUMB"),
 }
 """Formats that Pillow opens and featcache does not, by the reason."""
 
@@ -56,6 +55,10 @@ EXTENSIONS = frozenset(
         ".jpf",
         ".jpx",
         ".pcx",
+        ".dcx",
+        ".dds",
+        ".ico",
+        ".icns",
         ".psd",
         ".qoi",
         ".sgi",
@@ -80,11 +83,7 @@ OTHER_IMAGES = frozenset(
         ".jxr",
         ".eps",
         ".ps",
-        ".ico",
         ".cur",
-        ".icns",
-        ".dds",
-        ".dcx",
         ".pcd",
         ".pfm",
         ".blp",

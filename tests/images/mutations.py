@@ -84,7 +84,7 @@ def sound_images() -> dict[str, bytes]:
         "ppm": encoded(rgb, "PPM"),
         "avif": encoded(rgb, "AVIF", quality=60),
         "jpeg 2000": encoded(rgb, "JPEG2000"),
-        **{name.lower(): encoded(rgb, name) for name in ("DIB", "PCX", "QOI", "SGI", "TGA")},
+        **{name.lower(): encoded(rgb, name) for name in ("DDS", "DIB", "ICNS", "ICO", "PCX", "QOI", "SGI", "TGA")},
         "ppm text": b"P3 8 8 255\n" + b" ".join(b"%d" % level for level in fine.ravel()[:192]) + b"\n",
     }
     for method in ("raw", "tiff_lzw", "tiff_deflate", "packbits", "jpeg"):

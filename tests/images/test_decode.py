@@ -82,7 +82,7 @@ def test_filling_up_files_that_are_cut_off_is_not_accepted(monkeypatch: pytest.M
 
 def test_formats_that_are_not_listed_are_not_opened() -> None:
     with pytest.raises(UnusableImageError, match="not an image"):
-        decode_rgb(encoded(Image.fromarray(NOISE), "ICO"))
+        decode_rgb(encoded(Image.fromarray(NOISE), "EPS"))
 
 
 def test_cmyk() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ def test_each_ending_of_pillow_has_its_place():
 
 
 @pytest.mark.parametrize(
-    "ending", [".avif", ".jp2", ".j2k", ".pbm", ".pnm", ".pgm", ".pcx", ".qoi", ".sgi", ".tga", ".dib"]
+    "ending", [".avif", ".jp2", ".j2k", ".pbm", ".pnm", ".pgm", ".pcx", ".qoi", ".sgi", ".tga", ".dib", ".dds"]
 )
 def test_what_was_written_is_read(ending: str):
     rng = np.random.default_rng(0)
@@ -50,6 +51,24 @@ def test_what_was_written_is_read(ending: str):
     assert ending in EXTENSIONS
     difference = np.abs(np.asarray(found, int) - np.asarray(image.convert("RGB"), int))
     assert difference.max() <= (24 if ending == ".avif" else 0)
+
+
+def test_the_largest_picture_of_an_icon_is_read():
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+    for kind in ("png", "bmp"):
+        file = io.BytesIO()
+        image.save(file, "ICO", sizes=[(16, 16), (32, 32)], bitmap_format=kind)
+        assert decode_rgb(file.getvalue()) == image
+    file = io.BytesIO()
+    image.resize((1024, 1024), Image.Resampling.NEAREST).save(file, "ICNS")
+    assert decode_rgb(file.getvalue()).resize((32, 32), Image.Resampling.NEAREST) == image
+
+
+def test_the_first_page_of_a_dcx_is_read():
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+    file = io.BytesIO()
+    image.save(file, "PCX")
+    assert decode_rgb(struct.pack("<III", 0x3ADE68B1, 12, 0) + file.getvalue()) == image
 
 
 def test_other_images_are_counted_and_their_classes_named(tmp_path: Path):
