@@ -13,14 +13,20 @@ import typer
 from featcache.cli import output
 from featcache.cli.command import Answer, Debug, Force, Json, command
 from featcache.cli.options import Layers, Sources, Space, Split, StorePath, layer_list, selected
+from featcache.core.names import seeds
 from featcache.core.outputs import VECTORS
 from featcache.core.progress import counted
+from featcache.core.visible import visible
 
 if TYPE_CHECKING:
     from featcache.store.compact import CompactReport
     from featcache.store.gc import GcReport
     from featcache.store.repair import RepairReport
     from featcache.store.verify import VerifyReport
+
+_WIDTH = 80
+_LINES = 3
+"""Lines of `featcache status` that name the classes of a source."""
 
 
 @command(interrupted="Nothing was changed; the check was not finished.")
@@ -179,7 +185,7 @@ def _show_gc(report: GcReport) -> None:
 
 @command(interrupted="Nothing was changed.")
 def status(store: StorePath, as_json: Json = False, debug: Debug = False) -> Answer:
-    """Show what a store holds.
+    """Show what a store holds: images, classes and splits of each source, layers and views of each space.
 
     Example: featcache status pets.fcache
     """
@@ -223,6 +229,8 @@ def _show_status(found: dict[str, Any]) -> None:
     for source in found["sources"]:
         origin = f"from {source['root']}" if source["root"] else "given in memory"
         output.say(f"Source {source['name']}: {source['items']:,} items {origin}")
+        _show_numbers(("class", "classes"), source["classes"], source["items"])
+        _show_numbers(("split", "splits"), source["splits"], source["items"])
         for lack in found["incomplete"]:
             if lack["source"] == source["name"]:
                 output.say(f"  {lack['missing']}")
@@ -232,25 +240,51 @@ def _show_status(found: dict[str, Any]) -> None:
     if not found["spaces"]:
         output.say("No vectors yet.")
         return
-    output.table(
-        ["space", "backbone", "layers", "views", "vectors", "size"],
-        [
-            (
-                space["fingerprint"][:12],
-                [part for part in [space["backbone"], space["differs"]] if part],
-                list(space["layers"]),
-                [part for part in [f"{len(space['views']):,}", _seeds(space["seeds"])] if part],
-                f"{space['rows']:,}",
-                output.size(space["bytes"]),
-            )
-            for space in found["spaces"]
-        ],
-        right=["views", "vectors", "size"],
-    )
+    _show_spaces(found["spaces"])
 
 
-def _seeds(seeds: list[int]) -> str:
-    return f"{'seeds' if len(seeds) > 1 else 'seed'} {', '.join(map(str, seeds))}" if seeds else ""
+def _show_numbers(words: tuple[str, str], numbers: dict[str, int], items: int) -> None:
+    """Print names with their counts on at most `_LINES` lines; what does not fit is counted.
+
+    Args:
+        words: what they are names of, as singular and plural.
+        numbers: items by name.
+        items: of the source, with or without such a name.
+    """
+    if not numbers:
+        return
+    lacking = items - sum(numbers.values())
+    without = f", {counted(lacking, 'items')} without" if lacking else ""
+    output.say(f"  {len(numbers):,} {words[len(numbers) > 1]}{without}:")
+    named = [f"{visible(name)} ({n:,})" for name, n in numbers.items()]
+    lines = [[named[0]]]
+    for at, one in enumerate(named[1:], 1):
+        if len("    " + ", ".join([*lines[-1], one])) < _WIDTH:
+            lines[-1].append(one)
+        elif len(lines) < _LINES:
+            lines.append([one])
+        else:
+            lines.append([f"… and {len(named) - at:,} more"])
+            break
+    for line in lines:
+        output.say(f"    {', '.join(line)}")
+
+
+def _show_spaces(spaces: list[dict[str, Any]]) -> None:
+    rows = []
+    for space in spaces:
+        about = [part for part in [space["backbone"], space["differs"]] if part]
+        first: list[str | list[str]] = [space["fingerprint"][:12], about]
+        last = [f"{space['rows']:,}", output.size(space["bytes"])]
+        for layer, views in space["layer_views"].items() or [("", [])]:
+            rows.append([*first, layer, [part for part in [f"{len(views):,}", _seeds(seeds(views))] if part], *last])
+            first, last = ["", ""], ["", ""]
+    columns = ["space", "backbone", "layer", "views", "vectors", "size"]
+    output.table(columns, rows, right=["views", "vectors", "size"])
+
+
+def _seeds(found: list[int]) -> str:
+    return f"{'seeds' if len(found) > 1 else 'seed'} {', '.join(map(str, found))}" if found else ""
 
 
 def _show_export(made: dict[str, Any]) -> None:

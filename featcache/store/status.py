@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from featcache.core.names import in_order, seeds
@@ -16,20 +18,17 @@ def status(store: StoreReader) -> dict[str, Any]:
     """Count what is in the catalogue; no shard is opened.
 
     Returns:
-        ``store, items, quarantined, quarantine: [{source, uri, reason}], sources: [{name, root, items}]``, ``pending``,
-        ``incomplete: [{source, missing}]`` and ``spaces: [{fingerprint, backbone, differs, layers, views, seeds, rows,
-        bytes}]``. ``pending`` counts images that were listed and not extracted yet, ``incomplete`` says so in words;
-        ``quarantined`` counts
-        images, and one with several reasons, for several spaces, stands several times in ``quarantine``; ``differs``
-        says how the recipe differs from those of the backbone's other spaces, ``seeds`` are those of the views,
-        ``rows`` are vectors over all layers and views, ``bytes`` the size of the shard files.
+        ``store, items, quarantined, quarantine: [{source, uri, reason}], sources: [{name, root, items, classes,
+        splits}]``, ``pending``, ``incomplete: [{source, missing}]`` and ``spaces: [{fingerprint, backbone, differs,
+        layers, views, layer_views, seeds, rows, bytes}]``. ``classes`` and ``splits`` have the number of items by
+        name, sorted, and do not count items without; ``pending`` counts images that were listed and not extracted
+        yet, ``incomplete`` says so in words; ``quarantined`` counts images, and one with several reasons, for several
+        spaces, stands several times in ``quarantine``; ``differs`` says how the recipe differs from those of the
+        backbone's other spaces, ``views`` are those of any layer and ``layer_views`` those of each, ``seeds`` are
+        those of the views, ``rows`` are vectors over all layers and views, ``bytes`` the size of the shard files.
     """
-    items = dict(
-        store.catalogue.query(
-            "ti",
-            "SELECT s.name, count(i.id) FROM sources s LEFT JOIN items i ON i.source_id = s.id GROUP BY s.name",
-        )
-    )
+    sources = store.sources()  # once: a writer may add one meanwhile
+    items = {name: store.items(source=name) for name in sources}
     (quarantined,) = store.catalogue.query(
         "i", "SELECT count(*) FROM (SELECT DISTINCT source_id, uri FROM quarantine)"
     )[0]
@@ -42,19 +41,24 @@ def status(store: StoreReader) -> dict[str, Any]:
     spaces = store.spaces
     return {
         "store": str(store.path),
-        "items": sum(items.values()),
+        "items": sum(map(len, items.values())),
         "quarantined": quarantined,
         "quarantine": [
-            {"source": name, "uri": uri, "reason": reason}
-            for name in store.sources()
-            for uri, reason in store.quarantine(name)
+            {"source": name, "uri": uri, "reason": reason} for name in sources for uri, reason in store.quarantine(name)
         ],
         "sources": [
-            {"name": name, "root": root, "items": items.get(name, 0)} for name, root in store.sources().items()
+            {
+                "name": name,
+                "root": root,
+                "items": len(items[name]),
+                "classes": _numbers(item.label for item in items[name]),
+                "splits": _numbers(item.split for item in items[name]),
+            }
+            for name, root in sources.items()
         ],
         "pending": store.catalogue.query("i", "SELECT count(*) FROM pending")[0][0],
         "incomplete": [
-            {"source": name, "missing": sentence} for name in store.sources() for sentence in incomplete(store, name)
+            {"source": name, "missing": sentence} for name in sources for sentence in incomplete(store, name)
         ],
         "spaces": [
             {
@@ -63,6 +67,7 @@ def status(store: StoreReader) -> dict[str, Any]:
                 "differs": differs,
                 "layers": list(space.layers),
                 "views": (views := in_order(view for column in space.layers.values() for view in column.views)),
+                "layer_views": {name: in_order(column.views) for name, column in space.layers.items()},
                 "seeds": seeds(views),
                 "rows": sum(column.rows for column in space.layers.values()),
                 "bytes": sizes.get(space.fingerprint, 0),
@@ -70,3 +75,7 @@ def status(store: StoreReader) -> dict[str, Any]:
             for space, differs in zip(spaces, distinctions(spaces), strict=True)
         ],
     }
+
+
+def _numbers(names: Iterable[str | None]) -> dict[str, int]:
+    return dict(sorted(Counter(name for name in names if name is not None).items()))

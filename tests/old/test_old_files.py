@@ -85,6 +85,15 @@ def assert_same_vectors(store: Path, rows: list[dict[str, Any]] = EXPECTED["vect
         assert hashlib.sha256(X.tobytes()).hexdigest() == row["sha256"], row
 
 
+def of_then(found: Any, expected: Any) -> Any:
+    """*found* without the fields that records got since; all that was there then stays to be compared."""
+    if isinstance(found, dict) and isinstance(expected, dict):
+        return {name: of_then(found[name], expected[name]) for name in expected}
+    if isinstance(found, list) and isinstance(expected, list):
+        return [of_then(*pair) for pair in zip(found, expected, strict=True)]
+    return found
+
+
 # The store.
 
 
@@ -94,7 +103,7 @@ def test_the_store_is_read_and_nothing_is_written(store: Path) -> None:
     before = contents(store)
     opened = fc.open(store)
     status = opened.status()
-    assert {name: status[name] for name in EXPECTED["status"]} == EXPECTED["status"]
+    assert of_then(status, EXPECTED["status"]) == EXPECTED["status"]
     report = fc.verify(store, progress=False).to_dict()
     assert {name: report[name] for name in EXPECTED["verify"]} == EXPECTED["verify"]
     for source, rows in EXPECTED["items"].items():
