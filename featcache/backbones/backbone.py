@@ -221,6 +221,11 @@ class Backbone:
         return self._cache is None
 
     @property
+    def weights_given(self) -> str | None:
+        """The file of weights that was given in place of the published ones."""
+        return None if self._cache is None else self._cache.weights
+
+    @property
     def library(self) -> str | None:
         """The package that defines the network, if the backbone was made by name."""
         return None if self._cache is None else self._cache.library

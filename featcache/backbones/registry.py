@@ -50,6 +50,9 @@ FAMILIES = {
 networks."""
 
 
+_SHOWN = 12
+"""Hexadecimal digits of a digest of weights that a message shows."""
+
 BFLOAT16_FLOORS: dict[str, float] = {}
 """By full name the measured lower bound of the cosine between bfloat16 vectors and float32 vectors of eager torch."""
 
@@ -129,25 +132,56 @@ def get(
 
 
 @checked
-def for_recipe(recipe: Recipe, device: str | None = None) -> Backbone:
-    """The backbone that a recipe names, with the file of weights that was last given for it, if any.
+def for_recipe(recipe: Recipe, device: str | None = None, weights: str | Path | None = None) -> Backbone:
+    """The backbone that a recipe names.
 
     It decodes and resizes by the implementations that the recipe names, even if these are no longer the default.
 
+    Args:
+        recipe: that of a head or of a space.
+        device: as for `get`.
+        weights: the file of weights that made the vectors; it is read, and checked by its digest. By default the
+            file that was last given for this recipe on this machine, or else the published weights.
+
     Raises:
-        RecipeMismatchError: the recipe's backbone was made from a module in Python.
+        RecipeMismatchError: the recipe's backbone was made from a module in Python, or the file has other weights.
         UnknownNameError: this version of featcache has no such backbone.
-        UsageError: this machine does not have the recipe's precision.
+        UsageError: there is no such file, or this machine does not have the recipe's precision.
+        WeightsError: the file cannot be read, or does not fit the network.
+
+    Example:
+        >>> recipe = get("bundled:efficientnet_lite0").recipe
+        >>> for_recipe(recipe).recipe == recipe
+        True
     """
     if recipe.backbone.startswith("module:"):
         raise RecipeMismatchError(
             f"The vectors were made by {recipe.backbone}, a module given in Python. "
             "Use the Python API and pass backbone=Backbone.from_module(…)."
         )
-    found = get(
-        recipe.backbone, weights_used_for(recipe), device, runtime=recipe.runtime or "auto", precision=recipe.precision
-    )
+    file = weights_used_for(recipe) if weights is None else weights
+    found = get(recipe.backbone, file, device, runtime=recipe.runtime or "auto", precision=recipe.precision)
+    if weights is not None:
+        check_weights(recipe, found)
     return found.with_pixels(recipe.pixels)
+
+
+def check_weights(recipe: Recipe, backbone: Backbone) -> None:
+    """Check that a backbone known by name has the weights of a recipe.
+
+    Raises:
+        RecipeMismatchError: it has others; the message names both digests, and the file.
+    """
+    has = backbone.recipe.weights
+    if backbone.is_custom or backbone.name != recipe.backbone or has == recipe.weights:
+        return
+    file = backbone.weights_given
+    there = f"the published ones are {has[:_SHOWN]}" if file is None else f"{file} has {has[:_SHOWN]}"
+    raise RecipeMismatchError(
+        f"The vectors of {recipe.backbone} need the weights {recipe.weights[:_SHOWN]}; {there}. Give the file that "
+        "they were extracted with: --weights FILE, or in Python "
+        f"backbone=featcache.backbones.get({recipe.backbone!r}, FILE)."
+    )
 
 
 @checked

@@ -23,8 +23,10 @@ from featcache.cli.options import (
     Weights,
     Workers,
     layer_list,
+    network_of,
     selects,
 )
+from featcache.core.errors import UsageError
 from featcache.core.outputs import FIGURE, HEAD
 from featcache.core.progress import counted
 
@@ -160,6 +162,7 @@ def verify(
     prior: Annotated[
         float, typer.Option(metavar="P", help="The probability of a match before looking at the images.")
     ] = 0.5,
+    weights: Weights = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> Answer:
@@ -171,8 +174,13 @@ def verify(
     Example: featcache faces verify a.jpg b.jpg --head people.fch
     """
     from featcache.faces import verify as run
+    from featcache.training.bundle import Bundle
 
-    match = run(a, b, head=head, prior=prior)
+    if weights is not None and head is None:
+        raise UsageError("--weights goes with --head HEAD.fch.")
+    bundle = None if head is None else Bundle.load(head)
+    network = None if bundle is None else network_of(bundle, weights)
+    match = run(a, b, head=bundle, prior=prior, backbone=network)
     data = match.to_dict()
     data["decision"] = {True: "same", False: "different", None: "uncalibrated"}[match.decision]
     return Answer(data, lambda: _show_verify(match))

@@ -12,7 +12,7 @@ import typer
 
 from featcache.cli import output
 from featcache.cli.command import Answer, Debug, Force, Json, command
-from featcache.cli.options import StorePath, selects
+from featcache.cli.options import StorePath, Weights, network_of, selects
 from featcache.cli.train import show_train
 from featcache.core.errors import UsageError
 from featcache.core.outputs import FIGURE, HEAD
@@ -87,6 +87,7 @@ def finetune(
     curve: Annotated[
         Path | None, typer.Option("--curve", metavar="FILE.png", help="Draw loss and accuracy of each epoch.")
     ] = None,
+    weights: Weights = None,
     yes: Annotated[bool, typer.Option("--yes", help="With --from: store the activations without asking.")] = False,
     force: Force = False,
     as_json: Json = False,
@@ -101,6 +102,7 @@ def finetune(
     from featcache.finetuning import checkpoint as checkpoints
     from featcache.finetuning.finetune import CONFIGS, VIEWS, activations_needed, check_arguments
     from featcache.finetuning.finetune import finetune as run
+    from featcache.store import FeatureStore
 
     check_arguments(from_layer, init, arch)
     if hidden is not None and init != "new":
@@ -116,10 +118,16 @@ def finetune(
         batch_size=batch_size,
         precision=precision,
     )
+    if arch is not None and weights is not None:
+        raise UsageError(f"--weights does not go with --arch {arch}, which begins with random ones. Omit one of them.")
+    network = None
+    if weights is not None:
+        opened = FeatureStore.open(store)
+        network = network_of(opened.space(selection["space"]).recipe, weights)
     needed = None
     if from_layer is not None:
         views = views or VIEWS
-        needed = activations_needed(store, from_layer, init=init, views=views, seed=seed, **selection)
+        needed = activations_needed(store, from_layer, init=init, views=views, seed=seed, backbone=network, **selection)
         if not _confirmed(needed, yes):
             return Answer(
                 {"trained": False}, lambda: output.say("Nothing was stored and nothing trained."), exit_code=1
@@ -127,7 +135,7 @@ def finetune(
     checkpoint = target.with_name(target.name + ".checkpoint")
     bundle = run(
         store, from_layer, init=init, arch=arch, views=views or VIEWS, config=config, seed=seed, device=device,
-        checkpoint=checkpoint, progress=True, **selection,
+        checkpoint=checkpoint, backbone=network, progress=True, **selection,
     )  # fmt: skip
     bundle.save(target, force=force)
     checkpoints.remove(checkpoint)

@@ -6,12 +6,17 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from featcache.cli.command import ADVANCED
 from featcache.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from featcache.backbones import Backbone
+    from featcache.core.recipe import Recipe
+    from featcache.training.bundle import Bundle
 
 T = TypeVar("T")
 _LAYERS = (
@@ -171,6 +176,27 @@ def selects(*names: str, split: str | None = None) -> Callable[[Callable[..., T]
         return command
 
     return decorate
+
+
+def network_of(of: Recipe | Bundle, weights: Path | None) -> Backbone | None:
+    """The network of a space or a head with the weights in the file that ``--weights`` names; None without it.
+
+    Raises:
+        RecipeMismatchError: the file has other weights; the message names both digests.
+        UsageError: there is no such file, or the head needs none.
+        WeightsError: the file cannot be read, or does not fit the network.
+    """
+    from featcache import backbones
+    from featcache.training.bundle import Bundle
+
+    if weights is None:
+        return None
+    recipe = of.recipe if isinstance(of, Bundle) else of
+    if recipe is None:
+        raise UsageError("The head was trained on vectors of unknown origin and has no network. Omit --weights.")
+    if isinstance(of, Bundle) and of.weights is not None:
+        raise UsageError("The head carries the weights of the whole network that it was trained with. Omit --weights.")
+    return backbones.for_recipe(recipe, weights=weights)
 
 
 def selected(sources: Sequence[str] | None) -> str | tuple[str, ...] | None:

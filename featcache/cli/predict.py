@@ -11,7 +11,7 @@ import typer
 
 from featcache.cli import output
 from featcache.cli.command import ADVANCED, STDOUT, Answer, Debug, Force, Json, command
-from featcache.cli.options import HeadPath, StorePath, selects
+from featcache.cli.options import HeadPath, StorePath, Weights, network_of, selects
 from featcache.core.errors import UsageError
 from featcache.core.outputs import PREDICTIONS, PREDICTIONS_HEADER
 from featcache.core.progress import counted
@@ -64,6 +64,7 @@ def predict(
         Path | None,
         typer.Option(metavar="STORE", help="Take the vectors of images that it knows, and compute only the others."),
     ] = None,
+    weights: Weights = None,
     force: Force = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -82,7 +83,7 @@ def predict(
         raise UsageError("--csv-safe goes with --csv FILE.")
     if table is not None and str(table) == STDOUT and as_json:
         raise UsageError("--csv - and --json both print on stdout. Give --csv FILE, or omit one of them.")
-    run = Run(bundle, images, top=top, store=store)
+    run = Run(bundle, images, top=top, store=store, backbone=network_of(bundle, weights))
     if table is None:
         found = [prediction for batch in run.batches() for prediction in batch]
         answered = sum(not prediction.problem for prediction in found)
@@ -147,6 +148,7 @@ def similar(
     selection: Mapping[str, Any],
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The image to look for.")],
     k: Annotated[int, typer.Option("-k", min=1, metavar="N", help="How many images to list.")] = 10,
+    weights: Weights = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> Answer:
@@ -155,8 +157,11 @@ def similar(
     Example: featcache similar pets.fcache a.jpg -k 5
     """
     from featcache.extraction.search import similar as run
+    from featcache.store import FeatureStore
 
-    found = run(store, image, k=k, **selection)
+    opened = FeatureStore.open(store)
+    network = None if weights is None else network_of(opened.space(selection["space"]).recipe, weights)
+    found = run(opened, image, k=k, backbone=network, **selection)
     data = {
         "similar": [
             {"source": item.source, "uri": item.uri, "label": item.label, "cosine": cosine} for item, cosine in found

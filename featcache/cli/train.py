@@ -11,7 +11,7 @@ import typer
 
 from featcache.cli import output
 from featcache.cli.command import Answer, Debug, Force, Json, command
-from featcache.cli.options import HeadPath, LayersOrBlocks, StorePath, layer_list, selects
+from featcache.cli.options import HeadPath, LayersOrBlocks, StorePath, Weights, layer_list, network_of, selects
 from featcache.core.errors import BundleError, GridEdgeWarning, UsageError
 from featcache.core.outputs import FIGURE, HEAD
 from featcache.core.progress import counted
@@ -160,6 +160,7 @@ def evaluate(
         Path | None,
         typer.Option(metavar="FILE.png", help="Draw the confusion matrix; only for one label per image."),
     ] = None,
+    weights: Weights = None,
     force: Force = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -181,6 +182,9 @@ def evaluate(
             f"Omit {option}."
         )
     other = None if against is None else _other(against)
+    if (network := network_of(bundle, weights)) is not None:
+        other = other.on(network) if other is not None and other.recipe == bundle.recipe else other
+        bundle = bundle.on(network)
     found = run(bundle, store, progress=True, **selection)
     report = found.to_dict()
     if confusion is not None and isinstance(found, EvaluateReport):

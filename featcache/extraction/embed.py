@@ -62,6 +62,7 @@ def backbone_for(recipe: Recipe, backbone: Backbone | None = None) -> Backbone:
             those of aligned faces.
     """
     from featcache import backbones
+    from featcache.backbones.registry import check_weights
 
     if recipe.detection is not None:
         raise RecipeMismatchError(
@@ -70,6 +71,7 @@ def backbone_for(recipe: Recipe, backbone: Backbone | None = None) -> Backbone:
             "the bundle's predict_vectors or for comparison with a store's."
         )
     found = backbones.for_recipe(recipe) if backbone is None else backbone.with_pixels(recipe.pixels)
+    check_weights(recipe, found)
     differing = recipe.differences(found.recipe)
     if differing:
         listed = "; ".join(f"{name} is {actual!r}, needed is {required!r}" for name, required, actual in differing)

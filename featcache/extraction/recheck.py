@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from featcache.backbones import Backbone, get
+from featcache.backbones import Backbone, for_recipe
 from featcache.core.arguments import checked, described
 from featcache.core.errors import MissingVectorsError, RecipeMismatchError, UnusableImageError, UsageError
 from featcache.core.html import HtmlTable
@@ -372,7 +372,7 @@ def _reference(recipe: Recipe, backbone: Extractor | None, weights: str | Path |
             raise RecipeMismatchError(f"The vectors of {recipe.backbone} cannot be recomputed here: {listed}.")
         return reference
     if weights is not None and not recipe.backbone.startswith("module:"):
-        backbone = get(recipe.backbone, weights)
+        backbone = for_recipe(exact, weights=weights)
     return backbone_for(exact, backbone and backbone.with_runtime(runtime="torch", precision="float32")).reference()
 
 

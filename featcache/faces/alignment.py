@@ -355,7 +355,7 @@ def aligned_backbone(
     if backbone is not None and weights is not None:
         raise UsageError("A backbone brings its weights. Give one of the two, backbone or weights.")
     if backbone is None:
-        backbone = backbones.for_recipe(recipe) if weights is None else backbones.get(recipe.backbone, weights)
+        backbone = backbones.for_recipe(recipe, weights=weights)
     stored = StoredDetections(opened, recipe.detection)
     return AlignedBackbone(backbone.with_pixels(recipe.pixels), detector, centre_box=True, detections=stored)
 

@@ -12,6 +12,7 @@ from featcache.extraction.known_vectors import store_among
 from featcache.training.prediction_table import PredictionTable, asked_for
 
 if TYPE_CHECKING:
+    from featcache.backbones import Backbone
     from featcache.store import FeatureStore
     from featcache.training.bundle import Bundle, Prediction
 
@@ -22,17 +23,23 @@ class Run:
     Args:
         bundle: the head.
         images: files, folders, tar files and stores.
-        top, store: as for `Bundle.predict`.
+        top, store, backbone: as for `Bundle.predict`.
 
     Raises:
         SourceError: there is nothing to ask about.
     """
 
     def __init__(
-        self, bundle: Bundle, images: Sequence[Path], *, top: int | None = None, store: Path | None = None
+        self,
+        bundle: Bundle,
+        images: Sequence[Path],
+        *,
+        top: int | None = None,
+        store: Path | None = None,
+        backbone: Backbone | None = None,
     ) -> None:
         _ = bundle.classifier  # raises before anything is listed
-        self.bundle, self.top = bundle, top
+        self.bundle, self.top, self.backbone = bundle, top, backbone
         self.images = listed(list(images))
         self.names = [name_of(image, place) for place, image in enumerate(self.images)]
         self.store: Path | FeatureStore | None = store
@@ -43,7 +50,8 @@ class Run:
         """The predictions from image *begin* on, with a bar."""
         with choose(True) as bar:
             bar.start("predict", len(self.images) - begin, "images")
-            for batch in self.bundle.predictions(self.images[begin:], top=self.top, store=self.store):
+            rest = self.images[begin:]
+            for batch in self.bundle.predictions(rest, top=self.top, backbone=self.backbone, store=self.store):
                 yield batch
                 bar.advance(len(batch))
 
