@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from featcache.core.labels import nfc, split_name
 from featcache.core.names import in_order, seeds
 from featcache.store.completeness import incomplete
 from featcache.store.spaces import distinctions
@@ -28,7 +29,13 @@ def status(store: StoreReader) -> dict[str, Any]:
         those of the views, ``rows`` are vectors over all layers and views, ``bytes`` the size of the shard files.
     """
     sources = store.sources()  # once: a writer may add one meanwhile
-    items = {name: store.items(source=name) for name in sources}
+    items = dict(
+        store.catalogue.query(
+            "ti",
+            "SELECT s.name, count(i.id) FROM sources s LEFT JOIN items i ON i.source_id = s.id GROUP BY s.name",
+        )
+    )
+    classes, splits = _numbers(store, "label", nfc), _numbers(store, "split", split_name)
     (quarantined,) = store.catalogue.query(
         "i", "SELECT count(*) FROM (SELECT DISTINCT source_id, uri FROM quarantine)"
     )[0]
@@ -41,7 +48,7 @@ def status(store: StoreReader) -> dict[str, Any]:
     spaces = store.spaces
     return {
         "store": str(store.path),
-        "items": sum(map(len, items.values())),
+        "items": sum(items.values()),
         "quarantined": quarantined,
         "quarantine": [
             {"source": name, "uri": uri, "reason": reason} for name in sources for uri, reason in store.quarantine(name)
@@ -50,9 +57,9 @@ def status(store: StoreReader) -> dict[str, Any]:
             {
                 "name": name,
                 "root": root,
-                "items": len(items[name]),
-                "classes": _numbers(item.label for item in items[name]),
-                "splits": _numbers(item.split for item in items[name]),
+                "items": items.get(name, 0),
+                "classes": classes.get(name, {}),
+                "splits": splits.get(name, {}),
             }
             for name, root in sources.items()
         ],
@@ -77,5 +84,20 @@ def status(store: StoreReader) -> dict[str, Any]:
     }
 
 
-def _numbers(names: Iterable[str | None]) -> dict[str, int]:
-    return dict(sorted(Counter(name for name in names if name is not None).items()))
+def _numbers(store: StoreReader, column: str, compared: Callable[[str], str | None]) -> dict[str, dict[str, int]]:
+    """By source the items of each class or split, counted in SQL: a store may list millions.
+
+    Args:
+        store: the store.
+        column: ``label`` or ``split``.
+        compared: how a stored name is compared, as `featcache.store.spaces.Item` does.
+    """
+    found: dict[str, Counter[str]] = {}
+    for source, written, count in store.catalogue.query(
+        "tti",
+        f"SELECT s.name, i.{column}, count(*) FROM items i JOIN sources s ON s.id = i.source_id "
+        f"WHERE i.{column} IS NOT NULL GROUP BY s.name, i.{column}",
+    ):
+        if name := compared(written):
+            found.setdefault(source, Counter())[name] += count
+    return {source: dict(sorted(numbers.items())) for source, numbers in found.items()}
