@@ -19,6 +19,7 @@ from PIL import Image
 import featcache as fc
 from featcache.backbones import tiny_backbone
 from featcache.core import failpoints
+from featcache.extraction.requests import remembered
 from featcache.images.decode import decode_rgb
 from tests.extraction import child
 
@@ -48,6 +49,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.expected: dict[bytes, dict[str, np.ndarray]] = {}
         self.rows: set[tuple[bytes, str]] = set()
         self.items: dict[str, tuple[bytes, str]] = {}
+        # Every layer that any run asked for: a later run serves it too.
+        self.asked: set[str] = set()
         self.exact = True
         # Whether a dead process may have left a shard that the next writer adopts.
         self.left_over = False
@@ -83,6 +86,8 @@ class StoreMachine(RuleBasedStateMachine):
     def look(self) -> None:
         """Read from the store what it holds, after a step whose outcome is not certain."""
         self.rows, self.items, self.exact = self.held(), self.catalogued(), False
+        store = fc.open(self.store)
+        self.asked = {layer for kept in remembered(store, self.photos.name).values() for layer in kept["layers"]}
 
     def held(self) -> set[tuple[bytes, str]]:
         store = fc.open(self.store)
@@ -136,7 +141,8 @@ class StoreMachine(RuleBasedStateMachine):
     )
     def extract(self, count: int, point: str | None, passes: int) -> None:
         layers, listed = LAYERS[:count], self.listed()
-        wanted = {(sha256, layer) for sha256, _ in listed.values() for layer in layers}
+        asked = self.asked | set(layers)
+        wanted = {(sha256, layer) for sha256, _ in listed.values() for layer in asked}
         report = self.run("extract", self.photos, self.store, list(layers), point=point, passes=passes)
         if report is None:
             assert self.rows <= self.held()
@@ -147,7 +153,7 @@ class StoreMachine(RuleBasedStateMachine):
             assert report["computed"] == len({sha256 for sha256, _ in wanted - self.rows})
         assert report["quarantined"] == 0
         self.adopted()
-        self.rows, self.items, self.exact = self.rows | wanted, listed, True
+        self.rows, self.items, self.asked, self.exact = self.rows | wanted, listed, asked, True
 
     def adopted(self) -> None:
         """A writer was there: what had been left over is in the store now."""
