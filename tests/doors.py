@@ -23,6 +23,7 @@ import numpy as np
 from typer.main import get_command
 
 import featcache as fc
+from featcache.backbones.input_size import InputOptions
 from featcache.cli import main
 from featcache.cli.app import app
 from featcache.training.selection import SelectionOptions
@@ -45,12 +46,12 @@ ROLES = {
     "split": "split", "view": "view", "name": "name", "version": "name", "pattern": "pattern",
     "backbone": "backbone", "heads": "heads", "init": CHOICE, "arch": CHOICE, "task": CHOICE, "projection": CHOICE,
     "runtime": CHOICE, "precision": CHOICE, "device": CHOICE, "dtype": CHOICE, "axes": CHOICE,
-    "class_weight": CHOICE, "detection": "space",
+    "class_weight": CHOICE, "detection": "space", "fit": CHOICE,
     # Numbers and switches.
     "n": NUMBERS, "k": NUMBERS, "top": NUMBERS, "seed": NUMBERS, "limit": NUMBERS, "cv": NUMBERS, "far": NUMBERS,
     "prior": NUMBERS, "epochs": NUMBERS, "lr": NUMBERS, "batch_size": NUMBERS, "workers": NUMBERS,
     "image_timeout": NUMBERS, "dropout": NUMBERS, "hidden": "widths", "budget": "budget", "dim": NUMBERS,
-    "size": NUMBERS, "prefix_tokens": NUMBERS, "input_size": "widths", "weight_decay": NUMBERS,
+    "size": NUMBERS, "prefix_tokens": NUMBERS, "input_size": NUMBERS, "weight_decay": NUMBERS,
     "warmup_fraction": NUMBERS, "layer_decay": NUMBERS, "patience": NUMBERS, "label_smoothing": NUMBERS,
     "stage": NUMBERS, "stages": NUMBERS,
     "quick": FLAG, "yes": FLAG, "force": FLAG, "apply": FLAG, "strict": FLAG, "moved": FLAG, "scaled": FLAG,
@@ -89,6 +90,7 @@ EXCEPTIONS = {
     "fc.finetune": {"views": NUMBERS},
     "fc.activations_needed": {"views": NUMBERS},
     "featcache finetune": {"views": NUMBERS},
+    "fc.Backbone.from_module": {"input_size": "widths"},
     "fc.CachedEmbedder.fit": {"X": "images"},
     "fc.CachedEmbedder.transform": {"X": "images"},
     "fc.Backbone.prepare": {"image": "decoded"},
@@ -158,6 +160,9 @@ def _signature(door: str, function: Callable[..., Any]) -> tuple[Parameter, ...]
             continue
         if name == "selection":
             found += [Parameter(key, role_of(door, key) or "", False) for key in SelectionOptions.__annotations__]
+            continue
+        if name == "pixels" and parameter.kind is parameter.VAR_KEYWORD:
+            found += [Parameter(key, role_of(door, key) or "", False) for key in InputOptions.__annotations__]
             continue
         required = parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
         found.append(Parameter(name, role_of(door, name) or "", required))

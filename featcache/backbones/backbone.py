@@ -11,15 +11,17 @@ import numpy as np
 
 from featcache.backbones import layers as naming
 from featcache.backbones.compute import check_choice, runtime_of_recipe
+from featcache.backbones.given_module import loader_of
+from featcache.backbones.input_size import InputSize
 from featcache.backbones.layers import Layer, LayerInfo
 from featcache.backbones.recipe_cache import CachedRecipe, RecipeCache
 from featcache.core.arguments import checked
 from featcache.core.errors import UnusableImageError, UsageError, WeightsError
-from featcache.core.recipe import CustomTransform, PixelPath, Recipe, StandardTransform
+from featcache.core.recipe import PixelPath, Recipe, StandardTransform
 from featcache.images import decode as decoding
 from featcache.images.decode import SCALED, Decoded
 from featcache.images.pixels import decoded_image
-from featcache.images.transforms import PixelTransform, published, with_code_of
+from featcache.images.transforms import PixelTransform, published, with_code_of, with_size_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -73,6 +75,8 @@ class Backbone:
         self._network: Network | None = None
         self._known: CachedRecipe | None = cache.read() if cache is not None else None
         self._code_of: PixelPath | None = None
+        self._as_published: Backbone | None = None
+        """The same at the published size, where this is at another."""
 
     @classmethod
     @checked
@@ -115,32 +119,7 @@ class Backbone:
             >>> Backbone.from_module(module, transform=transform, name="mine").resolve_layers(["pooled"])[0].shape
             (8,)
         """
-        if ":" in name or not name:
-            raise UsageError(f"The name {name!r} should be one word without a colon.")
-        if axes not in (None, "NCHW", "NHWC", "NLC"):
-            raise UsageError(f"The axis order is 'NCHW', 'NHWC' or 'NLC', not {axes!r}.")
-        if not isinstance(transform, StandardTransform) and not version:
-            raise UsageError(
-                "A callable transform is identified by name and version: give version='1', and a new version whenever "
-                "the callable changes."
-            )
-
-        def load() -> Network:
-            from featcache.backbones.activations import Axes
-            from featcache.backbones.network import Network
-            from featcache.backbones.weights import digest_of
-
-            standard = isinstance(transform, StandardTransform)
-            made = transform if standard else CustomTransform(name, str(version))
-            return Network(
-                module=module,
-                digest=digest_of(module),
-                pixels=PixelPath(made),  # type: ignore[arg-type]
-                axes=Axes(None if axes == "NLC" else axes, axes == "NLC", prefix_tokens),
-                custom=None if standard else transform,  # type: ignore[arg-type]  # `standard` says which
-                input_size=input_size,
-            )
-
+        load = loader_of(module, transform, (name, version), (axes, prefix_tokens), input_size)
         # A callable transform carries the version itself.
         marked = f"{name}@{version}" if version and isinstance(transform, StandardTransform) else name
         made = cls(f"module:{marked}", load, device=device)
@@ -258,15 +237,60 @@ class Backbone:
 
     @checked
     def with_pixels(self, pixels: PixelPath) -> Backbone:
-        """The same network, with images decoded and resized by the implementations that *pixels* names.
+        """The same network, with images decoded and resized by the implementations, and to the size, of *pixels*.
 
         A head needs the pixels that it was trained on, even if newer implementations are the default now.
         """
-        if with_code_of(self.pixels, pixels) == self.pixels:
-            return self
+        sized = self._with_size_of(pixels)
+        if with_code_of(sized.pixels, pixels) == sized.pixels:
+            return sized
         origin = functools.partial(Backbone.with_pixels, self, pixels)
         # Both share the network in memory.
-        return self._changed(origin, _load=lambda: self.network, _code_of=pixels)
+        return sized._changed(origin, _load=lambda: sized.network, _code_of=pixels)
+
+    @checked
+    def with_input(self, input_size: int | None = None, fit: str | None = None) -> Backbone:
+        """The same network on images of another size, or on whole images in place of their centers.
+
+        Args:
+            input_size, fit: see `featcache.backbones.input_size.InputSize`.
+
+        Raises:
+            UnknownNameError: no such fit.
+            UsageError: no such size, or the transform is a callable. Whether the network can run at the size is known
+                when it is loaded.
+
+        Example:
+            >>> from featcache.backbones import tiny_backbone
+            >>> tiny_backbone().with_input(48).recipe.pixels.transform.resize
+            (48, 48)
+        """
+        wanted = InputSize(input_size, fit)
+        if not wanted.is_given:
+            return self
+        transform = wanted.of((self._as_published or self)._standard("input_size and fit"))
+        return self.with_pixels(with_size_of(self.pixels, PixelPath(transform)))
+
+    def _with_size_of(self, pixels: PixelPath) -> Backbone:
+        base = (self._as_published or self).with_runtime(runtime=self.runtime, precision=self.precision)
+        own = base._published().pixels
+        wanted = with_size_of(own, pixels)
+        if wanted == self._published().pixels:
+            return self
+        if wanted == own:
+            return base
+        transform = wanted.transform
+        assert isinstance(transform, StandardTransform)  # a callable's is the own one
+        cache, known = (None, None) if base._cache is None else base._cache.at(wanted, base._known)
+        return base._changed(
+            functools.partial(Backbone.with_pixels, self, pixels),
+            _load=lambda: base.network.at(transform, base.name),
+            _blueprint=lambda: base._blueprint().at(transform, base.name),
+            _network=None,
+            _cache=cache,
+            _known=known,
+            _as_published=base,
+        )
 
     def scaled(self) -> Backbone:
         """The same network, with large JPEGs downscaled while they are decoded, which is another recipe.
@@ -274,12 +298,17 @@ class Backbone:
         Raises:
             UsageError: the transform is a callable, so the size that it needs is unknown.
         """
-        if not isinstance(self.pixels.transform, StandardTransform):
-            raise UsageError(
-                f"The transform of {self.name} is a callable, so the size of image that it needs is unknown. "
-                "Omit scaled, or give a StandardTransform."
-            )
+        self._standard("scaled")
         return self.with_pixels(replace(self.pixels, scaled=SCALED))
+
+    def _standard(self, option: str) -> StandardTransform:
+        transform = self._published().pixels.transform
+        if isinstance(transform, StandardTransform):
+            return transform
+        raise UsageError(
+            f"The transform of {self.name} is a callable, so the size of image that it needs is unknown. "
+            f"Omit {option}, or give a StandardTransform."
+        )
 
     def _published(self) -> Recipe:
         """The recipe at float32 with the code that is the default."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from featcache.backbones.activations import Axes, activations, outputs_of
+from featcache.backbones.input_size import module_at
 from featcache.backbones.layers import POOLED, Layer, LayerInfo
 from featcache.core.recipe import CustomTransform, PixelPath, StandardTransform
 
@@ -46,6 +48,7 @@ class Network:
 
     def __post_init__(self) -> None:
         self._digested: tuple[list[tuple[str, int, int]], str] | None = None
+        self._digest_as_given: dict[str, str] = {}
         self.module.requires_grad_(False)
         self.module.eval()
 
@@ -64,7 +67,26 @@ class Network:
         ]
         if not trust_counters or self._digested is None or self._digested[0] != counters:
             self._digested = counters, digest_of(self.module)
-        return self._digested[1]
+        return self._digest_as_given.get(self._digested[1], self._digested[1])
+
+    def at(self, transform: StandardTransform, name: str) -> Network:
+        """The same network, and its weights' digest, for images of another size.
+
+        Args:
+            transform: its own but for the sizes.
+            name: of the network, for the message.
+
+        Raises:
+            UsageError: it cannot run at this size.
+        """
+        made = copy.copy(self)
+        made.pixels = replace(self.pixels, transform=transform)
+        if made.size != self.size:
+            made.module = module_at(self.module, made.size, self.size, name)
+        if made.module is not self.module:
+            made.digest, made._digested, made._digest_as_given = self.digest_now(), None, {}
+            made._digest_as_given = {made.digest_now(): made.digest}
+        return made
 
     @property
     def names(self) -> list[str]:

@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from platformdirs import user_cache_path
 
 from featcache.backbones.layers import Layer
 from featcache.core.errors import FeatcacheError
-from featcache.core.recipe import Recipe
+from featcache.core.recipe import PixelPath, Recipe, StandardTransform
 from featcache.images.decode import DECODERS
 from featcache.images.entry import FileStat
 from featcache.images.transforms import IMPLEMENTATIONS
@@ -50,11 +50,22 @@ class RecipeCache:
         name: the backbone's full name.
         weights: the file of weights that was asked for, if any.
         library: the package whose code makes the network.
+        transform: that of another size of its input; None for the published one.
     """
 
     name: str
     weights: str | None
     library: str
+    transform: StandardTransform | None = None
+
+    def at(self, pixels: PixelPath, known: CachedRecipe | None) -> tuple[RecipeCache, CachedRecipe | None]:
+        """The entry of the same backbone at another size of its input, and what it holds, or *known* tells of it."""
+        assert isinstance(pixels.transform, StandardTransform)  # a callable has one size
+        made = replace(self, transform=pixels.transform)
+        found = made.read()
+        if found is None and known is not None:
+            found = CachedRecipe(replace(known.recipe, pixels=pixels), known.names, {})
+        return made, found
 
     def read(self) -> CachedRecipe | None:
         """The entry, or None if there is none that still holds."""
@@ -92,7 +103,8 @@ class RecipeCache:
         return [self.name, self.weights, _version("featcache"), self.library, _version(self.library), code]
 
     def _path(self) -> Path:
-        digest = hashlib.sha256(json.dumps([self.name, self.weights]).encode()).hexdigest()
+        size = [] if self.transform is None else [self.transform.resize, self.transform.crop]
+        digest = hashlib.sha256(json.dumps([self.name, self.weights, *size]).encode()).hexdigest()
         return cache_folder() / "backbones" / f"{digest[:32]}.json"
 
 

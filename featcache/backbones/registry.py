@@ -6,7 +6,7 @@ import copy
 import functools
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +20,7 @@ from featcache.backbones.families.dlib_weights import FACE_NETWORK, SIDE, VECTOR
 from featcache.backbones.recipe_cache import RecipeCache, weights_used_for
 from featcache.core.arguments import checked
 from featcache.core.errors import RecipeMismatchError, UnknownNameError, UsageError
+from featcache.images.transforms import with_size_of
 
 if TYPE_CHECKING:
     from featcache.backbones.network import Network
@@ -135,7 +136,7 @@ def get(
 def for_recipe(recipe: Recipe, device: str | None = None, weights: str | Path | None = None) -> Backbone:
     """The backbone that a recipe names.
 
-    It decodes and resizes by the implementations that the recipe names, even if these are no longer the default.
+    It decodes and resizes by the implementations and to the size that the recipe names, even if these are no default.
 
     Args:
         recipe: that of a head or of a space.
@@ -226,7 +227,8 @@ def with_weights(backbone: Backbone, tensors: Mapping[str, np.ndarray], pixels: 
     Args:
         backbone: gives the architecture, pixels, device, runtime and precision.
         tensors: the full state of the network without its classifier, by name.
-        pixels: names the implementations that decode and resize, see `Backbone.with_pixels`; by default the newest.
+        pixels: names the implementations that decode and resize, and the size, see `Backbone.with_pixels`; by default
+            those of *backbone*.
 
     Returns:
         A backbone whose recipe has the digest of these weights.
@@ -240,13 +242,14 @@ def with_weights(backbone: Backbone, tensors: Mapping[str, np.ndarray], pixels: 
 
         from featcache.backbones.weights import digest_of, load_into
 
-        network = copy.copy(backbone.architecture())
-        network.module = copy.deepcopy(network.module)
+        network = backbone.architecture()
+        wanted = network.pixels if pixels is None else with_size_of(network.pixels, pixels)
+        if wanted != network.pixels:  # tables of positions among the weights are of the size that they were trained at
+            network = network.at(wanted.transform, backbone.name)  # type: ignore[arg-type]  # a callable has one size
+        module = copy.deepcopy(network.module)
         given = {name: torch.from_numpy(np.array(tensor)) for name, tensor in tensors.items()}
-        load_into(network.module, given, "the bundle")
-        network.digest = digest_of(network.module)
-        network.weights_file = network.weights_state = None
-        return network
+        load_into(module, given, "the bundle")
+        return replace(network, module=module, digest=digest_of(module), weights_file=None, weights_state=None)
 
     made = Backbone(
         backbone.name,
@@ -255,5 +258,5 @@ def with_weights(backbone: Backbone, tensors: Mapping[str, np.ndarray], pixels: 
         runtime=backbone.runtime,
         precision=backbone.precision,
     )
-    made.origin = functools.partial(with_weights, backbone, dict(tensors))
+    made.origin = functools.partial(with_weights, backbone, dict(tensors), pixels)
     return made if pixels is None else made.with_pixels(pixels)

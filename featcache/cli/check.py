@@ -9,7 +9,7 @@ import typer
 
 from featcache.cli import output
 from featcache.cli.command import Answer, Debug, Json, command
-from featcache.cli.options import Device, Precision, Runtime, Source, Space, StorePath, Weights
+from featcache.cli.options import Device, Fit, InputSize, Precision, Runtime, Source, Space, StorePath, Weights
 from featcache.core.progress import counted
 
 if TYPE_CHECKING:
@@ -64,6 +64,8 @@ def doctor(
     device: Device = None,
     runtime: Runtime = "auto",
     precision: Precision = "float32",
+    input_size: InputSize = None,
+    fit: Fit = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> Answer:
@@ -73,7 +75,10 @@ def doctor(
     """
     from featcache.extraction.doctor import doctor as run
 
-    report = run(backbone, weights=weights, device=device, runtime=runtime, precision=precision, progress=True)
+    report = run(
+        backbone, weights=weights, device=device, runtime=runtime, precision=precision, progress=True,
+        input_size=input_size, fit=fit,
+    )  # fmt: skip
     return Answer(report.to_dict(), lambda: _show_doctor(report), 1 if report.problems else 0)
 
 

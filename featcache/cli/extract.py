@@ -13,7 +13,9 @@ from featcache.cli.command import ADVANCED, Answer, Debug, Json, command
 from featcache.cli.options import (
     BatchSize,
     Device,
+    Fit,
     ImageTimeout,
+    InputSize,
     LabelsOfSource,
     Layers,
     Moved,
@@ -59,6 +61,8 @@ def extract(
         int | None,
         typer.Option(min=1, metavar="K", help="Versions per image: the original and K - 1 random augmentations."),
     ] = None,
+    input_size: InputSize = None,
+    fit: Fit = None,
     device: Device = None,
     precision: PrecisionGiven = None,
     weights: Weights = None,
@@ -89,14 +93,16 @@ def extract(
     """Compute the vectors of all images that are not in the store yet.
 
     Running it again computes only what is new: added or changed images, more layers, more views. The store remembers
-    labels, split, backbone, layers and views, so that they need not be given again; --layers, --views and --backbone
-    add to them.
+    labels, split, backbone, layers and views, so that they need not be given again; --layers, --views, --backbone,
+    --input-size and --fit add to them.
 
     Example: featcache extract photos -o pets.fcache
 
     Example: featcache extract photos -o pets.fcache --layers pooled blocks.4:mean
 
     Example: featcache extract photos -o pets.fcache --views 4
+
+    Example: featcache extract photos -o pets.fcache --input-size 288
     """
     from featcache import backbones
     from featcache.extraction import ExtractionInterrupted
@@ -125,6 +131,8 @@ def extract(
             seed=seed,
             config=config,
             progress=True,
+            input_size=input_size,
+            fit=fit,
         )
     except ExtractionInterrupted as stop:
         return Answer(stop.report.to_dict() | {"interrupted": True}, _showing(stop.report, None), 130)

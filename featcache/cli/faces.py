@@ -13,7 +13,9 @@ from featcache.cli.command import Answer, Debug, Force, Json, command
 from featcache.cli.options import (
     BatchSize,
     Device,
+    Fit,
     ImageTimeout,
+    InputSize,
     LabelsOfSource,
     Layers,
     Moved,
@@ -68,6 +70,8 @@ def extract(
     limit: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Use only N images, spread over the people.")
     ] = None,
+    input_size: InputSize = None,
+    fit: Fit = None,
     device: Device = None,
     labels: LabelsOfSource = None,
     split: SplitOfSource = None,
@@ -94,7 +98,7 @@ def extract(
     report = run(
         source,
         store,
-        backbone=backbones.get(backbone, weights, device),
+        backbone=backbones.get(backbone, weights, device).with_input(input_size, fit),
         layers=layer_list(context, layers) or ("pooled", "mirrored"),
         centre_box=centre_box,
         labels=labels,

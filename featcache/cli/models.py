@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from featcache.cli import output
 from featcache.cli.command import Answer, Debug, Json, command
+from featcache.cli.options import InputSize
 from featcache.core.errors import UsageError
 
 if TYPE_CHECKING:
     from featcache.backbones import LayerInfo, ModelInfo
+    from featcache.core.recipe import StandardTransform
 
 
 @command(interrupted="")
@@ -42,6 +44,7 @@ def models(
 @command(interrupted="")
 def layers(
     backbone: Annotated[str, typer.Argument(metavar="BACKBONE", help="A name that `featcache models` lists.")],
+    input_size: InputSize = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> Answer:
@@ -50,12 +53,16 @@ def layers(
     Example: featcache layers bundled:efficientnet_lite0
     """
     from featcache import backbones
+    from featcache.backbones.input_size import InputSize as Size
     from featcache.backbones.split import split_points
 
-    network = backbones.get(backbone)
-    found = network.layers()
+    network = backbones.get(backbone).architecture()
+    if input_size is not None:
+        published = cast("StandardTransform", network.pixels.transform)  # that of a network with a name
+        network = network.at(Size(input_size).of(published), backbone)
+    found = network.layer_infos()
     try:
-        points = split_points(network.architecture())
+        points = split_points(network)
     except UsageError:  # torch.fx cannot trace its code
         points = []
     listed = [dataclasses.asdict(layer) for layer in found]

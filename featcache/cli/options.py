@@ -126,6 +126,23 @@ BatchSize = Annotated[
 Workers = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Threads; default: one per core.", rich_help_panel=ADVANCED)
 ]
+InputSize = Annotated[
+    int | None,
+    typer.Option(
+        "--input-size",
+        min=1,
+        metavar="N",
+        help="Pixels of the network's input, N × N. More take longer and are often better; default: as published.",
+    ),
+]
+Fit = Annotated[
+    str | None,
+    typer.Option(
+        metavar="crop|whole",
+        help="whole: the image resized to the input; crop: its center. Default: whole with --input-size, else as "
+        "published, mostly crop.",
+    ),
+]
 Moved = Annotated[
     bool, typer.Option("--moved", help="The source of this name has moved here.", rich_help_panel=ADVANCED)
 ]

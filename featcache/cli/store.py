@@ -141,11 +141,8 @@ def _show_repair(report: RepairReport) -> None:
         if lack["source"] in GIVEN or lack["root"].startswith(IN_PYTHON):
             output.say(f"{lack['images']:,} images given in Python are computed again when they are given again.")
             continue
-        command = output.command(
-            "featcache", "extract", lack["root"], "-o", report.store, "--name", lack["source"],
-            "--backbone", lack["backbone"], "--layers", lack["layer"],
-        )  # fmt: skip
-        output.say(f"{counted(lack['images'], 'images')} to compute again:  {command}")
+        command = output.command("featcache", "extract", lack["root"], "-o", report.store, "--name", lack["source"])
+        output.say(f"{counted(lack['images'], 'images')} to compute again ({lack['layer']}):  {command}")
 
 
 def _show_compact(report: CompactReport) -> None:

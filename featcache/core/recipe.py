@@ -53,6 +53,11 @@ class StandardTransform:
         for name, kind in (("resize", int), ("crop", int), ("mean", float), ("std", float)):
             object.__setattr__(self, name, tuple(kind(v) for v in getattr(self, name)))
 
+    @property
+    def size_words(self) -> str:
+        """What becomes of an image's size: ``whole 288 × 288``, or ``crop 224 × 224``."""
+        return f"{'whole' if self.resize == self.crop else 'crop'} {self.crop[0]} × {self.crop[1]}"
+
 
 @dataclass(frozen=True, slots=True)
 class CustomTransform:

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
@@ -34,6 +34,7 @@ from featcache.store.writer import StoreWriter
 
 if TYPE_CHECKING:
     from featcache.backbones import Backbone, Layer
+    from featcache.backbones.input_size import InputOptions
     from featcache.backbones.runtimes.passes import Passes
     from featcache.core.recipe import Recipe
 
@@ -153,16 +154,17 @@ def doctor(
     runtime: str = "auto",
     precision: str = "float32",
     progress: Progress | bool | None = None,
+    **pixels: Unpack[InputOptions],
 ) -> DoctorReport:
     """Report what this machine has and what works, and measure the speed of extraction.
 
     Args:
         backbone: full name of the one to measure, for about five seconds, on generated JPEGs of 500 × 375 pixels.
         weights, device, runtime, precision: as for ``featcache.backbones.get``.
-        progress: as for `featcache.extract`.
+        progress, **pixels: as for `featcache.extract`.
 
     Raises:
-        UnknownNameError: no such backbone, device, runtime or precision.
+        UnknownNameError: no such backbone, fit, device, runtime or precision.
         UsageError: no such file of weights, or this machine lacks the device, runtime or precision. All else that is
             missing or broken is in the report's ``problems``.
 
@@ -172,7 +174,7 @@ def doctor(
         'torch'
     """
     began = time.monotonic()
-    network = get(backbone, weights, device, runtime=runtime, precision=precision)
+    network = get(backbone, weights, device, runtime=runtime, precision=precision).with_input(**pixels)
     with choose(progress) as bar:
         bar.start("check", None, "parts")
         runtimes = [_torch(), _openvino()]

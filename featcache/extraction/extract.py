@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 from featcache.backbones.compute import cores
+from featcache.backbones.input_size import InputOptions, InputSize
 from featcache.backbones.runtimes import passes_for
 from featcache.core.arguments import checked
 from featcache.core.errors import DiskFullError, UsageError
@@ -58,11 +59,13 @@ def extract(
     seed: int | None = None,
     config: ExtractionConfig | None = None,
     progress: Progress | bool | None = None,
+    **pixels: Unpack[InputOptions],
 ) -> ExtractReport:
     """Compute and store the vectors of all images of a source that are not in the store yet.
 
     The store remembers what it was told. A call that leaves out labels, split, backbone, layers or views goes on with
-    those of earlier calls, in all spaces of the source; layers and views add to them.
+    those of earlier calls, in all spaces of the source; layers and views add to them. Another input size is another
+    space, beside those that are there.
 
     Args:
         source: a folder of images, a CSV manifest (``path,label,split,group``) or tar files in WebDataset layout
@@ -86,6 +89,8 @@ def extract(
         seed: of the augmentations, from 0 on, 0 by default; another seed gives further views.
         config: batch size, threads, storage and time limits.
         progress: True for a bar, False for none, None for a bar on a terminal, or an object that is told.
+        **pixels: ``input_size``, the height and width that the network sees, and ``fit``, ``whole`` (the default with
+            a size) or ``crop``, see `featcache.backbones.input_size.InputSize`; as published by default.
 
     Raises:
         UsageError: a limit or number of views below 1, a reserved name, a dataset that has no name or cannot be a
@@ -108,7 +113,7 @@ def extract(
         0
     """
     config = config or ExtractionConfig()
-    asked = Asked(backbone, layers, views, seed, config.dtype, config.device, config.runtime)
+    asked = Asked(backbone, layers, views, seed, config.dtype, config.device, config.runtime, InputSize(**pixels))
     if limit is not None and limit < 1:
         raise UsageError(f"limit is a whole number from 1 on, not {limit}.")
     began, stopped = time.monotonic(), False

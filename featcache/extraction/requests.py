@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from featcache.backbones.input_size import AS_PUBLISHED, InputSize
 from featcache.core.errors import FeatcacheError, UsageError
 from featcache.core.names import GIVEN, VIEW_0, augmented
 from featcache.core.recipe import Recipe, StandardTransform
@@ -81,6 +82,7 @@ class Asked:
     dtype: str | None = None
     device: str | None = None
     runtime: str | None = None
+    size: InputSize = AS_PUBLISHED
 
     def __post_init__(self) -> None:
         if (self.views is not None and self.views < 1) or (self.seed or 0) < 0:
@@ -108,20 +110,22 @@ def requests(
     from featcache import backbones
 
     before = {} if store is None or alone else remembered(store, source)
-    if asked.backbone is not None or not before:
-        given = asked.backbone or DEFAULT_BACKBONE
+    recipes = _recipes(store)
+    if asked.backbone is not None or asked.size.is_given or not before:
+        given = asked.backbone or _network_of([recipes[known] for known in before], asked) or DEFAULT_BACKBONE
         network: Extractor = (
             backbones.get(given, device=asked.device, runtime=asked.runtime or "auto")
             if isinstance(given, str)
             else given
         )
+        network = at_size(network, asked.size)
         fingerprint = network.recipe.fingerprint
         if before and fingerprint not in before and network.recipe.detection is None:
-            names = {_recipes(store)[known].backbone for known in before}
-            notes.append(f"{network.name} is one more space, beside {', '.join(sorted(names))}.")
+            others = sorted({_in_words(recipes[known], network.recipe) for known in before})
+            mine = _in_words(network.recipe, *[recipes[known] for known in before])
+            notes.append(f"{mine} is one more space, beside {', '.join(others)}.")
         return [_request(network, asked, before.get(fingerprint, {}))]
     found, problems = [], []
-    recipes = _recipes(store)
     detections = {recipe.detection for recipe in recipes.values()}
     for fingerprint, kept in before.items():
         recipe = recipes[fingerprint]
@@ -151,9 +155,52 @@ def requests(
     if problems or len(found) > 1:
         notes += [f"The space {problem}." for problem in problems]
         if len(found) > 1:
-            served = ", ".join(_called(one.network.recipe.fingerprint, one.network.recipe) for one in found)
+            known = {one.network.recipe.fingerprint for one in found}
+            served = ", ".join(_called(key, recipes[key], *recipes.values()) for key in before if key in known)
             notes.append(f"{len(found)} spaces are brought up to date: {served}.")
     return found
+
+
+def at_size(network: Extractor, size: InputSize) -> Extractor:
+    """The network at the input size that was asked for.
+
+    Raises:
+        UsageError: it has none.
+    """
+    from featcache.backbones import Backbone
+
+    if not size.is_given:
+        return network
+    if not isinstance(network, Backbone):
+        raise UsageError(f"{network.name} has no input size. Omit input_size and fit.")
+    return network.with_input(size.input_size, size.fit)
+
+
+def _network_of(recipes: Sequence[Recipe], asked: Asked) -> Extractor | None:
+    """The network of these spaces, for another size of its input; None without spaces.
+
+    Raises:
+        UsageError: there are several.
+    """
+    from featcache import backbones
+
+    whole = [recipe for recipe in recipes if recipe.detection is None and recipe.pixels.chip is None]
+    networks = {(recipe.backbone, recipe.weights, recipe.precision): recipe for recipe in whole}
+    if len(networks) > 1:
+        names = ", ".join(sorted({recipe.backbone for recipe in networks.values()}))
+        raise UsageError(f"The store has vectors of several networks ({names}). Name one with --backbone.")
+    for recipe in networks.values():
+        network = backbones.for_recipe(recipe, asked.device)
+        return network.with_runtime(runtime=asked.runtime or network.runtime, precision=network.precision)
+    return None
+
+
+def _in_words(recipe: Recipe, *others: Recipe) -> str:
+    """The backbone's name, with the size of its input where one of the others is of the same backbone."""
+    transform = recipe.pixels.transform
+    if isinstance(transform, StandardTransform) and any(recipe.backbone == other.backbone for other in others):
+        return f"{recipe.backbone} ({transform.size_words})"
+    return recipe.backbone
 
 
 def remembered(store: FeatureStore, source: str) -> dict[str, dict[str, Any]]:
@@ -221,5 +268,5 @@ def _recipes(store: FeatureStore | None) -> dict[str, Recipe]:
     return {} if store is None else {space.fingerprint: space.recipe for space in store.spaces}
 
 
-def _called(fingerprint: str, recipe: Recipe) -> str:
-    return f"{fingerprint[:12]} ({recipe.backbone})"
+def _called(fingerprint: str, recipe: Recipe, *others: Recipe) -> str:
+    return f"{fingerprint[:12]} ({_in_words(recipe, *(other for other in others if other != recipe))})"

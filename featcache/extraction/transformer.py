@@ -49,6 +49,7 @@ class CachedEmbedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # 
         store: the store's folder; created if missing.
         layers: as for `featcache.extract`: ``pooled``, ``blocks.5:mean``, ``pooled+blocks.5:mean``, a glob,
             or a list of these.
+        input_size: as for `featcache.extract`, whole images; for anything else give ``Backbone.with_input``.
         progress: True for a bar, False for none, None for a bar on a terminal, or an object that is told.
 
     Example:
@@ -62,12 +63,14 @@ class CachedEmbedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # 
         store: str | Path,
         layers: str | Sequence[str] = "pooled",
         *,
+        input_size: int | None = None,
         progress: Progress | bool | None = None,
     ) -> None:
         self.backbone = backbone
         # A program may change its folder before the first call.
         self.store = store if os.path.isabs(store) else os.path.abspath(store)
         self.layers = layers
+        self.input_size = input_size
         self.progress = progress
 
     @checked
@@ -146,7 +149,8 @@ class CachedEmbedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # 
     def _network(self) -> Backbone:
         from featcache import backbones
 
-        return backbones.get(self.backbone) if isinstance(self.backbone, str) else self.backbone
+        network = backbones.get(self.backbone) if isinstance(self.backbone, str) else self.backbone
+        return network.with_input(self.input_size)
 
     def _layers(self, network: Backbone) -> list[Layer]:
         return network.resolve_layers([self.layers] if isinstance(self.layers, str) else list(self.layers))

@@ -6,13 +6,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
+from featcache.backbones.input_size import InputOptions, InputSize
 from featcache.core.arguments import checked
 from featcache.core.html import HtmlTable
 from featcache.core.progress import Progress, choose
 from featcache.extraction.extract import extract as extract_arrays
 from featcache.extraction.extract import limited
+from featcache.extraction.requests import at_size
 from featcache.extraction.source_settings import open_again
 from featcache.faces.alignment import DEFAULT_BACKBONE, MIRRORED, AlignedBackbone
 from featcache.faces.detection import CENTRE_BOX, FACE, FIRST_PASS, SECOND_PASS, Detector, StoredDetections
@@ -98,6 +100,7 @@ def extract(
     limit: int | None = None,
     config: ExtractionConfig | None = None,
     progress: Progress | bool | None = None,
+    **pixels: Unpack[InputOptions],
 ) -> FacesReport:
     """Detect the face of each image, align it, and store its vectors; nothing that is in the store is computed again.
 
@@ -111,8 +114,8 @@ def extract(
         layers: of the backbone, and ``mirrored``, see `featcache.faces.alignment`.
         centre_box: use the center of the image where no face is found; `featcache.faces.detections` says for which
             images that was done.
-        labels, split, name, limit, config, progress: as for `featcache.extract`. With ``strict`` an image without a
-            face is an error too.
+        labels, split, name, limit, config, progress, **pixels: as for `featcache.extract`. With ``strict`` an image
+            without a face is an error too.
 
     Raises:
         MissingExtraError: dlib or its files are not installed.
@@ -128,7 +131,7 @@ def extract(
 
     began = time.monotonic()
     detector = Detector()
-    base = backbones.get(backbone) if isinstance(backbone, str) else backbone
+    base = at_size(backbones.get(backbone) if isinstance(backbone, str) else backbone, InputSize(**pixels))
     AlignedBackbone(base, detector).resolve_layers(layers)  # raises before the detection if a name is wrong
     path = store.path if isinstance(store, FeatureStore) else Path(store).absolute()
     if isinstance(source, (str, Path)):

@@ -221,6 +221,16 @@ class _Span:
         return max(0.0, self._ends[0] - first), min(float(last - first), self._ends[1] - first)
 
 
+def with_size_of(own: PixelPath, other: PixelPath) -> PixelPath:
+    """*own* with the sizes of *other*, where both are of one network: with equal interpolation, mean and std."""
+    transform, theirs = own.transform, other.transform
+    if isinstance(transform, StandardTransform) and isinstance(theirs, StandardTransform):
+        sized = replace(transform, resize=theirs.resize, crop=theirs.crop)
+        if replace(sized, implementation=theirs.implementation) == theirs:
+            return replace(own, transform=sized)
+    return own
+
+
 def with_code_of(own: PixelPath, other: PixelPath) -> PixelPath:
     """*own* with the implementations that *other* names: decoder, resize and ``scaled``.
 

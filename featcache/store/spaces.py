@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from featcache.core.errors import DamagedStoreError, MissingVectorsError, UnknownNameError, UsageError
 from featcache.core.labels import settled
+from featcache.core.recipe import StandardTransform
 
 if TYPE_CHECKING:
     from featcache.core.recipe import Recipe
@@ -112,7 +113,10 @@ def named(spaces: Sequence[Space]) -> str:
 
 def _words(space: Space, alike: Iterable[Space]) -> str:
     mine = {name: value for other in alike for name, value, _ in space.recipe.differences(other.recipe)}
-    present = [f"{_short(name)} {_value(value)}" for name, value in sorted(mine.items()) if value is not None]
+    transform, sizes = space.recipe.pixels.transform, {f"pixels.transform.{name}" for name in ("crop", "resize")}
+    if sizes & mine.keys() and isinstance(transform, StandardTransform):
+        mine = {name: value for name, value in mine.items() if name not in sizes} | {"": transform.size_words}
+    present = [f"{_short(name)} {_value(value)}".strip() for name, value in sorted(mine.items()) if value is not None]
     return ", ".join(present or [f"without {_short(name)}" for name in sorted(mine)])
 
 
