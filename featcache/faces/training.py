@@ -29,7 +29,7 @@ from featcache.metrics.verification import cllr, cosine_scores, minimal_cllr, pa
 from featcache.store import FeatureStore
 from featcache.training.bundle import Bundle
 from featcache.training.dataset import FeatureDataset
-from featcache.training.fit import layer_uses
+from featcache.training.layer_scales import layer_uses
 from featcache.training.layer_use import LayerUse, scale_layers
 from featcache.training.selection import Selection, SelectionOptions
 
@@ -99,7 +99,7 @@ def train(
     train_rows = people.train_rows
     with choose(progress) as bar:
         bar.start(f"train {projection}", None, "images")
-        uses = layer_uses(dataset, train_rows, about_mean=projection != "none")
+        uses = layer_uses(dataset, train_rows, centred=projection != "none")
         predictor, chosen, how, based_on = _fitted(dataset, train_rows, uses, projection, far, seed)
         if based_on.warning:
             bar.note(based_on.warning)

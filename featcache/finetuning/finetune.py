@@ -45,10 +45,11 @@ from featcache.training import leakage
 from featcache.training.activations import Activations, needed, store_activations, view_names
 from featcache.training.bundle import Bundle
 from featcache.training.dataset import FeatureDataset
-from featcache.training.fit import answers, layer_uses
+from featcache.training.fit import answers
 from featcache.training.holdout import check_classes, train_test_split
 from featcache.training.image_dataset import image_vectors
 from featcache.training.label_notes import note_incomplete, note_labels
+from featcache.training.layer_scales import layer_uses
 from featcache.training.layer_use import LayerUse
 from featcache.training.partial_model import PartialModel, frozen_vectors
 from featcache.training.report import describe_views, report_fields, score_fields

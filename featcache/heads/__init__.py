@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["HEADS", "Head", "SoftmaxPathClassifier", "resolve_head"]
 
 HEADS = {
+    "stack": "featcache.heads.stack:StackHead",
     "softmax": "featcache.heads.softmax:SoftmaxPathClassifier",
     "torch": "featcache.heads.sgd_softmax:TorchSoftmaxHead",
     "ridge": "featcache.heads.ridge:RidgeHead",
@@ -34,7 +35,7 @@ HEADS = {
 }
 """Module and class of each named head; imported on first use."""
 
-WEIGHING = ("softmax", "torch")
+WEIGHING = ("stack", "softmax", "torch")
 """Named heads that take class weights."""
 
 MULTILABEL_HEADS = {"softmax": "featcache.heads.multilabel:SigmoidPathClassifier"}

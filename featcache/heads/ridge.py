@@ -209,6 +209,9 @@ class RidgeHead(LinearHead):
         temperature_: probabilities are softmax(scores / temperature_), fitted on leave-one-out scores.
         alphas_: (p,) the penalties from small to large.
         scores_: (p,) leave-one-out log-loss of each.
+        left_out_rows_: (m,) the rows that were left out in turn.
+        left_out_scores_: (m, k) float32 scores of the two or more classes by the fits without them, at the penalty
+            chosen.
         chosen_: ``{"alpha": …}``.
         chosen_by_: how it was chosen, in words.
     """
@@ -234,16 +237,30 @@ class RidgeHead(LinearHead):
 
     def fit_stream(self, stream: VectorStream) -> RidgeHead:
         """Fit on vectors that need not fit in memory: one pass over all, and one over those compared."""
-        self.classes_, self.n_features_in_ = stream.classes, stream.width
         fitted = ridge_axes(stream)
+        return self.fit_rotated(
+            fitted, stream, lambda rows: np.concatenate([fitted.rotated(X) for _, X in stream.blocks(rows)])
+        )
+
+    def fit_rotated(
+        self, fitted: RidgeAxes, stream: VectorStream, rotated: Callable[[np.ndarray], np.ndarray]
+    ) -> RidgeHead:
+        """Fit on vectors whose axes are known.
+
+        Args:
+            fitted: the axes.
+            stream: the vectors; they are not read.
+            rotated: from row numbers (m,) to vectors (m, r) in these axes.
+        """
+        self.classes_, self.n_features_in_ = stream.classes, stream.width
         if self.alphas is None:
             alphas = np.array(RELATIVE_ALPHAS) * (fitted.sizes.sum() / stream.width or 1.0)
         else:
             alphas = np.sort(np.asarray(self.alphas, dtype=np.float64))
             if not len(alphas) or not (alphas > 0).all():
                 raise UsageError(f"alphas must be one or more positive numbers, not {self.alphas!r}.")
-        rows, groups, leaves_out = self._left_out(stream.groups)
-        self._choose(fitted, stream, rows, groups, alphas)
+        self.left_out_rows_, groups, leaves_out = self._left_out(stream.groups)
+        self._choose(fitted, rotated(self.left_out_rows_), stream.class_ids[self.left_out_rows_], groups, alphas)
         self.chosen_by_ = f"leaving out one {leaves_out}" if len(alphas) > 1 else "given"
         self.coef_, self.intercept_ = fitted.coefficients(self.alpha_)
         return self
@@ -272,17 +289,17 @@ class RidgeHead(LinearHead):
         return rows, group_ids[rows], f"{what}, for {len(rows):,} items"
 
     def _choose(
-        self, fitted: RidgeAxes, stream: VectorStream, rows: np.ndarray, groups: np.ndarray, alphas: np.ndarray
+        self, fitted: RidgeAxes, Z: np.ndarray, class_ids: np.ndarray, groups: np.ndarray, alphas: np.ndarray
     ) -> None:
-        """Set the penalty and its temperature, by the answers for *rows* of fits without their groups."""
-        Z = np.concatenate([fitted.rotated(X) for _, X in stream.blocks(rows)])
-        class_ids = stream.class_ids[rows]
+        """Set the penalty and its temperature, by the answers for rows (m, r) of fits without their groups."""
         found: list[tuple[float, float]] = []
+        best = 0
         for scores in left_out_scores(fitted, Z, signs(class_ids, len(self.classes_)), groups, alphas):
             start = found[-1][0] if found else None
             found.append(fit_temperature(class_scores(scores), class_ids, start=start))
+            if found[-1][1] <= found[best][1]:  # the larger penalty of equals
+                best = len(found) - 1
+                self.left_out_scores_ = class_scores(scores).astype(np.float32)
         self.alphas_, self.scores_ = alphas, np.array([loss for _, loss in found])
-        # The last of the least: the larger penalty of equals.
-        best = len(alphas) - 1 - int(np.argmin(self.scores_[::-1]))
         self.alpha_, self.temperature_ = float(alphas[best]), found[best][0]
         self.chosen_ = {"alpha": self.alpha_}

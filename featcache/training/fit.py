@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from featcache.heads.serialize import export_predictor, loss_curve
 from featcache.heads.streaming import VectorStream, check_memory
 from featcache.metrics.calibration import held_out_temperature
 from featcache.training.bundle import Bundle
+from featcache.training.layer_scales import choose_layers
 from featcache.training.layer_use import LayerUse, scale_layers
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def fit(
     rows: np.ndarray,
     head: Head,
     *,
+    layers_named: bool = True,
     available_memory: int | None = None,
     progress: Progress | None = None,
 ) -> Bundle:
@@ -41,6 +43,8 @@ def fit(
         dataset: labeled vectors.
         rows: (m,) row numbers to fit on.
         head: from `featcache.heads.resolve_head`.
+        layers_named: whether all layers are to be read; else the last one alone is, where that is better, by heads that
+            do not weigh it themselves.
         available_memory: bytes that the head may take; by default what is free. For a head that reads in blocks, only
             what it holds counts, not the vectors.
         progress: gets the fit as a phase, with its steps if the head counts them.
@@ -65,11 +69,15 @@ def fit(
         available=available_memory,
     )
     _start_phase(estimator, head.name, Silent() if progress is None else progress)
-    uses = layer_uses(dataset, rows)
+    weighs_layers = "widths" in estimator.get_params()
+    layers = choose_layers(dataset, rows, alone=not layers_named and not weighs_layers, seed=head.seed)
+    uses = layers.uses
+    if weighs_layers:
+        estimator.set_params(widths=tuple(use.width for use in uses))
     if streams:
         estimator.fit_stream(_stream(dataset, rows, uses))
     else:
-        X = scale_layers(dataset.read_views(dataset.view_rows(rows)), uses)
+        X = scale_layers(read_layers(dataset.read_views, dataset.view_rows(rows), uses), uses)
         groups = np.repeat(dataset.groups[rows], views)
         takes_groups = type(estimator).__module__.startswith("featcache.")
         estimator.fit(X, np.repeat(dataset.y[rows], views, axis=0), **({"groups": groups} if takes_groups else {}))
@@ -101,7 +109,8 @@ def fit(
             for name in ("chosen_by", "converged", "grid_note")
             if hasattr(estimator, f"{name}_")
         }
-        | {"views": list(dataset.views)}
+        | {"views": list(dataset.views), "layer_weighting": layers.report()}
+        | {"members": estimator.members_report() if hasattr(estimator, "members_report") else None}
         | {"calibration": None if temperature is None else {"temperature": temperature}}
         | loss_curve(estimator),
         estimator=None if predictor is not None else estimator,
@@ -138,7 +147,7 @@ def answers(bundle: Bundle, dataset: FeatureDataset, rows: np.ndarray) -> tuple[
     probabilities, predicted = [], []
     size = max(1, min(_BATCH, _BATCH_NUMBERS // bundle.width))
     for start in range(0, len(rows), size):
-        X = dataset.read(rows[start : start + size])
+        X = read_layers(dataset.read, rows[start : start + size], bundle.layers)
         p = bundle.predict_proba_vectors(X)
         probabilities.append(p)
         if bundle.task == "multilabel" or p is None:
@@ -149,30 +158,10 @@ def answers(bundle: Bundle, dataset: FeatureDataset, rows: np.ndarray) -> tuple[
     return (np.concatenate(known) if known else None), np.concatenate(predicted)
 
 
-def layer_uses(dataset: FeatureDataset, rows: np.ndarray, *, about_mean: bool = False) -> tuple[LayerUse, ...]:
-    """The layers with their scales: with several layers, the root mean square over *rows* in all their views.
-
-    Args:
-        dataset: labeled vectors.
-        rows: (m,) row numbers.
-        about_mean: subtract the mean first, for a head that does so.
-    """
-    scales = np.ones(len(dataset.layers))
-    if len(dataset.layers) > 1:
-        squares, edges = np.zeros(len(dataset.layers)), np.cumsum([0, *dataset.widths])
-        total, view_rows = np.zeros(edges[-1]), dataset.view_rows(rows)
-        for start in range(0, len(view_rows), _BATCH):
-            X = dataset.read_views(view_rows[start : start + _BATCH])
-            squares += [float(np.square(X[:, a:b], dtype=np.float64).sum()) for a, b in pairwise(edges)]
-            total += X.sum(axis=0, dtype=np.float64)
-        if about_mean:
-            squares -= [float(np.square(total[a:b]).sum()) / len(view_rows) for a, b in pairwise(edges)]
-        roots = np.sqrt(np.maximum(squares, 0) / (len(view_rows) * np.array(dataset.widths)))
-        scales = np.where(roots > 0, roots, 1.0)
-    return tuple(
-        LayerUse(name, shape, float(scale))
-        for name, shape, scale in zip(dataset.layers, dataset.shapes, scales, strict=True)
-    )
+def read_layers(read: Callable[[np.ndarray], np.ndarray], rows: np.ndarray, uses: Sequence[LayerUse]) -> np.ndarray:
+    """Vectors of a dataset (m, d), or their last columns where only the last layer is used."""
+    X, width = read(rows), sum(use.width for use in uses)
+    return X if X.shape[1] == width else X[:, -width:]
 
 
 def _stream(dataset: FeatureDataset, rows: np.ndarray, uses: tuple[LayerUse, ...]) -> VectorStream:
@@ -180,7 +169,7 @@ def _stream(dataset: FeatureDataset, rows: np.ndarray, uses: tuple[LayerUse, ...
     classes, class_ids = np.unique(dataset.y[rows], return_inverse=True)
     view_rows, views = dataset.view_rows(rows), len(dataset.views)
     return VectorStream(
-        read=lambda at: scale_layers(dataset.read_views(view_rows[at]), uses),
+        read=lambda at: scale_layers(read_layers(dataset.read_views, view_rows[at], uses), uses),
         class_ids=np.repeat(class_ids, views),
         groups=np.repeat(dataset.groups[rows], views),
         classes=classes,

@@ -15,7 +15,7 @@ import numpy as np
 from featcache.core.errors import UsageError
 from featcache.metrics import near_duplicates, splits
 from featcache.metrics.near_duplicates import NearDuplicates
-from featcache.training.fit import layer_uses
+from featcache.training.layer_scales import layer_uses
 from featcache.training.layer_use import scale_layers
 
 if TYPE_CHECKING:
