@@ -37,9 +37,7 @@ def test_the_matrix_is_the_sum_of_its_members(k: int) -> None:
         z = X[:, member.first :].astype(np.float64) @ member.coef.T + member.intercept
         z = np.column_stack([np.zeros(len(X)), z]) if k == 2 else z
         # Log-probabilities, not scores: they differ by a number per row.
-        summed += (head.scale_ * head.weights_[head.members_.index(member)]) * log_softmax(
-            z / member.temperature, axis=1
-        )
+        summed += weight * log_softmax(z / member.temperature, axis=1)
     np.testing.assert_allclose(head.predict_proba(X), softmax(summed, axis=1), atol=1e-6)
     exported = export_predictor(head)
     assert isinstance(exported, LinearPredictor)
