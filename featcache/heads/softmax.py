@@ -187,6 +187,10 @@ class SoftmaxPathClassifier(LinearHead):
         logits = max(8 * n * k, min(LOGITS_BYTES, 8 * n * k * (1 + folds)))
         return vectors_and_weights + logits + 8 * n * k
 
+    def seconds_needed(self, n: int, d: int, k: int) -> float:
+        """About how many seconds of processor time `fit` takes for n vectors of d numbers in k classes."""
+        return 0.3 + 1.5e-7 * n * k * min(n, d)
+
     def _c_values(self) -> np.ndarray:
         if self.Cs is None:
             return np.geomspace(1e-6, 1e5, 45)
