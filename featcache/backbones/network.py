@@ -17,7 +17,7 @@ from featcache.backbones.layers import POOLED, Layer, LayerInfo
 from featcache.core.recipe import CustomTransform, PixelPath, StandardTransform
 
 if TYPE_CHECKING:
-    from featcache.images.entry import FileStat
+    from featcache.backbones.recipe_cache import SeenFile
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Network:
         weights_file: the file that the weights came from, if any.
         custom: the callable of a `CustomTransform`.
         input_size: height and width of the input that *custom* returns.
-        weights_state: the file's state before it was read, if later processes may rely on it.
+        weights_state: the file's state before it was read, if it was there.
     """
 
     module: nn.Module
@@ -42,7 +42,7 @@ class Network:
     weights_file: Path | None = None
     custom: Callable[[Any], Tensor] | None = None
     input_size: tuple[int, int] | None = None
-    weights_state: FileStat | None = None
+    weights_state: SeenFile | None = None
 
     def __post_init__(self) -> None:
         self._digested: tuple[list[tuple[str, int, int]], str] | None = None

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from featcache.backbones.recipe_cache import SeenFile
 from featcache.core.errors import WeightsError
 from featcache.core.recipe import weights_digest
 from featcache.images.entry import FileStat
@@ -67,17 +68,17 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def settled_state(path: Path) -> FileStat | None:
-    """A file's state, to be taken before it is read.
+def seen_file(path: Path) -> SeenFile | None:
+    """A file's state, to be taken before it is read; None if there is no such file.
 
-    None if there is no such file, or if it changed less than two seconds ago and may change again within the
-    resolution of its timestamps.
+    It is settled unless the file changed less than two seconds ago and may change again within the resolution of its
+    timestamps.
     """
     try:
         state = FileStat.of(os.stat(path))
     except OSError:
         return None
-    return state if time.time_ns() - max(state.mtime_ns, state.ctime_ns) > RACY_NS else None
+    return SeenFile(state, settled=time.time_ns() - max(state.mtime_ns, state.ctime_ns) > RACY_NS)
 
 
 def load_into(module: nn.Module, tensors: Mapping[str, Tensor], where: str, classifier: str | None = None) -> None:
