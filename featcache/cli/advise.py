@@ -11,11 +11,12 @@ import typer
 
 from featcache.cli import output
 from featcache.cli.command import Answer, Debug, Force, Json, command
-from featcache.cli.options import selects
+from featcache.cli.options import Weights, backbone_of, network_for, selects
 from featcache.core.errors import UsageError
 from featcache.core.outputs import FIGURE
 
 if TYPE_CHECKING:
+    from featcache.backbones import Backbone
     from featcache.finetuning.advise import Advice
 
 _DRAWING = 2.0
@@ -37,6 +38,7 @@ def advise(
         Path | None, typer.Option(metavar="FILE.png", help="Draw learning curve, depth, and all strategies.")
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Random seed.")] = 0,
+    weights: Weights = None,
     force: Force = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -59,7 +61,7 @@ def advise(
     from featcache.store import FeatureStore
 
     if target is not None:
-        _extract(store, target, selection)
+        network = _extract(store, target, selection, weights)
         store = target
     else:
         try:
@@ -68,19 +70,24 @@ def advise(
             if not store.exists():
                 raise
             raise UsageError(f"{error} If these are images, add -o {store.stem}.fcache.") from None
-    found = advise_within(time, store, seed=seed, progress=True, **selection)
+        network = network_for(store, selection, weights)
+    found = advise_within(time, store, seed=seed, backbone=network, progress=True, **selection)
     if figure is not None:
         draw_advice(found, figure, force=force)
     return Answer({**found.to_dict(), "figure": None if figure is None else str(figure)}, lambda: _show(found, figure))
 
 
-def _extract(source: Path, store: Path, selection: Mapping[str, Any]) -> None:
+def _extract(source: Path, store: Path, selection: Mapping[str, Any], weights: Path | None) -> Backbone | None:
+    """Extract all blocks; gives the network, if it has weights of its own."""
     from featcache.backbones import get
     from featcache.extraction.extract import DEFAULT_BACKBONE, extract
     from featcache.training.all_blocks import block_layers
 
-    layers = block_layers(get(DEFAULT_BACKBONE))
-    extract(source, store, layers=layers, labels=None if selection["labels_only"] is None else "none", progress=True)
+    network = None if weights is None else get(backbone_of(store), weights)
+    labels = None if selection["labels_only"] is None else "none"
+    layers = block_layers(network or get(DEFAULT_BACKBONE))
+    extract(source, store, backbone=network, layers=layers, labels=labels, progress=True)
+    return network
 
 
 def _show(advice: Advice, figure: Path | None) -> None:

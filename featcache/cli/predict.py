@@ -11,7 +11,7 @@ import typer
 
 from featcache.cli import output
 from featcache.cli.command import ADVANCED, STDOUT, Answer, Debug, Force, Json, command
-from featcache.cli.options import HeadPath, StorePath, Weights, network_of, selects
+from featcache.cli.options import HeadPath, StorePath, Weights, network_for, network_of, selects
 from featcache.core.errors import UsageError
 from featcache.core.outputs import PREDICTIONS, PREDICTIONS_HEADER
 from featcache.core.progress import counted
@@ -157,11 +157,8 @@ def similar(
     Example: featcache similar pets.fcache a.jpg -k 5
     """
     from featcache.extraction.search import similar as run
-    from featcache.store import FeatureStore
 
-    opened = FeatureStore.open(store)
-    network = None if weights is None else network_of(opened.space(selection["space"]).recipe, weights)
-    found = run(opened, image, k=k, backbone=network, **selection)
+    found = run(store, image, k=k, backbone=network_for(store, selection, weights), **selection)
     data = {
         "similar": [
             {"source": item.source, "uri": item.uri, "label": item.label, "cosine": cosine} for item, cosine in found

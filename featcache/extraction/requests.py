@@ -106,6 +106,7 @@ def requests(
         UnknownNameError: no such backbone or layer.
     """
     from featcache import backbones
+    from featcache.backbones.registry import check_weights
 
     before = {} if store is None or alone else remembered(store, source)
     if asked.backbone is not None or not before:
@@ -132,10 +133,13 @@ def requests(
             continue
         try:
             network = backbones.for_recipe(recipe, asked.device)
+            check_weights(recipe, network)
             if asked.runtime is not None and recipe.runtime is None:
                 network = network.with_runtime(runtime=asked.runtime, precision=recipe.precision)
             if network.recipe.fingerprint != fingerprint:
-                raise UsageError("the network's weights are others now; give them with --backbone and --weights")
+                raise UsageError(
+                    f"the network differs now in {', '.join(name for name, _, _ in recipe.differences(network.recipe))}"
+                )
             found.append(_request(network, asked, kept))
         except FeatcacheError as error:
             if not recipe.backbone.startswith("module:") and len(before) == 1:

@@ -57,7 +57,8 @@ def advise(
         store: a store with ``pooled`` vectors, or its path.
         budget: seconds, or a time such as ``"10m"``.
         seed: of all that is drawn.
-        backbone: needed only where the vectors were made by a module given in Python.
+        backbone: needed only where the vectors were made by a module given in Python, or with a file of weights that
+            this machine has not seen.
         progress: as for `featcache.train`.
         **selection: as for `featcache.train`.
 
