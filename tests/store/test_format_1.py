@@ -5,8 +5,10 @@ from __future__ import annotations
 import shutil
 import signal
 import sqlite3
+import sys
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import h5py
 import pytest
@@ -24,6 +26,9 @@ from featcache.store.shard import read_layout
 from featcache.store.sources import save_holdout
 from tests.store import scenarios
 from tests.store.making import fill
+
+if TYPE_CHECKING:
+    from types import FrameType
 
 OLD = Path(__file__).parents[1] / "old" / "data" / "store.fcache"
 POINTS = [point for point in failpoints.POINTS if point.startswith("migrate")]
@@ -138,6 +143,24 @@ def test_readers_go_on_while_the_store_is_migrated(store: Path) -> None:
     save_holdout(store, 0, {bytes(32): ("test", "topped up")})
     assert bytes(32) in opened.sides()  # the views are gone: it is the new table that is read
     assert opened.catalogue.format == schema.STORE_FORMAT
+
+
+def test_a_migration_does_not_come_between_the_format_and_the_tables(store: Path) -> None:
+    migration = threading.Thread(target=scenarios.migrate, args=(store,))
+
+    def migrate_now(frame: FrameType, event: str, _: object) -> None:
+        if event == "return" and frame.f_code is schema.version_of.__code__ and migration.ident is None:
+            migration.start()
+            migration.join(3)  # it has committed by then, unless it has to wait for this reader
+
+    sys.setprofile(migrate_now)
+    try:
+        opened = FeatureStore.open(store)
+    finally:
+        sys.setprofile(None)
+        migration.join()
+    assert version(store) == schema.STORE_FORMAT
+    assert opened.status()["items"] > 0
 
 
 def test_a_damaged_catalogue_is_not_migrated(store: Path) -> None:
