@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from featcache.finetuning import loop
 from featcache.finetuning.history import Curve, ProbeScore
 from featcache.heads import resolve_head
+from featcache.heads.duration import told_if_long
 from featcache.heads.minibatch import FEWEST_TO_TEMPER
 from featcache.heads.predictors import LinearPredictor
 from featcache.heads.serialize import export_predictor
@@ -102,7 +103,11 @@ def _softmax(
     progress: Progress,
 ) -> Any:
     progress.start("fit the linear probe", None, "items")
-    head = resolve_head("softmax", seed=seed).make().fit(frozen(rows), dataset.y[rows], groups=dataset.groups[rows])
+    head, vectors = resolve_head("softmax", seed=seed).make(), frozen(rows)
+    n, d = vectors.shape
+    if (text := told_if_long(head, "softmax", n, d, len(np.unique(dataset.y[rows])))) is not None:
+        progress.note(text)
+    head.fit(vectors, dataset.y[rows], groups=dataset.groups[rows])
     progress.finish()
     return head
 

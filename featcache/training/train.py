@@ -18,6 +18,7 @@ from featcache.core.errors import UnknownNameError, UsageError
 from featcache.core.labels import SEPARATOR
 from featcache.core.progress import Progress, choose
 from featcache.heads import Head, resolve_head
+from featcache.heads.duration import told_if_long
 from featcache.metrics import multilabel as multilabel_splits
 from featcache.metrics import splits
 from featcache.metrics.calibration import expected_calibration_error
@@ -149,6 +150,7 @@ def train(
         leaked = leakage.guard(
             dataset, sides, scored=test if folds is None else None, found=near, seed=seed, progress=bar
         )
+        _note_if_long(resolved, dataset, learned, 1 + (cv or int(refit_all)), bar)
         if folds is not None:
             bundle, predictions, fitting = cross_validated(dataset, test, resolved, folds, bar)
         else:
@@ -180,6 +182,12 @@ def train(
         "seconds": time.monotonic() - began,
     }
     return bundle
+
+
+def _note_if_long(head: Head, dataset: FeatureDataset, rows: np.ndarray, fits: int, progress: Progress) -> None:
+    classes, vectors = len(dataset.labels or np.unique(dataset.y[rows])), len(rows) * len(dataset.views)
+    if (text := told_if_long(head.make(), head.name, vectors, sum(dataset.widths), classes, fits)) is not None:
+        progress.note(text)
 
 
 class Predictions(NamedTuple):
