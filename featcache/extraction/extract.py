@@ -18,7 +18,7 @@ from featcache.core.labels import contradictions, doubts
 from featcache.core.names import GIVEN
 from featcache.core.progress import Progress, choose, counted, phase_if_slow
 from featcache.extraction.report import ExtractionInterrupted, ExtractReport, NothingUsableError
-from featcache.extraction.requests import DEFAULT_BACKBONE, Asked, Request, requests
+from featcache.extraction.requests import DEFAULT_BACKBONE, Asked, Request, keep_asked, requests
 from featcache.extraction.run import ExtractionConfig, Run
 from featcache.extraction.source_settings import open_again
 from featcache.extraction.stored_source import KnownSource
@@ -83,13 +83,15 @@ def extract(
         views: versions per image: the image as the network's transform makes it, and ``views - 1`` random augmentations
             (`featcache.images.augmentation`), which are the same whenever they are made. More of them add to those of
             earlier calls, of all layers or of those given.
-        seed: of the augmentations, from 0 on, 0 by default; another seed gives further views.
+        seed: of the augmentations, from 0 on; by default that of the views there are, of several and at first 0. With
+            *views*, another seed gives further ones.
         config: batch size, threads, storage and time limits.
         progress: True for a bar, False for none, None for a bar on a terminal, or an object that is told.
 
     Raises:
-        UsageError: a limit or number of views below 1, a reserved name, a dataset that has no name or cannot be a
-            source, or views of a backbone whose transform is a callable or whose images are aligned first.
+        UsageError: a limit or number of views below 1, a seed without views that no view has, views without a seed
+            where there are those of several and none of the seed 0, a reserved name, a dataset that has no name or
+            cannot be a source, or views of a backbone whose transform is a callable or whose images are aligned first.
         ConversionError: the network does not run on the runtime asked for as it does in torch.
         FeatcacheError: dozens of images hang at one time, so the disk or the transform does.
         SourceError: the source cannot be read.
@@ -145,6 +147,8 @@ def extract(
                 if 0 < len(counts) <= _CLASSES:
                     settings["classes"] = dict(counts)
                 records.remember(settings)
+                if before is not None:
+                    keep_asked(before, writer, records)
             for request in chosen:
                 report = ExtractReport(
                     str(store), request.network.recipe.fingerprint, request.network.name, len(entries),
