@@ -133,6 +133,9 @@ def extract(
             bar.note(note)
         reports: list[ExtractReport] = []
         with StoreWriter(place) as writer:
+            notes += writer.notes
+            for note in writer.notes:
+                bar.note(note)
             records = SourceRecords(writer.catalogue, images.name, images.root, moved=config.moved)
             if records.is_new:
                 for other, count in records.doubled({entry.uri for entry in listed}).items():

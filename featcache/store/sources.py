@@ -20,10 +20,13 @@ if TYPE_CHECKING:
     from featcache.store.catalogue import Catalogue
 
 
-def save_holdout(path: Path, seed: int, records: Mapping[bytes, tuple[str, str]]) -> None:
+def save_holdout(path: Path, seed: int, records: Mapping[bytes, tuple[str, str]]) -> list[str]:
     """Record the side, ``train`` or ``test``, and the reason by SHA-256, and the seed of the store's hold-out.
 
     What is recorded already stays.
+
+    Returns:
+        What the writer has to tell.
 
     Raises:
         NotAStoreError: the store is gone.
@@ -37,6 +40,7 @@ def save_holdout(path: Path, seed: int, records: Mapping[bytes, tuple[str, str]]
             "INSERT INTO holdout (sha256, part, reason) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
             ((sha256, part, reason) for sha256, (part, reason) in records.items()),
         )
+    return writer.notes
 
 
 _NOT_FINITE = "; not finite: "
