@@ -77,15 +77,21 @@ def checked(function: Callable[_P, _T]) -> Callable[_P, _T]:
         Traceback (most recent call last):
         featcache.core.errors.UsageError: n is a whole number, not '3'.
     """
-    signature = inspect.signature(function)
-    kinds = {
-        name: parameter.annotation
-        for name, parameter in signature.parameters.items()
-        if isinstance(parameter.annotation, str) and parameter.kind is not parameter.VAR_KEYWORD
-    }
+
+    @functools.cache
+    def expected() -> tuple[inspect.Signature, dict[str, str]]:
+        # At the first call, as most functions of a process are never called.
+        signature = inspect.signature(function)
+        kinds = {
+            name: parameter.annotation
+            for name, parameter in signature.parameters.items()
+            if isinstance(parameter.annotation, str) and parameter.kind is not parameter.VAR_KEYWORD
+        }
+        return signature, kinds
 
     @functools.wraps(function)
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        signature, kinds = expected()
         for name, value in signature.bind(*args, **kwargs).arguments.items():
             if name in kinds:
                 check(name, value, kinds[name])

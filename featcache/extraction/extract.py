@@ -29,7 +29,6 @@ from featcache.store.compact import merge_small_shards
 from featcache.store.feature_store import FeatureStore
 from featcache.store.folder import has_catalogue
 from featcache.store.sources import SourceRecords
-from featcache.store.spaces import Pending
 from featcache.store.writer import StoreWriter
 
 if TYPE_CHECKING:
@@ -144,7 +143,7 @@ def extract(
                         f"source, create the store again with --name {other}."
                     )
             if not is_reserved:
-                records.expect([Pending(e.uri, e.label, e.split, e.group) for e in listed], _unseen(images))
+                records.expect(listed, _unseen(images))
                 counts = Counter(entry.label for entry in listed if entry.label is not None)
                 settings: dict[str, object] = dict(getattr(images, "settings", {}))
                 if 0 < len(counts) <= _CLASSES:

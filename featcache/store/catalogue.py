@@ -115,8 +115,8 @@ class Catalogue:
         with foreign_errors(str(self.path)):
             rows = self.connection.execute(sql, values).fetchall()
         allowed, hashes = _allowed(kinds)
-        if any(tuple(map(type, row)) not in allowed for row in rows) or any(
-            len(row[place]) != 32 for place in hashes for row in rows
+        if not {tuple(map(type, row)) for row in rows} <= allowed or any(
+            {len(row[place]) for row in rows} - {32} for place in hashes
         ):
             raise DamagedStoreError(
                 f"{self.path} holds a value of the wrong type, so it was not written by featcache, or is damaged. "
