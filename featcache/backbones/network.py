@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from featcache.backbones.activations import Axes, activations, outputs_of
 from featcache.backbones.layers import POOLED, Layer, LayerInfo
+from featcache.core.errors import WeightsError
 from featcache.core.recipe import CustomTransform, PixelPath, StandardTransform
 
 if TYPE_CHECKING:
@@ -45,12 +47,20 @@ class Network:
     weights_state: SeenFile | None = None
 
     def __post_init__(self) -> None:
+        from featcache.backbones.weights import buffers_beside
+
         self._digested: tuple[list[tuple[str, int, int]], str] | None = None
+        self._held: str | None = None
+        # Recipes of before do not know of these, so they count only once they are others.
+        self._beside = {name: buffer.detach().clone() for name, buffer in buffers_beside(self.module).items()}
         self.module.requires_grad_(False)
         self.module.eval()
 
     def digest_now(self, *, trust_counters: bool = False) -> str:
         """The digest of the weights as they are now: whoever has the module may have trained it on.
+
+        Buffers that are not persistent are digested with them if they have other values than when the network was
+        loaded. One of another shape is taken for a cache, which the vectors do not depend on.
 
         Args:
             trust_counters: read the weights only if torch counted a write to them since they were read last. Writes
@@ -58,13 +68,53 @@ class Network:
         """
         from featcache.backbones.weights import digest_of
 
+        if self._held is not None:
+            return self._held
+        if not trust_counters:
+            return digest_of(self.module, self._other_buffers())
         counters = [
             (name, tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version)
             for name, tensor in self.module.state_dict().items()
         ]
-        if not trust_counters or self._digested is None or self._digested[0] != counters:
+        if self._digested is None or self._digested[0] != counters:
             self._digested = counters, digest_of(self.module)
         return self._digested[1]
+
+    def _other_buffers(self) -> dict[str, Tensor]:
+        from featcache.backbones.weights import buffers_beside
+
+        if not self._beside:
+            return {}
+        now = buffers_beside(self.module)
+        return {
+            name: now[name]
+            for name, before in self._beside.items()
+            if name in now and now[name].shape == before.shape and not torch.equal(now[name].to(before), before)
+        }
+
+    @contextmanager
+    def held(self, digest: str | None = None) -> Iterator[None]:
+        """Within it the weights are those of its beginning: they are digested once, and once more at its end.
+
+        Args:
+            digest: of the weights as they are now, if that is known.
+
+        Raises:
+            WeightsError: they are others at the end.
+        """
+        if self._held is not None:
+            yield
+            return
+        self._held = began = digest or self.digest_now()
+        try:
+            yield
+        finally:
+            self._held = None
+        if self.digest_now() != began:
+            raise WeightsError(
+                "The weights of the network were changed while it computed vectors, so some of these are of other "
+                "weights than their recipe says. Let nothing train it meanwhile, and extract into a new store."
+            )
 
     @property
     def names(self) -> list[str]:

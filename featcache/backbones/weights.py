@@ -20,15 +20,21 @@ from featcache.images.entry import FileStat
 RACY_NS = 2_000_000_000
 
 
-def digest_of(module: nn.Module) -> str:
-    """Digest of all tensors of a module's state, 64 hexadecimal digits."""
+def digest_of(module: nn.Module, beside: Mapping[str, Tensor] | None = None) -> str:
+    """Digest of all tensors of a module's state, and of those *beside* it, 64 hexadecimal digits."""
 
     def tensors() -> Iterator[tuple[str, tuple[int, ...], str, memoryview]]:
-        for name, tensor in module.state_dict().items():
+        for name, tensor in (module.state_dict() | dict(beside or {})).items():
             flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
             yield name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), memoryview(flat)
 
     return weights_digest(tensors())
+
+
+def buffers_beside(module: nn.Module) -> dict[str, Tensor]:
+    """The buffers that a module's state does not hold, by name: those that are not persistent."""
+    state = module.state_dict()
+    return {name: buffer for name, buffer in module.named_buffers() if name not in state}
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

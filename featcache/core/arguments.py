@@ -30,7 +30,8 @@ _KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "bytes": ("bytes", lambda value: isinstance(value, bytes)),
     "Path": ("a path", lambda value: isinstance(value, os.PathLike) and isinstance(os.fspath(value), str)),
     "np.ndarray": ("an array", lambda value: _of_numpy(value, "ndarray")),
-    "Extractor": ("a backbone", lambda value: all(hasattr(value, name) for name in ("recipe", "resolve_layers"))),
+    # Methods alone: to ask for a backbone's recipe loads it, and digests its weights.
+    "Extractor": ("a backbone", lambda value: all(hasattr(value, name) for name in ("prepare", "resolve_layers"))),
 }
 _PLURALS = {
     "a whole number": "whole numbers",

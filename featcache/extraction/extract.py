@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featcache.backbones.compute import cores
+from featcache.backbones.extractor import held
 from featcache.backbones.runtimes import passes_for
 from featcache.core.arguments import checked
 from featcache.core.errors import DiskFullError, UsageError
@@ -95,6 +96,7 @@ def extract(
         FeatcacheError: dozens of images hang at one time, so the disk or the transform does.
         SourceError: the source cannot be read.
         UnknownNameError: no such backbone or layer.
+        WeightsError: the weights of a module given in Python were changed meanwhile.
         NotAStoreError: the store's path holds something else.
         DiskFullError: no room is left; what was sealed is kept, and the message says how much is needed.
         UnusableImageError: with ``strict``, an image cannot be used.
@@ -121,7 +123,7 @@ def extract(
     images = open_again(source, before, labels=labels, split=split, name=name)
     if images.name in GIVEN and not is_reserved:
         raise UsageError(f"The name {images.name!r} is reserved for images given in Python. Give another: --name NAME.")
-    with choose(progress) as bar:
+    with held(backbone), choose(progress) as bar:
         with phase_if_slow(bar, "list", "images"):
             listed = images.entries()
         # A source that is read again from the store was told of when it was extracted.
