@@ -95,7 +95,8 @@ def finetune(
 ) -> Answer:
     """Train new layers, the later layers, or the whole network on the images of a store.
 
-    With few images this seldom beats `train`; if it does not, the head of `train` is returned.
+    With few images this seldom beats `train`; if it does not, the head of `train` is returned. Only --init scratch is
+    not compared with it: `evaluate --against` does that.
 
     Example: featcache finetune pets.fcache -o tuned.fch --from blocks.6 --yes
     """
