@@ -38,5 +38,18 @@ def test_heads_need_no_torch(tmp_path):
     assert heavy_after(code, str(tmp_path / "x.npz"), str(tmp_path)) == ["sklearn"]
 
 
+def test_training_does_not_import_what_compiles():
+    code = (
+        "import sys, numpy as np\n"
+        "from featcache.heads import resolve_head\n"
+        "from featcache.heads.siamese import SiameseHead\n"
+        "X, y = np.random.default_rng(0).normal(size=(40, 5)).astype(np.float32), np.arange(40) % 10\n"
+        "for head in (resolve_head('mlp').make(), resolve_head('torch').make(), SiameseHead(steps=2)):\n"
+        "    head.fit(X, y)\n"
+        "    assert 'torch._dynamo' not in sys.modules, head"
+    )
+    assert "torch" in heavy_after(code)
+
+
 def test_help_is_light():
     assert heavy_after("from featcache.cli import main; main(['--help']); main(['train', '--help'])") == []

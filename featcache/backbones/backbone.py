@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -228,6 +229,23 @@ class Backbone:
             return published.weights
         # A module of ours is hardly written to; one given in Python may be, in ways that torch does not count.
         return self._network.digest_now(trust_counters=not self.is_custom)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Within it, and within what calls it there, the weights of a module given in Python are digested once.
+
+        They are digested once more at the end.
+
+        Raises:
+            WeightsError: they are others then.
+        """
+        if not self.is_custom:
+            yield
+            return
+        is_fresh = self._network is None
+        network = self.network
+        with network.held(network.digest if is_fresh else None):
+            yield
 
     @property
     def pixels(self) -> PixelPath:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -70,3 +71,12 @@ class Extractor(Protocol):
         Raises:
             UsageError: no network computes these arrays.
         """
+
+
+def held(extractor: Extractor | str | None) -> AbstractContextManager[None]:
+    """Within it the weights of a network given in Python are digested once, and once more at its end.
+
+    It is the method ``held`` of an extractor that has one.
+    """
+    found: AbstractContextManager[None] = getattr(extractor, "held", nullcontext)()
+    return found

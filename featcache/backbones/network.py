@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,10 +17,11 @@ from torch import Tensor, nn
 from featcache.backbones.activations import Axes, activations, outputs_of
 from featcache.backbones.input_size import module_at
 from featcache.backbones.layers import POOLED, Layer, LayerInfo
+from featcache.core.errors import WeightsError
 from featcache.core.recipe import CustomTransform, PixelPath, StandardTransform
 
 if TYPE_CHECKING:
-    from featcache.images.entry import FileStat
+    from featcache.backbones.recipe_cache import SeenFile
 
 
 @dataclass
@@ -34,7 +36,7 @@ class Network:
         weights_file: the file that the weights came from, if any.
         custom: the callable of a `CustomTransform`.
         input_size: height and width of the input that *custom* returns.
-        weights_state: the file's state before it was read, if later processes may rely on it.
+        weights_state: the file's state before it was read, if it was there.
     """
 
     module: nn.Module
@@ -44,16 +46,22 @@ class Network:
     weights_file: Path | None = None
     custom: Callable[[Any], Tensor] | None = None
     input_size: tuple[int, int] | None = None
-    weights_state: FileStat | None = None
+    weights_state: SeenFile | None = None
 
     def __post_init__(self) -> None:
         self._digested: tuple[list[tuple[str, int, int]], str] | None = None
         self._digest_as_given: dict[str, str] = {}
+        self._held: str | None = None
+        # Recipes of before do not know of these, so they count only once they are others.
+        self._beside = self._copies_beside()
         self.module.requires_grad_(False)
         self.module.eval()
 
     def digest_now(self, *, trust_counters: bool = False) -> str:
         """The digest of the weights as they are now: whoever has the module may have trained it on.
+
+        Buffers that are not persistent are digested with them if they have other values than when the network was
+        loaded. One of another shape is taken for a cache, which the vectors do not depend on.
 
         Args:
             trust_counters: read the weights only if torch counted a write to them since they were read last. Writes
@@ -61,11 +69,16 @@ class Network:
         """
         from featcache.backbones.weights import digest_of
 
+        if self._held is not None:
+            return self._held
+        if not trust_counters:
+            digest = digest_of(self.module, self._other_buffers())
+            return self._digest_as_given.get(digest, digest)
         counters = [
             (name, tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version)
             for name, tensor in self.module.state_dict().items()
         ]
-        if not trust_counters or self._digested is None or self._digested[0] != counters:
+        if self._digested is None or self._digested[0] != counters:
             self._digested = counters, digest_of(self.module)
         return self._digest_as_given.get(self._digested[1], self._digested[1])
 
@@ -85,8 +98,50 @@ class Network:
             made.module = module_at(self.module, made.size, self.size, name)
         if made.module is not self.module:
             made.digest, made._digested, made._digest_as_given = self.digest_now(), None, {}
+            made._held, made._beside = None, made._copies_beside()
             made._digest_as_given = {made.digest_now(): made.digest}
         return made
+
+    def _copies_beside(self) -> dict[str, Tensor]:
+        from featcache.backbones.weights import buffers_beside
+
+        return {name: buffer.detach().clone() for name, buffer in buffers_beside(self.module).items()}
+
+    def _other_buffers(self) -> dict[str, Tensor]:
+        from featcache.backbones.weights import buffers_beside
+
+        if not self._beside:
+            return {}
+        now = buffers_beside(self.module)
+        return {
+            name: now[name]
+            for name, before in self._beside.items()
+            if name in now and now[name].shape == before.shape and not torch.equal(now[name].to(before), before)
+        }
+
+    @contextmanager
+    def held(self, digest: str | None = None) -> Iterator[None]:
+        """Within it the weights are those of its beginning: they are digested once, and once more at its end.
+
+        Args:
+            digest: of the weights as they are now, if that is known.
+
+        Raises:
+            WeightsError: they are others at the end.
+        """
+        if self._held is not None:
+            yield
+            return
+        self._held = began = digest or self.digest_now()
+        try:
+            yield
+        finally:
+            self._held = None
+        if self.digest_now() != began:
+            raise WeightsError(
+                "The weights of the network were changed while it computed vectors, so some of these are of other "
+                "weights than their recipe says. Let nothing train it meanwhile, and extract into a new store."
+            )
 
     @property
     def names(self) -> list[str]:

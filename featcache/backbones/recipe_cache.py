@@ -2,6 +2,10 @@
 
 An entry holds as long as the weights file keeps its size, times and inode, and featcache and the backbone's library
 keep their versions. An entry that is damaged or of another version is ignored, one that cannot be written is skipped.
+
+A file that was written a moment before it was read may have changed once more within the grain of its timestamps, so
+its entry vouches for nothing. It says where to look: the weights are read and digested again, and by then the entry of
+an unchanged file holds.
 """
 
 from __future__ import annotations
@@ -43,6 +47,19 @@ class CachedRecipe:
 
 
 @dataclass(frozen=True, slots=True)
+class SeenFile:
+    """A file of weights, as it was before it was read.
+
+    Attributes:
+        stat: its state.
+        settled: whether that tells every later change; not so of a file that was written a moment before.
+    """
+
+    stat: FileStat
+    settled: bool
+
+
+@dataclass(frozen=True, slots=True)
 class RecipeCache:
     """The entry of one backbone.
 
@@ -70,18 +87,20 @@ class RecipeCache:
     def read(self) -> CachedRecipe | None:
         """The entry, or None if there is none that still holds."""
         found = _read(self._path())
-        if found is None or found[0] != self._key():
+        if found is None or not found.settled or found.key != self._key():
             return None
-        return found[1]
+        return found.known
 
-    def write(self, known: CachedRecipe, weights_file: Path, stat: FileStat) -> None:
-        """Write the entry; *weights_file* is where the weights came from, *stat* its state before they were read."""
+    def write(self, known: CachedRecipe, weights_file: Path, seen: SeenFile) -> None:
+        """Write the entry; *weights_file* is where the weights came from, *seen* its state before they were read."""
+        stat = [seen.stat.size, seen.stat.mtime_ns, seen.stat.ctime_ns, seen.stat.inode]
         with suppress(OSError):
             data = {
                 "format": _FORMAT,
                 "key": self._key(),
                 "weights_file": str(weights_file.resolve()),
-                "stat": [stat.size, stat.mtime_ns, stat.ctime_ns, stat.inode],
+                "stat": stat if seen.settled else None,
+                "unsettled": None if seen.settled else stat,
                 "recipe": known.recipe.to_json(),
                 "names": known.names,
                 "layers": {name: [layer.position, list(layer.shape)] for name, layer in known.layers.items()},
@@ -109,11 +128,14 @@ class RecipeCache:
 
 
 def weights_used_for(recipe: Recipe) -> str | None:
-    """The file of weights that was last given for this recipe on this machine, if it is unchanged."""
-    for key, known in _entries():
-        same = (known.recipe.backbone, known.recipe.weights) == (recipe.backbone, recipe.weights)
-        if same and key[1] is not None:
-            return key[1]
+    """The file of weights that was last given for this recipe on this machine, if it looks unchanged.
+
+    Of a file that was just written then that is not certain; the digest of what is read from it is.
+    """
+    for entry in _entries():
+        of = entry.known.recipe
+        if entry.key[1] is not None and (of.backbone, of.weights) == (recipe.backbone, recipe.weights):
+            return entry.key[1]
     return None
 
 
@@ -124,25 +146,36 @@ def cache_folder() -> Path:
     return user_cache_path("featcache", appauthor=False)
 
 
-def _entries() -> Iterator[tuple[list[str | None], CachedRecipe]]:
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """What an entry says of a file that looks unchanged; *settled* if it certainly is."""
+
+    key: list[str | None]
+    known: CachedRecipe
+    settled: bool
+
+
+def _entries() -> Iterator[_Entry]:
     folder = cache_folder() / "backbones"
     for path in sorted(folder.glob("*.json")) if folder.is_dir() else []:
         if (found := _read(path)) is not None:
             yield found
 
 
-def _read(path: Path) -> tuple[list[str | None], CachedRecipe] | None:
+def _read(path: Path) -> _Entry | None:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         stat = FileStat.of(os.stat(data["weights_file"]))
-        if data["format"] != _FORMAT or [stat.size, stat.mtime_ns, stat.ctime_ns, stat.inode] != data["stat"]:
+        settled = data["stat"] is not None
+        before = data["stat"] if settled else data["unsettled"]
+        if data["format"] != _FORMAT or [stat.size, stat.mtime_ns, stat.ctime_ns, stat.inode] != before:
             return None
         layers = {
             str(name): Layer(str(name), int(position), tuple(int(n) for n in shape))
             for name, (position, shape) in data["layers"].items()
         }
         known = CachedRecipe(Recipe.from_json(data["recipe"]), [str(name) for name in data["names"]], layers)
-        return list(data["key"]), known
+        return _Entry(list(data["key"]), known, settled)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, FeatcacheError):
         return None
 

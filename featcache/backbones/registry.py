@@ -162,7 +162,7 @@ def for_recipe(recipe: Recipe, device: str | None = None, weights: str | Path | 
         )
     file = weights_used_for(recipe) if weights is None else weights
     found = get(recipe.backbone, file, device, runtime=recipe.runtime or "auto", precision=recipe.precision)
-    if weights is not None:
+    if file is not None:
         check_weights(recipe, found)
     return found.with_pixels(recipe.pixels)
 

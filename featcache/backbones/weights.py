@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from featcache.backbones.recipe_cache import SeenFile
 from featcache.core.errors import WeightsError
 from featcache.core.recipe import weights_digest
 from featcache.images.entry import FileStat
@@ -19,15 +20,21 @@ from featcache.images.entry import FileStat
 RACY_NS = 2_000_000_000
 
 
-def digest_of(module: nn.Module) -> str:
-    """Digest of all tensors of a module's state, 64 hexadecimal digits."""
+def digest_of(module: nn.Module, beside: Mapping[str, Tensor] | None = None) -> str:
+    """Digest of all tensors of a module's state, and of those *beside* it, 64 hexadecimal digits."""
 
     def tensors() -> Iterator[tuple[str, tuple[int, ...], str, memoryview]]:
-        for name, tensor in module.state_dict().items():
+        for name, tensor in (module.state_dict() | dict(beside or {})).items():
             flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
             yield name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), memoryview(flat)
 
     return weights_digest(tensors())
+
+
+def buffers_beside(module: nn.Module) -> dict[str, Tensor]:
+    """The buffers that a module's state does not hold, by name: those that are not persistent."""
+    state = module.state_dict()
+    return {name: buffer for name, buffer in module.named_buffers() if name not in state}
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -67,17 +74,17 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def settled_state(path: Path) -> FileStat | None:
-    """A file's state, to be taken before it is read.
+def seen_file(path: Path) -> SeenFile | None:
+    """A file's state, to be taken before it is read; None if there is no such file.
 
-    None if there is no such file, or if it changed less than two seconds ago and may change again within the
-    resolution of its timestamps.
+    It is settled unless the file changed less than two seconds ago and may change again within the resolution of its
+    timestamps.
     """
     try:
         state = FileStat.of(os.stat(path))
     except OSError:
         return None
-    return state if time.time_ns() - max(state.mtime_ns, state.ctime_ns) > RACY_NS else None
+    return SeenFile(state, settled=time.time_ns() - max(state.mtime_ns, state.ctime_ns) > RACY_NS)
 
 
 def load_into(module: nn.Module, tensors: Mapping[str, Tensor], where: str, classifier: str | None = None) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,12 +11,16 @@ import typer
 
 from featcache.cli import output
 from featcache.cli.command import Answer, Debug, Force, Json, command
-from featcache.cli.options import selects
+from featcache.cli.options import Weights, backbone_of, network_for, selects
 from featcache.core.errors import UsageError
 from featcache.core.outputs import FIGURE
 
 if TYPE_CHECKING:
+    from featcache.backbones import Backbone
     from featcache.finetuning.advise import Advice
+
+_DRAWING = 2.0
+"""Seconds to draw the figure."""
 
 
 @command(interrupted="Layers that were extracted stay in the store.", writes={"figure": FIGURE})
@@ -35,28 +38,30 @@ def advise(
         Path | None, typer.Option(metavar="FILE.png", help="Draw learning curve, depth, and all strategies.")
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Random seed.")] = 0,
+    weights: Weights = None,
     force: Force = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> Answer:
     """Measure which strategy suits these images, and recommend one.
 
-    The hold-out takes no part. What does not fit the budget is not measured, and listed. Missing blocks and activations
-    are extracted into the store if its images are still there. With a SOURCE, all blocks are extracted first; that
-    counts towards the budget.
+    The hold-out takes no part. The budget counts from the start of the command. What does not fit is not measured, and
+    listed; only one linear probe always is, and if that alone takes longer, this is said. Missing blocks and
+    activations are extracted into the store if its images are still there. With a SOURCE, all blocks are extracted
+    first, which counts too.
 
     Example: featcache advise pets.fcache --budget 10m --figure advice.png
     """
-    began = time.monotonic()
+    from featcache.core.progress import Budget, seconds_of
+
+    # It begins here: imports take seconds, and an extraction minutes.
+    time = Budget(seconds_of(budget), reserved=0.0 if figure is None else _DRAWING)
     from featcache.core.errors import NotAStoreError
-    from featcache.core.progress import seconds_of
-    from featcache.finetuning.advise import advise as run
-    from featcache.finetuning.advise import draw_advice
+    from featcache.finetuning.advise import advise_within, draw_advice
     from featcache.store import FeatureStore
 
-    seconds = seconds_of(budget)
     if target is not None:
-        _extract(store, target, selection)
+        network = _extract(store, target, selection, weights)
         store = target
     else:
         try:
@@ -65,21 +70,24 @@ def advise(
             if not store.exists():
                 raise
             raise UsageError(f"{error} If these are images, add -o {store.stem}.fcache.") from None
-    spent = time.monotonic() - began  # imports take seconds, an extraction minutes
-    left = max(min(1.0, seconds), seconds - spent)
-    found = run(store, budget=left, seed=seed, progress=True, **selection)
+        network = network_for(store, selection, weights)
+    found = advise_within(time, store, seed=seed, backbone=network, progress=True, **selection)
     if figure is not None:
         draw_advice(found, figure, force=force)
     return Answer({**found.to_dict(), "figure": None if figure is None else str(figure)}, lambda: _show(found, figure))
 
 
-def _extract(source: Path, store: Path, selection: Mapping[str, Any]) -> None:
+def _extract(source: Path, store: Path, selection: Mapping[str, Any], weights: Path | None) -> Backbone | None:
+    """Extract all blocks; gives the network, if it has weights of its own."""
     from featcache.backbones import get
     from featcache.extraction.extract import DEFAULT_BACKBONE, extract
     from featcache.training.all_blocks import block_layers
 
-    layers = block_layers(get(DEFAULT_BACKBONE))
-    extract(source, store, layers=layers, labels=None if selection["labels_only"] is None else "none", progress=True)
+    network = None if weights is None else get(backbone_of(store), weights)
+    labels = None if selection["labels_only"] is None else "none"
+    layers = block_layers(network or get(DEFAULT_BACKBONE))
+    extract(source, store, backbone=network, layers=layers, labels=labels, progress=True)
+    return network
 
 
 def _show(advice: Advice, figure: Path | None) -> None:
@@ -107,9 +115,15 @@ def _show(advice: Advice, figure: Path | None) -> None:
         listed = ", ".join(f"{part['name']} ({output.span(part['estimate'])})" for part in dear)
         enough = math.ceil((advice.seconds + sum(part["estimate"] for part in dear)) / 60)
         output.say(f"Not measured, as the budget is too small: {listed}. --budget {enough}m would be enough.")
+    others: dict[str, list[str]] = {}
     for part in advice.parts:
         if part["reason"] is not None and part not in dear:
-            output.say(f"Not measured: {part['name']}: {part['reason'].rstrip('.')}.")
+            others.setdefault(part["reason"].rstrip("."), []).append(part["name"])
+    for reason, names in others.items():
+        output.say(f"Not measured: {', '.join(names)}: {reason}.")
+    if advice.floor > advice.budget:
+        floor = output.span(advice.floor)
+        output.say(f"To read the vectors and fit one linear probe took {floor}, so no smaller budget can be kept.")
     output.say()
     output.say(f"Recommended: {advice.recommendation}")
     for reason in advice.reasons:

@@ -13,7 +13,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -40,7 +40,10 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a command found out: the fields for ``--json``, how to show it to a person, the exit code."""
+    """What a command found out: the fields for ``--json``, how to show it to a person, the exit code.
+
+    A field that is an iterator becomes a list.
+    """
 
     data: Mapping[str, Any]
     show: Callable[[], None]
@@ -134,6 +137,27 @@ def _words(error: Exception) -> str:
 
 
 def _print_json(data: Mapping[str, Any]) -> None:
-    # ASCII, since a path may hold bytes that no encoding can print.
     with quiet_pipe():
-        print(json.dumps(plain(data), allow_nan=False))
+        for part in _json_parts(data):
+            sys.stdout.write(part)
+
+
+def _json_parts(data: Mapping[str, Any]) -> Iterator[str]:
+    """One object and a line break. A value that is an iterator becomes a list, which is not held in memory."""
+    before = "{"
+    for name, value in data.items():
+        yield f"{before}{json.dumps(name)}: "
+        if isinstance(value, Iterator):
+            yield "["
+            for place, part in enumerate(value):
+                yield f"{', ' if place else ''}{_json(part)}"
+            yield "]"
+        else:
+            yield _json(value)
+        before = ", "
+    yield "}\n" if data else "{}\n"
+
+
+def _json(value: Any) -> str:
+    # ASCII, since a path may hold bytes that no encoding can print.
+    return json.dumps(plain(value), allow_nan=False)

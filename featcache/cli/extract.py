@@ -26,6 +26,7 @@ from featcache.cli.options import (
     Strict,
     Weights,
     Workers,
+    backbone_of,
     layer_list,
 )
 from featcache.core.progress import counted
@@ -114,8 +115,9 @@ def extract(
     network = None
     if backbone is not None or weights is not None or precision is not None or scaled:
         network = backbones.get(
-            backbone or DEFAULT_BACKBONE, weights, device, runtime=runtime or "auto", precision=precision or "float32"
-        )
+            backbone or (DEFAULT_BACKBONE if weights is None else backbone_of(store)), weights, device,
+            runtime=runtime or "auto", precision=precision or "float32",
+        )  # fmt: skip
     config = ExtractionConfig(batch_size, workers, dtype, moved, strict, image_timeout, device, runtime)
     try:
         report = run(

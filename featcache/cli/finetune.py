@@ -12,7 +12,7 @@ import typer
 
 from featcache.cli import output
 from featcache.cli.command import Answer, Debug, Force, Json, command
-from featcache.cli.options import StorePath, Weights, network_of, selects
+from featcache.cli.options import StorePath, Weights, network_for, selects
 from featcache.cli.train import show_train
 from featcache.core.errors import UsageError
 from featcache.core.outputs import FIGURE, HEAD
@@ -95,14 +95,14 @@ def finetune(
 ) -> Answer:
     """Train new layers, the later layers, or the whole network on the images of a store.
 
-    With few images this seldom beats `train`; if it does not, the head of `train` is returned.
+    With few images this seldom beats `train`; if it does not, the head of `train` is returned. Only --init scratch is
+    not compared with it: `evaluate --against` does that.
 
     Example: featcache finetune pets.fcache -o tuned.fch --from blocks.6 --yes
     """
     from featcache.finetuning import checkpoint as checkpoints
     from featcache.finetuning.finetune import CONFIGS, VIEWS, activations_needed, check_arguments
     from featcache.finetuning.finetune import finetune as run
-    from featcache.store import FeatureStore
 
     check_arguments(from_layer, init, arch)
     if hidden is not None and init != "new":
@@ -120,10 +120,7 @@ def finetune(
     )
     if arch is not None and weights is not None:
         raise UsageError(f"--weights does not go with --arch {arch}, which begins with random ones. Omit one of them.")
-    network = None
-    if weights is not None:
-        opened = FeatureStore.open(store)
-        network = network_of(opened.space(selection["space"]).recipe, weights)
+    network = network_for(store, selection, weights)
     needed = None
     if from_layer is not None:
         views = views or VIEWS

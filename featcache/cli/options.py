@@ -77,6 +77,15 @@ Weights = Annotated[
         "--weights", metavar="FILE", help="The network's weights: .safetensors or .pth.", rich_help_panel=ADVANCED
     ),
 ]
+WeightsOfBlocks = Annotated[
+    Path | None,
+    typer.Option(
+        "--weights",
+        metavar="FILE",
+        help="For --layers all-blocks: the weights of the store's network, .safetensors or .pth.",
+        rich_help_panel=ADVANCED,
+    ),
+]
 Device = Annotated[str | None, typer.Option("--device", metavar="D", help="Where the network runs: cpu, cuda, cuda:1.")]
 Runtime = Annotated[
     str,
@@ -214,6 +223,26 @@ def network_of(of: Recipe | Bundle, weights: Path | None) -> Backbone | None:
     if isinstance(of, Bundle) and of.weights is not None:
         raise UsageError("The head carries the weights of the whole network that it was trained with. Omit --weights.")
     return backbones.for_recipe(recipe, weights=weights)
+
+
+def network_for(store: Path, selection: Mapping[str, Any], weights: Path | None) -> Backbone | None:
+    """`network_of` the space that is selected in a store."""
+    from featcache.store import FeatureStore
+
+    return None if weights is None else network_of(FeatureStore.open(store).space(selection["space"]).recipe, weights)
+
+
+def backbone_of(store: Path) -> str:
+    """The name of the backbone that ``--weights`` means without ``--backbone``: that of the store, else the default."""
+    from featcache.core.errors import NotAStoreError
+    from featcache.extraction.extract import DEFAULT_BACKBONE
+    from featcache.store import FeatureStore
+
+    try:
+        names = {space.recipe.backbone for space in FeatureStore.open(store).spaces}
+    except NotAStoreError:
+        return DEFAULT_BACKBONE
+    return names.pop() if len(names) == 1 else DEFAULT_BACKBONE
 
 
 def selected(sources: Sequence[str] | None) -> str | tuple[str, ...] | None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
@@ -11,7 +14,7 @@ import typer
 
 from featcache.cli import output
 from featcache.cli.command import ADVANCED, STDOUT, Answer, Debug, Force, Json, command
-from featcache.cli.options import HeadPath, StorePath, Weights, network_of, selects
+from featcache.cli.options import HeadPath, StorePath, Weights, network_for, network_of, selects
 from featcache.core.errors import UsageError
 from featcache.core.outputs import PREDICTIONS, PREDICTIONS_HEADER
 from featcache.core.progress import counted
@@ -84,31 +87,52 @@ def predict(
     if table is not None and str(table) == STDOUT and as_json:
         raise UsageError("--csv - and --json both print on stdout. Give --csv FILE, or omit one of them.")
     run = Run(bundle, images, top=top, store=store, backbone=network_of(bundle, weights))
-    if table is None:
-        found = [prediction for batch in run.batches() for prediction in batch]
-        answered = sum(not prediction.problem for prediction in found)
-        return Answer(_data(found), lambda: _show_predictions(found), 0 if answered else 1)
     if str(table) == STDOUT:
         return _to_stdout(run, csv_safe)
+    found = _Found()
+    if table is None:
+        for batch in run.batches():
+            found.add(batch)
+        return Answer(found.data(), lambda: _show_predictions(found), 0 if found.answered else 1)
     with run.table(head, table, safe=csv_safe, force=force) as made:
         begun = made.done
-        before = list(made.read()) if as_json else []
+        found.add(made.read() if as_json else ())
         for batch in run.batches(begun):
             made.add(batch)
-            before += batch if as_json else ()
+            found.add(batch if as_json else ())
         made.finish()
-    data = _data(before) if as_json else {}
-    return Answer(data, lambda: _show_table(made, begun, csv_safe), 0 if made.answered else 1)
+    return Answer(found.data(), lambda: _show_table(made, begun, csv_safe), 0 if made.answered else 1)
 
 
-def _data(found: Sequence[Prediction]) -> dict[str, Any]:
-    return {
-        "predictions": [
-            {"uri": p.uri, "labels": [{"label": label, "probability": q} for label, q in p.labels]}
-            | ({"problem": p.problem} if p.problem else {})
-            for p in found
-        ]
-    }
+class _Found:
+    """Predictions that wait, in a temporary file, to be shown once all are there: there may be very many."""
+
+    def __init__(self) -> None:
+        self.answered = 0
+        self._file = tempfile.TemporaryFile("w+", encoding="ascii")  # noqa: SIM115  (it is read after `predict` returned)
+        weakref.finalize(self, self._file.close)
+
+    def add(self, predictions: Iterable[Prediction]) -> None:
+        for one in predictions:
+            self.answered += not one.problem
+            self._file.write(json.dumps([one.uri, one.labels, one.problem]) + "\n")
+
+    def __iter__(self) -> Iterator[Prediction]:
+        from featcache.training.bundle import Prediction
+
+        self._file.seek(0)
+        for line in self._file:
+            uri, labels, problem = json.loads(line)
+            yield Prediction(uri, [(label, probability) for label, probability in labels], problem)
+
+    def data(self) -> dict[str, Any]:
+        return {
+            "predictions": (
+                {"uri": p.uri, "labels": [{"label": label, "probability": q} for label, q in p.labels]}
+                | ({"problem": p.problem} if p.problem else {})
+                for p in self
+            )
+        }
 
 
 def _to_stdout(run: Run, safe: bool) -> Answer:
@@ -157,11 +181,8 @@ def similar(
     Example: featcache similar pets.fcache a.jpg -k 5
     """
     from featcache.extraction.search import similar as run
-    from featcache.store import FeatureStore
 
-    opened = FeatureStore.open(store)
-    network = None if weights is None else network_of(opened.space(selection["space"]).recipe, weights)
-    found = run(opened, image, k=k, backbone=network, **selection)
+    found = run(store, image, k=k, backbone=network_for(store, selection, weights), **selection)
     data = {
         "similar": [
             {"source": item.source, "uri": item.uri, "label": item.label, "cosine": cosine} for item, cosine in found
@@ -170,7 +191,7 @@ def similar(
     return Answer(data, lambda: _show_similar(found))
 
 
-def _show_predictions(found: Sequence[Prediction]) -> None:
+def _show_predictions(found: Iterable[Prediction]) -> None:
     for prediction in found:
         if prediction.problem:
             output.say(f"{prediction.uri}: cannot be used: {prediction.problem}")

@@ -156,12 +156,15 @@ def _show_compact(report: CompactReport) -> None:
 
 
 def _show_gc(report: GcReport) -> None:
+    for note in report.notes:
+        output.say(note)
     if report.forgotten:
         output.say(
             f"{report.forgotten:,} images {'are' if report.applied else 'would be'} forgotten with their source."
         )
     if not report.vectors and not report.forgotten:
-        output.say(f"Nothing to take away; {report.kept:,} vectors are in use.")
+        output.say(f"No vectors to take away; {report.kept:,} are in use.")
+        _show_former(report)
         return
     output.table(
         ["space", "backbone", "layer", "vectors"],
@@ -171,6 +174,7 @@ def _show_gc(report: GcReport) -> None:
     done = "taken away" if report.applied else "would be taken away"
     taken = f"{counted(report.vectors, 'vectors')} {done}, {report.kept:,} stay"
     output.say(f"{taken}; {output.size(report.bytes)} of disk")
+    _show_former(report)
     for source in report.doubtful:
         output.say(f"  {source['source']}: {source['reason']}")
     if not report.applied:
@@ -178,6 +182,11 @@ def _show_gc(report: GcReport) -> None:
     elif report.bytes_in_part:
         command = output.command("featcache", "compact", report.store)
         output.say(f"Next:  {command}  (frees about {output.size(report.bytes_in_part)} more)")
+
+
+def _show_former(report: GcReport) -> None:
+    if report.former:
+        output.say(f"The former catalogue {'was removed' if report.applied else 'goes with --yes'}: {report.former}")
 
 
 @command(interrupted="Nothing was changed.")

@@ -11,7 +11,7 @@ import typer
 
 from featcache.cli import output
 from featcache.cli.command import Answer, Debug, Force, Json, command
-from featcache.cli.options import StorePath, layer_list, repeated, selects
+from featcache.cli.options import StorePath, WeightsOfBlocks, layer_list, network_for, repeated, selects
 from featcache.cli.train import quoted, save, warn_of_little, warn_of_missing, warn_of_near_duplicates, with_interval
 from featcache.core.errors import GridEdgeWarning
 from featcache.core.outputs import HEAD
@@ -46,6 +46,7 @@ def sweep(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Random seed.")] = 0,
+    weights: WeightsOfBlocks = None,
     force: Force = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -69,6 +70,7 @@ def sweep(
             None if heads is None else split_heads(heads),
             layer_list(context, layers) or None,
             seed=seed,
+            backbone=network_for(store, selection, weights),
             progress=True,
             **selection,
         )

@@ -11,7 +11,17 @@ import typer
 
 from featcache.cli import output
 from featcache.cli.command import Answer, Debug, Force, Json, command
-from featcache.cli.options import HeadPath, LayersOrBlocks, StorePath, Weights, layer_list, network_of, selects
+from featcache.cli.options import (
+    HeadPath,
+    LayersOrBlocks,
+    StorePath,
+    Weights,
+    WeightsOfBlocks,
+    layer_list,
+    network_for,
+    network_of,
+    selects,
+)
 from featcache.core.errors import BundleError, GridEdgeWarning, UsageError
 from featcache.core.outputs import FIGURE, HEAD
 from featcache.core.progress import counted
@@ -90,6 +100,7 @@ def train(
         float | None,
         typer.Option(metavar="P", help="Of --head mlp: fraction of the hidden values dropped in each step; 0.2."),
     ] = None,
+    weights: WeightsOfBlocks = None,
     force: Force = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -118,6 +129,7 @@ def train(
             class_weight=class_weight,
             group_near_duplicates=group_near_duplicates,
             views=views,
+            backbone=network_for(store, selection, weights),
             progress=True,
             **selection,
         )

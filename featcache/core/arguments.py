@@ -30,7 +30,8 @@ _KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "bytes": ("bytes", lambda value: isinstance(value, bytes)),
     "Path": ("a path", lambda value: isinstance(value, os.PathLike) and isinstance(os.fspath(value), str)),
     "np.ndarray": ("an array", lambda value: _of_numpy(value, "ndarray")),
-    "Extractor": ("a backbone", lambda value: all(hasattr(value, name) for name in ("recipe", "resolve_layers"))),
+    # Methods alone: to ask for a backbone's recipe loads it, and digests its weights.
+    "Extractor": ("a backbone", lambda value: all(hasattr(value, name) for name in ("prepare", "resolve_layers"))),
 }
 _PLURALS = {
     "a whole number": "whole numbers",
@@ -77,15 +78,21 @@ def checked(function: Callable[_P, _T]) -> Callable[_P, _T]:
         Traceback (most recent call last):
         featcache.core.errors.UsageError: n is a whole number, not '3'.
     """
-    signature = inspect.signature(function)
-    kinds = {
-        name: parameter.annotation
-        for name, parameter in signature.parameters.items()
-        if isinstance(parameter.annotation, str) and parameter.kind is not parameter.VAR_KEYWORD
-    }
+
+    @functools.cache
+    def expected() -> tuple[inspect.Signature, dict[str, str]]:
+        # At the first call, as most functions of a process are never called.
+        signature = inspect.signature(function)
+        kinds = {
+            name: parameter.annotation
+            for name, parameter in signature.parameters.items()
+            if isinstance(parameter.annotation, str) and parameter.kind is not parameter.VAR_KEYWORD
+        }
+        return signature, kinds
 
     @functools.wraps(function)
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        signature, kinds = expected()
         for name, value in signature.bind(*args, **kwargs).arguments.items():
             if name in kinds:
                 check(name, value, kinds[name])

@@ -35,6 +35,7 @@ POINTS = (
     "repair: damaged shard set aside",
     "repair: shard adopted",
     "migrate: copy checked",
+    "migrate: former catalogue kept",
     "migrate: backup in its place",
     "migrate: tables changed",
     "migrate: committed",

@@ -95,19 +95,18 @@ class Budget:
 
     Args:
         seconds: in all; 2 % of them are for what follows the parts.
-        failures: what ends a part, beside errors of ours and a lack of memory.
+        reserved: further seconds for what follows the parts.
         clock: gives the time in seconds.
 
     Attributes:
         parts: ``name``, ``estimate``, ``seconds`` (None where it was not made) and ``reason`` of each part.
+        failures: what ends a part without ending the work; errors of ours and a lack of memory at first.
     """
 
-    def __init__(
-        self, seconds: float, failures: tuple[type[Exception], ...] = (), clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, seconds: float, reserved: float = 0.0, clock: Callable[[], float] = time.monotonic) -> None:
         self.seconds, self.parts = seconds, list[dict[str, Any]]()
-        self._failures: tuple[type[Exception], ...] = (FeatcacheError, MemoryError, *failures)
-        self._clock, self._began = clock, clock()
+        self.failures: tuple[type[Exception], ...] = (FeatcacheError, MemoryError)
+        self._reserved, self._clock, self._began, self._worked = reserved, clock, clock(), time.process_time()
 
     def spent(self) -> float:
         """Seconds since the beginning."""
@@ -115,7 +114,11 @@ class Budget:
 
     def left(self) -> float:
         """Seconds that are left for parts, 0 or more."""
-        return max(0.0, 0.98 * self.seconds - self.spent())
+        return max(0.0, 0.98 * self.seconds - self._reserved - self.spent())
+
+    def pace(self) -> float:
+        """Seconds for one of processor time, 1 or more: where other processes work too, all takes longer."""
+        return max(1.0, self.spent() / max(1e-3, time.process_time() - self._worked))
 
     def run(self, name: str, estimate: float | None, work: Callable[[], _T]) -> _T | None:
         """What *work* gives, or None with the reason in ``parts``; without an estimate it is done in any case."""
@@ -125,7 +128,7 @@ class Budget:
         began, result, reason = self._clock(), None, None
         try:
             result = work()
-        except self._failures as error:
+        except self.failures as error:
             if estimate is None:
                 raise
             reason = " ".join(str(error).split())

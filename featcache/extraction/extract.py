@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 from featcache.backbones.compute import cores
+from featcache.backbones.extractor import held
 from featcache.backbones.input_size import InputOptions, InputSize
 from featcache.backbones.runtimes import passes_for
 from featcache.core.arguments import checked
@@ -19,7 +20,7 @@ from featcache.core.labels import contradictions, doubts
 from featcache.core.names import GIVEN
 from featcache.core.progress import Progress, choose, counted, phase_if_slow
 from featcache.extraction.report import ExtractionInterrupted, ExtractReport, NothingUsableError
-from featcache.extraction.requests import DEFAULT_BACKBONE, Asked, Request, requests
+from featcache.extraction.requests import DEFAULT_BACKBONE, Asked, Request, keep_asked, requests
 from featcache.extraction.run import ExtractionConfig, Run
 from featcache.extraction.source_settings import open_again
 from featcache.extraction.stored_source import KnownSource
@@ -30,7 +31,6 @@ from featcache.store.compact import merge_small_shards
 from featcache.store.feature_store import FeatureStore
 from featcache.store.folder import has_catalogue
 from featcache.store.sources import SourceRecords
-from featcache.store.spaces import Pending
 from featcache.store.writer import StoreWriter
 
 if TYPE_CHECKING:
@@ -86,19 +86,22 @@ def extract(
         views: versions per image: the image as the network's transform makes it, and ``views - 1`` random augmentations
             (`featcache.images.augmentation`), which are the same whenever they are made. More of them add to those of
             earlier calls, of all layers or of those given.
-        seed: of the augmentations, from 0 on, 0 by default; another seed gives further views.
+        seed: of the augmentations, from 0 on; by default that of the views there are, of several and at first 0. With
+            *views*, another seed gives further ones.
         config: batch size, threads, storage and time limits.
         progress: True for a bar, False for none, None for a bar on a terminal, or an object that is told.
         **pixels: ``input_size``, the height and width that the network sees, and ``fit``, ``whole`` (the default with
             a size) or ``crop``, see `featcache.backbones.input_size.InputSize`; as published by default.
 
     Raises:
-        UsageError: a limit or number of views below 1, a reserved name, a dataset that has no name or cannot be a
-            source, or views of a backbone whose transform is a callable or whose images are aligned first.
+        UsageError: a limit or number of views below 1, a seed without views that no view has, views without a seed
+            where there are those of several and none of the seed 0, a reserved name, a dataset that has no name or
+            cannot be a source, or views of a backbone whose transform is a callable or whose images are aligned first.
         ConversionError: the network does not run on the runtime asked for as it does in torch.
         FeatcacheError: dozens of images hang at one time, so the disk or the transform does.
         SourceError: the source cannot be read.
         UnknownNameError: no such backbone or layer.
+        WeightsError: the weights of a module given in Python were changed meanwhile.
         NotAStoreError: the store's path holds something else.
         DiskFullError: no room is left; what was sealed is kept, and the message says how much is needed.
         UnusableImageError: with ``strict``, an image cannot be used.
@@ -125,7 +128,7 @@ def extract(
     images = open_again(source, before, labels=labels, split=split, name=name)
     if images.name in GIVEN and not is_reserved:
         raise UsageError(f"The name {images.name!r} is reserved for images given in Python. Give another: --name NAME.")
-    with choose(progress) as bar:
+    with held(backbone), choose(progress) as bar:
         with phase_if_slow(bar, "list", "images"):
             listed = images.entries()
         # A source that is read again from the store was told of when it was extracted.
@@ -136,6 +139,9 @@ def extract(
             bar.note(note)
         reports: list[ExtractReport] = []
         with StoreWriter(place) as writer:
+            notes += writer.notes
+            for note in writer.notes:
+                bar.note(note)
             records = SourceRecords(writer.catalogue, images.name, images.root, moved=config.moved)
             if records.is_new:
                 for other, count in records.doubled({entry.uri for entry in listed}).items():
@@ -144,12 +150,14 @@ def extract(
                         f"source, create the store again with --name {other}."
                     )
             if not is_reserved:
-                records.expect([Pending(e.uri, e.label, e.split, e.group) for e in listed], _unseen(images))
+                records.expect(listed, _unseen(images))
                 counts = Counter(entry.label for entry in listed if entry.label is not None)
                 settings: dict[str, object] = dict(getattr(images, "settings", {}))
                 if 0 < len(counts) <= _CLASSES:
                     settings["classes"] = dict(counts)
                 records.remember(settings)
+                if before is not None:
+                    keep_asked(before, writer, records)
             for request in chosen:
                 report = ExtractReport(
                     str(store), request.network.recipe.fingerprint, request.network.name, len(entries),

@@ -1,7 +1,8 @@
 """What a run of `extract` serves: the spaces, layers and views asked for now and by earlier runs.
 
 A plain rerun serves all that was asked for before. ``layers`` and ``views`` add to it, a ``backbone`` chooses one space
-or adds it; nothing is dropped but by `gc`. A store of before says by its vectors what was asked for.
+or adds it; nothing is dropped but by `gc`. A new source is served as the others are. A source of a store of before says
+by its vectors what was asked for, once: the catalogue keeps it from then on.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from featcache.images.augmentation import AugmentedView, views_beside
 
 if TYPE_CHECKING:
     from featcache.backbones import Extractor, Layer
-    from featcache.store import FeatureStore, Space
+    from featcache.store import FeatureStore
+    from featcache.store.sources import SourceRecords
+    from featcache.store.writer import StoreWriter
 
 DEFAULT_BACKBONE = "bundled:efficientnet_lite0"
 
@@ -108,8 +111,11 @@ def requests(
         UnknownNameError: no such backbone or layer.
     """
     from featcache import backbones
+    from featcache.backbones.registry import check_weights
 
     before = {} if store is None or alone else remembered(store, source)
+    if not alone:
+        _check_seed(asked, before)
     recipes = _recipes(store)
     if asked.backbone is not None or asked.size.is_given or not before:
         given = asked.backbone or _network_of([recipes[known] for known in before], asked) or DEFAULT_BACKBONE
@@ -136,10 +142,13 @@ def requests(
             continue
         try:
             network = backbones.for_recipe(recipe, asked.device)
+            check_weights(recipe, network)
             if asked.runtime is not None and recipe.runtime is None:
                 network = network.with_runtime(runtime=asked.runtime, precision=recipe.precision)
             if network.recipe.fingerprint != fingerprint:
-                raise UsageError("the network's weights are others now; give them with --backbone and --weights")
+                raise UsageError(
+                    f"the network differs now in {', '.join(name for name, _, _ in recipe.differences(network.recipe))}"
+                )
             found.append(_request(network, asked, kept))
         except FeatcacheError as error:
             if not recipe.backbone.startswith("module:") and len(before) == 1:
@@ -204,22 +213,56 @@ def _in_words(recipe: Recipe, *others: Recipe) -> str:
 
 
 def remembered(store: FeatureStore, source: str) -> dict[str, dict[str, Any]]:
-    """What was asked for of a source, by fingerprint; of a new source, what the others have."""
-    known = source in store.sources()
-    found = store.requests(source) if known else {}
-    found = {fingerprint: wanted for fingerprint, wanted in found.items() if wanted.get("layers")}
-    for space in store.spaces:
-        if space.fingerprint not in found and space.layers:
-            stored = store.columns_of(source, space.fingerprint) if known else _columns(space)
-            if stored:
-                found[space.fingerprint] = {"layers": _cells(stored), "dtype": None}
-    if not known and source in GIVEN:
+    """What was asked for of a source, by fingerprint; of a new source, what was asked for of the others."""
+    if source in store.sources():
+        return asked_before(store, source)
+    if source in GIVEN:
         return {}
+    found: dict[str, dict[str, Any]] = {}
+    others = [asked_before(store, other, whole_maps=False) for other in store.sources() if other not in GIVEN]
+    if not any(others):
+        others = [
+            {
+                space.fingerprint: _stored([(name, v) for name, one in space.layers.items() for v in one.views], False)
+                for space in store.spaces
+                if space.layers
+            }
+        ]
+    for other in others:
+        for fingerprint, wanted in other.items():
+            cells = found.setdefault(fingerprint, {"layers": {}, "dtype": wanted.get("dtype")})["layers"]
+            for layer, counts in wanted["layers"].items():
+                most = cells.setdefault(layer, {})
+                most.update({seed: max(count, most.get(seed, 1)) for seed, count in counts.items()})
     return found
 
 
-def _columns(space: Space) -> list[tuple[str, str]]:
-    return [(layer, view) for layer, column in space.layers.items() for view in column.views]
+def asked_before(store: FeatureStore, source: str, *, whole_maps: bool = True) -> dict[str, dict[str, Any]]:
+    """What was asked for of a known source; in a store of before, its vectors.
+
+    Args:
+        store: the store.
+        source: the source's name.
+        whole_maps: count stored activation maps too; `finetune` stores some that nobody asked `extract` for.
+    """
+    if found := store.requests(source):
+        return {fingerprint: wanted for fingerprint, wanted in found.items() if wanted.get("layers")}
+    stored = {space.fingerprint: store.columns_of(source, space.fingerprint) for space in store.spaces if space.layers}
+    return {fingerprint: _stored(columns, whole_maps) for fingerprint, columns in stored.items() if columns}
+
+
+def keep_asked(store: FeatureStore, writer: StoreWriter, records: SourceRecords) -> None:
+    """Note for a source of a store of before what was asked for, so that no later vectors are taken for it."""
+    if records.name in store.sources() and not store.requests(records.name):
+        recipes = _recipes(store)
+        for fingerprint, wanted in asked_before(store, records.name).items():
+            recipe = recipes[fingerprint]
+            records.request(writer.space(recipe).id, {"backbone": recipe.backbone, **wanted})
+
+
+def _stored(columns: Sequence[tuple[str, str]], whole_maps: bool) -> dict[str, Any]:
+    pooled = [one for one in columns if whole_maps or not one[0].endswith(":none")]
+    return {"layers": _cells(pooled or columns), "dtype": None}
 
 
 def _cells(columns: Iterable[tuple[str, str]]) -> dict[str, dict[str, int]]:
@@ -243,14 +286,45 @@ def _request(network: Extractor, asked: Asked, kept: Mapping[str, Any]) -> Reque
     common = {seed: min(counts[seed] for counts in cells.values()) for seed in seeds}  # the views that all have
     for name in named or ([] if cells else ["pooled"]):
         cells.setdefault(name, dict(common))
+    seed = _seed(asked, kept)
     if asked.views is not None and asked.views > 1:
-        seed = asked.seed or 0
         # Whole activation maps are large, so they get more views only where they are named.
         for name in named or [name for name in cells if not name.endswith(":none")] or list(cells):
             cells[name][seed] = max(asked.views, cells[name].get(seed, 1))
     if any(cells.values()):
         _check_augmentable(network.recipe)
     return Request(network, network.resolve_layers(list(cells)), cells, asked.dtype or kept.get("dtype"))
+
+
+def _check_seed(asked: Asked, before: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse a seed that says nothing, and views of which it is not clear what seed they have."""
+    used = {seed for kept in before.values() for seed in _seeds(kept)}
+    if asked.seed is not None and asked.views is None and asked.seed not in used:
+        there = f" There are views of the {_named(sorted(used))}." if used else ""
+        raise UsageError(
+            f"The seed {asked.seed} alone asks for nothing: it is that of the augmented views, and there are none of "
+            f"it.{there} Say with --views K how many versions of each image there shall be, or omit --seed."
+        )
+    for kept in before.values() if asked.backbone is None else ():
+        _seed(asked, kept)
+
+
+def _seed(asked: Asked, kept: Mapping[str, Any]) -> int:
+    """The seed of views that are added: without one given, that of the views there are, of several 0."""
+    used = _seeds(kept)
+    if asked.seed is not None:
+        return asked.seed
+    if asked.views is not None and asked.views > 1 and len(used) > 1 and used[0] != 0:
+        raise UsageError(f"There are views of the {_named(used)}. Say with --seed N which of them get more.")
+    return used[0] if used else 0
+
+
+def _seeds(kept: Mapping[str, Any]) -> list[int]:
+    return sorted({int(seed) for counts in kept.get("layers", {}).values() for seed in counts})
+
+
+def _named(seeds: Sequence[int]) -> str:
+    return f"seed{'s' if len(seeds) > 1 else ''} {' and '.join(map(str, seeds))}"
 
 
 def _check_augmentable(recipe: Recipe) -> None:

@@ -28,7 +28,6 @@ from featcache.core.progress import Progress, counted
 from featcache.core.signals import stop_when_safe
 from featcache.extraction.pipeline import Batch, Batches, Reader, ReadImage, StageTimer
 from featcache.extraction.worker_pool import WorkerPool
-from featcache.images.entry import FileStat
 from featcache.store.sources import Record, Rejected, SourceRecords
 
 if TYPE_CHECKING:
@@ -422,7 +421,10 @@ class Run:
 
 def is_unchanged(entry: Entry, record: Record) -> bool:
     """Whether, by the file's state, it still holds the bytes that were hashed."""
-    if entry.state() != FileStat(record.size, record.mtime_ns, record.ctime_ns, record.inode):
+    now = entry.state()
+    if now is None or now.mtime_ns != record.mtime_ns or now.ctime_ns != record.ctime_ns:
+        return False
+    if now.size != record.size or now.inode != record.inode:
         return False
     # A file touched just before it was read may have changed again within the clock's resolution.
     return record.indexed_ns - max(record.mtime_ns, record.ctime_ns) > _RACY_NS

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
 
+from featcache.backbones.extractor import held
 from featcache.core.arguments import checked, described
 from featcache.core.errors import UnusableImageError, UsageError
 from featcache.core.names import GIVEN, PATHS
@@ -111,7 +112,7 @@ class CachedEmbedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # 
         layers = self._layers(network)
         # Bars of several processes would overwrite each other.
         quiet = self.progress is None and multiprocessing.current_process().name != "MainProcess"
-        with choose(False if quiet else self.progress) as bar:
+        with held(network), choose(False if quiet else self.progress) as bar:
             bar.start("look up", len(images), "images")
             listed = []
             for place, image in enumerate(images):

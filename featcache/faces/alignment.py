@@ -18,6 +18,7 @@ from PIL import Image as pil
 
 from featcache import backbones
 from featcache.backbones import Backbone, Extractor, Layer
+from featcache.backbones.extractor import held
 from featcache.backbones.layers import POOLED
 from featcache.backbones.runtimes import passes_for
 from featcache.core.arguments import checked
@@ -37,6 +38,8 @@ from featcache.images.pixels import decoded_image
 from featcache.store import FeatureStore
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from PIL.Image import Image
 
     from featcache.backbones.runtimes.passes import Passes
@@ -153,6 +156,10 @@ class AlignedBackbone:
             (pooled,) = self.base.resolve_layers([POOLED])
             chosen.append(Layer(MIRRORED, pooled.position + 1, pooled.shape))
         return chosen
+
+    def held(self) -> AbstractContextManager[None]:
+        """As `featcache.backbones.extractor.held`, of the backbone."""
+        return held(self.base)
 
     def load(self) -> None:
         """Load the backbone."""

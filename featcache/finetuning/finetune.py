@@ -99,8 +99,9 @@ def finetune(
     The network begins with its pretrained weights, or with ``init="scratch"`` with random ones.
 
     With pretrained weights training begins with the output of the linear probe that `featcache.train` finds, and
-    earlier layers learn at lower rates. If fine-tuning does not beat the linear probe beyond chance on the validation
-    items, by the best of its epochs, the probe is returned.
+    earlier layers learn at lower rates. If fine-tuning, or the training of new layers, does not beat the linear probe
+    beyond chance on the validation items, by the best of its epochs, the probe is returned. What begins with random
+    weights is not compared: it is another network than that of the probe, and is asked for as such.
 
     Args:
         store: a store with the vectors of some backbone, or its path; images are read where the store knows them.
@@ -159,11 +160,14 @@ def finetune(
         if from_layer is not None:
             wanted = needed(opened, base, layer, select, views=views, seed=seed)
             store_activations(opened, base, wanted, select, seed=seed, progress=bar)
+            if init == "new" and (pooled := needed(opened, base, POOLED, select, seed=seed)).bytes:
+                store_activations(opened, base, pooled, select, seed=seed, progress=bar)  # the linear probe's
             opened = FeatureStore.open(opened.path)
         dataset = FeatureDataset.from_store(opened, layer, select.all_splits(), views=names)
         dataset.tell_labels(bar)
+        vectors = dataset
         if init == "new":
-            dataset = dataset.in_memory()
+            dataset, vectors = _with_pooled(dataset.in_memory(), opened, select)
         note_incomplete(opened, dataset, bar)
         there: dict[tuple[str, str], Entry] = {}
         if from_layer is None:
@@ -186,8 +190,13 @@ def finetune(
         if from_layer is None:
             result, bundle = _fit_full(run, base, pixels, there, init, device)
         elif init == "new":
-            result = train_new_layers(run, device)
-            bundle = _bundle(run, result, mlp_predictor(result), known.recipe)
+            result = train_new_layers(run, vectors.read, device)
+            if result.curve.kept:
+                bundle = _bundle(run, result, mlp_predictor(result), known.recipe)
+            else:
+                dataset = vectors
+                run = replace(run, dataset=vectors)
+                bundle = _bundle(run, result, linear_predictor(result.output, result.classes), known.recipe)
         else:
             assert split is not None
             result = train_tail(split, frozen, run)
@@ -204,9 +213,9 @@ def finetune(
         probabilities, predicted = answers(bundle, test_set, rows)
         scores = score_fields(test_set, rows, probabilities, predicted, result.classes, seed)
         bar.finish()
-        if len(dataset.views) > 1:
+        if len(names) > 1:
             # The linear probe learns from view 0 alone.
-            of = "view 0" if result.curve.kept == 0 else describe_views(dataset.views)
+            of = "view 0" if result.curve.kept == 0 else describe_views(names)
             protocol += f"; learned from {of} of each image, scored on view 0"
         bundle.report = {
             **report_fields(bundle, dataset, test, scores, protocol),
@@ -216,7 +225,7 @@ def finetune(
             "init": init,
             "from_layer": from_layer,
             "network": base.name,
-            "views": list(dataset.views),
+            "views": names,
             "fit_seconds": fitting,
             "seconds": time.monotonic() - began,
         }
@@ -278,6 +287,18 @@ def _cached_layer(network: Backbone, from_layer: str, init: str) -> tuple[str, S
     if init == "new":
         return split.cached.rpartition(":")[0] + ":mean", split
     return split.cached, split
+
+
+def _with_pooled(
+    dataset: FeatureDataset, store: FeatureStore, select: Selection
+) -> tuple[FeatureDataset, FeatureDataset]:
+    """The items that have ``pooled`` vectors too, and these vectors in the same order."""
+    pooled = FeatureDataset.from_store(store, POOLED, select.all_splits())
+    place = {(item.source, item.uri): row for row, item in enumerate(pooled.items)}
+    rows = [row for row, item in enumerate(dataset.items) if (item.source, item.uri) in place]
+    dataset = dataset.subset(np.array(rows, dtype=np.int64))
+    order = np.array([place[item.source, item.uri] for item in dataset.items], dtype=np.int64)
+    return dataset, pooled.subset(order).in_memory()
 
 
 def _check_can_be_augmented(recipe: Recipe, arch: str | None) -> None:

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from featcache.finetuning import loop
 from featcache.finetuning.history import Curve, ProbeScore
 from featcache.heads import resolve_head
+from featcache.heads.duration import told_if_long
 from featcache.heads.minibatch import FEWEST_TO_TEMPER
 from featcache.heads.predictors import LinearPredictor
 from featcache.heads.serialize import export_predictor
@@ -102,7 +103,11 @@ def _softmax(
     progress: Progress,
 ) -> Any:
     progress.start("fit the linear probe", None, "items")
-    head = resolve_head("softmax", seed=seed).make().fit(frozen(rows), dataset.y[rows], groups=dataset.groups[rows])
+    head, vectors = resolve_head("softmax", seed=seed).make(), frozen(rows)
+    n, d = vectors.shape
+    if (text := told_if_long(head, "softmax", n, d, len(np.unique(dataset.y[rows])))) is not None:
+        progress.note(text)
+    head.fit(vectors, dataset.y[rows], groups=dataset.groups[rows])
     progress.finish()
     return head
 
@@ -178,6 +183,28 @@ def train_from_probe(
         model, stages, batches, validation, config, checkpoint=checkpoint, task=task,
         keep_statistics=True, progress=progress,
     )  # fmt: skip
+    curve = compared(curve, before, class_ids, units, config, progress)
+    if not curve.kept:
+        model.load_state_dict(weights)
+    return curve
+
+
+def compared(
+    curve: Curve, before: Tensor, class_ids: Tensor, units: np.ndarray, config: TrainingConfig, progress: Progress
+) -> Curve:
+    """A training compared with the linear probe on the validation items.
+
+    Args:
+        curve: of `loop.train`.
+        before: (n, k) float64 scores of the validation items by the probe.
+        class_ids: (n,) int64.
+        units: (n,) group of each item.
+        config: of the training.
+        progress: is told where the probe is kept.
+
+    Returns:
+        The curve with its ``linear_probe``.
+    """
     losses = loop.tempered_losses(before, class_ids)
     gains = losses - curve.losses
     p = p_of_best(gains.T, units)
@@ -189,7 +216,6 @@ def train_from_probe(
         p,
     )
     if probe.kept:
-        model.load_state_dict(weights)
         best = curve.best
         worse = p_of_best(-gains[best.number - 1, :, None], units) <= CHANCE
         found = (

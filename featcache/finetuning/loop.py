@@ -25,7 +25,7 @@ from featcache.core.errors import TrainingError, UsageError
 from featcache.core.progress import Progress, choose, duration
 from featcache.finetuning import checkpoint as checkpoints
 from featcache.finetuning.history import Curve, Epoch, best_of
-from featcache.heads.training_loop import NonFiniteError, require_finite, stalled, train_epochs
+from featcache.heads.training_loop import AdamW, NonFiniteError, require_finite, stalled, train_epochs
 from featcache.metrics.calibration import fit_temperature
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def train(
             written.
     """
     device = _device_of(model)
-    optimizer = torch.optim.AdamW(_groups(model, stages, config))
+    optimizer = AdamW(_groups(model, stages, config))
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     settings = {
         "task": dict(task or {}),

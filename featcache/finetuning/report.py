@@ -54,10 +54,12 @@ def keep_record(store: Path, started: datetime, report: Mapping[str, Any], progr
         store: the store.
         started: when the training began.
         report: plain values.
-        progress: gets a note if that failed.
+        progress: gets a note if that failed, and what the writer tells.
     """
     try:
         with StoreWriter(store, create=False) as writer:
+            for note in writer.notes:
+                progress.note(note)
             writer.record_run("finetune", started, report)
     except FeatcacheError as error:
         progress.note(f"The training is done, but it could not be recorded in the store: {error}")

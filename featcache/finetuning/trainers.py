@@ -19,7 +19,13 @@ from featcache.core.errors import UsageError
 from featcache.finetuning import loop
 from featcache.finetuning.batches import CachedBatches, ImageBatches, ItemImages, activations_in_order, images_in_order
 from featcache.finetuning.config import TrainingConfig, network_stages
-from featcache.finetuning.linear_probe import linear_probe_init, refit, scale_by_temperature, train_from_probe
+from featcache.finetuning.linear_probe import (
+    compared,
+    linear_probe_init,
+    refit,
+    scale_by_temperature,
+    train_from_probe,
+)
 from featcache.finetuning.validation import class_ids_of, items_digest, validation_rows
 from featcache.heads.minibatch import initial_layers, moments, threads_for, unstandardized
 from featcache.heads.predictors import MLPPredictor
@@ -37,15 +43,17 @@ Read = Callable[[np.ndarray], np.ndarray]
 
 
 class LinearProbe(NamedTuple):
-    """The linear probe that a training begins with.
+    """The linear probe that a training begins with, or is compared with.
 
     Attributes:
         frozen: the vectors that it reads.
         chosen: its hyper-parameters.
+        beside: its output, where the training does not begin with it.
     """
 
     frozen: Read
     chosen: Mapping[str, object]
+    beside: nn.Linear | None = None
 
 
 @dataclass(frozen=True)
@@ -94,7 +102,8 @@ class TrainingResult:
     """A trained network.
 
     Attributes:
-        model: from what it was trained on to scores (n, k), in evaluation mode.
+        model: from what it was trained on to scores (n, k), in evaluation mode; where the linear probe was kept instead
+            of new layers, from its vectors.
         classes: k labels.
         curve: of the training.
         fit: (m,) rows that were trained on.
@@ -253,17 +262,19 @@ def train_tail(split: SplitNetwork, frozen: Read, run: TrainingRun) -> TrainingR
     )
 
 
-def train_new_layers(run: TrainingRun, device: str) -> TrainingResult:
+def train_new_layers(run: TrainingRun, frozen: Read, device: str) -> TrainingResult:
     """Train new hidden layers with rectifiers, and an output, on standardized vectors of the frozen part.
 
     Args:
         run: its dataset has one vector per image; ``config.hidden`` gives the widths.
+        frozen: the whole frozen network's vectors, whose linear probe is kept unless the new layers beat it.
         device: torch device.
 
     Raises:
         UsageError, TrainingError: as for `featcache.finetuning.loop.train`.
     """
     config, dataset = run.config, run.dataset
+    probe = LinearProbe(frozen, *linear_probe_init(frozen, dataset, run.rows[0], config.seed, run.progress)[::-1])
     places, k = dataset.view_rows(run.rows[0]), len(dataset.views)
     mean, deviation, *_ = moments(
         lambda: (
@@ -289,7 +300,7 @@ def train_new_layers(run: TrainingRun, device: str) -> TrainingResult:
     model = NetworkWithOutput(nn.Sequential(*parts), output, config.dropout).to(device)
     stages = [(f"hidden.{number}", list(linear.parameters())) for number, linear in enumerate(hidden)]
     with threads_for(config.batch_size * max(weight.numel() for weight, _ in layers)):
-        return _train_cached(model, stages, run, None)
+        return _train_cached(model, stages, run, probe)
 
 
 def mlp_predictor(result: TrainingResult) -> MLPPredictor:
@@ -325,14 +336,14 @@ def _train(
     run: TrainingRun,
     probe: LinearProbe | None,
 ) -> TrainingResult:
-    """Train, and choose between what was trained and the linear probe, where training began with one.
+    """Train, and choose between what was trained and the linear probe, where there is one.
 
     Args:
-        model: its output is the linear probe's, where there is one.
+        model: its output is the linear probe's, unless that stands beside.
         stages: of its network.
         batches, validation: of the run's items.
         run: the items and the settings.
-        probe: whose output it is; None for new layers and random weights.
+        probe: whose output it is, or that stands beside; None for random weights.
     """
     fit, validating = run.rows
     dataset, config = run.dataset, run.config
@@ -343,10 +354,16 @@ def _train(
         "items": items_digest(dataset, fit, validating),
     }
     stages = [*stages, ("output", list(model.output.parameters()))]
-    if probe is None:
+    if probe is None or probe.beside is not None:
         curve = loop.train(
             model, stages, batches, validation, config, checkpoint=run.checkpoint, task=task, progress=run.progress
         )
+        if probe is not None and probe.beside is not None:
+            with torch.no_grad():
+                before = probe.beside(torch.from_numpy(probe.frozen(validating).astype(np.float32))).double()
+            numbers, units = torch.from_numpy(run.class_ids[validating]), dataset.groups[validating]
+            curve = compared(curve, before, numbers, units, config, run.progress)
+            model = model if curve.kept else NetworkWithOutput(nn.Identity(), probe.beside, 0.0).eval()
     else:
         curve = train_from_probe(
             model, stages, batches, validation, config,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from featcache.heads.training_loop import train_epochs
+from featcache.heads.training_loop import AdamW, train_epochs
 
 CONTRASTIVE_MARGIN = 1.0
 TRIPLET_MARGIN = 0.2
@@ -116,7 +116,7 @@ def trained(
         embedded = functional.normalize((x + noise * torch.randn(x.shape, generator=generator)) @ turning.T)
         return _loss(loss, embedded, identities, learned)
 
-    optimizer = torch.optim.AdamW(learned, lr=LEARNING_RATE, weight_decay=0.0)
+    optimizer = AdamW(learned, lr=LEARNING_RATE, weight_decay=0.0)
     for step, _ in enumerate(train_epochs(optimizer, batches, of_batch, epochs=steps, steps=1), start=1):
         if step % EVERY == 0 or step == steps:
             yield turning.detach().numpy().copy()

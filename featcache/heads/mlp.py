@@ -35,7 +35,7 @@ from featcache.heads.minibatch import (
 )
 from featcache.heads.predictors import MLPPredictor
 from featcache.heads.streaming import VectorStream
-from featcache.heads.training_loop import NonFiniteError, require_finite, stalled, train_epochs
+from featcache.heads.training_loop import AdamW, NonFiniteError, require_finite, stalled, train_epochs
 from featcache.heads.validation import check_finite, to_answer, to_fit
 
 _STEPS, _FEWEST_EPOCHS, _PATIENCE = 1000, 20, 5
@@ -199,7 +199,7 @@ class MLPHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
             for start in range(0, len(train_rows), size):
                 yield batch(shuffled[start : start + size])
 
-        optimizer = torch.optim.AdamW(
+        optimizer = AdamW(
             [
                 {"params": [weight for weight, _ in layers], "weight_decay": decay},
                 {"params": [bias for _, bias in layers], "weight_decay": 0.0},

@@ -272,6 +272,12 @@ class RidgeHead(LinearHead):
         # compared in these axes, while they are put together twice, and their scores.
         return 8 * (4 * r * r + r * d) + 4 * compared * (2 * r + k)
 
+    def seconds_needed(self, n: int, d: int, k: int) -> float:
+        """About how many seconds of processor time a fit takes, see `featcache.heads.duration`."""
+        r = min(n, d)
+        # The vectors' inner products, their axes, and the scores of all penalties.
+        return 5e-11 * n * d * r + 1.5e-10 * r**3 + 1e-9 * min(n, SCORED_ROWS) * r * k
+
     def _left_out(self, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray, str]:
         """Rows to leave out in turn, whole groups of them; their groups; and what is left out in words."""
         _, group_ids, sizes = np.unique(groups, return_inverse=True, return_counts=True)

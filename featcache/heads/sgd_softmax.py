@@ -21,7 +21,7 @@ from torch import Tensor
 
 from featcache.heads.minibatch import HELD_OUT_ROWS, Batches, hold_out, moments, threads_for
 from featcache.heads.streaming import VectorStream
-from featcache.heads.training_loop import stalled, train_epochs
+from featcache.heads.training_loop import AdamW, stalled, train_epochs
 from featcache.heads.validation import check_finite, to_answer, to_fit
 from featcache.metrics.calibration import softmax
 
@@ -121,7 +121,7 @@ class TorchSoftmaxHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
         history = []
         for epoch, _ in enumerate(
             train_epochs(
-                torch.optim.AdamW([weight, bias], lr=self.lr, weight_decay=0.0),
+                AdamW([weight, bias], lr=self.lr, weight_decay=0.0),
                 lambda _: map(_tensors, batches()),
                 lambda x, target: (losses(x, target) + weight.square().sum((1, 2)) / (2 * Cs * rows)).sum(),
                 epochs=epochs,

@@ -7,8 +7,10 @@ to the next (the loss, the batches, what happens after an epoch) is the caller's
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +74,23 @@ def stalled(losses: Sequence[float], patience: int) -> bool:
         if loss < least - _FALLEN:
             last, least = epoch, loss
     return len(losses) - 1 - last >= patience
+
+
+class AdamW(torch.optim.AdamW):
+    """torch's AdamW, bit for bit, without what its methods do for ``torch.compile``.
+
+    They import ``torch._dynamo`` for that, which takes seconds of processor time: more than a small training.
+    """
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        inspect.unwrap(torch.optim.Optimizer.add_param_group)(self, param_group)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        inspect.unwrap(torch.optim.Optimizer.zero_grad)(self, set_to_none)
+
+    def step(self, closure: Any = None) -> Any:
+        with torch.no_grad():
+            return inspect.unwrap(torch.optim.AdamW.step)(self, closure)
 
 
 def train_epochs(

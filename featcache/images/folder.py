@@ -51,7 +51,7 @@ class FolderSource(Source):
         passed: set[str] = set()
         stores: list[str] = []
         others: list[tuple[tuple[str, ...], str]] = []
-        found: list[tuple[tuple[str, ...], str]] = []
+        found: list[tuple[tuple[str, ...], str, str]] = []
         seen: set[tuple[int, int]] = set()
         waiting: list[tuple[str, tuple[str, ...]]] = [(self._folder, ())]
         links: list[tuple[str, tuple[str, ...]]] = []
@@ -91,7 +91,7 @@ class FolderSource(Source):
                         else:
                             waiting.append(place)
                 elif is_image_name(entry.name) and _is_file(entry):
-                    found.append((parts, entry.path))
+                    found.append((parts, entry.name, entry.path))
                 else:
                     self.ignored += 1
                     others.append((parts, entry.name))
@@ -103,14 +103,14 @@ class FolderSource(Source):
                 f"({self.ignored} other files{unread_among(unread.endings)}). "
                 f"Looked for names that end in {', '.join(sorted(EXTENSIONS))}."
             )
-        tops = {parts[0] for parts, _ in found if parts}
+        tops = {parts[0] for parts, _, _ in found if parts}
         has_splits = bool(tops) and all(map(split_word, tops))
         entries = []
-        for parts, path in found:
+        for parts, name, path in found:
             folders = parts[1:] if has_splits else parts
             entries.append(
                 Entry(
-                    uri=as_text("/".join((*parts, os.path.basename(path)))),
+                    uri=as_text("/".join((*parts, name))),
                     place=path,
                     label=as_text(folders[0]) if folders else None,
                     split=split_word(parts[0]) if has_splits and parts else None,
@@ -128,7 +128,7 @@ class FolderSource(Source):
             folders = parts[1:] if has_splits else parts
             unread.add(name, as_text(folders[0]) if folders else None)
         self.unread = dict(unread.endings)
-        inner = [parts[1:] if has_splits else parts for parts, _ in found]
+        inner = [parts[1:] if has_splits else parts for parts, _, _ in found]
         self.notes = (
             *_passed_over(stores, passed),
             *_merged(tops if has_splits else (), inner),
@@ -166,9 +166,8 @@ def _merged(tops: Iterable[str], inner: Sequence[tuple[str, ...]]) -> Iterator[s
     for split, folders in merged(tops).items():
         yield f"The folders {' and '.join(map(as_text, folders))} are both the split {split}."
     spelled: dict[str, set[str]] = {}
-    for parts in inner:
-        if parts:
-            spelled.setdefault(nfc(parts[0]), set()).add(parts[0])
+    for first in {parts[0] for parts in inner if parts}:
+        spelled.setdefault(nfc(first), set()).add(first)
     if twice := sorted(as_text(name) for name, spellings in spelled.items() if len(spellings) > 1):
         yield f"Folders whose names differ only in how Unicode spells them are one class: {_listed(twice)}."
 

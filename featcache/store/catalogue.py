@@ -115,8 +115,8 @@ class Catalogue:
         with foreign_errors(str(self.path)):
             rows = self.connection.execute(sql, values).fetchall()
         allowed, hashes = _allowed(kinds)
-        if any(tuple(map(type, row)) not in allowed for row in rows) or any(
-            len(row[place]) != 32 for place in hashes for row in rows
+        if not {tuple(map(type, row)) for row in rows} <= allowed or any(
+            {len(row[place]) for row in rows} - {32} for place in hashes
         ):
             raise DamagedStoreError(
                 f"{self.path} holds a value of the wrong type, so it was not written by featcache, or is damaged. "
@@ -153,8 +153,7 @@ class Catalogue:
         found = []
         with foreign_errors(str(self.path)):
             connection = self.connection
-            connection.execute("BEGIN")
-            try:
+            with _of_one_moment(connection):
                 covered = schema.digested(schema.version_of(connection))
                 for (line,) in connection.execute("PRAGMA integrity_check(20)"):
                     if line != "ok":
@@ -165,9 +164,6 @@ class Catalogue:
                 for name, columns in covered.items():
                     if stored.get(name) != _digest(connection, name, columns):
                         found.append(f"the rows of table {name!r} are not those that were written")
-            finally:
-                with suppress(sqlite3.Error):
-                    connection.execute("COMMIT")
         return found
 
     def copy_to(self, path: Path) -> None:
@@ -247,7 +243,8 @@ class _Held:
         self.pid = os.getpid()
         self.sums: dict[str, int] = {}
         try:
-            self.format = schema.check(connection, str(path))
+            with _of_one_moment(connection):  # another process may change the format meanwhile
+                self.format = schema.check(connection, str(path))
             if self.format != schema.STORE_FORMAT:
                 if writable:
                     raise StoreError(f"{path} has store format {self.format}, which is read and not written.")
@@ -276,6 +273,17 @@ class _Held:
 
     def _change(self, name: str, sign: int, *values: Any) -> None:
         self.sums[name] = self.sums.get(name, 0) + sign * row_digest(*values)
+
+
+@contextmanager
+def _of_one_moment(connection: sqlite3.Connection) -> Iterator[None]:
+    """What is read meanwhile belongs together: no other process commits."""
+    connection.execute("BEGIN")
+    try:
+        yield
+    finally:
+        with suppress(sqlite3.Error):
+            connection.execute("COMMIT")
 
 
 def row_digest(*values: Any) -> int:

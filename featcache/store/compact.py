@@ -55,6 +55,7 @@ class CompactReport(HtmlTable):
         shards_before, shards_after: shards that the catalogue named.
         bytes_before, bytes_after: their size.
         damaged: names of shards that were left alone, as their bytes are not those that were sealed.
+        notes: what was told: that the store became one of a newer format.
     """
 
     store: str
@@ -63,6 +64,7 @@ class CompactReport(HtmlTable):
     bytes_before: int = 0
     bytes_after: int = 0
     damaged: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values."""
@@ -120,6 +122,9 @@ def compact(store: str | Path, *, progress: Progress | bool | None = None) -> Co
     """
     report = CompactReport(str(store))
     with StoreWriter(Path(store), create=False) as writer, choose(progress) as bar:
+        report.notes = writer.notes
+        for note in report.notes:
+            bar.note(note)
         report.shards_before, report.bytes_before = _count(writer.catalogue)
         report.damaged = _rewrite(writer, bar, at_least=2, dead_too=True)
         report.shards_after, report.bytes_after = _count(writer.catalogue)

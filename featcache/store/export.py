@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import h5py
 import numpy as np
 
 from featcache.core.errors import FeatcacheError, SourceError
@@ -81,6 +80,8 @@ def write(
                     layers=np.array(list(layers), dtype=str),
                 )
         else:
+            import h5py
+
             with h5py.File(partial, "w") as file:
                 file["features"] = X
                 file["labels"] = labels
@@ -160,6 +161,8 @@ def _npz(path: Path) -> dict[str, np.ndarray]:
 
 
 def _hdf5(path: Path) -> dict[str, np.ndarray]:
+    import h5py
+
     arrays = {}
     with h5py.File(path, "r") as file:
         for name in ("features", "labels", "uris", "classes", "sha256", "groups", "splits"):

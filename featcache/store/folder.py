@@ -14,6 +14,8 @@ from featcache.store.catalogue import BUSY_SECONDS, Catalogue, foreign_errors
 
 CATALOGUE = "catalog.sqlite"
 BACKUP = "catalog.backup.sqlite"
+FORMER = "catalog.format-1.sqlite"
+"""The catalogue as it was before the store became one of the present format."""
 SET_ASIDE = "damaged"
 
 

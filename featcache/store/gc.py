@@ -18,6 +18,7 @@ from featcache.store import spaces as layer_names
 from featcache.store.catalogue import Catalogue, foreign_errors
 from featcache.store.commit import forget_shard, remove_unnamed, shard_path
 from featcache.store.feature_store import FeatureStore
+from featcache.store.folder import FORMER
 from featcache.store.journal import note_dropped
 from featcache.store.spaces import parsed
 from featcache.store.writer import StoreWriter
@@ -48,6 +49,8 @@ class GcReport(HtmlTable):
         bytes: size of the shards that go altogether.
         bytes_in_part: about what ``compact`` frees in shards that keep some of their rows.
         doubtful: sources that are absent or more than half gone, with the reason; they need *force*.
+        former: the catalogue that was kept when the store became one of the present format, which goes too.
+        notes: that this run made the store one of the present format.
     """
 
     store: str
@@ -59,6 +62,8 @@ class GcReport(HtmlTable):
     bytes: int = 0
     bytes_in_part: int = 0
     doubtful: list[dict[str, str]] = field(default_factory=list)
+    former: str | None = None
+    notes: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values."""
@@ -77,6 +82,7 @@ def gc(
 ) -> GcReport:
     """Take away vectors: those of images that no source holds any more, or all of a space, of layers, or of a source.
 
+    With *apply* the catalogue goes too that was kept when an earlier run made the store one of the present format.
     The sources ``memory`` and ``paths``, of images that were given in Python, lose images only when they are named.
 
     Args:
@@ -102,7 +108,10 @@ def gc(
     report = GcReport(str(store))
     if source is not None and (space is not None or layers is not None):
         raise UsageError("Take away a source, or a space or layers, but not both in one go.")
+    former = Path(store) / FORMER
+    is_left = former.is_file()  # one that this run makes is for the user to see first
     with StoreWriter(Path(store), create=False, alone=True) as writer:
+        report.notes, report.former = writer.notes, str(former) if is_left else None
         # Only now is it settled what there is: the writer has finished what dead ones left.
         opened = FeatureStore.open(store)
         chosen = opened.spaces if space is None else [opened.space(space)]
@@ -133,6 +142,9 @@ def gc(
             _forget_source(writer.catalogue, number)
         if space is not None and layers is None:
             _forget_space(writer.catalogue, chosen[0])
+        if is_left:
+            with foreign_errors(str(former)):
+                former.unlink(missing_ok=True)
         report.applied = True
     return report
 

@@ -69,6 +69,7 @@ class RepairReport(HtmlTable):
         adopted: rows that came back from shards which the catalogue did not name.
         to_compute: ``{"source", "root", "backbone", "space", "layer", "images"}``: what the next `extract` of that
             source, backbone and layer computes.
+        notes: what was told: that the store became one of a newer format.
     """
 
     store: str
@@ -79,6 +80,7 @@ class RepairReport(HtmlTable):
     rows_lost: int = 0
     adopted: int = 0
     to_compute: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def changed(self) -> bool:
@@ -133,6 +135,8 @@ def repair(store: str | Path, *, progress: Progress | bool | None = None) -> Rep
             try:
                 recover_crashed_writers(path, catalogue)
                 with choose(progress) as bar:
+                    for note in report.notes:
+                        bar.note(note)
                     lost = _check_named(path, catalogue, bar, report)
                     _adopt_unnamed(path, catalogue, bar, report)
                 report.to_compute = _to_compute(catalogue, lost)
@@ -153,7 +157,7 @@ def _sound_catalogue(store: Path, own: Path, report: RepairReport) -> Catalogue:
     place, backup = store / CATALOGUE, store / BACKUP
     reason = _why_not(place)
     if reason is None:
-        return _writable(store, own)
+        return _writable(store, own, report)
     why_no_backup = _why_not(backup)
     new = own / CATALOGUE
     if why_no_backup is None:
@@ -173,11 +177,11 @@ def _sound_catalogue(store: Path, own: Path, report: RepairReport) -> Catalogue:
     os.replace(new, place)
     sync(store)
     reach("repair: catalogue in its place")
-    return _writable(store, own)
+    return _writable(store, own, report)
 
 
-def _writable(store: Path, own: Path) -> Catalogue:
-    bring_up_to_date(store, own)
+def _writable(store: Path, own: Path, report: RepairReport) -> Catalogue:
+    report.notes += bring_up_to_date(store, own)
     return Catalogue(store / CATALOGUE, writable=True)
 
 

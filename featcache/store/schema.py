@@ -119,6 +119,8 @@ def digested(version: int) -> dict[str, tuple[str, ...]]:
 def check(connection: sqlite3.Connection, where: str) -> int:
     """Refuse a database that is not exactly a catalogue of format 1 or 2.
 
+    The caller's transaction keeps a migration from coming between the format and the tables.
+
     Returns:
         Its format.
 

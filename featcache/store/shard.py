@@ -19,12 +19,15 @@ import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import h5py
 import numpy as np
 
 from featcache.core.errors import DamagedStoreError, ShardGoneError, StoreFormatError
 from featcache.core.recipe import Recipe
+
+if TYPE_CHECKING:
+    import h5py
 
 SHARD_FORMAT = 2
 """What is written; format 1, whose attributes have no fixed length, is read."""
@@ -72,6 +75,8 @@ def read_layout(path: Path) -> ShardLayout:
         ShardGoneError: there is no such file.
         DamagedStoreError: anything that a featcache shard cannot be; the message says what.
     """
+    import h5py  # only here: maps of sealed shards, and a run with nothing to do, have no need of it
+
     try:
         size = _regular_size(path)
         with h5py.File(path, "r") as file:
@@ -162,6 +167,8 @@ def _position(node: h5py.HLObject, path: Path) -> int:
 
 
 def _group(file: h5py.File, name: str, path: Path) -> list[str]:
+    import h5py
+
     _only_hard_links(file, name, path)
     group = file[name]
     if not isinstance(group, h5py.Group):
@@ -173,6 +180,8 @@ def _group(file: h5py.File, name: str, path: Path) -> list[str]:
 
 
 def _extent(file: h5py.File, name: str, size: int, path: Path) -> Extent:
+    import h5py
+
     _only_hard_links(file, name, path)
     dataset = file[name]
     if not isinstance(dataset, h5py.Dataset):
@@ -192,6 +201,8 @@ def _extent(file: h5py.File, name: str, size: int, path: Path) -> Extent:
 
 
 def _only_hard_links(file: h5py.File, name: str, path: Path) -> None:
+    import h5py
+
     parts = name.split("/")
     for depth in range(1, len(parts) + 1):
         link = "/".join(parts[:depth])

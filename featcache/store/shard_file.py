@@ -18,12 +18,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import h5py
 import numpy as np
 
 from featcache.store.shard import SHARD_FORMAT, Extent
 
 if TYPE_CHECKING:
+    import h5py
+
     from featcache.core.recipe import Recipe
 
 _PAGE = 4096
@@ -52,6 +53,8 @@ class Skeleton(io.RawIOBase):
     """
 
     def __init__(self, attributes: Mapping[str, int | str], datasets: list[Described]) -> None:
+        import h5py
+
         super().__init__()
         self.size = 0
         self.offsets: dict[str, int] = {}
@@ -109,6 +112,8 @@ class Skeleton(io.RawIOBase):
 
 def _allocate(file: h5py.File, dataset: Described) -> int:
     """Make room for a dataset without writing anything into it; returns where it begins."""
+    import h5py
+
     how = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     how.set_layout(h5py.h5d.CONTIGUOUS)
     how.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
@@ -129,6 +134,8 @@ def _describe(node: h5py.HLObject, attributes: Mapping[str, int | str]) -> None:
     Text has a fixed length: of any other HDF5 makes a heap without checksums, in which a flipped bit lets it search
     for ever.
     """
+    import h5py
+
     for name, value in attributes.items():
         if isinstance(value, str):
             data = value.encode()
@@ -222,6 +229,8 @@ def hash_arrays(parts: Sequence[np.ndarray]) -> str:
 
 
 def _attributes(name: str, recipe: Recipe) -> dict[str, int | str]:
+    import h5py
+
     return {
         "featcache_shard": SHARD_FORMAT,
         "name": name,

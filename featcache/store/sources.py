@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from featcache.core.errors import DamagedStoreError, UsageError
 from featcache.store.spaces import Pending
@@ -20,10 +20,13 @@ if TYPE_CHECKING:
     from featcache.store.catalogue import Catalogue
 
 
-def save_holdout(path: Path, seed: int, records: Mapping[bytes, tuple[str, str]]) -> None:
+def save_holdout(path: Path, seed: int, records: Mapping[bytes, tuple[str, str]]) -> list[str]:
     """Record the side, ``train`` or ``test``, and the reason by SHA-256, and the seed of the store's hold-out.
 
     What is recorded already stays.
+
+    Returns:
+        What the writer has to tell.
 
     Raises:
         NotAStoreError: the store is gone.
@@ -37,6 +40,20 @@ def save_holdout(path: Path, seed: int, records: Mapping[bytes, tuple[str, str]]
             "INSERT INTO holdout (sha256, part, reason) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
             ((sha256, part, reason) for sha256, (part, reason) in records.items()),
         )
+    return writer.notes
+
+
+class Listed(Protocol):
+    """An image as a source lists it."""
+
+    @property
+    def uri(self) -> str: ...
+    @property
+    def label(self) -> str | None: ...
+    @property
+    def split(self) -> str | None: ...
+    @property
+    def group(self) -> str | None: ...
 
 
 _NOT_FINITE = "; not finite: "
@@ -113,6 +130,7 @@ class SourceRecords:
 
     def __init__(self, catalogue: Catalogue, name: str, root: str, *, moved: bool = False) -> None:
         self._catalogue = catalogue
+        self._known: dict[str, Record] | None = None
         self.name = name
         with catalogue.transaction() as connection:
             known = connection.execute("SELECT id, root FROM sources WHERE name = ?", (name,)).fetchone()
@@ -150,24 +168,22 @@ class SourceRecords:
                 connection.execute("DELETE FROM requests WHERE source_id = ? AND space_id = ?", key)
                 connection.execute("INSERT INTO requests (source_id, space_id, request) VALUES (?, ?, ?)", (*key, text))
 
-    def expect(self, listed: Sequence[Pending], kept: Callable[[str], bool]) -> None:
+    def expect(self, listed: Iterable[Listed], kept: Callable[[str], bool]) -> None:
         """Note which of the listed images are not done yet.
 
         Args:
-            listed: all that the source lists now.
+            listed: all images that the source lists now.
             kept: which URIs that it does not list are not taken to be removed.
         """
-        done = {row[0] for row in self._catalogue.query(
-            "t", "SELECT uri FROM items WHERE source_id = ? UNION SELECT uri FROM quarantine WHERE source_id = ?",
-            (self.id, self.id),
-        )}  # fmt: skip
+        rejected = self._catalogue.query("t", "SELECT uri FROM quarantine WHERE source_id = ?", (self.id,))
+        done = {*self.known(), *(uri for (uri,) in rejected)}
         before = {
             row[0]: Pending(*row)
             for row in self._catalogue.query(
                 "tTTT", "SELECT uri, label, split, grp FROM pending WHERE source_id = ?", (self.id,)
             )
         }
-        wanted = {one.uri: one for one in listed if one.uri not in done}
+        wanted = {one.uri: Pending(one.uri, one.label, one.split, one.group) for one in listed if one.uri not in done}
         gone = [uri for uri in before if uri in done or (wanted.get(uri) != before[uri] and not kept(uri))]
         new = [one for uri, one in wanted.items() if before.get(uri) != one]
         gone += [one.uri for one in new if one.uri in before]
@@ -181,25 +197,23 @@ class SourceRecords:
             )
 
     def known(self) -> dict[str, Record]:
-        """All records by URI."""
-        rows = self._catalogue.query(
-            "thTTTiiiii",
-            "SELECT uri, sha256, label, split, grp, size, mtime_ns, ctime_ns, inode, indexed_ns "
-            "FROM items WHERE source_id = ?",
-            (self.id,),
-        )
-        return {row[0]: Record(*row) for row in rows}
+        """All records by URI, read once until some are written here."""
+        if self._known is None:
+            rows = self._catalogue.query(
+                "thTTTiiiii",
+                "SELECT uri, sha256, label, split, grp, size, mtime_ns, ctime_ns, inode, indexed_ns "
+                "FROM items WHERE source_id = ?",
+                (self.id,),
+            )
+            self._known = {row[0]: Record(*row) for row in rows}
+        return self._known
 
     def contradicting(self) -> list[tuple[bytes, str, str]]:
         """SHA-256, label and URI of the images that are equal byte for byte and have different labels, by URI."""
-        labeled = "FROM items WHERE source_id = ? AND label IS NOT NULL"
-        rows = self._catalogue.query(
-            "htt",
-            f"SELECT sha256, label, uri {labeled} AND sha256 IN "
-            f"(SELECT sha256 {labeled} GROUP BY sha256 HAVING count(DISTINCT label) > 1) ORDER BY uri",
-            (self.id, self.id),
-        )
-        return [(sha256, label, uri) for sha256, label, uri in rows]
+        labeled = [(r.sha256, r.label, r.uri) for r in self.known().values() if r.label is not None]
+        first: dict[bytes, str] = {}
+        twice = {sha256 for sha256, label, _ in labeled if first.setdefault(sha256, label) != label}
+        return sorted((one for one in labeled if one[0] in twice), key=lambda one: one[2])
 
     def doubled(self, uris: Collection[str]) -> dict[str, int]:
         """How many of these images other sources with the same root list too, by the sources' names."""
@@ -215,6 +229,7 @@ class SourceRecords:
         """Add these records, or bring them up to date."""
         if not records:
             return
+        self._known = None
         with self._catalogue.transaction() as connection:
             connection.executemany(
                 "INSERT INTO items (source_id, uri, sha256, label, split, grp, "
@@ -235,6 +250,7 @@ class SourceRecords:
         gone = [(self.id, uri) for uri in uris]
         if not gone:
             return
+        self._known = None
         with self._catalogue.transaction() as connection:
             connection.executemany(
                 # OR REPLACE would take the old row away without the trigger that keeps the digest.

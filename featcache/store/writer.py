@@ -56,6 +56,9 @@ class StoreWriter:
         create: make the store where there is none.
         alone: allow no other writer, now or until this one is closed.
 
+    Attributes:
+        notes: what the caller has to tell: that the store became one of the present format.
+
     Raises:
         NotAStoreError: the path holds something else, or nothing and *create* is off.
         DamagedStoreError: the catalogue is lost or damaged.
@@ -76,6 +79,7 @@ class StoreWriter:
         self.seal_seconds = SEAL_SECONDS if seal_seconds is None else seal_seconds
         self._spaces: dict[str, SpaceWriter] = {}
         self._left_to_the_next = False
+        self.notes: list[str] = []
         with foreign_errors(str(path)):
             make_folders(path, create=create)
             self.folder = path / "tmp" / uuid.uuid4().hex
@@ -84,7 +88,7 @@ class StoreWriter:
             self._common = lock_out_writers(path)
             try:
                 if has_catalogue(path):
-                    bring_up_to_date(path)
+                    self.notes += bring_up_to_date(path)
                 self.catalogue = Catalogue.create(path / CATALOGUE)
                 try:
                     self._changes = self.catalogue.connection.total_changes

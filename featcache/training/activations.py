@@ -204,7 +204,7 @@ def extract_known(
     store: FeatureStore,
     backbone: Backbone,
     layers: Sequence[str],
-    select: Selection,
+    select: Selection = ALL,
     *,
     views: int = 1,
     seed: int = 0,
@@ -234,7 +234,11 @@ def extract_known(
 
 
 def extraction_rate(
-    store: FeatureStore, backbone: Backbone, layers: Sequence[str], source: str | Sequence[str] | None
+    store: FeatureStore,
+    backbone: Backbone,
+    layers: Sequence[str],
+    source: str | Sequence[str] | None,
+    progress: Progress,
 ) -> tuple[float, float]:
     """Seconds before the first image, and per image and view, of an extraction; measured in a temporary store.
 
@@ -243,6 +247,7 @@ def extraction_rate(
         backbone: of the space.
         layers: names of layers.
         source: which source; of several the first is measured.
+        progress: is told of each image.
 
     Raises:
         MissingVectorsError: none of the images is where the store knows it.
@@ -259,7 +264,7 @@ def extraction_rate(
     few = KnownSource(name, store.sources()[name], found[:: max(1, len(found) // 40)][:40], there)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="featcache-") as folder:
-        report = extract(few, Path(folder, "s.fcache"), backbone=backbone, layers=layers, progress=False)
+        report = extract(few, Path(folder, "s.fcache"), backbone=backbone, layers=layers, progress=progress)
         seconds = time.monotonic() - began
     image = 1 / max(report.images_per_second, 1e-9)
     return max(0.0, seconds - report.computed * image), image

@@ -72,7 +72,11 @@ def _size(module: nn.Module) -> int:
 
 
 def with_all_blocks(
-    store: FeatureStore, layers: str | Sequence[str] | None, select: Selection, progress: Progress
+    store: FeatureStore,
+    layers: str | Sequence[str] | None,
+    select: Selection,
+    progress: Progress,
+    backbone: Backbone | None = None,
 ) -> tuple[FeatureStore, str | Sequence[str] | None]:
     """The layers, with `all-blocks` replaced by their names, and the store, to which those that it lacks are added.
 
@@ -81,25 +85,33 @@ def with_all_blocks(
         layers: names; each may be `all-blocks`.
         select: source, space and labels.
         progress: reports the extraction.
+        backbone: the network; by default it is found by name.
 
     Raises:
-        UsageError: no layer of the network can be pooled, or the network is a module given in Python.
+        UsageError: no layer of the network can be pooled, or it is a module in Python and was not given, or it was
+            given and nothing needs it.
+        RecipeMismatchError: the network does not have the recipe of the vectors.
         MissingVectorsError: layers are missing and the images are not where the store knows them.
     """
     given = [layers] if isinstance(layers, str) else list(layers or ())
     if ALL_BLOCKS not in given:
+        if backbone is not None:
+            raise UsageError(
+                f"Only the layers {ALL_BLOCKS} need the network; others are read from the store. Omit --weights "
+                "(backbone= in Python)."
+            )
         return store, layers
     # Imported here: other layers need no network, and `train` of stored vectors loads no torch.
     from featcache.extraction.embed import backbone_for
     from featcache.training.activations import extract_known, needed
 
     recipe = store.space(select.space).recipe
-    if recipe.backbone.startswith("module:"):
+    if backbone is None and recipe.backbone.startswith("module:"):
         raise UsageError(
-            f"The blocks of {recipe.backbone} are not known, as only Python can give it. In Python name them: "
-            "layers = featcache.training.all_blocks.block_layers(backbone), for `extract` and for `train`."
+            f"The blocks of {recipe.backbone} are not known, as only Python can give it: featcache.train(…, "
+            f"layers={ALL_BLOCKS!r}, backbone=…)."
         )
-    network = backbone_for(recipe)
+    network = backbone_for(recipe, backbone)
     blocks = block_layers(network)
     if any(needed(store, network, layer, select).bytes for layer in blocks):
         extract_known(store, network, blocks, select, progress=progress)

@@ -197,7 +197,8 @@ def _drawn(
         if settled is not None and not drawn.records:
             return drawn, seed
         try:
-            sources.save_holdout(store.path, seed, drawn.records)
+            for note in sources.save_holdout(store.path, seed, drawn.records):
+                progress.note(note)
         except StoreError as error:
             progress.note(f"The hold-out could not be kept in the store, so it may differ next time: {error}")
             return drawn, seed

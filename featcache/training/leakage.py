@@ -125,16 +125,16 @@ def guard(
 
 
 def folds_without_leakage(
-    dataset: FeatureDataset, rows: np.ndarray, k: int, seed: int, progress: Progress
+    dataset: FeatureDataset, rows: np.ndarray, near: NearDuplicates, k: int, seed: int
 ) -> tuple[FeatureDataset, list[tuple[np.ndarray, np.ndarray]], dict[str, int], dict[str, Any]]:
     """Some rows in folds that keep near-duplicates together, as a twin among the training rows would flatter a score.
 
     Args:
         dataset: labeled vectors.
         rows: (m,) row numbers.
+        near: near-duplicates among the rows, from `search`.
         k: folds, as many as the classes of at least half of the rows allow.
-        seed: of the folds and of the search.
-        progress: is told of the search.
+        seed: of the folds.
 
     Returns:
         The rows alone, where near-duplicates are one unit; their folds; of each class with fewer units than folds how
@@ -143,7 +143,6 @@ def folds_without_leakage(
     Raises:
         UsageError: a class has one unit only, or all its rows fall into one fold.
     """
-    near = search(dataset, rows, seed=seed, progress=progress)
     items = dataset.linked(near.pairs).subset(rows).in_memory()
     sizes = {str(name): len(np.unique(items.groups[items.y == name])) for name in np.unique(items.y)}
     fewest = min(sizes, key=lambda name: sizes[name])

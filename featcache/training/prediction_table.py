@@ -1,7 +1,8 @@
 """The table of predictions: CSV that is exact, grows image by image, and goes on where it was cut off.
 
 Rows grow in ``FILE.partial``, whose first line says what they are answers to; only the same head, images and options go
-on. Done, the rows are copied to ``FILE`` and that one is renamed into its place.
+on. Done, the rows are copied to ``FILE`` and that one is renamed into its place. A lock on ``FILE.partial.lock`` keeps
+two runs from mixing their rows.
 """
 
 from __future__ import annotations
@@ -12,8 +13,11 @@ import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
+
+from filelock import FileLock, Timeout
 
 from featcache.core.errors import SourceError, UsageError
 from featcache.core.outputs import PREDICTIONS, PREDICTIONS_HEADER, Kind, check_output, written_output
@@ -30,7 +34,7 @@ _DIFFERS = {"head": "the head is another", "images": "the images are others, or 
 
 def _is_partial(path: Path) -> bool:
     with path.open("rb") as file:
-        return _record(file) is not None
+        return not path.stat().st_size or _record(file) is not None
 
 
 PARTIAL = Kind("the beginning of a table of predictions", _is_partial)
@@ -94,30 +98,49 @@ class PredictionTable:
         formulas: cells so far that a spreadsheet takes for formulas.
 
     Raises:
-        UsageError: what was begun there are answers to something else; the message says what differs.
+        UsageError: what was begun there are answers to something else, and the message says what differs; or another
+            process is writing this table.
     """
 
     def __init__(
         self, path: Path, asked: Mapping[str, Any], names: Sequence[str], *, safe: bool = False, force: bool = False
     ) -> None:
         self.path, self.partial, self._safe, self._force = path, path.with_name(f"{path.name}.partial"), safe, force
-        check_output(self.partial, PARTIAL, force=force)
-        if self.partial.exists() and not _is_partial(self.partial):
-            self.partial.unlink()
         self.done = self.answered = self.formulas = 0
         self.problems: list[tuple[str, str]] = []
-        record = {"featcache": _MARK, "format": 1, **asked, "csv_safe": safe}
-        if not self.partial.exists():
-            self._file = self.partial.open("x+b")
+        check_output(self.partial, PARTIAL, force=force)
+        self._held = ExitStack()
+        self._lock()
+        try:
+            self._file = self._held.enter_context(self._opened())
+            self._begin({"featcache": _MARK, "format": 1, **asked, "csv_safe": safe}, names)
+        except BaseException:
+            self._held.close()
+            raise
+
+    def _lock(self) -> None:
+        lock = FileLock(f"{self.partial}.lock", thread_local=False)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise UsageError(
+                f"Another process is writing {self.path}. Wait for it to finish, or end it; or give another --csv FILE."
+            ) from error
+        self._held.callback(lock.release)
+        # Before it is released, so that nobody locks a file that is gone. Windows removes it by itself, afterwards.
+        self._held.callback(_remove_empty, Path(lock.lock_file))
+
+    def _opened(self) -> BinaryIO:
+        if self.partial.exists() and not _is_partial(self.partial):
+            self.partial.unlink()
+        return self.partial.open("r+b" if self.partial.exists() else "x+b")
+
+    def _begin(self, record: Mapping[str, Any], names: Sequence[str]) -> None:
+        if os.fstat(self._file.fileno()).st_size:
+            self._go_on(record, names)
+        else:
             self._file.write(json.dumps(record).encode() + b"\n" + as_csv([PREDICTIONS_HEADER]))
             self._file.flush()
-            return
-        self._file = self.partial.open("r+b")
-        try:
-            self._go_on(record, names)
-        except BaseException:
-            self._file.close()
-            raise
 
     def _go_on(self, record: Mapping[str, Any], names: Sequence[str]) -> None:
         found = _record(self._file) or {}
@@ -183,7 +206,13 @@ class PredictionTable:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        self._held.close()
+
+
+def _remove_empty(path: Path) -> None:
+    with suppress(OSError):
+        if not path.stat().st_size:
+            path.unlink()
 
 
 _KEPT = 10

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
@@ -29,6 +29,9 @@ from featcache.training.selection import Selection, SelectionOptions
 from featcache.training.sweep_cells import Cell, KnownCells, compute, digest_of_items, key_of
 from featcache.training.sweep_report import SweepReport, called, draw, markdown, ranked
 from featcache.training.train import train
+
+if TYPE_CHECKING:
+    from featcache.backbones import Backbone
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +131,7 @@ def sweep(
     layers: str | Sequence[str] | None = None,
     *,
     seed: int = 0,
+    backbone: Backbone | None = None,
     progress: Progress | bool | None = None,
     **selection: Unpack[SelectionOptions],
 ) -> SweepReport:
@@ -151,6 +155,7 @@ def sweep(
             concatenated; ``all-blocks`` as for `featcache.train`. By default every stored layer alone and all
             together, without whole activation maps.
         seed: of the hold-out, the folds, the heads and the bootstrap.
+        backbone: as for `featcache.train`.
         progress: True for a bar, False for none, None for a bar on a terminal, or an object to report to.
         **selection: ``source``, ``space`` and ``labels`` of `Selection`; and ``split``, the training part
             (``train`` by default, if the source has splits).
@@ -175,7 +180,7 @@ def sweep(
     chosen = [resolve_head(head, seed=seed) for head in named]
     runs = opened.path / RUNS
     with choose(progress) as bar:
-        opened, layers = with_all_blocks(opened, layers, select, bar)
+        opened, layers = with_all_blocks(opened, layers, select, bar, backbone)
         sets, dataset = comparable(opened, layer_sets(opened, layers, select.space), select.all_splits())
         note_incomplete(opened, dataset, bar)
         check_classes(dataset)

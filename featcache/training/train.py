@@ -18,6 +18,7 @@ from featcache.core.errors import UnknownNameError, UsageError
 from featcache.core.labels import SEPARATOR
 from featcache.core.progress import Progress, choose
 from featcache.heads import Head, resolve_head
+from featcache.heads.duration import told_if_long
 from featcache.metrics import multilabel as multilabel_splits
 from featcache.metrics import splits
 from featcache.metrics.calibration import expected_calibration_error
@@ -32,6 +33,7 @@ from featcache.training.report import describe_views, report_fields, score_field
 from featcache.training.selection import Selection, SelectionOptions
 
 if TYPE_CHECKING:
+    from featcache.backbones import Backbone
     from featcache.training.bundle import Bundle
 
 
@@ -48,6 +50,7 @@ def train(
     class_weight: str | Mapping[str, float] | None = None,
     group_near_duplicates: bool = False,
     views: str | Sequence[str] = "all",
+    backbone: Backbone | None = None,
     progress: Progress | bool | None = None,
     **selection: Unpack[SelectionOptions],
 ) -> Bundle:
@@ -82,6 +85,8 @@ def train(
             across the split are counted in the report.
         views: ``all`` stored views of the layers, ``first`` for view 0 alone, or names of views to use in addition to
             view 0.
+        backbone: for ``all-blocks``: needed only where the vectors were made by a module given in Python, or with a
+            file of weights that this machine has not seen.
         progress: True for a bar, False for none, None for a bar on a terminal, or an object to report to.
         **selection: ``source``, ``space``, ``labels`` and ``labels_only`` of `Selection`; and ``split``, the split to
             train on (``train`` by default, if the source has splits).
@@ -95,6 +100,7 @@ def train(
         UsageError: fewer than two classes, no such split, a group on both sides of a split, too few images of a class
             for the folds, a head that takes no class weights, or too little memory for the head.
         MissingVectorsError: no labeled image has vectors, or only those of one class, or some lack a layer or a view.
+        RecipeMismatchError: the backbone does not have the recipe of the vectors.
 
     Example:
         >>> bundle = fc.train("pets.fcache", "ridge")
@@ -111,7 +117,7 @@ def train(
     select = Selection(**selection)
     with choose(progress) as bar:
         chosen = views == "all" if isinstance(views, str) else list(views)
-        dataset, opened = _dataset(store, layers, select, chosen, bar)
+        dataset, opened = _dataset(store, layers, select, chosen, backbone, bar)
         dataset.tell_labels(bar)
         if task == "multilabel":
             dataset = multilabel.several_labels(dataset)
@@ -144,6 +150,7 @@ def train(
         leaked = leakage.guard(
             dataset, sides, scored=test if folds is None else None, found=near, seed=seed, progress=bar
         )
+        _note_if_long(resolved, dataset, learned, 1 + (cv or int(refit_all)), bar)
         if folds is not None:
             bundle, predictions, fitting = cross_validated(dataset, test, resolved, folds, bar)
         else:
@@ -175,6 +182,12 @@ def train(
         "seconds": time.monotonic() - began,
     }
     return bundle
+
+
+def _note_if_long(head: Head, dataset: FeatureDataset, rows: np.ndarray, fits: int, progress: Progress) -> None:
+    classes, vectors = len(dataset.labels or np.unique(dataset.y[rows])), len(rows) * len(dataset.views)
+    if (text := told_if_long(head.make(), head.name, vectors, sum(dataset.widths), classes, fits)) is not None:
+        progress.note(text)
 
 
 class Predictions(NamedTuple):
@@ -247,15 +260,18 @@ def _dataset(
     layers: str | Sequence[str] | None,
     select: Selection,
     views: bool | Sequence[str],
+    backbone: Backbone | None,
     progress: Progress,
 ) -> tuple[FeatureDataset, FeatureStore | None]:
     """The labeled vectors of a store, or of a plain file, and the store."""
     if isinstance(store, (str, Path)) and Path(store).is_file():
         options = {name: getattr(select, name) for name in ("source", "space", "labels", "labels_only")}
-        if ignored := [name for name, value in {"layers": layers, **options}.items() if value is not None]:
+        if ignored := [
+            name for name, value in {"layers": layers, "backbone": backbone, **options}.items() if value is not None
+        ]:
             raise UsageError(f"{store} is a file of features and has no {' or '.join(ignored)} to choose. Omit that.")
         return FeatureDataset.from_file(Path(store)), None
-    opened, named = with_all_blocks(FeatureStore.open(store), layers, select, progress)
+    opened, named = with_all_blocks(FeatureStore.open(store), layers, select, progress, backbone)
     if named is not layers and views is True:
         views = False  # pooled may be stored in more views than the blocks
     return FeatureDataset.from_store(opened, named, select.all_splits(), views=views).in_memory(), opened

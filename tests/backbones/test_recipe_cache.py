@@ -17,7 +17,7 @@ import torch
 from featcache.backbones import Backbone, for_recipe, get, recipe_cache
 from featcache.backbones import weights as weights_module
 from featcache.backbones.recipe_cache import RecipeCache, cache_folder, weights_used_for
-from featcache.core.errors import WeightsError
+from featcache.core.errors import RecipeMismatchError, WeightsError
 
 NAME = "timm:test_resnet"
 LAYERS = ["layer1:mean", "layer4:mean_std", "pooled"]
@@ -148,6 +148,39 @@ def test_weights_that_were_just_written_are_read_again(weights: Path, monkeypatc
     backbone = get(NAME, weights)
     backbone.resolve_layers(LAYERS)
     assert not known(backbone)
+
+
+def test_weights_that_were_just_written_are_remembered_by_their_digest(
+    weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`torch.save`, `extract` at once, and `predict` on the next day."""
+    with monkeypatch.context() as moment:
+        moment.setattr(weights_module, "RACY_NS", 3_600_000_000_000)
+        other_weights(weights)
+        recipe = get(NAME, weights).recipe
+        assert weights_used_for(recipe) == str(weights)
+        assert for_recipe(recipe).recipe == recipe
+    assert not known(get(NAME, weights))
+    assert for_recipe(recipe).recipe == recipe
+    assert known(get(NAME, weights))
+
+
+def test_a_change_that_the_clock_hides_is_seen_by_the_digest(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights_module, "RACY_NS", 3_600_000_000_000)
+    other_weights(weights)
+    recipe = get(NAME, weights).recipe
+    data = json.loads(entry(weights).read_text())
+    tensors = torch.load(weights, weights_only=True)
+    tensors["conv1.0.weight"][0, 0, 0, 0] += 1
+    torch.save(tensors, weights)
+    state = os.stat(weights)
+    # As if size and times were those of before.
+    data["unsettled"] = [state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino]
+    entry(weights).write_text(json.dumps(data))
+    assert weights_used_for(recipe) == str(weights)
+    with pytest.raises(RecipeMismatchError, match=f"{recipe.weights[:12]}; {weights} has") as refused:
+        for_recipe(recipe)
+    assert get(NAME, weights).recipe.weights[:12] in str(refused.value)
 
 
 def test_a_network_that_contradicts_what_was_known_is_not_used(weights: Path) -> None:

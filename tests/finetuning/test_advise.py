@@ -20,14 +20,15 @@ import featcache as fc
 from featcache.backbones import tiny_backbone
 from featcache.cli import main
 from featcache.core.errors import GridEdgeWarning, MissingVectorsError, UsageError
-from featcache.core.progress import Budget, Silent, seconds_of
+from featcache.core.progress import Budget, Deadline, OutOfTimeError, Silent, seconds_of
 from featcache.finetuning.advise import Advice, advise, draw_advice
 from featcache.finetuning.advise.choose import ALL_BLOCKS, SCRATCH
 from featcache.finetuning.advise.report import command
 from featcache.finetuning.advise.trials import try_depth, try_heads
 from featcache.heads import resolve_head
+from featcache.metrics.near_duplicates import NOTHING
 from featcache.metrics.splits import folds
-from featcache.training.activations import StoredItems
+from featcache.training.activations import StoredItems, extract_known
 from featcache.training.dataset import FeatureDataset
 from featcache.training.leakage import folds_without_leakage
 from featcache.training.selection import Selection
@@ -116,7 +117,7 @@ def without_times(advice: Advice) -> object:
     told = advice.to_dict()
     for kind in ("strategies", "learning_curve"):
         told[kind] = [{name: value for name, value in one.items() if name != "seconds"} for one in told[kind]]
-    return {name: told[name] for name in told.keys() - {"store", "command", "seconds", "parts", "costs"}}
+    return {name: told[name] for name in told.keys() - {"store", "command", "floor", "seconds", "parts", "costs"}}
 
 
 def test_the_hold_out_takes_no_part_and_the_seed_decides(tmp_path: Path) -> None:
@@ -145,6 +146,10 @@ def test_the_smallest_budget_leaves_one_part(early: tuple[Path, Advice]) -> None
     assert found.runner_up is found.depth is None
     assert "nothing else was measured" in found.reasons[0]
     assert "0:00 of 0:00 are left" in reason_of(found, "learning curve")
+    assert found.budget < found.floor <= found.seconds
+    # A network that nothing could use is not loaded.
+    assert "to load and use it would take" in reason_of(found, "what needs the network")
+    assert reason_of(found, "finetune") == "the network was not loaded, as the budget is too small"
     # What was not tried is estimated.
     costs = {cost["strategy"]: cost for cost in found.costs}
     softmax = found.strategies[0]
@@ -160,7 +165,7 @@ def test_what_the_budget_leaves_out_is_not_read(tmp_path: Path) -> None:
     layers = {"b.0:mean_std": wide, "b.1:mean_std": wide, "pooled": wide[:, :4]}
     path, budget = store_of(tmp_path / "s.fcache", ["a", "b"] * 5, layers), Budget(1e-6)
     dataset = FeatureDataset.from_store(fc.open(path), "pooled")
-    items, drawn, _, _ = folds_without_leakage(dataset, np.arange(10), 5, 0, Silent())
+    items, drawn, _, _ = folds_without_leakage(dataset, np.arange(10), NOTHING, 5, 0)
     stored, whole = (
         StoredItems(path, items, Selection("images"), 0, None, "no network", lambda: None),
         outcome("softmax", np.ones(10)),
@@ -219,6 +224,8 @@ def test_the_command_line_says_the_same(
     assert "learning curve (" in said
     assert re.search(r"--budget [1-9]\d*m would be enough\.$", said)
     assert f"Next:  {expected.command}" in shown
+    assert "so no smaller budget can be kept" in shown
+    assert "Not measured: finetune --from, finetune, finetune --init scratch: the network was not loaded" in shown
     assert main(["advise", str(path), "--budget", "soon"]) == 2
 
 
@@ -279,6 +286,21 @@ def test_commands() -> None:
         "finetune --from b.1": "featcache finetune s.fcache -o HEAD.fch --from b.1 --yes --seed 3",
         SCRATCH: "featcache finetune s.fcache -o HEAD.fch --init scratch --seed 3",
     }
+
+
+def test_an_extraction_that_takes_longer_than_was_thought_ends(
+    draw_images: Callable[..., Path], tmp_path: Path
+) -> None:
+    root, store = draw_images(tmp_path / "photos", each=3), tmp_path / "s.fcache"
+    fc.extract(root, store, backbone=tiny_backbone(), progress=False)
+    left = iter([1.0] * 10)  # of the check of the images and some of them
+    with pytest.raises(OutOfTimeError, match="ended as the budget was spent"):
+        extract_known(
+            fc.open(store), tiny_backbone(), ["body.0:mean_std"], progress=Deadline(lambda: next(left, 0.0), Silent())
+        )
+    assert fc.open(store).verify().ok
+    extract_known(fc.open(store), tiny_backbone(), ["body.0:mean_std"], progress=Silent())
+    assert fc.open(store).space().layers["body.0:mean_std"].rows == 6
 
 
 def test_missing_images_leave_parts_out(draw_images: Callable[..., Path], tmp_path: Path) -> None:

@@ -19,11 +19,12 @@ from featcache.core.progress import Budget, Deadline, Silent
 from featcache.finetuning.advise import advise
 from featcache.finetuning.advise.choose import compare
 from featcache.finetuning.advise.measure import MARGIN, Fold, ceiling, probe_seconds, probed_blocks
+from featcache.finetuning.advise.prepare import near_duplicates_in_time
 from featcache.finetuning.advise.report import about_items
 from featcache.metrics import splits
 from featcache.store import Item
 from featcache.training.dataset import FeatureDataset
-from featcache.training.leakage import folds_without_leakage
+from featcache.training.leakage import folds_without_leakage, search
 
 from ..store.making import keys
 from .advise_making import outcome, store_of
@@ -49,7 +50,8 @@ def labeled(y: Sequence[str], groups: Sequence[object] = (), X: np.ndarray | Non
 
 
 def drawn(dataset: FeatureDataset, rows: slice = slice(None), seed: int = 0) -> tuple[Any, list[Fold], Any, Any]:
-    return folds_without_leakage(dataset, np.arange(len(dataset.y))[rows], 5, seed, Silent())
+    chosen = np.arange(len(dataset.y))[rows]
+    return folds_without_leakage(dataset, chosen, search(dataset, chosen, seed=seed), 5, seed)
 
 
 def told(dataset: FeatureDataset) -> list[str]:
@@ -138,10 +140,30 @@ def test_few_items_are_not_searched_and_that_is_told() -> None:
 
 def test_advice_counts_near_duplicates_once(tmp_path: Path) -> None:
     y, X = twins(40, 6)
-    found = advise(store_of(tmp_path / "s.fcache", y, {"pooled": X}), budget=1e-6, progress=False)
+    found = advise(store_of(tmp_path / "s.fcache", y, {"pooled": X}), budget=10_000, progress=False)
     assert found.near_duplicates["grouped"]
     assert found.units == found.items - found.near_duplicates["pairs"] < found.items
     assert any("pairs of near-duplicates (first: " in text for text in found.reasons)
+    # Where there is no time to look for them, that is told.
+    found = advise(tmp_path / "s.fcache", budget=1e-6, progress=False)
+    assert found.units == found.items
+    assert found.near_duplicates["note"] == "not looked for, as the budget is too small"
+    assert any(text.startswith("Near-duplicates were not looked for") for text in found.reasons)
+
+
+def test_a_search_that_takes_longer_than_was_thought_is_given_up(tmp_path: Path) -> None:
+    y, X = twins(40, 6)
+    dataset, now = labeled(y, X=X), 0.0
+    budget = Budget(10, clock=lambda: now)
+
+    class Slow(Silent):
+        def advance(self, n: int = 1) -> None:
+            nonlocal now
+            now += 20
+
+    near = near_duplicates_in_time(dataset, np.arange(len(y)), 0, 0.1, budget, Slow())
+    assert near.note == "not looked for, as the budget is too small"
+    assert [part["name"] for part in budget.parts] == ["near-duplicates"]
 
 
 @given(st.lists(st.tuples(st.floats(0, 50), st.floats(0, 50)), max_size=8), st.floats(1, 100))
@@ -163,9 +185,18 @@ def test_no_part_begins_whose_estimate_does_not_fit(parts: list[tuple[float, flo
     assert len(budget.parts) == len(parts)
 
 
+def test_what_follows_the_parts_is_left_out_of_the_budget() -> None:
+    now = 0.0
+    budget = Budget(100, reserved=30, clock=lambda: now)
+    assert budget.left() == pytest.approx(68)
+    now = 70.0
+    assert (budget.left(), budget.spent()) == (0, 70)
+    assert budget.pace() > 1
+
+
 def test_work_that_takes_longer_than_estimated_ends_at_its_next_step() -> None:
     now, steps, ends = 0.0, [], []
-    budget = Budget(10, (torch.OutOfMemoryError,), lambda: now)
+    budget = Budget(10, clock=lambda: now)
 
     class Seen(Silent):
         def finish(self) -> None:
@@ -187,7 +218,8 @@ def test_work_that_takes_longer_than_estimated_ends_at_its_next_step() -> None:
     assert budget.parts[-1]["seconds"] == 12
     assert "ended as the budget was spent" in budget.parts[-1]["reason"]
     # So does a part that finds no room in memory.
-    budget = Budget(10, (torch.OutOfMemoryError,), lambda: now)
+    budget = Budget(10, clock=lambda: now)
+    budget.failures += (torch.OutOfMemoryError,)
     for error in (MemoryError("no room"), torch.OutOfMemoryError("CUDA out of memory")):
 
         def fails(error: Exception = error) -> None:

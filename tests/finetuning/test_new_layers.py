@@ -17,10 +17,12 @@ from featcache.core.errors import UsageError
 from featcache.core.progress import Silent
 from featcache.finetuning.config import TrainingConfig
 from featcache.finetuning.finetune import finetune
+from featcache.finetuning.linear_probe import CHANCE
 from featcache.finetuning.loop import validation_scores
 from featcache.finetuning.trainers import TrainingRun, mlp_predictor, train_new_layers
-from featcache.heads.predictors import MLPPredictor
+from featcache.heads.predictors import LinearPredictor, MLPPredictor
 from featcache.training.bundle import Bundle
+from tests.finetuning.problems import Heard
 from tests.finetuning.stores import blind_behind_stem, contents, draw_hues, extracted
 from tests.finetuning.test_training_items import dataset
 
@@ -41,26 +43,58 @@ def run(store: Path, layer: str | None, **options: Any) -> Bundle:
 
 def bits(bundle: Bundle) -> list[bytes]:
     predictor = bundle.predictor
+    if isinstance(predictor, LinearPredictor):  # the linear probe was kept
+        return [predictor.weight.tobytes(), predictor.bias.tobytes()]
     assert isinstance(predictor, MLPPredictor)
     return [array.tobytes() for array in (*predictor.weights, *predictor.biases)]
 
 
-def test_at_a_split_point(store: Path, tmp_path: Path) -> None:
+def test_at_a_split_point(tmp_path: Path) -> None:
+    network = blind_behind_stem()
+    store = extracted(draw_hues(tmp_path / "photos"), tmp_path / "s.fcache", network)
+    given = {"backbone": network, "config": replace(SHORT, epochs=12)}
     before = contents(store)
-    bundle = run(store, "body.0")
+    bundle = run(store, "body.0", **given)
     assert contents(store) == before
     assert bundle.head == "finetune"
     assert [use.name for use in bundle.layers] == ["stem:mean"]
     said = [bundle.report[name] for name in ("strategy", "init", "from_layer")]
     assert said == ["finetune", "new", "body.0"]
     assert len(bundle.report["views"]) == 2
-    assert len(bundle.report["curve"]["epochs"]) == 3
-    assert bundle.report["curve"]["linear_probe"] is None
-    assert bundle.chosen == {"epoch": bundle.report["curve"]["best_epoch"]}
+    assert 1 < len(bundle.report["curve"]["epochs"]) <= 12
+    probe = bundle.report["curve"]["linear_probe"]  # of what the whole network sees, which is the sum of the colors
+    assert (probe["kept"], probe["p"] < CHANCE) == (False, True)
+    assert bundle.chosen["epoch"] == bundle.report["curve"]["best_epoch"] == bundle.report["curve"]["kept_epoch"]
     # Other views that lie there are not learned from.
-    fc.extract(tmp_path / "photos", store, backbone=BACKBONE, layers=["stem:mean"], views=3, seed=4, progress=False)
-    assert bits(run(store, "body.0")) == bits(bundle)
-    assert bits(run(store, "body.0", seed=1)) != bits(bundle)
+    fc.extract(tmp_path / "photos", store, backbone=network, layers=["stem:mean"], views=3, seed=4, progress=False)
+    assert bits(run(store, "body.0", **given)) == bits(bundle)
+    assert bits(run(store, "body.0", seed=1, **given)) != bits(bundle)
+
+
+def test_where_they_do_not_beat_the_linear_probe_it_is_the_head_of_train(store: Path, tmp_path: Path) -> None:
+    heard = Heard()
+    bundle = run(store, "body.0", config=replace(SHORT, epochs=1, lr=1e-6), progress=heard)
+    assert bundle.report["curve"]["linear_probe"]["kept"]
+    assert bundle.chosen["epoch"] == 0
+    assert [use.name for use in bundle.layers] == ["pooled"]
+    trained = fc.train(store, views="first", progress=False)
+    assert bits(bundle) == bits(trained)
+    assert (bundle.fitted_on, bundle.report["score"]["accuracy"]) == (
+        trained.fitted_on,
+        trained.report["score"]["accuracy"],
+    )
+    assert bundle.report["score"]["protocol"].endswith("learned from view 0 of each image, scored on view 0")
+    assert any("does not beat the linear probe" in note or "is worse than" in note for note in heard.notes)
+    bundle.save(tmp_path / "a.fch")
+    assert fc.load(tmp_path / "a.fch").predict(tmp_path / "photos", backbone=BACKBONE)
+
+
+def test_the_vectors_of_the_linear_probe_are_extracted_where_they_lack(tmp_path: Path) -> None:
+    network = blind_behind_stem()
+    store = extracted(draw_hues(tmp_path / "photos", each=10), tmp_path / "s.fcache", network, layers=["stem:mean"])
+    bundle = run(store, "body.0", views=1, backbone=network)
+    assert bundle.report["curve"]["linear_probe"] is not None
+    assert fc.open(store).space().layers["pooled"].rows == 20
 
 
 def test_behind_the_whole_network(store: Path, tmp_path: Path) -> None:
@@ -122,10 +156,12 @@ def test_the_saved_layers_are_those_that_were_trained() -> None:
     """Their first layer takes vectors as they are, where the one that was trained took standardized ones."""
     rng = np.random.default_rng(0)
     given = dataset([("ab"[i % 2], None, None) for i in range(60)])
-    X = (5 + 3 * rng.normal(size=(60, 2)) + 2 * (given.y == "b")[:, None]).astype(np.float32)
+    X = (5 + 3 * rng.normal(size=(60, 2)) + 20 * (given.y == "b")[:, None]).astype(np.float32)
     X = np.c_[X, np.full(60, 7, np.float32)]  # one number never varies
     given = replace(given, read=lambda at: X[at], shapes=[(3,)])
-    result = train_new_layers(TrainingRun(given, np.arange(60), np.arange(0), SHORT, Silent()), "cpu")
+    run_of = TrainingRun(given, np.arange(60), np.arange(0), SHORT, Silent())
+    result = train_new_layers(run_of, lambda at: np.zeros((len(at), 2), np.float32), "cpu")
+    assert result.curve.kept
     scores, _ = validation_scores(result.model, lambda: [(torch.from_numpy(X), torch.zeros(60))], "float32")
     np.testing.assert_allclose(mlp_predictor(result).scores(X), scores.numpy(), atol=1e-4)
 

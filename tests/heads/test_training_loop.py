@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from featcache.core.errors import TrainingError, UsageError
-from featcache.heads.training_loop import NonFiniteError, stalled, train_epochs, warmup_cosine
+from featcache.heads.training_loop import AdamW, NonFiniteError, stalled, train_epochs, warmup_cosine
 
 
 def test_shares_by_hand() -> None:
@@ -53,6 +53,27 @@ class Line:
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         return functional.mse_loss(x @ self.weight.T, y)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_steps_are_those_of_torchs_adamw_to_the_last_bit(fused: bool) -> None:
+    trained = []
+    for make in (AdamW, torch.optim.AdamW):
+        layer = torch.nn.Linear(7, 3)
+        with torch.no_grad():
+            layer.weight.copy_(torch.linspace(-1, 1, 21).reshape(3, 7))
+            layer.bias.zero_()
+        groups = [{"params": [layer.weight], "weight_decay": 0.1}, {"params": [layer.bias], "weight_decay": 0.0}]
+        optimizer = make(groups, lr=0.01, fused=fused)
+        for step in range(5):
+            optimizer.zero_grad()
+            assert layer.weight.grad is None
+            layer(torch.full((2, 7), 1.0 + step)).square().sum().backward()
+            optimizer.step()
+        optimizer.load_state_dict(optimizer.state_dict())
+        trained.append((layer.weight, layer.bias))
+    for ours, theirs in zip(*trained, strict=True):
+        assert torch.equal(ours, theirs)
 
 
 def test_without_weight_decay_it_is_adam_under_a_falling_cosine() -> None:

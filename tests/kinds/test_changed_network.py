@@ -13,7 +13,8 @@ from torch import nn
 
 import featcache as fc
 from featcache.backbones.runtimes import passes_for
-from featcache.core.errors import RecipeMismatchError
+from featcache.core.errors import RecipeMismatchError, WeightsError
+from featcache.core.progress import Silent
 from featcache.core.recipe import StandardTransform
 
 TRANSFORM = StandardTransform((32,), (32, 32), "bilinear", (0.5,) * 3, (0.5,) * 3)
@@ -93,6 +94,53 @@ def test_an_unchanged_network_keeps_its_recipe(photos: Path, tmp_path: Path) -> 
     _, backbone = given(qr=False)
     fc.extract(photos, tmp_path / "s.fcache", backbone=backbone, limit=4, progress=False)
     assert fc.extract(photos, tmp_path / "s.fcache", backbone=backbone, limit=4, progress=False).computed == 0
+
+
+def test_a_run_digests_the_weights_at_its_beginning_and_its_end(photos: Path, tmp_path: Path) -> None:
+    net, backbone = given(qr=False)
+    fc.extract(photos, tmp_path / "s.fcache", backbone=backbone, limit=4, progress=False)
+    read: list[str] = []
+    net.register_state_dict_pre_hook(lambda _module, prefix, _keep: read.append(prefix))
+    fc.extract(photos, tmp_path / "s.fcache", backbone=backbone, limit=8, progress=False)
+    assert len(read) == 2
+
+
+@pytest.mark.parametrize("qr", [True, False])
+def test_training_it_while_it_computes_is_an_error(qr: bool, photos: Path, tmp_path: Path) -> None:
+    net, backbone = given(qr=qr)
+
+    class Trains(Silent):
+        def advance(self, n: int = 1) -> None:
+            in_place(net)
+
+    with pytest.raises(WeightsError, match="while it computed"):
+        fc.extract(photos, tmp_path / "s.fcache", backbone=backbone, limit=4, progress=Trains())
+
+
+class Scaled(Net):
+    """With a buffer that its state does not hold."""
+
+    def __init__(self) -> None:
+        super().__init__(qr=False)
+        self.register_buffer("scale", torch.ones(1), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * self.scale
+
+
+def test_a_buffer_that_is_not_persistent_counts_once_it_is_another(photos: Path, tmp_path: Path) -> None:
+    net = Scaled()
+    backbone = fc.Backbone.from_module(net, transform=TRANSFORM, name="mine")
+    first = fc.extract(photos, tmp_path / "s.fcache", backbone=backbone, limit=4, progress=False)
+    assert backbone.recipe.weights == given(qr=False)[1].recipe.weights
+    net.scale *= 2.0
+    again = fc.extract(photos, tmp_path / "s.fcache", backbone=backbone, limit=4, progress=False)
+    assert again.space != first.space
+    store = fc.open(tmp_path / "s.fcache")
+    one, two = (store.arrays(layers="pooled", space=space)[0] for space in (first.space, again.space))
+    np.testing.assert_allclose(2 * one, two, rtol=1e-4, atol=1e-5)
+    net.scale /= 2
+    assert backbone.recipe.fingerprint == first.space
 
 
 def test_a_compiled_graph_is_that_of_the_weights() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
+
 import pytest
 
 from tests.doors import EXCEPTIONS, table
@@ -27,6 +30,18 @@ def test_no_exception_is_left_over():
         if name not in {p.name for found in table() if found.name == door for p in found.parameters}
     }
     assert not left
+
+
+def test_every_door_is_tested_for_some_kind():
+    path = Path(__file__).parents[2] / "scripts" / "kinds.py"
+    spec = importlib.util.spec_from_file_location("kinds", path)
+    kinds = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(kinds)
+    kind_tests = [found for module in kinds.modules() if module.__name__ != __name__ for found in kinds.tests(module)]
+    tested = {door.split(":")[0] for _, doors in kind_tests for door in doors}
+    with_parameters = {door.name for door in table() if door.parameters}
+    assert with_parameters - tested == {"featcache demo"}
+    assert all(doc.__doc__ for doc in kinds.modules())
 
 
 @pytest.mark.slow

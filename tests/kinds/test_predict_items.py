@@ -21,6 +21,7 @@ from featcache.cli import main
 from featcache.core.errors import FeatcacheError, SourceError
 from featcache.extraction.known_vectors import KnownVectors
 from featcache.training.bundle import Prediction
+from featcache.training.predict import Run
 from featcache.training.prediction_table import PredictionTable, read_predictions, rows_of
 
 
@@ -179,6 +180,40 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(world, capsys):
     assert main([*words, "--top", "1"]) == 2
     assert "--top is another" in capsys.readouterr().err
     assert partial.read_bytes() == whole
+
+
+def test_a_second_run_does_not_write_the_same_table(world, capsys):
+    words = ["predict", str(world["pets.fch"]), str(world["photos"]), "--csv", str(world["t.csv"])]
+    names = [str(image) for image in sorted(world["photos"].rglob("*.jpg"))]
+    with PredictionTable(world["t.csv"], {}, names) as first:
+        first.add([Prediction(names[0], [("cats", 0.5)])])
+        begun = first.partial.read_bytes()
+        for more in ([], ["--force"]):
+            assert main([*words, *more]) == 2
+            said = capsys.readouterr().err
+            assert "Another process is writing" in said
+            assert "another --csv FILE" in said
+        assert first.partial.read_bytes() == begun
+        assert main([*words[:-1], str(world["other.csv"])]) == 0
+    assert not list(world.folder.glob("*.lock"))
+    world["t.csv.partial"].write_bytes(b"")  # of a run that was killed as it began
+    assert main(words) == 0
+    assert {path.name for path in world.folder.glob("*.csv*")} == {"labels.csv", "other.csv", "t.csv"}
+
+
+def test_json_tells_what_was_answered_before_and_now(world, capsys):
+    words = ["predict", str(world["pets.fch"]), str(world["photos"]), "--json"]
+    assert main(words) == 0
+    alone = json.loads(capsys.readouterr().out)["predictions"]
+    run = Run(fc.load(world["pets.fch"]), [world["photos"]])
+    with run.table(world["pets.fch"], world["t.csv"], safe=False, force=False) as table:
+        table.add(next(run.batches())[:10])
+    assert main([*words, "--csv", str(world["t.csv"])]) == 0
+    both = json.loads(capsys.readouterr().out)["predictions"]
+    assert [one["uri"] for one in both] == [one["uri"] for one in alone]
+    assert [one["labels"][0]["label"] for one in both] == [one["labels"][0]["label"] for one in alone]
+    assert main([*words[:2], "gone.jpg", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["predictions"][0]["labels"] == []
 
 
 def test_something_else_called_partial_is_not_overwritten(world, capsys):

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import featcache as fc
 from featcache.cli import main
-from featcache.core.errors import RecipeMismatchError
+from featcache.core.errors import FeatcacheError, RecipeMismatchError
 from tests.backbones.making import randomised
-from tests.doors import doors
+from tests.doors import Door, Parameter, World, doors
 
 NAME = "timm:test_efficientnet"
 COMMANDS = {
+    "train": ["train", "s.fcache", "-o", "blocks.fch", "--head", "ridge", "--layers", "all-blocks"],
+    "sweep": ["sweep", "s.fcache", "--heads", "ridge", "--layers", "all-blocks"],
+    "advise": ["advise", "s.fcache", "--budget", "1s"],
     "predict": ["predict", "plain.fch", "new"],
     "predict with a tuned head": ["predict", "tuned.fch", "new"],
     "evaluate": ["evaluate", "plain.fch", "s.fcache"],
@@ -26,6 +31,8 @@ COMMANDS = {
     "finetune all": ["finetune", "s.fcache", "-o", "again.fch", "--epochs", "1"],
     "faces verify": ["faces", "verify", "new/x.jpg", "photos/cats/cat-00.jpg", "--head", "match.fch"],
 }
+
+HERE = {" ".join(["featcache", *words[: 2 if words[0] == "faces" else 1]]) for words in COMMANDS.values()}
 
 
 @dataclass(frozen=True)
@@ -93,21 +100,98 @@ def test_a_command_takes_the_right_file_and_names_another_by_its_digest(words, p
     assert "no file of weights" in capsys.readouterr().err
 
 
-def test_without_a_file_the_published_weights_are_named(place, tmp_path, capsys):
-    published = tmp_path / "cache" / "weights" / "timm_test_efficientnet.safetensors"
-    published.parent.mkdir(parents=True)
-    shutil.copy(place.wrong, published)
+@pytest.fixture
+def published(place, tmp_path):
+    """Published weights, which are not those of the file."""
+    file = tmp_path / "cache" / "weights" / "timm_test_efficientnet.safetensors"
+    file.parent.mkdir(parents=True)
+    shutil.copy(place.wrong, file)
+
+
+def test_without_a_file_the_published_weights_are_named(place, published, capsys):
     assert main(["predict", "plain.fch", "new"]) == 1
     said = " ".join(capsys.readouterr().err.split())
     assert f"need the weights {place.digests[0][:12]}; the published ones are {place.digests[1][:12]}" in said
     assert "--weights FILE" in said
 
 
-def test_every_command_that_reads_a_head_or_a_space_with_its_network_is_here():
-    """Commands with ``--weights`` that are not here take the file for a network that is named beside it."""
-    named = {"extract", "faces extract", "doctor"}
-    there = {door.name.removeprefix("featcache ") for door in doors("weights") if door.name.startswith("featcache ")}
-    assert there - named == {" ".join(words[: 2 if words[0] == "faces" else 1]) for words in COMMANDS.values()}
+class Elsewhere(World):
+    """The folder of `place` as a world, in which the file has not been seen."""
+
+    def __init__(self, place: Place) -> None:
+        self.folder, self.network, self.seed, self._written = place.folder, NAME, 0, 0
+        for old, new in (("s.fcache", "pets.fcache"), ("plain.fch", "pets.fch"), ("p.fcache", "crowd.fcache")):
+            (place.folder / old).rename(place.folder / new)
+        (place.folder / "labels.csv").write_text("path,label\ncats/cat-00.jpg,cats\n")
+
+    def valid(self, door: Door, parameter: Parameter) -> Any:
+        if parameter.role in ("image", "images"):
+            return self["new"] / "x.jpg"
+        return self["pets.fcache"] if parameter.role == "store to write" else super().valid(door, parameter)
+
+    def arguments(self, door: Door, **given: Any) -> dict[str, Any]:
+        return {p.name: self.valid(door, p) for p in door.parameters if p.required} | given
+
+    def asks(self, door: Door, **given: Any) -> bool:
+        """Whether the door says that it needs the file."""
+        try:
+            outcome = self.call(door, **given)
+            said = f"{outcome.out} {outcome.err} {list(outcome.value) if door in STREAMS else outcome.value}"
+        except (FeatcacheError, TypeError) as error:
+            said = str(error)
+        return "need the weights" in " ".join(said.split())
+
+
+STREAMS = [door for door in doors() if door.name == "fc.Bundle.predictions"]
+READS_A_STORE_OR_HEAD = [
+    door
+    for door in doors()
+    if door.with_role("store", "store to write", "head") or (door.owner or int).__name__ in ("Bundle", "FeatureStore")
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("door", READS_A_STORE_OR_HEAD, ids=str)
+def test_every_door_that_needs_the_network_of_a_store_or_a_head_takes_it(door, place, published):
+    """Without the file it asks for it; whatever comes to need a network, and has no way to give it, fails here."""
+    world = Elsewhere(place)
+    ways: list[dict[str, Any]] = [{}]
+    ways += [{parameter.name: ["all-blocks"]} for parameter in door.with_role("layers")]
+    ways += [
+        {parameter.name: world[head]} for parameter in door.with_role("head") for head in ("match.fch", "tuned.fch")
+    ]
+    asks = any(world.asks(door, **way) for way in ways)
+    if door.is_command:
+        assert asks == (door.name in {*HERE, "featcache extract"})
+    elif asks:  # a head takes its network by `Bundle.on`
+        assert door.with_role("weights", "backbone", "head")
+
+
+def test_every_command_that_takes_a_file_is_here():
+    """All but those to which other weights are another network."""
+    named = {"featcache extract", "featcache faces extract", "featcache doctor"}
+    assert {door.name for door in doors("weights") if door.is_command} - named == HERE
+
+
+def test_extract_takes_the_file_for_the_network_of_the_store(place, capsys):
+    words = ["extract", "photos", "-o", "s.fcache", "--moved"]
+    assert main([*words, "--weights", place.right, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["backbone"], told["computed"], told["reused"]) == (NAME, 0, 12)
+    assert main(words) == 0
+
+
+def test_weights_that_were_just_saved_are_found_again(place, capsys):
+    """Written, used at once, and needed later by a head that only knows their digest."""
+    shutil.copyfile(place.right, "new.safetensors")
+    assert main(["similar", "s.fcache", "new/x.jpg", "--weights", "new.safetensors"]) == 0
+    assert main(["predict", "plain.fch", "new"]) == 0
+
+
+def test_layers_that_are_stored_need_no_file(place, capsys):
+    for words in (["train", "s.fcache", "-o", "a.fch"], ["sweep", "s.fcache"]):
+        assert main([*words, "--weights", place.right]) == 2
+        assert "Omit --weights" in capsys.readouterr().err
 
 
 def test_what_needs_no_file_says_so(place, capsys):

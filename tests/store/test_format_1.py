@@ -5,8 +5,10 @@ from __future__ import annotations
 import shutil
 import signal
 import sqlite3
+import sys
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import h5py
 import pytest
@@ -24,6 +26,9 @@ from featcache.store.shard import read_layout
 from featcache.store.sources import save_holdout
 from tests.store import scenarios
 from tests.store.making import fill
+
+if TYPE_CHECKING:
+    from types import FrameType
 
 OLD = Path(__file__).parents[1] / "old" / "data" / "store.fcache"
 POINTS = [point for point in failpoints.POINTS if point.startswith("migrate")]
@@ -96,6 +101,47 @@ def test_migrated_tables_are_those_of_a_new_store(store: Path, tmp_path: Path) -
     assert Catalogue(store / "catalog.backup.sqlite").format == schema.STORE_FORMAT
 
 
+def test_the_former_catalogue_is_kept_until_gc(store: Path) -> None:
+    before = answers(store)
+    former = store / "catalog.format-1.sqlite"
+    assert fc.gc(store, apply=True, force=True).former is None  # the run that makes it leaves it
+    fill(store, 20)
+    kept = Catalogue(former)
+    assert (kept.format, kept.problems()) == (1, [])
+    kept.close()
+    changed = shutil.copytree(store, store.with_name("changed.fcache"))
+    shutil.copy(former, store / "catalog.sqlite")
+    assert answers(store) | {"shards": []} == before | {"shards": []}
+    assert CliRunner().invoke(app, ["gc", str(changed)]).output.count("goes with --yes") == 1
+    assert (changed / former.name).exists()
+    report = fc.gc(changed, apply=True, force=True)
+    assert report.former == str(changed / former.name)
+    assert not (changed / former.name).exists()
+    assert fc.gc(changed).former is None
+
+
+@pytest.mark.parametrize("verb", ["gc", "compact", "repair", "extract", "train"])
+def test_whoever_migrates_says_so_once(store: Path, tmp_path: Path, verb: str) -> None:
+    photos = tmp_path / "photos"
+    for number in range(12):
+        (photos / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 40), (20 * number, 0, 0)).save(photos / "ab"[number % 2] / f"{number}.png")
+    if verb == "train":
+        words = ["train", str(store), "-o", str(tmp_path / "h.fch"), "--head", "centroid"]
+        words += ["--source", "faces", "--space", "dlib:face_resnet", "--layers", "mirrored"]
+    elif verb == "extract":
+        words = ["extract", str(photos), "-o", str(store), "--backbone", "bundled:efficientnet_lite0", "--limit", "2"]
+    else:
+        words = [verb, str(store)]
+    answer = CliRunner().invoke(app, words)
+    assert answer.exit_code == 0, answer.output
+    assert version(store) == schema.STORE_FORMAT
+    assert answer.output.count("earlier versions of featcache cannot open") == 1
+    again = CliRunner().invoke(app, [*words, "--force"] if verb == "train" else words)
+    assert again.exit_code == 0, again.output
+    assert "earlier versions" not in again.output
+
+
 @pytest.mark.parametrize("point", POINTS)
 def test_killed_at_every_step(store: Path, point: str) -> None:
     before = answers(store)
@@ -138,6 +184,24 @@ def test_readers_go_on_while_the_store_is_migrated(store: Path) -> None:
     save_holdout(store, 0, {bytes(32): ("test", "topped up")})
     assert bytes(32) in opened.sides()  # the views are gone: it is the new table that is read
     assert opened.catalogue.format == schema.STORE_FORMAT
+
+
+def test_a_migration_does_not_come_between_the_format_and_the_tables(store: Path) -> None:
+    migration = threading.Thread(target=scenarios.migrate, args=(store,))
+
+    def migrate_now(frame: FrameType, event: str, _: object) -> None:
+        if event == "return" and frame.f_code is schema.version_of.__code__ and migration.ident is None:
+            migration.start()
+            migration.join(3)  # it has committed by then, unless it has to wait for this reader
+
+    sys.setprofile(migrate_now)
+    try:
+        opened = FeatureStore.open(store)
+    finally:
+        sys.setprofile(None)
+        migration.join()
+    assert version(store) == schema.STORE_FORMAT
+    assert opened.status()["items"] > 0
 
 
 def test_a_damaged_catalogue_is_not_migrated(store: Path) -> None:

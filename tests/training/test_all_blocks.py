@@ -87,10 +87,12 @@ def test_labels_of_a_table_tell_which_images_are_meant(
     assert bundle.classes == ("cats", "dogs")
 
 
-def test_of_a_module_given_in_python_they_are_named(draw_images: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_module_of_python_is_given_once_more(draw_images: Callable[..., Path], tmp_path: Path) -> None:
     photos, backbone = draw_images(tmp_path / "photos", each=6), tiny_backbone()
     store, layers = tmp_path / "s.fcache", block_layers(backbone)
     fc.extract(photos, store, backbone=backbone, layers=layers, progress=False)
-    with pytest.raises(UsageError, match=r"block_layers\(backbone\)"):
+    with pytest.raises(UsageError, match="backbone=…"):
         run(store)
-    assert [use.name for use in fc.train(store, layers=layers, progress=False).layers] == layers
+    assert [use.name for use in run(store, backbone=backbone).layers] == layers
+    with pytest.raises(UsageError, match="Omit"):
+        fc.train(store, layers=layers, backbone=backbone, progress=False)

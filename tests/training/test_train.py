@@ -473,7 +473,7 @@ def test_a_head_with_out_of_fold_logits_is_calibrated_by_them(tmp_path: Path, cv
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("head", ["softmax", SoftmaxPathClassifier(Cs=[1e2, 1e3])], ids=["softmax", "too sure"])
+@pytest.mark.parametrize("head", ["softmax", SoftmaxPathClassifier(Cs=[3e1, 3e2])], ids=["softmax", "too sure"])
 def test_softmax_is_calibrated_by_its_own_folds(tmp_path: Path, head: Any) -> None:
     rng = np.random.default_rng(0)
     y = np.arange(240) % 3

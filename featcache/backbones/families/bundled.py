@@ -118,12 +118,12 @@ def load(name: str, weights: Path | None) -> Network:
 
     from featcache.backbones.activations import Axes
     from featcache.backbones.network import Network
-    from featcache.backbones.weights import digest_of, load_into, read_weights, settled_state
+    from featcache.backbones.weights import digest_of, load_into, read_weights, seen_file
 
     spec = spec_of(name)
     module: Any = timm.create_model(spec.arch, pretrained=False)
     path = weights or weights_file(spec)
-    before = settled_state(path)
+    before = seen_file(path)
     tensors = read_weights(path)
     state = module.state_dict()
     if weights is None:

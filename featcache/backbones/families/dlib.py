@@ -63,11 +63,11 @@ def load(name: str, weights: Path | None) -> Network:
     from featcache.backbones.activations import Axes
     from featcache.backbones.families.dlib_resnet import FaceResNet, folded
     from featcache.backbones.network import Network
-    from featcache.backbones.weights import digest_of, load_into, settled_state
+    from featcache.backbones.weights import digest_of, load_into, seen_file
 
     check_name(name)
     path = weights or installed_path(FACE_NETWORK)
-    before = settled_state(path)
+    before = seen_file(path)
     arrays = face_network_arrays(published_bytes(FACE_NETWORK, path), str(path))
     module = FaceResNet()
     load_into(module, folded(arrays), str(path))

@@ -14,7 +14,7 @@ import timm
 from featcache.backbones.activations import Axes
 from featcache.backbones.network import Network
 from featcache.backbones.recipe_cache import cache_folder
-from featcache.backbones.weights import digest_of, load_into, read_weights, settled_state
+from featcache.backbones.weights import digest_of, load_into, read_weights, seen_file
 from featcache.core.errors import UnknownNameError, UsageError, WeightsError
 from featcache.core.recipe import PixelPath, StandardTransform
 
@@ -48,13 +48,13 @@ def load(name: str, weights: Path | None) -> Network:
     config: dict[str, Any] = module.pretrained_cfg
     transform = standard_transform(name, config)
     path = weights or _own_file(name)
-    before = settled_state(path) if path is not None else None
+    before = seen_file(path) if path is not None else None
     if path is not None:
         classifier = config.get("classifier")
         load_into(module, read_weights(path), str(path), classifier if isinstance(classifier, str) else None)
     else:
         if (path := _cached_file(config)) is not None:
-            before = settled_state(path)
+            before = seen_file(path)
         module = _downloaded(name, config)
         path = _cached_file(config)
     module.reset_classifier(0)

@@ -16,7 +16,7 @@ from torchvision.transforms._presets import ImageClassification
 
 from featcache.backbones.activations import Axes
 from featcache.backbones.network import Network
-from featcache.backbones.weights import digest_of, load_into, read_weights, settled_state
+from featcache.backbones.weights import digest_of, load_into, read_weights, seen_file
 from featcache.core.errors import UnknownNameError, UsageError, WeightsError
 from featcache.core.recipe import PixelPath, StandardTransform
 
@@ -50,7 +50,7 @@ def load(name: str, weights: Path | None) -> Network:
                 f"The weights of torchvision:{name} cannot be downloaded: {error}. Download {path.name} from "
                 f"{chosen.url} on another machine, and put it into {path.parent}, or give it with --weights FILE."
             ) from error
-    before = settled_state(path)
+    before = seen_file(path)
     load_into(module, read_weights(path), str(path), classifier or "classifier")
     module = without_classifier(module)
     return Network(module, digest_of(module), PixelPath(transform), axes_of(arch), path, weights_state=before)

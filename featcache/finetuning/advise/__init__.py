@@ -13,15 +13,14 @@ import torch
 
 from featcache.core import progress as bars
 from featcache.core.arguments import checked
-from featcache.core.errors import FeatcacheError, UsageError
-from featcache.extraction.embed import backbone_for
+from featcache.core.errors import UsageError
 from featcache.finetuning.advise.choose import ORDER, cheapest_first, compare, kind_of, recommend
 from featcache.finetuning.advise.measure import curve_seconds, learning_curve
+from featcache.finetuning.advise.prepare import least, near_duplicates_in_time, network_in_time, probe_seconds
 from featcache.finetuning.advise.report import FOLDS, Advice, about_items, command, draw_advice, reasons
 from featcache.finetuning.advise.trials import SPEED, linear_probe, try_depth, try_finetuning, try_heads
 from featcache.store import FeatureStore
 from featcache.training.activations import StoredItems, extraction_rate
-from featcache.training.all_blocks import block_layers
 from featcache.training.dataset import FeatureDataset
 from featcache.training.holdout import check_classes, train_test_split
 from featcache.training.label_notes import note_incomplete, note_labels
@@ -50,14 +49,16 @@ def advise(
     All is measured by cross-validation on the training items; the hold-out (or split ``test``) takes no part, so the
     score of what is trained afterwards is honest. First the linear probe on ``pooled`` and on all blocks, ``knn`` and
     ``mlp``; then the learning curve and the accuracy of each block; then short trials of partial and full fine-tuning.
-    A part whose estimate does not fit what is left of the budget is not measured, and the reason is given. Missing
-    layers are extracted into the store.
+    A part whose estimate does not fit what is left of the budget is not measured, and the reason is given; that holds
+    for the search for near-duplicates and for loading the network too. Only the vectors are read and one linear probe
+    is fitted in any case; `Advice.floor` says how long that took. Missing layers are extracted into the store.
 
     Args:
         store: a store with ``pooled`` vectors, or its path.
         budget: seconds, or a time such as ``"10m"``.
         seed: of all that is drawn.
-        backbone: needed only where the vectors were made by a module given in Python.
+        backbone: needed only where the vectors were made by a module given in Python, or with a file of weights that
+            this machine has not seen.
         progress: as for `featcache.train`.
         **selection: as for `featcache.train`.
 
@@ -73,9 +74,23 @@ def advise(
         >>> advice.recommendation
         'softmax'
     """
-    time = bars.Budget(bars.seconds_of(budget) if isinstance(budget, str) else budget, (torch.OutOfMemoryError,))
-    if not 0 < time.seconds < math.inf:
+    seconds = bars.seconds_of(budget) if isinstance(budget, str) else budget
+    if not 0 < seconds < math.inf:
         raise UsageError(f"The budget is a number of seconds above 0, not {budget}.")
+    return advise_within(bars.Budget(seconds), store, seed=seed, backbone=backbone, progress=progress, **selection)
+
+
+def advise_within(
+    time: bars.Budget,
+    store: str | Path | FeatureStore,
+    *,
+    seed: int = 0,
+    backbone: Backbone | None = None,
+    progress: Progress | bool | None = None,
+    **selection: Unpack[SelectionOptions],
+) -> Advice:
+    """`advise` within a budget that may have begun before; the other arguments are its."""
+    time.failures += (torch.OutOfMemoryError,)
     opened = FeatureStore.open(store)
     select = Selection(**selection)
     chosen = opened.space(select.space)
@@ -87,26 +102,22 @@ def advise(
         check_classes(dataset)
         note_labels(dataset, bar)
         train_rows, test_rows, _ = train_test_split(dataset, select.split, seed, opened, bar)
-        items, folds, rare, near = folds_without_leakage(dataset, train_rows, FOLDS, seed, bar)
+        probe, before = probe_seconds(dataset, train_rows, FOLDS, time), time.spent()
+        bar.note(least(time, before + probe))
+        twins = near_duplicates_in_time(dataset, train_rows, seed, probe, time, bar)
+        items, folds, rare, near = folds_without_leakage(dataset, train_rows, twins, FOLDS, seed)
         units, where = items.groups, replace(where, source=opened.source_names(where.source))
-        whole = linear_probe(items, folds, seed, time, bar)
+        whole, first = linear_probe(items, folds, seed, time, bar)
         measured = folds[: whole.fits]  # fewer where the budget is spent by then
-        layers, network, why_not = [*(name for name in chosen.layers if name.endswith(":mean_std")), "pooled"], None, ""
-        if time.left():
-            bar.start("load the network", None, "items")
-            try:
-                network = backbone_for(chosen.recipe, backbone)
-                layers = block_layers(network)
-            except FeatcacheError as error:
-                why_not = " ".join(str(error).split())
-            bar.finish()
-        else:
-            why_not = "the network was not loaded, as the budget was spent by then"
+        network, layers, why_not = network_in_time(chosen.recipe, backbone, time, bar)
+        layers = layers or [*(name for name in chosen.layers if name.endswith(":mean_std")), "pooled"]
 
         @cache
         def rate() -> tuple[float, float] | None:
             assert network is not None  # else nothing is missing
-            return time.run(SPEED, 15.0, partial(extraction_rate, opened, network, layers, items.items[0].source))
+            watched = bars.Deadline(time.left, bars.Silent())
+            measure = partial(extraction_rate, opened, network, layers, items.items[0].source, watched)
+            return time.run(SPEED, 15.0, measure)
 
         stored = StoredItems(opened.path, items, where, seed, network, why_not, rate)
         outcomes, costs = try_heads(stored, layers, measured, whole, time, bar)
@@ -126,7 +137,7 @@ def advise(
         store=str(opened.path), backbone=chosen.recipe.backbone, classes=sorted(set(items.y.tolist())),
         items=len(train_rows), units=len(np.unique(units)), held_out=len(test_rows),
         folds=len(folds), views=list(items.views), rare_classes=rare, near_duplicates=near,
-        seed=seed, budget=time.seconds, seconds=time.spent(),
+        seed=seed, budget=time.seconds, floor=before + first, seconds=time.spent(),
         learning_curve=[outcome.to_dict(units, seed) for outcome in curve],
         more_data=None if more_data is None else more_data.to_dict(), depth=depth,
         strategies=[outcome.to_dict(units, seed) for outcome in outcomes.values()],

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FOLDS = 5
+TOO_LITTLE_TIME = "not looked for, as the budget is too small"
+"""Why near-duplicates are not known."""
 _WORDS = {
     "softmax": "the linear probe", ALL_BLOCKS: "the linear probe on all blocks", "mlp": "the MLP on frozen features",
     "knn": "nearest neighbors on frozen features", FROM: "partial fine-tuning from {}",
@@ -36,7 +38,8 @@ class Advice:
         items, units, held_out: training items, independent ones among them, and items of the hold-out, left alone.
         folds, views: of the cross-validation, and those of ``pooled`` that heads learned from.
         rare_classes, near_duplicates: classes with fewer independent items than folds; pairs that count as one item.
-        seed, budget, seconds: of all that was drawn; seconds allowed; seconds spent.
+        seed, budget, floor, seconds: of all that was drawn; seconds allowed; those until the vectors were read and one
+            linear probe was fitted, which every advice takes; seconds spent.
         learning_curve, more_data: the softmax from few training items to all, and all compared with half of them.
         depth: accuracy of each block, see `featcache.finetuning.advise.measure.depth_report`.
         strategies, comparisons: see `Outcome` and `Compared` in `featcache.finetuning.advise.choose`.
@@ -56,6 +59,7 @@ class Advice:
     near_duplicates: dict[str, Any]
     seed: int
     budget: float
+    floor: float
     seconds: float
     learning_curve: list[dict[str, Any]]
     more_data: dict[str, Any] | None
@@ -165,6 +169,8 @@ def about_items(folds: int, views: int, rare: Mapping[str, int], near: Mapping[s
         first, pairs = near["examples"][0], counted(near["pairs"], "pairs")
         named = f"first: {first['a']} and {first['b']}"
         said.append(f"{pairs} of near-duplicates ({named}) among the images: they stay in one fold and count as one.")
+    if near["note"] == TOO_LITTLE_TIME:
+        said.append(f"Near-duplicates were {near['note']}; any that there are flatter the scores.")
     return said
 
 

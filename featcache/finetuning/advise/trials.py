@@ -29,7 +29,7 @@ FEWEST = {FROM: 5, "finetune": 3, SCRATCH: 15}
 """Of each kind of fine-tuning the whole training, and the epochs below which a trial would say nothing of it."""
 _MLP_FLOPS, _FLOPS_PER_SECOND = 6 * 20 * 512, 2e10
 """Of the head ``mlp`` per vector, input and class: 20 epochs, 512 hidden units; and what small products reach."""
-SPEED, _GUESS, _SPLIT_POINTS = "speed of extraction", 12.0, 2
+SPEED, GUESS, _SPLIT_POINTS = "speed of extraction", 12.0, 2
 """A part; seconds to measure a speed before anything is known; and how many of the last blocks are tried."""
 
 
@@ -52,15 +52,18 @@ def tried(
 
 def linear_probe(
     items: FeatureDataset, folds: Sequence[Fold], seed: int, budget: Budget, progress: Progress
-) -> Outcome:
-    """The answers of the softmax on ``pooled``, to which all is compared: one fold in any case, the others in time."""
-    progress.note(f"Budget: {duration(budget.seconds)}. One fit of the linear probe is made even if it takes longer.")
+) -> tuple[Outcome, float]:
+    """The answers of the softmax on ``pooled``, to which all is compared: one fold in any case, the others in time.
+
+    Returns:
+        The answers, and the seconds of the first fold.
+    """
     run = partial(measure.answer, "softmax", items, "softmax", seed)
     first = budget.run("softmax, fold 1", None, partial(run, progress, folds[0]))
     assert first is not None  # without an estimate what fails is raised
     watched = Deadline(budget.left, progress)
     others = tried({"softmax": (1.1 * first.seconds, partial(run, watched))}, folds, range(1, len(folds)), budget)
-    return first.joined(others["softmax"]) if others else first
+    return first.joined(others["softmax"]) if others else first, first.seconds
 
 
 def provide(
@@ -76,7 +79,8 @@ def provide(
         budget.skip(what, f"its layers are not stored, and how long that takes is not known: {why}")
     if not seconds:
         return seconds is not None
-    return budget.run(f"{what}, extraction", seconds, lambda: stored.extract(layers, views, progress)) is not None
+    watched = Deadline(budget.left, progress)
+    return budget.run(f"{what}, extraction", seconds, lambda: stored.extract(layers, views, watched)) is not None
 
 
 def cost(name: str, seconds: float | None, room: int | None, how: str) -> dict[str, Any]:
@@ -192,7 +196,7 @@ def _timed(stored: StoredItems, layers: Sequence[str], budget: Budget) -> dict[s
         watched = Deadline(budget.left, Silent())
         return cell, SAFETY * cell.seconds(stored.items, replace(CONFIGS[kind], seed=stored.seed), watched)
 
-    points = budget.run("split points of the network", _GUESS, lambda: split_points(backbone.network)) or []
+    points = budget.run("split points of the network", GUESS, lambda: split_points(backbone.network)) or []
     blocks, store = {layer.rpartition(":")[0] for layer in layers}, FeatureStore.open(stored.path)
     points = [point for point in points if point in blocks] or points
     full = partial(cells.full_cell, backbone, store=store)
@@ -203,7 +207,7 @@ def _timed(stored: StoredItems, layers: Sequence[str], budget: Budget) -> dict[s
     ways["finetune"] = partial(full, init="pretrained")
     found = dict[str, Timed]()
     for name, make in ways.items():
-        one = budget.run(f"speed of {name}", _GUESS, partial(timed, kind_of(name), make))
+        one = budget.run(f"speed of {name}", GUESS, partial(timed, kind_of(name), make))
         found |= {} if one is None else {name: one}
     if backbone.is_custom:
         budget.skip(SCRATCH, f"only the code of {backbone.name} knows how its weights are initialized")
