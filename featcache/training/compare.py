@@ -74,7 +74,7 @@ def compare(
         RecipeMismatchError: the store has no vectors of a head's recipe; the message names the fields.
         MissingVectorsError: no image is left to score.
         UnknownNameError: no such split, or a head's layers are not stored.
-        UsageError: a head predicts several labels per image.
+        UsageError: a head predicts several labels per image, or knows none of the classes of the images.
 
     Example:
         >>> fc.train("pets.fcache", "knn").save("knn.fch")

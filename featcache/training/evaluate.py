@@ -120,6 +120,7 @@ def evaluate(
         RecipeMismatchError: the store's vectors have another recipe; the message names the fields.
         MissingVectorsError: no image is left to score.
         UnknownNameError: no such split, or the head's layers are not stored.
+        UsageError: the head knows none of the classes of these images.
 
     Example:
         >>> report = fc.evaluate("pets.fch", "pets.fcache")

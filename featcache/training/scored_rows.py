@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from featcache.core.errors import MissingVectorsError, RecipeMismatchError
+from featcache.core.errors import MissingVectorsError, RecipeMismatchError, UsageError
 from featcache.training import multilabel
 from featcache.training.dataset import FeatureDataset
 from featcache.training.holdout import held_out, learned_from, split_rows
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from featcache.store import FeatureStore
     from featcache.training.bundle import Bundle
     from featcache.training.selection import Selection
+
+_LISTED = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,17 +64,25 @@ def choose_test_rows(
         RecipeMismatchError: the vectors have another recipe; the message names the fields.
         MissingVectorsError: no image is left to score.
         UnknownNameError: no such split, or the head's layers are not stored.
-        UsageError: a head compares two images and predicts no labels.
+        UsageError: a head compares two images and predicts no labels, or none of the images has a class that it knows.
     """
-    _ = [head.classifier for head in (bundle, *others)]  # raises for a head that predicts no labels
+    heads = (bundle, *others)
+    _ = [head.classifier for head in heads]  # raises for a head that predicts no labels
     dataset = dataset_for(bundle, store, select, backbone)
+    found = _choose(heads, dataset, held_out(dataset, store), select.split)
+    for head in heads:
+        _check_common_classes(head, dataset, found.rows)
+    return found
+
+
+def _choose(heads: Sequence[Bundle], dataset: FeatureDataset, aside: np.ndarray, split: str | None) -> TestRows:
+    """The rows of `choose_test_rows` for the first of the heads; *aside* (n,) bool is what `train` holds out."""
     seen, taken = (
-        np.array([any(head.overlap([item.sha256]) for head in heads) for item in dataset.items], dtype=bool)
-        for heads in ([bundle], [bundle, *others])
+        np.array([any(head.overlap([item.sha256]) for head in some) for item in dataset.items], dtype=bool)
+        for some in (heads[:1], heads)
     )
-    aside = held_out(dataset, store)
+    others = len(heads) > 1
     told = f"; {learned_from(count)}" if (count := int((aside & seen).sum())) else ""
-    split = select.split
     if split is None and any(item.split == "test" for item in dataset.items):
         split = "test"
     if split is not None:
@@ -88,8 +98,29 @@ def choose_test_rows(
     protocol = "the items that neither head was trained on" if others else "the items that the head was not trained on"
     if mates:
         protocol += f", without {mates} whose group has items that {'one' if others else 'it'} was trained on"
-    trained = any(len(head.trained_on) for head in (bundle, *others))
+    trained = any(len(head.trained_on) for head in heads)
     return TestRows(dataset, rows, seen, protocol + told if trained else "all labeled items")
+
+
+def _check_common_classes(head: Bundle, dataset: FeatureDataset, rows: np.ndarray) -> None:
+    """Check that some of the rows to score have a class of the head: else every answer is wrong beforehand.
+
+    Raises:
+        UsageError: none has; the message names both sets of classes.
+    """
+    y = dataset.y[rows]
+    found = set(y.tolist()) if dataset.labels is None else set(np.array(dataset.labels)[y.any(axis=0)].tolist())
+    if found and found.isdisjoint(head.classes):
+        raise UsageError(
+            f"None of the {len(rows)} items to score has a class that the head {head.head} knows, so a score would say "
+            f"nothing. The head knows {_listed(head.classes)}; the items have {_listed(sorted(found))}. Score on a "
+            "source or split with classes of the head; if it was trained with other labels than those stored, give "
+            "them here too (--labels, --labels-only)."
+        )
+
+
+def _listed(classes: Sequence[str]) -> str:
+    return ", ".join(map(repr, classes[:_LISTED])) + (f" and {n} more" if (n := len(classes) - _LISTED) > 0 else "")
 
 
 def dataset_for(
