@@ -161,8 +161,9 @@ class StoredImage:
 def images_of(path: str | Path) -> list[Entry] | None:
     """The images that a path given for images stands for: those of a store, a folder or tar files; None for one file.
 
-    Of a store these are the images of all its sources, each listed once, whether it is still there or not: reading
-    one that is gone, or that was given in Python, says so.
+    Of a store these are the images of all its sources, whether they are still there or not: reading one that is gone,
+    or that was given in Python, says so. A file that several sources list stands there once, unless it changed
+    in between.
 
     Raises:
         SourceError: a folder or tar file holds no image, or there is no such tar file.
@@ -175,6 +176,7 @@ def images_of(path: str | Path) -> list[Entry] | None:
         return images_below(path)
     store = FeatureStore.open(path)
     found: list[Entry] = []
+    seen = set[tuple[str, bytes]]()
     for name, root in store.sources().items():
         items = store.items(source=name)
         if name != PATHS and (not root or root.startswith(IN_PYTHON)):
@@ -186,7 +188,12 @@ def images_of(path: str | Path) -> list[Entry] | None:
             continue
         there = known_images(store, name, items, [])
         gone = Unusable(f"it is not where the store {path} knows it, below {root}")
+        real = os.path.realpath(root)
         for item in items:
+            known = os.path.join(real, item.uri), item.sha256
+            if known in seen:
+                continue
+            seen.add(known)
             entry = there.get(item.uri)
             place = os.path.join(root, item.uri) if entry is None else entry.place
             uri = as_text(place) if entry is None or entry.content is None else entry.uri
