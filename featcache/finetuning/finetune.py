@@ -110,7 +110,7 @@ def finetune(
         arch: for ``scratch``, another network than that of the vectors, by its full name. ``scratch:small_cnn`` is
             meant for images of few pixels (32 × 32).
         views: with *from_layer*, of each image that are cached and trained on, see `featcache.extract`.
-        config: of the training; by default that of *init* in `CONFIGS`. Its seed is replaced by *seed*.
+        config: of the training; what it does not give is that of *init* in `CONFIGS`. Its seed is replaced by *seed*.
         seed: of the hold-out, the validation part, the views, the weights and the order.
         device: torch device; that of the backbone by default.
         checkpoint: a file that is written after each epoch and that the same call resumes from after a kill. It stays
@@ -147,14 +147,14 @@ def finetune(
         _check_can_be_augmented(known.recipe, arch)
     base = backbone_for(known.recipe, backbone) if arch is None else get(arch)
     device = str(device or base.device)
-    config = replace(config or CONFIGS[init], seed=seed)
-    check_choice("torch", config.precision, device)
+    schedule = replace(CONFIGS[init].over(config), seed=seed)
+    check_choice("torch", schedule.precision, device)
     layer, split = (POOLED, None) if from_layer is None else _cached_layer(base, from_layer, init)
     names = view_names(1 if from_layer is None else views, seed)
     task = {"recipe": known.fingerprint, "init": init, "from_layer": from_layer, "network": base.name}
     file = None if checkpoint is None else Path(checkpoint)
     if file is not None:
-        checkpoints.check(file, {"task": task | {"views": names}, "config": config.to_dict()})
+        checkpoints.check(file, {"task": task | {"views": names}, "config": schedule.to_dict()})
     with choose(progress) as bar:
         if from_layer is not None:
             wanted = needed(opened, base, layer, select, views=views, seed=seed)
@@ -184,7 +184,7 @@ def finetune(
             dataset = replace(dataset, narrow=frozen)
         guard = leakage.guard(dataset, [train_rows, test], scored=test, seed=seed, progress=bar)
         fit_began = time.monotonic()
-        run = TrainingRun(dataset, train_rows, test, config, bar, file, task)
+        run = TrainingRun(dataset, train_rows, test, schedule, bar, file, task)
         pixels = known.recipe.pixels if arch is None else None
         if from_layer is None:
             result, bundle = _fit_full(run, base, pixels, there, init, device)
@@ -218,7 +218,7 @@ def finetune(
             protocol += f"; learned from {of} of each image, scored on view 0"
         bundle.report = {
             **report_fields(bundle, dataset, test, scores, protocol),
-            **of_training(result, config, probabilities, predicted == test_set.y[rows]),
+            **of_training(result, schedule, probabilities, predicted == test_set.y[rows]),
             "near_duplicates": {**guard.report(dataset), "grouped": False},
             "strategy": "finetune",
             "init": init,

@@ -23,7 +23,7 @@ from featcache.core.errors import (
     UnknownNameError,
     UsageError,
 )
-from featcache.finetuning.config import TrainingConfig
+from featcache.finetuning.config import Schedule
 from featcache.finetuning.finetune import finetune
 from featcache.store.writer import StoreWriter
 from tests.finetuning.problems import Heard
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from featcache.training.bundle import Bundle
 
 pytestmark = pytest.mark.slow
-SHORT = TrainingConfig(epochs=1, lr=1e-3, batch_size=16)
+SHORT = Schedule(epochs=1, lr=1e-3, batch_size=16)
 
 
 def run(store: Path, **options: Any) -> Bundle:
@@ -144,7 +144,7 @@ def test_what_cannot_be_finetuned(own: Path, tmp_path: Path, draw_images: Callab
     with pytest.raises(UsageError, match=r"Only the code of .* knows.*--arch"):
         run(own, init="scratch")
     with pytest.raises(TrainingError, match="Try a lower learning rate"):
-        run(own, config=TrainingConfig(epochs=2, lr=1e30, batch_size=8))
+        run(own, config=Schedule(epochs=2, lr=1e30, batch_size=8))
 
     def transform(image: Image.Image) -> np.ndarray:
         return np.asarray(image.resize((32, 32)), np.float32).transpose(2, 0, 1)
