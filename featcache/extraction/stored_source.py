@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from featcache.core.errors import FeatcacheError, MissingVectorsError, SourceError, UnusableImageError, UsageError
 from featcache.core.names import IN_PYTHON, PATHS
+from featcache.images.csv_manifest import ManifestSource
 from featcache.images.decode import Decoded
 from featcache.images.entry import Entry, FileStat, Unusable, as_text, pixels_sha256
 from featcache.images.sources import Source, images_below, open_source
@@ -199,6 +200,46 @@ def images_of(path: str | Path) -> list[Entry] | None:
             uri = as_text(place) if entry is None or entry.content is None else entry.uri
             found.append(Entry(uri, place, None, None, None, None, StoredImage(item.sha256, entry or gone)))
     return found
+
+
+def lists(given: Path, file: Path) -> bool:
+    """Whether a store or a CSV manifest reads a file: an image that it lists, a tar file with some, or a table.
+
+    Args:
+        given: the store or the table; nothing else lists anything.
+        file: by any name but that of a hard link.
+    """
+    from featcache.store import FeatureStore
+    from featcache.store.folder import has_catalogue
+
+    places = {os.path.abspath(file), os.path.realpath(file)}
+    try:
+        if given.suffix.lower() == ".csv" and given.is_file():
+            return any(place in places for place in ManifestSource(given).places())
+        if not given.is_dir() or not has_catalogue(given):
+            return False
+        store = FeatureStore.open(given)
+        for name, root in store.sources().items():
+            if not places.isdisjoint(map(str, store.source_settings(name).values())):
+                return True
+            below = os.path.join(root, "")
+            for place in places:
+                uri = as_text(place.removeprefix(below).replace(os.sep, "/"))
+                if os.path.isabs(root) and place.startswith(below) and _is_listed(store, name, uri):
+                    return True
+    except FeatcacheError:  # whoever reads it says what is wrong with it
+        return False
+    return False
+
+
+def _is_listed(store: FeatureStore, source: str, uri: str) -> bool:
+    """Whether a source lists this image, or one in this tar file, done or not."""
+    within = " UNION ALL ".join(
+        f"SELECT 1 FROM {table} t JOIN sources s ON s.id = t.source_id "
+        "WHERE s.name = ?1 AND (t.uri = ?2 OR (t.uri > ?2 || '/' AND t.uri < ?2 || '0'))"
+        for table in ("items", "pending", "quarantine")
+    )
+    return bool(store.catalogue.query("i", f"SELECT EXISTS ({within})", (source, uri))[0][0])
 
 
 class KnownSource(Source):

@@ -96,6 +96,14 @@ class ManifestSource(Source):
                 self._refuse_twice(one)
         return entries
 
+    def places(self) -> Iterator[str]:
+        """The absolute path of each file that it lists, whether it is there or not.
+
+        Raises:
+            SourceError: it cannot be read, or a column is missing.
+        """
+        return (place for _, _, place, _ in self._files())
+
     def _files(self) -> Iterator[tuple[int, dict[str, str], str, bool]]:
         """Line number and cells of each row, the file that its path means, and whether it is there."""
         finder = FileFinder(self._folder)
