@@ -21,7 +21,7 @@ from featcache.core.progress import Progress, choose, counted, phase_if_slow
 from featcache.extraction.report import ExtractionInterrupted, ExtractReport, NothingUsableError
 from featcache.extraction.requests import DEFAULT_BACKBONE, Asked, Request, keep_asked, requests
 from featcache.extraction.run import ExtractionConfig, Run
-from featcache.extraction.source_settings import open_again
+from featcache.extraction.source_settings import ToldSource, open_again
 from featcache.extraction.stored_source import KnownSource
 from featcache.images.decode import narrow_note
 from featcache.images.entry import notes_of, unread_of
@@ -144,10 +144,11 @@ def extract(
                         f"{counted(count, 'images')} of {images.name} are also in the source {other}. For one "
                         f"source, create the store again with --name {other}."
                     )
-            if not is_reserved:
+            if isinstance(images, ToldSource):
+                records.settled = images.by_content.settled
                 records.expect(listed, _unseen(images))
                 counts = Counter(entry.label for entry in listed if entry.label is not None)
-                settings: dict[str, object] = dict(getattr(images, "settings", {}))
+                settings: dict[str, object] = dict(images.settings)
                 if 0 < len(counts) <= _CLASSES:
                     settings["classes"] = dict(counts)
                 records.remember(settings)
@@ -163,6 +164,12 @@ def extract(
                 stopped = _run(_Job(writer, records, images, listed, entries, config, bar), request, report)
                 if stopped:
                     break
+            if isinstance(images, ToldSource):
+                records.keep_groups(images.by_content.joined)
+                reports[0].from_file = images.from_file
+                if (sentence := images.by_content.note) is not None:
+                    reports[0].notes.append(sentence)
+                    bar.note(sentence)
             if not is_reserved and (contradiction := contradictions(records.contradicting())):
                 reports[0].notes.append(contradiction)
                 bar.note(contradiction)
