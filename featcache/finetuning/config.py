@@ -117,7 +117,12 @@ class Schedule(TrainingConfig):
         Args:
             stage: which stage, from 0 at the input.
             stages: how many there are.
+
+        Raises:
+            UsageError: there is no such stage.
         """
+        if not 0 <= stage < stages:
+            raise UsageError(f"stage is a number from 0 to below stages, not {stage} of {stages}.")
         return self.layer_decay ** (stages - 1 - stage)
 
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from featcache.core.arguments import described
 from featcache.core.errors import ImageMemoryError, UnusableImageError, UsageError
 from featcache.core.labels import given_label, merged
 from featcache.core.names import IN_PYTHON
@@ -80,9 +81,9 @@ class DatasetSource(Source):
                     f"A {type(part).__name__} is a table. Write it as a CSV file with the columns path,label, and give "
                     "that: table.to_csv('images.csv', index=False)."
                 )
-            if not (hasattr(part, "__len__") and hasattr(part, "__getitem__")) or isinstance(part, (str, bytes)):
+            if not (hasattr(part, "__len__") and hasattr(part, "__getitem__")) or isinstance(part, (str, bytes, type)):
                 raise UsageError(
-                    f"A source is a path or a dataset with a length and items by index, not {type(part).__name__}."
+                    f"A source is a path or a dataset with a length and items by index, not {described(part)}."
                 )
         if name is None:
             raise UsageError('A dataset needs a name, so that another one is not taken for it: name="…".')
