@@ -40,6 +40,9 @@ def note_incomplete(store: FeatureStore | None, dataset: FeatureDataset, progres
     """
     if store is None:
         return
+    # Vectors of a fine-tuned network are in no space of the store.
+    wanted = None if dataset.recipe is None else dataset.recipe.fingerprint
+    space = next((one.fingerprint for one in store.spaces if one.fingerprint == wanted), None)
     for source in sorted({item.source for item in dataset.items} & store.sources().keys()):
-        for note in store.incomplete(source, space=None if dataset.recipe is None else dataset.recipe.fingerprint):
+        for note in store.incomplete(source, space=space):
             progress.note(note)
