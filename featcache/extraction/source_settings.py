@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featcache.core.errors import DamagedStoreError, SourceError
+from featcache.core.files import absolute
 from featcache.core.progress import counted
 from featcache.extraction.by_content import ByContent, agreed
 from featcache.extraction.stored_source import KnownSource
@@ -70,7 +71,7 @@ def open_again(
     given = {"labels": _fixed(labels), "split": _fixed(_as_text(split))}
     known = store if store is not None and plain.name in store.sources() else None
     told = {} if known is None else known.source_settings(plain.name)
-    path = os.path.abspath(source) if isinstance(source, (str, Path)) else told.get("path") if is_open else None
+    path = absolute(source) if isinstance(source, (str, Path)) else told.get("path") if is_open else None
     recalled = [option for option, value in given.items() if value is None]
     if isinstance(source, Source):
         settings = {option: told[option] for option in recalled if option in told}
@@ -359,7 +360,7 @@ def _as_text(split: Split | None) -> str | Path | None:
 
 def _fixed(value: str | Path | None) -> str | None:
     """A file by its absolute path, a word as it is."""
-    return None if value is None else os.path.abspath(value) if os.path.isfile(value) else str(value)
+    return None if value is None else absolute(value) if os.path.isfile(value) else str(value)
 
 
 def _is_lost(value: str | None) -> bool:

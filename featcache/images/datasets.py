@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ import numpy as np
 
 from featcache.core.arguments import described
 from featcache.core.errors import ImageMemoryError, UnusableImageError, UsageError
+from featcache.core.files import absolute
 from featcache.core.labels import given_label, merged
 from featcache.core.names import IN_PYTHON
 from featcache.core.threads import Turn
@@ -266,7 +266,7 @@ def _files(dataset: Any) -> list[str] | None:
     """The files of a dataset of class folders that are read as they are; else None."""
     if not _has_own_folders(dataset) or getattr(dataset.loader, "__module__", None) != "torchvision.datasets.folder":
         return None
-    return [os.path.abspath(path) for path, _ in dataset.samples]
+    return [absolute(path) for path, _ in dataset.samples]
 
 
 def _targets(dataset: Any) -> list[Any]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from featcache.core.errors import SourceError, UsageError
+from featcache.core.files import absolute
 from featcache.core.labels import merged, split_name
 from featcache.images.csv_manifest import ManifestSource, read_column
 from featcache.images.datasets import DatasetSource
@@ -178,7 +179,7 @@ class DescribedSource(Source):
 
 def _fixed(given: str | Path | None) -> str | Path | None:
     """A file by its absolute path, so that it is found after the program changed its folder."""
-    return os.path.abspath(given) if given is not None and os.path.isfile(given) else given
+    return absolute(given) if given is not None and os.path.isfile(given) else given
 
 
 def fractions_of(split: str | Path | None) -> dict[str, float] | None:
