@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
@@ -41,12 +42,11 @@ from featcache.finetuning.trainers import (
     trainable_copy,
 )
 from featcache.store import FeatureStore
-from featcache.training import leakage
 from featcache.training.activations import Activations, needed, store_activations, view_names
 from featcache.training.bundle import Bundle
 from featcache.training.dataset import FeatureDataset
 from featcache.training.fit import answers, layer_uses
-from featcache.training.holdout import check_classes, train_test_split
+from featcache.training.holdout import check_classes, divide
 from featcache.training.image_dataset import image_vectors
 from featcache.training.label_notes import note_incomplete, note_labels
 from featcache.training.layer_use import LayerUse
@@ -176,13 +176,13 @@ def finetune(
             )
         check_classes(dataset)
         note_labels(dataset, bar)
-        train_rows, test, protocol = train_test_split(dataset, select.split, seed, opened, bar)
         frozen = dataset.read
         if split is not None and init == "pretrained":
             split.tail.to(device)
-            frozen = frozen_vectors(split, dataset.read)
-            dataset = replace(dataset, narrow=frozen)
-        guard = leakage.guard(dataset, [train_rows, test], scored=test, seed=seed, progress=bar)
+            narrow = cache(partial(frozen_vectors, split))
+            frozen, dataset = narrow(dataset.read), replace(dataset, narrow=narrow)
+        sides = divide(dataset, select.split, seed, opened, bar)
+        train_rows, test, protocol = sides.train_rows, sides.test_rows, sides.protocol
         fit_began = time.monotonic()
         run = TrainingRun(dataset, train_rows, test, schedule, bar, file, task)
         pixels = known.recipe.pixels if arch is None else None
@@ -219,7 +219,7 @@ def finetune(
         bundle.report = {
             **report_fields(bundle, dataset, test, scores, protocol),
             **of_training(result, schedule, probabilities, predicted == test_set.y[rows]),
-            "near_duplicates": {**guard.report(dataset), "grouped": False},
+            "near_duplicates": {**sides.leaked.report(dataset), "grouped": False},
             "strategy": "finetune",
             "init": init,
             "from_layer": from_layer,

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 
 def save_holdout(path: Path, seed: int, records: Mapping[bytes, tuple[str, str]]) -> list[str]:
-    """Record the side, ``train`` or ``test``, and the reason by SHA-256, and the seed of the store's hold-out.
+    """Record the side, ``train``, ``test`` or ``neither``, and the reason by SHA-256, and the seed of the hold-out.
 
-    What is recorded already stays.
+    What is recorded already stays, but ``train`` may become ``neither``.
 
     Returns:
         What the writer has to tell.
@@ -37,7 +37,8 @@ def save_holdout(path: Path, seed: int, records: Mapping[bytes, tuple[str, str]]
             "INSERT INTO settings (key, value) VALUES ('holdout_seed', ?) ON CONFLICT DO NOTHING", (str(seed),)
         )
         connection.executemany(
-            "INSERT INTO holdout (sha256, part, reason) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+            "INSERT INTO holdout (sha256, part, reason) VALUES (?, ?, ?) ON CONFLICT (sha256) DO UPDATE SET "
+            "part = excluded.part, reason = excluded.reason WHERE part = 'train' AND excluded.part = 'neither'",
             ((sha256, part, reason) for sha256, (part, reason) in records.items()),
         )
     return writer.notes
