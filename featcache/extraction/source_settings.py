@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,7 @@ from featcache.store.spaces import Item, Pending
 if TYPE_CHECKING:
     from featcache.images.datasets import Dataset
     from featcache.store import FeatureStore
+    from featcache.store.sources import Record
 
 _WORDS = (None, "folder", "none")
 _FIELDS = {"labels": "label", "split": "split"}
@@ -122,6 +123,7 @@ class ToldSource(Source):
         self._store, self._before, self._recalled, self._gone = store, before, recalled, gone
         self._is_open, self._is_moved = is_open, False
         self._items: list[Item] = []
+        self._listed_items: list[Item] = []
         if isinstance(inner, DescribedSource):
             inner.tolerant = recalled
 
@@ -197,16 +199,25 @@ class ToldSource(Source):
 
     def _remember_departed(self, known: Known, listed: Collection[str]) -> None:
         """Keep the label and split of images that are listed no more, by content: they may come back."""
-        within = tuple(self.within)
+        is_unseen = unseen(self)
         items = [(uri, was) for uri, was in known.items() if isinstance(was, Item)]
+        self._listed_items = [] if self._is_moved else [was for uri, was in items if uri in listed]
         there = {was.sha256.hex() for uri, was in items if uri in listed}
         found = dict(self._departed) | {
             was.sha256.hex(): [was.label, was.split]
             for uri, was in items
-            if uri not in listed and f"{uri}/".startswith(within) and (was.label or was.split)
+            if uri not in listed and not is_unseen(uri) and (was.label or was.split)
         }
         if found := {digest: pair for digest, pair in found.items() if digest not in there}:
             self.settings["departed"] = found
+
+    def miss(self, now: Mapping[str, Record]) -> bool:
+        """Keep as well the label and split of images whose files could not be read; returns whether there are any."""
+        lost = [was for was in self._listed_items if was.uri not in now and (was.label or was.split)]
+        if lost:
+            departed = self.settings.get("departed", {})
+            self.settings["departed"] = departed | {was.sha256.hex(): [was.label, was.split] for was in lost}
+        return bool(lost)
 
     @property
     def _departed(self) -> dict[str, list[str | None]]:
@@ -256,29 +267,29 @@ class ToldSource(Source):
         field, file = _FIELDS[option], self.settings[option]
         rows = described.unmatched[field]
         names = departed(self._store.catalogue, self.name) | {item.uri: item.sha256 for item in self._items}
-        by_name, _ = by_uri(rows, names, self._store.sources()[self.name])
-        values = agreed((names[uri], value) for uri, value in by_name.items())
+        path_of, _ = by_uri({path: path for path in rows}, names, self._store.sources()[self.name])
+        values = agreed((names[uri], rows[path]) for uri, path in path_of.items())
         here = {entry.uri: was.sha256 for entry in found if isinstance(was := known.get(entry.uri), Item)}
         if any(sha256 in values for sha256 in here.values()):
+            own = [getattr(entry, field) for entry in found]
             found = [
-                entry
-                if getattr(entry, field) is not None
-                else _with(entry, field, values.get(here.get(entry.uri, b"")))
-                for entry in found
+                entry if value is not None else _with(entry, field, values.get(here.get(entry.uri, b"")))
+                for entry, value in zip(found, own, strict=True)
             ]
-        there = {names[uri] for uri in by_name}.intersection(here.values())
-        count = len(rows) - sum(names[uri] in there for uri in by_name)
-        first = min(rows)
+        is_unseen, there = unseen(self), set(here.values())
+        fitting = {path for uri, path in path_of.items() if names[uri] in there or is_unseen(uri)}
+        idle = sorted(path for path in rows if path not in fitting and not is_unseen(path))
+        count = len(idle)
         if count == len(rows) and not described.named[field] and not self._is_moved:
             raise SourceError(
                 f"{file}, which an earlier run was given with --{option}, names no image of the source any more: none "
-                f"of its {counted(count, 'paths')} is there (first: {first}). Correct its paths, or give --{option} "
+                f"of its {counted(count, 'paths')} is there (first: {idle[0]}). Correct its paths, or give --{option} "
                 "again."
             )
         if count:
             self.notes += (
                 f"{file}, which an earlier run was given with --{option}, names {counted(count, 'paths')} that are no "
-                f"images of the source any more (first: {first}).",
+                f"images of the source any more (first: {idle[0]}).",
             )
         return found, values
 
@@ -299,6 +310,12 @@ class ToldSource(Source):
             self.from_file[option] = counts
             if is_given or counts["removed"]:
                 self.notes += (_in_words(option, Path(self.settings[option]).name, counts),)
+
+
+def unseen(source: Source) -> Callable[[str], bool]:
+    """Tells of a URI whether the source did not look where it is, so that its absence says nothing."""
+    within, incomplete = tuple(source.within), tuple(source.incomplete)
+    return lambda uri: not f"{uri}/".startswith(within) or f"{uri}/".startswith(incomplete)
 
 
 def _in_words(option: str, file: str, counts: Mapping[str, int]) -> str:

@@ -19,6 +19,7 @@ from featcache.core.errors import SourceError, UsageError
 from featcache.core.progress import Silent
 from featcache.images.sources import open_source
 from featcache.store.writer import StoreWriter
+from tests.images.tars import write_tar
 
 MOVED = fc.ExtractionConfig(moved=True)
 
@@ -229,6 +230,49 @@ def test_a_source_with_a_new_root_keeps_labels_and_splits(place: Path, tmp_path:
         assert by_content(store) == before
         run(source, store, net, name="pets")
         assert by_content(store) == before
+
+
+def test_rows_of_tar_files_that_were_not_looked_at_are_not_missed(tmp_path: Path, net: Backbone) -> None:
+    store, names = tmp_path / "s.fcache", {}
+    (tmp_path / "tars").mkdir()
+    for k in range(3):
+        members = []
+        for i in range(3):
+            paint(tmp_path / "x.png", 10 * k + i)
+            members.append((f"{i}.png", (tmp_path / "x.png").read_bytes()))
+            names[f"t-00{k}.tar/{i}.png"] = f"L{i}"
+        write_tar(tmp_path / "tars" / f"t-00{k}.tar", members)
+    del names["t-002.tar/0.png"], names["t-002.tar/1.png"], names["t-002.tar/2.png"]
+    run(tmp_path / "tars", store, net, labels=table(tmp_path / "labels.csv", "label", names))
+    before = stored(store)
+    for k in range(3):  # of the last, the table names nothing
+        notes = run(tmp_path / "tars" / f"t-00{k}.tar", store, net)
+        assert not told(notes, "labels.csv")
+        assert stored(store) == before
+
+
+@pytest.mark.parametrize("how", ["lost tables", "fractions"])
+def test_images_that_could_not_be_read_for_a_while_have_what_they_had(
+    place: Path, tmp_path: Path, net: Backbone, how: str
+) -> None:
+    given, store = tables(place), tmp_path / "s.fcache"
+    run(place, store, net, **(given if how == "lost tables" else {"split": "0.5/0.5"}))
+    before = by_content(store)
+    for path in given.values():
+        path.unlink()
+    away = [place / uri for uri in uris(place) if uri[2] in "024"]
+    contents = {path: path.read_bytes() for path in away}
+    for path in away:
+        path.write_bytes(b"")
+    for label in "de":  # so that the draw is another
+        for i in range(5):
+            paint(place / label / f"{i}.png", ord(label) * 10 + i)
+    run(place, store, net)
+    assert len(fc.open(store).quarantine()) == 9
+    for path, data in contents.items():
+        path.write_bytes(data)
+    run(place, store, net)
+    assert before.items() <= by_content(store).items()
 
 
 # Fractions.
