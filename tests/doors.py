@@ -53,7 +53,6 @@ ROLES = {
     "image_timeout": NUMBERS, "dropout": NUMBERS, "hidden": "widths", "budget": "budget", "dim": NUMBERS,
     "size": NUMBERS, "prefix_tokens": NUMBERS, "input_size": NUMBERS, "weight_decay": NUMBERS,
     "warmup_fraction": NUMBERS, "layer_decay": NUMBERS, "patience": NUMBERS, "label_smoothing": NUMBERS,
-    "stage": NUMBERS, "stages": NUMBERS,
     "quick": FLAG, "yes": FLAG, "force": FLAG, "apply": FLAG, "strict": FLAG, "moved": FLAG, "scaled": FLAG,
     "refit_all": FLAG, "group_near_duplicates": FLAG, "centre_box": FLAG, "csv_safe": FLAG,
     # Objects.
@@ -454,7 +453,6 @@ _SPECIAL: dict[tuple[str, str], Callable[[World], Any]] = {
     ("featcache export", "file"): lambda world: world.new_file(".npz"),
     ("fc.FeatureStore.export", "path"): lambda world: world.new_file(".npz"),
     ("featcache demo", "target"): lambda world: world.new_file(),
-    ("fc.TrainingConfig.share_of_stage", "stages"): lambda world: 3,
 }
 _SPECIAL |= {
     (door, "target"): lambda world: world.new_file(".fch")

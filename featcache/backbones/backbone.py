@@ -417,7 +417,13 @@ class Backbone:
         Returns:
             For each layer's name its activations (n, …) float32.
         """
-        if batch.ndim != 4 or batch.dtype.kind not in "uf":
+        transform = self.pixels.transform
+        fits = batch.ndim == 4 and batch.dtype.kind in "uf"
+        if fits and isinstance(transform, StandardTransform):
+            fits = batch.shape[1:] == (*transform.crop, 3)
+        elif fits:
+            fits = batch.shape[1] == 3
+        if not fits:
             raise UsageError(
                 f"A batch stacks what `prepare` gave for n images; this one has shape {batch.shape} and dtype "
                 f"{batch.dtype}."

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from featcache.backbones.backbone import Backbone
 from featcache.core.arguments import checked
+from featcache.core.errors import UsageError
 from featcache.core.recipe import StandardTransform
+
+_LARGEST = 4096
 
 
 @checked
@@ -18,7 +21,12 @@ def tiny_backbone(seed: int = 0, dim: int = 16, size: int = 32) -> Backbone:
 
     Returns:
         A backbone with the layers ``stem``, ``body.0`` and ``body.1`` besides ``pooled``.
+
+    Raises:
+        UsageError: a length or size below 1, or above 4096.
     """
+    if not (1 <= dim <= _LARGEST and 1 <= size <= _LARGEST):
+        raise UsageError(f"dim and size are numbers from 1 to {_LARGEST}, not {dim} and {size}.")
     import torch
     from torch import nn
 

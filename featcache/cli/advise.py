@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from featcache.backbones import Backbone
     from featcache.finetuning.advise import Advice
 
-_DRAWING = 2.0
-"""Seconds to draw the figure."""
+_AROUND, _DRAWING = 0.7, 2.0
+"""Seconds of processor time to start and end the command, and to draw the figure."""
 
 
 @command(interrupted="Layers that were extracted stay in the store.", writes={"figure": FIGURE})
@@ -55,7 +55,7 @@ def advise(
     from featcache.core.progress import Budget, seconds_of
 
     # It begins here: imports take seconds, and an extraction minutes.
-    time = Budget(seconds_of(budget), reserved=0.0 if figure is None else _DRAWING)
+    time = Budget(seconds_of(budget), reserved=_AROUND + (0.0 if figure is None else _DRAWING))
     from featcache.core.errors import NotAStoreError
     from featcache.finetuning.advise import advise_within, draw_advice
     from featcache.store import FeatureStore

@@ -84,7 +84,13 @@ def _check_outputs(options: Mapping[str, Any], writes: Mapping[str, Kind]) -> No
         if path is None or (kind is PREDICTIONS and str(path) == STDOUT):
             continue
         others = [part for key, value in options.items() if key != name for part in _paths(value)]
-        check_output(path, kind, inputs=others, force=options["force"])
+        check_output(path, kind, inputs=others, lists=_lists, force=options["force"])
+
+
+def _lists(given: Path, image: Path) -> bool:
+    from featcache.extraction.stored_source import lists
+
+    return lists(given, image)
 
 
 def _paths(value: Any) -> list[str | Path]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +18,6 @@ from featcache.core.outputs import FIGURE, HEAD
 from featcache.core.visible import visible
 
 if TYPE_CHECKING:
-    from featcache.finetuning.config import TrainingConfig
     from featcache.training.activations import Activations
 
 
@@ -101,7 +99,8 @@ def finetune(
     Example: featcache finetune pets.fcache -o tuned.fch --from blocks.6 --yes
     """
     from featcache.finetuning import checkpoint as checkpoints
-    from featcache.finetuning.finetune import CONFIGS, VIEWS, activations_needed, check_arguments
+    from featcache.finetuning.config import TrainingConfig
+    from featcache.finetuning.finetune import VIEWS, activations_needed, check_arguments
     from featcache.finetuning.finetune import finetune as run
 
     check_arguments(from_layer, init, arch)
@@ -109,8 +108,7 @@ def finetune(
         raise UsageError(f"--hidden does not go with --init {init}. Omit it, or take --from LAYER --init new.")
     if views is not None and from_layer is None:
         raise UsageError("--views goes with --from alone: without it every epoch sees another view of each image.")
-    config = _config(
-        CONFIGS[init],
+    config = TrainingConfig(
         hidden=None if hidden is None else _widths(hidden),
         dropout=dropout,
         epochs=epochs,
@@ -143,10 +141,6 @@ def finetune(
         draw_learning_curve(Curve.from_dict(report["curve"]), curve, force=force)
         report["figure"] = str(curve)
     return Answer(report, lambda: _show(report))
-
-
-def _config(default: TrainingConfig, **given: Any) -> TrainingConfig:
-    return replace(default, **{name: value for name, value in given.items() if value is not None})
 
 
 def _widths(text: str) -> tuple[int, ...]:

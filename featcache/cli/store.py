@@ -222,7 +222,9 @@ def export(
     from featcache.store import FeatureStore
 
     opened = FeatureStore.open(store)
-    incomplete = [note for name in opened.source_names(selected(source)) for note in opened.incomplete(name)]
+    incomplete = [
+        note for name in opened.source_names(selected(source)) for note in opened.incomplete(name, space=space)
+    ]
     made = opened.export(
         file, split=split, layers=layer_list(context, layers) or None, source=selected(source), space=space, force=force
     )

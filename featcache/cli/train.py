@@ -84,8 +84,8 @@ def train(
         bool,
         typer.Option(
             "--group-near-duplicates",
-            help="Keep near-duplicates (re-encoded, resized, cropped images) on one side of every split; those of"
-            " held-out images are left out.",
+            help="Keep near-duplicates (re-encoded, resized, cropped images) on one side of the source's own split"
+            " and of each fold. Those of held-out images are left out in any case.",
         ),
     ] = False,
     views: Annotated[
@@ -177,7 +177,7 @@ def evaluate(
     as_json: Json = False,
     debug: Debug = False,
 ) -> Answer:
-    """Score a head on images of a store: the split test, else the images it was not trained on.
+    """Score a head on images of a store: the split test, else held-out images it was not trained on.
 
     Example: featcache evaluate pets.fch pets.fcache --confusion pets.png
     """
@@ -357,9 +357,15 @@ def warn_of_little(unscored: Sequence[str], n: int) -> None:
 
 def warn_of_near_duplicates(found: Mapping[str, Any] | None) -> None:
     """Warn of near-duplicates across the split, as a report has them."""
-    if found and found["across"]:
-        first, pairs = found["examples"][0], counted(found["across"], "pairs")
-        output.say(f"Warning: {pairs} of near-duplicates across the split (first: {first['a']}, {first['b']}).")
+    if not found:
+        return
+    first = f" (first: {found['examples'][0]['a']}, {found['examples'][0]['b']})" if found["examples"] else ""
+    if found["left_out"]:
+        output.say(f"Left out: {counted(found['left_out'], 'near-duplicates')} of held-out items{first}")
+    if found["note"]:
+        output.say(f"Near-duplicates: {found['note']}")
+    if found["across"]:
+        output.say(f"Warning: {counted(found['across'], 'pairs')} of near-duplicates across the split{first}.")
 
 
 def _show_against(against: Mapping[str, Any], head: Path) -> None:

@@ -69,7 +69,8 @@ def checked(function: Callable[_P, _T]) -> Callable[_P, _T]:
         function: annotated, in a module with ``from __future__ import annotations``.
 
     Returns:
-        The function; it raises `UsageError` where an argument is of another kind.
+        The function; it raises `UsageError` where an argument is of another kind, and gets a list where an array was
+        given for one.
 
     Example:
         >>> @checked
@@ -93,10 +94,15 @@ def checked(function: Callable[_P, _T]) -> Callable[_P, _T]:
     @functools.wraps(function)
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _T:
         signature, kinds = expected()
-        for name, value in signature.bind(*args, **kwargs).arguments.items():
+        given = signature.bind(*args, **kwargs)
+        for name, value in given.arguments.items():
             if name in kinds:
                 check(name, value, kinds[name])
-        return function(*args, **kwargs)
+                if name == "seed" and isinstance(value, Integral) and value < 0:
+                    raise UsageError(f"seed is a whole number from 0 on, not {value}.")
+                if _of_numpy(value, "ndarray") and any(map(_LIST.fullmatch, _alternatives(kinds[name]))):
+                    given.arguments[name] = value.tolist()  # an array has no truth, and its texts are no `str`
+        return function(*given.args, **given.kwargs)
 
     return call
 

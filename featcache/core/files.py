@@ -10,6 +10,19 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
+def absolute(path: str | os.PathLike[str]) -> str:
+    """A path from the root on, without ``.`` and ``..``.
+
+    As for the system, a ``..`` behind a link leads to what lies above the place that the link leads to;
+    `os.path.abspath` takes both away.
+    """
+    plain = os.path.abspath(path)
+    if os.pardir not in os.fspath(path).split(os.sep) or os.path.realpath(path) == os.path.realpath(plain):
+        return plain
+    folder, name = os.path.split(path)
+    return os.path.normpath(os.path.join(os.path.realpath(folder), name))
+
+
 @contextmanager
 def partial_beside(path: Path) -> Iterator[Path]:
     """A new, empty file beside *path*, which is gone after the block unless it was renamed.

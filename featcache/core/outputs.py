@@ -4,7 +4,8 @@ One rule for every such file, looked at before the work and once more when it is
 
 - A file of the same kind that featcache wrote gives way: a head to a head, a figure to a figure. Anything else there
   is not overwritten, unless that is forced.
-- What the work itself reads (a table, a head, an image in its folder) and what lies in a store are never replaced.
+- What the work itself reads (a table, a head, an image in its folder or that its table or store lists) and what lies in
+  a store are never replaced.
 - A link is judged by what it leads to. Where it may give way, it is replaced itself, and what it leads to stays.
 """
 
@@ -106,13 +107,21 @@ VECTORS = Kind("a file of vectors from featcache", _is_vectors, (".h5", ".hdf5",
 PAIRS = Kind("a list of pairs", _is_pairs)
 
 
-def check_output(path: str | Path, kind: Kind, *, inputs: Iterable[str | Path] = (), force: bool = False) -> None:
+def check_output(
+    path: str | Path,
+    kind: Kind,
+    *,
+    inputs: Iterable[str | Path] = (),
+    lists: Callable[[Path, Path], bool] | None = None,
+    force: bool = False,
+) -> None:
     """Find out before the work whether a file can be written; its folder is made.
 
     Args:
         path: the file.
         kind: what it will be.
         inputs: files and folders that the work reads, and its other outputs.
+        lists: whether one of the inputs, a table or a store, reads an image elsewhere.
         force: replace a file of another kind.
 
     Raises:
@@ -140,6 +149,8 @@ def check_output(path: str | Path, kind: Kind, *, inputs: Iterable[str | Path] =
                 raise UsageError(f"{path} is read by this command, so it is not overwritten. Give another file.")
             if not ours and given.is_dir() and Path(os.path.abspath(path)).is_relative_to(os.path.abspath(given)):
                 raise UsageError(f"{path} lies in {given}, which is read, so it is not overwritten. Give another file.")
+            if not ours and lists is not None and lists(given, path):
+                raise UsageError(f"{path} is read through {given}, so it is not overwritten. Give another file.")
         if not ours and not force:
             raise UsageError(
                 f"{path} exists and is not {kind.name}, so it is not overwritten. Give another file, or --force "

@@ -95,7 +95,7 @@ class Budget:
 
     Args:
         seconds: in all; 2 % of them are for what follows the parts.
-        reserved: further seconds for what follows the parts.
+        reserved: seconds of processor time for what else follows the parts, or went before.
         clock: gives the time in seconds.
 
     Attributes:
@@ -114,7 +114,7 @@ class Budget:
 
     def left(self) -> float:
         """Seconds that are left for parts, 0 or more."""
-        return max(0.0, 0.98 * self.seconds - self._reserved - self.spent())
+        return max(0.0, 0.98 * self.seconds - self._reserved * self.pace() - self.spent())
 
     def pace(self) -> float:
         """Seconds for one of processor time, 1 or more: where other processes work too, all takes longer."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +22,7 @@ from featcache.core.progress import Progress, choose, counted, phase_if_slow
 from featcache.extraction.report import ExtractionInterrupted, ExtractReport, NothingUsableError
 from featcache.extraction.requests import DEFAULT_BACKBONE, Asked, Request, keep_asked, requests
 from featcache.extraction.run import ExtractionConfig, Run
-from featcache.extraction.source_settings import open_again
+from featcache.extraction.source_settings import ToldSource, open_again, unseen
 from featcache.extraction.stored_source import KnownSource
 from featcache.images.decode import narrow_note
 from featcache.images.entry import notes_of, unread_of
@@ -142,6 +142,7 @@ def extract(
             notes += writer.notes
             for note in writer.notes:
                 bar.note(note)
+            settings: dict[str, object] = {}
             records = SourceRecords(writer.catalogue, images.name, images.root, moved=config.moved)
             if records.is_new:
                 for other, count in records.doubled({entry.uri for entry in listed}).items():
@@ -149,10 +150,11 @@ def extract(
                         f"{counted(count, 'images')} of {images.name} are also in the source {other}. For one "
                         f"source, create the store again with --name {other}."
                     )
-            if not is_reserved:
-                records.expect(listed, _unseen(images))
+            if isinstance(images, ToldSource):
+                records.settled = images.by_content.settled
+                records.expect(listed, unseen(images))
                 counts = Counter(entry.label for entry in listed if entry.label is not None)
-                settings: dict[str, object] = dict(getattr(images, "settings", {}))
+                settings |= images.settings
                 if 0 < len(counts) <= _CLASSES:
                     settings["classes"] = dict(counts)
                 records.remember(settings)
@@ -168,6 +170,14 @@ def extract(
                 stopped = _run(_Job(writer, records, images, listed, entries, config, bar), request, report)
                 if stopped:
                     break
+            if isinstance(images, ToldSource):
+                records.keep_groups(images.by_content.joined)
+                if images.miss(records.known()):
+                    records.remember(settings | images.settings)
+                reports[0].from_file = images.from_file
+                if (sentence := images.by_content.note) is not None:
+                    reports[0].notes.append(sentence)
+                    bar.note(sentence)
             if not is_reserved and (contradiction := contradictions(records.contradicting())):
                 reports[0].notes.append(contradiction)
                 bar.note(contradiction)
@@ -234,12 +244,6 @@ def _run(job: _Job, request: Request, report: ExtractReport) -> bool:
             # All vectors are in the store; fewer files are only a convenience.
             job.bar.note(f"Small shards were not merged: {error} `featcache compact {report.store}` does it later.")
     return run.stopped
-
-
-def _unseen(images: Source) -> Callable[[str], bool]:
-    """Tells of a URI whether the source did not look where it is, so that its absence says nothing."""
-    within, incomplete = tuple(images.within), tuple(images.incomplete)
-    return lambda uri: not f"{uri}/".startswith(within) or f"{uri}/".startswith(incomplete)
 
 
 def limited(entries: Sequence[Entry], limit: int | None) -> list[Entry]:

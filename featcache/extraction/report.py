@@ -35,6 +35,8 @@ class ExtractReport(HtmlTable):
         stages: seconds of ``read``, ``hash``, ``decode``, ``forward`` and ``write``, all threads together.
         quarantine: (URI, reason) of each image in quarantine.
         pending: images that the source lists and that were not done, because of ``limit`` or an interruption.
+        from_file: of ``labels`` and ``split``, where a file gives them: how many images it names (``named``), and how
+            many got (``set``), lost (``removed``) or have as before (``kept``) their label or split.
         others: the reports of the source's other spaces, where a rerun brought several up to date.
     """
 
@@ -60,6 +62,7 @@ class ExtractReport(HtmlTable):
     pending: int = 0
     others: list[ExtractReport] = field(default_factory=list)
     unread: dict[str, int] = field(default_factory=dict)
+    from_file: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values."""

@@ -15,7 +15,6 @@ import time
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
@@ -28,6 +27,7 @@ from featcache.core.progress import Progress, counted
 from featcache.core.signals import stop_when_safe
 from featcache.extraction.pipeline import Batch, Batches, Reader, ReadImage, StageTimer
 from featcache.extraction.worker_pool import WorkerPool
+from featcache.images.formats import versions
 from featcache.store.sources import Record, Rejected, SourceRecords
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class Run:
         self.timer = StageTimer()
         self._at_least = "float32" if config.dtype == "float32" else "float16"
         # Another release of either may read what this one refuses, and so may other settings.
-        self._versions = f"featcache {version('featcache')}; pillow {version('pillow')}"
+        self._versions = versions()
         if network.quarantine_key:
             self._versions += f"; {network.quarantine_key}"
         every = {(name, view) for name in self.layers for view in (VIEW_0, *(view.name for view in views))}

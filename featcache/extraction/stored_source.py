@@ -11,7 +11,9 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from featcache.core.errors import FeatcacheError, MissingVectorsError, SourceError, UnusableImageError, UsageError
+from featcache.core.files import absolute
 from featcache.core.names import IN_PYTHON, PATHS
+from featcache.images.csv_manifest import ManifestSource
 from featcache.images.decode import Decoded
 from featcache.images.entry import Entry, FileStat, Unusable, as_text, pixels_sha256
 from featcache.images.sources import Source, images_below, open_source
@@ -161,8 +163,9 @@ class StoredImage:
 def images_of(path: str | Path) -> list[Entry] | None:
     """The images that a path given for images stands for: those of a store, a folder or tar files; None for one file.
 
-    Of a store these are the images of all its sources, each listed once, whether it is still there or not: reading
-    one that is gone, or that was given in Python, says so.
+    Of a store these are the images of all its sources, whether they are still there or not: reading one that is gone,
+    or that was given in Python, says so. A file that several sources list stands there once, unless it changed
+    in between.
 
     Raises:
         SourceError: a folder or tar file holds no image, or there is no such tar file.
@@ -175,6 +178,7 @@ def images_of(path: str | Path) -> list[Entry] | None:
         return images_below(path)
     store = FeatureStore.open(path)
     found: list[Entry] = []
+    seen = set[tuple[str, bytes]]()
     for name, root in store.sources().items():
         items = store.items(source=name)
         if name != PATHS and (not root or root.startswith(IN_PYTHON)):
@@ -186,12 +190,57 @@ def images_of(path: str | Path) -> list[Entry] | None:
             continue
         there = known_images(store, name, items, [])
         gone = Unusable(f"it is not where the store {path} knows it, below {root}")
+        real = os.path.realpath(root)
         for item in items:
+            known = os.path.join(real, item.uri), item.sha256
+            if known in seen:
+                continue
+            seen.add(known)
             entry = there.get(item.uri)
             place = os.path.join(root, item.uri) if entry is None else entry.place
             uri = as_text(place) if entry is None or entry.content is None else entry.uri
             found.append(Entry(uri, place, None, None, None, None, StoredImage(item.sha256, entry or gone)))
     return found
+
+
+def lists(given: Path, file: Path) -> bool:
+    """Whether a store or a CSV manifest reads a file: an image that it lists, a tar file with some, or a table.
+
+    Args:
+        given: the store or the table; nothing else lists anything.
+        file: by any name but that of a hard link.
+    """
+    from featcache.store import FeatureStore
+    from featcache.store.folder import has_catalogue
+
+    places = {absolute(file), os.path.realpath(file)}
+    try:
+        if given.suffix.lower() == ".csv" and given.is_file():
+            return any(place in places for place in ManifestSource(given).places())
+        if not given.is_dir() or not has_catalogue(given):
+            return False
+        store = FeatureStore.open(given)
+        for name, root in store.sources().items():
+            if not places.isdisjoint(map(str, store.source_settings(name).values())):
+                return True
+            below = os.path.join(root, "")
+            for place in places:
+                uri = as_text(place.removeprefix(below).replace(os.sep, "/"))
+                if os.path.isabs(root) and place.startswith(below) and _is_listed(store, name, uri):
+                    return True
+    except FeatcacheError:  # whoever reads it says what is wrong with it
+        return False
+    return False
+
+
+def _is_listed(store: FeatureStore, source: str, uri: str) -> bool:
+    """Whether a source lists this image, or one in this tar file, done or not."""
+    within = " UNION ALL ".join(
+        f"SELECT 1 FROM {table} t JOIN sources s ON s.id = t.source_id "
+        "WHERE s.name = ?1 AND (t.uri = ?2 OR (t.uri > ?2 || '/' AND t.uri < ?2 || '0'))"
+        for table in ("items", "pending", "quarantine")
+    )
+    return bool(store.catalogue.query("i", f"SELECT EXISTS ({within})", (source, uri))[0][0])
 
 
 class KnownSource(Source):

@@ -15,6 +15,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from featcache.backbones.extractor import held
 from featcache.core.arguments import checked, described
 from featcache.core.errors import UnusableImageError, UsageError
+from featcache.core.files import absolute
 from featcache.core.names import GIVEN, PATHS
 from featcache.core.progress import Progress, choose
 from featcache.extraction import NothingUsableError
@@ -69,7 +70,7 @@ class CachedEmbedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # 
     ) -> None:
         self.backbone = backbone
         # A program may change its folder before the first call.
-        self.store = store if os.path.isabs(store) else os.path.abspath(store)
+        self.store = store if os.path.isabs(store) else absolute(store)
         self.layers = layers
         self.input_size = input_size
         self.progress = progress

@@ -50,8 +50,8 @@ def train(
     """Train a head for verification on stored vectors, and test it on people it has not seen.
 
     A label is who is on the image. Images without a detected face, and copies of other images, are left out. The head
-    is tested on the people of the source's split ``test`` (else ``val``); if the source has no split, on a fifth of
-    the people.
+    is tested on the people of the source's split ``test`` (else ``val``); if the source has no split, on about a fifth
+    of the people, by a hash of their names and the same for all such heads of the store.
 
     Args:
         store: a store or its path.
@@ -61,7 +61,7 @@ def train(
         layers: names of stored layers; several are concatenated, each divided by its root mean square over the
             training images, about the mean if there is a projection. By default ``mirrored`` or ``pooled``, whichever
             more images of the source have (``mirrored`` if both are equal).
-        seed: of the hold-out, the folds and the training.
+        seed: of the folds and the training; and of the hold-out, if the store has none yet.
         progress: as for `featcache.extract`.
         **selection: ``source``, ``space`` and ``labels`` of `featcache.training.dataset.Selection`; and ``split``, the
             split to train on (``train`` by default, if the source has splits).
@@ -95,9 +95,9 @@ def train(
     if layers is None:
         layers = preferred_layer(opened, select.source, select.space)
     dataset = FeatureDataset.from_store(opened, layers, select.all_splits())
-    people = split_identities(dataset, _has_face(opened, dataset), select.split, seed)
-    train_rows = people.train_rows
     with choose(progress) as bar:
+        people = split_identities(dataset, _has_face(opened, dataset), select.split, seed, opened, bar)
+        train_rows = people.train_rows
         bar.start(f"train {projection}", None, "images")
         uses = layer_uses(dataset, train_rows, centred=projection != "none")
         predictor, chosen, how, based_on = _fitted(dataset, train_rows, uses, projection, far, seed)

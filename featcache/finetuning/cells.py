@@ -18,7 +18,7 @@ from featcache.core.names import VIEW_0
 from featcache.core.progress import Progress
 from featcache.extraction.stored_source import present_images
 from featcache.finetuning.batches import ItemImages, activations_in_order, images_in_order
-from featcache.finetuning.config import TrainingConfig
+from featcache.finetuning.config import Schedule
 from featcache.finetuning.loop import validation_scores
 from featcache.finetuning.trainers import TrainingResult, TrainingRun, train_full, train_tail, trainable_copy
 from featcache.metrics.calibration import softmax
@@ -34,7 +34,7 @@ Rows = tuple[np.ndarray, np.ndarray]
 """Rows to train on, and rows to answer."""
 Batches = Callable[[np.ndarray, np.ndarray, int], Iterable[tuple[Tensor, Tensor]]]
 """From rows, class numbers and a batch size to view 0 of the rows in order."""
-Train = Callable[[FeatureDataset, Rows, TrainingConfig, int, Progress], tuple[TrainingResult, Batches]]
+Train = Callable[[FeatureDataset, Rows, Schedule, int, Progress], tuple[TrainingResult, Batches]]
 """From items with ``pooled``, rows, a configuration and the number of views to a trained network and its batches."""
 
 
@@ -51,7 +51,7 @@ class Cell:
     cached: str | None = None
 
     def answer(
-        self, items: FeatureDataset, rows: Rows, config: TrainingConfig, views: int, progress: Progress
+        self, items: FeatureDataset, rows: Rows, config: Schedule, views: int, progress: Progress
     ) -> tuple[np.ndarray, np.ndarray, float]:
         """Train on some rows and answer others.
 
@@ -69,7 +69,7 @@ class Cell:
         assert losses is not None
         return right.astype(np.float64), losses, sum(epochs) / (len(epochs) * len(rows[0]))
 
-    def seconds(self, items: FeatureDataset, config: TrainingConfig, progress: Progress) -> float:
+    def seconds(self, items: FeatureDataset, config: Schedule, progress: Progress) -> float:
         """Of an epoch per training row, measured by two epochs on a few items of two classes; nothing is stored."""
         _, firsts = np.unique(items.groups, return_index=True)
         names, counts = np.unique(items.y[firsts], return_counts=True)
@@ -83,7 +83,7 @@ def partial_cell(backbone: Backbone, layer: str, stored: StoredItems) -> Cell:
     """Partial fine-tuning from *layer* on stored activations; without views on noise, to measure the speed."""
 
     def train(
-        items: FeatureDataset, rows: Rows, config: TrainingConfig, views: int, progress: Progress
+        items: FeatureDataset, rows: Rows, config: Schedule, views: int, progress: Progress
     ) -> tuple[TrainingResult, Batches]:
         split = split_network(backbone.network, layer)
         if views:
@@ -102,7 +102,7 @@ def full_cell(backbone: Backbone, init: str, store: FeatureStore) -> Cell:
     """Fine-tuning of the whole network on the images, from ``pretrained`` weights or from ``scratch``."""
 
     def train(
-        items: FeatureDataset, rows: Rows, config: TrainingConfig, views: int, progress: Progress
+        items: FeatureDataset, rows: Rows, config: Schedule, views: int, progress: Progress
     ) -> tuple[TrainingResult, Batches]:
         there = present_images(store, items.items, progress)
         keys = [(item.source, item.uri) for item in items.items]

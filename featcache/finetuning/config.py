@@ -10,18 +10,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import nn
 
-from featcache.core.arguments import check_fields, checked
+from featcache.core.arguments import check_fields
 from featcache.core.errors import UsageError
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingConfig:
-    """The settings of a training.
+    """The settings of a training. What is not given (None) is that of `init`, see `featcache.finetune`.
 
     Attributes:
         epochs: the most passes over the training items; the cosine reaches 0 after the last.
@@ -39,9 +39,60 @@ class TrainingConfig:
         seed: of the order of the items, of augmentation, of new weights and of dropout.
 
     Example:
-        >>> TrainingConfig(epochs=5, lr=1e-3).weight_decay
-        0.05
+        >>> TrainingConfig(epochs=5, lr=1e-3).epochs
+        5
     """
+
+    epochs: int | None = None
+    lr: float | None = None
+    weight_decay: float | None = None
+    warmup_fraction: float | None = None
+    layer_decay: float | None = None
+    patience: int | None = None
+    batch_size: int | None = None
+    label_smoothing: float | None = None
+    dropout: float | None = None
+    hidden: tuple[int, ...] | None = None
+    precision: str | None = None
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check all settings that are given; one message names every wrong one.
+
+        Raises:
+            UsageError: a setting is out of its range.
+        """
+        check_fields(self)
+        given = {name: value for name, value in asdict(self).items() if value is not None}
+        wrong = [
+            f"{name} is {given[name]!r} and must be {wanted}"
+            for name, wanted, fits in (
+                ("epochs", "at least 1", lambda value: value >= 1),
+                ("lr", "above 0", lambda value: 0 < value < math.inf),
+                ("weight_decay", "0 or more", lambda value: 0 <= value < math.inf),
+                ("warmup_fraction", "from 0 to below 1", lambda value: 0 <= value < 1),
+                ("layer_decay", "above 0 and at most 1", lambda value: 0 < value <= 1),
+                ("patience", "at least 1", lambda value: value >= 1),
+                ("batch_size", "at least 1", lambda value: value >= 1),
+                ("label_smoothing", "from 0 to below 1", lambda value: 0 <= value < 1),
+                ("dropout", "from 0 to below 1", lambda value: 0 <= value < 1),
+                ("hidden", "one width from 1 on per layer", lambda value: len(value) and min(value) >= 1),
+                ("precision", "float32 or bfloat16", lambda value: value in ("float32", "bfloat16")),
+                ("seed", "0 or more", lambda value: value >= 0),
+            )
+            if name in given and not fits(given[name])
+        ]
+        if wrong:
+            raise UsageError(f"Invalid training settings: {'; '.join(wrong)}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as plain values."""
+        return asdict(self) | {"hidden": None if self.hidden is None else list(self.hidden)}
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule(TrainingConfig):
+    """Settings of which each has a value, as a training takes them."""
 
     epochs: int = 20
     lr: float = 1e-3
@@ -56,54 +107,30 @@ class TrainingConfig:
     precision: str = "float32"
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        """Check all settings; one message names every wrong one.
+    def over(self, given: TrainingConfig | None) -> Schedule:
+        """These settings with those that are given in their place."""
+        return replace(self, **{name: value for name, value in asdict(given or self).items() if value is not None})
 
-        Raises:
-            UsageError: a setting is out of its range.
-        """
-        check_fields(self)
-        wrong = [
-            f"{name} is {getattr(self, name)!r} and must be {wanted}"
-            for name, wanted, fits in (
-                ("epochs", "at least 1", self.epochs >= 1),
-                ("lr", "above 0", 0 < self.lr < math.inf),
-                ("weight_decay", "0 or more", 0 <= self.weight_decay < math.inf),
-                ("warmup_fraction", "from 0 to below 1", 0 <= self.warmup_fraction < 1),
-                ("layer_decay", "above 0 and at most 1", 0 < self.layer_decay <= 1),
-                ("patience", "at least 1", self.patience >= 1),
-                ("batch_size", "at least 1", self.batch_size >= 1),
-                ("label_smoothing", "from 0 to below 1", 0 <= self.label_smoothing < 1),
-                ("dropout", "from 0 to below 1", 0 <= self.dropout < 1),
-                ("hidden", "one width from 1 on per layer", len(self.hidden) and min(self.hidden) >= 1),
-                ("precision", "float32 or bfloat16", self.precision in ("float32", "bfloat16")),
-                ("seed", "0 or more", self.seed >= 0),
-            )
-            if not fits
-        ]
-        if wrong:
-            raise UsageError(f"Invalid training settings: {'; '.join(wrong)}.")
-
-    @checked
     def share_of_stage(self, stage: int, stages: int) -> float:
         """The learning rate of a stage as a share of that of the last one.
 
         Args:
             stage: which stage, from 0 at the input.
             stages: how many there are.
+
+        Raises:
+            UsageError: there is no such stage.
         """
+        if not 0 <= stage < stages:
+            raise UsageError(f"stage is a number from 0 to below stages, not {stage} of {stages}.")
         return self.layer_decay ** (stages - 1 - stage)
 
-    def to_dict(self) -> dict[str, Any]:
-        """The settings as plain values."""
-        return asdict(self) | {"hidden": list(self.hidden)}
 
-
-PRETRAINED = TrainingConfig(epochs=12, lr=3e-4, patience=6, label_smoothing=0.1)
+PRETRAINED = Schedule(epochs=12, lr=3e-4, patience=6, label_smoothing=0.1)
 """Of layers that begin with their pretrained weights."""
-NEW = TrainingConfig(epochs=60, lr=1e-3, layer_decay=1.0, patience=12, label_smoothing=0.1, dropout=0.2)
+NEW = Schedule(epochs=60, lr=1e-3, layer_decay=1.0, patience=12, label_smoothing=0.1, dropout=0.2)
 """Of new layers on frozen ones."""
-SCRATCH = TrainingConfig(epochs=60, lr=2e-3, layer_decay=1.0, patience=12, label_smoothing=0.1, dropout=0.2)
+SCRATCH = Schedule(epochs=60, lr=2e-3, layer_decay=1.0, patience=12, label_smoothing=0.1, dropout=0.2)
 """Of a whole network with random weights."""
 
 _LISTS = (nn.Sequential, nn.ModuleList)

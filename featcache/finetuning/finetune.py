@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
@@ -41,12 +42,11 @@ from featcache.finetuning.trainers import (
     trainable_copy,
 )
 from featcache.store import FeatureStore
-from featcache.training import leakage
 from featcache.training.activations import Activations, needed, store_activations, view_names
 from featcache.training.bundle import Bundle
 from featcache.training.dataset import FeatureDataset
 from featcache.training.fit import answers
-from featcache.training.holdout import check_classes, train_test_split
+from featcache.training.holdout import check_classes, divide
 from featcache.training.image_dataset import image_vectors
 from featcache.training.label_notes import note_incomplete, note_labels
 from featcache.training.layer_scales import layer_uses
@@ -111,7 +111,7 @@ def finetune(
         arch: for ``scratch``, another network than that of the vectors, by its full name. ``scratch:small_cnn`` is
             meant for images of few pixels (32 × 32).
         views: with *from_layer*, of each image that are cached and trained on, see `featcache.extract`.
-        config: of the training; by default that of *init* in `CONFIGS`. Its seed is replaced by *seed*.
+        config: of the training; what it does not give is that of *init* in `CONFIGS`. Its seed is replaced by *seed*.
         seed: of the hold-out, the validation part, the views, the weights and the order.
         device: torch device; that of the backbone by default.
         checkpoint: a file that is written after each epoch and that the same call resumes from after a kill. It stays
@@ -148,14 +148,14 @@ def finetune(
         _check_can_be_augmented(known.recipe, arch)
     base = backbone_for(known.recipe, backbone) if arch is None else get(arch)
     device = str(device or base.device)
-    config = replace(config or CONFIGS[init], seed=seed)
-    check_choice("torch", config.precision, device)
+    schedule = replace(CONFIGS[init].over(config), seed=seed)
+    check_choice("torch", schedule.precision, device)
     layer, split = (POOLED, None) if from_layer is None else _cached_layer(base, from_layer, init)
     names = view_names(1 if from_layer is None else views, seed)
     task = {"recipe": known.fingerprint, "init": init, "from_layer": from_layer, "network": base.name}
     file = None if checkpoint is None else Path(checkpoint)
     if file is not None:
-        checkpoints.check(file, {"task": task | {"views": names}, "config": config.to_dict()})
+        checkpoints.check(file, {"task": task | {"views": names}, "config": schedule.to_dict()})
     with choose(progress) as bar:
         if from_layer is not None:
             wanted = needed(opened, base, layer, select, views=views, seed=seed)
@@ -177,15 +177,15 @@ def finetune(
             )
         check_classes(dataset)
         note_labels(dataset, bar)
-        train_rows, test, protocol = train_test_split(dataset, select.split, seed, opened, bar)
         frozen = dataset.read
         if split is not None and init == "pretrained":
             split.tail.to(device)
-            frozen = frozen_vectors(split, dataset.read)
-            dataset = replace(dataset, narrow=frozen)
-        guard = leakage.guard(dataset, [train_rows, test], scored=test, seed=seed, progress=bar)
+            narrow = cache(partial(frozen_vectors, split))
+            frozen, dataset = narrow(dataset.read), replace(dataset, narrow=narrow)
+        sides = divide(dataset, select.split, seed, opened, bar)
+        train_rows, test, protocol = sides.train_rows, sides.test_rows, sides.protocol
         fit_began = time.monotonic()
-        run = TrainingRun(dataset, train_rows, test, config, bar, file, task)
+        run = TrainingRun(dataset, train_rows, test, schedule, bar, file, task)
         pixels = known.recipe.pixels if arch is None else None
         if from_layer is None:
             result, bundle = _fit_full(run, base, pixels, there, init, device)
@@ -219,8 +219,8 @@ def finetune(
             protocol += f"; learned from {of} of each image, scored on view 0"
         bundle.report = {
             **report_fields(bundle, dataset, test, scores, protocol),
-            **of_training(result, config, probabilities, predicted == test_set.y[rows]),
-            "near_duplicates": {**guard.report(dataset), "grouped": False},
+            **of_training(result, schedule, probabilities, predicted == test_set.y[rows]),
+            "near_duplicates": {**sides.leaked.report(dataset), "grouped": False},
             "strategy": "finetune",
             "init": init,
             "from_layer": from_layer,

@@ -39,7 +39,7 @@ CHANCE = 0.07
 
 if TYPE_CHECKING:
     from featcache.core.progress import Progress
-    from featcache.finetuning.config import TrainingConfig
+    from featcache.finetuning.config import Schedule
     from featcache.training.dataset import FeatureDataset
 
 
@@ -157,7 +157,7 @@ def train_from_probe(
     stages: loop.Stages,
     batches: loop.Batches,
     validation: loop.Validation,
-    config: TrainingConfig,
+    config: Schedule,
     *,
     checkpoint: Path | None = None,
     task: Mapping[str, Any] | None = None,
@@ -190,7 +190,7 @@ def train_from_probe(
 
 
 def compared(
-    curve: Curve, before: Tensor, class_ids: Tensor, units: np.ndarray, config: TrainingConfig, progress: Progress
+    curve: Curve, before: Tensor, class_ids: Tensor, units: np.ndarray, config: Schedule, progress: Progress
 ) -> Curve:
     """A training compared with the linear probe on the validation items.
 

@@ -29,7 +29,7 @@ from featcache.heads.training_loop import AdamW, NonFiniteError, require_finite,
 from featcache.metrics.calibration import fit_temperature
 
 if TYPE_CHECKING:
-    from featcache.finetuning.config import TrainingConfig
+    from featcache.finetuning.config import Schedule
 
 Stages = Sequence[tuple[str, Sequence[nn.Parameter]]]
 """Name and parameters of each part of a network, from the input to the output."""
@@ -65,7 +65,7 @@ def train(
     stages: Stages,
     batches: Batches,
     validation: Validation,
-    config: TrainingConfig,
+    config: Schedule,
     *,
     checkpoint: Path | None = None,
     task: Mapping[str, Any] | None = None,
@@ -214,7 +214,7 @@ def _scores(model: nn.Module, x: Tensor, y: Tensor, device: torch.device, precis
     return wide, y.to(device, non_blocking=True)
 
 
-def _advice(error: NonFiniteError, epochs: Sequence[Epoch], config: TrainingConfig, checkpoint: Path | None) -> str:
+def _advice(error: NonFiniteError, epochs: Sequence[Epoch], config: Schedule, checkpoint: Path | None) -> str:
     kept = f"epoch {best_of(epochs).number}, the best" if epochs else "before the training"
     if (error.epoch, error.step, error.what) == (1, 1, "loss"):
         try_this = "No step was taken yet, so look for inputs or weights that are not finite."
@@ -229,7 +229,7 @@ def _advice(error: NonFiniteError, epochs: Sequence[Epoch], config: TrainingConf
     return f"{error} The network has the weights of {kept}, again. {try_this}"
 
 
-def _groups(model: nn.Module, stages: Stages, config: TrainingConfig) -> list[dict[str, Any]]:
+def _groups(model: nn.Module, stages: Stages, config: Schedule) -> list[dict[str, Any]]:
     """AdamW's parameter groups: of each stage those with weight decay and those without."""
     wanted = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
     given = [id(p) for _, parameters in stages for p in parameters if p.requires_grad]
@@ -250,7 +250,7 @@ def _groups(model: nn.Module, stages: Stages, config: TrainingConfig) -> list[di
     return [group for group in groups if group["params"]]
 
 
-def _ended(epochs: Sequence[Epoch], config: TrainingConfig) -> Literal["epochs", "patience"] | None:
+def _ended(epochs: Sequence[Epoch], config: Schedule) -> Literal["epochs", "patience"] | None:
     """Why the training is over; None while it is not."""
     if len(epochs) >= config.epochs:
         return "epochs"
@@ -259,7 +259,7 @@ def _ended(epochs: Sequence[Epoch], config: TrainingConfig) -> Literal["epochs",
     return None
 
 
-def _phase(epochs: Sequence[Epoch], config: TrainingConfig) -> str:
+def _phase(epochs: Sequence[Epoch], config: Schedule) -> str:
     """What the next epoch is called on a screen."""
     text = f"epoch {len(epochs) + 1} of {config.epochs}"
     if not epochs:

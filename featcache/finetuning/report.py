@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     import numpy as np
 
     from featcache.core.progress import Progress
-    from featcache.finetuning.config import TrainingConfig
+    from featcache.finetuning.config import Schedule
     from featcache.finetuning.trainers import TrainingResult
 
 
 def of_training(
-    result: TrainingResult, config: TrainingConfig, probabilities: np.ndarray | None, right: np.ndarray
+    result: TrainingResult, config: Schedule, probabilities: np.ndarray | None, right: np.ndarray
 ) -> dict[str, Any]:
     """The part of the report that is about the training.
 

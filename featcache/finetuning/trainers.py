@@ -18,7 +18,7 @@ from featcache.backbones.layers import POOLED
 from featcache.core.errors import UsageError
 from featcache.finetuning import loop
 from featcache.finetuning.batches import CachedBatches, ImageBatches, ItemImages, activations_in_order, images_in_order
-from featcache.finetuning.config import TrainingConfig, network_stages
+from featcache.finetuning.config import Schedule, network_stages
 from featcache.finetuning.linear_probe import (
     compared,
     linear_probe_init,
@@ -72,7 +72,7 @@ class TrainingRun:
     dataset: FeatureDataset
     train_rows: np.ndarray
     test_rows: np.ndarray
-    config: TrainingConfig
+    config: Schedule
     progress: Progress
     checkpoint: Path | None = None
     task: Mapping[str, Any] = field(default_factory=dict)

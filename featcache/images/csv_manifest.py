@@ -13,6 +13,7 @@ from featcache.core.errors import SourceError
 from featcache.core.labels import given_label, merged
 from featcache.core.progress import counted
 from featcache.images.entry import Content, Entry, Source, Unusable, as_text
+from featcache.images.formats import Unread, is_unread_name
 from featcache.images.table_paths import FileFinder
 
 COLUMNS = ("path", "label", "split", "group")
@@ -49,6 +50,7 @@ class ManifestSource(Source):
         count = 0
         above: set[str] = set()  # folders of images outside the table's
         splits: set[str] = set()
+        unread = Unread()
         seen: dict[str, str] = {}  # one object for equal texts: a million rows have few labels
         for line, row, place, is_there in self._files():
             content: Content | None = None
@@ -65,6 +67,8 @@ class ManifestSource(Source):
             label, split, group = (value and seen.setdefault(value, value) for value in values)
             if split:
                 splits.add(split)
+            if is_there:
+                unread.add(place, label)
             entries.append(Entry(self._uri(place, self._folder), place, label, split, group, None, content))
         if not entries:
             raise SourceError(f"{self.path} lists no image.")
@@ -72,6 +76,8 @@ class ManifestSource(Source):
         self.notes = tuple(
             f"The splits {' and '.join(words)} are both {split}." for split, words in merged(splits).items()
         )
+        # They are tried all the same, as the bytes decide, and go to quarantine.
+        self.notes += tuple(unread.notes({entry.label for entry in entries if not is_unread_name(entry.place)}))
         if missing:
             named = ", ".join(missing) + (" …" if count > len(missing) else "")
             if count == len(entries):
@@ -89,6 +95,14 @@ class ManifestSource(Source):
             if one.uri == other.uri:
                 self._refuse_twice(one)
         return entries
+
+    def places(self) -> Iterator[str]:
+        """The absolute path of each file that it lists, whether it is there or not.
+
+        Raises:
+            SourceError: it cannot be read, or a column is missing.
+        """
+        return (place for _, _, place, _ in self._files())
 
     def _files(self) -> Iterator[tuple[int, dict[str, str], str, bool]]:
         """Line number and cells of each row, the file that its path means, and whether it is there."""

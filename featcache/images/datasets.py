@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +20,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from featcache.core.arguments import described
 from featcache.core.errors import ImageMemoryError, UnusableImageError, UsageError
+from featcache.core.files import absolute
 from featcache.core.labels import given_label, merged
 from featcache.core.names import IN_PYTHON
 from featcache.core.threads import Turn
@@ -80,9 +81,9 @@ class DatasetSource(Source):
                     f"A {type(part).__name__} is a table. Write it as a CSV file with the columns path,label, and give "
                     "that: table.to_csv('images.csv', index=False)."
                 )
-            if not (hasattr(part, "__len__") and hasattr(part, "__getitem__")) or isinstance(part, (str, bytes)):
+            if not (hasattr(part, "__len__") and hasattr(part, "__getitem__")) or isinstance(part, (str, bytes, type)):
                 raise UsageError(
-                    f"A source is a path or a dataset with a length and items by index, not {type(part).__name__}."
+                    f"A source is a path or a dataset with a length and items by index, not {described(part)}."
                 )
         if name is None:
             raise UsageError('A dataset needs a name, so that another one is not taken for it: name="…".')
@@ -265,7 +266,7 @@ def _files(dataset: Any) -> list[str] | None:
     """The files of a dataset of class folders that are read as they are; else None."""
     if not _has_own_folders(dataset) or getattr(dataset.loader, "__module__", None) != "torchvision.datasets.folder":
         return None
-    return [os.path.abspath(path) for path, _ in dataset.samples]
+    return [absolute(path) for path, _ in dataset.samples]
 
 
 def _targets(dataset: Any) -> list[Any]:

@@ -27,7 +27,7 @@ from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from featcache.core.errors import ImageMemoryError, UnusableImageError, UsageError
 from featcache.core.progress import counted
-from featcache.images.formats import READ
+from featcache.images.formats import READ, is_heic, opened_image
 from featcache.images.samples import SIXTEEN_BITS, Samples, eight_bits, samples_of, transparent_at_8_bits
 
 DECODERS = ("simplejpeg/1", "pillow/1")
@@ -153,7 +153,7 @@ def decode(
             found = _decoded_jpeg(data, resized)
             if found is not None:
                 return found
-        return Decoded.whole(rgb_from(Image.open(io.BytesIO(data), formats=READ)))
+        return Decoded.whole(rgb_from(opened_image(data)))
 
 
 def _decoded_jpeg(data: bytes, resized: Callable[[int, int], tuple[int, int]] | None) -> Decoded | None:
@@ -238,7 +238,8 @@ def is_no_image(path: str) -> bool:
     try:
         Image.open(path, formats=READ).close()
     except UnidentifiedImageError:
-        return True
+        with open(path, "rb") as file:
+            return not is_heic(file.read(12))
     except Exception:  # decoders raise nearly anything on damaged data
         return False
     return False

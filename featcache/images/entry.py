@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from urllib.parse import quote
 
 from featcache.core.errors import UnusableImageError
+from featcache.core.files import absolute
 from featcache.core.labels import settled
 
 if TYPE_CHECKING:
@@ -203,15 +204,15 @@ def file_sha256(path: Path) -> bytes:
     Raises:
         UnusableImageError: as `read_image_file`.
     """
-    absolute = os.path.abspath(path)
+    place = absolute(path)
     try:
-        stat = FileStat.of(os.stat(absolute))
+        stat = FileStat.of(os.stat(place))
     except OSError:
-        return _hashed(absolute)  # reading it says what is wrong
+        return _hashed(place)  # reading it says what is wrong
     # A file touched a moment ago may change again within the clock's resolution.
     if time.time_ns() - max(stat.mtime_ns, stat.ctime_ns) <= _RACY_NS:
-        return _hashed(absolute)
-    return _remembered(absolute, stat)
+        return _hashed(place)
+    return _remembered(place, stat)
 
 
 def pixels_sha256(image: Image) -> bytes:

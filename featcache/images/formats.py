@@ -5,17 +5,35 @@ All that Pillow opens is in `READ` or, with the reason, in `NOT_READ`; a test co
 
 from __future__ import annotations
 
+import io
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from importlib.metadata import version
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
+from featcache.core.errors import UnusableImageError
 from featcache.core.progress import counted
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 READ = (
     "JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "DIB", "PCX", "PSD", "QOI", "SGI", "SUN",
     "DDS", "ICO", "ICNS", "DCX", "TGA",
 )  # fmt: skip
 """Pillow's names. TGA is the last to be tried, since its files have no signature."""
+
+HEIC = "HEIF"
+"""Pillow's name, once the package of the extra ``heic`` is registered there."""
+
+READS_HEIC = find_spec("pi_heif") is not None
+INSTALL_HEIC = "pip install 'featcache[heic]'"
+_HEIC_ENDINGS = frozenset([".heic", ".heics", ".heif", ".heifs", ".hif"])
+_HEIC_BRANDS = (
+    b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1",
+)  # fmt: skip
 
 NOT_READ = {
     "it runs another program": ("EPS", "WMF"),
@@ -71,13 +89,11 @@ EXTENSIONS = frozenset(
         ".vda",
         ".vst",
     ]
-)
+) | (_HEIC_ENDINGS if READS_HEIC else frozenset())
 """File name extensions, in lower case, by which images are recognized in a folder."""
 
 OTHER_IMAGES = frozenset(
     [
-        ".heic",
-        ".heif",
         ".jxl",
         ".svg",
         ".jxr",
@@ -117,13 +133,46 @@ OTHER_IMAGES = frozenset(
         ".psb",
         ".ai",
     ]
-)
+) | (frozenset() if READS_HEIC else _HEIC_ENDINGS)
 """Those of images in formats that are not read."""
 
 
 def is_image_name(name: str) -> bool:
     """Whether a file is taken for an image by its name."""
     return os.path.splitext(name)[1].lower() in EXTENSIONS
+
+
+def is_heic(start: bytes) -> bool:
+    """Whether a file that begins so may be HEIC. An AVIF file may begin so too, and is read by Pillow."""
+    return start[4:8] == b"ftyp" and start[8:12] in _HEIC_BRANDS
+
+
+def opened_image(data: bytes) -> Image.Image:
+    """Open an image file's bytes with Pillow, which reads no more than the header.
+
+    Raises:
+        UnusableImageError: it is HEIC, and the extra is not installed.
+        UnidentifiedImageError: it is no image that is read.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        return Image.open(io.BytesIO(data), formats=READ)
+    except UnidentifiedImageError:
+        if not is_heic(data[:12]):
+            raise
+    if not READS_HEIC:
+        raise UnusableImageError(f"it is HEIC, which is read after {INSTALL_HEIC}")
+    import pi_heif
+
+    pi_heif.register_heif_opener()
+    return Image.open(io.BytesIO(data), formats=[HEIC])
+
+
+def versions() -> str:
+    """What reads images, with versions: another release may read what this one refuses."""
+    heic = f"; pi-heif {version('pi_heif')}" if READS_HEIC else ""
+    return f"featcache {version('featcache')}; pillow {version('pillow')}{heic}"
 
 
 def is_unread_name(name: str) -> bool:
@@ -162,12 +211,14 @@ class Unread:
         if without:
             named = ", ".join(without[:5]) + (" …" if len(without) > 5 else "")
             said += f"; the class {named} has no other" if len(without) == 1 else f"; the classes {named} have no other"
-        yield f"{said}. Convert them to JPEG or PNG to use them."
+        hint = f"; HEIC is read after {INSTALL_HEIC}" if _HEIC_ENDINGS & self.endings.keys() else ""
+        yield f"{said}. Convert them to JPEG or PNG to use them{hint}."
 
 
 def unread_among(endings: Mapping[str, int]) -> str:
     """What follows a number of other files if images that are not read are among them."""
-    return f", images in formats that are not read among them ({listed(endings)})" if endings else ""
+    hint = f"; HEIC is read after {INSTALL_HEIC}" if _HEIC_ENDINGS & endings.keys() else ""
+    return f", images in formats that are not read among them ({listed(endings)}{hint})" if endings else ""
 
 
 def listed(endings: Mapping[str, int]) -> str:

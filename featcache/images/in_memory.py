@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featcache.core.errors import SourceError, UnusableImageError
+from featcache.core.files import absolute
 from featcache.core.names import MEMORY, PATHS
 from featcache.images.entry import Entry, Source, as_text, file_sha256, pixels_sha256
 from featcache.images.image_list import one_image
@@ -72,7 +73,7 @@ def given(image: Any, place: int) -> GivenImage:
     """
     image = one_image(image, place)
     if isinstance(image, (str, Path)):
-        path = Path(os.path.abspath(image))
+        path = Path(absolute(image))
         if not path.exists():
             raise SourceError(f"There is no image {image}.")
         sha256 = _naming(str(image), functools.partial(file_sha256, path))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from featcache.core.errors import SourceError, UsageError
+from featcache.core.files import absolute
 from featcache.core.labels import merged, split_name
 from featcache.images.csv_manifest import ManifestSource, read_column
 from featcache.images.datasets import DatasetSource
@@ -76,7 +77,7 @@ def open_source(
         )
     if labels in (None, "folder") and split in (None, "folder"):
         return found
-    return _Described(found, labels, split)
+    return DescribedSource(found, labels, split)
 
 
 def _opened(place: Path, name: str | None) -> Source:
@@ -114,17 +115,31 @@ def read_labels(path: Path) -> dict[str, str]:
     return read_column(path, "label", empty=True)
 
 
-class _Described(Source):
-    """A source whose labels or splits come from elsewhere."""
+class DescribedSource(Source):
+    """A source whose labels or splits come from elsewhere.
+
+    Args:
+        inner: the source without them.
+        labels, split: as for `open_source`.
+
+    Attributes:
+        fractions: of the splits that are drawn; None where they are not drawn.
+        tolerant: which of ``labels`` and ``split`` may name images that are gone: files that an earlier run was given.
+        named: by field, how many images the file names.
+        own: by field, what each image has without the file.
+        unmatched: by field, the values of the paths that are no images of the source.
+    """
 
     notes: tuple[str, ...] = ()
     tolerant: Collection[str] = ()
-    """Which of ``labels`` and ``split`` may name images that are gone: files that an earlier run was given."""
 
     def __init__(self, inner: Source, labels: str | Path | None, split: str | Path | None) -> None:
         self.inner, self.labels, self.split = inner, _fixed(labels), _fixed(split)
         self.name, self.root = inner.name, inner.root
-        self.fractions = _fractions(split)
+        self.fractions = fractions_of(split)
+        self.named: dict[str, int] = {}
+        self.own: dict[str, list[str | None]] = {}
+        self.unmatched: dict[str, dict[str, str]] = {}
 
     def entries(self) -> list[Entry]:
         entries = self.inner.entries()
@@ -133,38 +148,46 @@ class _Described(Source):
         if self.labels == "none":
             entries = [replace(entry, label=None) for entry in entries]
         elif self.labels not in (None, "folder"):
-            given = _matching(Path(str(self.labels)), "label", entries, self.root, "labels" in self.tolerant)
+            given = self._from_file(Path(str(self.labels)), "label", entries, "labels" in self.tolerant)
             entries = [replace(entry, label=given.get(entry.uri)) for entry in entries]
         if self.fractions is not None:
             return _drawn(entries, self.fractions)
         if self.split not in (None, "folder"):
-            given = _matching(Path(str(self.split)), "split", entries, self.root, "split" in self.tolerant)
+            given = self._from_file(Path(str(self.split)), "split", entries, "split" in self.tolerant)
             for name, words in merged(given.values()).items():
                 self.notes += (f"The splits {' and '.join(words)} are both {name}.",)
             entries = [replace(entry, split=given.get(entry.uri)) for entry in entries]
         return entries
 
+    def _from_file(self, path: Path, field: str, entries: list[Entry], tolerant: bool) -> dict[str, str]:
+        """Labels or splits by URI."""
+        if not os.path.isfile(path):
+            other = "none" if field == "label" else "fractions such as 0.8/0.2"
+            raise SourceError(f"There is no file {path}. Give folder, {other}, or a CSV file (path,{field}).")
+        values = read_column(path, field)
+        given, unknown = by_uri(values, [entry.uri for entry in entries], self.root)
+        if unknown and not tolerant:
+            listed = ", ".join(unknown[:5]) + (" …" if len(unknown) > 5 else "")
+            raise SourceError(
+                f"{path} names {len(unknown)} paths that are no images of the source: {listed}. "
+                "Paths are relative to the source's folder."
+            )
+        self.named[field], self.own[field] = len(given), [getattr(entry, field) for entry in entries]
+        self.unmatched[field] = {written: values[written] for written in unknown}
+        return given
+
 
 def _fixed(given: str | Path | None) -> str | Path | None:
     """A file by its absolute path, so that it is found after the program changed its folder."""
-    return os.path.abspath(given) if given is not None and os.path.isfile(given) else given
+    return absolute(given) if given is not None and os.path.isfile(given) else given
 
 
-def _matching(path: Path, column: str, entries: list[Entry], root: str, tolerant: bool) -> dict[str, str]:
-    if not os.path.isfile(path):
-        other = "none" if column == "label" else "fractions such as 0.8/0.2"
-        raise SourceError(f"There is no file {path}. Give folder, {other}, or a CSV file (path,{column}).")
-    given, unknown = by_uri(read_column(path, column), [entry.uri for entry in entries], root)
-    if unknown and not tolerant:
-        listed = ", ".join(unknown[:5]) + (" …" if len(unknown) > 5 else "")
-        raise SourceError(
-            f"{path} names {len(unknown)} paths that are no images of the source: {listed}. "
-            "Paths are relative to the source's folder."
-        )
-    return given
+def fractions_of(split: str | Path | None) -> dict[str, float] | None:
+    """The fractions of each split that a text such as ``0.8/0.2`` gives; None for another text.
 
-
-def _fractions(split: str | Path | None) -> dict[str, float] | None:
+    Raises:
+        UsageError: a split is named twice, or the fractions are not positive or do not sum to 1.
+    """
     text = str(split)
     number = r"(\d+\.?\d*|\.\d+)"
     if re.fullmatch(rf"{number}(/{number}){{1,2}}", text):

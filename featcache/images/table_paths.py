@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import PurePosixPath
 
 from featcache.core.errors import SourceError
+from featcache.core.files import absolute
 from featcache.core.labels import nfc
 from featcache.core.names import IN_PYTHON
 
@@ -39,7 +40,7 @@ class FileFinder:
         return places[0], False
 
     def _place(self, text: str) -> str:
-        place = os.path.normpath(os.path.join(self._folder, text))
+        place = absolute(os.path.join(self._folder, text))
         if os.path.isabs(text) and not place.startswith(self._folder):
             # The table's folder may be reached through a link.
             real = os.path.join(os.path.realpath(os.path.dirname(text)), os.path.basename(text))
@@ -98,12 +99,17 @@ def by_uri(given: Mapping[str, str], uris: Collection[str], root: str) -> tuple[
 
 def _below(path: str, root: str) -> Iterator[str]:
     """What *path* may be called below *root*."""
+    on_disk = root and not root.startswith(IN_PYTHON)
     for written in _written(path):
-        yield str(PurePosixPath(os.path.normpath(written)))
-        if root and not root.startswith(IN_PYTHON) and os.path.isabs(written):
-            for place in (os.path.normpath(written), os.path.realpath(written)):
-                if nfc(place).startswith(nfc(os.path.join(root, ""))):
-                    yield os.path.relpath(nfc(place), nfc(root)).replace(os.sep, "/")
+        # A link below the root may lead elsewhere, and a ``..`` behind it too.
+        leads_up = os.pardir in PurePosixPath(written).parts
+        if not (on_disk and leads_up):
+            yield str(PurePosixPath(os.path.normpath(written)))
+        if on_disk and (leads_up or os.path.isabs(written)):
+            place = absolute(os.path.join(root, written))
+            for found in (place, os.path.realpath(place)):
+                if nfc(found).startswith(nfc(os.path.join(root, ""))):
+                    yield os.path.relpath(nfc(found), nfc(root)).replace(os.sep, "/")
 
 
 def _written(text: str) -> list[str]:

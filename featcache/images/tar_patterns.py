@@ -17,6 +17,7 @@ from typing import Any
 from braceexpand import braceexpand
 
 from featcache.core.errors import SourceError, UsageError
+from featcache.core.files import absolute
 from featcache.images.formats import EXTENSIONS
 from featcache.images.passed_over import is_hidden, is_system_folder
 
@@ -114,7 +115,7 @@ def _matching(pattern: str) -> list[Path]:
     Braces and wildcards stand in the last part only, so that all files lie in one folder. All files that braces name
     have to be there, so that a missing shard is seen; of wildcards one has to.
     """
-    folder, last = os.path.split(os.path.abspath(pattern))
+    folder, last = os.path.split(absolute(pattern))
     real = os.path.realpath(folder)
     found: set[str] = set()
     missing = []

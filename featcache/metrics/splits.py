@@ -3,8 +3,8 @@
 Items with the same content (SHA-256) or the same group form a **unit**, and so do items that are linked through others;
 pairs of near-duplicates can be given as further links. A unit lies on one side of every split and in one fold.
 
-A head for matching is used on people it has never seen, so it is scored on such people: `identity_folds` and `holdout`
-split identities, not the images of each. Identities that share a group lie on one side too.
+A head for matching is used on people it has never seen, so it is scored on such people: `identity_folds` splits
+identities, not the images of each. Identities that share a group (`together`) lie on one side too.
 """
 
 from __future__ import annotations
@@ -228,42 +228,34 @@ def identity_folds(y: np.ndarray, k: int, seed: int = 0, groups: np.ndarray | No
     Returns:
         (n,) int64, the fold of each row, from 0.
     """
-    rank, _ = _ranked(y, seed, groups)
-    return np.asarray(rank % k)
-
-
-def holdout(y: np.ndarray, fraction: float, seed: int = 0, groups: np.ndarray | None = None) -> np.ndarray:
-    """Set identities aside: those that come first in the ranking of `identity_folds`.
-
-    Args:
-        y: (n,) identities.
-        fraction: of the identities, or where there are groups of what hangs together.
-        seed: another draw.
-        groups: (n,) as for `identity_folds`.
-
-    Returns:
-        (n,) bool, which rows are set aside.
-    """
-    rank, count = _ranked(y, seed, groups)
-    return np.asarray(rank < round(fraction * count))
-
-
-def _ranked(y: np.ndarray, seed: int, groups: np.ndarray | None) -> tuple[np.ndarray, int]:
-    """The place (n,) of each row's identity, and all that hangs together with it, in the draw; and how many places."""
     names, ids = np.unique(np.asarray(y).astype(str), return_inverse=True)
-    together = np.arange(len(names))
-    if groups is not None:
-        from scipy.sparse import coo_array
-        from scipy.sparse.csgraph import connected_components
-
-        kinds, group = np.unique(np.asarray(groups), return_inverse=True)
-        size = len(names) + len(kinds)
-        links = coo_array((np.ones(len(ids), bool), (ids, len(names) + group)), shape=(size, size))
-        _, parts = connected_components(links, directed=False)
-        _, together = np.unique(parts[: len(names)], return_inverse=True)
+    part = together(y, groups)
     # Each part is called by the first of its identities in the order of names.
-    _, first = np.unique(together, return_index=True)
+    _, first = np.unique(part, return_index=True)
     order = sorted(range(len(first)), key=lambda i: hashlib.sha256(f"{seed}:{names[first[i]]}".encode()).digest())
     place = np.empty(len(first), dtype=np.int64)
     place[order] = np.arange(len(first))
-    return place[together][ids], len(first)
+    return np.asarray(place[part][ids] % k)
+
+
+def together(y: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
+    """Which identities have images in one group, directly or through others.
+
+    Args:
+        y: (n,) identities.
+        groups: (n,) of any type; None where there are none.
+
+    Returns:
+        (m,) int64, for the m identities in sorted order the number of their part, from 0.
+    """
+    names, ids = np.unique(np.asarray(y).astype(str), return_inverse=True)
+    if groups is None:
+        return np.arange(len(names))
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    kinds, group = np.unique(np.asarray(groups), return_inverse=True)
+    size = len(names) + len(kinds)
+    links = coo_array((np.ones(len(ids), bool), (ids, len(names) + group)), shape=(size, size))
+    _, parts = connected_components(links, directed=False)
+    return np.unique(parts[: len(names)], return_inverse=True)[1].astype(np.int64)

@@ -102,17 +102,22 @@ class FeatureStore(StoreReader):
         return status.status(self)
 
     @checked
-    @checked
-    def incomplete(self, source: str | None = None) -> list[str]:
+    def incomplete(self, source: str | None = None, *, space: str | None = None) -> list[str]:
         """What is missing of a source: how many images are not extracted yet, which classes have no usable image.
 
         Args:
             source: the source's name; may be left out where there is one.
+            space: only what is missing in this space, by fingerprint or backbone; by default in each that `extract`
+                was asked for.
 
         Returns:
-            Sentences; none where all that the source lists was extracted.
+            Sentences; none where all that the source lists was extracted, in all layers and views asked for.
+
+        Example:
+            >>> fc.open("pets.fcache").incomplete()
+            []
         """
-        return completeness.incomplete(self, self.source(source))
+        return completeness.incomplete(self, self.source(source), space)
 
     @checked
     def verify(self, *, quick: bool = False, progress: Progress | bool | None = False) -> verify.VerifyReport:

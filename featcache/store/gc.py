@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 # Which rows r of a column are spoken of, beyond all of them.
 _VANISHED = "AND NOT EXISTS (SELECT 1 FROM items i WHERE i.sha256 = r.sha256)"
+# Images d that departed, and whose source lists them under no other name.
+_NOWHERE = "NOT EXISTS (SELECT 1 FROM items i WHERE i.sha256 = d.sha256 AND i.source_id = d.source_id)"
 _OF_SOURCE = (
     "AND r.sha256 IN (SELECT sha256 FROM items WHERE source_id = {source} "
     "UNION SELECT sha256 FROM departed WHERE source_id = {source}) "
@@ -228,7 +230,7 @@ def _doubtful(catalogue: Catalogue) -> list[dict[str, str]]:
     for name, root, present, gone in catalogue.query(
         "ttii",
         "SELECT s.name, s.root, (SELECT count(*) FROM items i WHERE i.source_id = s.id), "
-        "(SELECT count(*) FROM departed d WHERE d.source_id = s.id) FROM sources s ORDER BY s.name",
+        f"(SELECT count(*) FROM departed AS d WHERE d.source_id = s.id AND {_NOWHERE}) FROM sources s ORDER BY s.name",
     ):
         if name in GIVEN:
             continue
@@ -268,7 +270,12 @@ def _delete(
             for (shard,) in empty.fetchall():
                 forget_shard(connection, shard)
             if unwanted == _VANISHED:
-                connection.execute("DELETE FROM departed")
+                # Of an image that was renamed, tables that an earlier `extract` was given still have the old name.
+                connection.execute(f"DELETE FROM departed AS d WHERE {_NOWHERE}")
+                for source, text in connection.execute("SELECT id, settings FROM sources").fetchall():
+                    if (settings := parsed(text)).pop("departed", None) is not None:
+                        values = (json.dumps(settings, sort_keys=True), source)
+                        connection.execute("UPDATE sources SET settings = ? WHERE id = ?", values)
             reach("gc: rows deleted")
         reach("gc: committed")
         remove_unnamed(catalogue, paths.values(), "gc: file removed")

@@ -301,8 +301,8 @@ class StoreReader:
         """The exceptions to the rule by which images are held out.
 
         Returns:
-            By SHA-256 the part, ``train`` or ``test``, and the reason: ``recorded`` (by an earlier version) or
-            ``topped up``.
+            By SHA-256 the part, ``train``, ``test`` or ``neither``, and the reason, see `featcache.metrics.holdout`;
+            ``recorded`` by an earlier version.
         """
         rows = self.catalogue.query("htt", "SELECT sha256, part, reason FROM holdout")
         return {sha256: (part, reason) for sha256, part, reason in rows}

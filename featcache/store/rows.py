@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from featcache.core.errors import MissingVectorsError, ShardGoneError
+from featcache.core.names import VIEW_0
 from featcache.store.sources import judged
+from featcache.store.spaces import Item
 
 if TYPE_CHECKING:
     from featcache.store.column import ColumnReader
     from featcache.store.reader import StoreReader
-    from featcache.store.spaces import Item
 
 
 class ItemRows:
@@ -60,6 +61,18 @@ class ItemRows:
         chosen = store.view_names(views, names, space)
         located = _locate(store, names, split=split, source=source, space=space, views=chosen)
         return cls(store, space, names, chosen, located)
+
+    @classmethod
+    def of_contents(cls, store: StoreReader, layers: list[str], sha256s: Sequence[bytes], space: str) -> ItemRows:
+        """View 0 of those images, listed by a source or not, that have vectors of all these layers."""
+        found = [store.column(layer, space).places(sha256s) for layer in layers]
+        having = [sha256 for sha256 in sha256s if all(sha256 in places for places in found)]
+        where = {
+            (layer, VIEW_0): np.array([places[sha256] for sha256 in having], dtype=np.int64).reshape(-1, 2)
+            for layer, places in zip(layers, found, strict=True)
+        }
+        items = [Item("", "", sha256, None, None, None) for sha256 in having]
+        return cls(store, space, layers, [VIEW_0], _Located(items, [], where))
 
     def __len__(self) -> int:
         return len(self.items) * len(self.views)

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 
 def save_holdout(path: Path, seed: int, records: Mapping[bytes, tuple[str, str]]) -> list[str]:
-    """Record the side, ``train`` or ``test``, and the reason by SHA-256, and the seed of the store's hold-out.
+    """Record the side, ``train``, ``test`` or ``neither``, and the reason by SHA-256, and the seed of the hold-out.
 
-    What is recorded already stays.
+    What is recorded already stays, but ``train`` may become ``neither``.
 
     Returns:
         What the writer has to tell.
@@ -37,7 +37,8 @@ def save_holdout(path: Path, seed: int, records: Mapping[bytes, tuple[str, str]]
             "INSERT INTO settings (key, value) VALUES ('holdout_seed', ?) ON CONFLICT DO NOTHING", (str(seed),)
         )
         connection.executemany(
-            "INSERT INTO holdout (sha256, part, reason) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+            "INSERT INTO holdout (sha256, part, reason) VALUES (?, ?, ?) ON CONFLICT (sha256) DO UPDATE SET "
+            "part = excluded.part, reason = excluded.reason WHERE part = 'train' AND excluded.part = 'neither'",
             ((sha256, part, reason) for sha256, (part, reason) in records.items()),
         )
     return writer.notes
@@ -112,6 +113,16 @@ def _kept(versions: str, rejected: Rejected) -> str:
     return versions + (_NOT_FINITE + json.dumps(sorted(rejected.columns)) if rejected.columns else "")
 
 
+def departed(catalogue: Catalogue, name: str) -> dict[str, bytes]:
+    """SHA-256 of the images that a source lists no more, by URI, as far as `gc` has not forgotten them."""
+    rows = catalogue.query(
+        "th",
+        "SELECT d.uri, d.sha256 FROM departed d JOIN sources s ON s.id = d.source_id WHERE s.name = ? ORDER BY d.uri",
+        (name,),
+    )
+    return dict(rows)
+
+
 class SourceRecords:
     """The records of one source, for a writer.
 
@@ -123,6 +134,7 @@ class SourceRecords:
 
     Attributes:
         is_new: the store did not know the source before.
+        settled: makes a record what is saved; it may decide by the image's content.
 
     Raises:
         UsageError: a source of that name is known at another root.
@@ -132,6 +144,7 @@ class SourceRecords:
         self._catalogue = catalogue
         self._known: dict[str, Record] | None = None
         self.name = name
+        self.settled: Callable[[Record], Record] = lambda record: record
         with catalogue.transaction() as connection:
             known = connection.execute("SELECT id, root FROM sources WHERE name = ?", (name,)).fetchone()
             self.is_new = known is None
@@ -230,6 +243,7 @@ class SourceRecords:
         if not records:
             return
         self._known = None
+        records = [self.settled(record) for record in records]
         with self._catalogue.transaction() as connection:
             connection.executemany(
                 "INSERT INTO items (source_id, uri, sha256, label, split, grp, "
@@ -244,6 +258,18 @@ class SourceRecords:
                 "DELETE FROM departed WHERE source_id = ? AND uri = ?", ((self.id, r.uri) for r in records)
             )
             _no_longer_pending(connection, self.id, [r.uri for r in records])
+
+    def keep_groups(self, splits: Mapping[str, str]) -> None:
+        """Put all images of each of these groups into its split."""
+        if not splits:
+            return
+        self._known = None
+        with self._catalogue.transaction() as connection:
+            for table in ("items", "pending"):
+                connection.executemany(
+                    f"UPDATE {table} SET split = ? WHERE source_id = ? AND grp = ? AND split IS NOT ?",
+                    [(split, self.id, group, split) for group, split in splits.items()],
+                )
 
     def remove(self, uris: Iterable[str]) -> None:
         """Forget these images; their vectors stay until ``gc`` takes them away."""

@@ -22,11 +22,12 @@ def status(store: StoreReader) -> dict[str, Any]:
         ``store, items, quarantined, quarantine: [{source, uri, reason}], sources: [{name, root, items, classes,
         splits}]``, ``pending``, ``incomplete: [{source, missing}]`` and ``spaces: [{fingerprint, backbone, differs,
         layers, views, layer_views, seeds, rows, bytes}]``. ``classes`` and ``splits`` have the number of items by
-        name, sorted, and do not count items without; ``pending`` counts images that were listed and not extracted
-        yet, ``incomplete`` says so in words; ``quarantined`` counts images, and one with several reasons, for several
-        spaces, stands several times in ``quarantine``; ``differs`` says how the recipe differs from those of the
-        backbone's other spaces, ``views`` are those of any layer and ``layer_views`` those of each, ``seeds`` are
-        those of the views, ``rows`` are vectors over all layers and views, ``bytes`` the size of the shard files.
+        name, sorted, and do not count items without; ``pending`` counts images that were listed and of which nothing
+        is extracted yet, ``incomplete`` says so in words, and what else is missing of each space; ``quarantined``
+        counts images, and one with several reasons, for several spaces, stands several times in ``quarantine``;
+        ``differs`` says how the recipe differs from those of the backbone's other spaces, ``views`` are those of any
+        layer and ``layer_views`` those of each, ``seeds`` are those of the views, ``rows`` are vectors over all layers
+        and views, ``bytes`` the size of the shard files.
     """
     sources = store.sources()  # once: a writer may add one meanwhile
     items = dict(

@@ -67,14 +67,14 @@ def compare(
         store: a store or its path.
         seed: of the bootstrap, see `featcache.metrics.classification`.
         **selection: ``source``, ``labels`` and ``space`` of `Selection` (by default for each head the space with its
-            recipe); and ``split``, the split to score: by default ``test``, if the source has it, else the images
-            that neither head was trained on.
+            recipe); and ``split``, the split to score: by default ``test``, if the source has it, else those of the
+            store's hold-out that neither head was trained on; or all, if they were trained on none of the source.
 
     Raises:
         RecipeMismatchError: the store has no vectors of a head's recipe; the message names the fields.
         MissingVectorsError: no image is left to score.
         UnknownNameError: no such split, or a head's layers are not stored.
-        UsageError: a head predicts several labels per image.
+        UsageError: a head predicts several labels per image, or knows none of the classes of the images.
 
     Example:
         >>> fc.train("pets.fcache", "knn").save("knn.fch")

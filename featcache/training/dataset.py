@@ -28,6 +28,10 @@ _HELD_BYTES = 2 << 30
 """Vectors that `FeatureDataset.in_memory` keeps at most."""
 
 
+Reader = Callable[[np.ndarray], np.ndarray]
+"""From row numbers (m,) to vectors (m, d) float32."""
+
+
 @dataclass
 class FeatureDataset:
     """Labeled vectors of n images.
@@ -48,8 +52,8 @@ class FeatureDataset:
         without_labels: images of the source that are missing here because they have vectors but no label.
         label_counts: where the labels come from, see `LabelSource.counts`; None for those stored.
         labels: the k labels of the columns of ``y``, with several labels per image.
-        narrow: from row numbers (m,) to vectors (m, e) to search for near-duplicates, where ``read`` gives whole
-            activation maps.
+        narrow: where ``read`` gives whole activation maps, makes of such a reader one of the vectors to search for
+            near-duplicates.
         links: (m, 2) row numbers of the pairs that `linked` was given.
     """
 
@@ -67,7 +71,7 @@ class FeatureDataset:
     labels: tuple[str, ...] | None = None
     views: tuple[str, ...] = (VIEW_0,)
     view_reader: Callable[[np.ndarray], np.ndarray] | None = None
-    narrow: Callable[[np.ndarray], np.ndarray] | None = None
+    narrow: Callable[[Reader], Reader] | None = None
     links: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.int64))
 
     def tell_labels(self, progress: Progress) -> None:
@@ -90,7 +94,7 @@ class FeatureDataset:
 
     def subset(self, rows: np.ndarray) -> FeatureDataset:
         """The same vectors of some rows (m,) alone."""
-        reader, narrow, k = self.view_reader, self.narrow, len(self.views)
+        reader, k = self.view_reader, len(self.views)
         return replace(
             self,
             items=[self.items[row] for row in rows],
@@ -98,7 +102,6 @@ class FeatureDataset:
             groups=self.groups[rows],
             read=lambda at: self.read(rows[at]),
             view_reader=None if reader is None else lambda at: reader(rows[at // k] * k + at % k),
-            narrow=None if narrow is None else lambda at: narrow(rows[at]),
             links=np.empty((0, 2), np.int64),
         )
 

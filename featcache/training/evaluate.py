@@ -109,8 +109,8 @@ def evaluate(
             in Python.
         progress: as for `featcache.extract`, during the search for near-duplicates.
         **selection: ``source``, ``labels`` and ``space`` of `Selection` (by default the space with the head's
-            recipe); and ``split``, the split to score: by default ``test``, if the source has it, else the images
-            that the head was not trained on.
+            recipe); and ``split``, the split to score: by default ``test``, if the source has it, else those of the
+            store's hold-out that the head was not trained on; or all, if it was trained on none of the source.
 
     Returns:
         An `EvaluateReport`; for a head with several labels per image a
@@ -120,6 +120,7 @@ def evaluate(
         RecipeMismatchError: the store's vectors have another recipe; the message names the fields.
         MissingVectorsError: no image is left to score.
         UnknownNameError: no such split, or the head's layers are not stored.
+        UsageError: the head knows none of the classes of these images.
 
     Example:
         >>> report = fc.evaluate("pets.fch", "pets.fcache")

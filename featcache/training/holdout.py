@@ -1,27 +1,41 @@
 """Which images a head is trained on, and which it is scored on.
 
 The source's own splits count. Without splits the store's hold-out is scored (`featcache.metrics.holdout`): by content,
-the same for all heads and sources. Images that share content or a group with a training image are not scored.
+the same for all heads and sources. Images that share content or a group with a training image are not scored, and
+near-duplicates of held-out images are not learned from.
 """
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from featcache.core.errors import DamagedStoreError, MissingVectorsError, StoreError, UnknownNameError, UsageError
+from featcache.core.names import VIEW_0
 from featcache.core.progress import Progress, counted
-from featcache.metrics import holdout
+from featcache.metrics import holdout, near_duplicates
+from featcache.metrics.near_duplicates import NOTHING as NO_NEAR_DUPLICATES
 from featcache.store import FeatureStore, sources
-from featcache.training import multilabel
+from featcache.store.rows import ItemRows
+from featcache.training import leakage, multilabel
+from featcache.training.leakage import Found
 
 if TYPE_CHECKING:
+    from featcache.metrics.near_duplicates import NearDuplicates
     from featcache.training.dataset import FeatureDataset
+    from featcache.training.leakage import LeakageReport
 
 NOTHING = "nothing to score on"
 """The protocol of a head without a score begins so."""
+LEARNED_FROM = "; the head has learned from "
+POOLED = "pooled"
+Records = Mapping[bytes, tuple[str, str]]
+"""Side and reason by SHA-256."""
+T = TypeVar("T")
 _NAMED = 3
 
 
@@ -48,36 +62,75 @@ def check_classes(dataset: FeatureDataset) -> None:
         raise UsageError(one + "Put the images into one folder per class, or give --labels FILE.")
 
 
-def train_test_split(
-    dataset: FeatureDataset, split: str | None, seed: int, store: FeatureStore | None, progress: Progress
-) -> tuple[np.ndarray, np.ndarray, str]:
-    """Rows to train on, rows to score, and the protocol in words.
+@dataclass(frozen=True, slots=True)
+class Sides:
+    """What a head learns from, and what it is scored on.
 
-    There may be nothing to score on; the protocol then begins with `NOTHING` and says why.
+    Attributes:
+        dataset: the labeled vectors, near-duplicates linked if that was asked for.
+        train_rows: (m,) rows to train on.
+        test_rows: (q,) rows to score. There may be none; the protocol then begins with `NOTHING` and says why.
+        protocol: which rows these are, in words.
+        leaked: the near-duplicates among them.
+    """
+
+    dataset: FeatureDataset
+    train_rows: np.ndarray
+    test_rows: np.ndarray
+    protocol: str
+    leaked: LeakageReport
+
+
+def divide(
+    dataset: FeatureDataset,
+    split: str | None,
+    seed: int,
+    store: FeatureStore | None,
+    progress: Progress,
+    *,
+    grouped: bool | Found = False,
+) -> Sides:
+    """Divide labeled images into those to train on and those to score.
+
+    By the source's own splits, or by the store's hold-out. Near-duplicates are searched once: those of held-out images,
+    of images of the store that are not in the dataset too, as long as their vectors are stored.
 
     Args:
         dataset: labeled vectors.
         split: the split to train on; ``train`` by default, if the source has splits.
-        seed: of the store's hold-out, if none was drawn yet.
+        seed: of the store's hold-out, if none was drawn yet; and of the search.
         store: keeps the hold-out in its catalogue; None to draw it each time.
-        progress: gets notes: classes that are held out whole, or a hold-out that cannot be kept.
+        progress: gets the search as a phase, and notes: classes of which nothing is left to learn from, or a hold-out
+            that cannot be kept.
+        grouped: search all near-duplicates, and keep them together as images of one group are; or these, if they were
+            searched already.
 
     Raises:
         UnknownNameError: no such split.
         UsageError: a group on both sides, or fewer than two classes to train on.
     """
-    if has_splits(dataset):
-        train_rows, test_rows, protocol = _own_splits(dataset, split or "train")
-        if store is not None and (before := recorded_test(dataset, store)[train_rows].sum()):
-            protocol += f"; {learned_from(int(before))}"
-    elif split is not None:
+    if not has_splits(dataset) and split is not None:
         raise UnknownNameError(
             f"There is no split {split!r}: the source has no splits. Omit --split, or add splits with "
             "`featcache extract --split FILE`."
         )
+    found = grouped if isinstance(grouped, Found) else None
+    if grouped is True:
+        looked_at = _looked_at(dataset, store)
+        outside = None if has_splits(dataset) else _outside(looked_at, store, progress)
+        found = leakage.grouped(looked_at, outside, seed, progress)
+    if found is not None:
+        dataset = dataset.linked(found.pairs)
+    if has_splits(dataset):
+        train_rows, test_rows, protocol = _own_splits(dataset, split or "train")
+        leaked = leakage.guard(
+            dataset, [train_rows, test_rows], scored=test_rows, found=found, seed=seed, progress=progress
+        )
+        protocol += learned_from(dataset, train_rows, store, seed, leaked.found)
+        sides = Sides(dataset, train_rows, test_rows, protocol, leaked)
     else:
-        train_rows, test_rows, protocol = _held_out(dataset, seed, store, progress)
-    names = sorted(set(dataset.y[train_rows].tolist())) if dataset.labels is None else dataset.labels
+        sides = _by_holdout(dataset, seed, store, progress, found)
+    names = sorted(set(dataset.y[sides.train_rows].tolist())) if dataset.labels is None else dataset.labels
     if len(names) < 2:
         raise UsageError(
             f"All training images have the class {names[0]!r}: the other classes are only in the part that is scored. "
@@ -86,7 +139,7 @@ def train_test_split(
             "All labeled images are held out or belong together with held-out ones, so none is left to train on. Add "
             "images, or score with --cv 5."
         )  # fmt: skip
-    return train_rows, test_rows, protocol
+    return sides
 
 
 def has_splits(dataset: FeatureDataset) -> bool:
@@ -94,23 +147,46 @@ def has_splits(dataset: FeatureDataset) -> bool:
     return any(item.split is not None for item in dataset.items)
 
 
-def recorded_test(dataset: FeatureDataset, store: FeatureStore) -> np.ndarray:
-    """(n,) bool, which images some head of the store was scored on as its hold-out."""
-    sides = store.sides()
-    return np.array([sides.get(item.sha256, ("", ""))[0] == holdout.TEST for item in dataset.items], dtype=bool)
+def holds_out(dataset: FeatureDataset, store: FeatureStore) -> bool:
+    """Whether there is a hold-out of these images: the source has no splits, and some head has drawn it."""
+    return not has_splits(dataset) and holdout.SEED in store.settings()
 
 
 def held_out(dataset: FeatureDataset, store: FeatureStore | None, seed: int = 0) -> np.ndarray:
     """(n,) bool, which images the store holds out: by record and, without splits of the source, by the rule."""
-    if store is None or has_splits(dataset):
-        return np.zeros(len(dataset.items), bool) if store is None else recorded_test(dataset, store)
+    if store is None:
+        return np.zeros(len(dataset.items), dtype=bool)
     known, drawn_seed = _known(store)
+    if has_splits(dataset):
+        return np.array([known.get(item.sha256) == holdout.TEST for item in dataset.items], dtype=bool)
     return holdout.held_out(dataset.items, known, seed if drawn_seed is None else drawn_seed)
 
 
-def learned_from(count: int) -> str:
-    """In words, that a head has learned from held-out images."""
-    return f"the head has learned from {counted(count, 'items')} that the store holds out"
+def learned_from(
+    dataset: FeatureDataset,
+    rows: np.ndarray,
+    store: FeatureStore | None,
+    seed: int = 0,
+    found: NearDuplicates = NO_NEAR_DUPLICATES,
+) -> str:
+    """In words for a protocol, that a head has learned from held-out images or near-duplicates of them; or nothing.
+
+    Args:
+        dataset: n images.
+        rows: (m,) rows that it has learned from.
+        store, seed: as for `held_out`.
+        found: near-duplicates among the images.
+    """
+    if store is None:
+        return ""
+    held, recorded = held_out(dataset, store, seed), _known(store)[0]
+    near = np.array([recorded.get(item.sha256) == holdout.NEITHER for item in dataset.items], dtype=bool)
+    a, b = found.pairs.T
+    near[a[held[b]]] = near[b[held[a]]] = True
+    items, twins = int(held[rows].sum()), int((near & ~held)[rows].sum())
+    told = [f"{counted(items, 'items')} that the store holds out"] * bool(items)
+    told += [f"{counted(twins, 'near-duplicates')} of held-out items"] * bool(twins)
+    return LEARNED_FROM + " and ".join(told) if told else ""
 
 
 def split_rows(dataset: FeatureDataset, split: str) -> np.ndarray:
@@ -159,11 +235,11 @@ def _own_splits(dataset: FeatureDataset, split: str) -> tuple[np.ndarray, np.nda
     return train_rows, test_rows[~shared], f"the source's own split {other!r}, {count}{without}"
 
 
-def _held_out(
-    dataset: FeatureDataset, seed: int, store: FeatureStore | None, progress: Progress
-) -> tuple[np.ndarray, np.ndarray, str]:
-    """The sides by the store's hold-out, which is recorded in the catalogue."""
-    drawn, seed = _drawn(dataset, seed, store, progress)
+def _by_holdout(
+    dataset: FeatureDataset, seed: int, store: FeatureStore | None, progress: Progress, found: Found | None
+) -> Sides:
+    """The sides by the store's hold-out, which is recorded in the catalogue; *found* has all near-duplicates."""
+    drawn, found, seed = _drawn(dataset, seed, store, progress, found)
     train_rows, test_rows = np.flatnonzero(drawn.train), np.flatnonzero(drawn.test)
     if len(test_rows):
         words = f"a hold-out of {len(test_rows):,} of {counted(len(dataset.items), 'items')} (by content, seed {seed})"
@@ -171,41 +247,128 @@ def _held_out(
         words = f"{NOTHING}: each class has one image, or copies of one"
     if drawn.topped_up:
         words += f"; {drawn.topped_up:,} of them taken because their class had none"
-    if neither := len(dataset.items) - len(train_rows) - len(test_rows):
+    if near := int(drawn.near.sum()):
+        words += f"; {counted(near, 'near-duplicates')} of held-out items left out"
+    if neither := len(dataset.items) - len(train_rows) - len(test_rows) - near:
         words += f"; {counted(neither, 'items')} left out, because they belong together with held-out ones"
     if drawn.unlearned:
         names = [name if dataset.labels is None else dataset.labels[int(name)] for name in drawn.unlearned]
         listed = ", ".join(map(repr, names[:_NAMED])) + (" …" if len(names) > _NAMED else "")
-        words += f"; not learned, because all their items are held out: {listed}"
-        progress.note(
-            f"Not learned, because all their items are held out: {listed}. Add images of them, or train with "
-            "--refit-all or --cv."
-        )
-    return train_rows, test_rows, words
+        why = "all their items are held out" + (", or near-duplicates of held-out ones" if near else "")
+        words += f"; not learned, because {why}: {listed}"
+        progress.note(f"Not learned, because {why}: {listed}. Add images of them, or train with --refit-all or --cv.")
+    leaked = leakage.guard(dataset, [train_rows, test_rows], found=found)
+    return Sides(dataset, train_rows, test_rows, words, replace(leaked, left_out=drawn.near))
 
 
 def _drawn(
-    dataset: FeatureDataset, seed: int, store: FeatureStore | None, progress: Progress
-) -> tuple[holdout.Holdout, int]:
-    """The sides of all rows and the seed of the hold-out, both settled in the catalogue."""
-    if store is None:
-        return holdout.draw(dataset.items, dataset.y, dataset.groups, {}, seed), seed
-    known, settled = _known(store)
+    dataset: FeatureDataset, seed: int, store: FeatureStore | None, progress: Progress, found: Found | None
+) -> tuple[holdout.Holdout, Found, int]:
+    """The sides of all rows, the near-duplicates, and the seed of the hold-out, all settled in the catalogue."""
+    looked_at = dataset if found is not None else _looked_at(dataset, store)
+    outside = None if found is not None else _outside(looked_at, store, progress)
+    searched = np.full(len(dataset.items), found is not None)
+
+    def draw(known: Mapping[bytes, str], seed: int) -> tuple[tuple[holdout.Holdout, Found], Records]:
+        nonlocal found, searched
+        # Near-duplicates can only be of what is held out before they are known.
+        first = holdout.draw(dataset.items, dataset.y, dataset.groups, known, seed).test
+        if found is None or (first & ~searched).any():
+            found, searched = _search(looked_at, first, outside, seed, progress), first
+        beyond = np.zeros(len(searched), dtype=bool)
+        beyond[found.outside] = True
+        units = dataset.linked(found.pairs).groups if len(found.pairs) else dataset.groups
+        near = holdout.Near(found.pairs, beyond, searched)
+        drawn = holdout.draw(dataset.items, dataset.y, units, known, seed, near)
+        return (drawn, found), drawn.records
+
+    (drawn, near), seed = settle(draw, seed, store, progress)
+    return drawn, near, seed
+
+
+def settle(
+    draw: Callable[[Mapping[bytes, str], int], tuple[T, Records]],
+    seed: int,
+    store: FeatureStore | None,
+    progress: Progress,
+) -> tuple[T, int]:
+    """Draw a hold-out and record it in the catalogue.
+
+    Args:
+        draw: from the recorded sides and the seed to what is drawn and what is to be recorded. It is asked again if
+            another process was first: then what that one recorded counts.
+        seed: of the store's hold-out, if it has none yet.
+        store: the store; None to record nothing.
+        progress: gets a note if the hold-out cannot be recorded.
+
+    Returns:
+        What was drawn, and the seed of the store's hold-out.
+    """
+    known, settled = ({}, None) if store is None else _known(store)
     while True:
         seed = seed if settled is None else settled
-        drawn = holdout.draw(dataset.items, dataset.y, dataset.groups, known, seed)
-        if settled is not None and not drawn.records:
+        drawn, records = draw(known, seed)
+        if store is None or (settled is not None and not records):
             return drawn, seed
         try:
-            for note in sources.save_holdout(store.path, seed, drawn.records):
+            for note in sources.save_holdout(store.path, seed, records):
                 progress.note(note)
         except StoreError as error:
             progress.note(f"The hold-out could not be kept in the store, so it may differ next time: {error}")
             return drawn, seed
-        # Another process may have been first: then what it recorded counts.
         known, settled = _known(store)
-        if settled == seed and all(known.get(sha256) == part for sha256, (part, _) in drawn.records.items()):
+        if settled == seed and all(known.get(sha256) == part for sha256, (part, _) in records.items()):
             return drawn, seed
+
+
+def _search(
+    dataset: FeatureDataset, scored: np.ndarray, outside: ItemRows | None, seed: int, progress: Progress
+) -> Found:
+    """The near-duplicates of the *scored* (n,) images, and of those outside."""
+    if not scored.any() and not outside:
+        return Found.nothing()
+    rows = np.arange(len(dataset.items))
+    scored_rows = np.flatnonzero(scored)
+    return leakage.search(dataset, rows, scored=scored_rows, outside=outside, seed=seed, progress=progress)
+
+
+def _looked_at(dataset: FeatureDataset, store: FeatureStore | None) -> FeatureDataset:
+    """The images with the vectors by which near-duplicates are known: ``pooled``, or the dataset's where some lack it.
+
+    So heads of different layers find the same ones, and also those of images that have no vectors of other layers.
+    """
+    if store is None or dataset.recipe is None or dataset.layers == [POOLED]:
+        return dataset
+    space = dataset.recipe.fingerprint
+    contents = list(dict.fromkeys(item.sha256 for item in dataset.items))
+    if POOLED not in store.space(space).layers:
+        return dataset
+    rows = ItemRows.of_contents(store, [POOLED], contents, space)
+    if len(rows) < len(contents):
+        return dataset
+    place = {sha256: number for number, sha256 in enumerate(contents)}
+    at = np.array([place[item.sha256] for item in dataset.items], dtype=np.int64)
+    return replace(
+        dataset, layers=[POOLED], shapes=rows.shapes, read=lambda some: rows.read(at[some]), narrow=None,
+        views=(VIEW_0,), view_reader=None,
+    ).in_memory()  # fmt: skip
+
+
+def _outside(dataset: FeatureDataset, store: FeatureStore | None, progress: Progress) -> ItemRows | None:
+    """The vectors of images that heads were scored on and that are not in the dataset; None where there are none."""
+    there = {item.sha256 for item in dataset.items}
+    known = {} if store is None else _known(store)[0]
+    gone = [sha256 for sha256, part in known.items() if part == holdout.TEST and sha256 not in there]
+    if store is None or dataset.recipe is None or not gone:
+        return None
+    rows = ItemRows.of_contents(store, dataset.layers, gone, dataset.recipe.fingerprint)
+    if len(there) <= near_duplicates.MOST < len(there) + len(rows):
+        progress.note(
+            f"Near-duplicates of {len(rows):,} held-out images of other sources are not looked for: together these are "
+            f"more than {near_duplicates.MOST:,} images."
+        )
+        return None
+    return rows if len(rows) else None
 
 
 def _known(store: FeatureStore) -> tuple[dict[bytes, str], int | None]:

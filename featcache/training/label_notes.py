@@ -31,7 +31,7 @@ def note_labels(dataset: FeatureDataset, progress: Progress) -> None:
 
 
 def note_incomplete(store: FeatureStore | None, dataset: FeatureDataset, progress: Progress) -> None:
-    """Tell how many listed images of the dataset's sources are not extracted yet, and which classes have none.
+    """Tell how many listed images of the dataset's sources are not extracted yet in its space, and which classes.
 
     Args:
         store: where it comes from; None if from a file.
@@ -40,6 +40,9 @@ def note_incomplete(store: FeatureStore | None, dataset: FeatureDataset, progres
     """
     if store is None:
         return
+    # Vectors of a fine-tuned network are in no space of the store.
+    wanted = None if dataset.recipe is None else dataset.recipe.fingerprint
+    space = next((one.fingerprint for one in store.spaces if one.fingerprint == wanted), None)
     for source in sorted({item.source for item in dataset.items} & store.sources().keys()):
-        for note in store.incomplete(source):
+        for note in store.incomplete(source, space=space):
             progress.note(note)

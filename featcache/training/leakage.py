@@ -1,13 +1,14 @@
 """Near-duplicates across a split, which make a score too good: one image is trained on, the other scored.
 
 Exact copies are never on both sides, see `featcache.metrics.splits`. Near-duplicates are found by their vectors
-(`featcache.metrics.near_duplicates`), counted and listed.
+(`featcache.metrics.near_duplicates`), counted and listed. Those of images that the store holds out are not learned
+from, see `featcache.training.holdout`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,9 +21,26 @@ from featcache.training.layer_use import scale_layers
 
 if TYPE_CHECKING:
     from featcache.core.progress import Progress
+    from featcache.store.rows import ItemRows
     from featcache.training.dataset import FeatureDataset
 
 _EXAMPLES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Found(NearDuplicates):
+    """What `search` found.
+
+    Attributes:
+        outside: (k,) int64 row numbers of near-duplicates of images that are not in the dataset.
+    """
+
+    outside: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+
+    @classmethod
+    def nothing(cls, note: str | None = None) -> Found:
+        """No near-duplicates; *note* says why, if they were not searched."""
+        return cls(near_duplicates.NOTHING.pairs, near_duplicates.NOTHING.cosines, None, note)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,24 +50,31 @@ class LeakageReport:
     Attributes:
         found: the pairs, as row numbers, one per two contents.
         side: (n,) int64 of each row, -1 for rows that take no part; a pair is across if its sides differ.
+        left_out: (n,) bool, rows that are not learned from because they are near-duplicates of held-out ones.
     """
 
     found: NearDuplicates
     side: np.ndarray
+    left_out: np.ndarray
 
     def report(self, dataset: FeatureDataset) -> dict[str, Any]:
-        """``pairs`` and, of these, ``across``; ``threshold``; up to five ``examples`` that are across; ``note``."""
+        """``pairs`` and, of these, ``across``; how many images are ``left_out``; ``threshold``; ``examples``; ``note``.
+
+        The examples are up to five pairs that are across, or of which one is left out.
+        """
         sides = self.side[self.found.pairs]
         across = (sides[:, 0] != sides[:, 1]) & (sides >= 0).all(axis=1)
+        shown = across | self.left_out[self.found.pairs].any(axis=1)
         known = self.found.threshold is not None and self.found.note is None
         return {
             "pairs": len(across) if known else None,
             "across": int(across.sum()) if known else None,
+            "left_out": int(self.left_out.sum()),
             "threshold": self.found.threshold,
             "examples": [
                 {"a": dataset.items[a].uri, "b": dataset.items[b].uri, "cosine": float(cosine)}
                 for (a, b), cosine in zip(
-                    self.found.pairs[across][:_EXAMPLES], self.found.cosines[across][:_EXAMPLES], strict=True
+                    self.found.pairs[shown][:_EXAMPLES], self.found.cosines[shown][:_EXAMPLES], strict=True
                 )
             ],
             "note": self.found.note,
@@ -61,15 +86,17 @@ def search(
     rows: np.ndarray,
     *,
     scored: np.ndarray | None = None,
+    outside: ItemRows | None = None,
     seed: int = 0,
     progress: Progress | None = None,
-) -> NearDuplicates:
+) -> Found:
     """Near-duplicates among some rows.
 
     Args:
         dataset: labeled vectors; each layer is divided by its root mean square.
         rows: (m,) row numbers to search.
         scored: row numbers; only pairs with one of these are searched. All by default.
+        outside: the same layers of other images; pairs with one of these are searched too.
         seed: of the first sample.
         progress: gets the search as a phase.
     """
@@ -77,22 +104,43 @@ def search(
     for row in np.sort(rows).tolist():
         first.setdefault(dataset.items[row].sha256, row)
     contents = np.array(list(first.values()), dtype=np.int64)
+    n, others = len(contents), 0 if outside is None else len(outside)
     uses = layer_uses(dataset, contents) if dataset.narrow is None else ()
+    own, other = dataset.read, outside.read if outside is not None else dataset.read
+    if dataset.narrow is not None:
+        own, other = dataset.narrow(own), dataset.narrow(other)
 
     def read(at: np.ndarray) -> np.ndarray:
-        if dataset.narrow is not None:
-            return dataset.narrow(contents[at])
-        return scale_layers(dataset.read(contents[at]), uses)
+        inside = at < n
+        parts = [reader(rows) for reader, rows in ((own, contents[at[inside]]), (other, at[~inside] - n)) if len(rows)]
+        X = np.concatenate(parts)[np.argsort(np.argsort(~inside, kind="stable"))] if len(parts) > 1 else parts[0]
+        return X if dataset.narrow is not None else scale_layers(X, uses)
 
     asked = None if scored is None else {dataset.items[row].sha256 for row in scored}
     found = near_duplicates.find(
         read,
-        dataset.groups[contents],
-        scored=None if asked is None else np.array([sha256 in asked for sha256 in first]),
+        np.concatenate([dataset.groups[contents], len(dataset.items) + np.arange(others)]),
+        scored=None if asked is None else np.array([sha256 in asked for sha256 in first] + [True] * others),
         seed=seed,
         progress=progress,
     )
-    return NearDuplicates(contents[found.pairs], found.cosines, found.threshold, found.note)
+    inside = (found.pairs < n).all(axis=1)
+    mixed = found.pairs[~inside & (found.pairs < n).any(axis=1)]
+    return Found(
+        contents[found.pairs[inside]],
+        found.cosines[inside],
+        found.threshold,
+        found.note,
+        contents[np.unique(mixed[mixed < n])],
+    )
+
+
+def grouped(dataset: FeatureDataset, outside: ItemRows | None, seed: int, progress: Progress) -> Found:
+    """All near-duplicates, to be linked; notes if they could not be searched. Arguments as for `search`."""
+    found = search(dataset, np.arange(len(dataset.y)), outside=outside, seed=seed, progress=progress)
+    if found.note is not None:
+        progress.note(f"Near-duplicates could not be grouped: {found.note}.")
+    return found
 
 
 def guard(
@@ -121,7 +169,7 @@ def guard(
         found = near_duplicates.NOTHING
     if found is None:
         found = search(dataset, np.flatnonzero(side >= 0), scored=scored, seed=seed, progress=progress)
-    return LeakageReport(found, side)
+    return LeakageReport(found, side, np.zeros(len(side), dtype=bool))
 
 
 def folds_without_leakage(
@@ -143,6 +191,8 @@ def folds_without_leakage(
     Raises:
         UsageError: a class has one unit only, or all its rows fall into one fold.
     """
+    within = np.isin(near.pairs, rows).all(axis=1)
+    near = replace(near, pairs=near.pairs[within], cosines=near.cosines[within])
     items = dataset.linked(near.pairs).subset(rows).in_memory()
     sizes = {str(name): len(np.unique(items.groups[items.y == name])) for name in np.unique(items.y)}
     fewest = min(sizes, key=lambda name: sizes[name])

@@ -13,28 +13,35 @@ import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
-from featcache.core.errors import SourceError, UsageError
+from featcache.core.errors import FeatcacheError, SourceError, UsageError
 from featcache.core.outputs import PREDICTIONS, PREDICTIONS_HEADER, Kind, check_output, written_output
+from featcache.images.entry import Entry, FileStat
 from featcache.training.bundle import Prediction
-
-if TYPE_CHECKING:
-    from featcache.images.entry import Entry
 
 FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r")
 """A spreadsheet takes a cell that begins with one of these for a formula."""
 _MARK = "featcache predictions"
+_FIRST = json.dumps({"featcache": _MARK})[:-1].encode()
+_LONGEST = 1 << 16
 _DIFFERS = {"head": "the head is another", "images": "the images are others, or have changed"}
 
 
 def _is_partial(path: Path) -> bool:
     with path.open("rb") as file:
-        return not path.stat().st_size or _record(file) is not None
+        return _is_cut_off(path) or _record(file) is not None
+
+
+def _is_cut_off(path: Path) -> bool:
+    """Whether its first line is not whole, as a run leaves it that was killed as it began."""
+    with path.open("rb") as file:
+        line = file.readline(_LONGEST)
+    return not line.endswith(b"\n") and (line.startswith(_FIRST) or _FIRST.startswith(line))
 
 
 PARTIAL = Kind("the beginning of a table of predictions", _is_partial)
@@ -112,7 +119,8 @@ class PredictionTable:
         self._held = ExitStack()
         self._lock()
         try:
-            self._file = self._held.enter_context(self._opened())
+            self._file = self._opened()
+            self._held.callback(_closed, self._file)
             self._begin({"featcache": _MARK, "format": 1, **asked, "csv_safe": safe}, names)
         except BaseException:
             self._held.close()
@@ -131,7 +139,7 @@ class PredictionTable:
         self._held.callback(_remove_empty, Path(lock.lock_file))
 
     def _opened(self) -> BinaryIO:
-        if self.partial.exists() and not _is_partial(self.partial):
+        if self.partial.exists() and (_is_cut_off(self.partial) or not _is_partial(self.partial)):
             self.partial.unlink()
         return self.partial.open("r+b" if self.partial.exists() else "x+b")
 
@@ -139,8 +147,7 @@ class PredictionTable:
         if os.fstat(self._file.fileno()).st_size:
             self._go_on(record, names)
         else:
-            self._file.write(json.dumps(record).encode() + b"\n" + as_csv([PREDICTIONS_HEADER]))
-            self._file.flush()
+            self._write(json.dumps(record).encode() + b"\n" + as_csv([PREDICTIONS_HEADER]))
 
     def _go_on(self, record: Mapping[str, Any], names: Sequence[str]) -> None:
         found = _record(self._file) or {}
@@ -180,8 +187,22 @@ class PredictionTable:
         for prediction in predictions:
             self._count(prediction)
             rows += rows_of(prediction, safe=self._safe)
-        self._file.write(as_csv(rows))
-        self._file.flush()
+        self._write(as_csv(rows))
+
+    def _write(self, data: bytes) -> None:
+        with self._told_of_room(self.partial):
+            self._file.write(data)
+            self._file.flush()
+
+    @contextmanager
+    def _told_of_room(self, path: Path) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise FeatcacheError(
+                f"{path} could not be written: {error.strerror or error}. What is done is kept in {self.partial}: make "
+                "room and run the same command again."
+            ) from error
 
     def read(self) -> Iterator[Prediction]:
         """The images that are done, before more are added."""
@@ -196,7 +217,11 @@ class PredictionTable:
         """Put the table into its place."""
         self._file.seek(0)
         self._file.readline()
-        with written_output(self.path, PREDICTIONS, force=self._force) as aside, aside.open("wb") as whole:
+        with (
+            self._told_of_room(self.path),
+            written_output(self.path, PREDICTIONS, force=self._force) as aside,
+            aside.open("wb") as whole,
+        ):
             while block := self._file.read(1 << 20):
                 whole.write(block)
         self._file.close()
@@ -207,6 +232,11 @@ class PredictionTable:
 
     def __exit__(self, *_: object) -> None:
         self._held.close()
+
+
+def _closed(file: BinaryIO) -> None:
+    with suppress(OSError):  # what could not be written was told
+        file.close()
 
 
 def _remove_empty(path: Path) -> None:
@@ -229,20 +259,23 @@ def asked_for(head: Path, images: Sequence[Entry | Any], names: Sequence[str], t
     return {"head": of_head, "images": of_images.hexdigest(), "top": top}
 
 
-def _state(image: Any) -> list[int] | None:
+def _state(image: Entry | str | os.PathLike[str]) -> list[int] | str | None:
+    """What an answer depends on: the content that a store has of the image, or else the state of its file."""
+    stored = getattr(getattr(image, "content", None), "sha256", None)
+    if stored is not None:
+        return str(stored.hex())
     try:
-        state = image.state() if hasattr(image, "state") else os.stat(image)
+        state = image.state() if isinstance(image, Entry) else FileStat.of(os.stat(image))
     except (OSError, ValueError):
         return None
-    if state is None:
-        return None
-    return [getattr(state, "size", getattr(state, "st_size", 0)), getattr(state, "mtime_ns", 0) or state.st_mtime_ns]
+    return None if state is None else [state.size, state.mtime_ns, state.ctime_ns, state.inode]
 
 
 def _record(file: BinaryIO) -> dict[str, Any] | None:
     """The first line of a table that was begun; None of another file."""
+    line = file.readline(_LONGEST)
     try:
-        found = json.loads(file.readline(1 << 16))
+        found = json.loads(line) if line.endswith(b"\n") else None
     except ValueError:
         return None
     return found if isinstance(found, dict) and found.get("featcache") == _MARK else None

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from featcache.core.errors import MissingVectorsError, RecipeMismatchError
+from featcache.core.errors import MissingVectorsError, RecipeMismatchError, UsageError
+from featcache.core.progress import counted
 from featcache.training import multilabel
 from featcache.training.dataset import FeatureDataset
-from featcache.training.holdout import held_out, learned_from, split_rows
+from featcache.training.holdout import held_out, holds_out, learned_from, split_rows
 from featcache.training.image_dataset import image_vectors
 from featcache.training.partial_model import PartialModel
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from featcache.store import FeatureStore
     from featcache.training.bundle import Bundle
     from featcache.training.selection import Selection
+
+_LISTED = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +56,9 @@ def choose_test_rows(
         bundle: the head.
         store: the store.
         select: source, labels, and the space, by default the one with the head's recipe. The split is scored; by
-            default ``test``, if the source has it, else the images that neither the head nor *others* were trained
-            on, nor on others of their groups.
+            default ``test``, if the source has it. Else of a source that the head or *others* were trained on the
+            images that the store holds out (all, before its first hold-out) and that none was trained on, nor on
+            others of their groups; and of any other source all images.
         others: further heads.
         backbone: for a network that was trained and whose architecture is a module in Python.
 
@@ -62,34 +66,74 @@ def choose_test_rows(
         RecipeMismatchError: the vectors have another recipe; the message names the fields.
         MissingVectorsError: no image is left to score.
         UnknownNameError: no such split, or the head's layers are not stored.
-        UsageError: a head compares two images and predicts no labels.
+        UsageError: a head compares two images and predicts no labels, or none of the images has a class that it knows.
     """
-    _ = [head.classifier for head in (bundle, *others)]  # raises for a head that predicts no labels
+    heads = (bundle, *others)
+    _ = [head.classifier for head in heads]  # raises for a head that predicts no labels
     dataset = dataset_for(bundle, store, select, backbone)
+    found = _choose(heads, dataset, store, select.split)
+    for head in heads:
+        _check_common_classes(head, dataset, found.rows)
+    return found
+
+
+def _choose(heads: Sequence[Bundle], dataset: FeatureDataset, store: FeatureStore, split: str | None) -> TestRows:
+    """The rows of `choose_test_rows` for the first of the heads."""
     seen, taken = (
-        np.array([any(head.overlap([item.sha256]) for head in heads) for item in dataset.items], dtype=bool)
-        for heads in ([bundle], [bundle, *others])
+        np.array([any(head.overlap([item.sha256]) for head in some) for item in dataset.items], dtype=bool)
+        for some in (heads[:1], heads)
     )
-    aside = held_out(dataset, store)
-    told = f"; {learned_from(count)}" if (count := int((aside & seen).sum())) else ""
-    split = select.split
+    others = len(heads) > 1
+    told = learned_from(dataset, np.flatnonzero(seen), store)
     if split is None and any(item.split == "test" for item in dataset.items):
         split = "test"
     if split is not None:
         return TestRows(dataset, split_rows(dataset, split), seen, f"the split {split!r}{told}")
+    if not taken.any():
+        protocol = "all labeled items"
+        if any(len(head.trained_on) for head in heads):
+            protocol += f"; {'the heads were' if others else 'the head was'} trained on none of them"
+        return TestRows(dataset, np.arange(len(taken)), seen, protocol)
     known = np.isin(dataset.groups, dataset.groups[taken])
-    rows, mates = np.flatnonzero(~known), int((known & ~taken).sum())
+    mates = int((known & ~taken).sum())
+    aside = held_out(dataset, store) if holds_out(dataset, store) else np.ones(len(taken), dtype=bool)
+    rows, left = np.flatnonzero(aside & ~known), int((~aside & ~known).sum())
     if not len(rows):
+        most = f"all {len(taken)}" if not left else f"{int(taken.sum())} of the {len(taken)}"
+        told = f" The {counted(left, 'others')} are not held out." if left else ""
         raise MissingVectorsError(
-            f"{'One of the heads' if others else 'The head'} was trained on all {len(taken)} labeled items of this "
-            f"source{', or on others of their groups' if mates else ''}, so none is left to score. Score on another "
-            "source, or train without --refit-all and --cv."
+            f"{'One of the heads' if others else 'The head'} was trained on {most} labeled items of this "
+            f"source{', or on others of their groups' if mates else ''}, so none is left to score.{told} Score on "
+            "another source, or train without --refit-all and --cv."
         )
-    protocol = "the items that neither head was trained on" if others else "the items that the head was not trained on"
+    kind = "items" if aside.all() else "held-out items"
+    protocol = f"the {kind} that {'neither head was' if others else 'the head was not'} trained on"
     if mates:
         protocol += f", without {mates} whose group has items that {'one' if others else 'it'} was trained on"
-    trained = any(len(head.trained_on) for head in (bundle, *others))
-    return TestRows(dataset, rows, seen, protocol + told if trained else "all labeled items")
+    if left:
+        protocol += f"; {counted(left, 'other items')} left out, because the store does not hold them out"
+    return TestRows(dataset, rows, seen, protocol + told)
+
+
+def _check_common_classes(head: Bundle, dataset: FeatureDataset, rows: np.ndarray) -> None:
+    """Check that some of the rows to score have a class of the head: else every answer is wrong beforehand.
+
+    Raises:
+        UsageError: none has; the message names both sets of classes.
+    """
+    y = dataset.y[rows]
+    found = set(y.tolist()) if dataset.labels is None else set(np.array(dataset.labels)[y.any(axis=0)].tolist())
+    if found and found.isdisjoint(head.classes):
+        raise UsageError(
+            f"None of the {len(rows)} items to score has a class that the head {head.head} knows, so a score would say "
+            f"nothing. The head knows {_listed(head.classes)}; the items have {_listed(sorted(found))}. Score on a "
+            "source or split with classes of the head; if it was trained with other labels than those stored, give "
+            "them here too (--labels, --labels-only)."
+        )
+
+
+def _listed(classes: Sequence[str]) -> str:
+    return ", ".join(map(repr, classes[:_LISTED])) + (f" and {n} more" if (n := len(classes) - _LISTED) > 0 else "")
 
 
 def dataset_for(
@@ -110,5 +154,5 @@ def dataset_for(
     bundle.require(store.space(select.space).recipe)
     dataset = FeatureDataset.from_store(store, [use.name for use in bundle.layers], select)
     if isinstance(bundle.predictor, PartialModel):
-        return replace(dataset, narrow=bundle.predictor.frozen_vectors(dataset.read))
+        return replace(dataset, narrow=bundle.predictor.frozen_vectors)
     return multilabel.several_labels(dataset, bundle.classes) if bundle.task == "multilabel" else dataset

@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -23,12 +23,12 @@ from featcache.metrics import splits
 from featcache.store import FeatureStore
 from featcache.training.all_blocks import with_all_blocks
 from featcache.training.dataset import FeatureDataset
-from featcache.training.holdout import check_classes, train_test_split
+from featcache.training.holdout import check_classes, divide
 from featcache.training.label_notes import note_incomplete, note_labels
 from featcache.training.selection import Selection, SelectionOptions
 from featcache.training.sweep_cells import Cell, KnownCells, compute, digest_of_items, key_of
 from featcache.training.sweep_report import SweepReport, called, draw, markdown, ranked
-from featcache.training.train import train
+from featcache.training.train import fit_and_score
 
 if TYPE_CHECKING:
     from featcache.backbones import Backbone
@@ -185,8 +185,8 @@ def sweep(
         note_incomplete(opened, dataset, bar)
         check_classes(dataset)
         note_labels(dataset, bar)
-        train_rows, _, _ = train_test_split(dataset, select.split, seed, opened, bar)
-        compared, left_out = _comparable_rows(dataset, train_rows)
+        sides = divide(dataset, select.split, seed, opened, bar)
+        compared, left_out = _comparable_rows(dataset, sides.train_rows)
         if left_out and len(compared):
             bar.note(f"Classes of one independent image take no part in the choice: {', '.join(map(repr, left_out))}.")
         cells, makers = _Sweep(
@@ -203,7 +203,10 @@ def sweep(
         if winner.accuracy is None and len(compared):
             raise FeatcacheError(f"No head could be scored. The first one, {winner.head}: {winner.problem}")
         maker = next(head for head, cell in zip(makers, cells, strict=True) if cell is winner)
-        bundle = train(opened, maker, layers=winner.layers, seed=seed, views="first", progress=bar, **selection)
+        won = FeatureDataset.from_store(opened, winner.layers, select.all_splits()).in_memory()
+        fitting = time.monotonic()
+        bundle = fit_and_score(replace(sides, dataset=won), maker, seed, bar).reported(fitting)
+        bar.finish()
         report = SweepReport(
             store=str(opened.path),
             cells=order,

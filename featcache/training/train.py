@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
@@ -27,7 +28,15 @@ from featcache.training import leakage, multilabel
 from featcache.training.all_blocks import with_all_blocks
 from featcache.training.dataset import FeatureDataset
 from featcache.training.fit import answers, fit
-from featcache.training.holdout import check_classes, has_splits, held_out, learned_from, split_rows, train_test_split
+from featcache.training.holdout import (
+    LEARNED_FROM,
+    Sides,
+    check_classes,
+    divide,
+    has_splits,
+    learned_from,
+    split_rows,
+)
 from featcache.training.label_notes import note_incomplete, note_labels
 from featcache.training.report import describe_views, report_fields, score_fields, uncalibrated
 from featcache.training.selection import Selection, SelectionOptions
@@ -80,9 +89,9 @@ def train(
         refit_all: after scoring, fit again on all images and return that head.
         class_weight: ``"balanced"`` to weigh all classes the same, or a weight per label; for the heads
             `featcache.heads.WEIGHING` and estimators with that parameter.
-        group_near_duplicates: keep near-duplicates (`featcache.metrics.near_duplicates`) on one side of every split
-            and fold. Those of a held-out image are neither learned from nor scored. Without this, near-duplicates
-            across the split are counted in the report.
+        group_near_duplicates: keep near-duplicates (`featcache.metrics.near_duplicates`) on one side of the source's
+            own split and of every fold. Without this, those across are counted in the report. Those of images in the
+            store's hold-out are not learned from in either case, unless *cv* or *refit_all* is given.
         views: ``all`` stored views of the layers, ``first`` for view 0 alone, or names of views to use in addition to
             view 0.
         backbone: for ``all-blocks``: needed only where the vectors were made by a module given in Python, or with a
@@ -128,60 +137,30 @@ def train(
         note_labels(dataset, bar)
         if isinstance(class_weight, Mapping):
             _check_class_weight(dataset, class_weight)
-        near = None
-        if group_near_duplicates:
-            near = leakage.search(dataset, np.arange(len(dataset.y)), seed=seed, progress=bar)
-            dataset = dataset.linked(near.pairs)
-            if near.note is not None:
-                bar.note(f"Near-duplicates could not be grouped: {near.note}.")
-        folds, of_store = None, held_out(dataset, opened, seed) if cv is not None or refit_all else np.zeros(0, bool)
+        resolved.start_import()  # in the background, while near-duplicates are searched
         if cv is not None:
+            near = None
+            if group_near_duplicates:
+                near = leakage.grouped(dataset, None, seed, bar)
+                dataset = dataset.linked(near.pairs)
             test = np.arange(len(dataset.y)) if select.split is None else split_rows(dataset, select.split)
             draw = splits.folds if dataset.labels is None else multilabel_splits.folds
             folds = draw(dataset.y[test], dataset.groups[test], cv, seed)
-            sides = [test[fold] for _, fold in folds]
-            protocol = f"{cv}-fold cross-validation; the head saved is fitted on all {len(test)} items"
-            learned = test
-        else:
-            train_rows, test, protocol = train_test_split(dataset, select.split, seed, opened, bar)
-            sides = [train_rows, test]
-            learned = train_rows
-        resolved.start_import()  # in the background, while near-duplicates are searched
-        leaked = leakage.guard(
-            dataset, sides, scored=test if folds is None else None, found=near, seed=seed, progress=bar
-        )
-        _note_if_long(resolved, dataset, learned, 1 + (cv or int(refit_all)), bar)
-        if folds is not None:
+            leaked = leakage.guard(dataset, [test[fold] for _, fold in folds], found=near, seed=seed, progress=bar)
+            _note_if_long(resolved, dataset, test, 1 + cv, bar)
             bundle, predictions, fitting = cross_validated(dataset, test, resolved, folds, bar)
+            protocol = f"{cv}-fold cross-validation; the head saved is fitted on all {len(test)} items"
+            protocol += learned_from(dataset, test, opened, seed, leaked.found)
+            scored = Scored(Sides(dataset, test, test, protocol, leaked), bundle, predictions, seed, fitting)
         else:
-            fit_began = time.monotonic()
-            bundle = fit(dataset, train_rows, resolved, progress=bar)
-            fitting = time.monotonic() - fit_began
-            probabilities, predicted = answers(bundle, dataset, test)
-            predictions = Predictions(probabilities, predicted, uncalibrated(bundle, probabilities))
-        probabilities, predicted, raw_confidence = predictions
-        scores = score_fields(dataset, test, probabilities, predicted, bundle.classes, seed)
-        if refit_all and folds is None:
-            learned = np.union1d(train_rows, test) if has_splits(dataset) else np.arange(len(dataset.y))
-            bundle = fit(dataset, learned, resolved, progress=bar)
-            protocol += f"; the head saved was fitted again on all {len(learned)} items"
-        if len(of_store) and (count := int(of_store[learned].sum())):
-            protocol += f"; {learned_from(count)}"
+            sides = divide(dataset, select.split, seed, opened, bar, grouped=group_near_duplicates)
+            dataset = sides.dataset
+            _note_if_long(resolved, dataset, sides.train_rows, 1 + int(refit_all), bar)
+            scored = fit_and_score(sides, resolved, seed, bar)
+            if refit_all:
+                scored = _refitted(scored, resolved, opened, bar)
         bar.finish()
-    if len(dataset.views) > 1:
-        protocol += f"; trained on {describe_views(dataset.views)} of each image, scored on view 0"
-    if bundle.report["calibration"] is not None and probabilities is not None:
-        right = predicted == dataset.y[test]
-        for name, p in (("ece_before", raw_confidence), ("ece_after", probabilities)):
-            bundle.report["calibration"][name] = expected_calibration_error(p, right) if len(test) else None
-    bundle.report |= report_fields(bundle, dataset, test, scores, protocol)
-    bundle.report |= {
-        "layers": [use.name for use in bundle.layers],
-        "near_duplicates": {**leaked.report(dataset), "grouped": near is not None and near.note is None},
-        "fit_seconds": fitting,
-        "seconds": time.monotonic() - began,
-    }
-    return bundle
+    return scored.reported(began, grouped=group_near_duplicates)
 
 
 def _note_if_long(head: Head, dataset: FeatureDataset, rows: np.ndarray, fits: int, progress: Progress) -> None:
@@ -202,6 +181,79 @@ class Predictions(NamedTuple):
     probabilities: np.ndarray | None
     labels: np.ndarray
     raw_confidence: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A head with its predictions.
+
+    Attributes:
+        sides: what it was scored on, and how.
+        bundle: the head.
+        predictions: for ``sides.test_rows``, by the head that was scored.
+        seed: of the bootstrap.
+        fit_seconds: what the fits took.
+    """
+
+    sides: Sides
+    bundle: Bundle
+    predictions: Predictions
+    seed: int
+    fit_seconds: float
+
+    def reported(self, began: float, *, grouped: bool = False) -> Bundle:
+        """The head with its report.
+
+        Args:
+            began: when the training began, by the monotonic clock.
+            grouped: whether near-duplicates were to be kept together.
+        """
+        bundle, dataset, rows, leaked = self.bundle, self.sides.dataset, self.sides.test_rows, self.sides.leaked
+        probabilities, predicted, raw_confidence = self.predictions
+        scores = score_fields(dataset, rows, probabilities, predicted, bundle.classes, self.seed)
+        protocol = self.sides.protocol
+        if len(dataset.views) > 1:
+            protocol += f"; trained on {describe_views(dataset.views)} of each image, scored on view 0"
+        if bundle.report["calibration"] is not None and probabilities is not None:
+            right = predicted == dataset.y[rows]
+            for name, p in (("ece_before", raw_confidence), ("ece_after", probabilities)):
+                bundle.report["calibration"][name] = expected_calibration_error(p, right) if len(rows) else None
+        bundle.report |= report_fields(bundle, dataset, rows, scores, protocol)
+        bundle.report |= {
+            "layers": [use.name for use in bundle.layers],
+            "near_duplicates": {**leaked.report(dataset), "grouped": grouped and leaked.found.note is None},
+            "fit_seconds": self.fit_seconds,
+            "seconds": time.monotonic() - began,
+        }
+        return bundle
+
+
+def fit_and_score(sides: Sides, head: Head, seed: int, progress: Progress) -> Scored:
+    """Fit a head on one side, and let it predict the other.
+
+    Args:
+        sides: from `featcache.training.holdout.divide`.
+        head: from `featcache.heads.resolve_head`.
+        seed: of the bootstrap.
+        progress: gets the fit.
+    """
+    began = time.monotonic()
+    bundle = fit(sides.dataset, sides.train_rows, head, progress=progress)
+    fitting = time.monotonic() - began
+    probabilities, predicted = answers(bundle, sides.dataset, sides.test_rows)
+    predictions = Predictions(probabilities, predicted, uncalibrated(bundle, probabilities))
+    return Scored(sides, bundle, predictions, seed, fitting)
+
+
+def _refitted(scored: Scored, head: Head, store: FeatureStore | None, progress: Progress) -> Scored:
+    """The same with a head that was fitted again, on all images."""
+    sides, dataset = scored.sides, scored.sides.dataset
+    rows = np.union1d(sides.train_rows, sides.test_rows) if has_splits(dataset) else np.arange(len(dataset.y))
+    bundle = fit(dataset, rows, head, progress=progress)
+    protocol = sides.protocol.partition(LEARNED_FROM)[0]
+    protocol += f"; the head saved was fitted again on all {len(rows)} items"
+    protocol += learned_from(dataset, rows, store, scored.seed, sides.leaked.found)
+    return replace(scored, sides=replace(sides, protocol=protocol), bundle=bundle)
 
 
 def cross_validated(

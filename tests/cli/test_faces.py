@@ -153,7 +153,7 @@ def test_evaluate_has_the_fields_that_others_rely_on(people, tmp_path, run):
     assert found["found"]["without_vector"] == 1
     assert found["calibrated"] is None
     assert found["roc"] == str(tmp_path / "roc.png")
-    known = min(Bundle.load(people / "people.fch").classes)
+    known = min(set(Bundle.load(people / "people.fch").classes) - {"p00", "p01", "p03"})
     (tmp_path / "pairs.txt").write_text("\n".join(["2\t2", *lines]).replace("p02", known).replace("p03", "p00") + "\n")
     code, _, err = run(*words, "--head", people / "people.fch")
     assert code == 2

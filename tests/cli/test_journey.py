@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -227,7 +228,8 @@ def test_evaluate(trained, run):
 def test_evaluate_draws_the_confusion_matrix_and_compares(trained, tmp_path, run, capsys):
     store, head = trained / "pets.fcache", trained / "pets.fch"
     _, trained_more = run("train", store, "-o", tmp_path / "b.fch", "--class-weight", "balanced")
-    assert trained_more["near_duplicates"].keys() == {"pairs", "across", "threshold", "examples", "note", "grouped"}
+    told = {"pairs", "across", "left_out", "threshold", "examples", "note", "grouped"}
+    assert trained_more["near_duplicates"].keys() == told
     words = ["evaluate", head, store, "--against", tmp_path / "b.fch", "--confusion", tmp_path / "c.png"]
     code, report = run(*words)
     assert code == 0
@@ -303,16 +305,20 @@ def test_a_score_on_next_to_nothing_is_told(tmp_path, capsys):
     assert len(chosen.split()[3]) < 11
 
 
-def test_near_duplicates_on_both_sides_are_told_in_one_line(tmp_path, capsys):
+def test_near_duplicates_are_told(tmp_path, capsys):
     rng = np.random.default_rng(0)
     X = rng.normal(size=(100, 6))
     np.savez(tmp_path / "x.npz", features=np.concatenate([X, X + 1e-4]), labels=np.arange(200) % 2)
     words = ["train", str(tmp_path / "x.npz"), "-o", str(tmp_path / "x.fch")]
     assert main(words) == 0
-    told = [line for line in capsys.readouterr().out.splitlines() if "near-duplicates" in line]
-    assert len(told) == 1
-    assert told[0].startswith("Warning: ")
-    assert main([*words, "--group-near-duplicates"]) == 0
+    protocol, first = [line for line in capsys.readouterr().out.splitlines() if "near-duplicates" in line]
+    count = re.search(r"; (\d+) near-duplicates of held-out items left out", protocol)
+    assert count is not None
+    assert first.startswith(f"Left out: {count[1]} near-duplicates of held-out items (first: ")
+    assert main([*words, "--cv", "3"]) == 0
+    (across,) = [line for line in capsys.readouterr().out.splitlines() if "near-duplicates" in line]
+    assert across.startswith("Warning: ")
+    assert main([*words, "--cv", "3", "--group-near-duplicates"]) == 0
     assert "near-duplicates" not in capsys.readouterr().out
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PosixPath
 
@@ -57,6 +58,27 @@ def test_a_wrong_signature_stays_a_type_error():
         draw(1, sed=2)
     with pytest.raises(UsageError, match="seed is a whole number"):
         draw(1, seed="2")
+
+
+def test_a_seed_is_not_below_nought():
+    @checked
+    def draw(seed: int = 0) -> int:
+        return seed
+
+    assert draw(seed=np.int64(3)) == 3
+    with pytest.raises(UsageError, match="seed is a whole number from 0 on, not -1"):
+        draw(-1)
+
+
+def test_an_array_given_for_a_list_arrives_as_one():
+    @checked
+    def draw(names: Sequence[str] | None, X: np.ndarray) -> tuple[object, object]:
+        return names, X
+
+    names, X = draw(np.array(["a", "b"]), np.zeros(2))
+    assert names == ["a", "b"]
+    assert type(names[0]) is str
+    assert isinstance(X, np.ndarray)
 
 
 def test_the_fields_of_a_dataclass():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from featcache.core.files import read_at, written_whole
+from featcache.core.files import absolute, read_at, written_whole
 
 
 def test_bytes_reach_the_disk_before_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,6 +31,30 @@ def test_bytes_reach_the_disk_before_the_name(tmp_path: Path, monkeypatch: pytes
     assert steps == [("fsync", 8, "old"), ("replace", 8, "old")]
     assert target.read_text() == "new text"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_an_absolute_path_leads_where_the_system_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "real" / "deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("real/deep")
+    (tmp_path / "real" / "here").symlink_to(tmp_path / "real")
+    monkeypatch.chdir(tmp_path)
+    for path in (
+        "a.txt",
+        "real/../a.txt",
+        "link/a.txt",
+        "link/../a.txt",
+        "link/..",
+        "..",
+        ".",
+        "none/../a.txt",
+        "real/here/../a.txt",
+    ):
+        found = absolute(path)
+        assert os.path.isabs(found)
+        assert ".." not in Path(found).parts
+        assert os.path.realpath(found) == os.path.realpath(path)
+        assert absolute(found) == found
+    assert absolute("link/a.txt") == f"{tmp_path}/link/a.txt"  # other links stay
 
 
 def test_an_error_leaves_what_was_there(tmp_path: Path) -> None:

@@ -91,6 +91,7 @@ def test_the_order_in_which_layers_are_asked_for_decides_nothing(
     reason = "the backbone module:nan gives values that are not finite at pooled"
     assert opened.quarantine() == [("cats/dark.png", reason), ("dogs/copy.png", reason)]
     assert len(opened.arrays(layers="a:mean")[0]) == 26
+    assert opened.incomplete() == []
     assert len(opened.arrays(layers="a:mean+pooled")[0]) == 24
     again = extract(dark, store, NaNPooledForDark(), layers=["pooled", "a:mean"])
     assert (again.computed, again.reused, again.quarantined) == (0, 24, 2)

@@ -10,7 +10,9 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -269,6 +271,96 @@ def test_classes_without_a_usable_image_are_named(photos: Path, tmp_path: Path, 
     shutil.rmtree(photos / "torn")
     fc.extract(photos, store, backbone=net, progress=False)
     assert fc.open(store).incomplete() == []
+
+
+def test_what_one_space_lacks_is_told_of_that_space(photos: Path, tmp_path: Path, net: Backbone) -> None:
+    store, other = tmp_path / "s.fcache", tiny_backbone(1)
+    paint(photos / "cats" / "one.png", 40)
+    (photos / "birds").mkdir()
+    paint(photos / "birds" / "0.png", 41)
+    fc.extract(photos, store, backbone=net, progress=False)
+    fc.extract(photos, store, backbone=other, limit=2, progress=False)
+    opened = fc.open(store)
+    whole, part = (space.fingerprint for space in opened.spaces)
+    (sentence,) = opened.incomplete()
+    assert sentence.startswith(f"24 of 26 listed images lack vectors of module:tiny1 (space {part[:12]}), among them ")
+    assert opened.incomplete(space=part) == [sentence]
+    assert opened.incomplete(space=whole) == []
+    assert sentence in CliRunner().invoke(app, ["status", str(store)]).output
+    for fingerprint, said in ((whole, False), (part, True)):
+        out = str(tmp_path / f"{fingerprint}.h5")
+        answer = CliRunner().invoke(app, ["export", str(store), "-o", out, "--space", fingerprint])
+        assert (sentence in answer.output) == said
+    notes = Notes()
+    fc.train(store, "ridge", space=whole, progress=notes)
+    assert not any("lack" in note for note in notes.texts)
+    fc.extract(photos, store, backbone=other, limit=20, progress=False)
+    fc.train(store, "ridge", space=part, progress=notes)
+    assert any("6 of 26 listed images lack vectors" in note for note in notes.texts)
+    fc.extract(photos, store, backbone=other, progress=False)
+    assert opened.incomplete() == []
+
+
+def test_a_class_that_one_space_lacks_is_named(photos: Path, tmp_path: Path, net: Backbone) -> None:
+    store, other = tmp_path / "s.fcache", tiny_backbone(1)
+    fc.extract(photos, store, backbone=net, progress=False)
+    (photos / "dogs").rename(tmp_path / "dogs")
+    fc.extract(photos, store, backbone=other, progress=False)
+    (tmp_path / "dogs").rename(photos / "dogs")
+    fc.extract(photos, store, backbone=net, progress=False)
+    (sentence,) = fc.open(store).incomplete()
+    assert ", among them all of the class 'dogs': " in sentence
+
+
+def test_layers_and_views_that_a_run_did_not_come_to_are_told(photos: Path, tmp_path: Path, net: Backbone) -> None:
+    store = tmp_path / "s.fcache"
+    fc.extract(photos, store, backbone=net, progress=False)
+    fc.extract(photos, store, backbone=net, layers=["body.0:mean"], limit=4, progress=False)
+    (sentence,) = fc.open(store).incomplete()
+    assert sentence.startswith("20 of 24 listed images lack vectors of module:tiny0 (space ")
+    assert ", body.0:mean), among them all of" not in sentence
+    assert ", body.0:mean): " in sentence
+    fc.extract(photos, store, backbone=net, progress=False)
+    assert fc.open(store).incomplete() == []
+    fc.extract(photos, store, backbone=net, layers=["pooled"], views=3, limit=4, progress=False)
+    (sentence,) = fc.open(store).incomplete()
+    assert ", augmented views of pooled): " in sentence
+    fc.gc(store, layers="pooled", apply=True)
+    assert fc.open(store).incomplete() == []
+
+
+def test_what_cannot_be_computed_is_not_lacking(photos: Path, tmp_path: Path, net: Backbone) -> None:
+    (photos / "cats" / "bad.png").write_bytes(b"no image")
+    (photos / "torn").mkdir()
+    (photos / "torn" / "0.png").write_bytes(b"no image either")
+    store = tmp_path / "s.fcache"
+    for backbone in (net, tiny_backbone(1)):
+        fc.extract(photos, store, backbone=backbone, layers=["pooled", "body.0:mean"], progress=False)
+    assert fc.open(store).incomplete() == ["No image of the class 'torn' can be used: all are in quarantine."]
+
+
+def test_a_class_that_one_network_alone_cannot_use_is_named_with_its_space(
+    photos: Path, tmp_path: Path, net: Backbone
+) -> None:
+    def fussy(image: Image.Image) -> np.ndarray:
+        if image.size == (9, 9):
+            raise ValueError("too small")
+        return np.asarray(image.resize((16, 16)), np.float32).transpose(2, 0, 1)
+
+    (photos / "tiny").mkdir()
+    Image.new("RGB", (9, 9)).save(photos / "tiny" / "0.png")
+    store = tmp_path / "s.fcache"
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    other = Backbone.from_module(module, transform=fussy, name="fussy", version="1")
+    fc.extract(photos, store, backbone=net, progress=False)
+    fc.extract(photos, store, backbone=other, progress=False)
+    opened = fc.open(store)
+    whole, part = (space.fingerprint for space in opened.spaces)
+    assert opened.incomplete() == [
+        f"No image of the class 'tiny' can be used by module:fussy (space {part[:12]}): all are in quarantine."
+    ]
+    assert opened.incomplete(space=whole) == []
+    assert opened.incomplete(space=part) == ["No image of the class 'tiny' can be used: all are in quarantine."]
 
 
 @pytest.mark.slow

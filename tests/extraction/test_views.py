@@ -147,7 +147,7 @@ def test_what_cannot_be_augmented_is_refused(run: Run, net: Backbone, tmp_path: 
         run(backbone=custom, views=2)
     assert run(backbone=custom).computed == 24
     for options in ({"views": 0}, {"views": 2, "seed": -1}):
-        with pytest.raises(UsageError, match="view"):
+        with pytest.raises(UsageError, match=r"view|seed is a whole number"):
             run("bad.fcache", **options)
     assert not (tmp_path / "bad.fcache").exists()
 

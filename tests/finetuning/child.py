@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from featcache.core import failpoints
 from featcache.finetuning import checkpoint
-from featcache.finetuning.config import TrainingConfig
+from featcache.finetuning.config import Schedule
 from featcache.finetuning.loop import train
 from tests.finetuning.problems import Rows, clouds, perceptron, stages
 from tests.fork_server import fork_server
@@ -70,7 +70,7 @@ def _train(path: Path, answer: Path, kill: tuple[Any, ...] | None) -> None:
         come_to("validation", epoch_now)
         yield x[200:], answers[200:]
 
-    config = TrainingConfig(epochs=EPOCHS, lr=0.03, patience=EPOCHS, batch_size=32)
+    config = Schedule(epochs=EPOCHS, lr=0.03, patience=EPOCHS, batch_size=32)
     batches = Rows(x[:160], y[:160], 32, before=before)
     curve = train(model, stages(model), batches, validation, config, checkpoint=path, task={"items": "clouds"})
     save_file(model.state_dict(), answer / "weights.safetensors")

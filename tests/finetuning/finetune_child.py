@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from featcache.core import failpoints
-from featcache.finetuning.config import TrainingConfig
+from featcache.finetuning.config import Schedule
 from featcache.finetuning.finetune import finetune
 from featcache.heads import resolve_head
 from tests.finetuning.stores import colour_blind
@@ -19,7 +19,7 @@ from tests.fork_server import fork_server
 _CONTEXT = fork_server("tests.finetuning.finetune_child", "torch._dynamo")
 
 resolve_head("softmax").make()  # what is imported here is there in every process that is forked
-CONFIG = TrainingConfig(epochs=4, lr=1e-2, batch_size=16, patience=4)
+CONFIG = Schedule(epochs=4, lr=1e-2, batch_size=16, patience=4)
 
 
 def run(store: Path, answer: Path, kill_after: int | None = None) -> int:

@@ -17,7 +17,7 @@ from torch import nn
 from featcache.core import failpoints
 from featcache.core.errors import TrainingError, UsageError
 from featcache.finetuning import checkpoint
-from featcache.finetuning.config import TrainingConfig
+from featcache.finetuning.config import Schedule
 from featcache.finetuning.loop import train
 from tests.finetuning import child
 from tests.finetuning.problems import Rows, bits, clouds, perceptron, stages, whole
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from featcache.finetuning.history import Curve
 
 POINTS = [point for point in failpoints.POINTS if point.startswith("checkpoint")]
-CONFIG = TrainingConfig(epochs=4, lr=0.01, patience=9)
+CONFIG = Schedule(epochs=4, lr=0.01, patience=9)
 
 
 def answer(folder: Path) -> tuple[dict[str, Any], bytes]:
@@ -75,7 +75,7 @@ def training(tmp_path: Path) -> Callable[..., tuple[Curve, nn.Sequential]]:
     x, y = clouds(120, 4, 3)
 
     def run(
-        config: TrainingConfig = CONFIG,
+        config: Schedule = CONFIG,
         width: int = 4,
         batch_size: int = 32,
         before: Callable[[int, int], None] = lambda epoch, step: None,

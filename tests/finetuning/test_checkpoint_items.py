@@ -13,7 +13,7 @@ from PIL import Image
 
 from featcache.backbones import tiny_backbone
 from featcache.core.errors import UsageError
-from featcache.finetuning.config import TrainingConfig
+from featcache.finetuning.config import Schedule
 from featcache.finetuning.finetune import finetune
 from tests.finetuning.stores import extracted
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from featcache.training.bundle import Bundle
 
 pytestmark = pytest.mark.slow
-SHORT = TrainingConfig(epochs=1, lr=1e-3, batch_size=8)
+SHORT = Schedule(epochs=1, lr=1e-3, batch_size=8)
 BACKBONE = tiny_backbone()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,7 +24,7 @@ from featcache.core.errors import (
     UnknownNameError,
     UsageError,
 )
-from featcache.finetuning.config import TrainingConfig
+from featcache.finetuning.config import Schedule
 from featcache.finetuning.finetune import finetune
 from featcache.store.writer import StoreWriter
 from tests.finetuning.problems import Heard
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from featcache.training.bundle import Bundle
 
 pytestmark = pytest.mark.slow
-SHORT = TrainingConfig(epochs=1, lr=1e-3, batch_size=16)
+SHORT = Schedule(epochs=1, lr=1e-3, batch_size=16)
 
 
 def run(store: Path, **options: Any) -> Bundle:
@@ -85,6 +86,32 @@ def test_where_all_images_are_gone(own: Path, tmp_path: Path, verb: str) -> None
     shutil.rmtree(tmp_path / "photos")
     with pytest.raises(MissingVectorsError, match=r"Of 16 images 16 cannot be read.*There is nothing at .*--moved"):
         run(own, **VERBS[verb] | ({"backbone": None} if verb == "scratch" else {}))
+
+
+def of_verb(verb: str) -> dict[str, Any]:
+    return VERBS[verb] | ({"backbone": None} if verb == "scratch" else {})
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_how_long_it_takes_is_told_after_a_few_steps(own: Path, verb: str) -> None:
+    heard = Heard()
+    # It would be long, but ends at once, as nothing gets better.
+    run(own, **of_verb(verb), config=replace(SHORT, epochs=100_000, lr=1e-12, patience=5), progress=heard)
+    (told,) = [note for note in heard.notes if note.startswith("An epoch takes about ")]
+    assert "the training at most " in told
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_loss_that_is_not_finite_is_told_with_what_is_kept(own: Path, verb: str) -> None:
+    heard = Heard()
+    try:
+        run(own, **of_verb(verb), config=replace(SHORT, epochs=4, lr=1e30), progress=heard)
+    except TrainingError as error:  # in the first epoch; later it is a warning
+        heard.notes.append(f"Warning: {error}")
+    assert any(
+        re.match(r"Warning: The .* is (nan|inf) in epoch .* The network has the weights of ", note)
+        for note in heard.notes
+    )
 
 
 def test_one_in_quarantine_is_passed_over(own: Path, tmp_path: Path) -> None:
@@ -144,7 +171,7 @@ def test_what_cannot_be_finetuned(own: Path, tmp_path: Path, draw_images: Callab
     with pytest.raises(UsageError, match=r"Only the code of .* knows.*--arch"):
         run(own, init="scratch")
     with pytest.raises(TrainingError, match="Try a lower learning rate"):
-        run(own, config=TrainingConfig(epochs=2, lr=1e30, batch_size=8))
+        run(own, config=Schedule(epochs=2, lr=1e30, batch_size=8))
 
     def transform(image: Image.Image) -> np.ndarray:
         return np.asarray(image.resize((32, 32)), np.float32).transpose(2, 0, 1)

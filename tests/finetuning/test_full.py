@@ -22,7 +22,7 @@ from featcache.backbones.compute import has_bfloat16
 from featcache.core.errors import RecipeMismatchError, UsageError
 from featcache.extraction.stored_source import known_images
 from featcache.finetuning.batches import ImageBatches, ItemImages, images_in_order
-from featcache.finetuning.config import TrainingConfig
+from featcache.finetuning.config import Schedule
 from featcache.finetuning.finetune import finetune
 from featcache.images.augmentation import views_beside
 from featcache.training.bundle import Bundle
@@ -30,8 +30,8 @@ from tests.backbones.making import randomised, saved
 from tests.finetuning.stores import colour_blind, contents, draw_hues, extracted, labeled
 
 pytestmark = pytest.mark.slow
-SHORT = TrainingConfig(epochs=1, lr=1e-3, batch_size=16)
-FEW = TrainingConfig(epochs=7, lr=3e-2, batch_size=12, layer_decay=1.0)
+SHORT = Schedule(epochs=1, lr=1e-3, batch_size=16)
+FEW = Schedule(epochs=7, lr=3e-2, batch_size=12, layer_decay=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def answers(bundle: Bundle, paths: list[Path], backbone: Backbone | None = None)
 
 @pytest.fixture(scope="module")
 def trained(hues: Path) -> Bundle:
-    return run(hues, config=TrainingConfig(epochs=14, lr=3e-2, batch_size=12, layer_decay=1.0))
+    return run(hues, config=Schedule(epochs=14, lr=3e-2, batch_size=12, layer_decay=1.0))
 
 
 def test_it_beats_its_frozen_start_where_that_sees_nothing(hues: Path, trained: Bundle) -> None:
@@ -167,7 +167,7 @@ def test_bfloat16_where_the_processor_has_it(hues: Path, tmp_path: Path) -> None
 
 
 def test_a_small_network_learns_from_nothing(hues: Path, tmp_path: Path) -> None:
-    config = TrainingConfig(epochs=8, lr=2e-3, batch_size=12, layer_decay=1.0)
+    config = Schedule(epochs=8, lr=2e-3, batch_size=12, layer_decay=1.0)
     bundle = run(hues, init="scratch", arch="scratch:small_cnn", config=config, backbone=None)
     assert bundle.report["score"]["accuracy"] >= 0.9
     assert bundle.recipe is not None
@@ -189,7 +189,7 @@ def test_a_bundle_needs_no_published_weights(
     os.utime(weights, (1e9, 1e9))
     store = tmp_path / "s.fcache"
     fc.extract(root, store, backbone=get(name, weights, runtime="torch"), progress=False)
-    config = TrainingConfig(epochs=1, lr=1e-4, batch_size=8)
+    config = Schedule(epochs=1, lr=1e-4, batch_size=8)
     bundle = finetune(store, config=config, backbone=get(name, weights), progress=False)
     bundle.save(tmp_path / "a.fch")
     paths = sorted(root.rglob("*.jpg"))

@@ -23,7 +23,7 @@ from pathlib import Path
 import featcache as fc
 from featcache.backbones import tiny_backbone
 from featcache.core.errors import DiskFullError
-from featcache.finetuning.config import TrainingConfig
+from featcache.finetuning.config import Schedule
 from featcache.finetuning.finetune import activations_needed, finetune
 
 photos, disk = Path(sys.argv[1]), Path(sys.argv[2])
@@ -36,7 +36,7 @@ def files():
     return {str(p): (p.stat().st_size, p.stat().st_mtime_ns) for p in store.rglob("*") if p.is_file()}
 
 def run():
-    config = TrainingConfig(epochs=1, batch_size=8)
+    config = Schedule(epochs=1, batch_size=8)
     return finetune(store, "body.0", views=40, config=config, backbone=tiny_backbone(), progress=False)
 
 mount("size=2m")

@@ -18,7 +18,7 @@ import featcache as fc
 from featcache.backbones import tiny_backbone
 from featcache.core.progress import Silent
 from featcache.finetuning import loop
-from featcache.finetuning.config import TrainingConfig
+from featcache.finetuning.config import Schedule
 from featcache.finetuning.finetune import finetune
 from featcache.finetuning.history import Curve
 from featcache.finetuning.linear_probe import CHANCE, train_from_probe
@@ -29,7 +29,7 @@ from tests.finetuning.stores import extracted
 if TYPE_CHECKING:
     from featcache.training.bundle import Bundle
 
-LONG = TrainingConfig(epochs=30, lr=3e-2, batch_size=50, patience=30)
+LONG = Schedule(epochs=30, lr=3e-2, batch_size=50, patience=30)
 
 
 class Notes(Silent):
@@ -42,7 +42,7 @@ class Notes(Silent):
         self.told.append(text)
 
 
-def trained(start: nn.Sequential, config: TrainingConfig, seed: int, **options: object) -> tuple[nn.Sequential, Curve]:
+def trained(start: nn.Sequential, config: Schedule, seed: int, **options: object) -> tuple[nn.Sequential, Curve]:
     x, y = clouds(300, 4, 3)
     seen, told = clouds(60, 4, 3, seed=seed)
     model = copy.deepcopy(start)
@@ -68,7 +68,7 @@ def test_training_that_helps_is_taken() -> None:
 def test_training_that_does_not_help_is_undone() -> None:
     start, _ = trained(perceptron(4, 3), LONG, seed=0)
     notes = Notes()
-    model, curve = trained(start, TrainingConfig(epochs=2, lr=1.0, batch_size=50), seed=0, progress=notes)
+    model, curve = trained(start, Schedule(epochs=2, lr=1.0, batch_size=50), seed=0, progress=notes)
     assert curve.kept == 0
     assert curve.to_dict()["kept_epoch"] == 0
     assert bits(model) == bits(start)
@@ -96,7 +96,7 @@ def temperature(scores: np.ndarray, numbers: np.ndarray) -> float:
 def test_a_gain_that_may_be_chance_is_not_taken() -> None:
     """Of one epoch on validation sets drawn at random, what is taken is what scipy's permutation test calls a gain."""
     start, _ = trained(perceptron(4, 3), LONG, seed=0)
-    brief = TrainingConfig(epochs=1, lr=1e-3, batch_size=50)
+    brief = Schedule(epochs=1, lr=1e-3, batch_size=50)
     decided = []
     for seed in range(12):
         seen, told = clouds(60, 4, 3, seed=seed)
@@ -125,7 +125,7 @@ def test_a_gain_that_may_be_chance_is_not_taken() -> None:
 def test_copies_of_items_are_no_further_evidence() -> None:
     """Each validation item five times: the same decision with units, while as single items they look surer."""
     start, _ = trained(perceptron(4, 3), LONG, seed=0)
-    brief = TrainingConfig(epochs=1, lr=1e-3, batch_size=50)
+    brief = Schedule(epochs=1, lr=1e-3, batch_size=50)
     x, y = clouds(300, 4, 3)
     decided = []
     for seed in range(12):
@@ -198,7 +198,7 @@ def head_on_all(store: Path) -> tuple[Bundle, np.ndarray]:
 
 def test_tune_then_answers_as_the_head_on_all_learned_items(solved: Path) -> None:
     head, expected = head_on_all(solved)
-    config = TrainingConfig(epochs=1, lr=1e-2, batch_size=8)
+    config = Schedule(epochs=1, lr=1e-2, batch_size=8)
     made = finetune(solved, "body.0", views=2, config=config, backbone=tiny_backbone(), progress=False)
     assert made.chosen["epoch"] == 0
     assert made.chosen["output_C"] == head.chosen["C"]
@@ -212,7 +212,7 @@ def test_tune_then_answers_as_the_head_on_all_learned_items(solved: Path) -> Non
 
 def test_finetune_then_answers_as_the_head_on_all_learned_items(solved: Path) -> None:
     head, expected = head_on_all(solved)
-    config = TrainingConfig(epochs=1, lr=1e-2, batch_size=8)
+    config = Schedule(epochs=1, lr=1e-2, batch_size=8)
     made = finetune(solved, config=config, backbone=tiny_backbone(), progress=False)
     assert made.chosen == {"epoch": 0, **{f"output_{name}": value for name, value in head.chosen.items()}}
     frozen = tiny_backbone().module.state_dict()

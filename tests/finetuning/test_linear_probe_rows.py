@@ -15,7 +15,7 @@ from torch import nn
 
 from featcache.backbones import Backbone
 from featcache.core.progress import Silent
-from featcache.finetuning.config import TrainingConfig
+from featcache.finetuning.config import Schedule
 from featcache.finetuning.finetune import finetune
 from featcache.finetuning.validation import validation_rows
 from featcache.heads import resolve_head
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from featcache.training.bundle import Bundle
 
 pytestmark = pytest.mark.slow
-STILL = TrainingConfig(epochs=1, lr=1e-9, batch_size=16)
+STILL = Schedule(epochs=1, lr=1e-9, batch_size=16)
 """Too slow to change a network, so that its first epoch tells what it was at the beginning."""
 
 

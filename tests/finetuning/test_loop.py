@@ -13,7 +13,7 @@ from sklearn.metrics import log_loss
 from torch import Tensor, nn
 
 from featcache.core.errors import TrainingError, UsageError
-from featcache.finetuning.config import TrainingConfig
+from featcache.finetuning.config import Schedule
 from featcache.finetuning.loop import train
 from featcache.heads.training_loop import warmup_cosine
 from tests.finetuning.problems import Heard, Rows, bits, clouds, perceptron, stages, whole
@@ -37,7 +37,7 @@ class Watched:
 def test_it_reaches_the_optimum_of_logistic_regression() -> None:
     x, y = clouds(300, 4, 3)
     model = nn.Sequential(nn.Linear(4, 3)).double()
-    config = TrainingConfig(epochs=400, lr=0.1, weight_decay=0, patience=400, batch_size=300)
+    config = Schedule(epochs=400, lr=0.1, weight_decay=0, patience=400, batch_size=300)
     curve = train(model, stages(model), Rows(x, y, 300), whole(x, y), config)
     exact = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000).fit(x.numpy(), y.numpy())
     probabilities = exact.predict_proba(x.numpy())
@@ -51,7 +51,7 @@ def test_each_step_is_that_of_adamw_with_the_rate_of_the_stage() -> None:
     x, y = clouds(60, 5, 3)
     model = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)).double()
     plain = copy.deepcopy(model)
-    config = TrainingConfig(epochs=1, lr=0.03, weight_decay=0.4, warmup_fraction=0.5, layer_decay=0.6, batch_size=15)
+    config = Schedule(epochs=1, lr=0.03, weight_decay=0.4, warmup_fraction=0.5, layer_decay=0.6, batch_size=15)
     train(model, stages(model), Rows(x, y, 15), whole(x, y), config)
     # Each parameter with an AdamW of its own.
     optimizers = [
@@ -77,7 +77,7 @@ def test_the_first_step_by_its_formula() -> None:
     x, y = clouds(20, 3, 2)
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
     before = copy.deepcopy(model)
-    config = TrainingConfig(epochs=1, lr=0.01, weight_decay=0.3, warmup_fraction=0, layer_decay=0.25, batch_size=20)
+    config = Schedule(epochs=1, lr=0.01, weight_decay=0.3, warmup_fraction=0, layer_decay=0.25, batch_size=20)
     train(model, stages(model), Rows(x, y, 20), whole(x, y), config)
     nn.functional.cross_entropy(before(x), y).backward()
     assert sum(float((p.grad**2).sum()) for p in before.parameters()) < 1  # so none is shortened
@@ -96,7 +96,7 @@ def test_the_training_loss_is_that_of_smoothed_labels_and_the_validation_loss_is
     with torch.no_grad():
         log_p = model(x).log_softmax(1)
     curve = train(
-        model, stages(model), Rows(x, y, 30), whole(x, y), TrainingConfig(epochs=1, label_smoothing=0.2, batch_size=30)
+        model, stages(model), Rows(x, y, 30), whole(x, y), Schedule(epochs=1, label_smoothing=0.2, batch_size=30)
     )
     of_class = -log_p[torch.arange(30), y].mean()
     assert curve.best.training_loss == pytest.approx(float(0.8 * of_class - 0.2 * log_p.mean()), rel=1e-12)
@@ -115,7 +115,7 @@ def test_patience_ends_it_and_the_best_weights_stay() -> None:
             return self.y if epoch < 5 else (self.y + 1) % 3
 
     validation = Turning(model, x, y)
-    config = TrainingConfig(epochs=30, lr=0.01, patience=3, warmup_fraction=0)
+    config = Schedule(epochs=30, lr=0.01, patience=3, warmup_fraction=0)
     curve = train(model, stages(model), Rows(x, y, 32), validation, config)
     losses = [epoch.validation_loss for epoch in curve.epochs]
     assert losses[:4] == sorted(losses[:4], reverse=True)
@@ -128,7 +128,7 @@ def test_patience_ends_it_and_the_best_weights_stay() -> None:
 def test_without_an_early_end_all_epochs_are_done_and_the_curve_is_plain_values() -> None:
     x, y = clouds(90, 4, 3)
     model = perceptron(4, 3).double()
-    curve = train(model, stages(model), Rows(x, y, 32), whole(x, y), TrainingConfig(epochs=3, lr=0.01))
+    curve = train(model, stages(model), Rows(x, y, 32), whole(x, y), Schedule(epochs=3, lr=0.01))
     assert [epoch.number for epoch in curve.epochs] == [1, 2, 3]
     assert curve.ended == "epochs"
     assert curve.epochs[-1].lr == 0.01 * warmup_cosine(8, 9, 0.1)
@@ -148,7 +148,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not() -> None:
             stages(model),
             Rows(x, y, 32),
             whole(x, y),
-            TrainingConfig(epochs=3, seed=seed, patience=9, lr=0.01),
+            Schedule(epochs=3, seed=seed, patience=9, lr=0.01),
         )
         return bits(model), [(epoch.training_loss, epoch.validation_loss) for epoch in curve.epochs]
 
@@ -160,7 +160,7 @@ def test_torchs_own_random_state_is_left_alone() -> None:
     x, y = clouds(60, 4, 3)
     model = perceptron(4, 3).double()
     before = torch.get_rng_state()
-    train(model, stages(model), Rows(x, y, 32), whole(x, y), TrainingConfig(epochs=2))
+    train(model, stages(model), Rows(x, y, 32), whole(x, y), Schedule(epochs=2))
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -169,7 +169,7 @@ def test_what_requires_no_gradient_stays() -> None:
     model = perceptron(4, 3).double()
     model[0].requires_grad_(False)
     before = bits(model)
-    train(model, stages(model)[1:], Rows(x, y, 32), whole(x, y), TrainingConfig(epochs=2, patience=9))
+    train(model, stages(model)[1:], Rows(x, y, 32), whole(x, y), Schedule(epochs=2, patience=9))
     assert {name for name, value in bits(model).items() if value == before[name]} == {"0.weight", "0.bias"}
 
 
@@ -188,7 +188,7 @@ def test_a_loss_that_is_no_number_ends_it_with_the_best_weights_and_a_warning() 
     model = perceptron(4, 3).double()
     validation, heard = Watched(model, x, y), Heard()
     Failing.at = (4, 2)
-    config = TrainingConfig(epochs=8, warmup_fraction=0, patience=8)
+    config = Schedule(epochs=8, warmup_fraction=0, patience=8)
     curve = train(model, stages(model), Failing(x, y, 50), validation, config, progress=heard)
     assert (len(curve.epochs), curve.ended, curve.best.number) == (3, "non-finite", 3)
     lr = 1e-3 * warmup_cosine(13, 32)
@@ -205,7 +205,7 @@ def test_inputs_that_are_no_numbers_from_the_first_step_on() -> None:
     model = perceptron(4, 3).double()
     before = bits(model)
     with pytest.raises(TrainingError, match=r"epoch 1 at step 1.*before the training, again. No step was taken yet"):
-        train(model, stages(model), Rows(x * torch.inf, y, 30), whole(x, y), TrainingConfig())
+        train(model, stages(model), Rows(x * torch.inf, y, 30), whole(x, y), Schedule())
     assert bits(model) == before
 
 
@@ -220,7 +220,7 @@ def test_a_learning_rate_that_is_far_too_high(lr: float) -> None:
             stages(model),
             Rows(x.float(), y, 30),
             whole(x.float(), y),
-            TrainingConfig(lr=lr, warmup_fraction=0),
+            Schedule(lr=lr, warmup_fraction=0),
         )
     assert bits(model) == before
 
@@ -229,13 +229,13 @@ def test_a_validation_loss_that_is_no_number() -> None:
     x, y = clouds(60, 4, 3)
     model = perceptron(4, 3).double()
     with pytest.raises(TrainingError, match="The validation loss is nan in epoch 1 at step 2"):
-        train(model, stages(model), Rows(x, y, 30), whole(x * torch.nan, y), TrainingConfig())
+        train(model, stages(model), Rows(x, y, 30), whole(x * torch.nan, y), Schedule())
 
 
 def test_stages_must_hold_each_parameter_once() -> None:
     x, y = clouds(60, 4, 3)
     model = perceptron(4, 3).double()
-    rest = (Rows(x, y, 30), whole(x, y), TrainingConfig())
+    rest = (Rows(x, y, 30), whole(x, y), Schedule())
     with pytest.raises(UsageError, match=r"exactly one stage\. In none: 4\.weight, 4\.bias\."):
         train(model, stages(model)[:-1], *rest)
     with pytest.raises(UsageError, match=r"exactly one stage\.$"):
@@ -256,21 +256,21 @@ def test_batches_that_are_not_as_many_as_they_say(steps: int, said: str) -> None
     x, y = clouds(60, 4, 3)
     model = perceptron(4, 3).double()
     with pytest.raises(UsageError, match=f"Epoch 1 has {said}, but should have {steps}"):
-        train(model, stages(model), Wrong(x, y, 30), whole(x, y), TrainingConfig())
+        train(model, stages(model), Wrong(x, y, 30), whole(x, y), Schedule())
 
 
 def test_nothing_to_validate_on() -> None:
     x, y = clouds(60, 4, 3)
     model = perceptron(4, 3).double()
     with pytest.raises(UsageError, match="no item to validate on"):
-        train(model, stages(model), Rows(x, y, 30), list, TrainingConfig())
+        train(model, stages(model), Rows(x, y, 30), list, Schedule())
 
 
 def test_each_epoch_is_a_phase_that_names_the_last_loss() -> None:
     x, y = clouds(100, 4, 3)
     model = perceptron(4, 3).double()
     heard = Heard()
-    curve = train(model, stages(model), Rows(x, y, 30), whole(x, y), TrainingConfig(epochs=3), progress=heard)
+    curve = train(model, stages(model), Rows(x, y, 30), whole(x, y), Schedule(epochs=3), progress=heard)
     assert [(total, unit) for _, total, unit in heard.phases] == [(4, "steps")] * 3
     assert heard.done == [4, 4, 4]
     second = curve.epochs[1]
@@ -289,7 +289,7 @@ def test_an_epoch_in_bfloat16_is_that_in_float32_within_its_precision() -> None:
     found = {}
     for precision in ("float32", "bfloat16"):
         model = perceptron(4, 3)
-        config = TrainingConfig(epochs=1, precision=precision)
+        config = Schedule(epochs=1, precision=precision)
         found[precision] = train(model, stages(model), Rows(x.float(), y, 40), whole(x.float(), y), config).best
         assert {p.dtype for p in model.parameters()} == {torch.float32}
     near, far = found["bfloat16"], found["float32"]

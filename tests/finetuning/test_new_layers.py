@@ -15,7 +15,7 @@ import featcache as fc
 from featcache.backbones import tiny_backbone
 from featcache.core.errors import UsageError
 from featcache.core.progress import Silent
-from featcache.finetuning.config import TrainingConfig
+from featcache.finetuning.config import Schedule
 from featcache.finetuning.finetune import finetune
 from featcache.finetuning.linear_probe import CHANCE
 from featcache.finetuning.loop import validation_scores
@@ -28,7 +28,7 @@ from tests.finetuning.test_training_items import dataset
 
 pytestmark = pytest.mark.slow
 BACKBONE = tiny_backbone()
-SHORT = TrainingConfig(epochs=3, lr=1e-2, batch_size=8, dropout=0.2, hidden=(8,))
+SHORT = Schedule(epochs=3, lr=1e-2, batch_size=8, dropout=0.2, hidden=(8,))
 
 
 @pytest.fixture

@@ -20,14 +20,14 @@ import featcache as fc
 from featcache.backbones import tiny_backbone
 from featcache.core.errors import MissingVectorsError, RecipeMismatchError, TrainingError, UnknownNameError, UsageError
 from featcache.finetuning.checkpoint import remove
-from featcache.finetuning.config import TrainingConfig
+from featcache.finetuning.config import Schedule
 from featcache.finetuning.finetune import activations_needed, finetune
 from featcache.training.bundle import Bundle
 from featcache.training.partial_model import PartialModel
 from tests.finetuning.stores import blind_behind_stem, contents, draw_hues, extracted
 
 pytestmark = pytest.mark.slow
-SHORT = TrainingConfig(epochs=6, lr=3e-2, batch_size=12, layer_decay=1.0)
+SHORT = Schedule(epochs=6, lr=3e-2, batch_size=12, layer_decay=1.0)
 BACKBONE = blind_behind_stem()
 
 
@@ -286,7 +286,7 @@ def test_classes_that_are_scored_alone_are_no_classes_of_the_bundle(tmp_path: Pa
 
 def test_a_loss_that_is_not_finite_leaves_nothing(store: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="Try a lower learning rate"):
-        run(store, config=TrainingConfig(epochs=3, lr=1e30, batch_size=8), checkpoint=tmp_path / "c.ckpt")
+        run(store, config=Schedule(epochs=3, lr=1e30, batch_size=8), checkpoint=tmp_path / "c.ckpt")
     assert contents(store)["quarantine"]
     assert not list(tmp_path.glob("*.fch"))
 
@@ -295,7 +295,7 @@ def test_it_learns_what_the_frozen_layers_behind_the_cut_cannot_tell(tmp_path: P
     """The layers behind the cut see the sum of all maps alone, so hues look the same until they are trained."""
     store = extracted(draw_hues(tmp_path / "photos"), tmp_path / "s.fcache", BACKBONE)
     frozen = fc.train(store, progress=False).report["score"]
-    config = TrainingConfig(epochs=12, lr=3e-2, batch_size=12, layer_decay=1.0)
+    config = Schedule(epochs=12, lr=3e-2, batch_size=12, layer_decay=1.0)
     made = finetune(store, "body.0", views=2, config=config, backbone=BACKBONE, progress=False)
     assert frozen["accuracy"] <= 0.75
     assert made.report["score"]["accuracy"] >= 0.9

@@ -11,7 +11,7 @@ from torch import nn
 from featcache.backbones import get
 from featcache.backbones.families.scratch import SmallCNN
 from featcache.core.errors import UnknownNameError, WeightsError
-from featcache.finetuning.config import TrainingConfig, network_stages
+from featcache.finetuning.config import Schedule, network_stages
 from featcache.finetuning.loop import train
 from tests.finetuning.problems import Rows, whole
 
@@ -26,7 +26,7 @@ def test_it_learns_digits() -> None:
     network = SmallCNN((16, 32, 64))
     model = nn.Sequential(network, nn.Linear(64, 10))
     stages = [*network_stages(network), ("output", list(model[1].parameters()))]
-    config = TrainingConfig(epochs=8, lr=3e-3, layer_decay=1.0)
+    config = Schedule(epochs=8, lr=3e-3, layer_decay=1.0)
     curve = train(model, stages, Rows(x[:1000], y[:1000], 32), whole(x[1000:1300], y[1000:1300]), config)
     with torch.no_grad():
         right = (model(x[1300:]).argmax(1) == y[1300:]).float().mean()

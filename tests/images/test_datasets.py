@@ -109,8 +109,9 @@ def test_a_table() -> None:
 @pytest.mark.parametrize(
     ("dataset", "message"),
     [
-        (3, "with a length and items by index, not int"),
-        (iter([1]), "not list_iterator"),
+        (3, "with a length and items by index, not 3"),
+        (dict, "not a dict itself"),
+        (iter([1]), "not a list_iterator"),
         (Pairs([]), "is empty"),
         (Table([], {"a": object()}), "0 columns of images"),
         (Table([], {"a": ImageFeature(), "b": ImageFeature()}), r"2 columns of images.*a \(Image\), b \(Image\)"),

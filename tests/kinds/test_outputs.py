@@ -112,6 +112,28 @@ def test_an_image_of_the_folder_that_is_asked_about(world):
     assert image.read_bytes() == before
 
 
+@pytest.mark.parametrize("listed", ["labels.csv", "table.fcache"])
+def test_an_image_that_a_table_or_a_store_lists_is_not_overwritten_even_if_forced(listed: str, world, tmp_path):
+    (door,) = [door for door in doors("output") if door.name == PREDICT]
+    (tmp_path / "else").mkdir()
+    image = tmp_path / "else" / "one.jpg"
+    image.write_bytes(world["photos/cats/cat-00.jpg"].read_bytes())
+    other = world["photos/cats/cat-01.jpg"]
+    table = tmp_path / "labels.csv"
+    table.write_text(f"path,label\nelse/one.jpg,cats\n{other},dogs\n")
+    fc.extract(table, tmp_path / "table.fcache", progress=False)
+    before = image.read_bytes(), table.read_bytes()
+    link = tmp_path / "link.csv"
+    link.symlink_to(image)
+    for path in (image, link, table) if listed == "table.fcache" else (image, link):
+        outcome = world.call(door, "--force", images=[tmp_path / listed], table=path)
+        assert (outcome.code, "is read through" in outcome.err) == (2, True), outcome
+    assert (image.read_bytes(), table.read_bytes()) == before
+    (tmp_path / "else" / "two.jpg").write_bytes(b"not listed")
+    outcome = world.call(door, "--force", images=[tmp_path / "table.fcache"], table=tmp_path / "else" / "two.jpg")
+    assert "is read through" not in outcome.err
+
+
 def _params(entry):
     return pytest.param(*entry, marks=[pytest.mark.slow] if entry[0].name in LONG else [])
 

@@ -92,6 +92,16 @@ def test_a_store_given_as_images_stands_for_its_images(store: Path) -> None:
         lost.read()
 
 
+def test_a_file_that_two_sources_list_is_one_image_of_their_store(store: Path, small_network: str) -> None:
+    photos = store.parent.parent
+    fc.extract(photos / "cats", store, backbone=small_network, labels="none", progress=False)
+    assert len(fc.open(store).sources()) == 2
+    assert len(fc.open(store).items(source="photos") + fc.open(store).items(source="cats")) == 36
+    entries = images_of(store)
+    assert entries is not None
+    assert len(entries) == len({entry.place for entry in entries}) == 24
+
+
 def test_predict_answers_for_the_images_of_a_store(store: Path, tmp_path: Path) -> None:
     fc.train(store, "ridge", progress=False).save(tmp_path / "h.fch")
     found = run("predict", str(tmp_path / "h.fch"), str(store), "--json")

@@ -177,9 +177,55 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(world, capsys):
         said = capsys.readouterr().err
         assert told in said
         assert f"Remove {partial}" in said
+    for cut in (0, 1, 20, whole.index(b"\n") - 5, whole.index(b"\n")):  # the first line is not whole: nothing is done
+        partial.write_bytes(whole[:cut])
+        assert main(words) == 0
+    partial.write_bytes(whole)
     assert main([*words, "--top", "1"]) == 2
     assert "--top is another" in capsys.readouterr().err
     assert partial.read_bytes() == whole
+
+
+@pytest.mark.parametrize("what", ["a file", "a store", "a file of equal size and time"])
+def test_answers_to_other_pixels_are_not_gone_on_with(world, capsys, what):
+    bundle, image = fc.load(world["pets.fch"]), world["photos/cats/cat-00.jpg"]
+    asked = world["pets.fcache"] if what == "a store" else world["photos"]
+    words = ["predict", str(world["pets.fch"]), str(asked), "--csv", str(world["t.csv"])]
+    with Run(bundle, [asked]).table(world["pets.fch"], world["t.csv"], safe=False, force=False) as table:
+        table.add(next(Run(bundle, [asked]).batches()))
+    before = image.stat()
+    image.write_bytes(world["photos/dogs/dog-01.jpg"].read_bytes())
+    if what == "a store":
+        os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+        fc.extract(world["photos"], world["pets.fcache"], progress=False)
+    elif what != "a file":
+        os.truncate(image, before.st_size)
+        os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert main(words) == 2
+    assert "the images are others, or have changed" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of a process")
+def test_a_full_disk_is_told_and_the_same_command_goes_on(world):
+    words = ["predict", str(world["pets.fch"]), str(world["photos"]), "--csv", str(world["t.csv"])]
+    script = (
+        "import resource, sys\n"
+        "from featcache.training.prediction_table import PredictionTable\n"
+        "begin = PredictionTable.add\n"
+        "def limited(self, predictions):\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (600, resource.RLIM_INFINITY))\n"
+        "    begin(self, predictions)\n"
+        "PredictionTable.add = limited\n"
+        "from featcache.cli import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    said = " ".join(done.stderr.split())
+    assert "t.csv.partial could not be written" in said
+    assert "run the same command again" in said
+    assert main(words) == 0
+    assert len({row["uri"] for row in rows(world["t.csv"])}) == 24
 
 
 def test_a_second_run_does_not_write_the_same_table(world, capsys):

@@ -54,6 +54,29 @@ def test_a_path_means_the_image_that_is_there(
 
 
 @pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize(
+    "written", ["link/../b.png", "{root}/link/../b.png", "real/deep/../b.png", "./link/.././b.png"]
+)
+def test_two_dots_behind_a_link_lead_above_what_it_leads_to(
+    tmp_path: Path, table: Callable[[Path, str], dict[str, str | None]], written: str
+) -> None:
+    folder(tmp_path, "b.png", "real/b.png", "real/deep/c.png")
+    (tmp_path / "link").symlink_to("real/deep")
+    assert table(tmp_path, f"{written.format(root=tmp_path)},x\n") == {"real/b.png": "x"}
+
+
+def test_two_dots_behind_a_link_out_of_the_folder_name_no_image_in_it(tmp_path: Path) -> None:
+    folder(tmp_path, "in/b.png", "out/b.png", "out/deep/c.png")
+    (tmp_path / "in" / "link").symlink_to(tmp_path / "out" / "deep")
+    given = {"link/../b.png": "x"}
+    assert by_uri(given, ["b.png"], str(tmp_path / "in")) == ({}, ["link/../b.png"])
+    assert by_uri(given, ["b.png"], "python:images") == ({"b.png": "x"}, [])
+    (tmp_path / "in" / "t.csv").write_text("path,label\nlink/../b.png,x\n")
+    (entry,) = open_source(tmp_path / "in" / "t.csv").entries()
+    assert entry.read()[0] == (tmp_path / "out" / "b.png").read_bytes()
+
+
+@pytest.mark.parametrize("table", TABLES)
 def test_a_backslash_in_a_name_that_is_there_is_one(
     tmp_path: Path, table: Callable[[Path, str], dict[str, str | None]]
 ) -> None:

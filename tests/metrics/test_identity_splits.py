@@ -16,24 +16,15 @@ PEOPLE = np.repeat([f"p{i}" for i in range(23)], np.arange(23) % 4 + 1)
 def test_identities_and_groups_stay_whole(rows: list[tuple[int, int]], k: int) -> None:
     y, groups = np.array(rows).T
     fold = splits.identity_folds(y, k, 3, groups)
-    aside = splits.holdout(y, 0.3, 3, groups)
     for parts in (y, groups):
         for part in np.unique(parts):
             assert len(np.unique(fold[parts == part])) == 1
-            assert len(np.unique(aside[parts == part])) == 1
 
 
 def test_folds_have_as_many_identities_each() -> None:
     fold = splits.identity_folds(PEOPLE, 4, 0)
     sizes = [len(np.unique(PEOPLE[fold == held])) for held in range(4)]
     assert sorted(sizes) == [5, 6, 6, 6]
-
-
-def test_the_hold_out_has_its_share_and_the_seed_draws_another() -> None:
-    draws = [splits.holdout(PEOPLE, 0.2, seed) for seed in (0, 0, 1)]
-    assert len(np.unique(PEOPLE[draws[0]])) == 5
-    np.testing.assert_array_equal(draws[0], draws[1])
-    assert (draws[0] != draws[2]).any()
 
 
 def test_the_order_of_rows_does_not_matter() -> None:

@@ -44,7 +44,7 @@ def test_the_better_head_is_told(store: Path, good: fc.Bundle, guess: fc.Bundle)
     found = fc.compare(good, guess, store)
     alone = fc.evaluate(good, store, progress=False)
     assert (found.n, found.overlap) == (alone.n, 0) == (SCORED, 0)
-    assert found.protocol == "the items that neither head was trained on"
+    assert found.protocol == "the held-out items that neither head was trained on"
     assert (found.accuracy.a, found.accuracy.b) == (alone.accuracy, CATS / SCORED)
     assert found.accuracy.difference == alone.accuracy - CATS / SCORED
     assert found.accuracy.better > 0.95

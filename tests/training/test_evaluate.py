@@ -16,6 +16,7 @@ from sklearn.svm import LinearSVC
 
 import featcache as fc
 from featcache.backbones import Backbone, tiny_backbone
+from featcache.cli import main
 from featcache.core.errors import (
     MissingVectorsError,
     RecipeMismatchError,
@@ -249,10 +250,45 @@ def test_evaluate_names_labels_that_the_head_does_not_know(place: Path, bundle: 
 
 def test_evaluate_takes_other_labels(place: Path, bundle: Bundle, tmp_path: Path) -> None:
     uris = [item.uri for item in fc.open(place / "s.fcache").items()]
-    (tmp_path / "labels.csv").write_text("path,label\n" + "".join(f"{uri},zebra\n" for uri in uris), encoding="utf-8")
+    lines = [f"{uri},{'cats' if uri.startswith('cats') else 'zebra'}\n" for uri in uris]
+    (tmp_path / "labels.csv").write_text("path,label\n" + "".join(lines), encoding="utf-8")
     got = fc.evaluate(bundle, place / "s.fcache", labels=tmp_path / "labels.csv")
-    assert got.accuracy == got.macro_f1 == 0
-    assert got.log_loss == pytest.approx(-np.log(np.finfo(np.float64).eps))
+    zebras = got.unknown_labels["zebra"] / got.n
+    assert 0 < got.accuracy <= 1 - zebras
+    assert got.log_loss is not None
+    assert got.log_loss > zebras * -np.log(np.finfo(np.float64).eps)
+
+
+def test_a_head_with_none_of_the_classes_is_not_scored(
+    place: Path, bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = shutil.copytree(place / "s.fcache", tmp_path / "s.fcache")
+    uris = [item.uri for item in fc.open(store).items()]
+    (tmp_path / "labels.csv").write_text("path,label\n" + "".join(f"{uri},zebra\n" for uri in uris), encoding="utf-8")
+    mixed = [f"{uri},{'zebra' if i % 2 else 'gnu'}\n" for i, uri in enumerate(uris)]
+    (tmp_path / "mixed.csv").write_text("path,label\n" + "".join(mixed), encoding="utf-8")
+    with pytest.raises(UsageError, match=r"The head knows 'cats', 'dogs', 'emus'; the items have 'zebra'\."):
+        fc.evaluate(bundle, store, labels=tmp_path / "labels.csv")
+    other = fc.train(store, "ridge", labels=tmp_path / "mixed.csv", progress=False)
+    with pytest.raises(UsageError, match=r"The head knows 'gnu', 'zebra'; the items have 'cats'"):
+        fc.compare(bundle, other, store)
+    several = fc.train(store, task="multilabel", labels=tmp_path / "mixed.csv", progress=False)
+    with pytest.raises(UsageError, match=r"The head knows 'gnu', 'zebra'; the items have 'cats'"):
+        fc.evaluate(several, store)
+    bundle.save(tmp_path / "a.fch")
+    other.save(tmp_path / "b.fch")
+    for words in (["b.fch", str(store)], ["a.fch", str(store), "--against", str(tmp_path / "b.fch")]):
+        assert main(["evaluate", str(tmp_path / words[0]), *words[1:]]) == 2
+        assert "'gnu', 'zebra'; the items have 'cats'" in capsys.readouterr().err
+
+
+def test_several_labels_of_which_no_item_has_any_are_scored(place: Path, tmp_path: Path) -> None:
+    store = shutil.copytree(place / "s.fcache", tmp_path / "s.fcache")
+    uris = [item.uri for item in fc.open(store).items()]
+    several = fc.train(store, task="multilabel", progress=False)
+    (tmp_path / "none.csv").write_text("path,label\n" + "".join(f"{uri},|\n" for uri in uris), encoding="utf-8")
+    report = fc.evaluate(several, store, labels=tmp_path / "none.csv")
+    assert report.to_dict()["mean_average_precision"] is None
 
 
 def test_nothing_is_left_to_score_a_head_that_saw_everything(place: Path, tmp_path: Path) -> None:

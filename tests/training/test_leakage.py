@@ -14,7 +14,9 @@ from PIL import Image
 import featcache as fc
 from featcache.backbones import tiny_backbone
 from featcache.cli import main
+from featcache.metrics import near_duplicates
 from featcache.store import FeatureStore
+from featcache.store.sources import save_holdout
 from tests.training.sides import sides_of
 
 if TYPE_CHECKING:
@@ -82,35 +84,102 @@ def listed(report: dict[str, Any]) -> set[tuple[str, str]]:
     return {tuple(sorted((e["a"], e["b"]))) for e in report["examples"]}
 
 
-def test_those_that_stand_across_are_counted_and_listed(store: Path) -> None:
-    bundle = train(store)
+@pytest.mark.parametrize("grouped", [False, True])
+def test_near_duplicates_of_heldout_images_are_on_neither_side(store: Path, grouped: bool) -> None:
+    bundle = train(store, group_near_duplicates=grouped)
     report = bundle.report["near_duplicates"]
-    across = torn(sides(store))
-    assert 0 < len(across) == report["across"] <= report["pairs"] <= COPIED
-    assert listed(report) == across if len(across) <= 5 else listed(report) < across
-    assert all(e["cosine"] > 0.99 for e in report["examples"])
-    assert 0 < report["threshold"] < 0.6
-    assert (report["note"], report["grouped"]) == (None, False)
-    found = fc.evaluate(bundle, store, progress=False).near_duplicates
-    assert found is not None
-    assert (found["across"], listed(found)) == (report["across"], listed(report))
-
-
-def test_on_request_those_of_heldout_images_are_on_neither_side(store: Path) -> None:
-    bundle = train(store, group_near_duplicates=True)
-    report = bundle.report["near_duplicates"]
-    assert (report["pairs"], report["across"], report["grouped"]) == (COPIED, 0, True)
     parts = sides(store)
     across = torn(parts)
-    assert across
-    lost = {uri for pair in across for uri in pair if parts[uri] == "train"}
+    lost = {uri for uri, part in parts.items() if part == "neither"}
+    assert lost == {uri for pair in across for uri in pair if parts[uri] != "test"}
+    assert len(lost) == report["left_out"] >= 3
+    assert (report["across"], report["note"], report["grouped"]) == (0, None, grouped)
+    assert report["pairs"] == COPIED if grouped else len(lost) <= report["pairs"] <= COPIED
+    assert listed(report) <= {tuple(sorted(pair)) for pair in across}
+    assert len(report["examples"]) == min(5, len(across))
+    assert all(e["cosine"] > 0.99 for e in report["examples"])
+    assert 0 < report["threshold"] < 0.6
     learned = {item.uri for item in fc.open(store).items() if bundle.overlap([item.sha256])}
-    assert learned == {uri for uri, part in parts.items() if part == "train"} - lost
-    assert f"{len(lost)} items left out, because they belong together with" in bundle.report["score"]["protocol"]
-    # Whoever asks later for less is scored on the same images.
-    later = train(store)
+    assert learned == {uri for uri, part in parts.items() if part == "train"}
+    assert f"{len(lost)} near-duplicates of held-out items left out" in bundle.report["score"]["protocol"]
+    found = fc.evaluate(bundle, store, progress=False)
+    assert found.n == bundle.report["score"]["n"] == sum(part == "test" for part in parts.values())
+    assert f"; {len(lost)} other items left out, because the store does not hold them out" in found.protocol
+    assert found.near_duplicates is not None
+    assert found.near_duplicates["across"] == 0
+    # Another head learns from the same ones, whatever it asks for.
+    later = train(store, "centroid", group_near_duplicates=not grouped)
     assert sides(store) == parts
     assert later.report["score"]["n"] == bundle.report["score"]["n"]
+    assert later.trained_on.tobytes() == bundle.trained_on.tobytes()
+
+
+def test_a_recorded_side_to_learn_from_gives_way_to_a_heldout_near_duplicate(store: Path) -> None:
+    records = {item.sha256: ("test" if "-copy" in item.uri else "train", "recorded") for item in fc.open(store).items()}
+    save_holdout(store, 0, records)
+    bundle = train(store)
+    learned = {item.uri for item in fc.open(store).items() if bundle.overlap([item.sha256])}
+    assert not {uri for uri in learned if "-copy" in uri or uri.replace(".png", "-copy.png") in sides(store)}
+    assert bundle.report["near_duplicates"]["left_out"] == COPIED
+    assert sorted(set(fc.open(store).sides().values())) == [
+        ("neither", "near-duplicate"), ("test", "recorded"), ("train", "recorded"),
+    ]  # fmt: skip
+
+
+def test_those_of_images_that_are_gone_are_not_learned_from(images: Path, tmp_path: Path) -> None:
+    """The held-out image was deleted and its copy came: the vectors still know it, and later the record does."""
+    photos, store = shutil.copytree(images, tmp_path / "photos"), tmp_path / "s.fcache"
+    aside = tmp_path / "aside"
+    for path in sorted(photos.rglob("*-copy.png")):
+        (aside / path.parent.name).mkdir(parents=True, exist_ok=True)
+        path.rename(aside / path.parent.name / path.name)
+    fc.extract(photos, store, backbone=tiny_backbone(), progress=False)
+    train(store)
+    held = {uri for uri, part in sides(store).items() if part == "test"}
+    copies = {path.relative_to(aside).as_posix() for path in aside.rglob("*.png")}
+    of_held = {uri for uri in copies if uri.replace("-copy", "") in held}
+    assert of_held
+    for uri in held:
+        (photos / uri).unlink()
+    shutil.copytree(aside, photos, dirs_exist_ok=True)
+    fc.extract(photos, store, backbone=tiny_backbone(), progress=False)
+    bundle = train(store)
+
+    def learned(head: Bundle) -> set[str]:
+        return {item.uri for item in fc.open(store).items() if head.overlap([item.sha256])}
+
+    assert not of_held & learned(bundle)
+    assert copies & learned(bundle)
+    fc.gc(store, apply=True)
+    assert not of_held & learned(train(store, "centroid"))
+
+
+@pytest.mark.parametrize("way", ["cv", "refit_all", "split"])
+def test_a_head_that_learns_from_them_says_so(images: Path, store: Path, tmp_path: Path, way: str) -> None:
+    train(store)
+    parts = sides(store)
+    counts = {side: sum(part == side for part in parts.values()) for side in ("test", "neither")}
+    options: dict[str, Any] = {"cv": {"cv": 3}, "refit_all": {"refit_all": True}, "split": {}}[way]
+    if way == "split":
+        lines = ["path,label,split"]
+        lines += [f"{uri},{uri.split('/')[0]},{'test' if part == 'train' else 'train'}" for uri, part in parts.items()]
+        (images / "split.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        fc.extract(
+            images,
+            store,
+            backbone=tiny_backbone(),
+            labels=images / "split.csv",
+            split=images / "split.csv",
+            progress=False,
+        )
+    bundle = train(store, **options)
+    told = (
+        f"; the head has learned from {counts['test']} items that the store holds out and "
+        f"{counts['neither']} near-duplicates of held-out items"
+    )
+    assert told in bundle.report["score"]["protocol"]
+    if way == "split":
+        assert told in fc.evaluate(bundle, store, progress=False).protocol
 
 
 def test_grouping_leaves_the_holdout_of_the_other_heads_alone(store: Path) -> None:
@@ -187,11 +256,38 @@ def test_several_layers_count_alike(tmp_path: Path, images: Path) -> None:
     assert bundle.report["near_duplicates"]["pairs"] == COPIED
 
 
-def test_a_sweep_tells_of_those_of_its_winner(store: Path, capsys: Any) -> None:
+def test_a_sweep_leaves_out_the_same_and_says_so(store: Path, capsys: Any) -> None:
     report = fc.sweep(store, ["centroid"], progress=False)
-    assert report.near_duplicates == train(store, "centroid").report["near_duplicates"]
-    assert report.near_duplicates["across"] > 0
-    told = f"Warning: {report.near_duplicates['across']} pairs of near-duplicates across the split"
-    assert told in Path(str(report.paths["markdown"])).read_text(encoding="utf-8")
+    trained = train(store, "centroid")
+    assert report.near_duplicates == trained.report["near_duplicates"]
+    assert report.bundle.trained_on.tobytes() == trained.trained_on.tobytes()
+    assert report.n == trained.report["n"]
+    told = f"{report.near_duplicates['left_out']} near-duplicates of held-out items"
+    assert f"{told} left out" in Path(str(report.paths["markdown"])).read_text(encoding="utf-8")
     assert main(["sweep", str(store), "--heads", "centroid"]) == 0
-    assert told in capsys.readouterr().out
+    assert f"Left out: {told} (first: " in capsys.readouterr().out
+
+
+def test_each_run_searches_once(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    searches: list[int] = []
+    find = near_duplicates.find
+
+    def counting(read: Any, units: np.ndarray, **options: Any) -> Any:
+        searches.append(len(units))
+        return find(read, units, **options)
+
+    monkeypatch.setattr(near_duplicates, "find", counting)
+    for run in (
+        lambda: train(store),
+        lambda: train(store, group_near_duplicates=True),
+        lambda: train(store, cv=3),
+        lambda: fc.sweep(store, ["centroid", "ridge"], progress=False),
+        lambda: fc.finetune(
+            store, "body.1", views=1, config=fc.TrainingConfig(epochs=1), backbone=tiny_backbone(), progress=False
+        ),
+    ):
+        run()
+        assert searches == [72]
+        searches.clear()
+    fc.advise(store, budget=0.01, backbone=tiny_backbone(), progress=False)
+    assert searches == []  # no time for it

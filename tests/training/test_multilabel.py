@@ -32,7 +32,7 @@ LABELS = ("blue", "green", "red")
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``list.csv`` of 40 images, whose labels are the colors that they hold, and ``s.fcache``."""
-    root, rng = tmp_path_factory.mktemp("several"), np.random.default_rng(0)
+    root, rng = tmp_path_factory.mktemp("several"), np.random.default_rng(4)
     lines = ["path,label,group"]
     for i in range(40):
         held = [name for name in LABELS if rng.random() < 0.5] or ["red"]
@@ -92,7 +92,7 @@ def test_it_comes_back_and_answers_for_every_label(place: Path, bundle: Bundle, 
     np.testing.assert_array_equal(p, bundle.predict_proba_vectors(X))
     said = back.predict_vectors(X)
     assert (said == (p > 0.5)).all()
-    assert (said == Y).mean() > 0.8
+    assert (said == Y).mean() > 0.9
     assert {round(total, 3) for total in p.sum(axis=1)} != {1.0}
     paths = [place / f"{i:02}.jpg" for i in range(6)]
     for row, answer, first in zip(
@@ -271,20 +271,22 @@ def test_labels_are_told_apart(place: Path) -> None:
 
 
 def test_from_the_command_line(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    head = str(tmp_path / "a.fch")
+    # A store of its own: what other heads were scored on stays held out.
+    head, store = str(tmp_path / "a.fch"), tmp_path / "s.fcache"
+    fc.extract(place / "list.csv", store, backbone=tiny_backbone(), progress=False)
     options = ["--head", "softmax", "--task", "multilabel"]
-    assert main(["train", str(place / "s.fcache"), "-o", head, *options]) == 0
+    assert main(["train", str(store), "-o", head, *options]) == 0
     assert "Mean average precision: " in capsys.readouterr().out
-    assert main(["train", str(place / "s.fcache"), "-o", head, *options, "--json"]) == 0
+    assert main(["train", str(store), "-o", head, *options, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["score"]["mean_average_precision"] > 0.9
-    assert main(["evaluate", head, str(place / "s.fcache")]) == 0
+    assert main(["evaluate", head, str(store)]) == 0
     shown = capsys.readouterr().out
     assert "All labels right: " in shown
     (heading,) = [line for line in shown.splitlines() if line.startswith("label")]
     assert heading.split() == ["label", "items", "precision", "recall", "95", "%", "interval", "F1", "AP"]
-    assert main(["evaluate", head, str(place / "s.fcache"), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["exact_match"] > 0.3
-    assert main(["train", str(place / "s.fcache"), "-o", head, "--task", "multilabel", "--head", "knn"]) == 2
+    assert main(["evaluate", head, str(store), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["exact_match"] > 0.5
+    assert main(["train", str(store), "-o", head, "--task", "multilabel", "--head", "knn"]) == 2
     assert "softmax" in capsys.readouterr().err
 
 

@@ -22,7 +22,7 @@ from featcache.finetuning.advise.trials import SPEED, linear_probe, try_depth, t
 from featcache.store import FeatureStore
 from featcache.training.activations import StoredItems, extraction_rate
 from featcache.training.dataset import FeatureDataset
-from featcache.training.holdout import check_classes, train_test_split
+from featcache.training.holdout import check_classes, divide, has_splits, held_out, split_rows
 from featcache.training.label_notes import note_incomplete, note_labels
 from featcache.training.leakage import folds_without_leakage
 from featcache.training.selection import Selection, SelectionOptions
@@ -101,11 +101,16 @@ def advise_within(
         dataset.tell_labels(bar)
         check_classes(dataset)
         note_labels(dataset, bar)
-        train_rows, test_rows, _ = train_test_split(dataset, select.split, seed, opened, bar)
-        probe, before = probe_seconds(dataset, train_rows, FOLDS, time), time.spent()
+        if has_splits(dataset):
+            likely = compared = split_rows(dataset, select.split or "train")
+        else:
+            likely, compared = np.flatnonzero(~held_out(dataset, opened, seed)), np.arange(len(dataset.y))
+        probe, before = probe_seconds(dataset, likely, FOLDS, time), time.spent()
         bar.note(least(time, before + probe))
-        twins = near_duplicates_in_time(dataset, train_rows, seed, probe, time, bar)
-        items, folds, rare, near = folds_without_leakage(dataset, train_rows, twins, FOLDS, seed)
+        twins = near_duplicates_in_time(dataset, compared, seed, probe, time, bar)
+        sides = divide(dataset, select.split, seed, opened, bar, grouped=twins)
+        train_rows = sides.train_rows
+        items, folds, rare, near = folds_without_leakage(sides.dataset, train_rows, twins, FOLDS, seed)
         units, where = items.groups, replace(where, source=opened.source_names(where.source))
         whole, first = linear_probe(items, folds, seed, time, bar)
         measured = folds[: whole.fits]  # fewer where the budget is spent by then
@@ -135,7 +140,7 @@ def advise_within(
     named = layers if network is None or in_python else []
     return Advice(
         store=str(opened.path), backbone=chosen.recipe.backbone, classes=sorted(set(items.y.tolist())),
-        items=len(train_rows), units=len(np.unique(units)), held_out=len(test_rows),
+        items=len(train_rows), units=len(np.unique(units)), held_out=len(sides.test_rows),
         folds=len(folds), views=list(items.views), rare_classes=rare, near_duplicates=near,
         seed=seed, budget=time.seconds, floor=before + first, seconds=time.spent(),
         learning_curve=[outcome.to_dict(units, seed) for outcome in curve],

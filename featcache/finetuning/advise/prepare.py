@@ -7,7 +7,6 @@ that is known before anything was measured.
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,7 +24,6 @@ from featcache.training.all_blocks import block_layers
 if TYPE_CHECKING:
     from featcache.backbones import Backbone
     from featcache.core.recipe import Recipe
-    from featcache.metrics.near_duplicates import NearDuplicates
     from featcache.training.dataset import FeatureDataset
 
 _LOADING, _LOADED = 4.0, 1.0
@@ -50,19 +48,19 @@ def least(budget: Budget, floor: float) -> str:
 
 def near_duplicates_in_time(
     dataset: FeatureDataset, rows: np.ndarray, seed: int, probe: float, budget: Budget, progress: Progress
-) -> NearDuplicates:
+) -> leakage.Found:
     """The near-duplicates among the rows, unless the search would take the *probe* seconds of the linear probe."""
     what, seconds = "near-duplicates", budget.pace() * near_duplicates.about_seconds(len(rows), sum(dataset.widths))
     if not seconds:
         return leakage.search(dataset, rows, seed=seed, progress=progress)
     if seconds + probe > budget.left():
         budget.skip(what, f"it would take about {duration(seconds)}", seconds)
-        return replace(near_duplicates.NOTHING, note=TOO_LITTLE_TIME)
+        return leakage.Found.nothing(TOO_LITTLE_TIME)
     try:
         return leakage.search(dataset, rows, seed=seed, progress=Deadline(budget.left, progress))
     except OutOfTimeError as error:
         budget.skip(what, str(error), seconds)
-        return replace(near_duplicates.NOTHING, note=TOO_LITTLE_TIME)
+        return leakage.Found.nothing(TOO_LITTLE_TIME)
 
 
 def network_in_time(
