@@ -40,7 +40,7 @@ def tiny_backbone(seed: int = 0, dim: int = 16, size: int = 32) -> Backbone:
         ),
     )
     module.add_module("pool", nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(1)))
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed % (1 << 63))
     with torch.no_grad():
         for tensor in module.state_dict().values():
             if tensor.is_floating_point():

@@ -102,6 +102,8 @@ def checked(function: Callable[_P, _T]) -> Callable[_P, _T]:
                     raise UsageError(f"seed is a whole number from 0 on, not {value}.")
                 if _of_numpy(value, "ndarray") and any(map(_LIST.fullmatch, _alternatives(kinds[name]))):
                     given.arguments[name] = value.tolist()  # an array has no truth, and its texts are no `str`
+                elif _of_numpy(value, "integer") and "int" in _alternatives(kinds[name]):
+                    given.arguments[name] = value.item()  # torch takes no other
         return function(*given.args, **given.kwargs)
 
     return call
