@@ -46,16 +46,17 @@ def train(
     target: Annotated[Path, typer.Option("--output", "-o", metavar="HEAD.fch", help="The head to write.")],
     selection: Mapping[str, Any],
     head: Annotated[
-        str,
+        str | None,
         typer.Option(
-            metavar="softmax|ridge|knn|centroid|mlp|torch|MODULE:CLASS(…)",
-            help="softmax: multinomial logistic regression, C chosen by cross-validation; ridge: ridge regression, in a"
-            " second or two, also for caches larger than memory; knn: the nearest vectors vote; centroid: the nearest"
+            metavar="stack|softmax|ridge|knn|centroid|mlp|torch|MODULE:CLASS(…)",
+            help="stack (the default on several layers): ridge and softmax, on pooled and on all layers, as one matrix;"
+            " softmax (the default on one layer): multinomial logistic regression, C chosen by cross-validation; ridge:"
+            " ridge regression, in a second or two, also for caches larger than memory; knn: the nearest vectors vote; centroid: the nearest"
             " class mean; mlp: hidden layers (--hidden), for classes that no linear head separates; torch: a softmax"
             " layer trained in mini-batches, for caches larger than memory; or any scikit-learn classifier, for example"
             ' "sklearn.svm:LinearSVC(C=0.1)"; linear ones can be saved.',
         ),
-    ] = "softmax",
+    ] = None,
     task: Annotated[
         str,
         typer.Option(
@@ -120,7 +121,7 @@ def train(
         warnings.simplefilter("ignore", GridEdgeWarning)  # the report has it
         bundle = run(
             store,
-            head if hidden is None and dropout is None else with_hidden_layers(head, hidden, dropout),
+            head if hidden is None and dropout is None else with_hidden_layers(head or "softmax", hidden, dropout),
             task=task,
             layers=layer_list(context, layers) or None,
             cv=cv,
@@ -241,6 +242,7 @@ def show_train(report: dict[str, Any], problem: str | None = None, *, chosen: st
     warn_of_missing(report)
     if report["chosen"]:
         output.say(f"Chosen: {chosen if chosen is not None else _chosen(report)}")
+    _show_members(report)
     if report.get("grid_note"):
         output.say(f"Warning: {report['grid_note']}")
     if report.get("converged") is False:
@@ -261,6 +263,25 @@ def show_train(report: dict[str, Any], problem: str | None = None, *, chosen: st
         output.say(f"Next:  {output.command('featcache', 'predict', report['path'], 'IMAGE')}")
     else:
         output.say("It predicts from vectors only (Bundle.predict_vectors), because the file has no recipe.")
+
+
+def _show_members(report: Mapping[str, Any]) -> None:
+    """How the layers are weighed, and the members of a stack with what each alone has out of fold."""
+    if weighting := report.get("layer_weighting"):
+        losses = ", ".join(f"{name} {loss:.3f}" for name, loss in weighting["log_loss"].items())
+        found = f" (log-loss {losses}, on {counted(weighting['compared_on'], 'items')})" if losses else ""
+        output.say(f"Layers weighed by {weighting['weighting']}{found}")
+    if members := report.get("members"):
+        output.table(
+            ["member", "log-loss", "accuracy", "weight"],
+            [
+                [m["name"], output.number(m["log_loss"]), output.percent(m["accuracy"]), f"{m['weight']:.2f}"]
+                if m["log_loss"] is not None
+                else [m["name"], "–", "–", f"{m['weight']:.2f}"]
+                for m in members
+            ],
+            right=["log-loss", "accuracy", "weight"],
+        )
 
 
 def _chosen(report: Mapping[str, Any]) -> str:

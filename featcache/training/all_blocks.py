@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from featcache.core.progress import Progress
     from featcache.training.selection import Selection
 
-ALL_BLOCKS = "all-blocks"
+ALL_BLOCKS, POOLED, POOLING = "all-blocks", "pooled", "mean_std"
 _MOST = 0.8
 
 
@@ -46,8 +46,21 @@ def block_layers(backbone: Backbone) -> list[str]:
             f"No layer of {backbone.name} can be pooled: it is not declared which axis of its activations is the "
             "channel."
         )
-    pooled = ["pooled"] if any(info.name == "pooled" for info in infos) else []
-    return [f"{name}:mean_std" for name in found] + pooled
+    pooled = [POOLED] if any(info.name == POOLED for info in infos) else []
+    return [f"{name}:{POOLING}" for name in found] + pooled
+
+
+def stored_blocks(store: FeatureStore, select: Selection) -> list[str]:
+    """The layers that `train` reads by default: ``pooled`` last, and what is stored with `POOLING` in the same views.
+
+    None where only ``pooled`` is stored, or not even that.
+    """
+    columns = store.space(select.space).layers
+    if POOLED not in columns:
+        return []
+    views = set(columns[POOLED].views)
+    blocks = [name for name, column in columns.items() if name.endswith(f":{POOLING}") and views <= set(column.views)]
+    return [*blocks, POOLED] if blocks else []
 
 
 def _blocks(network: nn.Module) -> list[str]:

@@ -54,6 +54,7 @@ class FeatureDataset:
         labels: the k labels of the columns of ``y``, with several labels per image.
         narrow: where ``read`` gives whole activation maps, makes of such a reader one of the vectors to search for
             near-duplicates.
+        layers_named: whether the user named the layers; else a head may read the last one alone.
         links: (m, 2) row numbers of the pairs that `linked` was given.
     """
 
@@ -72,6 +73,7 @@ class FeatureDataset:
     views: tuple[str, ...] = (VIEW_0,)
     view_reader: Callable[[np.ndarray], np.ndarray] | None = None
     narrow: Callable[[Reader], Reader] | None = None
+    layers_named: bool = True
     links: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.int64))
 
     def tell_labels(self, progress: Progress) -> None:

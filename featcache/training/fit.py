@@ -33,7 +33,6 @@ def fit(
     rows: np.ndarray,
     head: Head,
     *,
-    layers_named: bool = True,
     available_memory: int | None = None,
     progress: Progress | None = None,
 ) -> Bundle:
@@ -43,8 +42,6 @@ def fit(
         dataset: labeled vectors.
         rows: (m,) row numbers to fit on.
         head: from `featcache.heads.resolve_head`.
-        layers_named: whether all layers are to be read; else the last one alone is, where that is better, by heads that
-            do not weigh it themselves.
         available_memory: bytes that the head may take; by default what is free. For a head that reads in blocks, only
             what it holds counts, not the vectors.
         progress: gets the fit as a phase, with its steps if the head counts them.
@@ -70,7 +67,7 @@ def fit(
     )
     _start_phase(estimator, head.name, Silent() if progress is None else progress)
     weighs_layers = "widths" in estimator.get_params()
-    layers = choose_layers(dataset, rows, alone=not layers_named and not weighs_layers, seed=head.seed)
+    layers = choose_layers(dataset, rows, alone=not dataset.layers_named and not weighs_layers, seed=head.seed)
     uses = layers.uses
     if weighs_layers:
         estimator.set_params(widths=tuple(use.width for use in uses))

@@ -7,7 +7,7 @@ from, see `featcache.training.holdout`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +16,7 @@ import numpy as np
 from featcache.core.errors import UsageError
 from featcache.metrics import near_duplicates, splits
 from featcache.metrics.near_duplicates import NearDuplicates
-from featcache.training.layer_scales import layer_uses
-from featcache.training.layer_use import scale_layers
+from featcache.training.dataset import Reader
 
 if TYPE_CHECKING:
     from featcache.core.progress import Progress
@@ -93,7 +92,7 @@ def search(
     """Near-duplicates among some rows.
 
     Args:
-        dataset: labeled vectors; each layer is divided by its root mean square.
+        dataset: labeled vectors; of several layers the last one is compared.
         rows: (m,) row numbers to search.
         scored: row numbers; only pairs with one of these are searched. All by default.
         outside: the same layers of other images; pairs with one of these are searched too.
@@ -105,16 +104,13 @@ def search(
         first.setdefault(dataset.items[row].sha256, row)
     contents = np.array(list(first.values()), dtype=np.int64)
     n, others = len(contents), 0 if outside is None else len(outside)
-    uses = layer_uses(dataset, contents) if dataset.narrow is None else ()
-    own, other = dataset.read, outside.read if outside is not None else dataset.read
-    if dataset.narrow is not None:
-        own, other = dataset.narrow(own), dataset.narrow(other)
+    narrow = dataset.narrow or _last_layer(dataset.widths[-1])
+    own, other = narrow(dataset.read), narrow(dataset.read if outside is None else outside.read)
 
     def read(at: np.ndarray) -> np.ndarray:
         inside = at < n
         parts = [reader(rows) for reader, rows in ((own, contents[at[inside]]), (other, at[~inside] - n)) if len(rows)]
-        X = np.concatenate(parts)[np.argsort(np.argsort(~inside, kind="stable"))] if len(parts) > 1 else parts[0]
-        return X if dataset.narrow is not None else scale_layers(X, uses)
+        return np.concatenate(parts)[np.argsort(np.argsort(~inside, kind="stable"))] if len(parts) > 1 else parts[0]
 
     asked = None if scored is None else {dataset.items[row].sha256 for row in scored}
     found = near_duplicates.find(
@@ -133,6 +129,10 @@ def search(
         found.note,
         contents[np.unique(mixed[mixed < n])],
     )
+
+
+def _last_layer(width: int) -> Callable[[Reader], Reader]:
+    return lambda read: lambda rows: read(rows)[:, -width:]
 
 
 def grouped(dataset: FeatureDataset, outside: ItemRows | None, seed: int, progress: Progress) -> Found:

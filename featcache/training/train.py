@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 import numpy as np
 
 from featcache.core.arguments import checked
-from featcache.core.errors import UnknownNameError, UsageError
+from featcache.core.errors import MissingVectorsError, UnknownNameError, UsageError
 from featcache.core.labels import SEPARATOR
 from featcache.core.progress import Progress, choose
 from featcache.heads import Head, resolve_head
@@ -25,7 +25,7 @@ from featcache.metrics import splits
 from featcache.metrics.calibration import expected_calibration_error
 from featcache.store import FeatureStore
 from featcache.training import leakage, multilabel
-from featcache.training.all_blocks import with_all_blocks
+from featcache.training.all_blocks import POOLED, stored_blocks, with_all_blocks
 from featcache.training.dataset import FeatureDataset
 from featcache.training.fit import answers, fit
 from featcache.training.holdout import (
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 @checked
 def train(
     store: str | Path | FeatureStore,
-    head: Any = "softmax",
+    head: Any = None,
     *,
     task: str = "classify",
     layers: str | Sequence[str] | None = None,
@@ -77,13 +77,15 @@ def train(
         store: a store or its path, or an HDF5 or NumPy file with ``features`` and ``labels``.
         head: a name in `featcache.heads.HEADS`; an import path such as
             ``"sklearn.linear_model:LogisticRegression(C=0.1)"``; or a scikit-learn classifier, of which a clone is
-            fitted.
+            fitted. By default ``stack`` on several layers (`featcache.heads.stack`), else ``softmax``.
         task: ``classify``, or ``multilabel``: several labels per image, separated by ``|``, each with a probability of
             its own. A lone ``|`` stands for none of the labels; images without a label are left out. The heads for
             it are in `featcache.heads.MULTILABEL_HEADS`.
-        layers: names of stored layers; ``pooled`` by default. Several are concatenated, each divided by its root
-            mean square over the images the head is fitted on. ``all-blocks`` is every block of the network and
-            ``pooled``, on view 0; blocks that are not stored are extracted first.
+        layers: names of stored layers; by default ``pooled`` and the blocks that are stored with ``mean_std`` of as
+            many images (for ``multilabel``, ``pooled`` alone). Several are concatenated, each divided by a number
+            (`featcache.training.layer_scales`); where none were named, a head other than ``stack`` reads the last one
+            alone if that is better. ``all-blocks`` is every block of the network and ``pooled``, on view 0; blocks
+            that are not stored are extracted first.
         cv: score by this many outer folds; the returned head is fitted on all images.
         seed: of the folds and the head; and of the hold-out, if the store has none yet.
         refit_all: after scoring, fit again on all images and return that head.
@@ -122,12 +124,16 @@ def train(
         raise UnknownNameError.among("task", task, ("classify", "multilabel"))
     if isinstance(views, str) and views not in ("all", "first"):
         raise UnknownNameError.among("choice of views", views, ("all", "first"))
-    resolved = resolve_head(head, seed=seed, task=task, class_weight=class_weight)
+    resolved = resolve_head("softmax" if head is None else head, seed=seed, task=task, class_weight=class_weight)
     select = Selection(**selection)
     with choose(progress) as bar:
         chosen = views == "all" if isinstance(views, str) else list(views)
+        if layers is None and task == "multilabel":
+            layers = POOLED
         dataset, opened = _dataset(store, layers, select, chosen, backbone, bar)
         dataset.tell_labels(bar)
+        if head is None and len(dataset.layers) > 1 and task == "classify":
+            resolved = resolve_head("stack", seed=seed, class_weight=class_weight)
         if task == "multilabel":
             dataset = multilabel.several_labels(dataset)
         elif any(SEPARATOR in label for label in set(dataset.y.tolist())):
@@ -323,7 +329,16 @@ def _dataset(
         ]:
             raise UsageError(f"{store} is a file of features and has no {' or '.join(ignored)} to choose. Omit that.")
         return FeatureDataset.from_file(Path(store)), None
-    opened, named = with_all_blocks(FeatureStore.open(store), layers, select, progress, backbone)
+    opened = FeatureStore.open(store)
+    if layers is None and (stored := stored_blocks(opened, select)):
+        try:
+            dataset = FeatureDataset.from_store(opened, stored, select.all_splits(), views=views)
+            return replace(dataset, layers_named=False).in_memory(), opened
+        except MissingVectorsError as error:
+            progress.note(
+                f"Only the layer {POOLED} is used, as not all images have the blocks that are stored. {error}"
+            )
+    opened, named = with_all_blocks(opened, layers, select, progress, backbone)
     if named is not layers and views is True:
         views = False  # pooled may be stored in more views than the blocks
     return FeatureDataset.from_store(opened, named, select.all_splits(), views=views).in_memory(), opened
