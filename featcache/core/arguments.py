@@ -7,11 +7,13 @@ with anything else in it (a protocol, a callable) lets every value through.
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from numbers import Integral, Real
 from typing import Any, ParamSpec, TypeVar
@@ -58,6 +60,7 @@ _OWN = frozenset(
         "TrainingConfig",
     ]
 )
+_UNPACKED = re.compile(r"Unpack\[(\w+)\]")
 _LONGEST_NAME, _LONGEST_PATH = 255, 4096
 """Bytes of a file's name and of a path that common file systems allow."""
 
@@ -69,8 +72,9 @@ def checked(function: Callable[_P, _T]) -> Callable[_P, _T]:
         function: annotated, in a module with ``from __future__ import annotations``.
 
     Returns:
-        The function; it raises `UsageError` where an argument is of another kind, and gets a list where an array was
-        given for one.
+        The function; it raises `UsageError` where an argument is of another kind, `TypeError` where it has no argument
+        of that name, those of a ``**selection: Unpack[…]`` included; and it gets a list where an array was given for
+        one.
 
     Example:
         >>> @checked
@@ -81,7 +85,7 @@ def checked(function: Callable[_P, _T]) -> Callable[_P, _T]:
     """
 
     @functools.cache
-    def expected() -> tuple[inspect.Signature, dict[str, str]]:
+    def expected() -> tuple[inspect.Signature, dict[str, str], frozenset[str] | None]:
         # At the first call, as most functions of a process are never called.
         signature = inspect.signature(function)
         kinds = {
@@ -89,11 +93,13 @@ def checked(function: Callable[_P, _T]) -> Callable[_P, _T]:
             for name, parameter in signature.parameters.items()
             if isinstance(parameter.annotation, str) and parameter.kind is not parameter.VAR_KEYWORD
         }
-        return signature, kinds
+        return signature, kinds, _keywords(function, signature)
 
     @functools.wraps(function)
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _T:
-        signature, kinds = expected()
+        signature, kinds, known = expected()
+        if known is not None and (unknown := kwargs.keys() - known):
+            raise TypeError(_no_argument(function.__qualname__, min(unknown), known))
         given = signature.bind(*args, **kwargs)
         for name, value in given.arguments.items():
             if name in kinds:
@@ -107,6 +113,27 @@ def checked(function: Callable[_P, _T]) -> Callable[_P, _T]:
         return function(*given.args, **given.kwargs)
 
     return call
+
+
+def _keywords(function: Callable[..., Any], signature: inspect.Signature) -> frozenset[str] | None:
+    """All names that a call may give; None where any may be."""
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    names = {name for name, one in signature.parameters.items() if one.kind in named} - {"self"}
+    for one in signature.parameters.values():
+        if one.kind is one.VAR_KEYWORD:
+            options = _UNPACKED.fullmatch(str(one.annotation))
+            if options is None:
+                return None
+            names |= vars(sys.modules[function.__module__])[options[1]].__annotations__.keys()
+    return frozenset(names)
+
+
+def _no_argument(function: str, name: str, known: Iterable[str]) -> str:
+    called = function.rpartition("<locals>.")[2].removesuffix(".__init__")
+    near = difflib.get_close_matches(name, sorted(known), n=1)
+    return f"{called}() has no argument {name!r}. " + (
+        f"Did you mean {near[0]!r}?" if near else f"It has: {', '.join(sorted(known))}."
+    )
 
 
 def check_fields(made: Any) -> None:

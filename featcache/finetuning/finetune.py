@@ -10,7 +10,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
@@ -51,7 +50,7 @@ from featcache.training.image_dataset import image_vectors
 from featcache.training.label_notes import note_incomplete, note_labels
 from featcache.training.layer_scales import layer_uses
 from featcache.training.layer_use import LayerUse
-from featcache.training.partial_model import PartialModel, frozen_vectors
+from featcache.training.partial_model import PartialModel
 from featcache.training.report import describe_views, report_fields, score_fields
 from featcache.training.selection import Selection, SelectionOptions
 
@@ -100,8 +99,9 @@ def finetune(
 
     With pretrained weights training begins with the output of the linear probe that `featcache.train` finds, and
     earlier layers learn at lower rates. If fine-tuning, or the training of new layers, does not beat the linear probe
-    beyond chance on the validation items, by the best of its epochs, the probe is returned. What begins with random
-    weights is not compared: it is another network than that of the probe, and is asked for as such.
+    beyond chance on the validation items, by the best of its epochs, the probe is returned, fitted on the stored
+    ``pooled`` as `featcache.train` does on view 0. What begins with random weights is not compared: it is another
+    network than that of the probe, and is asked for as such.
 
     Args:
         store: a store with the vectors of some backbone, or its path; images are read where the store knows them.
@@ -122,7 +122,8 @@ def finetune(
         **selection: as for `featcache.train`.
 
     Returns:
-        A `Bundle`; ``report["curve"]`` has the epochs. It carries the weights of the layers that were trained.
+        A `Bundle`; ``report["curve"]`` has the epochs. It carries the weights of the layers that were trained; where
+        the linear probe is returned, it is a linear head on ``pooled`` and carries no others.
 
     Raises:
         UnknownNameError: no such layer, *init*, network or split.
@@ -160,46 +161,48 @@ def finetune(
         if from_layer is not None:
             wanted = needed(opened, base, layer, select, views=views, seed=seed)
             store_activations(opened, base, wanted, select, seed=seed, progress=bar)
-            if init == "new" and (pooled := needed(opened, base, POOLED, select, seed=seed)).bytes:
+            if (pooled := needed(opened, base, POOLED, select, seed=seed)).bytes:
                 store_activations(opened, base, pooled, select, seed=seed, progress=bar)  # the linear probe's
             opened = FeatureStore.open(opened.path)
         dataset = FeatureDataset.from_store(opened, layer, select.all_splits(), views=names)
         dataset.tell_labels(bar)
         vectors = dataset
-        if init == "new":
-            dataset, vectors = _with_pooled(dataset.in_memory(), opened, select)
+        if from_layer is not None:
+            dataset, vectors = _with_pooled(dataset.in_memory() if init == "new" else dataset, opened, select)
         note_incomplete(opened, dataset, bar)
         there: dict[tuple[str, str], Entry] = {}
         if from_layer is None:
             there = present_images(opened, dataset.items, bar)
-            dataset = dataset.subset(
+            dataset = vectors = dataset.subset(
                 np.array([row for row, item in enumerate(dataset.items) if (item.source, item.uri) in there])
             )
         check_classes(dataset)
         note_labels(dataset, bar)
-        frozen = dataset.read
-        if split is not None and init == "pretrained":
+        if split is not None:
             split.tail.to(device)
-            narrow = cache(partial(frozen_vectors, split))
-            frozen, dataset = narrow(dataset.read), replace(dataset, narrow=narrow)
         sides = divide(dataset, select.split, seed, opened, bar)
         train_rows, test, protocol = sides.train_rows, sides.test_rows, sides.protocol
         fit_began = time.monotonic()
         run = TrainingRun(dataset, train_rows, test, schedule, bar, file, task)
         pixels = known.recipe.pixels if arch is None else None
         if from_layer is None:
-            result, bundle = _fit_full(run, base, pixels, there, init, device)
+            result, module = _fit_full(run, base, pixels, there, init, device)
         elif init == "new":
             result = train_new_layers(run, vectors.read, device)
-            if result.curve.kept:
-                bundle = _bundle(run, result, mlp_predictor(result), known.recipe)
-            else:
-                dataset = vectors
-                run = replace(run, dataset=vectors)
-                bundle = _bundle(run, result, linear_predictor(result.output, result.classes), known.recipe)
         else:
             assert split is not None
-            result = train_tail(split, frozen, run)
+            result = train_tail(split, vectors.read, run)
+        if not result.curve.kept:
+            # The linear probe, as `train` makes it: it reads the stored vectors, not the activations.
+            dataset = vectors
+            probe = linear_predictor(result.output, result.classes)
+            bundle = _bundle(replace(run, dataset=vectors), result, probe, known.recipe)
+        elif from_layer is None:
+            bundle = _whole_network(run, result, base, _state(module), pixels)
+        elif init == "new":
+            bundle = _bundle(run, result, mlp_predictor(result), known.recipe)
+        else:
+            assert split is not None
             bundle = _bundle(run, result, _partial_model(split, result, known.recipe, backbone), known.recipe)
         fitting = time.monotonic() - fit_began
         bar.start("score", None, "items")
@@ -298,7 +301,8 @@ def _with_pooled(
     rows = [row for row, item in enumerate(dataset.items) if (item.source, item.uri) in place]
     dataset = dataset.subset(np.array(rows, dtype=np.int64))
     order = np.array([place[item.source, item.uri] for item in dataset.items], dtype=np.int64)
-    return dataset, pooled.subset(order).in_memory()
+    pooled = replace(pooled.subset(order).in_memory(), without_vectors=dataset.without_vectors)
+    return dataset, pooled
 
 
 def _check_can_be_augmented(recipe: Recipe, arch: str | None) -> None:
@@ -319,7 +323,7 @@ def _fit_full(
     there: Mapping[tuple[str, str], Entry],
     init: str,
     device: str,
-) -> tuple[TrainingResult, Bundle]:
+) -> tuple[TrainingResult, Module]:
     """Train a copy of a whole network on images; *pixels* is the vectors' own treatment of images."""
     network = trainable_copy(base, init, run.config.seed)
     network.to(device)
@@ -331,13 +335,20 @@ def _fit_full(
     for _, rows in images_in_order(images, run.test_rows, run.test_rows, _ROWS_AT_ONCE):
         run.progress.advance(len(rows))
     run.progress.finish()
-    result = train_full(network, images, init, run)
-    weights = _state(network.module)
-    bundle = _bundle(
-        run, result, linear_predictor(result.output, result.classes), with_weights(base, weights, pixels).recipe
-    )
-    uses = (LayerUse(POOLED, (result.output.in_features,), 1.0),)
-    return result, replace(bundle, layers=uses, weights=weights)
+    return train_full(network, images, init, run), network.module
+
+
+def _whole_network(
+    run: TrainingRun,
+    result: TrainingResult,
+    base: Backbone,
+    weights: Mapping[str, np.ndarray],
+    pixels: PixelPath | None,
+) -> Bundle:
+    """A bundle that carries the weights of the network that was trained; *pixels* as in `_fit_full`."""
+    recipe = with_weights(base, weights, pixels).recipe
+    bundle = _bundle(run, result, linear_predictor(result.output, result.classes), recipe)
+    return replace(bundle, layers=(LayerUse(POOLED, (result.output.in_features,), 1.0),), weights=weights)
 
 
 def _bundle(run: TrainingRun, result: TrainingResult, predictor: Predictor | PartialModel, recipe: Recipe) -> Bundle:

@@ -298,8 +298,7 @@ def _brightest(image: Image.Image) -> int:
 
 def _deep_gray(image: Image.Image, samples: Samples) -> tuple[Image.Image, bool]:
     clear = image.info.get("transparency")
-    brightest = max(int(np.asarray(tile).max()) for _, tile in _tiles(image))  # of the image, not of a tile
-    largest, is_narrow = samples.range_for(brightest)
+    largest, is_narrow = samples.range_for(lambda: (np.asarray(tile) for _, tile in _tiles(image)))
 
     def rgb(tile: Image.Image) -> Image.Image:
         levels = np.asarray(tile)
@@ -313,7 +312,7 @@ def _deep_gray(image: Image.Image, samples: Samples) -> tuple[Image.Image, bool]
 
 def _deep_color(image: Image.Image, samples: Samples, low: np.ndarray) -> tuple[Image.Image, bool]:
     levels = np.asarray(image).astype(np.uint16) << 8 | low
-    largest, is_narrow = samples.range_for(int(levels.max()))
+    largest, is_narrow = samples.range_for(lambda: [levels])
     # At the full range the upper byte, as of color without a transparent sample.
     color = np.array(image) if largest == SIXTEEN_BITS else eight_bits(levels, largest)
     clear = image.info.get("transparency")
@@ -370,7 +369,7 @@ def rgb_from_array(array: np.ndarray) -> Image.Image:
         )
     is_narrow = False
     if array.dtype == np.uint16:
-        largest, is_narrow = Samples().range_for(int(array.max()))
+        largest, is_narrow = Samples().range_for(lambda: [array])
         array = eight_bits(array, largest)
     rgb = rgb_from(Image.fromarray(np.ascontiguousarray(array)))
     if is_narrow:

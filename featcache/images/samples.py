@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import struct
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -32,6 +33,8 @@ class Samples:
     Attributes:
         depth: bits per sample of a PNG that can have a transparent one; None elsewhere.
         largest: the largest sample that the file says it has; `SIXTEEN_BITS` where it says nothing.
+        is_scaled: whether by the standard the samples were scaled from `largest` to 16 bits, as those of a PNG with
+            ``sBIT``. Many programs do not scale them.
         low: of 16-bit RGB the lower bytes, (h, w, 3) uint8; None where they are not needed.
         is_deep: whether the file has 16 bits per sample.
     """
@@ -40,15 +43,30 @@ class Samples:
     largest: int = SIXTEEN_BITS
     low: np.ndarray | None = None
     is_deep: bool = False
+    is_scaled: bool = False
 
-    def range_for(self, brightest: int) -> tuple[int, bool]:
+    def range_for(self, levels: Callable[[], Iterable[np.ndarray]]) -> tuple[int, bool]:
         """The largest sample that there can be, and whether the samples are `NARROW` without the file saying so.
 
-        A range that the brightest sample exceeds is not believed: by the standard, a PNG with ``sBIT`` has samples that
-        fill 16 bits.
+        A range that the brightest sample exceeds is not believed, nor one that all samples may have been scaled from:
+        so a dark image is read as the bright ones beside it are.
+
+        Args:
+            levels: gives the samples of the image, part by part, as often as it is called.
         """
-        largest = self.largest if brightest <= self.largest else SIXTEEN_BITS
-        return largest, largest == SIXTEEN_BITS and 0 < brightest <= NARROW
+        brightest = max(int(part.max()) for part in levels())
+        is_told = self.largest < SIXTEEN_BITS
+        if is_told and brightest <= self.largest and not (self.is_scaled and all(map(self._may_be_scaled, levels()))):
+            return self.largest, False
+        return SIXTEEN_BITS, 0 < brightest <= NARROW and not (is_told and self.is_scaled)
+
+    def _may_be_scaled(self, levels: np.ndarray) -> bool:
+        """Whether each sample is one of fewer bits that was shifted up, or scaled and rounded, to 16."""
+        levels = levels.astype(np.uint32)
+        shift = 16 - self.largest.bit_length()
+        before = levels >> shift
+        scaled = (before * SIXTEEN_BITS + self.largest // 2) // self.largest
+        return bool((levels == before << shift).all() or (levels == scaled).all())
 
 
 def samples_of(image: Image.Image) -> Samples:
@@ -73,7 +91,7 @@ def _found(image: Image.Image) -> Samples:
         return Samples(depth)
     largest = _png_largest(file)
     needs_low = image.mode == "RGB" and (largest < SIXTEEN_BITS or "transparency" in image.info)
-    return Samples(depth, largest, _lower_bytes(file) if needs_low else None, is_deep)
+    return Samples(depth, largest, _lower_bytes(file) if needs_low else None, is_deep, is_scaled=True)
 
 
 def _layout(image: Image.Image) -> str:

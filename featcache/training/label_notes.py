@@ -33,12 +33,14 @@ def note_labels(dataset: FeatureDataset, progress: Progress) -> None:
 def note_incomplete(store: FeatureStore | None, dataset: FeatureDataset, progress: Progress) -> None:
     """Tell how many listed images of the dataset's sources are not extracted yet in its space, and which classes.
 
+    What a network that was trained itself sees is in no space of the store; then there is nothing to tell.
+
     Args:
         store: where it comes from; None if from a file.
         dataset: of one or more sources.
         progress: gets the notes.
     """
-    if store is None:
+    if store is None or (dataset.recipe is not None and dataset.recipe not in [one.recipe for one in store.spaces]):
         return
     # Vectors of a fine-tuned network are in no space of the store.
     wanted = None if dataset.recipe is None else dataset.recipe.fingerprint

@@ -9,6 +9,7 @@ from pathlib import Path, PosixPath
 import numpy as np
 import pytest
 
+import featcache as fc
 from featcache.core.arguments import check, check_fields, checked
 from featcache.core.errors import UsageError
 from tests.doors import table
@@ -54,8 +55,12 @@ def test_a_wrong_signature_stays_a_type_error():
         return n + seed
 
     assert draw(1, seed=2) == 3
-    with pytest.raises(TypeError, match="unexpected keyword argument 'sed'"):
+    with pytest.raises(TypeError, match=r"^draw\(\) has no argument 'sed'\. Did you mean 'seed'\?$"):
         draw(1, sed=2)
+    with pytest.raises(TypeError, match=r"^draw\(\) has no argument 'colour'\. It has: n, seed\.$"):
+        draw(1, colour=2)
+    with pytest.raises(TypeError, match="multiple values for argument 'n'"):
+        draw(1, n=2)
     with pytest.raises(UsageError, match="seed is a whole number"):
         draw(1, seed="2")
 
@@ -106,3 +111,26 @@ def test_every_public_function_is_checked(door):
     if door.name == "fc.CachedEmbedder.fit_transform":  # scikit-learn's own
         return
     assert hasattr(door.function, "__wrapped__")
+
+
+@pytest.mark.parametrize(
+    "door",
+    [door for door in table() if hasattr(door.function, "__wrapped__") and door.parameters],
+    ids=str,
+)
+def test_an_unknown_keyword_names_the_public_function_and_the_nearest_argument(door):
+    if door.name == "fc.CachedEmbedder.transform":  # wrapped by scikit-learn
+        return
+    wrong = f"{door.parameters[-1].name}z"
+    instance = [None] if "." in door.function.__qualname__ else []
+    with pytest.raises(
+        TypeError, match=rf"{door.name.rpartition('.')[2]}\(\) has no argument '{wrong}'\. Did you mean '"
+    ):
+        door.function(*instance, **{wrong: 0})
+
+
+def test_arguments_of_the_selection_are_known():
+    with pytest.raises(TypeError, match=r"^train\(\) has no argument 'heads'\. Did you mean 'head'\?$"):
+        fc.train("pets.fcache", heads="ridge")
+    with pytest.raises(TypeError, match=r"^evaluate\(\) has no argument 'splits'\. Did you mean 'split'\?$"):
+        fc.evaluate("pets.fch", "pets.fcache", splits="test")

