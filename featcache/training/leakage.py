@@ -16,12 +16,11 @@ import numpy as np
 from featcache.core.errors import UsageError
 from featcache.metrics import near_duplicates, splits
 from featcache.metrics.near_duplicates import NearDuplicates
-from featcache.training.dataset import Reader
 
 if TYPE_CHECKING:
     from featcache.core.progress import Progress
     from featcache.store.rows import ItemRows
-    from featcache.training.dataset import FeatureDataset
+    from featcache.training.dataset import FeatureDataset, Reader
 
 _EXAMPLES = 5
 
