@@ -106,8 +106,12 @@ def checked(function: Callable[_P, _T]) -> Callable[_P, _T]:
                 check(name, value, kinds[name])
                 if name == "seed" and isinstance(value, Integral) and value < 0:
                     raise UsageError(f"seed is a whole number from 0 on, not {value}.")
-                if _of_numpy(value, "ndarray") and any(map(_LIST.fullmatch, _alternatives(kinds[name]))):
-                    given.arguments[name] = value.tolist()  # an array has no truth, and its texts are no `str`
+                if (
+                    _of_numpy(value, "ndarray")
+                    and value.ndim == 1
+                    and any(map(_LIST.fullmatch, _alternatives(kinds[name])))
+                ):
+                    given.arguments[name] = value.tolist()  # its truth is not defined, and its texts are no `str`
                 elif _of_numpy(value, "integer") and "int" in _alternatives(kinds[name]):
                     given.arguments[name] = value.item()  # torch takes no other
         return function(*given.args, **given.kwargs)

@@ -23,6 +23,12 @@ def absolute(path: str | os.PathLike[str]) -> str:
     return os.path.normpath(os.path.join(os.path.realpath(folder), name))
 
 
+def place_of(path: str | os.PathLike[str]) -> Path:
+    """Where a file of this name lies, through whatever links to folders it is named; it may be a link itself."""
+    whole = absolute(path)
+    return Path(os.path.realpath(os.path.dirname(whole)), os.path.basename(whole))
+
+
 @contextmanager
 def partial_beside(path: Path) -> Iterator[Path]:
     """A new, empty file beside *path*, which is gone after the block unless it was renamed.

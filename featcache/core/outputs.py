@@ -7,6 +7,7 @@ One rule for every such file, looked at before the work and once more when it is
 - What the work itself reads (a table, a head, an image in its folder or that its table or store lists) and what lies in
   a store are never replaced.
 - A link is judged by what it leads to. Where it may give way, it is replaced itself, and what it leads to stays.
+- Links to folders on the way to a file change nothing: what counts is where it comes to lie.
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from featcache.core.errors import UsageError
-from featcache.core.files import partial_beside, written_whole
+from featcache.core.files import partial_beside, place_of, written_whole
 
 PREDICTIONS_HEADER = ("uri", "rank", "label", "probability", "problem")
+_COLUMNS = {*PREDICTIONS_HEADER, "path", "label", "split", "group"}
+"""What stands in the heading of a table that featcache reads or writes."""
 FIGURE_SOFTWARE = "featcache"
 """Value of the entry ``Software`` in the PNGs that featcache draws."""
 
@@ -65,7 +68,7 @@ def _is_predictions(path: Path) -> bool:
     with path.open("rb") as file:
         first = file.readline(200).decode().rstrip("\r\n")
         # A table that has no row yet, not even of another kind, is nothing to be lost.
-        if path.suffix.lower() == ".csv" and first.isprintable() and not file.read(1):
+        if path.suffix.lower() == ".csv" and set(first.split(",")) <= {"", *_COLUMNS} and not file.read(1):
             return True
     return first in (",".join(PREDICTIONS_HEADER), ",".join(PREDICTIONS_HEADER[:-1]))
 
@@ -138,7 +141,8 @@ def check_output(
     if kind.suffixes and path.suffix.lower() not in kind.suffixes:
         named = " or ".join(str(path.with_suffix(suffix)) for suffix in kind.suffixes)
         raise UsageError(f"The name {path} does not say what it will be: call it {named}.")
-    store = next((folder for folder in Path(os.path.abspath(path)).parents if (folder / _CATALOGUE).is_file()), None)
+    place = place_of(path)
+    store = next((folder for folder in place.parents if (folder / _CATALOGUE).is_file()), None)
     if store is not None:
         raise UsageError(f"{path} lies in the store {store}, which keeps no other files. Give another file.")
     if os.path.lexists(path):
@@ -147,7 +151,7 @@ def check_output(
         for given in _existing(inputs):
             if os.path.exists(path) and os.path.samefile(path, given):
                 raise UsageError(f"{path} is read by this command, so it is not overwritten. Give another file.")
-            if not ours and given.is_dir() and Path(os.path.abspath(path)).is_relative_to(os.path.abspath(given)):
+            if not ours and given.is_dir() and any(map(given.samefile, filter(os.path.exists, place.parents))):
                 raise UsageError(f"{path} lies in {given}, which is read, so it is not overwritten. Give another file.")
             if not ours and lists is not None and lists(given, path):
                 raise UsageError(f"{path} is read through {given}, so it is not overwritten. Give another file.")
@@ -156,7 +160,7 @@ def check_output(
                 f"{path} exists and is not {kind.name}, so it is not overwritten. Give another file, or --force "
                 "(force=True in Python)."
             )
-    elif any(os.path.abspath(path) == os.path.abspath(given) for given in inputs):
+    elif any(place == place_of(given) for given in inputs):
         raise UsageError(f"{path} is named twice. Give another file.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -140,9 +140,10 @@ class ToldSource(Source):
         files = {} if described is None else described.own
         untold = self._untold(found)
         drawn = None if described is None or self._store is None else described.fractions
-        if drawn is not None and fractions_of(self._before.get("split")) != drawn:
+        is_anew = drawn is not None and fractions_of(self._before.get("split")) != drawn
+        if is_anew:
             drawn = None
-        if self._store is None or not (self._gone or untold or drawn or files):
+        if self._store is None or not (self._gone or untold or drawn or is_anew or files):
             self._count(found, {}, files)
             return found
         listed = {entry.uri for entry in found}
@@ -169,6 +170,13 @@ class ToldSource(Source):
             contents.get("label", {}), contents.get("split", {}), drawn is not None, groups,
         )  # fmt: skip
         self._count(found, known, files)
+        if is_anew:
+            before = [(entry.split, was.split) for entry in found if (was := known.get(entry.uri)) is not None]
+            if changed := sum(old is not None and new != old for new, old in before):
+                self.notes += (
+                    f"Warning: the split is drawn anew, and {counted(changed, 'images')} of {len(before):,} change "
+                    "sides: heads trained before may have learned from images that are to be scored on now.",
+                )
         return found
 
     def _untold(self, found: list[Entry]) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from featcache.core.errors import FeatcacheError, MissingVectorsError, SourceError, UnusableImageError, UsageError
-from featcache.core.files import absolute
+from featcache.core.files import absolute, place_of
 from featcache.core.names import IN_PYTHON, PATHS
 from featcache.images.csv_manifest import ManifestSource
 from featcache.images.decode import Decoded
@@ -213,7 +213,7 @@ def lists(given: Path, file: Path) -> bool:
     from featcache.store import FeatureStore
     from featcache.store.folder import has_catalogue
 
-    places = {absolute(file), os.path.realpath(file)}
+    places = {absolute(file), str(place_of(file)), os.path.realpath(file)}
     try:
         if given.suffix.lower() == ".csv" and given.is_file():
             return any(place in places for place in ManifestSource(given).places())

@@ -297,6 +297,57 @@ def test_sides_go_with_the_bytes(place: Path, tmp_path: Path, net: Backbone) -> 
     assert halves(store) == before
 
 
+def test_sides_go_with_the_bytes_in_all_spaces(place: Path, tmp_path: Path) -> None:
+    store, lite = tmp_path / "s.fcache", fc.backbones.get("bundled:efficientnet_lite0")
+    run(place, store, lite, split="0.5/0.5")
+    run(place, store, lite.scaled())
+    before = halves(store)
+    for i in range(6):
+        (place / "a" / f"{i}.png").rename(place / "a" / f"{i - 1}.png")
+    (place / "b").rename(place / "z")
+    report = fc.extract(place, store, progress=False)
+    assert len(report.others) == 1
+    assert halves(store) == before
+
+
+@pytest.mark.parametrize("how", ["tables", "lost tables", "fractions", "a store of before"])
+def test_a_run_that_ends_early_loses_nothing_of_renamed_images(
+    place: Path, tmp_path: Path, net: Backbone, how: str
+) -> None:
+    given, store, flat = tables(place), tmp_path / "s.fcache", tmp_path / "flat"
+    options = {"split": "0.5/0.5"} if how == "fractions" else given
+    flat.mkdir()
+    for uri in uris(place):  # the source itself says neither label nor split
+        (place / uri).rename(flat / uri.replace("/", "-"))
+    for path in given.values():
+        path.write_text(path.read_text().replace("/", "-"))
+    run(flat, store, net, **options)
+    before = by_content(store)
+    if how == "lost tables":
+        for path in given.values():
+            path.unlink()
+    if how == "a store of before":
+        as_of_before(store)
+    for uri in uris(flat)[:-1]:
+        (flat / uri).rename(flat / f"new-{uri}")
+    for limit in (3, 7, None):
+        run(flat, store, net, limit=limit)
+        assert by_content(store).items() <= before.items()
+    assert by_content(store) == before
+
+
+def test_other_fractions_draw_anew_and_say_how_many_images_change_sides(
+    place: Path, tmp_path: Path, net: Backbone
+) -> None:
+    store = tmp_path / "s.fcache"
+    assert not told(run(place, store, net, split="0.5/0.5"), "drawn anew")
+    before = halves(store)
+    assert not told(run(place, store, net, split="train=0.5,test=0.5"), "drawn anew")
+    notes = run(place, store, net, split="0.9/0.1")
+    changed = sum(before[sha256] != side for sha256, side in halves(store).items())
+    assert told(notes, f"drawn anew, and {changed} images of 18 change sides")
+
+
 @pytest.mark.parametrize("gone", ["a class", "some"])
 def test_images_that_come_back_have_the_side_they_had(place: Path, tmp_path: Path, net: Backbone, gone: str) -> None:
     store = tmp_path / "s.fcache"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import featcache as fc
-from featcache.core.errors import FeatcacheError
+from featcache.core.errors import FeatcacheError, UsageError
 from featcache.core.outputs import FIGURE, HEAD, PAIRS, PREDICTIONS, VECTORS, check_output, written_output
 from featcache.faces.pairs_file import Pairs, write_pairs
 from featcache.finetuning.history import Curve, Epoch, draw_learning_curve
@@ -73,10 +73,13 @@ def test_folders_and_places_that_cannot_be_written(door: Door, output: Parameter
 @pytest.mark.parametrize(("door", "output"), OUTPUTS, ids=named(OUTPUTS))
 def test_a_store_keeps_no_other_files(door: Door, output: Parameter, world_for):
     world = world_for(door)
-    inside = world["pets.fcache"] / world.valid(door, output).name
-    given = {output.name: inside} | ({"force": True} if any(p.name == "force" for p in door.parameters) else {})
-    outcome = called(world, door, **given)
-    assert (outcome.code, "lies in the store" in outcome.err) == (2, True)
+    store, name = world["pets.fcache"], world.valid(door, output).name
+    world["linked"].symlink_to(store / "shards")
+    force = {"force": True} if any(p.name == "force" for p in door.parameters) else {}
+    for inside in (store / name, world["linked"] / name, world["linked"] / "new" / name):
+        outcome = called(world, door, **{output.name: inside}, **force)
+        assert (outcome.code, "lies in the store" in outcome.err) == (2, True)
+        assert not inside.parent.exists() or not inside.exists()
 
 
 COMMANDS = [(door, output) for door, output in OUTPUTS if door.is_command]
@@ -107,9 +110,44 @@ def test_an_image_of_the_folder_that_is_asked_about(world):
     (door,) = [door for door in doors("output") if door.name == PREDICT]
     image = world["photos/cats/cat-00.jpg"]
     before = image.read_bytes()
-    outcome = world.call(door, "--force", images=[world["photos"]], table=image)
-    assert refused(outcome)
-    assert image.read_bytes() == before
+    world["linked"].symlink_to(world["photos"])
+    world["photos/inner"].symlink_to(world["photos/cats"])
+    for folder in ("photos", "linked"):
+        for path in (image, world["linked/cats/cat-00.jpg"], world["photos/inner/../cats/cat-00.jpg"]):
+            outcome = world.call(door, "--force", images=[world[folder]], table=path)
+            assert refused(outcome), outcome
+            assert image.read_bytes() == before
+
+
+def test_a_sealed_shard_is_not_replaced_through_a_link(world):
+    (shard,) = world["pets.fcache/shards"].rglob("*.h5")
+    before = shard.read_bytes()
+    world["linked"].symlink_to(shard.parent)
+    for force in (False, True):
+        with pytest.raises(UsageError, match="lies in the store"):
+            check_output(world["linked"] / shard.name, VECTORS, force=force)
+    link = world[f"link{shard.suffix}"]
+    link.symlink_to(shard)
+    fc.open(world["pets.fcache"]).export(link, force=True)
+    assert not link.is_symlink()  # the link gave way, not what it leads to
+    assert shard.read_bytes() == before
+
+
+@pytest.mark.parametrize("line", ["https://my.server/notes?token=abc", "one, two", "path;label", "\ufeffnotes"])
+def test_a_single_line_that_is_no_heading_is_not_overwritten(tmp_path, line):
+    path = tmp_path / "t.csv"
+    path.write_text(f"{line}\n", encoding="utf-8")
+    with pytest.raises(UsageError, match="not overwritten"):
+        check_output(path, PREDICTIONS)
+
+
+@pytest.mark.parametrize(
+    "line", ["", "path,label\n", "path,label,split,group", "uri,rank,label,probability,problem\r\n"]
+)
+def test_a_table_without_a_row_gives_way(tmp_path, line):
+    path = tmp_path / "t.csv"
+    path.write_text(line, encoding="utf-8")
+    check_output(path, PREDICTIONS)
 
 
 @pytest.mark.parametrize("listed", ["labels.csv", "table.fcache"])
