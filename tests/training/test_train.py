@@ -343,15 +343,21 @@ def test_refit_all_learns_everything_after_scoring(store: Path) -> None:
         assert got == wanted
 
 
-@pytest.mark.parametrize("head", ["softmax", "ridge", "torch"])
-def test_several_layers_are_divided_by_their_root_mean_square(store: Path, tmp_path: Path, head: str) -> None:
+@pytest.mark.parametrize("head", [None, "softmax", "ridge", "torch"])
+def test_several_layers_are_weighed_by_what_was_learned_from(store: Path, tmp_path: Path, head: str | None) -> None:
     bundle = train(store, head, layers=["pooled", "body.0:mean"])
+    assert bundle.head == (head or "stack")
     X, _, items = fc.open(store).arrays(layers=["pooled", "body.0:mean"])
-    learned = np.array([item.sha256 in contents(bundle) for item in items])
+    learned = X[np.array([item.sha256 in contents(bundle) for item in items])].astype(np.float64)
     assert [(use.name, use.shape) for use in bundle.layers] == [("body.0:mean", (12,)), ("pooled", (16,))]
-    wanted = [np.sqrt((X[learned][:, part].astype(np.float64) ** 2).mean()) for part in (slice(0, 12), slice(12, 28))]
-    assert [use.scale for use in bundle.layers] == pytest.approx(wanted, rel=1e-6)
-    assert not np.allclose(wanted, [np.sqrt((X[:, part] ** 2).mean()) for part in (slice(0, 12), slice(12, 28))], 1e-6)
+    weighting = bundle.report["layer_weighting"]
+    assert weighting["weighting"] == min(weighting["log_loss"], key=weighting["log_loss"].get)
+    wanted = []
+    for part in (learned[:, :12], learned[:, 12:]):
+        part = part - part.mean(axis=0) if "centred" in weighting["weighting"] else part
+        width = part.shape[1] if weighting["weighting"] == "per element" else 14
+        wanted.append(np.sqrt((part**2).sum(axis=1).mean() / width))
+    assert [use.scale for use in bundle.layers] == pytest.approx(wanted, rel=1e-5)
     bundle.save(tmp_path / "a.fch")
     assert fc.load(tmp_path / "a.fch").layers == bundle.layers
 
