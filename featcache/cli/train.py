@@ -52,7 +52,7 @@ def train(
             help="stack (the default on several layers): ridge and softmax, on pooled and on all layers, as one matrix;"
             " softmax (the default on one layer): multinomial logistic regression, C chosen by cross-validation; ridge:"
             " ridge regression, in a second or two, also for caches larger than memory; knn: the nearest vectors vote;"
-            " centroid: the nearest class mean; mlp: hidden layers (--hidden), for classes that no linear head separates;"
+            " centroid: the nearest class mean; mlp: hidden layers (--hidden), for classes no line separates;"
             " torch: a softmax layer trained in mini-batches, for caches larger than memory; or any scikit-learn"
             ' classifier, for example "sklearn.svm:LinearSVC(C=0.1)"; linear ones can be saved.',
         ),
