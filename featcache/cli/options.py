@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from featcache.cli.command import ADVANCED
-from featcache.core.errors import UsageError
+from featcache.core.errors import BundleError, UsageError
 
 if TYPE_CHECKING:
     from featcache.backbones import Backbone
@@ -257,6 +257,24 @@ def repeated(given: Mapping[str, Any]) -> list[str]:
         for one in value if isinstance(value, tuple) else () if value is None else (value,):
             words += [f"--{name.replace('_', '-')}", str(one)]
     return words
+
+
+def check_savable(heads: Sequence[Any]) -> None:
+    """Check that these heads can be saved, before any of them is trained.
+
+    Raises:
+        UsageError: one cannot; the message names what is supported.
+        UsageError, UnknownNameError: one is no head, as of `resolve_head`.
+    """
+    from featcache.heads import HEADS, resolve_head
+    from featcache.heads.serialize import check_exportable
+
+    for head in heads:
+        if isinstance(head, str) and head not in HEADS:
+            try:
+                check_exportable(resolve_head(head).make())
+            except BundleError as error:
+                raise UsageError(f"{error} In Python `featcache.train` scores such a head without saving it.") from None
 
 
 def layer_list(context: typer.Context, layers: Sequence[str] | None) -> list[str]:

@@ -11,8 +11,16 @@ import typer
 
 from featcache.cli import output
 from featcache.cli.command import Answer, Debug, Force, Json, command
-from featcache.cli.options import StorePath, WeightsOfBlocks, layer_list, network_for, repeated, selects
-from featcache.cli.train import quoted, save, warn_of_little, warn_of_missing, warn_of_near_duplicates, with_interval
+from featcache.cli.options import (
+    StorePath,
+    WeightsOfBlocks,
+    check_savable,
+    layer_list,
+    network_for,
+    repeated,
+    selects,
+)
+from featcache.cli.train import quoted, warn_of_little, warn_of_missing, warn_of_near_duplicates, with_interval
 from featcache.core.errors import GridEdgeWarning
 from featcache.core.outputs import HEAD
 
@@ -63,26 +71,30 @@ def sweep(
     from featcache.heads import split_heads
     from featcache.training.sweep import sweep as run
 
+    named = None if heads is None else split_heads(heads)
+    if target is not None:
+        check_savable(named or ())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", GridEdgeWarning)  # the report has that of the winner
         report = run(
             store,
-            None if heads is None else split_heads(heads),
+            named,
             layer_list(context, layers) or None,
             seed=seed,
             backbone=network_for(store, selection, weights),
             progress=True,
             **selection,
         )
-    problem = None if target is None else save(report.bundle, target, force)
-    data = report.to_dict() | ({"error": problem} if problem else {})
-    data["paths"] = {**report.paths, "head": None if target is None or problem else str(target)}
+    if target is not None:
+        report.bundle.save(target, force=force)
+    data = report.to_dict()
+    data["paths"] = {**report.paths, "head": None if target is None else str(target)}
     chosen = {**selection, "seed": seed or None}
     following = repeated(chosen)
-    return Answer(data, lambda: _show(report, target, following, problem), 1 if problem else 0)
+    return Answer(data, lambda: _show(report, target, following))
 
 
-def _show(report: SweepReport, target: Path | None, following: Sequence[str], problem: str | None) -> None:
+def _show(report: SweepReport, target: Path | None, following: Sequence[str]) -> None:
     """Print the report; *following* are options to repeat in the next command."""
     from featcache.training.sweep_report import called
 
@@ -126,7 +138,7 @@ def _show(report: SweepReport, target: Path | None, following: Sequence[str], pr
         words = ["featcache", "train", report.store, "-o", "HEAD.fch", "--head", winner["head"], *following]
         output.say(f"Next:  {output.command(*words, '--layers', *winner['layers'])}")
     else:
-        output.say(f"Saved: {target}" if problem is None else f"Warning: {problem}")
+        output.say(f"Saved: {target}")
 
 
 def _short(accuracy: float | None, low: float | None, high: float | None) -> str:

@@ -17,6 +17,7 @@ from featcache.cli.options import (
     StorePath,
     Weights,
     WeightsOfBlocks,
+    check_savable,
     layer_list,
     network_for,
     network_of,
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from featcache.training.bundle import Bundle
 
 LISTED, FEW = 10, 10
+_SHOWN = 0.0005
+"""What is less is shown as 0.000, and as 0.0 points."""
 
 
 @command(interrupted="No head was written.", writes={"target": HEAD})
@@ -117,6 +120,8 @@ def train(
 
     if class_weight not in (None, "balanced"):
         raise UsageError(f"--class-weight is 'balanced', not {class_weight!r}. Weights per class are given in Python.")
+    if task == "classify":
+        check_savable([head])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", GridEdgeWarning)  # the report has it
         bundle = run(
@@ -134,26 +139,9 @@ def train(
             progress=True,
             **selection,
         )
-    problem = save(bundle, target, force)
-    report = {**bundle.report, "path": None if problem else str(target)}
-    return Answer(
-        report | ({"error": problem} if problem else {}), lambda: show_train(report, problem), 1 if problem else 0
-    )
-
-
-def save(bundle: Bundle, path: Path, force: bool = False) -> str | None:
-    """Save a scored head. Of an estimator that cannot be saved the score still counts, so this says why and goes on.
-
-    Raises:
-        BundleError: the file cannot be written.
-    """
-    try:
-        bundle.save(path, force=force)
-    except BundleError as error:
-        if bundle.predictor is not None:
-            raise
-        return f"No head was written. {error}"
-    return None
+    bundle.save(target, force=force)
+    report = {**bundle.report, "path": str(target)}
+    return Answer(report, lambda: show_train(report))
 
 
 @command(interrupted="Nothing was changed.", writes={"confusion": FIGURE})
@@ -229,8 +217,8 @@ def _other(path: Path) -> Bundle:
     return other
 
 
-def show_train(report: dict[str, Any], problem: str | None = None, *, chosen: str | None = None) -> None:
-    """Show the report of a head that was trained, and saved unless there is a *problem*; *chosen* tells what was."""
+def show_train(report: dict[str, Any], *, chosen: str | None = None) -> None:
+    """Show the report of a head that was trained and saved; *chosen* tells what was."""
     score = report["score"]
     output.say(f"Head: {report['head']}, {len(report['classes'])} classes, trained on {report['n']:,} items")
     if report["task"] == "multilabel":
@@ -255,12 +243,14 @@ def show_train(report: dict[str, Any], problem: str | None = None, *, chosen: st
         )
     warn_of_near_duplicates(report["near_duplicates"])
     output.say(f"Took {output.span(report['seconds'])}, the fit {output.span(report['fit_seconds'])} of it")
-    if problem is not None:
-        output.say(f"Warning: {problem}")
-        return
     output.say(f"Saved: {report['path']}")
     if report["predicts"] == "images":
         output.say(f"Next:  {output.command('featcache', 'predict', report['path'], 'IMAGE')}")
+    elif report["predicts"] == "faces":
+        output.say(
+            "It predicts from the vectors of aligned faces: in Python featcache.faces.embed_faces makes them of images "
+            "for Bundle.predict_vectors. `featcache faces train` makes a head that compares two faces."
+        )
     else:
         output.say("It predicts from vectors only (Bundle.predict_vectors), because the file has no recipe.")
 
@@ -398,21 +388,31 @@ def _show_against(against: Mapping[str, Any], head: Path) -> None:
             continue
         a, b = (output.percent(found[of]) if sign > 0 else f"{found[of]:.3f}" for of in ("a", "b"))
         output.say(f"  {called}: {head} {a}, {against['path']} {b}")
-        if not found["difference"] and found["low"] is None:
-            output.say("    Equal; no interval: equal on all items.")
-            continue
-        interval = "no interval: all resamples are equal"
-        if found["low"] is not None:
-            low, high = sorted((sign * found["low"], sign * found["high"]))
-            interval = f"95 % interval: {_better(low, name)} to {_better(high, name)}"
-        gain = _better(sign * found["difference"], name)
-        share = f"better in {output.percent(found['better'])} of the resamples"
-        output.say(f"    {head} is {gain} ({interval}), and {share}.")
+        output.say(f"    {_verdict(found, name, sign, str(head), against['n'])}")
+
+
+def _verdict(found: Mapping[str, Any], name: str, sign: int, head: str, n: int) -> str:
+    """Which head is better by one measure, or why that cannot be said; *sign* is -1 for a loss."""
+    gain = sign * found["difference"]
+    if found["low"] is None:
+        if abs(gain) < _SHOWN:
+            return "Equal; no interval: equal on all items."
+        return f"{head} is {_better(gain, name)}; no interval, as all resamples are equal."
+    low, high = sorted((sign * found["low"], sign * found["high"]))
+    if max(abs(low), abs(high)) < _SHOWN:
+        return "Equal, to the digits shown."
+    interval = f"95 % interval: {_better(low, name)} to {_better(high, name)}"
+    if low <= 0 <= high:
+        return (
+            f"They cannot be told apart on these {counted(n, 'items')}: {head} is {_better(gain, name)} ({interval})."
+        )
+    share = f"better in {output.percent(found['better'])} of the resamples"
+    return f"{head} is {_better(gain, name)} ({interval}), and {share}."
 
 
 def _better(gain: float, name: str) -> str:
     """``6.7 points worse``, ``0.162 better``; *gain* is above 0 where the first head is the better one."""
-    if not gain:
+    if abs(gain) < _SHOWN:
         return "equal"
     size = f"{100 * abs(gain):.1f} points" if name == "accuracy" else f"{abs(gain):.3f}"
     return f"{size} {'better' if gain > 0 else 'worse'}"

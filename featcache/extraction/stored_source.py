@@ -16,6 +16,7 @@ from featcache.core.names import IN_PYTHON, PATHS
 from featcache.images.csv_manifest import ManifestSource
 from featcache.images.decode import Decoded
 from featcache.images.entry import Entry, FileStat, Unusable, as_text, pixels_sha256
+from featcache.images.folder import FolderSource
 from featcache.images.sources import Source, images_below, open_source
 from featcache.images.tar import TarSource
 
@@ -204,11 +205,12 @@ def images_of(path: str | Path) -> list[Entry] | None:
 
 
 def lists(given: Path, file: Path) -> bool:
-    """Whether a store or a CSV manifest reads a file: an image that it lists, a tar file with some, or a table.
+    """Whether a store, a CSV manifest or a folder reads a file that is there.
 
     Args:
-        given: the store or the table; nothing else lists anything.
-        file: by any name but that of a hard link.
+        given: a store or table: an image that it lists, a tar file with some, or a table; a folder: an image that it
+            holds or that a link in it leads to.
+        file: of a store or table, by any name but that of a hard link.
     """
     from featcache.store import FeatureStore
     from featcache.store.folder import has_catalogue
@@ -217,8 +219,10 @@ def lists(given: Path, file: Path) -> bool:
     try:
         if given.suffix.lower() == ".csv" and given.is_file():
             return any(place in places for place in ManifestSource(given).places())
-        if not given.is_dir() or not has_catalogue(given):
+        if not given.is_dir():
             return False
+        if not has_catalogue(given):
+            return any(os.path.samefile(entry.place, file) for entry in FolderSource(given).entries())
         store = FeatureStore.open(given)
         for name, root in store.sources().items():
             if not places.isdisjoint(map(str, store.source_settings(name).values())):
@@ -228,7 +232,7 @@ def lists(given: Path, file: Path) -> bool:
                 uri = as_text(place.removeprefix(below).replace(os.sep, "/"))
                 if os.path.isabs(root) and place.startswith(below) and _is_listed(store, name, uri):
                     return True
-    except FeatcacheError:  # whoever reads it says what is wrong with it
+    except (FeatcacheError, OSError):  # whoever reads it says what is wrong with it
         return False
     return False
 

@@ -17,7 +17,7 @@ from featcache.core.arguments import checked, described
 from featcache.core.errors import UnusableImageError, UsageError
 from featcache.core.files import absolute
 from featcache.core.names import GIVEN, PATHS
-from featcache.core.progress import Progress, choose
+from featcache.core.progress import Progress, choose, counted
 from featcache.extraction import NothingUsableError
 from featcache.extraction.extract import extract
 from featcache.images.decode import NO_IMAGE, is_no_image
@@ -29,6 +29,9 @@ from featcache.store.folder import has_catalogue
 if TYPE_CHECKING:
     from featcache.backbones import Backbone, Layer
     from featcache.extraction.embed import ImageLike
+
+_NAMED = 5
+"""Images that cannot be used which an error names."""
 
 
 class CachedEmbedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
@@ -103,8 +106,8 @@ class CachedEmbedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # 
             (n, d) float32, in the order given; the layers one after another in network order, flattened.
 
         Raises:
-            UnusableImageError: an image cannot be used; the message names it. What was computed is kept. A file that
-                is no image at all is not recorded; a damaged image is quarantined.
+            UnusableImageError: some images cannot be used; the message counts them, and names the first five. What was
+                computed is kept. A file that is no image at all is not recorded; a damaged image is quarantined.
             SourceError: a path does not exist.
             UsageError: these are no images.
             UnknownNameError: there is no such backbone or layer.
@@ -115,13 +118,17 @@ class CachedEmbedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # 
         quiet = self.progress is None and multiprocessing.current_process().name != "MainProcess"
         with held(network), choose(False if quiet else self.progress) as bar:
             bar.start("look up", len(images), "images")
-            listed = []
+            listed, problems = [], list[str]()
             for place, image in enumerate(images):
-                listed.append(given(image, place))
+                try:
+                    listed.append(given(image, place))
+                except UnusableImageError as error:
+                    problems.append(str(error).removesuffix("."))
                 bar.advance()
             wanted = self._wanted(listed, network, layers)
             if wanted:
-                self._compute(wanted, network, layers, bar)
+                problems += self._compute(wanted, network, layers, bar)
+            self._refuse(problems)
         if not images:
             return np.empty((0, sum(math.prod(layer.shape) for layer in layers)), np.float32)
         store = FeatureStore.open(self.store)
@@ -174,10 +181,11 @@ class CachedEmbedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # 
 
     def _compute(
         self, wanted: Sequence[GivenImage], network: Backbone, layers: Sequence[Layer], progress: Progress
-    ) -> None:
+    ) -> list[str]:
+        """Store the vectors of the images; returns name and reason of each that cannot be used."""
         # A file that is no image at all is not recorded.
         wrong = {one.sha256 for one in wanted if one.source == PATHS and is_no_image(one.entry.place)}
-        problems = [(one.name, NO_IMAGE) for one in wanted if one.sha256 in wrong]
+        problems = [f"{one.name}: {NO_IMAGE}" for one in wanted if one.sha256 in wrong]
         for source in GIVEN:
             of_source = [one for one in wanted if one.source == source and one.sha256 not in wrong]
             if not of_source:
@@ -193,15 +201,20 @@ class CachedEmbedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # 
             except NothingUsableError as error:
                 report = error.report
             names = {one.entry.uri: one.name for one in of_source}
-            problems += [(names[uri], reason) for uri, reason in report.quarantine]
+            problems += [f"{names[uri]}: {reason}" for uri, reason in report.quarantine]
         if not problems:
-            problems = [(one.name, "it was changed while it was read") for one in self._wanted(wanted, network, layers)]
+            changed = self._wanted(wanted, network, layers)
+            problems = [f"{one.name}: it was changed while it was read" for one in changed]
+        return problems
+
+    def _refuse(self, problems: Sequence[str]) -> None:
+        """Raise UnusableImageError where images cannot be used."""
         if problems:
-            name, reason = problems[0]
+            more = f"; and {len(problems) - _NAMED:,} more" if len(problems) > _NAMED else ""
             raise UnusableImageError(
-                f"{name}: {reason}."
-                + (f" {len(problems) - 1} others cannot be used either." if problems[1:] else "")
-                + f" The others are stored in {self.store}; omit or repair what cannot be used, and continue."
+                f"{counted(len(problems), 'images')} cannot be used: {'; '.join(problems[:_NAMED])}{more}. The others "
+                f"are stored in {self.store}. Leave these out of the list, or repair them; of a source that was "
+                "extracted, `FeatureStore.arrays` gives the items that can be used."
             )
 
 

@@ -98,7 +98,8 @@ def train(
     with choose(progress) as bar:
         people = split_identities(dataset, _has_face(opened, dataset), select.split, seed, opened, bar)
         train_rows = people.train_rows
-        bar.start(f"train {projection}", None, "images")
+        work = "calibrate the distances"
+        bar.start(work if projection == "none" else f"train {projection}, {work}", None, "images")
         uses = layer_uses(dataset, train_rows, centred=projection != "none")
         predictor, chosen, how, based_on = _fitted(dataset, train_rows, uses, projection, far, seed)
         if based_on.warning:

@@ -68,19 +68,31 @@ class LinearPredictor:
         return np.asarray(np.array(self.classes)[self.scores(X).argmax(axis=1)])
 
 
+def check_linear(estimator: Any) -> None:
+    """Check by the classes of a scikit-learn estimator or pipeline, fitted or not, that it is linear once fitted.
+
+    Raises:
+        BundleError: it is not; the message names what is supported.
+    """
+    *before, final = [step for _, step in estimator.steps] if hasattr(estimator, "steps") else [estimator]
+    if not _is_linear(final):
+        raise _not_linear(final)
+    for step in before:
+        if step is not None and step != "passthrough" and not _is_affine(step):
+            raise _not_affine(step)
+
+
 def linear_predictor(fitted: Any) -> LinearPredictor:
     """The linear map of a fitted scikit-learn estimator or pipeline.
 
     Raises:
         BundleError: it is not linear; the message names what is supported.
     """
+    check_linear(fitted)
     steps = [step for _, step in fitted.steps] if hasattr(fitted, "steps") else [fitted]
     final = steps[-1]
-    if not all(hasattr(final, name) for name in ("coef_", "intercept_", "classes_")) or not _is_linear(final):
-        raise BundleError(
-            f"A {type(final).__name__} cannot be saved or converted to torch, since it is not linear. Supported: "
-            f"{SUPPORTED}."
-        )
+    if not all(hasattr(final, name) for name in ("coef_", "intercept_", "classes_")):
+        raise _not_linear(final)
     weight = np.atleast_2d(np.asarray(final.coef_, dtype=np.float64))
     bias = np.broadcast_to(np.asarray(final.intercept_, dtype=np.float64), (len(weight),)).copy()
     for step in reversed(steps[:-1]):
@@ -105,8 +117,9 @@ def linear_predictor(fitted: Any) -> LinearPredictor:
 
 def _is_linear(estimator: Any) -> bool:
     module = type(estimator).__module__
-    return module.startswith(("featcache.heads.", "sklearn.linear_model", "sklearn.svm._classes")) and (
-        not hasattr(estimator, "support_vectors_")
+    return module.startswith(("featcache.heads.", "sklearn.linear_model", "sklearn.svm._classes")) and not any(
+        kind.__name__ == "BaseLibSVM"
+        for kind in type(estimator).__mro__  # those with kernels
     )
 
 
@@ -123,28 +136,45 @@ def _is_softmax(estimator: Any) -> bool:
     return name in ("LogisticRegression", "LogisticRegressionCV") and not one_against_rest and not doubled
 
 
+def _is_affine(step: Any) -> bool:
+    name, is_known = type(step).__name__, type(step).__module__.startswith("sklearn.")
+    if name in ("MinMaxScaler", "MaxAbsScaler"):
+        return is_known and not getattr(step, "clip", False)
+    return is_known and name in ("StandardScaler", "PCA", "TruncatedSVD")
+
+
+def _not_linear(final: Any) -> BundleError:
+    return BundleError(
+        f"A {type(final).__name__} cannot be saved or converted to torch, since it is not linear. Supported: "
+        f"{SUPPORTED}."
+    )
+
+
+def _not_affine(step: Any) -> BundleError:
+    return BundleError(
+        f"A pipeline with {type(step).__name__} cannot be saved or converted to torch. Supported: {SUPPORTED}."
+    )
+
+
 def _affine(step: Any) -> tuple[np.ndarray, np.ndarray]:
-    """A transformer as x → M x + c; M is a vector where it is diagonal."""
+    """A fitted transformer that `_is_affine`, as x → M x + c; M is a vector where it is diagonal."""
     name = type(step).__name__
-    if type(step).__module__.startswith("sklearn."):
-        if name == "StandardScaler":
-            size = step.n_features_in_
-            scale = np.ones(size) if step.scale_ is None else step.scale_
-            mean = step.mean_ if step.with_mean else np.zeros(size)
-            return 1 / scale, -mean / scale
-        if name == "MinMaxScaler" and not step.clip:
-            return step.scale_, step.min_
-        if name == "MaxAbsScaler" and not getattr(step, "clip", False):
-            return 1 / step.scale_, np.zeros(step.n_features_in_)
-        if name == "PCA":
-            matrix = step.components_
-            if step.whiten:
-                scale = np.sqrt(step.explained_variance_)
-                matrix = matrix / np.maximum(scale, np.finfo(scale.dtype).eps)[:, None]
-            return matrix, -matrix @ step.mean_
-        if name == "TruncatedSVD":
-            return step.components_, np.zeros(len(step.components_))
-    raise BundleError(f"A pipeline with {name} cannot be saved or converted to torch. Supported: {SUPPORTED}.")
+    if name == "StandardScaler":
+        size = step.n_features_in_
+        scale = np.ones(size) if step.scale_ is None else step.scale_
+        mean = step.mean_ if step.with_mean else np.zeros(size)
+        return 1 / scale, -mean / scale
+    if name == "MinMaxScaler":
+        return step.scale_, step.min_
+    if name == "MaxAbsScaler":
+        return 1 / step.scale_, np.zeros(step.n_features_in_)
+    matrix = step.components_
+    if name == "TruncatedSVD":
+        return matrix, np.zeros(len(matrix))
+    if step.whiten:
+        scale = np.sqrt(step.explained_variance_)
+        matrix = matrix / np.maximum(scale, np.finfo(scale.dtype).eps)[:, None]
+    return matrix, -matrix @ step.mean_
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,14 @@ import numpy as np
 
 from featcache.core.errors import BundleError
 from featcache.heads.matching import MatchingPredictor
-from featcache.heads.predictors import LINKS, KnnPredictor, LinearPredictor, MLPPredictor, linear_predictor
+from featcache.heads.predictors import (
+    LINKS,
+    KnnPredictor,
+    LinearPredictor,
+    MLPPredictor,
+    check_linear,
+    linear_predictor,
+)
 from featcache.metrics.likelihood_ratio import Calibration
 
 Classifier: TypeAlias = LinearPredictor | MLPPredictor | KnnPredictor
@@ -34,9 +41,23 @@ def export_predictor(fitted: Any) -> Predictor:
     Raises:
         BundleError: the estimator has none; the message names what is supported.
     """
-    if type(fitted).__module__.startswith("featcache.heads.") and hasattr(fitted, "predictor"):
+    if _is_own(fitted):
         return fitted.predictor()  # type: ignore[no-any-return]  # one of our own heads: checked above
     return linear_predictor(fitted)
+
+
+def check_exportable(estimator: Any) -> None:
+    """Check by its class alone that an estimator, fitted or not, has a predictor once it is fitted.
+
+    Raises:
+        BundleError: it has none; the message names what is supported.
+    """
+    if not _is_own(estimator):
+        check_linear(estimator)
+
+
+def _is_own(estimator: Any) -> bool:
+    return type(estimator).__module__.startswith("featcache.heads.") and hasattr(estimator, "predictor")
 
 
 def loss_curve(fitted: Any) -> dict[str, list[list[float | None]]]:

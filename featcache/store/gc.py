@@ -47,7 +47,8 @@ class GcReport(HtmlTable):
         vectors: rows taken away, over all layers and views.
         kept: rows that stay.
         forgotten: images of the source that is forgotten, where one was named.
-        layers: ``{"fingerprint", "backbone", "layer", "vectors"}`` for each layer that loses rows.
+        layers: ``{"fingerprint", "backbone", "layer", "vectors"}`` for each layer that loses rows, of all
+            its views together.
         bytes: size of the shards that go altogether.
         bytes_in_part: about what ``compact`` frees in shards that keep some of their rows.
         doubtful: sources that are absent or more than half gone, with the reason; they need *force*.
@@ -191,17 +192,16 @@ def _describe(
     report.vectors = sum(losses.values())
     ((rows,),) = catalogue.query("i", "SELECT count(*) FROM rows")
     report.kept = rows - report.vectors
-    for column, (space, layer) in columns.items():
-        count = sum(n for (of, _), n in losses.items() if of == column)
-        if count:
-            report.layers.append(
-                {
-                    "fingerprint": space.fingerprint,
-                    "backbone": space.recipe.backbone,
-                    "layer": layer,
-                    "vectors": count,
-                }
-            )
+    counts: dict[tuple[str, str, str], int] = {}  # a layer has a column for each of its views
+    for (column, _), n in losses.items():
+        space, layer = columns[column]
+        key = space.fingerprint, space.recipe.backbone, layer
+        counts[key] = counts.get(key, 0) + n
+    report.layers += [
+        {"fingerprint": fingerprint, "backbone": backbone, "layer": layer, "vectors": n}
+        for (fingerprint, backbone, layer), n in counts.items()
+        if n
+    ]
     for _, size, live, loss in _shards(catalogue, losses):
         if live == loss:
             report.bytes += size

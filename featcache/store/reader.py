@@ -136,10 +136,20 @@ class StoreReader:
         if source is None:
             if not names:
                 raise MissingVectorsError(f"{self.path} holds no images yet. Run `featcache extract` first.")
-            raise UsageError(f"{self.path} holds several sources: {', '.join(names)}. Choose one with --source.")
+            raise UsageError(
+                f"{self.path} holds several sources: {self._described_sources()}. Choose one with --source."
+            )
         if source not in names:
             raise UnknownNameError.among("source", source, names)
         return source
+
+    def _described_sources(self) -> str:
+        rows = self.catalogue.query(
+            "tii",
+            "SELECT s.name, COUNT(i.source_id), COUNT(i.label) FROM sources s LEFT JOIN items i ON i.source_id = s.id "
+            "GROUP BY s.name ORDER BY s.name",
+        )
+        return ", ".join(f"{name} ({images:,} images, {labels or 'no'} labels)" for name, images, labels in rows)
 
     @checked
     def source_names(self, source: str | Sequence[str] | None = None) -> list[str]:

@@ -103,8 +103,9 @@ def _choose(heads: Sequence[Bundle], dataset: FeatureDataset, store: FeatureStor
         told = f" The {counted(left, 'others')} are not held out." if left else ""
         raise MissingVectorsError(
             f"{'One of the heads' if others else 'The head'} was trained on {most} labeled items of this "
-            f"source{', or on others of their groups' if mates else ''}, so none is left to score.{told} Score on "
-            "another source, or train without --refit-all and --cv."
+            f"source{', or on others of their groups' if mates else ''}, so none is left to score.{told} The score "
+            "that `train` printed is in its report. For another, score on another source, or train without --refit-all "
+            "and --cv."
         )
     kind = "items" if aside.all() else "held-out items"
     protocol = f"the {kind} that {'neither head was' if others else 'the head was not'} trained on"

@@ -284,7 +284,38 @@ def test_images_and_files_that_cannot_be_had_are_named(paths: list[Path], store:
         embedder.transform(paths)
     with pytest.raises(SourceError, match=r"There is no image nowhere\.jpg"):
         embedder.transform(["nowhere.jpg"])
-    assert not store.exists()
+
+
+def test_all_images_that_cannot_be_used_are_told_at_once(paths: list[Path], store: Path, backbone: Backbone) -> None:
+    """Whether they cannot be read, are no images, or cannot be decoded; those that can be used are stored."""
+    paths[1].write_bytes(b"")
+    paths[2].write_text("no image")
+    paths[4].write_bytes(paths[4].read_bytes()[:-400])
+    embedder = fc.CachedEmbedder(backbone, store)
+    with pytest.raises(UnusableImageError) as told:
+        embedder.transform(paths)
+    text = str(told.value)
+    assert text.startswith("3 images cannot be used: ")
+    assert all(f"{paths[i].name}: " in text for i in (1, 2, 4))
+    assert rows(store) == 21
+    for path in paths[:7]:
+        path.write_bytes(b"")
+    with pytest.raises(UnusableImageError, match=r"^7 images cannot be used: .*; and 2 more\."):
+        embedder.transform(paths)
+
+
+def test_the_items_of_arrays_are_a_list_without_what_cannot_be_used(
+    paths: list[Path], store: Path, backbone: Backbone
+) -> None:
+    paths[1].write_bytes(b"")
+    paths[2].write_text("no image")
+    photos = paths[0].parents[1]
+    fc.extract(photos, store, backbone=backbone, progress=False)
+    _, y, items = fc.open(store).arrays()
+    usable = [photos / item.uri for item in items]
+    assert usable == [path for path in sorted(paths) if path not in (paths[1], paths[2])]
+    assert list(y) == [path.parent.name for path in usable]
+    assert fc.CachedEmbedder(backbone, store).transform(usable).shape == (22, 16)
 
 
 @pytest.mark.parametrize("wrong", ["a.jpg", Path("a.jpg"), 3, np.zeros((4, 5)), [7], [None], np.array([["a.jpg"]])])

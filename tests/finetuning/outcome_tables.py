@@ -11,7 +11,7 @@ import numpy as np
 
 TABLES, DEPTHS = 500, 60
 NAMES = (
-    "softmax", "softmax --layers all-blocks", "mlp", "knn",
+    "softmax", "stack --layers all-blocks", "mlp", "knn",
     "finetune --from b.1", "finetune --from b.0", "finetune", "finetune --init scratch",
 )  # fmt: skip
 RECORDED = json.loads((Path(__file__).parent / "recorded_choices.json").read_text(encoding="utf-8"))

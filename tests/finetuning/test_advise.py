@@ -64,7 +64,7 @@ def test_what_an_early_block_alone_knows_asks_for_all_blocks(
     assert found.recommendation == ALL_BLOCKS
     decided = next(c for c in found.comparisons if {c["a"], c["b"]} == {ALL_BLOCKS, "softmax"})
     assert decided["better"] == ALL_BLOCKS
-    assert found.reasons[0].startswith("The linear probe on all blocks: better than the linear probe by +")
+    assert found.reasons[0].startswith("The stack on all blocks: better than the linear probe by +")
     assert found.depth is not None
     assert found.depth["best"] == "b.0:mean_std"
     # The 12 items cannot show that later blocks are no better.
@@ -273,7 +273,7 @@ def test_what_is_advised_can_be_done(
     for name in ("softmax", ALL_BLOCKS):
         layers = ["body.0:mean_std", "body.1:mean_std", "pooled"]
         assert main(shlex.split(command(name, str(path), given, layers, in_python=True))[1:]) == 0
-        assert fc.load("HEAD.fch").head == "softmax"
+        assert fc.load("HEAD.fch").head == name.partition(" ")[0]
         Path("HEAD.fch").unlink()
 
 
@@ -281,8 +281,8 @@ def test_commands() -> None:
     given = {"source": None, "seed": 3}
     told = {name: command(name, "s.fcache", given) for name in ("knn", ALL_BLOCKS, "finetune --from b.1", SCRATCH)}
     assert told == {
-        "knn": "featcache train s.fcache -o HEAD.fch --head knn --seed 3",
-        ALL_BLOCKS: "featcache train s.fcache -o HEAD.fch --head softmax --seed 3 --layers all-blocks",
+        "knn": "featcache train s.fcache -o HEAD.fch --head knn --seed 3 --layers pooled",
+        ALL_BLOCKS: "featcache train s.fcache -o HEAD.fch --head stack --seed 3 --layers all-blocks",
         "finetune --from b.1": "featcache finetune s.fcache -o HEAD.fch --from b.1 --yes --seed 3",
         SCRATCH: "featcache finetune s.fcache -o HEAD.fch --init scratch --seed 3",
     }

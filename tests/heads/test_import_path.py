@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -150,18 +149,19 @@ def test_one_that_is_not_linear_is_scored_and_save_says_what_is_supported(vector
         bundle.save(tmp_path / "a.fch")
 
 
-def test_the_command_line_tells_the_score_of_what_it_cannot_save(
+def test_the_command_line_refuses_what_it_cannot_save_before_the_training(
     vectors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["train", str(vectors), "-o", str(tmp_path / "a.fch"), "--head"]
-    assert main([*words, "sklearn.naive_bayes:GaussianNB(var_smoothing=1e-8)"]) == 1
-    told = " ".join(capsys.readouterr().out.split())
-    assert "Accuracy: " in told
-    assert "Warning: No head was written. A GaussianNB cannot be saved" in told
-    assert main([*words, "sklearn.naive_bayes:GaussianNB", "--json"]) == 1
-    data = json.loads(capsys.readouterr().out)
-    assert data["score"]["accuracy"] > 0.8
-    assert (data["path"], data["error"].split(".")[0]) == (None, "No head was written")
+    for head in ("sklearn.naive_bayes:GaussianNB(var_smoothing=1e-8)", "sklearn.ensemble:RandomForestClassifier"):
+        assert main([*words, head]) == 2
+        told = capsys.readouterr()
+        assert told.out == ""
+        assert " cannot be saved" in told.err
+        assert "Supported: the named heads" in told.err
+        assert main(["sweep", str(tmp_path / "no.fcache"), "-o", str(tmp_path / "a.fch"), "--heads", head]) == 2
+        assert " cannot be saved" in capsys.readouterr().err
+    assert main([*words, "sklearn.svm:SVC(kernel='linear')"]) == 2
     assert not (tmp_path / "a.fch").exists()
     assert main([*words, f"{LOGISTIC}(C=0.5)"]) == 0
     assert (tmp_path / "a.fch").is_file()

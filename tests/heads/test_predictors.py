@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.base import clone
 from sklearn.decomposition import PCA, TruncatedSVD
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import (
@@ -26,7 +27,7 @@ from sklearn.svm import SVC, LinearSVC
 from featcache.core.errors import BundleError
 from featcache.heads import HEADS, resolve_head
 from featcache.heads.predictors import linear_predictor
-from featcache.heads.serialize import export_predictor
+from featcache.heads.serialize import check_exportable, export_predictor
 from tests.heads.test_heads import gaussians
 
 SOFTMAX = {
@@ -134,6 +135,9 @@ def test_what_has_none_says_what_is_supported(name: str) -> None:
     for estimator in (fitted, make_pipeline(StandardScaler(), NONE[name]).fit(*gaussians(60))):
         with pytest.raises(BundleError, match=f"A {name} cannot be saved.*LogisticRegression.*PCA"):
             linear_predictor(estimator)
+    for unfitted in (NONE[name], make_pipeline(StandardScaler(), NONE[name])):
+        with pytest.raises(BundleError, match=f"A {name} cannot be saved"):
+            check_exportable(clone(unfitted))
 
 
 CLIPPING = [MinMaxScaler(clip=True)]
@@ -146,6 +150,8 @@ def test_a_step_that_is_not_affine_is_named(step: Any) -> None:
     fitted = make_pipeline(step, LogisticRegression(max_iter=2000)).fit(*gaussians(60))
     with pytest.raises(BundleError, match=f"A pipeline with {type(step).__name__}.*StandardScaler"):
         linear_predictor(fitted)
+    with pytest.raises(BundleError, match=f"A pipeline with {type(step).__name__}"):
+        check_exportable(clone(fitted))
 
 
 def test_a_linear_regression_of_numbers_is_no_classifier() -> None:

@@ -114,9 +114,27 @@ def test_an_image_of_the_folder_that_is_asked_about(world):
     world["photos/inner"].symlink_to(world["photos/cats"])
     for folder in ("photos", "linked"):
         for path in (image, world["linked/cats/cat-00.jpg"], world["photos/inner/../cats/cat-00.jpg"]):
-            outcome = world.call(door, "--force", images=[world[folder]], table=path)
+            outcome = world.call(door, images=[world[folder]], table=path, force=True)
             assert refused(outcome), outcome
             assert image.read_bytes() == before
+
+
+def test_an_image_that_a_link_in_the_folder_leads_to(world, tmp_path):
+    (door,) = [door for door in doors("output") if door.name == PREDICT]
+    image, other = tmp_path / "else" / "one.jpg", tmp_path / "two.jpg"
+    image.parent.mkdir()
+    for path in (image, other):
+        path.write_bytes(world["photos/cats/cat-00.jpg"].read_bytes())
+    world["photos/more"].symlink_to(image.parent)
+    world["photos/cats/two.jpg"].symlink_to(other)
+    before = image.read_bytes()
+    for path in (image, other):
+        outcome = world.call(door, images=[world["photos"]], table=path, force=True)
+        assert (outcome.code, "is read through" in outcome.err) == (2, True), outcome
+        assert path.read_bytes() == before
+    notes = image.with_name("notes.txt")
+    notes.write_text("not read")
+    assert world.call(door, images=[world["photos"]], table=notes, force=True).code == 0
 
 
 def test_a_sealed_shard_is_not_replaced_through_a_link(world):
@@ -164,11 +182,11 @@ def test_an_image_that_a_table_or_a_store_lists_is_not_overwritten_even_if_force
     link = tmp_path / "link.csv"
     link.symlink_to(image)
     for path in (image, link, table) if listed == "table.fcache" else (image, link):
-        outcome = world.call(door, "--force", images=[tmp_path / listed], table=path)
+        outcome = world.call(door, images=[tmp_path / listed], table=path, force=True)
         assert (outcome.code, "is read through" in outcome.err) == (2, True), outcome
     assert (image.read_bytes(), table.read_bytes()) == before
     (tmp_path / "else" / "two.jpg").write_bytes(b"not listed")
-    outcome = world.call(door, "--force", images=[tmp_path / "table.fcache"], table=tmp_path / "else" / "two.jpg")
+    outcome = world.call(door, images=[tmp_path / "table.fcache"], table=tmp_path / "else" / "two.jpg", force=True)
     assert "is read through" not in outcome.err
 
 

@@ -372,3 +372,15 @@ def test_what_gc_has_dealt_with_is_no_doubt_the_next_time(tmp_path: Path) -> Non
     assert fc.gc(path).doubtful == []
     remove(path, range(8, 9))
     assert fc.gc(path, apply=True).vectors == 1
+
+
+def test_a_layer_of_several_views_is_one_row_of_the_report(tmp_path: Path) -> None:
+    path = tmp_path / "s.fcache"
+    with StoreWriter(path) as writer:
+        space = writer.space(recipe())
+        for view in ("0", "a-0-1", "a-0-2"):
+            space.declare("pooled", view, 0)
+        space.append(keys(4), {("pooled", view): values(4) for view in ("0", "a-0-1", "a-0-2")})
+        space.seal()
+    (row,) = fc.gc(path, space=recipe().fingerprint).layers
+    assert (row["layer"], row["vectors"]) == ("pooled", 12)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from featcache.core.errors import MissingVectorsError, UnknownNameError, UsageError
 from featcache.store import FeatureStore, StoreWriter
-from featcache.store.sources import SourceRecords
+from featcache.store.sources import Record, SourceRecords
 from tests.store.making import fill, keys, recipe, values
 
 
@@ -235,3 +235,13 @@ def test_a_fork_opens_the_catalogue_for_itself(tmp_path: Path) -> None:
         )
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert catalogue.connection is inherited
+
+
+def test_where_a_source_has_to_be_chosen_it_is_said_which_has_labels(tmp_path: Path) -> None:
+    fill(tmp_path / "s.fcache", 5)
+    with StoreWriter(tmp_path / "s.fcache") as writer:
+        SourceRecords(writer.catalogue, "new", "/elsewhere").save(
+            [Record("a.jpg", keys(1)[0], None, None, None, 1, 2, 3, 4, 5)]
+        )
+    with pytest.raises(UsageError, match=r"images \(5 images, 5 labels\), new \(1 images, no labels\)\. Choose one"):
+        FeatureStore.open(tmp_path / "s.fcache").arrays()

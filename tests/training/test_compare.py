@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,9 @@ from sklearn.svm import LinearSVC
 
 import featcache as fc
 from featcache.backbones import tiny_backbone
+from featcache.cli import main
 from featcache.core.errors import MissingVectorsError, RecipeMismatchError, UnknownNameError
+from featcache.heads.predictors import LinearPredictor
 
 
 @pytest.fixture(scope="module")
@@ -111,3 +114,60 @@ def test_evaluate_has_a_table_of_classes(store: Path, guess: fc.Bundle) -> None:
     plain = found.to_dict()
     assert plain["per_class"][0]["recall_low"] == pytest.approx(4 / (4 + 1.959964**2))
     assert not {"confusion", "labels"} & plain.keys()
+
+
+@pytest.fixture
+def said(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> Callable[[fc.Bundle, fc.Bundle], dict[str, str]]:
+    def run(a: fc.Bundle, b: fc.Bundle) -> dict[str, str]:
+        """What `evaluate --against` says of each measure."""
+        for bundle, name in ((a, "a.fch"), (b, "b.fch")):
+            bundle.save(tmp_path / name, force=True)
+        capsys.readouterr()
+        assert main(["evaluate", str(tmp_path / "a.fch"), str(store), "--against", str(tmp_path / "b.fch")]) == 0
+        lines = capsys.readouterr().out.replace(f"{tmp_path}/", "").split("\n")
+        return {
+            line.split(":")[0].strip(): lines[place + 1].strip()
+            for place, line in enumerate(lines)
+            if line.startswith(("  Accuracy: a.fch", "  Log-loss: a.fch"))
+        }
+
+    return run
+
+
+def test_differences_within_rounding_are_called_equal(
+    store: Path, good: fc.Bundle, said: Callable[[fc.Bundle, fc.Bundle], dict[str, str]]
+) -> None:
+    predictor = good.predictor
+    assert isinstance(predictor, LinearPredictor)
+    noise = np.random.default_rng(0).normal(scale=1e-7, size=predictor.weight.shape).astype(np.float32)
+    other = replace(good, predictor=replace(predictor, weight=predictor.weight * (1 + noise)))
+    difference = fc.compare(good, other, store).log_loss
+    assert difference is not None
+    assert 0 < abs(difference.difference) < 1e-5
+    assert said(good, other) == {
+        "Accuracy": "Equal; no interval: equal on all items.",
+        "Log-loss": "Equal, to the digits shown.",
+    }
+
+
+def test_what_the_interval_does_not_decide_is_said_in_words(
+    store: Path, good: fc.Bundle, said: Callable[[fc.Bundle, fc.Bundle], dict[str, str]]
+) -> None:
+    predictor = good.predictor
+    assert isinstance(predictor, LinearPredictor)
+    unsure = replace(predictor, weight=predictor.weight * np.float32(0.1), bias=predictor.bias * np.float32(0.1))
+    # Surer of one class: better on some items and worse on others.
+    other = replace(good, predictor=replace(unsure, bias=unsure.bias + np.array([0.3, 0], np.float32)))
+    first = replace(good, predictor=unsure)
+    found = fc.compare(first, other, store).log_loss
+    assert found is not None
+    assert found.low <= 0 <= found.high
+    told = said(first, other)["Log-loss"]
+    assert told.startswith(f"They cannot be told apart on these {SCORED} items: a.fch is ")
+    assert "resamples" not in told
+    told = said(good, first)["Log-loss"]
+    assert told.startswith("a.fch is 0.")
+    assert " better (95 % interval: " in told
+    assert told.endswith("and better in 100.0 % of the resamples.")

@@ -1,6 +1,6 @@
 """Which strategy to recommend: the cheapest to use, unless another is better beyond chance.
 
-The base is ``softmax``, or the softmax on all blocks where its mean log-loss is lower: that costs next to nothing more
+The base is ``softmax``, or the stack on all blocks where its mean log-loss is lower: that costs next to nothing more
 to use, so the better estimate decides, not proof. Of the strategies that are better than the base beyond chance, and
 not worse than another of these, the cheapest is recommended. All comparisons with one strategy hold together at 95 %
 (Bonferroni). Two are compared on the items that both answered; as the budget ends trials after some folds, comparisons
@@ -19,7 +19,7 @@ import numpy as np
 from featcache.metrics.classification import detectable_gain, paired, sign_test
 from featcache.metrics.intervals import wilson
 
-ALL_BLOCKS, FROM, SCRATCH = "softmax --layers all-blocks", "finetune --from", "finetune --init scratch"
+ALL_BLOCKS, FROM, SCRATCH = "stack --layers all-blocks", "finetune --from", "finetune --init scratch"
 ORDER = ("softmax", ALL_BLOCKS, "mlp", "knn", FROM, "finetune", SCRATCH)
 """From cheap to expensive per answer of the finished head, not by training time: heads on frozen vectors, which one
 pass gives for all, then those with a tail or a whole network of their own."""

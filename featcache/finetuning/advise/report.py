@@ -23,7 +23,7 @@ FOLDS = 5
 TOO_LITTLE_TIME = "not looked for, as the budget is too small"
 """Why near-duplicates are not known."""
 _WORDS = {
-    "softmax": "the linear probe", ALL_BLOCKS: "the linear probe on all blocks", "mlp": "the MLP on frozen features",
+    "softmax": "the linear probe", ALL_BLOCKS: "the stack on all blocks", "mlp": "the MLP on frozen features",
     "knn": "nearest neighbors on frozen features", FROM: "partial fine-tuning from {}",
     "finetune": "full fine-tuning", SCRATCH: "training from scratch",
 }  # fmt: skip
@@ -195,6 +195,8 @@ def command(
             words += [f"--{key.replace('_', '-')}", str(one)]
     if kind == ALL_BLOCKS:
         words += ["--views", "first", "--layers", *layers] if layers else ["--layers", "all-blocks"]
+    elif not tuned:
+        words += ["--layers", "pooled"]  # what was measured, whatever else is stored
     return shlex.join(words)
 
 
