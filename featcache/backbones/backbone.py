@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from featcache.backbones import layers as naming
 from featcache.backbones.compute import check_choice, runtime_of_recipe
 from featcache.backbones.given_module import loader_of
@@ -17,14 +15,14 @@ from featcache.backbones.input_size import InputSize
 from featcache.backbones.layers import Layer, LayerInfo
 from featcache.backbones.recipe_cache import CachedRecipe, RecipeCache
 from featcache.core.arguments import checked
-from featcache.core.errors import UnusableImageError, UsageError, WeightsError
+from featcache.core.errors import UsageError, WeightsError
 from featcache.core.recipe import PixelPath, Recipe, StandardTransform
-from featcache.images import decode as decoding
+from featcache.images import inputs
 from featcache.images.decode import SCALED, Decoded
-from featcache.images.pixels import decoded_image
-from featcache.images.transforms import PixelTransform, published, with_code_of, with_size_of
+from featcache.images.transforms import published, with_code_of, with_size_of
 
 if TYPE_CHECKING:
+    import numpy as np
     from PIL.Image import Image
     from torch import nn
 
@@ -259,10 +257,9 @@ class Backbone:
 
         A head needs the pixels that it was trained on, even if newer implementations are the default now.
         """
-        sized = self._with_size_of(pixels)
+        sized, origin = self._with_size_of(pixels), functools.partial(Backbone.with_pixels, self, pixels)
         if with_code_of(sized.pixels, pixels) == sized.pixels:
             return sized
-        origin = functools.partial(Backbone.with_pixels, self, pixels)
         # Both share the network in memory.
         return sized._changed(origin, _load=lambda: sized.network, _code_of=pixels)
 
@@ -275,8 +272,7 @@ class Backbone:
 
         Raises:
             UnknownNameError: no such fit.
-            UsageError: no such size, or the transform is a callable. Whether the network can run at the size is known
-                when it is loaded.
+            UsageError: no such size, or the transform is a callable; or later, the network cannot run at the size.
 
         Example:
             >>> from featcache.backbones import tiny_backbone
@@ -286,8 +282,8 @@ class Backbone:
         wanted = InputSize(input_size, fit)
         if not wanted.is_given:
             return self
-        transform = wanted.of((self._as_published or self)._standard("input_size and fit"))
-        return self.with_pixels(with_size_of(self.pixels, PixelPath(transform)))
+        sized = PixelPath(wanted.of((self._as_published or self)._standard("input_size and fit")))
+        return self.with_pixels(with_size_of(self.pixels, sized))
 
     def _with_size_of(self, pixels: PixelPath) -> Backbone:
         base = (self._as_published or self).with_runtime(runtime=self.runtime, precision=self.precision)
@@ -377,10 +373,7 @@ class Backbone:
         Raises:
             UnusableImageError, ImageMemoryError, UsageError: as there.
         """
-        pixels, resized = self.pixels, None
-        if pixels.scaled is not None and isinstance(pixels.transform, StandardTransform):
-            resized = PixelTransform(pixels.transform).resized
-        return decoding.decode(data, pixels.decoder, resized)
+        return inputs.decoded(data, self.pixels)
 
     @checked
     def prepare(self, image: Image | np.ndarray | Decoded, sha256: bytes | None = None) -> np.ndarray:
@@ -397,14 +390,8 @@ class Backbone:
             UnusableImageError: the image has no reading as RGB or cannot be resized, or the callable returned no
                 (3, h, w) tensor.
         """
-        transform, decoded = self.pixels.transform, decoded_image(image)
-        if isinstance(transform, StandardTransform):
-            return PixelTransform(transform)(decoded)
-        assert self.network.custom is not None
-        made = np.asarray(self.network.custom(decoded.image), dtype=np.float32)
-        if made.ndim != 3 or made.shape[0] != 3:
-            raise UnusableImageError(f"the transform returned shape {made.shape}, not (3, height, width)")
-        return made
+        transform = self.pixels.transform
+        return inputs.made(image, transform if isinstance(transform, StandardTransform) else self.network.custom)
 
     @checked
     def forward(self, batch: np.ndarray, layers: Sequence[Layer]) -> dict[str, np.ndarray]:
@@ -417,17 +404,7 @@ class Backbone:
         Returns:
             For each layer's name its activations (n, …) float32.
         """
-        transform = self.pixels.transform
-        fits = batch.ndim == 4 and batch.dtype.kind in "uf"
-        if fits and isinstance(transform, StandardTransform):
-            fits = batch.shape[1:] == (*transform.crop, 3)
-        elif fits:
-            fits = batch.shape[1] == 3
-        if not fits:
-            raise UsageError(
-                f"A batch stacks what `prepare` gave for n images; this one has shape {batch.shape} and dtype "
-                f"{batch.dtype}."
-            )
+        inputs.check(batch, self.pixels)
         return self.network.forward(batch, layers, self.precision)
 
     def reference(self) -> Backbone:

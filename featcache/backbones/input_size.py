@@ -94,7 +94,7 @@ def module_at(module: nn.Module, size: tuple[int, int], was: tuple[int, int], na
     Raises:
         UsageError: it cannot run at this size; the message says which sizes work.
     """
-    patch = _patch(module)
+    patch = patch_of(module)
     try:
         if any(side % patch for side in size):
             raise ValueError(f"it cuts images into patches of {patch} pixels")
@@ -119,7 +119,7 @@ def _fitted(module: nn.Module, size: tuple[int, int]) -> nn.Module:
     return made.requires_grad_(False).eval()
 
 
-def _patch(module: nn.Module) -> int:
+def patch_of(module: nn.Module) -> int:
     """The side of the patches that the first convolution cuts images into, which leave out a border else; or 1."""
     from torch import nn
 

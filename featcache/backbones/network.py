@@ -93,12 +93,13 @@ class Network:
             UsageError: it cannot run at this size.
         """
         made = copy.copy(self)
+        made._held = None
         made.pixels = replace(self.pixels, transform=transform)
         if made.size != self.size:
             made.module = module_at(self.module, made.size, self.size, name)
         if made.module is not self.module:
             made.digest, made._digested, made._digest_as_given = self.digest_now(), None, {}
-            made._held, made._beside = None, made._copies_beside()
+            made._beside = made._copies_beside()
             made._digest_as_given = {made.digest_now(): made.digest}
         return made
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from featcache.core.outputs import FIGURE
 
 if TYPE_CHECKING:
     from featcache.backbones import Backbone
+    from featcache.core.progress import Budget
     from featcache.finetuning.advise import Advice
 
 _AROUND, _DRAWING = 0.7, 2.0
@@ -47,8 +49,9 @@ def advise(
 
     The hold-out takes no part. The budget counts from the start of the command. What does not fit is not measured, and
     listed; only one linear probe always is, and if that alone takes longer, this is said. Missing blocks and
-    activations are extracted into the store if its images are still there. With a SOURCE, all blocks are extracted
-    first, which counts too.
+    activations are extracted into the store if its images are still there. With a SOURCE, sizes of the network's input
+    are tried on some of its images, and all blocks are extracted at the one that suits them, which counts too. Of the
+    spaces of a STORE the one that suits its images is taken.
 
     Example: featcache advise pets.fcache --budget 10m --figure advice.png
     """
@@ -60,8 +63,9 @@ def advise(
     from featcache.finetuning.advise import advise_within, draw_advice
     from featcache.store import FeatureStore
 
+    tried: list[dict[str, Any]] = []
     if target is not None:
-        network = _extract(store, target, selection, weights)
+        network, tried = _extract(store, target, selection, weights, seed, time)
         store = target
     else:
         try:
@@ -74,23 +78,42 @@ def advise(
     found = advise_within(time, store, seed=seed, backbone=network, progress=True, **selection)
     if figure is not None:
         draw_advice(found, figure, force=force)
+    found = dataclasses.replace(found, spaces=found.spaces or tried)
     return Answer({**found.to_dict(), "figure": None if figure is None else str(figure)}, lambda: _show(found, figure))
 
 
-def _extract(source: Path, store: Path, selection: Mapping[str, Any], weights: Path | None) -> Backbone | None:
-    """Extract all blocks; gives the network, if it has weights of its own."""
+def _extract(
+    source: Path, store: Path, selection: Mapping[str, Any], weights: Path | None, seed: int, time: Budget
+) -> tuple[Backbone | None, list[dict[str, Any]]]:
+    """Extract all blocks; a new store at the size of the input that suits the images.
+
+    Returns:
+        The network, if it has weights of its own, and how the sizes did.
+    """
     from featcache.backbones import get
+    from featcache.core.progress import choose
     from featcache.extraction.extract import DEFAULT_BACKBONE, extract
+    from featcache.store.folder import has_catalogue
     from featcache.training.all_blocks import block_layers
+    from featcache.training.input_sizes import try_input_sizes
+    from featcache.training.spaces import SpaceScore
 
     network = None if weights is None else get(backbone_of(store), weights)
     labels = None if selection["labels_only"] is None else "none"
-    layers = block_layers(network or get(DEFAULT_BACKBONE))
-    extract(source, store, backbone=network, layers=layers, labels=labels, progress=True)
-    return network
+    sized, tried = network or get(DEFAULT_BACKBONE), list[SpaceScore]()
+    layers = block_layers(sized)
+    if not has_catalogue(store):
+        with choose(True) as bar:
+            sized, tried = try_input_sizes(
+                source, sized, seconds=time.left() / 4, seed=seed, labels=labels, progress=bar
+            )
+        network = network and sized
+    extract(source, store, backbone=sized if tried else network, layers=layers, labels=labels, progress=True)
+    return network, [score.to_dict() for score in tried]
 
 
 def _show(advice: Advice, figure: Path | None) -> None:
+    output.say_spaces(advice.spaces)
     known = {outcome["name"]: outcome for outcome in advice.strategies}
     output.table(
         ["strategy", "accuracy, %", "items", "time", "disk"],

@@ -6,8 +6,8 @@ import contextlib
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NoReturn, TextIO
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NoReturn, TextIO
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -88,6 +88,29 @@ def span(seconds: float) -> str:
 def command(*words: object) -> str:
     """A command as it can be pasted into a shell."""
     return shlex.join(os.fspath(w) if isinstance(w, os.PathLike) else str(w) for w in words)
+
+
+def say_spaces(spaces: Sequence[Mapping[str, Any]]) -> None:
+    """Print how spaces compare, from `featcache.training.spaces.SpaceScore.to_dict`; nothing without any."""
+    if not spaces:
+        return
+    several = len({one["backbone"] for one in spaces}) > 1
+    table(
+        ["space", "accuracy", "against the first", "a second"],
+        [
+            (
+                [*([one["backbone"]] if several else []), one["pixels"] + (" (taken)" if one["chosen"] else "")],
+                percent(one["accuracy"]),
+                f"{100 * one['difference']:+.1f} ({100 * one['low']:+.1f} to {100 * one['high']:+.1f})" if at else "",
+                "?" if one["seconds"] is None else f"{1 / one['seconds']:.1f}",
+            )
+            for at, one in enumerate(spaces)
+        ],
+        right=["accuracy", "against the first", "a second"],
+    )
+    say(f"Ridge on pooled of {spaces[0]['items']:,} training items, in folds; intervals that hold together at 95 %.")
+    say("Taken is the cheapest of the best that are better than the first beyond chance, or the first.")
+    say()
 
 
 def say_quarantine(quarantine: Sequence[tuple[str, str]], store: str) -> None:

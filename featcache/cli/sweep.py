@@ -89,7 +89,8 @@ def sweep(
         report.bundle.save(target, force=force)
     data = report.to_dict()
     data["paths"] = {**report.paths, "head": None if target is None else str(target)}
-    chosen = {**selection, "seed": seed or None}
+    space = next((one["space"][:12] for one in report.spaces if one["chosen"]), selection["space"])
+    chosen = {**selection, "space": space, "seed": seed or None}
     following = repeated(chosen)
     return Answer(data, lambda: _show(report, target, following))
 
@@ -98,6 +99,7 @@ def _show(report: SweepReport, target: Path | None, following: Sequence[str]) ->
     """Print the report; *following* are options to repeat in the next command."""
     from featcache.training.sweep_report import called
 
+    output.say_spaces(report.spaces)
     scored = [cell for cell in report.cells if cell.problem is None]
     output.table(
         ["head", "layers", "accuracy, %", "log-loss", "time"],

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import numpy as np
 
 from featcache.backbones import ModelInfo, available, compute, get
+from featcache.backbones.input_size import InputOptions, InputSize
 from featcache.backbones.layers import POOLED
 from featcache.backbones.recipe_cache import cache_folder
 from featcache.backbones.runtimes import openvino, passes_for
@@ -34,7 +35,6 @@ from featcache.store.writer import StoreWriter
 
 if TYPE_CHECKING:
     from featcache.backbones import Backbone, Layer
-    from featcache.backbones.input_size import InputOptions
     from featcache.backbones.runtimes.passes import Passes
     from featcache.core.recipe import Recipe
 
@@ -174,7 +174,8 @@ def doctor(
         'torch'
     """
     began = time.monotonic()
-    network = get(backbone, weights, device, runtime=runtime, precision=precision).with_input(**pixels)
+    size, network = InputSize(**pixels), get(backbone, weights, device, runtime=runtime, precision=precision)
+    network = network.with_input(size.input_size, size.fit)
     with choose(progress) as bar:
         bar.start("check", None, "parts")
         runtimes = [_torch(), _openvino()]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from featcache.core.labels import nfc, split_name
 from featcache.core.names import in_order, seeds
 from featcache.store.completeness import incomplete
-from featcache.store.spaces import distinctions
+from featcache.store.spaces import distinctions, parsed
 
 if TYPE_CHECKING:
     from featcache.store.reader import StoreReader
@@ -83,6 +83,12 @@ def status(store: StoreReader) -> dict[str, Any]:
             for space, differs in zip(spaces, distinctions(spaces), strict=True)
         ],
     }
+
+
+def images_per_second(store: StoreReader) -> dict[str, float]:
+    """By the fingerprint of a space how fast its vectors were computed, in the last extraction that did."""
+    records = [parsed(text) for (text,) in store.catalogue.query("t", "SELECT record FROM runs ORDER BY id")]
+    return {run["space"]: run["images_per_second"] for run in records if run.get("images_per_second")}
 
 
 def _numbers(store: StoreReader, column: str, compared: Callable[[str], str | None]) -> dict[str, dict[str, int]]:

@@ -26,6 +26,7 @@ from featcache.training.dataset import FeatureDataset
 from featcache.training.holdout import check_classes, divide
 from featcache.training.label_notes import note_incomplete, note_labels
 from featcache.training.selection import Selection, SelectionOptions
+from featcache.training.spaces import choose_space
 from featcache.training.sweep_cells import Cell, KnownCells, compute, digest_of_items, key_of
 from featcache.training.sweep_report import SweepReport, called, draw, markdown, ranked
 from featcache.training.train import fit_and_score
@@ -142,7 +143,8 @@ def sweep(
     log-loss wins; a head without probabilities wins if its accuracy is higher than that of the lowest log-loss. The
     winner is fitted on the training part and scored on the rest. Classes of one independent image take no part in the
     choice; where no two classes have more, the first head and layer set are taken. All on view 0, so that layers stored
-    in different views can be compared.
+    in different views can be compared. Of several spaces that *space* leaves open, those with ``pooled`` are compared
+    first, by ridge, and the best is swept.
 
     Results are kept in the store's folder ``runs``, each pair under a hash of everything it depends on. A second sweep,
     or one that was stopped, computes only what is new; an estimator of another package than scikit-learn is computed
@@ -175,11 +177,12 @@ def sweep(
         ['ridge', 'knn']
     """
     began = time.monotonic()
-    opened, select = FeatureStore.open(store), Selection(**selection)
+    opened = FeatureStore.open(store)
     named = list(QUICK) if heads is None else [heads] if isinstance(heads, str) else list(heads)
     chosen = [resolve_head(head, seed=seed) for head in named]
     runs = opened.path / RUNS
     with choose(progress) as bar:
+        select, spaces = choose_space(opened, Selection(**selection), seed, bar)
         opened, layers = with_all_blocks(opened, layers, select, bar, backbone)
         sets, dataset = comparable(opened, layer_sets(opened, layers, select.space), select.all_splits())
         note_incomplete(opened, dataset, bar)
@@ -211,6 +214,7 @@ def sweep(
             store=str(opened.path),
             cells=order,
             winner={"head": winner.head, "layers": winner.layers, "chosen": bundle.chosen},
+            spaces=[space.to_dict() for space in spaces],
             score=plain({**bundle.report["score"], "log_loss": bundle.report["log_loss"]["value"]}),
             near_duplicates=plain(bundle.report["near_duplicates"]),
             folds=_usable_folds(dataset, compared),

@@ -34,6 +34,7 @@ class SweepReport(HtmlTable):
         computed, reused: cells computed in this run, and taken from earlier ones.
         seconds: of the whole run.
         bundle: the winner, fitted on the training part.
+        spaces: those that were compared first, see `featcache.training.spaces.SpaceScore`.
         paths: of the files written: ``json``, ``markdown`` and ``figure``; None for one that was not.
     """
 
@@ -50,6 +51,7 @@ class SweepReport(HtmlTable):
     seconds: float
     bundle: Bundle
     paths: dict[str, str | None] = field(default_factory=dict)
+    spaces: list[dict[str, Any]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """All but the bundle as plain values."""

@@ -188,3 +188,12 @@ def test_a_network_from_scratch_trains_at_the_size_of_the_store(tmp_path: Path, 
         bundle = fc.finetune(store, init="scratch", arch=arch, config=config, progress=False)
         assert bundle.recipe is not None
         assert words(bundle.recipe) == expected
+
+
+@pytest.mark.slow
+def test_doctor_measures_at_the_size(small_network: str) -> None:
+    report = fc.doctor(small_network, input_size=96, runtime="torch", progress=False)
+    assert report.speed is not None
+    assert not [problem for problem in report.problems if small_network in problem]
+    with pytest.raises(UsageError, match="input_size"):
+        fc.doctor(small_network, input_size=0)

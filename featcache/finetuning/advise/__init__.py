@@ -26,6 +26,7 @@ from featcache.training.holdout import check_classes, divide, has_splits, held_o
 from featcache.training.label_notes import note_incomplete, note_labels
 from featcache.training.leakage import folds_without_leakage
 from featcache.training.selection import Selection, SelectionOptions
+from featcache.training.spaces import choose_space
 
 if TYPE_CHECKING:
     from featcache.backbones import Backbone
@@ -52,6 +53,7 @@ def advise(
     A part whose estimate does not fit what is left of the budget is not measured, and the reason is given; that holds
     for the search for near-duplicates and for loading the network too. Only the vectors are read and one linear probe
     is fitted in any case; `Advice.floor` says how long that took. Missing layers are extracted into the store.
+    Of several spaces that *space* leaves open the best by ridge is taken.
 
     Args:
         store: a store with ``pooled`` vectors, or its path.
@@ -92,10 +94,10 @@ def advise_within(
     """`advise` within a budget that may have begun before; the other arguments are its."""
     time.failures += (torch.OutOfMemoryError,)
     opened = FeatureStore.open(store)
-    select = Selection(**selection)
-    chosen = opened.space(select.space)
-    where = replace(select, split=None, space=chosen.fingerprint)
     with bars.choose(progress) as bar:
+        select, spaces = choose_space(opened, Selection(**selection), seed, bar, time)
+        chosen = opened.space(select.space)
+        where = replace(select, split=None, space=chosen.fingerprint)
         dataset = FeatureDataset.from_store(opened, "pooled", where, views=True)
         note_incomplete(opened, dataset, bar)
         dataset.tell_labels(bar)
@@ -135,7 +137,7 @@ def advise_within(
     choice = recommend(outcomes, units, seed)
     more_data = compare(curve[-1], curve[-2], units, seed=seed) if len(curve) > 1 else None
     told = reasons(choice, outcomes, more_data, depth, late)
-    given = {**selection, "seed": seed or None}
+    given = {**selection, "space": select.space, "seed": seed or None}
     in_python = network is not None and network.is_custom
     named = layers if network is None or in_python else []
     return Advice(
@@ -145,6 +147,7 @@ def advise_within(
         seed=seed, budget=time.seconds, floor=before + first, seconds=time.spent(),
         learning_curve=[outcome.to_dict(units, seed) for outcome in curve],
         more_data=None if more_data is None else more_data.to_dict(), depth=depth,
+        spaces=[space.to_dict() for space in spaces],
         strategies=[outcome.to_dict(units, seed) for outcome in outcomes.values()],
         comparisons=[found.to_dict() for found in choice.comparisons],
         costs=sorted(costs + more_costs, key=lambda cost: ORDER.index(kind_of(cost["strategy"]))), parts=time.parts,

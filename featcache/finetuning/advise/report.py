@@ -42,6 +42,7 @@ class Advice:
             linear probe was fitted, which every advice takes; seconds spent.
         learning_curve, more_data: the softmax from few training items to all, and all compared with half of them.
         depth: accuracy of each block, see `featcache.finetuning.advise.measure.depth_report`.
+        spaces: those that were compared first, see `featcache.training.spaces.SpaceScore`.
         strategies, comparisons: see `Outcome` and `Compared` in `featcache.finetuning.advise.choose`.
         costs, parts: of every strategy, tried or not; and what was measured, or the reason why it was not.
         recommendation, runner_up, reasons, command: names of strategies, sentences, and what to run next.
@@ -64,6 +65,7 @@ class Advice:
     learning_curve: list[dict[str, Any]]
     more_data: dict[str, Any] | None
     depth: dict[str, Any] | None
+    spaces: list[dict[str, Any]]
     strategies: list[dict[str, Any]]
     comparisons: list[dict[str, Any]]
     costs: list[dict[str, Any]]
