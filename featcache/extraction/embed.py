@@ -12,7 +12,7 @@ import numpy as np
 
 from featcache.backbones.runtimes import passes_for
 from featcache.core.errors import RecipeMismatchError, SourceError, UnusableImageError
-from featcache.core.progress import Progress, Silent
+from featcache.core.progress import Progress, Silent, tell
 from featcache.images.decode import narrow_note
 from featcache.images.entry import Entry, Unusable, as_text
 from featcache.images.pixels import load_image
@@ -114,7 +114,7 @@ def embed(
     """
     batch_size = min(batch_size, len(images)) or 1
     passes: Passes | None = None
-    narrow = 0
+    narrow = told = 0
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]
         stored = {} if known is None else known.of(batch)
@@ -132,6 +132,9 @@ def embed(
             # A graph that was proven before starts sooner than torch; for a few images a new one would not pay.
             passes = passes_for(extractor, batch_size=batch_size, convert=len(images) >= WORTH_CONVERTING)
         vectors = iter(() if passes is None or not inputs else _vectors(passes, np.stack(inputs), chosen))
+        for note in () if passes is None else passes.notes[told:]:
+            told += 1
+            tell(note)
         for place, image in enumerate(batch):
             name, reason = name_of(image, start + place), reasons.get(place)
             vector = stored[place] if place in stored else next(vectors) if reason is None else None

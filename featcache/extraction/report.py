@@ -32,7 +32,8 @@ class ExtractReport(HtmlTable):
         runtime: ``torch`` or ``openvino``; None if nothing was computed.
         notes: what was told: what looks doubtful in the source or its labels, and images that are probably
             read too dark, and why the fastest runtime was not used.
-        stages: seconds of ``read``, ``hash``, ``decode``, ``forward`` and ``write``, all threads together.
+        stages: seconds of ``read``, ``hash``, ``decode``, ``forward`` and ``write``, all threads together, and of
+            ``prepare``: to load the network, and to convert it and check it where that was not done before.
         quarantine: (URI, reason) of each image in quarantine.
         pending: images that the source lists and that were not done, because of ``limit`` or an interruption.
         from_file: of ``labels`` and ``split``, where a file gives them: how many images it names (``named``), and how

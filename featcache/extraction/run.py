@@ -45,7 +45,6 @@ _AHEAD = 4
 _CATALOGUE_BYTES = 600
 """Roughly what each image adds to the catalogue and its backup."""
 
-
 IMAGE_TIMEOUT = 30.0
 
 
@@ -205,7 +204,8 @@ class Run:
                 self._store(batches, all_of_them=True)
         if self.report.computed:
             self.report.runtime = passes.runtime
-            self.report.images_per_second = self.report.computed / (time.monotonic() - began - batches.preparing)
+            seconds = time.monotonic() - began - self.timer.seconds()["prepare"]
+            self.report.images_per_second = self.report.computed / max(seconds, 1e-3)  # stages are given in ms
 
     def finish(self) -> None:
         """Seal and record what was done, however the run ended."""
