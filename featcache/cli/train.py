@@ -240,7 +240,7 @@ def show_train(report: dict[str, Any], *, chosen: str | None = None) -> None:
             f"Calibration error: {after} (before scaling by temperature {calibration['temperature']:.2f}: {before})"
         )
     warn_of_near_duplicates(report["near_duplicates"])
-    output.say(f"Took {output.span(report['seconds'])}, the fit {output.span(report['fit_seconds'])} of it")
+    output.say(f"Took {output.took()}, the fit {output.span(report['fit_seconds'])} of it")
     output.say(f"Saved: {report['path']}")
     if report["predicts"] == "images":
         output.say(f"Next:  {output.command('featcache', 'predict', report['path'], 'IMAGE')}")
@@ -382,9 +382,7 @@ def _verdict(found: Mapping[str, Any], name: str, sign: int, head: str, n: int) 
         return "Equal, to the digits shown."
     interval = f"95 % interval: {_better(low, name)} to {_better(high, name)}"
     if low <= 0 <= high:
-        return (
-            f"They cannot be told apart on these {counted(n, 'items')}: {head} is {_better(gain, name)} ({interval})."
-        )
+        return f"They cannot be told apart on {counted(n, 'items')}: {head} is {_better(gain, name)} ({interval})."
     share = f"better in {output.percent(found['better'])} of the resamples"
     return f"{head} is {_better(gain, name)} ({interval}), and {share}."
 

@@ -39,7 +39,8 @@ class Embedded:
     """One image's vector, or why there is none.
 
     Attributes:
-        name: the path as given, or the image's index in the list; for an image in a tar file ``NAME.tar/MEMBER``.
+        name: the path as given, of an image in a folder that of the folder with its place below; for an image in a tar
+            file ``NAME.tar/MEMBER``; or the image's index in the list.
         vector: (d,) float32, the layers concatenated; None if the image cannot be used.
         reason: why the image cannot be used.
     """
@@ -155,7 +156,7 @@ def _vectors(passes: Passes, batch: np.ndarray, layers: Sequence[Layer]) -> np.n
 def name_of(image: ImageLike | Entry | Callable[[], Decoded], index: int) -> str:
     """What an image is called: the path of a file as text, ``NAME.tar/MEMBER``, or its place in the list."""
     if isinstance(image, Entry):
-        return as_text(image.place) if image.content is None else image.uri
+        return image.uri
     return as_text(str(image)) if isinstance(image, (str, Path)) else f"image {index}"
 
 

@@ -283,8 +283,8 @@ def test_which_head_is_better_is_said_in_words(capsys):
     assert shown == [
         "Against b.fch, on 1 item: p",
         "  Accuracy: a.fch 50.0 %, b.fch 60.0 %",
-        "    a.fch is 10.0 points worse (95 % interval: 20.0 points worse to 5.0 points better),"
-        " and better in 10.0 % of the resamples.",
+        "    They cannot be told apart on 1 item: a.fch is 10.0 points worse"
+        " (95 % interval: 20.0 points worse to 5.0 points better).",
         "  Log-loss: a.fch 0.700, b.fch 0.500",
         "    a.fch is 0.200 worse (95 % interval: 0.300 worse to 0.010 worse), and better in 1.0 % of the resamples.",
     ]
