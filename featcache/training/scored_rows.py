@@ -14,6 +14,7 @@ from featcache.training import multilabel
 from featcache.training.dataset import FeatureDataset
 from featcache.training.holdout import held_out, holds_out, learned_from
 from featcache.training.image_dataset import image_vectors
+from featcache.training.label_notes import left_out
 from featcache.training.own_splits import split_rows, without_splits
 from featcache.training.partial_model import PartialModel
 
@@ -75,7 +76,7 @@ def choose_test_rows(
     found = _choose(heads, dataset, store, select.split)
     for head in heads:
         _check_common_classes(head, dataset, found.rows)
-    return found
+    return replace(found, protocol="; ".join(filter(None, (found.protocol, left_out(dataset)))))
 
 
 def _choose(heads: Sequence[Bundle], dataset: FeatureDataset, store: FeatureStore, split: str | None) -> TestRows:
