@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from featcache.images.entry import Entry
     from featcache.store.writer import SpaceWriter
 
+_RACY_NS = 2_000_000_000
 STAGES = ("read", "hash", "decode", "forward", "write", "prepare")
 
 
@@ -291,3 +292,14 @@ class Batches:
     def _forward(self, batch: Batch, layers: Sequence[Layer]) -> Vectors:
         with self._timer.measured("forward"):
             return self.passes.forward(np.stack([image.pixels.pop(view) for image, view in batch]), layers)
+
+
+def is_unchanged(entry: Entry, record: Record) -> bool:
+    """Whether, by the file's state, it still holds the bytes that were hashed."""
+    now = entry.state()
+    if now is None or now.mtime_ns != record.mtime_ns or now.ctime_ns != record.ctime_ns:
+        return False
+    if now.size != record.size or now.inode != record.inode:
+        return False
+    # A file touched just before it was read may have changed again within the clock's resolution.
+    return record.indexed_ns - max(record.mtime_ns, record.ctime_ns) > _RACY_NS

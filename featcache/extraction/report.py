@@ -24,7 +24,8 @@ class ExtractReport(HtmlTable):
         quarantined: images that could not be used, or with values that are not finite in a layer or view asked for; the
             finite vectors of such an image are stored, and count as computed.
         left: images not reached before the run ended.
-        added, changed, removed: images new to the source, with other content, no longer listed.
+        added, changed, removed: images new to the source or usable for the first time, with other content, no longer
+            listed; those that cannot be used do not count.
         ignored: files of the source that are no images.
         unread: those among them that are images in formats that are not read, by ending.
         images_per_second: computed rows per second of reading and computing; loading and converting do not count.

@@ -15,7 +15,7 @@ from PIL import Image
 import featcache as fc
 from featcache.backbones import Backbone, tiny_backbone
 from featcache.core.errors import MissingVectorsError, UsageError
-from featcache.extraction.run import is_unchanged
+from featcache.extraction.pipeline import is_unchanged
 from featcache.images.entry import Entry
 from featcache.store.sources import Record
 from tests.store.making import lose
