@@ -135,8 +135,14 @@ def extract(
             bar.note(note)
         reports: list[ExtractReport] = []
         with StoreWriter(place) as writer:
-            notes += writer.notes
-            for note in writer.notes:
+            told = [*writer.notes]
+            if writer.has_company and not is_reserved:  # a list of images is often embedded by several processes
+                told.append(
+                    f"Another run is writing to {store}. Each vector is stored once, but both may compute the same "
+                    "images: to save that, end this run and start it again when the other is done."
+                )
+            notes += told
+            for note in told:
                 bar.note(note)
             settings: dict[str, object] = {}
             records = SourceRecords(writer.catalogue, images.name, images.root, moved=config.moved)
