@@ -309,17 +309,16 @@ class World:
         """An object for a method's door."""
         return _OBJECTS[door.owner.__name__](self)  # type: ignore[union-attr]  # only for methods
 
-    def call(self, door: Door, /, *words: str, **given: Any) -> Outcome:
+    def call(self, door: Door, /, **given: Any) -> Outcome:
         """Go through the door with valid values in place of all that is required and not given.
 
         Args:
             door: which.
-            words: further words of a command line.
             given: by the names of the parameters; for a command they are written as text.
         """
         arguments = self.arguments(door, **given)
         if door.function is None:
-            return run(*self.words(door, arguments), *words)
+            return run(*self.words(door, arguments))
         first = () if door.owner is None else (self.object_of(door),)
         function = (door.owner and getattr(door.owner, door.name.rsplit(".", 1)[1])) or door.function
         return Outcome(value=function(*first, **arguments))

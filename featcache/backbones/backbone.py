@@ -355,6 +355,11 @@ class Backbone:
         self._learn(self._published(), {layer.name: layer for layer in chosen})
         return chosen
 
+    @property
+    def names(self) -> list[str]:
+        """Paths of the modules, in network order; nothing is loaded where the cache of recipes knows them."""
+        return self.network.names if self._network is not None or self._known is None else self._known.names
+
     def layers(self) -> list[LayerInfo]:
         """The available layers, in network order, ``pooled`` last. Weights are not needed."""
         return (self._network or self._blueprint()).layer_infos()

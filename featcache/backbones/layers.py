@@ -112,6 +112,16 @@ def expand(patterns: Sequence[str], names: Sequence[str]) -> list[str]:
     return [name for _, name in sorted(chosen)]
 
 
+def check_module(path: str, names: Sequence[str]) -> None:
+    """Check that a network has a module.
+
+    Raises:
+        UnknownNameError: it has none of that path.
+    """
+    if path not in names:
+        raise UnknownNameError.among("layer", path, names, "`featcache layers B` lists them.")
+
+
 def position(name: str, names: Sequence[str]) -> int:
     """A layer's index in network order."""
     return len(names) if name == POOLED else names.index(name.rpartition(":")[0])

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from featcache.backbones.layers import POOLED, Layer
+from featcache.backbones.layers import POOLED, Layer, check_module
 from featcache.backbones.network import Network, outputs_that_exist
 from featcache.backbones.tracing import MODE, Trace, trace
-from featcache.core.errors import UnknownNameError, UsageError
+from featcache.core.errors import UsageError
 from featcache.core.recipe import StandardTransform
 
 TOLERANCE = 1e-4
@@ -78,8 +78,7 @@ def split_network(network: Network, layer: str) -> SplitNetwork:
         >>> split.cached, split.shape, [name for name, _ in split.stages]
         ('body.0:none', (12, 8, 8), ['body.1.0'])
     """
-    if layer not in network.names:
-        raise UnknownNameError.among("layer", layer, network.names, "`featcache layers B` lists them.")
+    check_module(layer, network.names)
     parts = layer.split(".")
     traced = None
     try:

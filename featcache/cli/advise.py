@@ -60,7 +60,6 @@ def advise(
     # It begins here: imports take seconds, and an extraction minutes.
     time = Budget(seconds_of(budget), reserved=_AROUND + (0.0 if figure is None else _DRAWING))
     from featcache.core.errors import NotAStoreError
-    from featcache.finetuning.advise import advise_within, draw_advice
     from featcache.store import FeatureStore
 
     tried: list[dict[str, Any]] = []
@@ -69,12 +68,16 @@ def advise(
         store = target
     else:
         try:
-            FeatureStore.open(store)
+            opened = FeatureStore.open(store)
         except NotAStoreError as error:
             if not store.exists():
                 raise
             raise UsageError(f"{error} If these are images, add -o {store.stem}.fcache.") from None
+        opened.source_names(selection["source"])
+        opened.space(selection["space"])
         network = network_for(store, selection, weights)
+    from featcache.finetuning.advise import advise_within, draw_advice  # takes seconds
+
     found = advise_within(time, store, seed=seed, backbone=network, progress=True, **selection)
     if figure is not None:
         draw_advice(found, figure, force=force)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import io
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
@@ -17,6 +18,7 @@ from typer.main import get_command
 import featcache
 from featcache.cli import advise, check, demo, extract, faces, finetune, models, predict, store, sweep, train
 from featcache.cli.command import fail
+from featcache.cli.output import BEGAN
 
 app = typer.Typer(
     name="featcache",
@@ -67,6 +69,8 @@ def _describe(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code: 0 done, 1 failed, 2 wrong usage, 130 Ctrl-C."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is not None:  # else the command began with the process
+        BEGAN.set(time.monotonic())
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A path may hold what the terminal's encoding cannot show; that must not end a run.

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import json
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -21,13 +22,14 @@ from typing import Annotated, Any
 import typer
 
 from featcache.cli.output import quiet_pipe
-from featcache.core.errors import FeatcacheError
+from featcache.core.errors import FeatcacheError, UsageError
 from featcache.core.outputs import PREDICTIONS, Kind, check_output
 from featcache.core.plain import plain
 from featcache.core.visible import visible
 
 ADVANCED = "Advanced"
 """The panel of ``--help`` for options that few people need."""
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
 STDOUT = "-"
 """What a file is called that is written to stdout."""
 
@@ -67,6 +69,7 @@ def command(
         @functools.wraps(function)
         def run(**options: Any) -> None:
             def work() -> Answer:
+                _refuse_addresses(options)
                 _check_outputs(options, writes or {})
                 return function(**options)
 
@@ -76,6 +79,13 @@ def command(
         return run
 
     return decorate
+
+
+def _refuse_addresses(options: Mapping[str, Any]) -> None:
+    for path in (path for value in options.values() for path in _paths(value)):
+        found = _ADDRESS.match(str(path))  # a path has one slash in place of two
+        if found and not os.path.lexists(path):
+            raise UsageError(f"{found[1]}://{found[2]} is an address on the net. Download it first, and give the file.")
 
 
 def _check_outputs(options: Mapping[str, Any], writes: Mapping[str, Kind]) -> None:

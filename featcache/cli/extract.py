@@ -168,7 +168,9 @@ def _show(report: ExtractReport, source: str | None) -> None:
         output.say(f"  {counted(report.ignored, 'other files')} ignored{unread_among(report.unread)}")
     output.say_quarantine(report.quarantine, report.store)
     on = f" on {report.runtime}" if report.runtime else ""
-    output.say(f"  {output.span(report.seconds)} in total, {report.backbone}{on}")
+    prepare = sum(one.stages.get("prepare", 0.0) for one in [report, *report.others])
+    made_ready = f", {output.span(prepare)} of it to load, convert or check the network" if prepare >= 1 else ""
+    output.say(f"  {output.span(report.seconds)} in total{made_ready}, {report.backbone}{on}")
     for other in report.others:
         output.say(f"  {other.backbone}: {other.computed:,} computed, {other.reused:,} already in the store")
         output.say_quarantine(other.quarantine, report.store)

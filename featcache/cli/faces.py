@@ -257,7 +257,7 @@ def _show_train(report: dict[str, Any]) -> None:
         f" ({output.percent(tar['low'])} – {output.percent(tar['high'])}); intervals over people"
     )
     output.say(f"  Cllr {score['cllr']:.3f} bit (minimum with these scores {score['minimal_cllr']:.3f})")
-    output.say(f"Took {output.span(report['seconds'])}")
+    output.say(f"Took {output.took()}")
     output.say(f"Saved: {report['path']}")
     output.say(f"Next:  {output.command('featcache', 'faces', 'verify', 'A', 'B', '--head', report['path'])}")
 

@@ -98,6 +98,8 @@ def finetune(
 
     Example: featcache finetune pets.fcache -o tuned.fch --from blocks.6 --yes
     """
+    # The imports below take seconds.
+    _check_selected(store, selection, from_layer, yes, weights)
     from featcache.finetuning import checkpoint as checkpoints
     from featcache.finetuning.config import TrainingConfig
     from featcache.finetuning.finetune import VIEWS, activations_needed, check_arguments
@@ -141,6 +143,32 @@ def finetune(
         draw_learning_curve(Curve.from_dict(report["curve"]), curve, force=force)
         report["figure"] = str(curve)
     return Answer(report, lambda: _show(report))
+
+
+def _check_selected(
+    path: Path, selection: Mapping[str, Any], from_layer: str | None, yes: bool, weights: Path | None
+) -> None:
+    """Check what the catalogue of the store and the cache of recipes know.
+
+    Raises:
+        UnknownNameError: no such source, space or layer.
+        UsageError: several sources or spaces, none chosen; or activations are to be stored without being asked for.
+    """
+    from featcache.backbones import for_recipe
+    from featcache.backbones.layers import POOLED, check_module
+    from featcache.store import FeatureStore
+
+    store = FeatureStore.open(path)
+    store.source_names(selection["source"])
+    space = store.space(selection["space"])
+    if from_layer in (None, POOLED) or space.recipe.detection is not None:
+        return
+    check_module(str(from_layer), for_recipe(space.recipe, weights=weights).names)
+    if not (yes or sys.stdin.isatty() or any(name.endswith((":none", ":mean")) for name in space.layers)):
+        raise UsageError(
+            f"Training from {from_layer} stores the activations before it of all views of each image, and there is no "
+            "terminal to ask on. Add --yes to store them; how much room they take is said first."
+        )
 
 
 def _widths(text: str) -> tuple[int, ...]:

@@ -6,7 +6,9 @@ import contextlib
 import os
 import shlex
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any, NoReturn, TextIO
 
 from rich.box import SIMPLE_HEAD
@@ -15,6 +17,9 @@ from rich.table import Table
 
 from featcache.core.visible import visible
 
+_IMPORTED = time.monotonic()
+BEGAN = ContextVar("BEGAN", default=_IMPORTED)
+"""When the command began: with the process, unless another program called it."""
 LISTED = 10
 """Images of a run in quarantine that are named."""
 
@@ -83,6 +88,11 @@ def span(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02} s"
+
+
+def took() -> str:
+    """How long the command has taken so far, what it imported and saved included."""
+    return span(time.monotonic() - BEGAN.get())
 
 
 def command(*words: object) -> str:

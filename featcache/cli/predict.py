@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tempfile
 import weakref
@@ -15,7 +16,7 @@ import typer
 from featcache.cli import output
 from featcache.cli.command import ADVANCED, STDOUT, Answer, Debug, Force, Json, command
 from featcache.cli.options import HeadPath, StorePath, Weights, network_for, network_of, selects
-from featcache.core.errors import UsageError
+from featcache.core.errors import SourceError, UsageError
 from featcache.core.outputs import PREDICTIONS, PREDICTIONS_HEADER
 from featcache.core.progress import counted
 
@@ -81,6 +82,7 @@ def predict(
     from featcache.training.bundle import Bundle
     from featcache.training.predict import Run
 
+    _check_order(head, images)
     bundle = Bundle.load(head)
     if csv_safe and table is None:
         raise UsageError("--csv-safe goes with --csv FILE.")
@@ -102,6 +104,27 @@ def predict(
             found.add(batch if as_json else ())
         made.finish()
     return Answer(found.data(), lambda: _show_table(made, begun, csv_safe), 0 if made.answered else 1)
+
+
+def _check_order(head: Path, images: Sequence[Path]) -> None:
+    """Check that the head comes first, and that there is something to ask about.
+
+    Raises:
+        UsageError: it does not.
+        SourceError: nothing is there, and no name looks like that of a file.
+    """
+    heads = [path for path in images if path.suffix.lower() == ".fch"]
+    if heads and head.suffix.lower() != ".fch":
+        what = "a folder" if head.is_dir() else "an image"
+        words = ["featcache", "predict", heads[0], head]
+        raise UsageError(
+            f"{head} comes first and is {what}, while the head {heads[0]} comes after it. The order is HEAD IMAGES: "
+            f"{output.command(*words)}"
+        )
+    if not any(os.path.lexists(path) or path.suffix for path in images):
+        raise SourceError(
+            f"There is nothing at {images[0]}. Give images, folders of images, tar files of images, or a store."
+        )
 
 
 class _Found:

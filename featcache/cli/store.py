@@ -233,7 +233,12 @@ def export(
 
 
 def _show_status(found: dict[str, Any]) -> None:
-    output.say(f"{found['items']:,} items, {found['quarantined']:,} in quarantine")
+    in_part = len({(bad["source"], bad["uri"]) for bad in found["quarantine"]}) - found["quarantined"]
+    output.say(
+        f"{counted(found['items'], 'items')}{f' ({in_part:,} used in part)' if in_part else ''}"
+        f", {found['quarantined']:,} in quarantine"
+        + (f", {found['pending']:,} not extracted yet" if found["pending"] else "")
+    )
     for source in found["sources"]:
         origin = f"from {source['root']}" if source["root"] else "given in memory"
         output.say(f"Source {source['name']}: {source['items']:,} items {origin}")

@@ -20,7 +20,7 @@ from featcache.cli.options import (
     repeated,
     selects,
 )
-from featcache.cli.train import quoted, warn_of_little, warn_of_missing, warn_of_near_duplicates, with_interval
+from featcache.cli.train import quoted, tell_unlabeled, warn_of_little, warn_of_near_duplicates, with_interval
 from featcache.core.errors import GridEdgeWarning
 from featcache.core.outputs import HEAD
 
@@ -129,7 +129,7 @@ def _show(report: SweepReport, target: Path | None, following: Sequence[str]) ->
     output.say(f"Accuracy on items that took no part: {with_interval(score)}")
     output.say(f"  {'on ' if score['n'] else ''}{score['protocol']}")
     warn_of_little(report.bundle.report["unscored"], score["n"])
-    warn_of_missing(report.bundle.report)
+    tell_unlabeled(report.bundle.report)
     warn_of_near_duplicates(report.near_duplicates)
     if report.bundle.report.get("grid_note"):
         output.say(f"Warning: {report.bundle.report['grid_note']}")

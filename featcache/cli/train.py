@@ -30,7 +30,9 @@ from featcache.core.progress import counted
 if TYPE_CHECKING:
     from featcache.training.bundle import Bundle
 
-LISTED, FEW = 10, 10
+LISTED = 10
+FEW, FEW_CALIBRATED = 10, 50
+"""On fewer items than these a score, and a calibration error, is unreliable."""
 _SHOWN = 0.0005
 """What is less is shown as 0.000, and as 0.0 points."""
 
@@ -227,7 +229,7 @@ def show_train(report: dict[str, Any], *, chosen: str | None = None) -> None:
         output.say(f"Accuracy: {with_interval(score)}")
     output.say(f"  {'on ' if score['n'] else ''}{score['protocol']}")
     warn_of_little(report["unscored"], score["n"])
-    warn_of_missing(report)
+    tell_unlabeled(report)
     if report["chosen"]:
         output.say(f"Chosen: {chosen if chosen is not None else _chosen(report)}")
     _show_members(report)
@@ -240,9 +242,10 @@ def show_train(report: dict[str, Any], *, chosen: str | None = None) -> None:
         before, after = (output.percent(calibration[f"ece_{when}"]) for when in ("before", "after"))
         output.say(
             f"Calibration error: {after} (before scaling by temperature {calibration['temperature']:.2f}: {before})"
+            f"{_if_few(score['n'])}"
         )
     warn_of_near_duplicates(report["near_duplicates"])
-    output.say(f"Took {output.span(report['seconds'])}, the fit {output.span(report['fit_seconds'])} of it")
+    output.say(f"Took {output.took()}, the fit {output.span(report['fit_seconds'])} of it")
     output.say(f"Saved: {report['path']}")
     if report["predicts"] == "images":
         output.say(f"Next:  {output.command('featcache', 'predict', report['path'], 'IMAGE')}")
@@ -298,12 +301,12 @@ def _show_evaluate(report: Mapping[str, Any], head: Path) -> None:
     if report["log_loss"] is not None:
         output.say(f"Log-loss: {report['log_loss']:.3f}")
     if not several and report["ece"] is not None:
-        output.say(f"Calibration error: {output.percent(report['ece'])}")
+        output.say(f"Calibration error: {output.percent(report['ece'])}{_if_few(report['n'])}")
     if several:
         _show_classes(report["per_label"], "label")
     else:
         _show_classes(report["per_class"])
-    warn_of_missing(report)
+    tell_unlabeled(report)
     if report["overlap"] is None:
         output.say("Warning: the head does not know which images it was trained on; they may be among these.")
     if report["overlap"]:
@@ -366,6 +369,11 @@ def warn_of_little(unscored: Sequence[str], n: int) -> None:
         output.say(f"Warning: a score on {counted(n, 'items')} is unreliable; label more images, or train with --cv 5.")
 
 
+def _if_few(n: int) -> str:
+    """What stands behind a calibration error, which has no interval."""
+    return f"; unreliable, as it rests on {counted(n, 'items')} only" if n < FEW_CALIBRATED else ""
+
+
 def warn_of_near_duplicates(found: Mapping[str, Any] | None) -> None:
     """Warn of near-duplicates across the split, as a report has them."""
     if not found:
@@ -403,9 +411,7 @@ def _verdict(found: Mapping[str, Any], name: str, sign: int, head: str, n: int) 
         return "Equal, to the digits shown."
     interval = f"95 % interval: {_better(low, name)} to {_better(high, name)}"
     if low <= 0 <= high:
-        return (
-            f"They cannot be told apart on these {counted(n, 'items')}: {head} is {_better(gain, name)} ({interval})."
-        )
+        return f"They cannot be told apart on {counted(n, 'items')}: {head} is {_better(gain, name)} ({interval})."
     share = f"better in {output.percent(found['better'])} of the resamples"
     return f"{head} is {_better(gain, name)} ({interval}), and {share}."
 
@@ -418,11 +424,8 @@ def _better(gain: float, name: str) -> str:
     return f"{size} {'better' if gain > 0 else 'worse'}"
 
 
-def warn_of_missing(report: Mapping[str, Any]) -> None:
-    """Warn of images that were left out because they have no vectors or no label."""
-    if report["without_vectors"]:
-        images = counted(report["without_vectors"], "labeled images")
-        output.say(f"Warning: {images} without vectors left out; `featcache extract` computes them.")
+def tell_unlabeled(report: Mapping[str, Any]) -> None:
+    """Tell of images that were left out because they have no label; of those without vectors the protocol tells."""
     if report.get("without_labels"):
         output.say(f"Left out: {counted(report['without_labels'], 'images')} without a label")
         if report["task"] == "multilabel":

@@ -15,6 +15,7 @@ from __future__ import annotations
 import glob
 import json
 import os
+import re
 import stat as modes
 import struct
 import zipfile
@@ -67,8 +68,9 @@ def _is_head(path: Path) -> bool:
 def _is_predictions(path: Path) -> bool:
     with path.open("rb") as file:
         first = file.readline(200).decode().rstrip("\r\n")
-        # A table that has no row yet, not even of another kind, is nothing to be lost.
-        if path.suffix.lower() == ".csv" and set(first.split(",")) <= {"", *_COLUMNS} and not file.read(1):
+        # A table that has no row yet, only our columns or a title in plain words, is nothing to be lost.
+        empty = set(first.split(",")) <= {"", *_COLUMNS} or re.fullmatch(r"[\w ]+", first)
+        if path.suffix.lower() == ".csv" and empty and not file.read(1):
             return True
     return first in (",".join(PREDICTIONS_HEADER), ",".join(PREDICTIONS_HEADER[:-1]))
 

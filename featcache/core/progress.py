@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol, TextIO, TypeVar
 
 from featcache.core.arguments import described
@@ -256,6 +257,15 @@ def _log(text: str) -> None:
     LOGGER.log(logging.WARNING if text.startswith("Warning:") else logging.INFO, visible(text))
 
 
+_shown: ContextVar[Progress | None] = ContextVar("shown", default=None)
+"""What the work under way reports to."""
+
+
+def tell(text: str) -> None:
+    """Note one line at what `choose` chose for the work under way, or only log it: for what lies far below that."""
+    (_shown.get() or Silent()).note(text)
+
+
 @contextmanager
 def choose(progress: Progress | bool | None) -> Iterator[Progress]:
     """What to report to, as a context that takes the bar away however it is left.
@@ -267,7 +277,8 @@ def choose(progress: Progress | bool | None) -> Iterator[Progress]:
     if progress is not None and not isinstance(progress, bool):
         if not callable(getattr(progress, "note", None)):
             raise UsageError(f"progress is True, False, None or a Progress, not {described(progress)}.")
-        yield progress
+        with _telling(progress):
+            yield progress
         return
     bar: Progress
     if progress is not False and sys.stderr is not None and sys.stderr.isatty():
@@ -275,9 +286,20 @@ def choose(progress: Progress | bool | None) -> Iterator[Progress]:
     else:
         bar = Lines() if progress else Silent()
     try:
-        yield bar
+        with _telling(bar):
+            yield bar
     finally:
         bar.finish()
+
+
+@contextmanager
+def _telling(progress: Progress) -> Iterator[None]:
+    before = _shown.get()
+    _shown.set(progress)
+    try:
+        yield
+    finally:
+        _shown.set(before)
 
 
 @contextmanager

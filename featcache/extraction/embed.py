@@ -12,7 +12,7 @@ import numpy as np
 
 from featcache.backbones.runtimes import passes_for
 from featcache.core.errors import RecipeMismatchError, SourceError, UnusableImageError
-from featcache.core.progress import Progress, Silent
+from featcache.core.progress import Progress, Silent, tell
 from featcache.images.decode import narrow_note
 from featcache.images.entry import Entry, Unusable, as_text
 from featcache.images.pixels import load_image
@@ -39,7 +39,8 @@ class Embedded:
     """One image's vector, or why there is none.
 
     Attributes:
-        name: the path as given, or the image's index in the list; for an image in a tar file ``NAME.tar/MEMBER``.
+        name: the path as given, of an image in a folder that of the folder with its place below; for an image in a tar
+            file ``NAME.tar/MEMBER``; or the image's index in the list.
         vector: (d,) float32, the layers concatenated; None if the image cannot be used.
         reason: why the image cannot be used.
     """
@@ -114,7 +115,7 @@ def embed(
     """
     batch_size = min(batch_size, len(images)) or 1
     passes: Passes | None = None
-    narrow = 0
+    narrow = told = 0
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]
         stored = {} if known is None else known.of(batch)
@@ -132,6 +133,9 @@ def embed(
             # A graph that was proven before starts sooner than torch; for a few images a new one would not pay.
             passes = passes_for(extractor, batch_size=batch_size, convert=len(images) >= WORTH_CONVERTING)
         vectors = iter(() if passes is None or not inputs else _vectors(passes, np.stack(inputs), chosen))
+        for note in () if passes is None else passes.notes[told:]:
+            told += 1
+            tell(note)
         for place, image in enumerate(batch):
             name, reason = name_of(image, start + place), reasons.get(place)
             vector = stored[place] if place in stored else next(vectors) if reason is None else None
@@ -152,7 +156,7 @@ def _vectors(passes: Passes, batch: np.ndarray, layers: Sequence[Layer]) -> np.n
 def name_of(image: ImageLike | Entry | Callable[[], Decoded], index: int) -> str:
     """What an image is called: the path of a file as text, ``NAME.tar/MEMBER``, or its place in the list."""
     if isinstance(image, Entry):
-        return as_text(image.place) if image.content is None else image.uri
+        return image.uri
     return as_text(str(image)) if isinstance(image, (str, Path)) else f"image {index}"
 
 

@@ -71,14 +71,15 @@ def extract(
         source: a folder of images, a CSV manifest (``path,label,split,group``) or tar files in WebDataset layout
             (one, a pattern, or a list of paths); a torchvision or Hugging Face dataset, or several by split
             (``{"train": …, "test": …}``), see `featcache.images.datasets.DatasetSource`; or an open `Source`, for which
-            *labels*, *split* and *name* are not used.
+            *labels*, *split* and *name* are not used: where it gives no labels or splits at all, those stored stay.
         store: the store's folder; created if missing.
         backbone: full name, a `Backbone`, or another `Extractor`; by default all that the store has of this source,
             in a new store ``bundled:efficientnet_lite0``. Weights, device, runtime and precision are chosen with
             ``featcache.backbones.get``.
         layers: ``pooled`` and/or ``<module path>:<mean|mean_std|none>``; a glob matches within one part of the path.
             They add to those of earlier calls, in the views that all of these have; by default ``pooled``.
-        labels: ``folder``, ``none``, or a CSV file (``path,label``); by default as given before.
+        labels: ``folder``, ``none``, or a CSV file (``path,label``; images that it does not name have none); by default
+            as given before.
         split: ``folder``, a CSV file (``path,split``), fractions such as ``0.8/0.2`` or ``{"train": 0.8, "test":
             0.2}``; by default as given before.
         name: the source's name; the folder's own by default. A dataset needs one.
@@ -99,7 +100,7 @@ def extract(
             cannot be a source, or views of a backbone whose transform is a callable or whose images are aligned first.
         ConversionError: the network does not run on the runtime asked for as it does in torch.
         FeatcacheError: dozens of images hang at one time, so the disk or the transform does.
-        SourceError: the source cannot be read.
+        SourceError: the source cannot be read, or a table that an earlier call was given names none of its images.
         UnknownNameError: no such backbone or layer.
         WeightsError: the weights of a module given in Python were changed meanwhile.
         NotAStoreError: the store's path holds something else.
@@ -139,8 +140,14 @@ def extract(
             bar.note(note)
         reports: list[ExtractReport] = []
         with StoreWriter(place) as writer:
-            notes += writer.notes
-            for note in writer.notes:
+            told = [*writer.notes]
+            if writer.has_company and not is_reserved:  # a list of images is often embedded by several processes
+                told.append(
+                    f"Another run is writing to {store}. Each vector is stored once, but both may compute the same "
+                    "images: to save that, end this run and start it again when the other is done."
+                )
+            notes += told
+            for note in told:
                 bar.note(note)
             settings: dict[str, object] = {}
             records = SourceRecords(writer.catalogue, images.name, images.root, moved=config.moved)

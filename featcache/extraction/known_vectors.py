@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featcache.core.errors import MissingVectorsError, ShardGoneError, UnusableImageError
-from featcache.extraction.run import is_unchanged
+from featcache.extraction.pipeline import is_unchanged
 from featcache.extraction.stored_source import StoredImage
 from featcache.images.entry import Entry, as_text
 from featcache.store import FeatureStore

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from featcache.images.entry import Entry
     from featcache.store.writer import SpaceWriter
 
-STAGES = ("read", "hash", "decode", "forward", "write")
+_RACY_NS = 2_000_000_000
+STAGES = ("read", "hash", "decode", "forward", "write", "prepare")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,8 @@ Vectors: TypeAlias = dict[str, np.ndarray]
 class StageTimer:
     """Seconds that threads spend in each of `STAGES`; several threads at one time count several times.
 
-    ``decode`` is from bytes to the network's input, ``write`` the store's part.
+    ``decode`` is from bytes to the network's input, ``write`` the store's part, ``prepare`` the loading, converting and
+    checking of the network.
     """
 
     def __init__(self) -> None:
@@ -255,8 +257,6 @@ class Batches:
     ) -> None:
         self.passes, self._layers, self._pool, self._timer = passes, layers, pool, timer
         self._in_flight = in_flight
-        self.preparing = 0.0
-        """Seconds that loading, converting and proving the network took."""
         self._ready: set[tuple[str, ...]] = set()
         self._submitted: deque[tuple[Batch, Job[Vectors] | Vectors]] = deque()
 
@@ -271,10 +271,9 @@ class Batches:
         names = tuple(name for name in self._layers if name in wanted)
         layers = [self._layers[name] for name in names]
         if names not in self._ready:
-            began = time.monotonic()
-            self.passes.ready(np.stack([image.pixels[view] for image, view in batch]), layers)
+            with self._timer.measured("prepare"):
+                self.passes.ready(np.stack([image.pixels[view] for image, view in batch]), layers)
             self._ready.add(names)
-            self.preparing += time.monotonic() - began
         if self.passes.parallel:
             self._submitted.append((batch, self._pool.submit_urgent(lambda: self._forward(batch, layers))))
         else:
@@ -293,3 +292,14 @@ class Batches:
     def _forward(self, batch: Batch, layers: Sequence[Layer]) -> Vectors:
         with self._timer.measured("forward"):
             return self.passes.forward(np.stack([image.pixels.pop(view) for image, view in batch]), layers)
+
+
+def is_unchanged(entry: Entry, record: Record) -> bool:
+    """Whether, by the file's state, it still holds the bytes that were hashed."""
+    now = entry.state()
+    if now is None or now.mtime_ns != record.mtime_ns or now.ctime_ns != record.ctime_ns:
+        return False
+    if now.size != record.size or now.inode != record.inode:
+        return False
+    # A file touched just before it was read may have changed again within the clock's resolution.
+    return record.indexed_ns - max(record.mtime_ns, record.ctime_ns) > _RACY_NS

@@ -24,7 +24,8 @@ class ExtractReport(HtmlTable):
         quarantined: images that could not be used, or with values that are not finite in a layer or view asked for; the
             finite vectors of such an image are stored, and count as computed.
         left: images not reached before the run ended.
-        added, changed, removed: images new to the source, with other content, no longer listed.
+        added, changed, removed: images new to the source or usable for the first time, with other content, no longer
+            listed; those that cannot be used do not count.
         ignored: files of the source that are no images.
         unread: those among them that are images in formats that are not read, by ending.
         images_per_second: computed rows per second of reading and computing; loading and converting do not count.
@@ -32,7 +33,8 @@ class ExtractReport(HtmlTable):
         runtime: ``torch`` or ``openvino``; None if nothing was computed.
         notes: what was told: what looks doubtful in the source or its labels, and images that are probably
             read too dark, and why the fastest runtime was not used.
-        stages: seconds of ``read``, ``hash``, ``decode``, ``forward`` and ``write``, all threads together.
+        stages: seconds of ``read``, ``hash``, ``decode``, ``forward`` and ``write``, all threads together, and of
+            ``prepare``: to load the network, and to convert it and check it where that was not done before.
         quarantine: (URI, reason) of each image in quarantine.
         pending: images that the source lists and that were not done, because of ``limit`` or an interruption.
         from_file: of ``labels`` and ``split``, where a file gives them: how many images it names (``named``), and how

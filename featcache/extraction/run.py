@@ -25,7 +25,7 @@ from featcache.core.errors import UnusableImageError, UsageError
 from featcache.core.names import VIEW_0
 from featcache.core.progress import Progress, counted
 from featcache.core.signals import stop_when_safe
-from featcache.extraction.pipeline import Batch, Batches, Reader, ReadImage, StageTimer
+from featcache.extraction.pipeline import Batch, Batches, Reader, ReadImage, StageTimer, is_unchanged
 from featcache.extraction.worker_pool import WorkerPool
 from featcache.images.formats import versions
 from featcache.store.sources import Record, Rejected, SourceRecords
@@ -38,13 +38,11 @@ if TYPE_CHECKING:
     from featcache.images.entry import Entry
     from featcache.store.writer import SpaceWriter
 
-_RACY_NS = 2_000_000_000
 _SAVE_EVERY = 1000
 _AHEAD = 4
 """Batches that are read ahead: for so long a slow image does not hold up the other threads."""
 _CATALOGUE_BYTES = 600
 """Roughly what each image adds to the catalogue and its backup."""
-
 
 IMAGE_TIMEOUT = 30.0
 
@@ -136,6 +134,8 @@ class Run:
         self._non_finite_before = {
             r.sha256: r.columns for r in self._before.values() if r.sha256 is not None and r.columns
         }
+        self._unusable = records.unusable() & self._before.keys()
+        self._new: dict[str, str] = {}
         self._judged: set[str] = set()
         self._rejected: dict[str, Rejected] = {}
         self._non_finite: dict[str, tuple[Record, set[tuple[str, str]]]] = {}
@@ -168,7 +168,7 @@ class Run:
         self._judged |= gone | missed(self.records.in_quarantine(self.space.id))
         for uri in self._judged:
             self._before.pop(uri, None)
-        self.report.removed = len(gone)
+        self.report.removed = len(gone - self._unusable)
 
     def over(self, entries: Sequence[Entry], passes: Passes, workers: int, progress: Progress) -> None:
         """Go through the source; afterwards `stopped` tells whether somebody asked to stop."""
@@ -205,7 +205,8 @@ class Run:
                 self._store(batches, all_of_them=True)
         if self.report.computed:
             self.report.runtime = passes.runtime
-            self.report.images_per_second = self.report.computed / (time.monotonic() - began - batches.preparing)
+            seconds = time.monotonic() - began - self.timer.seconds()["prepare"]
+            self.report.images_per_second = self.report.computed / max(seconds, 1e-3)  # stages are given in ms
 
     def finish(self) -> None:
         """Seal and record what was done, however the run ended."""
@@ -227,6 +228,8 @@ class Run:
             else:
                 self.report.reused += 1
         self._duplicates = []
+        kinds = list(self._new.values())
+        self.report.added, self.report.changed = kinds.count("added"), kinds.count("changed")
         self.report.left = self.report.items - self.report.reused - self.report.quarantined - self._complete
         self._keep_non_finite_before()
         self.records.quarantine(self.space.id, self._versions, list(self._rejected.values()), among=self._judged)
@@ -303,11 +306,9 @@ class Run:
         if entry.uri in self._before and (record is None or record.sha256 != self._before[entry.uri].sha256):
             del self._before[entry.uri]  # that was another image
         if record is not None:
-            before = self._known.get(entry.uri)
-            if before is None:
-                self.report.added += 1
-            elif before.sha256 != record.sha256:
-                self.report.changed += 1
+            before = None if entry.uri in self._unusable else self._known.get(entry.uri)
+            if before is None or before.sha256 != record.sha256:
+                self._new[entry.uri] = "added" if before is None else "changed"
         if read.reason is not None:
             if record is None and entry.uri in self._known:
                 # Its content is unknown now, so the old hash must not speak for it.
@@ -401,6 +402,8 @@ class Run:
 
     def _book(self, rejected: Rejected) -> None:
         self._rejected[rejected.uri] = rejected
+        if not rejected.columns or rejected.columns >= self._asked:
+            self._new.pop(rejected.uri, None)  # what cannot be used is no item
         self.report.quarantined += 1
         self.report.quarantine.append((rejected.uri, rejected.reason))
 
@@ -417,14 +420,3 @@ class Run:
     def _save(self) -> None:
         self.records.save(self._unsaved)
         self._unsaved = []
-
-
-def is_unchanged(entry: Entry, record: Record) -> bool:
-    """Whether, by the file's state, it still holds the bytes that were hashed."""
-    now = entry.state()
-    if now is None or now.mtime_ns != record.mtime_ns or now.ctime_ns != record.ctime_ns:
-        return False
-    if now.size != record.size or now.inode != record.inode:
-        return False
-    # A file touched just before it was read may have changed again within the clock's resolution.
-    return record.indexed_ns - max(record.mtime_ns, record.ctime_ns) > _RACY_NS

@@ -164,9 +164,9 @@ class StoredImage:
 def images_of(path: str | Path) -> list[Entry] | None:
     """The images that a path given for images stands for: those of a store, a folder or tar files; None for one file.
 
-    Of a store these are the images of all its sources, whether they are still there or not: reading one that is gone,
-    or that was given in Python, says so. A file that several sources list stands there once, unless it changed
-    in between.
+    Those of a folder are called as the folder was given, with their place below it. Of a store these are the images of
+    all its sources, whether they are still there or not: reading one that is gone, or that was given in Python, says
+    so. A file that several sources list stands there once, unless it changed in between.
 
     Raises:
         SourceError: a folder or tar file holds no image, or there is no such tar file.
@@ -176,7 +176,10 @@ def images_of(path: str | Path) -> list[Entry] | None:
     from featcache.store.folder import has_catalogue
 
     if not os.path.isdir(path) or not has_catalogue(Path(path)):
-        return images_below(path)
+        below, given = images_below(path), as_text(str(path))
+        return below and [
+            replace(entry, uri=os.path.join(given, entry.uri)) if entry.content is None else entry for entry in below
+        ]
     store = FeatureStore.open(path)
     found: list[Entry] = []
     seen = set[tuple[str, bytes]]()

@@ -51,7 +51,7 @@ class FacesReport(HtmlTable):
         computed: images whose vectors were computed in this run.
         reused: images whose vectors were stored already, or that have the same content as another one.
         quarantined: images that have no vector.
-        added, changed, removed: images new to the source, with other content, no longer there.
+        added, changed, removed: images new to the source, with other content, no longer there; with or without a face.
         ignored: files of the source that are no images.
         images_per_second: images computed over ``seconds``.
         seconds: from the call to the return.

@@ -22,7 +22,8 @@ import numpy as np
 from featcache.core.errors import UnknownNameError, UsageError
 from featcache.core.progress import Progress, counted
 from featcache.metrics import holdout, splits
-from featcache.training.holdout import LEARNED_FROM, Records, settle, split_rows
+from featcache.training.holdout import LEARNED_FROM, Records, settle
+from featcache.training.own_splits import split_rows
 
 if TYPE_CHECKING:
     from featcache.store import FeatureStore

@@ -29,6 +29,7 @@ from featcache.metrics.verification import cllr, cosine_scores, minimal_cllr, pa
 from featcache.store import FeatureStore
 from featcache.training.bundle import Bundle
 from featcache.training.dataset import FeatureDataset
+from featcache.training.label_notes import left_out
 from featcache.training.layer_scales import layer_uses
 from featcache.training.layer_use import LayerUse, scale_layers
 from featcache.training.selection import Selection, SelectionOptions
@@ -105,6 +106,7 @@ def train(
         if based_on.warning:
             bar.note(based_on.warning)
         bar.finish()
+    protocol = "; ".join(filter(None, (people.protocol, left_out(dataset))))
     report = {
         "head": projection,
         "task": "match",
@@ -117,7 +119,7 @@ def train(
         "calibrated_on": asdict(based_on),
         "warning": based_on.warning,
         "threshold": 1 - predictor.calibration.threshold if predictor.calibration is not None else None,
-        "score": {**_scored(predictor, dataset, people.test_rows, uses, seed), "protocol": people.protocol},
+        "score": {**_scored(predictor, dataset, people.test_rows, uses, seed), "protocol": protocol},
         "seconds": time.monotonic() - began,
     }
     return Bundle(

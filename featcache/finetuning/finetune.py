@@ -17,7 +17,7 @@ import numpy as np
 
 from featcache.backbones import get
 from featcache.backbones.compute import check_choice
-from featcache.backbones.layers import POOLED
+from featcache.backbones.layers import POOLED, check_module
 from featcache.backbones.registry import with_weights
 from featcache.backbones.split import SplitNetwork, split_network
 from featcache.core.arguments import checked
@@ -143,6 +143,7 @@ def finetune(
     check_arguments(from_layer, init, arch)
     began, started = time.monotonic(), datetime.now(UTC)
     opened = FeatureStore.open(store)
+    opened.source_names(selection.get("source"))
     known = opened.space(selection.get("space"))
     select = replace(Selection(**selection), space=known.fingerprint)
     if from_layer is None:
@@ -255,6 +256,7 @@ def activations_needed(
     """
     check_arguments(from_layer, init, None)
     opened = FeatureStore.open(store)
+    opened.source_names(selection.get("source"))
     network = backbone_for(opened.space(selection.get("space")).recipe, backbone)
     layer, _ = _cached_layer(network, from_layer, init)
     return needed(opened, network, layer, Selection(**selection), views=views, seed=seed)
@@ -286,6 +288,7 @@ def _cached_layer(network: Backbone, from_layer: str, init: str) -> tuple[str, S
     """The layer whose activations are cached, and the split point; none behind the whole network."""
     if from_layer == POOLED:
         return POOLED, None
+    check_module(from_layer, network.names)  # before the network is loaded
     split = split_network(network.network, from_layer)
     if init == "new":
         return split.cached.rpartition(":")[0] + ":mean", split

@@ -15,7 +15,7 @@ from pathlib import Path
 from featcache.core.errors import SourceError
 from featcache.core.labels import merged, nfc, split_word
 from featcache.core.progress import counted
-from featcache.images.entry import Entry, Source, as_text
+from featcache.images.entry import Entry, Source, Unusable, as_text
 from featcache.images.formats import EXTENSIONS, Unread, is_image_name, unread_among
 from featcache.images.passed_over import STORE_ENDING, is_hidden, is_store, is_system_folder
 
@@ -44,10 +44,11 @@ class FolderSource(Source):
         """List the images, sorted by URI.
 
         Raises:
-            SourceError: there is no image, a folder cannot be listed, the folder is a store, or two names give one URI.
+            SourceError: there is no image, the folder is a store, or two names give one URI.
         """
         self.ignored, self.notes = 0, ()
         unread = Unread()
+        unlisted: dict[str, tuple[str, str]] = {}
         passed: set[str] = set()
         stores: list[str] = []
         others: list[tuple[tuple[str, ...], str]] = []
@@ -66,9 +67,8 @@ class FolderSource(Source):
                 with os.scandir(folder) as listing:
                     inside = list(listing)
             except OSError as error:
-                raise SourceError(
-                    f"The folder {folder} cannot be listed: {error.strerror}. Check its permissions."
-                ) from error
+                unlisted[as_text("/".join(parts))] = folder, f"the folder cannot be listed: {error.strerror}"
+                continue
             if is_store({entry.name for entry in inside}):
                 if not parts:
                     raise SourceError(
@@ -95,6 +95,9 @@ class FolderSource(Source):
                 else:
                     self.ignored += 1
                     others.append((parts, entry.name))
+        if not found and unlisted:
+            folder, reason = next(iter(unlisted.values()))
+            raise SourceError(f"No image was found in {self.root}: {folder}: {reason}. Check its permissions.")
         if not found:
             for _, name in others:
                 unread.add(name, None)
@@ -117,6 +120,9 @@ class FolderSource(Source):
                     group=None,
                 )
             )
+        # As a tar file that cannot be listed: it is told and counted, and no image in it is taken to be removed.
+        self.incomplete = tuple(f"{uri}/" for uri in unlisted)
+        entries += [Entry(uri, at, None, None, None, None, Unusable(why)) for uri, (at, why) in unlisted.items()]
         entries.sort(key=lambda entry: entry.uri)
         for one, other in pairwise(entries):
             if one.uri == other.uri:  # possible only where stray bytes were written as %XX

@@ -57,6 +57,16 @@ class Listed(Protocol):
     def group(self) -> str | None: ...
 
 
+UNUSABLE = (
+    "SELECT DISTINCT q.source_id, q.uri FROM quarantine q LEFT JOIN items u "
+    "ON u.source_id = q.source_id AND u.uri = q.uri WHERE NOT EXISTS "
+    "(SELECT 1 FROM columns k JOIN rows r ON r.column_id = k.id JOIN spaces p ON p.id = k.space_id "
+    "WHERE r.sha256 = u.sha256 AND NOT EXISTS "
+    "(SELECT 1 FROM spaces a WHERE json_extract(a.recipe, '$.detection') = p.fingerprint))"
+)
+"""Asks for source and URI of the images in quarantine of which no vector is stored, whether or not their bytes could be
+read: they are no items. Where no face was found, that was stored, but it is no vector."""
+
 _NOT_FINITE = "; not finite: "
 """In the catalogue it stands behind the versions, before the columns that are not finite."""
 
@@ -296,6 +306,11 @@ class SourceRecords:
         )
         found = ((uri, sha256, reason, judged(kept)) for uri, sha256, reason, kept in rows)
         return {uri: Rejected(uri, sha256, reason, cols) for uri, sha256, reason, (by, cols) in found if by == versions}
+
+    def unusable(self) -> set[str]:
+        """URIs of the images in quarantine of which no vector is stored, which are no items."""
+        rows = self._catalogue.query("it", UNUSABLE)
+        return {uri for source, uri in rows if source == self.id}
 
     def in_quarantine(self, space: int) -> set[str]:
         """URIs of all images in quarantine for this space."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from featcache.core.labels import nfc, split_name
 from featcache.core.names import in_order, seeds
 from featcache.store.completeness import incomplete
+from featcache.store.sources import UNUSABLE
 from featcache.store.spaces import distinctions, parsed
 
 if TYPE_CHECKING:
@@ -22,9 +23,11 @@ def status(store: StoreReader) -> dict[str, Any]:
         ``store, items, quarantined, quarantine: [{source, uri, reason}], sources: [{name, root, items, classes,
         splits}]``, ``pending``, ``incomplete: [{source, missing}]`` and ``spaces: [{fingerprint, backbone, differs,
         layers, views, layer_views, seeds, rows, bytes}]``. ``classes`` and ``splits`` have the number of items by
-        name, sorted, and do not count items without; ``pending`` counts images that were listed and of which nothing
-        is extracted yet, ``incomplete`` says so in words, and what else is missing of each space; ``quarantined``
-        counts images, and one with several reasons, for several spaces, stands several times in ``quarantine``;
+        name, sorted, and do not count items without; ``quarantined`` counts images in quarantine of which no vector is
+        stored, which are no items, and ``pending`` images that were listed and of which nothing is extracted yet, so
+        that the three sum up to what is listed; ``incomplete`` says in words what is missing, also of each space. In
+        ``quarantine`` also stand items that one space, layer or view cannot use, and an image with several reasons, for
+        several spaces, stands there several times;
         ``differs`` says how the recipe differs from those of the backbone's other spaces, ``views`` are those of any
         layer and ``layer_views`` those of each, ``seeds`` are those of the views, ``rows`` are vectors over all layers
         and views, ``bytes`` the size of the shard files.
@@ -33,13 +36,12 @@ def status(store: StoreReader) -> dict[str, Any]:
     items = dict(
         store.catalogue.query(
             "ti",
-            "SELECT s.name, count(i.id) FROM sources s LEFT JOIN items i ON i.source_id = s.id GROUP BY s.name",
+            "SELECT s.name, count(i.id) FROM sources s LEFT JOIN items i ON i.source_id = s.id "
+            f"AND (i.source_id, i.uri) NOT IN ({UNUSABLE}) GROUP BY s.name",
         )
     )
     classes, splits = _numbers(store, "label", nfc), _numbers(store, "split", split_name)
-    (quarantined,) = store.catalogue.query(
-        "i", "SELECT count(*) FROM (SELECT DISTINCT source_id, uri FROM quarantine)"
-    )[0]
+    (quarantined,) = store.catalogue.query("i", f"SELECT count(*) FROM ({UNUSABLE})")[0]
     sizes = dict(
         store.catalogue.query(
             "ti",
@@ -103,7 +105,7 @@ def _numbers(store: StoreReader, column: str, compared: Callable[[str], str | No
     for source, written, count in store.catalogue.query(
         "tti",
         f"SELECT s.name, i.{column}, count(*) FROM items i JOIN sources s ON s.id = i.source_id "
-        f"WHERE i.{column} IS NOT NULL GROUP BY s.name, i.{column}",
+        f"WHERE i.{column} IS NOT NULL AND (i.source_id, i.uri) NOT IN ({UNUSABLE}) GROUP BY s.name, i.{column}",
     ):
         if name := compared(written):
             found.setdefault(source, Counter())[name] += count

@@ -58,6 +58,7 @@ class StoreWriter:
 
     Attributes:
         notes: what the caller has to tell: that the store became one of the present format.
+        has_company: whether another writer was at work when this one began.
 
     Raises:
         NotAStoreError: the path holds something else, or nothing and *create* is off.
@@ -93,6 +94,7 @@ class StoreWriter:
                 try:
                     self._changes = self.catalogue.connection.total_changes
                     living = recover_crashed_writers(path, self.catalogue)
+                    self.has_company = bool(living)
                     if alone and living:
                         raise another_writer(path)
                     self.folder.mkdir()

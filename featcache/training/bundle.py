@@ -44,7 +44,8 @@ class Prediction:
     """A head's prediction for one image.
 
     Attributes:
-        uri: the path as given, ``NAME.tar/MEMBER`` in a tar file, or the image's place in the list.
+        uri: the path as given, of an image in a folder that of the folder with its place below; ``NAME.tar/MEMBER`` in
+            a tar file; or the image's place in the list.
         labels: (label, probability) pairs, the most probable first; probability None for a head without them.
         problem: why the image could not be used; then there are no labels.
     """

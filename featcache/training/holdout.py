@@ -1,14 +1,14 @@
 """Which images a head is trained on, and which it is scored on.
 
-The source's own splits count. Without splits the store's hold-out is scored (`featcache.metrics.holdout`): by content,
-the same for all heads and sources. Images that share content or a group with a training image are not scored, and
-near-duplicates of held-out images are not learned from.
+A source's own splits count. Of sources without splits the store's hold-out is scored (`featcache.metrics.holdout`): by
+content, the same for all heads and sources. Images that share content or a group with a training image are not scored,
+and near-duplicates of held-out images are not learned from.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
@@ -23,14 +23,13 @@ from featcache.store import FeatureStore, sources
 from featcache.store.rows import ItemRows
 from featcache.training import leakage, multilabel
 from featcache.training.leakage import Found
+from featcache.training.own_splits import NOTHING, own_splits, without_splits
 
 if TYPE_CHECKING:
     from featcache.metrics.near_duplicates import NearDuplicates
     from featcache.training.dataset import FeatureDataset
     from featcache.training.leakage import LeakageReport
 
-NOTHING = "nothing to score on"
-"""The protocol of a head without a score begins so."""
 LEARNED_FROM = "; the head has learned from "
 POOLED = "pooled"
 Records = Mapping[bytes, tuple[str, str]]
@@ -92,8 +91,9 @@ def divide(
 ) -> Sides:
     """Divide labeled images into those to train on and those to score.
 
-    By the source's own splits, or by the store's hold-out. Near-duplicates are searched once: those of held-out images,
-    of images of the store that are not in the dataset too, as long as their vectors are stored.
+    By the splits of the sources that have some, and by the store's hold-out of the others. Near-duplicates are searched
+    once: those of held-out images, of images of the store that are not in the dataset too, as long as their vectors are
+    stored.
 
     Args:
         dataset: labeled vectors.
@@ -101,7 +101,7 @@ def divide(
         seed: of the store's hold-out, if none was drawn yet; and of the search.
         store: keeps the hold-out in its catalogue; None to draw it each time.
         progress: gets the search as a phase, and notes: classes of which nothing is left to learn from, or a hold-out
-            that cannot be kept.
+            that cannot be kept, or images without a split among others with one.
         grouped: search all near-duplicates, and keep them together as images of one group are; or these, if they were
             searched already.
 
@@ -109,7 +109,8 @@ def divide(
         UnknownNameError: no such split.
         UsageError: a group on both sides, or fewer than two classes to train on.
     """
-    if not has_splits(dataset) and split is not None:
+    loose = without_splits(dataset)
+    if loose.all() and split is not None:
         raise UnknownNameError(
             f"There is no split {split!r}: the source has no splits. Omit --split, or add splits with "
             "`featcache extract --split FILE`."
@@ -117,20 +118,15 @@ def divide(
     found = grouped if isinstance(grouped, Found) else None
     if grouped is True:
         looked_at = _looked_at(dataset, store)
-        outside = None if has_splits(dataset) else _outside(looked_at, store, progress)
+        outside = _outside(looked_at, store, progress) if loose.any() else None
         found = leakage.grouped(looked_at, outside, seed, progress)
     if found is not None:
         dataset = dataset.linked(found.pairs)
-    if has_splits(dataset):
-        train_rows, test_rows, protocol = _own_splits(dataset, split or "train")
-        leaked = leakage.guard(
-            dataset, [train_rows, test_rows], scored=test_rows, found=found, seed=seed, progress=progress
-        )
-        protocol += learned_from(dataset, train_rows, store, seed, leaked.found)
-        sides = Sides(dataset, train_rows, test_rows, protocol, leaked)
-    else:
+    if loose.all():
         sides = _by_holdout(dataset, seed, store, progress, found)
-    names = sorted(set(dataset.y[sides.train_rows].tolist())) if dataset.labels is None else dataset.labels
+    else:
+        sides = _by_splits(dataset, split or "train", seed, store, progress, found)
+    names = _classes_of(dataset, sides.train_rows) if dataset.labels is None else dataset.labels
     if len(names) < 2:
         raise UsageError(
             f"All training images have the class {names[0]!r}: the other classes are only in the part that is scored. "
@@ -142,24 +138,27 @@ def divide(
     return sides
 
 
-def has_splits(dataset: FeatureDataset) -> bool:
-    """Whether the source has splits of its own."""
-    return any(item.split is not None for item in dataset.items)
+def _classes_of(dataset: FeatureDataset, rows: np.ndarray) -> list[str]:
+    y = dataset.y[rows]
+    return sorted(set(y.tolist() if dataset.labels is None else np.array(dataset.labels)[y.any(axis=0)].tolist()))
 
 
 def holds_out(dataset: FeatureDataset, store: FeatureStore) -> bool:
-    """Whether there is a hold-out of these images: the source has no splits, and some head has drawn it."""
-    return not has_splits(dataset) and holdout.SEED in store.settings()
+    """Whether there is a hold-out of some of these images: a source has no splits, and some head has drawn it."""
+    return bool(without_splits(dataset).any()) and holdout.SEED in store.settings()
 
 
 def held_out(dataset: FeatureDataset, store: FeatureStore | None, seed: int = 0) -> np.ndarray:
-    """(n,) bool, which images the store holds out: by record and, without splits of the source, by the rule."""
+    """(n,) bool, which images the store holds out: by record and, in sources without splits, by the rule."""
     if store is None:
         return np.zeros(len(dataset.items), dtype=bool)
     known, drawn_seed = _known(store)
-    if has_splits(dataset):
-        return np.array([known.get(item.sha256) == holdout.TEST for item in dataset.items], dtype=bool)
-    return holdout.held_out(dataset.items, known, seed if drawn_seed is None else drawn_seed)
+    held = np.array([known.get(item.sha256) == holdout.TEST for item in dataset.items], dtype=bool)
+    loose = np.flatnonzero(without_splits(dataset))
+    held[loose] = holdout.held_out(
+        [dataset.items[row] for row in loose], known, seed if drawn_seed is None else drawn_seed
+    )
+    return held
 
 
 def learned_from(
@@ -189,56 +188,55 @@ def learned_from(
     return LEARNED_FROM + " and ".join(told) if told else ""
 
 
-def split_rows(dataset: FeatureDataset, split: str) -> np.ndarray:
-    """Row numbers of a split of the source.
-
-    Raises:
-        UnknownNameError: no image is in that split.
-    """
-    rows = np.array([i for i, item in enumerate(dataset.items) if item.split == split], dtype=np.int64)
-    if not len(rows):
-        names = sorted({item.split for item in dataset.items if item.split is not None})
-        raise UnknownNameError.among("split", split, names)
-    return rows
-
-
-def _own_splits(dataset: FeatureDataset, split: str) -> tuple[np.ndarray, np.ndarray, str]:
-    """The source's own split to train on, and ``test`` or ``val`` without what belongs together with it."""
-    train_rows, named = split_rows(dataset, split), {item.split for item in dataset.items} - {None}
-    other = next((name for name in ("test", "val") if name in named and name != split), None)
-    if other is None:
-        names = ", ".join(sorted(map(str, named)))
-        return (
-            train_rows,
-            train_rows[:0],
-            (
-                f"{NOTHING}: the source has the splits {names}, but no 'test' or 'val' besides {split!r}. Add one with "
-                "`featcache extract --split FILE`, or score with --cv 5"
-            ),
+def _by_splits(
+    dataset: FeatureDataset, split: str, seed: int, store: FeatureStore | None, progress: Progress, found: Found | None
+) -> Sides:
+    """The sides by the splits of the sources that have some, and by the store's hold-out of the others."""
+    train_rows, test_rows, protocol = own_splits(dataset, split)
+    left_out, loose = np.zeros(len(dataset.items), dtype=bool), without_splits(dataset)
+    if loose.any():
+        rows = np.flatnonzero(loose)
+        drawn = _by_holdout(
+            dataset.subset(rows), seed, store, progress, None if found is None else found.among(rows),
+            _classes_of(dataset, train_rows),
+        )  # fmt: skip
+        learned, scored = rows[drawn.train_rows], rows[drawn.test_rows]
+        of_scored = np.isin(dataset.groups[learned], dataset.groups[test_rows])
+        of_learned = np.isin(dataset.groups[scored], dataset.groups[train_rows])
+        words = f"of the sources without splits {drawn.protocol}"
+        if of_scored.any():
+            words += f"; {counted(int(of_scored.sum()), 'items')} left out, because they are copies of scored ones"
+        if of_learned.any():
+            words += f"; {counted(int(of_learned.sum()), 'items')} not scored, because they are copies of training ones"
+        left_out[rows] = drawn.leaked.left_out
+        nothing = not len(test_rows) and not of_learned.all()
+        protocol = f"{words}; of the others {protocol}" if nothing else f"{protocol}; {words}"
+        train_rows = np.union1d(train_rows, learned[~of_scored])
+        test_rows = np.union1d(test_rows, scored[~of_learned])
+    if unsplit := sum(item.split is None for item in dataset.items) - int(loose.sum()):
+        progress.note(
+            f"{counted(unsplit, 'labeled items')} without a split left out: others of their source have one. Give them "
+            "one with `featcache extract --split FILE`."
         )
-    test_rows = split_rows(dataset, other)
-    shared = np.isin(dataset.groups[test_rows], dataset.groups[train_rows])
-    groups = {dataset.items[row].group for row in test_rows[shared]} - {None}
-    if len(dataset.links):
-        # A link alone does not make it the user's mistake.
-        groups &= {dataset.items[row].group for row in train_rows}
-    if groups:
-        raise UsageError(
-            f"{len(groups)} groups are on both sides of the split (first: {min(map(str, groups))!r}), so the score "
-            "would be too high. Put each group on one side, or score with --cv 5."
-        )
-    copies = "copies and near-duplicates" if len(dataset.links) else "copies"
-    if shared.all():
-        return train_rows, test_rows[:0], f"{NOTHING}: the split {other!r} has only {copies} of training images"
-    without = f", without {int(shared.sum())} {copies} of training images" if shared.any() else ""
-    count = counted(len(test_rows), "items")
-    return train_rows, test_rows[~shared], f"the source's own split {other!r}, {count}{without}"
+    leaked = leakage.guard(
+        dataset, [train_rows, test_rows], scored=test_rows, found=found, seed=seed, progress=progress
+    )
+    protocol += learned_from(dataset, train_rows, store, seed, leaked.found)
+    return Sides(dataset, train_rows, test_rows, protocol, replace(leaked, left_out=left_out))
 
 
 def _by_holdout(
-    dataset: FeatureDataset, seed: int, store: FeatureStore | None, progress: Progress, found: Found | None
+    dataset: FeatureDataset,
+    seed: int,
+    store: FeatureStore | None,
+    progress: Progress,
+    found: Found | None,
+    learned: Collection[str] = (),
 ) -> Sides:
-    """The sides by the store's hold-out, which is recorded in the catalogue; *found* has all near-duplicates."""
+    """The sides by the store's hold-out, which is recorded in the catalogue.
+
+    *found* has all near-duplicates; classes *learned* from other images are not told as not learned.
+    """
     drawn, found, seed = _drawn(dataset, seed, store, progress, found)
     train_rows, test_rows = np.flatnonzero(drawn.train), np.flatnonzero(drawn.test)
     if len(test_rows):
@@ -251,8 +249,8 @@ def _by_holdout(
         words += f"; {counted(near, 'near-duplicates')} of held-out items left out"
     if neither := len(dataset.items) - len(train_rows) - len(test_rows) - near:
         words += f"; {counted(neither, 'items')} left out, because they belong together with held-out ones"
-    if drawn.unlearned:
-        names = [name if dataset.labels is None else dataset.labels[int(name)] for name in drawn.unlearned]
+    names = [name if dataset.labels is None else dataset.labels[int(name)] for name in drawn.unlearned]
+    if names := [name for name in names if name not in learned]:
         listed = ", ".join(map(repr, names[:_NAMED])) + (" …" if len(names) > _NAMED else "")
         why = "all their items are held out" + (", or near-duplicates of held-out ones" if near else "")
         words += f"; not learned, because {why}: {listed}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from featcache.core.labels import SEPARATOR, contradictions, doubts
+from featcache.core.progress import counted
 
 if TYPE_CHECKING:
     from featcache.core.progress import Progress
@@ -30,8 +31,22 @@ def note_labels(dataset: FeatureDataset, progress: Progress) -> None:
         progress.note(found)
 
 
+def left_out(dataset: FeatureDataset) -> str:
+    """How many labeled images are missing for want of vectors, in words; nothing where none is.
+
+    Other heads may have them, so this goes into the protocol of a score.
+    """
+    lacking = dataset.without_vectors
+    if not lacking:
+        return ""
+    named = repr(dataset.layers[0]) if len(dataset.layers) == 1 else f"all {len(dataset.layers)} layers"
+    return (
+        f"{lacking:,} of {counted(lacking + len(dataset.items), 'labeled images')} without vectors of {named} left out"
+    )
+
+
 def note_incomplete(store: FeatureStore | None, dataset: FeatureDataset, progress: Progress) -> None:
-    """Tell how many listed images of the dataset's sources are not extracted yet in its space, and which classes.
+    """Tell how many labeled images have no vectors, how many are not extracted yet in this space, and which classes.
 
     What a network that was trained itself sees is in no space of the store; then there is nothing to tell.
 
@@ -40,6 +55,10 @@ def note_incomplete(store: FeatureStore | None, dataset: FeatureDataset, progres
         dataset: of one or more sources.
         progress: gets the notes.
     """
+    if told := left_out(dataset):
+        progress.note(
+            f"{told[0].upper()}{told[1:]}, so the score is not that of all; `featcache extract` computes them."
+        )
     if store is None or (dataset.recipe is not None and dataset.recipe not in [one.recipe for one in store.spaces]):
         return
     # Vectors of a fine-tuned network are in no space of the store.

@@ -40,6 +40,13 @@ class Found(NearDuplicates):
         """No near-duplicates; *note* says why, if they were not searched."""
         return cls(near_duplicates.NOTHING.pairs, near_duplicates.NOTHING.cosines, None, note)
 
+    def among(self, rows: np.ndarray) -> Found:
+        """The same among some rows (m,) alone, ascending, by their numbers in these."""
+        inside = np.isin(self.pairs, rows).all(axis=1)
+        pairs = np.searchsorted(rows, self.pairs[inside])
+        outside = np.searchsorted(rows, self.outside[np.isin(self.outside, rows)])
+        return replace(self, pairs=pairs, cosines=self.cosines[inside], outside=outside)
+
 
 @dataclass(frozen=True, slots=True)
 class LeakageReport:

@@ -13,6 +13,7 @@ from featcache.metrics import multilabel as multilabel_metrics
 from featcache.metrics.calibration import with_temperature
 from featcache.metrics.intervals import UNKNOWN
 from featcache.training import multilabel
+from featcache.training.label_notes import left_out
 
 if TYPE_CHECKING:
     from featcache.training.bundle import Bundle
@@ -41,7 +42,11 @@ def report_fields(
         "labels": dataset.label_counts,
         "unscored": multilabel.unscored(dataset, rows, bundle.classes),
         **scores,
-        "score": {**scores["score"], "n": len(rows), "protocol": protocol},
+        "score": {
+            **scores["score"],
+            "n": len(rows),
+            "protocol": "; ".join(filter(None, (protocol, left_out(dataset)))),
+        },
         "chosen": bundle.chosen,
         "predicts": _predicts(bundle),
     }

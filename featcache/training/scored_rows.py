@@ -12,8 +12,10 @@ from featcache.core.errors import MissingVectorsError, RecipeMismatchError, Usag
 from featcache.core.progress import counted
 from featcache.training import multilabel
 from featcache.training.dataset import FeatureDataset
-from featcache.training.holdout import held_out, holds_out, learned_from, split_rows
+from featcache.training.holdout import held_out, holds_out, learned_from
 from featcache.training.image_dataset import image_vectors
+from featcache.training.label_notes import left_out
+from featcache.training.own_splits import split_rows, without_splits
 from featcache.training.partial_model import PartialModel
 
 if TYPE_CHECKING:
@@ -56,9 +58,9 @@ def choose_test_rows(
         bundle: the head.
         store: the store.
         select: source, labels, and the space, by default the one with the head's recipe. The split is scored; by
-            default ``test``, if the source has it. Else of a source that the head or *others* were trained on the
-            images that the store holds out (all, before its first hold-out) and that none was trained on, nor on
-            others of their groups; and of any other source all images.
+            default ``test``, if one of the sources has it. Of sources without splits, if the head or *others* were
+            trained on some of the images, those that the store holds out (all, before its first hold-out) and that
+            none was trained on, nor on others of their groups; else all images.
         others: further heads.
         backbone: for a network that was trained and whose architecture is a module in Python.
 
@@ -74,7 +76,7 @@ def choose_test_rows(
     found = _choose(heads, dataset, store, select.split)
     for head in heads:
         _check_common_classes(head, dataset, found.rows)
-    return found
+    return replace(found, protocol="; ".join(filter(None, (found.protocol, left_out(dataset)))))
 
 
 def _choose(heads: Sequence[Bundle], dataset: FeatureDataset, store: FeatureStore, split: str | None) -> TestRows:
@@ -85,10 +87,19 @@ def _choose(heads: Sequence[Bundle], dataset: FeatureDataset, store: FeatureStor
     )
     others = len(heads) > 1
     told = learned_from(dataset, np.flatnonzero(seen), store)
-    if split is None and any(item.split == "test" for item in dataset.items):
-        split = "test"
     if split is not None:
         return TestRows(dataset, split_rows(dataset, split), seen, f"the split {split!r}{told}")
+    loose = without_splits(dataset)
+    if any(item.split == "test" for item in dataset.items):
+        rows, protocol = split_rows(dataset, "test"), "the split 'test'"
+        if loose.any():
+            # As `train` scores several sources.
+            aside = held_out(dataset, store) if taken.any() and holds_out(dataset, store) else loose
+            free = np.flatnonzero(loose & aside & ~np.isin(dataset.groups, dataset.groups[taken]))
+            rows = np.union1d(rows, free)
+            which = "held-out items" if taken.any() else "items"
+            protocol += f", and {counted(len(free), which)} of the sources without splits"
+        return TestRows(dataset, rows, seen, protocol + told)
     if not taken.any():
         protocol = "all labeled items"
         if any(len(head.trained_on) for head in heads):
@@ -96,7 +107,9 @@ def _choose(heads: Sequence[Bundle], dataset: FeatureDataset, store: FeatureStor
         return TestRows(dataset, np.arange(len(taken)), seen, protocol)
     known = np.isin(dataset.groups, dataset.groups[taken])
     mates = int((known & ~taken).sum())
-    aside = held_out(dataset, store) if holds_out(dataset, store) else np.ones(len(taken), dtype=bool)
+    aside = np.ones(len(taken), dtype=bool)
+    if holds_out(dataset, store):
+        aside = held_out(dataset, store) | ~loose
     rows, left = np.flatnonzero(aside & ~known), int((~aside & ~known).sum())
     if not len(rows):
         most = f"all {len(taken)}" if not left else f"{int(taken.sum())} of the {len(taken)}"

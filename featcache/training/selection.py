@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from featcache.core.arguments import check_fields
 from featcache.core.errors import UsageError
-from featcache.core.labels import split_name
+from featcache.core.labels import nfc, split_name
+from featcache.core.names import IN_PYTHON
 
 if TYPE_CHECKING:
     from featcache.store import FeatureStore, Item
@@ -94,17 +96,19 @@ class LabelSource:
 
         found, names, roots = read_labels(Path(given)), store.source_names(select.source), store.sources()
         labels: dict[tuple[str, str], str | None] = {}
-        unknown = set(found)
+        unknown, place_of = set(found), dict[str, str]()
         for name in names:
-            # Images in quarantine are listed too.
-            by_name, others = by_uri(found, [item.uri for item in store.items(source=name)], roots[name])
-            if twice := found.keys() - unknown - set(others):
-                raise UsageError(
-                    f"{given} names {min(twice)}, which {name!r} and another source both have, so it is not known "
-                    "which image is meant. Take one --source, or give the full path."
-                )
+            uri_of, others = by_uri({path: path for path in found}, _listed(store, name), roots[name])
             unknown &= set(others)
-            labels.update(((name, uri), label or None) for uri, label in by_name.items())
+            for uri, path in uri_of.items():
+                # A folder and one below it have the same file, each by its own URI.
+                place = f"{name} {uri}" if roots[name].startswith(IN_PYTHON) else os.path.join(roots[name], uri)
+                if nfc(place_of.setdefault(path, place)) != nfc(place):
+                    raise UsageError(
+                        f"{given} names {path}, which {name!r} and another source both have, so it is not known which "
+                        "image is meant. Take one --source, or give the full path."
+                    )
+                labels[name, uri] = found[path] or None
         if unknown:
             raise UsageError(
                 f"{len(unknown)} of {len(found)} paths in {given} are not images of source "
@@ -132,6 +136,12 @@ class LabelSource:
             kind = "from_file" if named else "kept"
             kinds[kind if label is not None else "removed" if item.label is not None else "none"] += 1
         return {"file": self.file, **{kind: kinds[kind] for kind in ("from_file", "kept", "removed")}}
+
+
+def _listed(store: FeatureStore, source: str) -> set[str]:
+    """The URIs of all images of a source, also of those that cannot be used or are not extracted yet."""
+    uris = {item.uri for item in store.items(source=source)} | {image.uri for image in store.pending(source)}
+    return uris | {uri for uri, _ in store.quarantine(source)}
 
 
 def describe_labels(counts: Mapping[str, Any]) -> str:

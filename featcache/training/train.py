@@ -33,11 +33,10 @@ from featcache.training.holdout import (
     Sides,
     check_classes,
     divide,
-    has_splits,
     learned_from,
-    split_rows,
 )
 from featcache.training.label_notes import note_incomplete, note_labels
+from featcache.training.own_splits import split_rows, without_splits
 from featcache.training.report import describe_views, report_fields, score_fields, uncalibrated
 from featcache.training.selection import Selection, SelectionOptions
 
@@ -254,7 +253,7 @@ def fit_and_score(sides: Sides, head: Head, seed: int, progress: Progress) -> Sc
 def _refitted(scored: Scored, head: Head, store: FeatureStore | None, progress: Progress) -> Scored:
     """The same with a head that was fitted again, on all images."""
     sides, dataset = scored.sides, scored.sides.dataset
-    rows = np.union1d(sides.train_rows, sides.test_rows) if has_splits(dataset) else np.arange(len(dataset.y))
+    rows = np.union1d(np.union1d(sides.train_rows, sides.test_rows), np.flatnonzero(without_splits(dataset)))
     bundle = fit(dataset, rows, head, progress=progress)
     protocol = sides.protocol.partition(LEARNED_FROM)[0]
     protocol += f"; the head saved was fitted again on all {len(rows)} items"

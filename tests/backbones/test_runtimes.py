@@ -20,7 +20,9 @@ from featcache.backbones.runtimes.openvino import Graph
 from featcache.backbones.runtimes.passes import GraphPasses
 from featcache.backbones.runtimes.proof import GraphCache, check_agreement
 from featcache.core.errors import ConversionError, UnknownNameError, UsageError
+from featcache.core.progress import Silent, choose
 from featcache.core.recipe import StandardTransform
+from featcache.extraction.embed import WORTH_CONVERTING, embed
 from tests.backbones.making import relative
 
 TRANSFORM = StandardTransform((32,), (32, 32), "bilinear", (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
@@ -174,7 +176,7 @@ def test_the_report_has_the_runtime_and_the_reason(photos: Path, tmp_path: Path)
     kept = json.loads(record)
     assert kept["runtime"] == "torch"
     assert kept["notes"] == report.notes
-    assert set(kept["stages"]) == {"read", "hash", "decode", "forward", "write"}
+    assert set(kept["stages"]) == {"read", "hash", "decode", "forward", "write", "prepare"}
     assert all(seconds >= 0 for seconds in kept["stages"].values())
     assert kept["stages"]["decode"] > 0
     with pytest.raises(ConversionError, match="aten::special_i0"):
@@ -329,6 +331,43 @@ def test_a_kept_graph_is_not_converted_again(kept: Any, monkeypatch: pytest.Monk
     done = conversions(monkeypatch)
     assert kept[0]().runtime == "openvino"
     assert done == []
+
+
+class Notes(Silent):
+    """Keeps what is noted."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.told.append(text)
+
+
+def test_a_conversion_is_told_while_it_lasts_and_its_time_afterwards(photos: Path, tmp_path: Path) -> None:
+    told = Notes()
+    first = fc.extract(photos, tmp_path / "a.fcache", backbone=tiny_backbone(), progress=told)
+    assert [text.partition(" …")[0] for text in told.told] == [
+        f"Convert {first.backbone} for OpenVINO and check it against PyTorch, once for each set of layers"
+    ]
+    assert first.stages["prepare"] > 0
+    assert not first.notes
+    again = fc.extract(photos, tmp_path / "b.fcache", backbone=tiny_backbone(), progress=told)
+    assert len(told.told) == 1, "a kept graph is not converted"
+    assert again.computed == first.computed
+
+
+def test_a_network_that_cannot_be_kept_is_told(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("FEATCACHE_CACHE", str(tmp_path / "file"))  # no folder can be made there, not even by root
+    found = fc.extract(photos, tmp_path / "a.fcache", backbone=tiny_backbone(), progress=False)
+    (note,) = found.notes
+    assert note.startswith(f"The converted network cannot be kept in {tmp_path / 'file'}, so every run")
+    assert "FEATCACHE_CACHE" in note
+    told = Notes()
+    with choose(told):
+        images = (sorted(photos.rglob("*.jpg")) * WORTH_CONVERTING)[:WORTH_CONVERTING]
+        assert all(one.vector is not None for one in embed(images, tiny_backbone(), ["pooled"]))
+    assert told.told[1:] == [note]
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "flip", "garbage", "folder"])

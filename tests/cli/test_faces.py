@@ -95,6 +95,14 @@ def test_train_reports_and_saves(people, tmp_path, run):
     assert "45 couples" in found["warning"]
 
 
+def test_a_head_on_labels_of_faces_says_what_makes_its_vectors(people, tmp_path, capsys):
+    words = ["train", str(people / "people.fcache"), "-o", str(tmp_path / "a.fch"), "--head", "ridge"]
+    assert main(words) == 0
+    told = capsys.readouterr().out
+    assert "It predicts from the vectors of aligned faces: in Python featcache.faces.embed_faces makes them" in told
+    assert "no recipe" not in told
+
+
 def test_where_the_head_goes_is_looked_at_first(people, tmp_path, run):
     (tmp_path / "a.txt").write_text("a list of something else")
     code, _, err = run("train", tmp_path / "no.fcache", "-o", tmp_path / "a.txt")

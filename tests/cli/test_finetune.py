@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -46,12 +47,59 @@ def test_train_takes_all_blocks(store: Path, tmp_path: Path, told: Callable[...,
     assert told("evaluate", tmp_path / "m.fch", store)["accuracy"] == report["score"]["accuracy"]
 
 
-def test_it_asks_before_it_stores(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["finetune", str(store), "-o", str(tmp_path / "t.fch"), "--from", "blocks.4"]) == 2
+def test_it_asks_before_it_stores(
+    store: Path, tmp_path: Path, small_network: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["finetune", str(store), "-o", str(tmp_path / "t.fch"), "--from", "blocks.4"]
+    assert main(words) == 2
+    assert "Add --yes" in capsys.readouterr().err
+    # Once there are some activations, only the network tells which are needed.
+    other = shutil.copytree(store, tmp_path / "s.fcache")
+    assert (
+        main(
+            [
+                "extract",
+                str(store.parent / "photos"),
+                "-o",
+                str(other),
+                "--backbone",
+                small_network,
+                "--layers",
+                "blocks.0:mean",
+            ]
+        )
+        == 0
+    )
+    assert main([words[0], str(other), *words[2:]]) == 2
     said = capsys.readouterr().err
     assert "blocks.3:none of 24 images in 4 views take" in said
     assert "--yes" in said
     assert not (tmp_path / "t.fch").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["finetune", "-o", "t.fch", "--from", "block.4", "--yes"], "Did you mean 'blocks.4'"),
+        (["finetune", "-o", "t.fch", "--from", "blocks.4"], "Add --yes"),
+        (["finetune", "-o", "t.fch", "--source", "photo"], "No source is called 'photo'"),
+        (["advise", "--source", "photo"], "No source is called 'photo'"),
+        (["advise", "--space", "none"], "none"),
+    ],
+)
+def test_what_the_catalogue_and_the_cache_of_recipes_know_is_checked_before_torch_is_imported(
+    store: Path, tmp_path: Path, words: list[str], said: str
+) -> None:
+    script = (
+        "import sys; from featcache.cli import main; code = main(sys.argv[1:]); "
+        "print('torch' in sys.modules); sys.exit(code)"
+    )
+    command = [sys.executable, "-c", script, words[0], str(store), *words[1:]]
+    found = subprocess.run(
+        command, capture_output=True, text=True, stdin=subprocess.DEVNULL, cwd=tmp_path, check=False, timeout=100
+    )
+    assert (found.returncode, found.stdout) == (2, "False\n"), found.stderr
+    assert said in found.stderr
 
 
 def test_later_layers_to_a_head_that_answers(

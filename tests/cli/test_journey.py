@@ -120,6 +120,25 @@ def test_a_renamed_class_is_told_by_evaluate(trained, tmp_path, capsys):
     assert "train again" in out
 
 
+def test_a_calibration_error_on_few_items_is_said_to_be_unreliable(trained, tmp_path, capsys, draw_images):
+    head, many = str(trained / "pets.fch"), str(tmp_path / "many.fcache")
+    assert main(["extract", str(draw_images(tmp_path / "many", each=40)), "-o", many]) == 0
+    lines = []
+    for words in (
+        ["train", str(trained / "pets.fcache"), "-o", str(tmp_path / "a.fch")],
+        ["evaluate", head, str(trained / "pets.fcache")],
+        ["evaluate", head, many],
+    ):
+        capsys.readouterr()
+        assert main(words) == 0
+        lines += [line for line in capsys.readouterr().out.splitlines() if line.startswith("Calibration error:")]
+    assert [line.partition("; unreliable, as it rests on ")[2] for line in lines] == [
+        "7 items only",
+        "7 items only",
+        "",
+    ]
+
+
 def test_images_whose_vectors_were_lost_are_told(trained, tmp_path, capsys, run, small_network):
     shutil.copytree(trained / "photos", tmp_path / "photos")
     store = tmp_path / "s.fcache"
@@ -129,9 +148,15 @@ def test_images_whose_vectors_were_lost_are_told(trained, tmp_path, capsys, run,
     smaller = min(store.glob("shards/*/*.h5"), key=lambda shard: shard.stat().st_size)
     smaller.unlink()
     assert main(["repair", str(store)]) == 0
+    capsys.readouterr()
+    told = "8 of 24 labeled images without vectors of 'pooled' left out"
     assert main(["train", str(store), "-o", str(tmp_path / "a.fch")]) == 0
-    assert "8 labeled images without vectors left out" in capsys.readouterr().out
-    assert run("train", store, "-o", tmp_path / "a.fch")[1]["without_vectors"] == 8
+    shown = capsys.readouterr()
+    assert f"{told}, so the score is not that of all" in " ".join(shown.err.split())
+    assert told in shown.out
+    report = run("train", store, "-o", tmp_path / "a.fch", "--force")[1]
+    assert (report["without_vectors"], report["score"]["protocol"].endswith(f"; {told}")) == (8, True)
+    assert run("evaluate", tmp_path / "a.fch", store)[1]["protocol"].endswith(f"; {told}")
 
 
 def test_what_is_mistaken_for_a_store_or_an_image_is_named(trained, capsys):
@@ -283,8 +308,8 @@ def test_which_head_is_better_is_said_in_words(capsys):
     assert shown == [
         "Against b.fch, on 1 item: p",
         "  Accuracy: a.fch 50.0 %, b.fch 60.0 %",
-        "    a.fch is 10.0 points worse (95 % interval: 20.0 points worse to 5.0 points better),"
-        " and better in 10.0 % of the resamples.",
+        "    They cannot be told apart on 1 item: a.fch is 10.0 points worse"
+        " (95 % interval: 20.0 points worse to 5.0 points better).",
         "  Log-loss: a.fch 0.700, b.fch 0.500",
         "    a.fch is 0.200 worse (95 % interval: 0.300 worse to 0.010 worse), and better in 1.0 % of the resamples.",
     ]

@@ -23,6 +23,7 @@ from featcache.extraction import ExtractReport, NothingUsableError
 from featcache.extraction.pipeline import ReadImage
 from featcache.extraction.run import Run
 from featcache.images.entry import Entry
+from featcache.images.formats import READS_HEIC
 from featcache.images.sources import open_source
 from featcache.store import StoreWriter
 from featcache.store.sources import Record, SourceRecords
@@ -51,6 +52,21 @@ def mixed(photos: Path) -> Path:
 BAD = {"cats/empty.jpg", "cats/cut.jpg", "dogs/text.jpg", "dogs/dangling.jpg"}
 
 
+def test_what_cannot_be_used_is_no_item_until_it_is_mended(mixed: Path, tmp_path: Path, net: Backbone) -> None:
+    """Whether or not its bytes could be read, and whether or not an equal image stands beside it."""
+    shutil.copy(mixed / "dogs" / "text.jpg", mixed / "dogs" / "text-again.jpg")
+    store = tmp_path / "s.fcache"
+    assert fc.extract(mixed, store, backbone=net, progress=False).added == 24
+    (mixed / "dogs" / "text-again.jpg").unlink()
+    for path in (mixed / "dogs" / "text.jpg", mixed / "cats" / "empty.jpg"):
+        Image.new("RGB", (40, 40), (len(path.name), 2, 3)).save(path)
+    report = fc.extract(mixed, store, backbone=net, progress=False)
+    assert (report.items, report.added, report.changed, report.removed, report.quarantined) == (28, 2, 0, 0, 2)
+    status = fc.open(store).status()
+    assert (status["items"], status["quarantined"]) == (26, 2)
+    assert status["sources"][0]["classes"] == {"cats": 13, "dogs": 13}
+
+
 def test_bad_images_are_quarantined_with_the_reason(mixed: Path, tmp_path: Path, net: Backbone) -> None:
     report = fc.extract(mixed, tmp_path / "s.fcache", backbone=net, progress=False)
     assert (report.items, report.computed, report.quarantined, report.ignored) == (28, 24, 4, 1)
@@ -62,10 +78,13 @@ def test_bad_images_are_quarantined_with_the_reason(mixed: Path, tmp_path: Path,
     assert "cannot be read" in reasons["dogs/dangling.jpg"]
     store = fc.open(tmp_path / "s.fcache")
     assert dict(store.quarantine()) == reasons
-    assert store.status()["quarantined"] == 4
-    # Another release of either may read what this one refuses, and tries again.
+    status = store.status()
+    assert (status["items"], status["quarantined"], report.added) == (24, 4, 24)
+    assert status["sources"][0]["classes"] == {"cats": 12, "dogs": 12}
+    heic = f"; pi-heif {version('pi_heif')}" if READS_HEIC else ""
+    # Another release of these may read what this one refuses, and tries again.
     assert set(store.catalogue.query("t", "SELECT versions FROM quarantine")) == {
-        (f"featcache {version('featcache')}; pillow {version('pillow')}",)
+        (f"featcache {version('featcache')}; pillow {version('pillow')}{heic}",)
     }
     assert len(store.arrays()[0]) == 24
     assert store.verify().ok

@@ -214,6 +214,8 @@ def accounted(store: Path, source: Path) -> tuple[int, int, int]:
     assert pending | done | quarantined == listed
     assert len(pending) + len(done) + len(quarantined) == len(listed)
     assert opened.has([items[uri] for uri in done]).all()
+    told = opened.status()
+    assert (told["pending"], told["items"], told["quarantined"]) == (len(pending), len(done), len(quarantined))
     return len(pending), len(done), len(quarantined)
 
 

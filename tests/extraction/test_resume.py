@@ -15,8 +15,9 @@ from PIL import Image
 import featcache as fc
 from featcache.backbones import Backbone, tiny_backbone
 from featcache.core.errors import MissingVectorsError, UsageError
-from featcache.extraction.run import is_unchanged
+from featcache.extraction.pipeline import is_unchanged
 from featcache.images.entry import Entry
+from featcache.store import StoreWriter
 from featcache.store.sources import Record
 from tests.store.making import lose
 
@@ -270,3 +271,12 @@ def test_a_file_read_right_after_it_was_written_is_read_again(tmp_path: Path) ->
     assert is_unchanged(entry, record(3_000_000_000))
     paint(tmp_path / "a.png", 2)
     assert not is_unchanged(entry, record(3_000_000_000))
+
+
+def test_a_run_beside_another_says_so(photos: Path, tmp_path: Path) -> None:
+    store = tmp_path / "s.fcache"
+    with StoreWriter(store):
+        beside = fc.extract(photos, store, backbone=tiny_backbone(), progress=False)
+    (note,) = beside.notes
+    assert note.startswith(f"Another run is writing to {store}.")
+    assert not fc.extract(photos, store, backbone=tiny_backbone(), progress=False).notes

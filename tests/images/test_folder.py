@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from featcache.core.errors import SourceError
+from featcache.core.errors import SourceError, UnusableImageError
 from featcache.images.entry import Entry
 from featcache.images.folder import FolderSource
 from featcache.images.sources import open_source
@@ -195,13 +195,40 @@ def test_an_empty_folder(tmp_path: Path) -> None:
         FolderSource(tmp_path).entries()
 
 
+def make_unlistable(folder: Path) -> None:
+    """Fill a folder with folders so deep that the last path is too long for the system: no permission is asked for."""
+    at = os.open(folder, os.O_RDONLY)
+    for _ in range(4096 // 250 + 1):
+        os.mkdir("x" * 250, dir_fd=at)
+        below = os.open("x" * 250, os.O_RDONLY, dir_fd=at)
+        os.close(at)
+        at = below
+    os.close(at)
+
+
+@pytest.mark.skipif(os.mkdir not in os.supports_dir_fd, reason="folders so deep cannot be made")
+def test_a_folder_that_cannot_be_listed_is_told_and_the_others_go_on(tmp_path: Path) -> None:
+    touch(tmp_path, "cats/a.jpg", "dogs/b.jpg")
+    make_unlistable(tmp_path / "cats")
+    source = FolderSource(tmp_path)
+    good, bad, other = source.entries()
+    assert (good.uri, other.uri) == ("cats/a.jpg", "dogs/b.jpg")
+    assert source.incomplete == (f"{bad.uri}/",)
+    assert bad.uri.startswith("cats/xxx")
+    with pytest.raises(UnusableImageError, match="the folder cannot be listed: File name too long"):
+        bad.read()
+    for path in ("cats/a.jpg", "dogs/b.jpg"):
+        (tmp_path / path).unlink()
+    with pytest.raises(SourceError, match=r"No image was found in .*: the folder cannot be listed: .*permissions"):
+        source.entries()
+
+
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="nothing is forbidden to this user")
-def test_a_folder_that_cannot_be_listed(tmp_path: Path) -> None:
+def test_a_folder_without_permission(tmp_path: Path) -> None:
     touch(tmp_path, "cats/a.jpg", "dogs/b.jpg")
     (tmp_path / "cats").chmod(0)
     try:
-        with pytest.raises(SourceError, match=r"cats cannot be listed.*permissions"):
-            FolderSource(tmp_path).entries()
+        assert [entry.uri for entry in FolderSource(tmp_path).entries()] == ["cats", "dogs/b.jpg"]
     finally:
         (tmp_path / "cats").chmod(0o755)
 

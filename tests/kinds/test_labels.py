@@ -287,7 +287,7 @@ def test_copies_with_different_labels_are_told(tmp_path: Path, draw_images, smal
     elif verb == "sweep":
         fc.sweep(tmp_path / "s.fcache", heads=["ridge"], progress=told)
     else:
-        assert first.notes == told.notes
+        assert [note for note in told.notes if not note.startswith("Convert")] == first.notes
     (note,) = {note for note in told.notes if "two labels" in note}
     assert note.startswith("Warning: 3 images")
     assert copied[0].name in note

@@ -160,7 +160,7 @@ def test_a_single_line_that_is_no_heading_is_not_overwritten(tmp_path, line):
 
 
 @pytest.mark.parametrize(
-    "line", ["", "path,label\n", "path,label,split,group", "uri,rank,label,probability,problem\r\n"]
+    "line", ["", "an older table\n", "path,label\n", "path,label,split,group", "uri,rank,label,probability,problem\r\n"]
 )
 def test_a_table_without_a_row_gives_way(tmp_path, line):
     path = tmp_path / "t.csv"

@@ -78,6 +78,41 @@ def test_only_where_nothing_is_answered_the_run_failed(world, capsys):
         fc.load(world["pets.fch"]).predict(world["empty"])
 
 
+def test_the_order_is_head_then_images(world, capsys):
+    image = world["photos/cats/cat-00.jpg"]
+    assert main(["predict", str(image), str(world["pets.fch"])]) == 2
+    said = capsys.readouterr().err
+    assert f"{image} comes first and is an image" in said
+    assert f"featcache predict {world['pets.fch']} {image}" in said
+
+
+def test_a_folder_that_is_not_there_is_refused_as_by_extract(world, monkeypatch, capsys):
+    monkeypatch.chdir(world.folder)
+    for words in (["predict", "pets.fch", "fotos"], ["extract", "fotos", "-o", "new.fcache"]):
+        assert main(words) == 2
+        assert "There is nothing at fotos. Give " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words", [["predict", "pets.fch"], ["similar", "pets.fcache"], ["extract", "-o", "new.fcache"]]
+)
+def test_an_address_is_shown_as_given(words, world, monkeypatch, capsys):
+    monkeypatch.chdir(world.folder)
+    assert main([*words, "https://example.org/a.jpg"]) == 2
+    assert "https://example.org/a.jpg is an address on the net" in capsys.readouterr().err
+
+
+def test_images_of_a_folder_are_called_as_the_folder_was_typed(world, monkeypatch, capsys):
+    monkeypatch.chdir(world.folder)
+    assert main(["predict", "pets.fch", "photos", "photos/cats/cat-00.jpg", "--csv", "t.csv", "--top", "1"]) == 0
+    wanted = sorted(str(path) for path in Path("photos").rglob("*.jpg"))
+    assert [row["uri"] for row in rows(Path("t.csv"))] == [*wanted, "photos/cats/cat-00.jpg"]
+    capsys.readouterr()
+    assert main(["predict", "pets.fch", "photos/cats"]) == 0
+    assert capsys.readouterr().out.startswith("photos/cats/cat-00.jpg\n")
+    assert fc.load("pets.fch").predict("photos/cats")[0].uri == "photos/cats/cat-00.jpg"
+
+
 def test_names_that_are_no_text_are_written_as_in_the_catalogue(world, capsys):
     odd = os.fsencode(world["photos/cats"]) + b"/caf\xe9.jpg"
     os.rename(world["photos/cats/cat-00.jpg"], odd)

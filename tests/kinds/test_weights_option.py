@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import featcache as fc
+from featcache.backbones.split import split_network
 from featcache.cli import main
 from featcache.core.errors import FeatcacheError, RecipeMismatchError
+from featcache.training.layer_use import LayerUse
+from featcache.training.partial_model import PartialModel
 from tests.backbones.making import randomised
 from tests.doors import Door, Parameter, World, doors
 
@@ -73,8 +76,17 @@ def made(tmp_path_factory, draw_images):
             ["finetune", "s.fcache", "-o", "whole.fch", "--epochs", "1", *given],
         ):
             assert main(words) == 0, words
+        _with_its_layers(folder / "tuned.fch", fc.backbones.get(NAME, files[0]))
     shutil.rmtree(folder / "cache-of-then")
     return folder, digests
+
+
+def _with_its_layers(path: Path, backbone: fc.Backbone) -> None:
+    """Save a linear head on ``pooled`` as one whose later layers were trained: with them, on cached activations."""
+    head, split = fc.load(path), split_network(backbone.network, "blocks.4")
+    tail = {name: tensor.numpy() for name, tensor in split.tail.state_dict().items()}
+    model = PartialModel("blocks.4", split.shape, tail, head.predictor, head.recipe)
+    replace(head, layers=(LayerUse(split.cached, split.shape, 1.0),), predictor=model).save(path)
 
 
 @pytest.fixture

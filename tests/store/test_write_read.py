@@ -132,7 +132,7 @@ def test_several_spaces_and_sources_have_to_be_chosen(tmp_path: Path) -> None:
     store = FeatureStore.open(path)
     with pytest.raises(UsageError, match=r"test:one.*test:two"):
         store.space()
-    with pytest.raises(UsageError, match="first, second"):
+    with pytest.raises(UsageError, match=r"first \(4 images.*second \(4 images"):
         store.source()
     with pytest.raises(UnknownNameError, match="second"):
         store.source("secnd")

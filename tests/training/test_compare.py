@@ -165,7 +165,7 @@ def test_what_the_interval_does_not_decide_is_said_in_words(
     assert found is not None
     assert found.low <= 0 <= found.high
     told = said(first, other)["Log-loss"]
-    assert told.startswith(f"They cannot be told apart on these {SCORED} items: a.fch is ")
+    assert told.startswith(f"They cannot be told apart on {SCORED} items: a.fch is ")
     assert "resamples" not in told
     told = said(good, first)["Log-loss"]
     assert told.startswith("a.fch is 0.")

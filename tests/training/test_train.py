@@ -274,6 +274,20 @@ def test_items_without_vectors_are_counted(images: Path, store: Path, tmp_path: 
     assert got["without_vectors"] == len(set(listed) - having) > 0
 
 
+def test_images_that_lack_a_layer_are_told_in_the_protocol(images: Path, tmp_path: Path) -> None:
+    fewer, store = tmp_path / "fewer", tmp_path / "s.fcache"
+    for path in sorted(images.rglob("*.jpg"))[::2]:
+        (fewer / path.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, fewer / path.parent.name)
+    fc.extract(images, store, backbone=tiny_backbone(), progress=False)
+    fc.extract(fewer, store, backbone=tiny_backbone(), layers=["pooled", "body.0:mean"], progress=False)
+    told = "; 11 of 24 labeled images without vectors of 'body.0:mean' left out"
+    bundle = train(store, "ridge", layers="body.0:mean", source="photos")
+    assert bundle.report["score"]["protocol"].endswith(told)
+    assert fc.evaluate(bundle, store, source="photos").protocol.endswith(told)
+    assert "left out" not in train(store, "ridge", source="photos").report["score"]["protocol"]
+
+
 def test_one_class_left_for_want_of_vectors(images: Path, tmp_path: Path) -> None:
     root, store = shutil.copytree(images, tmp_path / "photos"), tmp_path / "s.fcache"
     fc.extract(root, store, backbone=tiny_backbone(), progress=False)

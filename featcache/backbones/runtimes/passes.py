@@ -16,9 +16,11 @@ import numpy as np
 
 from featcache.backbones import compute
 from featcache.backbones.backbone import Backbone
+from featcache.backbones.recipe_cache import cache_folder
 from featcache.backbones.runtimes.openvino import CompiledGraph, Graph
 from featcache.backbones.runtimes.proof import GraphCache, Proven, check_agreement
 from featcache.core.errors import ConversionError, UsageError
+from featcache.core.progress import tell
 
 if TYPE_CHECKING:
     from featcache.backbones.extractor import Extractor
@@ -181,6 +183,7 @@ class GraphPasses:
     def _new(self, key: Key, batch: np.ndarray, layers: Sequence[Layer]) -> CompiledGraph:
         from featcache.backbones.runtimes.convert import convert
 
+        tell(f"Convert {self._backbone.name} for OpenVINO and check it against PyTorch, once for each set of layers …")
         inputs = _noise(batch)
         made = convert(self._backbone.network, layers, inputs)
         graph = self._compile(made, key)
@@ -190,7 +193,13 @@ class GraphPasses:
         expected = self._reference(inputs, layers)
         if all(np.isfinite(array).all() for array in expected.values()):
             check_agreement(graph.forward(inputs), expected, self._backbone.precision)
-            self._cache(key).write(Proven(made, inputs, expected, errors))
+            try:
+                self._cache(key).write(Proven(made, inputs, expected, errors))
+            except OSError as error:
+                self.notes.append(
+                    f"The converted network cannot be kept in {cache_folder()}, so every run converts it again: "
+                    f"{error.strerror or error}. Set FEATCACHE_CACHE to a folder that can be written."
+                )
         return self._keep(key, graph)
 
     def _reference(self, batch: np.ndarray, layers: Sequence[Layer]) -> dict[str, np.ndarray]:

@@ -99,7 +99,11 @@ class GraphCache:
         return proven
 
     def write(self, proven: Proven) -> None:
-        """Write the entry; if that fails the graph is converted again next time."""
+        """Write the entry.
+
+        Raises:
+            OSError: it cannot be written, so that the graph has to be converted again next time.
+        """
         from safetensors import SafetensorError
         from safetensors.numpy import save_file
 
@@ -111,14 +115,17 @@ class GraphCache:
         }
         errors = json.dumps(proven.errors, sort_keys=True)
         metadata = {"key": self.key, "errors": errors, "digest": _digest(self.key, errors, tensors)}
-        with suppress(OSError, SafetensorError):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            partial = self.path.with_suffix(f".{os.getpid()}")
-            try:
-                save_file(tensors, partial, metadata)
-                os.replace(partial, self.path)
-            finally:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_suffix(f".{os.getpid()}")
+        try:
+            save_file(tensors, partial, metadata)
+            os.replace(partial, self.path)
+        except SafetensorError as error:  # what the system says is part of its message
+            raise OSError(str(error)) from error
+        finally:
+            with suppress(OSError):
                 partial.unlink(missing_ok=True)
+        with suppress(OSError):
             files = sorted(self.path.parent.glob("*.safetensors"), key=lambda path: path.stat().st_mtime)
             for old in files[:-_MAX_GRAPHS]:
                 old.unlink(missing_ok=True)

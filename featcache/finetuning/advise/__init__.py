@@ -22,9 +22,10 @@ from featcache.finetuning.advise.trials import SPEED, linear_probe, try_depth, t
 from featcache.store import FeatureStore
 from featcache.training.activations import StoredItems, extraction_rate
 from featcache.training.dataset import FeatureDataset
-from featcache.training.holdout import check_classes, divide, has_splits, held_out, split_rows
+from featcache.training.holdout import check_classes, divide, held_out
 from featcache.training.label_notes import note_incomplete, note_labels
 from featcache.training.leakage import folds_without_leakage
+from featcache.training.own_splits import split_rows, without_splits
 from featcache.training.selection import Selection, SelectionOptions
 from featcache.training.spaces import choose_space
 
@@ -103,10 +104,11 @@ def advise_within(
         dataset.tell_labels(bar)
         check_classes(dataset)
         note_labels(dataset, bar)
-        if has_splits(dataset):
-            likely = compared = split_rows(dataset, select.split or "train")
-        else:
-            likely, compared = np.flatnonzero(~held_out(dataset, opened, seed)), np.arange(len(dataset.y))
+        loose = without_splits(dataset)
+        likely, compared = np.flatnonzero(loose & ~held_out(dataset, opened, seed)), np.flatnonzero(loose)
+        if not loose.all():
+            own = split_rows(dataset, select.split or "train")
+            likely, compared = np.union1d(likely, own), np.union1d(compared, own)
         probe, before = probe_seconds(dataset, likely, FOLDS, time), time.spent()
         bar.note(least(time, before + probe))
         twins = near_duplicates_in_time(dataset, compared, seed, probe, time, bar)
