@@ -16,7 +16,7 @@ import typer
 from typer.main import get_command
 
 import featcache
-from featcache.cli import advise, check, demo, extract, faces, finetune, models, predict, store, sweep, train
+from featcache.cli import advise, check, demo, evaluate, extract, faces, finetune, models, predict, store, sweep, train
 from featcache.cli.command import fail
 from featcache.cli.output import BEGAN
 
@@ -30,7 +30,7 @@ app = typer.Typer(
 _PANELS: dict[str, list[Callable[..., None]]] = {
     "First steps": [demo.demo],
     "Images to vectors": [extract.extract],
-    "Heads": [train.train, sweep.sweep, train.evaluate],
+    "Heads": [train.train, sweep.sweep, evaluate.evaluate],
     "Fine-tuning": [advise.advise, finetune.finetune],
     "Answers": [predict.predict, predict.similar],
     "The store": [store.status, store.export, store.verify, store.repair, store.compact, store.gc],

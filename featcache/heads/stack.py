@@ -45,9 +45,9 @@ class Member:
         coef: (k, d) float64; for two classes (1, d).
         intercept: (k,) or (1,).
         chosen: its penalty.
-        temperature: its scores are divided by this.
         held_out: (n, k) float32 out-of-fold scores divided by the temperature; NaN where there are none.
-        log_loss: of these.
+        temperature: its scores are divided by this.
+        log_loss: of ``held_out``, if there are any.
         accuracy: likewise.
     """
 
@@ -56,10 +56,21 @@ class Member:
     coef: np.ndarray
     intercept: np.ndarray
     chosen: dict[str, float]
-    temperature: float
     held_out: np.ndarray
-    log_loss: float | None
-    accuracy: float | None
+    temperature: float = 1.0
+    log_loss: float | None = None
+    accuracy: float | None = None
+
+    def calibrated(self, class_ids: np.ndarray) -> Member:
+        """The same with its temperature and scores, by the true classes (n,)."""
+        usable = np.isfinite(self.held_out).all(axis=1)
+        scores, truth = self.held_out[usable], class_ids[usable]
+        if not len(scores):
+            return self
+        temperature, loss = fit_temperature(scores, truth)
+        right = float((scores.argmax(axis=1) == truth).mean())
+        held_out = self.held_out / np.float32(temperature)
+        return replace(self, held_out=held_out, temperature=temperature, log_loss=loss, accuracy=right)
 
 
 class StackHead(LinearHead):
@@ -161,7 +172,8 @@ class StackHead(LinearHead):
         held_out = path.held_out_logits_
         if held_out is None:
             held_out = np.full((len(Z), len(part.classes)), np.nan, np.float32)
-        return _member("softmax", first, coef, path.intercept_ - coef @ axes.mean, path.chosen_, held_out, part)
+        member = Member("softmax", first, coef, path.intercept_ - coef @ axes.mean, path.chosen_, held_out)
+        return member.calibrated(part.class_ids)
 
     def _weights_by_id(self, classes: np.ndarray) -> Any:
         if not isinstance(self.class_weight, Mapping):
@@ -226,25 +238,8 @@ def _columns(read: Callable[[np.ndarray], np.ndarray], first: int) -> Callable[[
 def _ridge_member(first: int, ridge: RidgeHead, part: VectorStream) -> Member:
     held_out = np.full((len(part), len(part.classes)), np.nan, np.float32)
     held_out[ridge.left_out_rows_] = ridge.left_out_scores_
-    return _member("ridge", first, ridge.coef_, ridge.intercept_, ridge.chosen_, held_out, part)
-
-
-def _member(
-    name: str,
-    first: int,
-    coef: np.ndarray,
-    intercept: np.ndarray,
-    chosen: dict[str, float],
-    held_out: np.ndarray,
-    part: VectorStream,
-) -> Member:
-    usable = np.isfinite(held_out).all(axis=1)
-    scores, truth = held_out[usable], part.class_ids[usable]
-    if not len(scores):
-        return Member(name, first, coef, intercept, chosen, 1.0, held_out, None, None)
-    temperature, loss = fit_temperature(scores, truth)
-    accuracy = float((scores.argmax(axis=1) == truth).mean())
-    return Member(name, first, coef, intercept, chosen, temperature, held_out / np.float32(temperature), loss, accuracy)
+    member = Member("ridge", first, ridge.coef_, ridge.intercept_, ridge.chosen_, held_out)
+    return member.calibrated(part.class_ids)
 
 
 def stack_weights(held_out: Sequence[np.ndarray], class_ids: np.ndarray, *, seed: int = 0) -> tuple[np.ndarray, str]:

@@ -20,7 +20,8 @@ from featcache.metrics.classification import paired, sign_test
 from featcache.store.status import images_per_second
 from featcache.training.dataset import FeatureDataset
 from featcache.training.fit import answers, fit
-from featcache.training.holdout import has_splits, held_out, split_rows
+from featcache.training.holdout import held_out
+from featcache.training.own_splits import split_rows, without_splits
 
 if TYPE_CHECKING:
     from featcache.core.progress import Progress
@@ -161,10 +162,9 @@ def choose_space(
 
 def _rows(dataset: FeatureDataset, store: FeatureStore, select: Selection, seed: int) -> np.ndarray:
     """The training rows, without classes of a single independent image."""
-    if has_splits(dataset):
-        rows = split_rows(dataset, select.split or "train")
-    else:
-        rows = np.flatnonzero(~held_out(dataset, store, seed))
+    loose = without_splits(dataset)
+    own = np.zeros(0, np.int64) if loose.all() else split_rows(dataset, select.split or "train")
+    rows = np.union1d(own, np.flatnonzero(loose & ~held_out(dataset, store, seed)))
     y, groups = dataset.y[rows], dataset.groups[rows]
     known = [name for name in np.unique(y) if len(np.unique(groups[y == name])) > 1]
     if len(known) < 2:

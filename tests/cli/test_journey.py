@@ -292,7 +292,7 @@ def test_hidden_layers_are_for_the_head_that_has_them(trained, tmp_path, run, ca
 
 
 def test_which_head_is_better_is_said_in_words(capsys):
-    from featcache.cli.train import _show_against
+    from featcache.cli.evaluate import _show_against
 
     _show_against(
         {
