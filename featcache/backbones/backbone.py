@@ -279,20 +279,17 @@ class Backbone:
             >>> tiny_backbone().with_input(48).recipe.pixels.transform.resize
             (48, 48)
         """
-        wanted = InputSize(input_size, fit)
-        if not wanted.is_given:
+        if not (wanted := InputSize(input_size, fit)).is_given:
             return self
         sized = PixelPath(wanted.of((self._as_published or self)._standard("input_size and fit")))
         return self.with_pixels(with_size_of(self.pixels, sized))
 
     def _with_size_of(self, pixels: PixelPath) -> Backbone:
         base = (self._as_published or self).with_runtime(runtime=self.runtime, precision=self.precision)
-        own = base._published().pixels
-        wanted = with_size_of(own, pixels)
-        if wanted == self._published().pixels:
-            return self
-        if wanted == own:
-            return base
+        wanted = with_size_of(base._published().pixels, pixels)
+        for made in (self, base):
+            if wanted == made._published().pixels:
+                return made
         transform = wanted.transform
         assert isinstance(transform, StandardTransform)  # a callable's is the own one
         cache, known = (None, None) if base._cache is None else base._cache.at(wanted, base._known)
@@ -316,12 +313,11 @@ class Backbone:
         return self.with_pixels(replace(self.pixels, scaled=SCALED))
 
     def _standard(self, option: str) -> StandardTransform:
-        transform = self._published().pixels.transform
-        if isinstance(transform, StandardTransform):
+        if isinstance(transform := self._published().pixels.transform, StandardTransform):
             return transform
         raise UsageError(
-            f"The transform of {self.name} is a callable, so the size of image that it needs is unknown. "
-            f"Omit {option}, or give a StandardTransform."
+            f"The transform of {self.name} is a callable, so the size of image that it needs is unknown. Omit {option} "
+            "or give a StandardTransform."
         )
 
     def _published(self) -> Recipe:
