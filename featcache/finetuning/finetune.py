@@ -143,12 +143,12 @@ def finetune(
     check_arguments(from_layer, init, arch)
     began, started = time.monotonic(), datetime.now(UTC)
     opened = FeatureStore.open(store)
-    opened.source_names(selection.get("source"))
     known = opened.space(selection.get("space"))
     select = replace(Selection(**selection), space=known.fingerprint)
     if from_layer is None:
         _check_can_be_augmented(known.recipe, arch)
     base = backbone_for(known.recipe, backbone) if arch is None else get(arch)
+    opened.source_names(selection.get("source"))
     device = str(device or base.device)
     schedule = replace(CONFIGS[init].over(config), seed=seed)
     check_choice("torch", schedule.precision, device)

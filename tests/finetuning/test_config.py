@@ -22,7 +22,7 @@ def test_learning_rates_of_stages() -> None:
 @pytest.mark.parametrize("stage", [-1, 4, 2**70])
 def test_a_stage_that_is_not_there_is_refused(stage: int) -> None:
     with pytest.raises(UsageError, match="stage is a number from 0"):
-        TrainingConfig().share_of_stage(stage, 4)
+        Schedule().share_of_stage(stage, 4)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from tests.backbones.making import randomised
 from tests.doors import Door, Parameter, World, doors
 
 NAME = "timm:test_efficientnet"
+SCRATCH = "scratch:small_cnn"
 COMMANDS = {
     "train": ["train", "s.fcache", "-o", "blocks.fch", "--head", "ridge", "--layers", "all-blocks"],
     "sweep": ["sweep", "s.fcache", "--heads", "ridge", "--layers", "all-blocks"],
@@ -73,7 +74,7 @@ def made(tmp_path_factory, draw_images):
             ["extract", "people", "-o", "p.fcache", "--backbone", NAME, *given],
             ["faces", "train", "p.fcache", "-o", "match.fch"],
             ["finetune", "s.fcache", "-o", "tuned.fch", "--from", "blocks.4", "--epochs", "1", "--yes", *given],
-            ["finetune", "s.fcache", "-o", "whole.fch", "--epochs", "1", *given],
+            ["finetune", "s.fcache", "-o", "whole.fch", "--epochs", "1", "--init", "scratch", "--arch", SCRATCH],
         ):
             assert main(words) == 0, words
         _with_its_layers(folder / "tuned.fch", fc.backbones.get(NAME, files[0]))
@@ -209,7 +210,7 @@ def test_layers_that_are_stored_need_no_file(place, capsys):
 def test_what_needs_no_file_says_so(place, capsys):
     for words, why in (
         (["predict", "whole.fch", "new"], "carries the weights of the whole network"),
-        (["finetune", "s.fcache", "-o", "a.fch", "--init", "scratch", "--arch", "scratch:small_cnn"], "--arch"),
+        (["finetune", "s.fcache", "-o", "a.fch", "--init", "scratch", "--arch", SCRATCH], "--arch"),
         (["faces", "verify", "new/x.jpg", "new/x.jpg"], "--head"),
     ):
         assert main([*words, "--weights", place.right]) == 2
