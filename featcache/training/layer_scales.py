@@ -28,7 +28,7 @@ WEIGHTINGS = {
 ALONE = "the last layer alone"
 
 COMPARED = 500
-"""Images that the choice is made on: it is as good as on all (`scripts/bench/stack.py weighting`)."""
+"""Images that the choice is made on: it is as good as on all (`scripts/bench/stack.py --weighting`)."""
 _PER_CLASS = 3
 _BATCH = 8192
 _CONSTANT = 1e-6
