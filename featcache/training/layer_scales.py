@@ -29,6 +29,8 @@ ALONE = "the last layer alone"
 
 COMPARED = 500
 """Images that the choice is made on: it is as good as on all (`scripts/bench/stack.py --weighting`)."""
+_EQUAL = 1e-4
+"""Losses in nats that differ by less are equal: rounding must not choose."""
 _PER_CLASS = 3
 _BATCH = 8192
 _CONSTANT = 1e-6
@@ -113,7 +115,7 @@ def choose_layers(dataset: FeatureDataset, rows: np.ndarray, *, alone: bool, see
         losses[name] = float(RidgeHead().fit(scaled, y, groups).scores_.min())
     if alone:
         losses[ALONE] = float(RidgeHead().fit(X[:, last:], y, groups).scores_.min())
-    best = min(losses, key=losses.__getitem__)
+    best = next(name for name, loss in losses.items() if loss <= min(losses.values()) + _EQUAL)
     if best == ALONE:
         uses: tuple[LayerUse, ...] = (LayerUse(dataset.layers[-1], dataset.shapes[-1], 1.0),)
     else:

@@ -63,7 +63,7 @@ def test_the_choice_is_the_least_loss_of_fits_without_each_group() -> None:
     chosen = choose_layers(of, np.arange(45), alone=True, seed=0)
     assert chosen.losses is not None
     assert list(chosen.losses) == [*WEIGHTINGS, ALONE]
-    assert chosen.weighting == min(chosen.losses, key=chosen.losses.__getitem__)
+    assert chosen.losses[str(chosen.weighting)] <= min(chosen.losses.values()) + 1e-4
     for name, loss in chosen.losses.items():
         X = of.read(np.arange(45))
         X = X[:, 40:] if name == ALONE else scale_layers(X, layer_uses(of, np.arange(45), **WEIGHTINGS[name]))

@@ -365,7 +365,7 @@ def test_several_layers_are_weighed_by_what_was_learned_from(store: Path, tmp_pa
     learned = X[np.array([item.sha256 in contents(bundle) for item in items])].astype(np.float64)
     assert [(use.name, use.shape) for use in bundle.layers] == [("body.0:mean", (12,)), ("pooled", (16,))]
     weighting = bundle.report["layer_weighting"]
-    assert weighting["weighting"] == min(weighting["log_loss"], key=weighting["log_loss"].get)
+    assert weighting["log_loss"][weighting["weighting"]] <= min(weighting["log_loss"].values()) + 1e-4
     wanted = []
     for part in (learned[:, :12], learned[:, 12:]):
         part = part - part.mean(axis=0) if "centred" in weighting["weighting"] else part
