@@ -35,7 +35,8 @@ from featcache.training.sweep_report import SweepReport, ranked
 from tests.training.sides import sides_of
 
 KNN = KNeighborsClassifier(3)
-LINEAR = LogisticRegression(C=0.1, max_iter=1000, tol=1e-8)
+# Centred, so that it converges in single precision on layers whose mean is many times their spread.
+LINEAR = make_pipeline(StandardScaler(with_std=False), LogisticRegression(C=0.1, max_iter=1000, tol=1e-8))
 
 
 @pytest.fixture(scope="module")
@@ -92,8 +93,8 @@ def weighed(columns: list[np.ndarray], y: np.ndarray, units: np.ndarray, fitting
         sizes = [X[fitting] - X[fitting].mean(axis=0) if centred else X[fitting] for X in columns]
         widths = [X.shape[1] if by_number else np.mean([X.shape[1] for X in columns]) for X in columns]
         scales = [np.sqrt((X**2).sum(axis=1).mean() / d) for X, d in zip(sizes, widths, strict=True)]
-        X = np.hstack([X / scale for X, scale in zip(columns, scales, strict=True)])
-        found.append((RidgeHead().fit(X[fitting].astype(np.float32), y[fitting], units[fitting]).scores_.min(), X))
+        X = np.hstack([X / scale for X, scale in zip(columns, scales, strict=True)]).astype(np.float32)
+        found.append((RidgeHead().fit(X[fitting], y[fitting], units[fitting]).scores_.min(), X))
     least = min(loss for loss, _ in found)
     return next(X for loss, X in found if loss <= least + 1e-4)
 
