@@ -48,8 +48,8 @@ def train(
         str | None,
         typer.Option(
             metavar="stack|softmax|ridge|knn|centroid|mlp|torch|MODULE:CLASS(…)",
-            help="stack (the default on several layers): ridge and softmax, on pooled and on all layers, as one matrix;"
-            " softmax (the default on one layer): multinomial logistic regression, C chosen by cross-validation; ridge:"
+            help="stack: ridge and softmax, on pooled and on all layers, as one matrix; the default on several layers."
+            " softmax: multinomial logistic regression, C chosen by cross-validation; the default on one layer. ridge:"
             " ridge regression, in a second or two, also for caches larger than memory; knn: the nearest vectors vote;"
             " centroid: the nearest class mean; mlp: hidden layers (--hidden), for classes no line separates;"
             " torch: a softmax layer trained in mini-batches, for caches larger than memory; or any scikit-learn"

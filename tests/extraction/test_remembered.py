@@ -67,7 +67,7 @@ def described(store: Path) -> dict[str, tuple[str | None, str | None]]:
 def extract(*args: Any, **options: Any) -> list[str]:
     notes = Notes()
     fc.extract(*args, progress=notes, **options)
-    return notes.texts
+    return [text for text in notes.texts if not text.startswith("Convert ")]
 
 
 # Labels and splits.

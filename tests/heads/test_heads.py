@@ -207,7 +207,7 @@ def test_classes_weigh_the_same_on_request(name: str) -> None:
     np.testing.assert_allclose(same.predict_proba(X), balanced.predict_proba(X), atol=close)
 
 
-@pytest.mark.parametrize("name", WEIGHING)
+@pytest.mark.parametrize("name", sorted({*WEIGHING} - {"stack"}))  # whose members these are
 def test_weights_multiply_the_loss_as_in_scikit_learn(name: str) -> None:
     X, y = gaussians(300, 3, spread=0.7)
     weights = {"class 1": 3.0}

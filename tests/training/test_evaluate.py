@@ -25,6 +25,7 @@ from featcache.core.errors import (
     UnusableImageError,
     UsageError,
 )
+from featcache.core.recipe import StandardTransform
 from featcache.heads import HEADS
 from tests.images.tars import write_tar
 
@@ -173,8 +174,12 @@ def test_another_module_is_refused_field_by_field(place: Path, bundle: Bundle) -
     with pytest.raises(RecipeMismatchError, match=r"weights is .*needed is") as caught:
         say(bundle, path, tiny_backbone(seed=1))
     assert "module:tiny1" in str(caught.value)
-    with pytest.raises(RecipeMismatchError, match=r"pixels\.transform\.crop"):
-        say(bundle, path, tiny_backbone(size=40))
+    # The size of its input is the head's; its mean cannot be.
+    assert say(bundle, path, tiny_backbone(size=40)) == say(bundle, path, tiny_backbone())
+    pixels = StandardTransform((32,), (32, 32), "bilinear", (0.1, 0.1, 0.1), (0.5, 0.5, 0.5))
+    other = Backbone.from_module(tiny_backbone().module, transform=pixels, name="tiny0", axes="NCHW")
+    with pytest.raises(RecipeMismatchError, match=r"pixels\.transform\.mean"):
+        say(bundle, path, other)
 
 
 def test_a_saved_head_answers_alike(place: Path, bundle: Bundle, net: Backbone, tmp_path: Path) -> None:

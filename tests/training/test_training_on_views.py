@@ -114,8 +114,11 @@ def test_no_view_of_a_scored_item_is_learned_from(store: Path, options: dict[str
 def test_several_layers_are_scaled_by_all_views(store: Path) -> None:
     bundle = train(store, "ridge", layers="pooled+body.0:mean")
     X = learned_rows(store, "pooled+body.0:mean")[0].astype(np.float64)
+    weighting = bundle.report["layer_weighting"]["weighting"]
     for use, part in zip(bundle.layers, (X[:, :12], X[:, 12:]), strict=True):
-        assert use.scale == pytest.approx(np.sqrt((part**2).mean()), rel=1e-6)
+        rows = part - part.mean(axis=0) if "centred" in weighting else part
+        width = part.shape[1] if weighting == "per element" else 14
+        assert use.scale == pytest.approx(np.sqrt((rows**2).sum(axis=1).mean() / width), rel=1e-5)
 
 
 def test_the_first_view_alone_is_as_if_no_other_were_stored(store: Path) -> None:
