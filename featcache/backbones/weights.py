@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -54,15 +53,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             found: Any = load_file(path)
         else:
             found = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError, ValueError, EOFError, KeyError) as error:
+    except Exception as error:  # of a damaged file both readers may raise anything
+        text = str(error).splitlines()[0] if str(error) else repr(error)
+        if path.suffix == ".safetensors":
+            raise WeightsError(f"{path} cannot be read as safetensors: {text}.") from error
         raise WeightsError(
-            f"{path} cannot be read as weights: {str(error).splitlines()[0] if str(error) else error!r}. Files that "
-            "hold more than tensors are not opened, since that could run code; save the state dict alone."
+            f"{path} cannot be read as weights: {text}. Files that hold more than tensors are not opened, since that "
+            "could run code; save the state dict alone."
         ) from error
-    except Exception as error:
-        if type(error).__module__.startswith("safetensors"):
-            raise WeightsError(f"{path} cannot be read as safetensors: {error}.") from error
-        raise
     for key in ("state_dict", "model", "model_state_dict"):
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
             found = found[key]

@@ -198,5 +198,5 @@ def _say_next(report: ExtractReport, source: str) -> None:
     layers = list(store.space(report.space).layers)
     if "pooled" not in layers and len(layers) > 1:
         choices += ["--layers", "+".join(layers)]
-    head = Path(report.store).with_suffix(".fch").name
+    head = Path(report.store).absolute().with_suffix(".fch").name
     output.say(f"Next:  {output.command('featcache', 'train', report.store, '-o', head, *choices)}")

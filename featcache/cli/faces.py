@@ -236,7 +236,7 @@ def _show_extract(report: FacesReport) -> None:
     output.say_quarantine(report.quarantine, report.store)
     output.say(f"  {output.span(report.seconds)} in all, with {report.backbone}")
     output.say(f"Store: {report.store}")
-    head = Path(report.store).with_suffix(".fch").name
+    head = Path(report.store).absolute().with_suffix(".fch").name
     output.say(f"Next:  {output.command('featcache', 'faces', 'train', report.store, '-o', head)}")
 
 

@@ -120,7 +120,7 @@ def test_files_that_hold_no_weights(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="There is no file"):
         read_weights(tmp_path / "none.pth")
     for name in ("a.pth", "a.safetensors"):
-        for content in (b"", b"no weights at all", b"\x80\x02garbage", b"PK\x03\x04garbage"):
+        for content in (b"", b"-1", b"(", b"no weights at all", b"\x80\x02garbage", b"PK\x03\x04garbage"):
             (tmp_path / name).write_bytes(content)
             with pytest.raises(WeightsError, match="cannot be read"):
                 read_weights(tmp_path / name)
