@@ -11,11 +11,13 @@ one standard error of the paired loss (Breiman et al. 1984, section 3.4.3), so t
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from sklearn.exceptions import ConvergenceWarning
 
 from featcache.core.errors import UsageError
 from featcache.heads.ridge import RidgeAxes, RidgeHead, ridge_axes
@@ -166,7 +168,10 @@ class StackHead(LinearHead):
     def _softmax_member(self, first: int, axes: RidgeAxes, Z: np.ndarray, part: VectorStream) -> Member:
         path = SoftmaxPathClassifier(class_weight=self._weights_by_id(part.classes), random_state=self.random_state)
         path.on_progress = self.on_progress
-        path.fit(Z[:, -AXES:], part.class_ids, part.groups)
+        with warnings.catch_warnings():
+            # A member's last digits are nothing to the stack, whose weights and temperature are fitted on what it says.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            path.fit(Z[:, -AXES:], part.class_ids, part.groups)
         self.grid_note_ = self.grid_note_ or path.grid_note_
         coef = path.coef_ @ axes.axes[:, -AXES:].T
         held_out = path.held_out_logits_

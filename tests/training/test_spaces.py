@@ -82,7 +82,7 @@ def test_a_space_that_is_named_is_the_only_one(borders: tuple[Path, Path]) -> No
 
 def test_sweep_and_advise_take_the_best_space(borders: tuple[Path, Path]) -> None:
     swept = fc.sweep(borders[1], ["ridge"], progress=False)
-    advised = fc.advise(borders[1], budget=1, backbone=tiny_backbone(), progress=False)
+    advised = fc.advise(borders[1], budget=10, backbone=tiny_backbone(), progress=False)
     for spaces in (swept.spaces, advised.spaces):
         (chosen,) = (one["space"] for one in spaces if one["chosen"])
         assert chosen != fc.open(borders[1]).spaces[0].fingerprint
