@@ -69,7 +69,9 @@ def test_the_weights_have_the_least_loss_within_one_standard_error(seed: int, me
     assert how == "out-of-fold log-loss of 150 items"
 
     def losses(w: np.ndarray) -> np.ndarray:
-        return -log_softmax(np.tensordot(w, np.stack(held_out), 1), axis=1)[np.arange(n), truth]
+        target = np.full((n, k), 1 / (n + 2) / (k - 1))
+        target[np.arange(n), truth] = 1 - 1 / (n + 2)
+        return -(target * log_softmax(np.tensordot(w, np.stack(held_out), 1), axis=1)).sum(axis=1)
 
     best = minimize(lambda r: losses(r**2).mean(), np.full(members, 0.5), method="Nelder-Mead",
                     options={"xatol": 1e-7, "fatol": 1e-10, "maxiter": 5000}).x ** 2  # fmt: skip
@@ -82,6 +84,13 @@ def test_the_weights_have_the_least_loss_within_one_standard_error(seed: int, me
         nearer = single + (step - 0.06) / step * (weights - single)
         excess = losses(nearer) - losses(best)
         assert excess.mean() > excess.std(ddof=1) / np.sqrt(n) - 1e-3
+
+
+def test_where_every_answer_is_right_the_weights_stay_small() -> None:
+    truth = np.arange(60) % 3
+    weights, _ = stack_weights([4.0 * np.eye(3)[truth], 3.0 * np.eye(3)[truth]], truth)
+    p = softmax(np.tensordot(weights, np.stack([4.0 * np.eye(3)[truth], 3.0 * np.eye(3)[truth]]), 1), axis=1)
+    assert p.max() == pytest.approx(1 - 1 / 62, abs=5e-3)
 
 
 def test_members_that_agree_to_the_last_digit_are_one() -> None:
@@ -130,6 +139,7 @@ def test_what_does_not_fit_in_memory_has_ridge_members_alone(monkeypatch: pytest
     stream = VectorStream(X.__getitem__, ids, np.arange(len(y)), classes, X.shape[1])
     whole = StackHead(widths=(30, 12)).fit_stream(stream)
     np.testing.assert_allclose(whole.coef_, StackHead(widths=(30, 12)).fit(X, y).coef_, rtol=1e-5, atol=1e-7)
+    # A machine with little memory: vectors that this one has no room for would take minutes.
     monkeypatch.setattr(stack, "available_memory", lambda: 1000)
     assert [m.name for m in StackHead(widths=(30, 12)).fit_stream(stream).members_] == ["ridge", "ridge"]
     with pytest.raises(UsageError, match="class weights"):
