@@ -48,14 +48,16 @@ def loader_of(
         from featcache.backbones.network import Network
         from featcache.backbones.weights import digest_of
 
-        standard = isinstance(transform, StandardTransform)
-        made = transform if standard else CustomTransform(name, str(version))
+        if isinstance(transform, StandardTransform):
+            pixels, custom = PixelPath(transform), None
+        else:
+            pixels, custom = PixelPath(CustomTransform(name, str(version))), transform
         return Network(
             module=module,
             digest=digest_of(module),
-            pixels=PixelPath(made),  # type: ignore[arg-type]
+            pixels=pixels,
             axes=Axes(None if order == "NLC" else order, order == "NLC", prefix_tokens),
-            custom=None if standard else transform,  # type: ignore[arg-type]  # `standard` says which
+            custom=custom,
             input_size=input_size,
         )
 

@@ -115,7 +115,7 @@ def _fitted(module: nn.Module, size: tuple[int, int]) -> nn.Module:
     if not hasattr(module, "set_input_size"):
         return module
     made = copy.deepcopy(module)
-    made.set_input_size(img_size=size)  # type: ignore[operator]  # of timm's networks
+    made.set_input_size(img_size=size)  # type: ignore[operator]  # a method of timm's, of which nn.Module knows nothing
     return made.requires_grad_(False).eval()
 
 

@@ -241,11 +241,13 @@ def with_weights(backbone: Backbone, tensors: Mapping[str, np.ndarray], pixels: 
         import torch
 
         from featcache.backbones.weights import digest_of, load_into
+        from featcache.core.recipe import StandardTransform
 
         network = backbone.architecture()
         wanted = network.pixels if pixels is None else with_size_of(network.pixels, pixels)
         if wanted != network.pixels:  # tables of positions among the weights are of the size that they were trained at
-            network = network.at(wanted.transform, backbone.name)  # type: ignore[arg-type]  # a callable has one size
+            assert isinstance(wanted.transform, StandardTransform)  # a callable has one size
+            network = network.at(wanted.transform, backbone.name)
         module = copy.deepcopy(network.module)
         given = {name: torch.from_numpy(np.array(tensor)) for name, tensor in tensors.items()}
         load_into(module, given, "the bundle")

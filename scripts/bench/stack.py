@@ -5,10 +5,10 @@
 
 Repeated five-fold cross-validation, paired: each item's answer by the one head less that by the other, the mean and its
 standard error over items. All that is chosen (weighting, penalties, weights of members, temperatures) is chosen inside
-the folds. Processor seconds are those of the fits, which `farm` of the whole command does not show: importing takes
-longer. With ``--per-class`` so many items a class are learned from in each fold, and all others of the fold's other
-side are scored. With ``--weighting`` ridge on each weighting, on the one that 500 items choose, and on the one that all
-choose. Stores are made in FOLDER; cells go to ``results/stack.json``.
+the folds. Processor seconds are those of the fits alone, without imports and reading. With ``--per-class`` so many
+items a class are learned from in each fold, and all others of the fold's other side are scored. With ``--weighting``
+ridge on each weighting, on the one that 500 items choose, and on the one that all choose. Stores are made in FOLDER;
+cells go to ``results/stack.json``.
 """
 
 from __future__ import annotations

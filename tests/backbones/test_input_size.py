@@ -50,7 +50,7 @@ def lite0(side: int) -> nn.Module:
 
 def resnet(side: int) -> nn.Module:
     module = at_hand("test_resnet")
-    module.reset_classifier(0)  # type: ignore[operator]  # of timm's networks
+    module.reset_classifier(0)  # type: ignore[operator]  # a method of timm's
     return module.eval()
 
 
@@ -90,7 +90,7 @@ def reference(
         x = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
         inputs.append((x - torch.tensor(transform.mean)[:, None, None]) / torch.tensor(transform.std)[:, None, None])
     with torch.no_grad():
-        return module(torch.stack(inputs)).numpy()  # type: ignore[no-any-return]
+        return module(torch.stack(inputs)).numpy()  # type: ignore[no-any-return]  # what a module returns has no type
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -131,7 +131,7 @@ def test_published_recipes_are_what_they_were() -> None:
 def test_a_size_is_a_recipe_of_its_own_and_is_found_by_it() -> None:
     network = get(LITE0)
     sizes = [network.with_input(288), network.with_input(288, "crop"), network.with_input(fit="whole")]
-    assert [one.recipe.pixels.transform.size_words for one in sizes] == [  # type: ignore[union-attr]
+    assert [one.recipe.pixels.transform.size_words for one in sizes] == [  # type: ignore[union-attr]  # no callable
         "whole 288 × 288", "crop 288 × 288", "whole 224 × 224",
     ]  # fmt: skip
     assert sizes[1].recipe.pixels.transform.resize == (329,)  # type: ignore[union-attr]  # 288/0.875, as in timm

@@ -155,6 +155,7 @@ def test_weights_that_were_just_written_are_remembered_by_their_digest(
 ) -> None:
     """`torch.save`, `extract` at once, and `predict` on the next day."""
     with monkeypatch.context() as moment:
+        # The two seconds last an hour, so that a slow machine is still within them.
         moment.setattr(weights_module, "RACY_NS", 3_600_000_000_000)
         other_weights(weights)
         recipe = get(NAME, weights).recipe
@@ -166,6 +167,7 @@ def test_weights_that_were_just_written_are_remembered_by_their_digest(
 
 
 def test_a_change_that_the_clock_hides_is_seen_by_the_digest(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The two seconds last an hour, so that a slow machine is still within them.
     monkeypatch.setattr(weights_module, "RACY_NS", 3_600_000_000_000)
     other_weights(weights)
     recipe = get(NAME, weights).recipe

@@ -16,20 +16,12 @@ import featcache as fc
 from featcache.backbones import Backbone, tiny_backbone
 from featcache.cli.app import app
 from featcache.core.errors import SourceError, UsageError
-from featcache.core.progress import Silent
 from featcache.images.sources import open_source
 from featcache.store.writer import StoreWriter
+from tests.extraction.test_remembered import Notes
 from tests.images.tars import write_tar
 
 MOVED = fc.ExtractionConfig(moved=True)
-
-
-class Notes(Silent):
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.texts.append(text)
 
 
 @pytest.fixture(scope="module")

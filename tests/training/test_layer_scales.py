@@ -15,7 +15,7 @@ from featcache.metrics.calibration import fit_temperature
 from featcache.store import Item
 from featcache.training import layer_scales
 from featcache.training.dataset import FeatureDataset
-from featcache.training.layer_scales import ALONE, WEIGHTINGS, choose_layers, layer_uses
+from featcache.training.layer_scales import ALONE, COMPARED, WEIGHTINGS, choose_layers, layer_uses
 from featcache.training.layer_use import scale_layers
 
 
@@ -85,17 +85,16 @@ def test_of_blocks_that_know_nothing_the_last_layer_is_left() -> None:
     assert len(choose_layers(dataset(parts, y), np.arange(150), alone=False, seed=0).uses) == 2
 
 
-def test_a_sample_has_each_class_its_share_and_whole_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layer_scales, "COMPARED", 30)
-    parts, y = drawn(n=300)
-    y[:150] = 0
-    groups = np.arange(300) // 2
+def test_a_sample_has_each_class_its_share_and_whole_groups() -> None:
+    parts, y = drawn(n=1500)
+    y[:750] = 0
+    groups = np.arange(1500) // 2
     of = dataset(parts, y, groups)
-    rows = layer_scales._sample(of, np.arange(300), seed=0)
-    assert 30 <= len(rows) <= 60
+    rows = layer_scales._sample(of, np.arange(1500), seed=0)
+    assert COMPARED <= len(rows) <= 2 * COMPARED
     assert sorted(np.unique(groups[rows], return_counts=True)[1]) == [2] * (len(rows) // 2)
     assert 0.5 < (y[rows] == 0).mean() < 0.85
-    assert choose_layers(of, np.arange(300), alone=False, seed=0).compared == len(rows)
+    assert choose_layers(of, np.arange(1500), alone=False, seed=0).compared == len(rows)
 
 
 def test_a_layer_that_does_not_vary_and_one_of_zeros_keep_their_scale() -> None:
